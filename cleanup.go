@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"log/slog"
+	"time"
+)
+
+// cleanup removes what nobody can receive any more: expired messages and those
+// of deleted queues go, exhausted ones move to their dead queues. It runs on
+// every server; each batch is a transaction under one advisory lock, so servers
+// share the work and never do the same at once. A batch that another server has
+// the lock for is left to it.
+type cleanup struct {
+	db  *sql.DB
+	log *slog.Logger
+
+	// announce tells receivers of the queue that messages have moved into it.
+	announce func(queueID string, dueAt time.Time)
+
+	page int64 // where the walk through the table goes on
+}
+
+// cleanupLock is the key of the advisory lock. It is a transaction's: a session
+// lock held by a process that was stopped would stop the cleanup for ever.
+const cleanupLock = 0x71756575_65640002
+
+// Bounds of one statement of the cleanup, and of one pass.
+const (
+	cleanupBatch = 1000 // rows
+	walkPages    = 1024 // pages of the table, 8 kB each
+	walkBatches  = 8
+)
+
+// deletedQueueGrace is how long the key of a deleted queue is remembered: a
+// publish that found the queue just before may still write to it.
+const deletedQueueGrace = time.Hour
+
+// run calls once after each interval until ctx is done.
+func (c *cleanup) run(ctx context.Context, interval time.Duration) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if err := c.once(ctx); err != nil && ctx.Err() == nil {
+				c.log.Warn("cleanup", "error", err)
+			}
+		}
+	}
+}
+
+// once is one pass: it does all there is to do, but for what only the walk
+// finds in a table larger than walkBatches*walkPages; the next passes go on there.
+func (c *cleanup) once(ctx context.Context) error {
+	return errors.Join(
+		c.walk(ctx),
+		c.moveExhausted(ctx),
+		c.removeExpired(ctx),
+		c.removeDeleted(ctx),
+	)
+}
+
+const selectExhausted = `
+SELECT q.key, q.dead_queue_id
+FROM queued.queues q
+WHERE q.dead_queue_id IS NOT NULL
+    AND EXISTS (
+        SELECT
+        FROM queued.messages m
+        WHERE m.queue_key = q.key
+            AND m.last_delivery
+            AND m.scheduled_at <= now()
+            AND m.delivery_attempts >= q.message_max_deliveries
+    )
+ORDER BY q.id`
+
+const moveExhausted = `
+WITH source AS MATERIALIZED (
+    SELECT message_max_deliveries, dead_queue_id
+    FROM queued.queues
+    WHERE key = $1
+        AND dead_queue_id IS NOT NULL
+), due AS MATERIALIZED (
+    SELECT ctid AS tid
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND last_delivery
+        AND scheduled_at <= now()
+        AND expired_at > now()
+        AND delivery_attempts >= (SELECT message_max_deliveries FROM source)
+    ORDER BY scheduled_at
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM queued.messages m
+    USING due, source
+    WHERE m.ctid = due.tid
+    RETURNING m.id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, source.dead_queue_id AS destination_id
+), moved AS (` + moveMessages + `
+    RETURNING id
+)
+SELECT count(*)
+FROM moved`
+
+// moveExhausted moves messages whose last delivery ended without an ack to the
+// dead queue. Those that were nacked have moved already.
+func (c *cleanup) moveExhausted(ctx context.Context) error {
+	type move struct {
+		key         int64
+		deadQueueID string
+	}
+	moves, err := collect(ctx, c.db, func(row scanner) (m move, err error) {
+		err = row.Scan(&m.key, &m.deadQueueID)
+		return m, err
+	}, selectExhausted)
+	if err != nil {
+		return err
+	}
+	for _, m := range moves {
+		err := c.untilDone(ctx, func(tx *sql.Tx) (n int64, err error) {
+			err = tx.QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch).Scan(&n)
+			return n, err
+		}, func() { c.announce(m.deadQueueID, time.Time{}) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Messages expire roughly in the order in which they become due, so the expired
+// ones are found at the front of a queue.
+const selectExpired = `
+SELECT q.key
+FROM queued.queues q
+CROSS JOIN LATERAL (
+    SELECT expired_at
+    FROM queued.messages
+    WHERE queue_key = q.key
+    ORDER BY scheduled_at, seq
+    LIMIT 1
+) oldest
+WHERE oldest.expired_at <= now()`
+
+const removeExpired = `
+WITH oldest AS MATERIALIZED (
+    SELECT ctid AS tid, expired_at
+    FROM queued.messages
+    WHERE queue_key = $1
+    ORDER BY scheduled_at, seq
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM queued.messages m
+USING oldest
+WHERE m.ctid = oldest.tid
+    AND oldest.expired_at <= now()`
+
+// removeExpired deletes expired messages at the front of their queues, where
+// they are in the way of receivers. The walk finds those further back.
+func (c *cleanup) removeExpired(ctx context.Context) error {
+	keys, err := collect(ctx, c.db, scanKey, selectExpired)
+	if err != nil {
+		return err
+	}
+	return c.removeAll(ctx, keys, removeExpired)
+}
+
+const selectDeleted = `
+SELECT key
+FROM queued.deleted_queues
+ORDER BY key`
+
+const removeDeleted = `
+WITH orphaned AS MATERIALIZED (
+    SELECT ctid AS tid
+    FROM queued.messages
+    WHERE queue_key = $1
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM queued.messages m
+USING orphaned
+WHERE m.ctid = orphaned.tid`
+
+const forgetDeleted = `
+DELETE FROM queued.deleted_queues d
+WHERE deleted_at < now() - make_interval(secs => $1)
+    AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)`
+
+// removeDeleted deletes the messages of deleted queues.
+func (c *cleanup) removeDeleted(ctx context.Context) error {
+	keys, err := collect(ctx, c.db, scanKey, selectDeleted)
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	if err := c.removeAll(ctx, keys, removeDeleted); err != nil {
+		return err
+	}
+	_, err = c.db.ExecContext(ctx, forgetDeleted, int(deletedQueueGrace/time.Second))
+	return err
+}
+
+// The walk looks at every row from time to time, in the order of the table: for
+// what the other searches cannot find without an index that every receive would
+// pay for. It deletes what expired behind messages that did not, and marks what
+// a change of its queue's settings has exhausted, for moveExhausted to move.
+const (
+	selectPages = `
+SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
+
+	walkExpired = `
+WITH expired AS MATERIALIZED (
+    SELECT ctid AS tid
+    FROM queued.messages
+    WHERE ctid >= format('(%s,0)', $1::bigint)::tid
+        AND ctid < format('(%s,0)', $2::bigint)::tid
+        AND expired_at <= now()
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM queued.messages m
+USING expired
+WHERE m.ctid = expired.tid`
+
+	walkExhausted = `
+WITH exhausted AS MATERIALIZED (
+    SELECT m.ctid AS tid
+    FROM queued.messages m
+    JOIN queued.queues q ON q.key = m.queue_key
+    WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
+        AND m.ctid < format('(%s,0)', $2::bigint)::tid
+        AND NOT m.last_delivery
+        AND q.dead_queue_id IS NOT NULL
+        AND m.delivery_attempts >= q.message_max_deliveries
+    FOR UPDATE OF m SKIP LOCKED
+)
+UPDATE queued.messages m
+SET last_delivery = true
+FROM exhausted
+WHERE m.ctid = exhausted.tid`
+)
+
+func (c *cleanup) walk(ctx context.Context) error {
+	var pages int64
+	if err := c.db.QueryRowContext(ctx, selectPages).Scan(&pages); err != nil {
+		return err
+	}
+	for range walkBatches {
+		if c.page >= pages {
+			c.page = 0
+		}
+		from, to := c.page, min(c.page+walkPages, pages)
+		for _, statement := range []string{walkExhausted, walkExpired} {
+			if _, err := c.batch(ctx, func(tx *sql.Tx) (int64, error) {
+				return affected(tx.ExecContext(ctx, statement, from, to))
+			}); err != nil {
+				return err
+			}
+		}
+		if c.page = to; to == pages {
+			break
+		}
+	}
+	return nil
+}
+
+// removeAll runs a DELETE of a batch for each of the keys until it finds nothing.
+func (c *cleanup) removeAll(ctx context.Context, keys []int64, statement string) error {
+	for _, key := range keys {
+		err := c.untilDone(ctx, func(tx *sql.Tx) (int64, error) {
+			return affected(tx.ExecContext(ctx, statement, key, cleanupBatch))
+		}, func() {})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// untilDone repeats a batch until it changes nothing, and calls after for each
+// that did.
+func (c *cleanup) untilDone(ctx context.Context, change func(*sql.Tx) (int64, error), after func()) error {
+	for {
+		n, err := c.batch(ctx, change)
+		if err != nil || n == 0 {
+			return err
+		}
+		after()
+	}
+}
+
+// batch runs change in a transaction that has the lock of the cleanup, and
+// returns how many rows it changed: none if another server has the lock.
+func (c *cleanup) batch(ctx context.Context, change func(*sql.Tx) (int64, error)) (int64, error) {
+	tx, err := c.db.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer tx.Rollback()
+	var locked bool
+	if err := tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", int64(cleanupLock)).Scan(&locked); err != nil || !locked {
+		return 0, err
+	}
+	n, err := change(tx)
+	if err != nil {
+		return 0, err
+	}
+	return n, tx.Commit()
+}
+
+func affected(result sql.Result, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+func scanKey(row scanner) (key int64, err error) {
+	err = row.Scan(&key)
+	return key, err
+}

@@ -1,0 +1,428 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// mistake is one thing wrong with a request. Its loc starts with "body",
+// "query" or "path" and leads to the place; msg and type are those of fastqueue
+// (pydantic 1), whose clients may look at them.
+type mistake struct {
+	Loc  []any  `json:"loc"`
+	Msg  string `json:"msg"`
+	Type string `json:"type"`
+}
+
+// invalid is an error that lists all mistakes of a request.
+type invalid []mistake
+
+func (v invalid) Error() string {
+	var parts []string
+	for _, m := range v {
+		parts = append(parts, fmt.Sprint(m.Loc, ": ", m.Msg))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// limits are the bounds of what a request may ask for.
+type limits struct {
+	ackDeadline      bounds // seconds
+	messageRetention bounds // seconds
+	maxDeliveries    bounds
+	deliveryDelay    bounds  // seconds
+	maxLimit         int     // items in an answer
+	maxWait          float64 // seconds of a long poll
+	maxBody          int64   // bytes of a message's request
+}
+
+type bounds struct{ min, max int }
+
+// maxDepth is how deep JSON may nest. Go stops at 10,000 levels, but PostgreSQL
+// somewhere before that, where its stack ends.
+const maxDepth = 1000
+
+// idPattern is what the error says; validID is what is checked.
+const idPattern = "^[a-zA-Z0-9-._]+$"
+
+const maxIDLength = 128
+
+// validID reports whether an id can be that of a topic or queue. "." and ".."
+// cannot: no URL can name them.
+func validID(id string) bool {
+	for _, c := range []byte(id) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '.', c == '_':
+		default:
+			return false
+		}
+	}
+	return 0 < len(id) && len(id) <= maxIDLength && id != "." && id != ".."
+}
+
+// form reads the fields of a request and collects its mistakes.
+type form struct {
+	where    string // "body" or "query"
+	fields   []field
+	broken   bool // there are no fields to look for
+	mistakes invalid
+}
+
+// field is a member of a JSON object, or a parameter of a query.
+type field struct {
+	name  string
+	value []byte // JSON, or text
+}
+
+func (f *form) wrong(msg, kind string, loc ...any) {
+	f.mistakes = append(f.mistakes, mistake{append([]any{f.where}, loc...), msg, kind})
+}
+
+// err returns all mistakes so far, nil if there are none.
+func (f *form) err() error {
+	if len(f.mistakes) > 0 {
+		return f.mistakes
+	}
+	return nil
+}
+
+// find returns the value of a field: of equal names, the last counts.
+func (f *form) find(name string) ([]byte, bool) {
+	for i := len(f.fields) - 1; i >= 0; i-- {
+		if f.fields[i].name == name {
+			return f.fields[i].value, true
+		}
+	}
+	return nil, false
+}
+
+// readBody reads a body that must be a JSON object, whatever its content type.
+// Fields that nobody asks for are ignored.
+func readBody(body []byte) *form {
+	f := &form{where: "body", broken: true}
+	if len(bytes.TrimSpace(body)) == 0 {
+		f.wrong("field required", "value_error.missing")
+		return f
+	}
+	if !utf8.Valid(body) {
+		f.wrong("the body is not valid UTF-8", "value_error.unicode", invalidUTF8(body))
+		return f
+	}
+	if !json.Valid(body) {
+		var v any
+		err := json.Unmarshal(body, &v)
+		at := int64(len(body))
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			at = syntax.Offset
+		}
+		f.wrong("invalid JSON: "+strings.TrimPrefix(err.Error(), "json: "), "value_error.jsondecode", at)
+		return f
+	}
+	body = body[skipSpace(body, 0):]
+	if body[0] != '{' {
+		f.wrong("value is not a valid dict", "type_error.dict")
+		return f
+	}
+	if _, deepest := nesting(body, 0); deepest > maxDepth {
+		f.wrong(fmt.Sprintf("nested deeper than %d levels", maxDepth), "value_error.depth")
+		return f
+	}
+	f.broken = false
+	walkObject(body, func(name string, value []byte) {
+		f.fields = append(f.fields, field{name, value})
+	})
+	return f
+}
+
+func invalidUTF8(b []byte) int {
+	for i := 0; i < len(b); {
+		r, size := utf8.DecodeRune(b[i:])
+		if r == utf8.RuneError && size == 1 {
+			return i
+		}
+		i += size
+	}
+	return len(b)
+}
+
+// readQuery reads the query of a URL. Parameters that nobody asks for are ignored.
+func readQuery(rawQuery string) *form {
+	f := &form{where: "query"}
+	if rawQuery == "" {
+		return f
+	}
+	values, err := url.ParseQuery(rawQuery)
+	if err != nil {
+		f.wrong("not a valid query: "+err.Error(), "value_error.query")
+		return f
+	}
+	for name, all := range values {
+		f.fields = append(f.fields, field{name, []byte(all[len(all)-1])})
+	}
+	return f
+}
+
+// value returns the JSON of a field, nil if the field is null or missing. Then
+// it notes a mistake if the field is required.
+func (f *form) value(name string, required bool) []byte {
+	value, has := f.find(name)
+	switch {
+	case f.broken:
+		return nil
+	case has && !isNull(value):
+		return value
+	case has && required:
+		f.wrong("none is not an allowed value", "type_error.none.not_allowed", name)
+	case required:
+		f.wrong("field required", "value_error.missing", name)
+	}
+	return nil
+}
+
+// id reads the id of a topic or queue; nil if it is null or missing.
+func (f *form) id(name string, required bool) *string {
+	raw := f.value(name, required)
+	if raw == nil {
+		return nil
+	}
+	if raw[0] != '"' {
+		f.wrong("str type expected", "type_error.str", name)
+		return nil
+	}
+	id := unquote(raw)
+	switch {
+	case utf8.RuneCountInString(id) > maxIDLength:
+		f.wrong(fmt.Sprintf("ensure this value has at most %d characters", maxIDLength), "value_error.any_str.max_length", name)
+	case !validID(id):
+		f.wrong(fmt.Sprintf("string does not match regex %q", idPattern), "value_error.str.regex", name)
+	default:
+		return &id
+	}
+	return nil
+}
+
+// integer reads a whole number, or a string of its digits, within bounds; nil
+// if it is null or missing.
+func (f *form) integer(name string, within bounds, required bool) *int {
+	raw := f.value(name, required)
+	if raw == nil {
+		return nil
+	}
+	text := string(raw)
+	if raw[0] == '"' {
+		text = unquote(raw)
+	}
+	n, ok := parseInteger(text)
+	if !ok {
+		f.wrong("value is not a valid integer", "type_error.integer", name)
+		return nil
+	}
+	if !f.inside(n, within, name) {
+		return nil
+	}
+	return &n
+}
+
+func (f *form) inside(n int, within bounds, name string) bool {
+	switch {
+	case n < within.min:
+		f.wrong(fmt.Sprintf("ensure this value is greater than or equal to %d", within.min), "value_error.number.not_ge", name)
+	case n > within.max:
+		f.wrong(fmt.Sprintf("ensure this value is less than or equal to %d", within.max), "value_error.number.not_le", name)
+	default:
+		return true
+	}
+	return false
+}
+
+// parseInteger reads a whole number, also one like 3.0 or 3e1. Numbers too
+// large for an int become the largest or smallest one.
+func parseInteger(s string) (int, bool) {
+	n, err := strconv.Atoi(s)
+	if err == nil || errors.Is(err, strconv.ErrRange) {
+		return n, true
+	}
+	x, ok := parseNumber(s)
+	if !ok || x != math.Trunc(x) {
+		return 0, false
+	}
+	return int(max(math.MinInt64, min(x, math.MaxInt64/2))), true
+}
+
+// parseNumber reads a decimal number; not the hexadecimal ones, the underscores,
+// the infinities and so on that strconv takes too.
+func parseNumber(s string) (float64, bool) {
+	if strings.Trim(s, "0123456789+-.eE") != "" {
+		return 0, false
+	}
+	x, err := strconv.ParseFloat(s, 64)
+	return x, err == nil || errors.Is(err, strconv.ErrRange)
+}
+
+// data reads a message's data: a JSON object, as sent.
+func (f *form) data(name string) []byte {
+	raw := f.value(name, true)
+	if raw != nil && raw[0] != '{' {
+		f.wrong("value is not a valid dict", "type_error.dict", name)
+		return nil
+	}
+	return raw
+}
+
+// attributes reads an object of strings, as sent but for numbers, which become
+// strings of their text; nil if it is null or missing.
+func (f *form) attributes(name string) []byte {
+	raw := f.value(name, false)
+	if raw == nil {
+		return nil
+	}
+	if raw[0] != '{' {
+		f.wrong("value is not a valid dict", "type_error.dict", name)
+		return nil
+	}
+	plain := true
+	walkObject(raw, func(key string, value []byte) {
+		f.text(value, name, key)
+		plain = plain && value[0] == '"'
+	})
+	if plain {
+		return raw
+	}
+	return quoteNumbers(raw)
+}
+
+// filters reads an object of lists of strings, likewise.
+func (f *form) filters(name string) []byte {
+	raw := f.value(name, false)
+	if raw == nil {
+		return nil
+	}
+	if raw[0] != '{' {
+		f.wrong("value is not a valid dict", "type_error.dict", name)
+		return nil
+	}
+	walkObject(raw, func(key string, values []byte) {
+		if values[0] != '[' {
+			f.wrong("value is not a valid list", "type_error.list", name, key)
+			return
+		}
+		i := 0
+		walkArray(values, func(value []byte) {
+			f.text(value, name, key, i)
+			i++
+		})
+	})
+	return quoteNumbers(raw)
+}
+
+// text notes a mistake unless the value is a string, or a number to be kept as one.
+func (f *form) text(value []byte, loc ...any) {
+	switch value[0] {
+	case '"', '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+	case 'n':
+		f.wrong("none is not an allowed value", "type_error.none.not_allowed", loc...)
+	default:
+		f.wrong("str type expected", "type_error.str", loc...)
+	}
+}
+
+// quoteNumbers returns the JSON with its numbers as strings and without
+// insignificant white space.
+func quoteNumbers(raw []byte) []byte {
+	b := make([]byte, 0, len(raw)+16)
+	for i := 0; i < len(raw); {
+		switch c := raw[i]; {
+		case c == '"':
+			end := skipString(raw, i)
+			b = append(b, raw[i:end]...)
+			i = end
+		case c == '-' || '0' <= c && c <= '9':
+			end := skipValue(raw, i)
+			b = append(b, '"')
+			b = append(b, raw[i:end]...)
+			b = append(b, '"')
+			i = end
+		default:
+			if skipSpace(raw, i) == i {
+				b = append(b, c)
+			}
+			i++
+		}
+	}
+	return b
+}
+
+// queueSettings reads the settings of a queue.
+func (f *form) queueSettings(l *limits) queueSettings {
+	v := queueSettings{
+		TopicID:     f.id("topic_id", false),
+		DeadQueueID: f.id("dead_queue_id", false),
+	}
+	if n := f.integer("ack_deadline_seconds", l.ackDeadline, true); n != nil {
+		v.AckDeadlineSeconds = *n
+	}
+	if n := f.integer("message_retention_seconds", l.messageRetention, true); n != nil {
+		v.MessageRetentionSeconds = *n
+	}
+	v.MessageFilters = f.filters("message_filters")
+	v.MessageMaxDeliveries = f.integer("message_max_deliveries", l.maxDeliveries, false)
+	v.DeliveryDelaySeconds = f.integer("delivery_delay_seconds", l.deliveryDelay, false)
+	if len(f.mistakes) == 0 {
+		switch {
+		case v.DeadQueueID != nil && v.MessageMaxDeliveries == nil:
+			f.wrong("message_max_deliveries is required for dead queue support", "value_error", "message_max_deliveries")
+		case v.DeadQueueID == nil && v.MessageMaxDeliveries != nil:
+			f.wrong("dead_queue_id is required for dead queue support", "value_error", "dead_queue_id")
+		}
+	}
+	return v
+}
+
+// page reads offset and limit of a list.
+func (f *form) page(l *limits) (offset, limit int) {
+	return f.parameter("offset", 0, bounds{0, math.MaxInt}), f.parameter("limit", 10, bounds{1, l.maxLimit})
+}
+
+// parameter reads a whole number from a query.
+func (f *form) parameter(name string, missing int, within bounds) int {
+	text, has := f.find(name)
+	if !has {
+		return missing
+	}
+	n, ok := parseInteger(string(text))
+	if !ok {
+		f.wrong("value is not a valid integer", "type_error.integer", name)
+	} else if f.inside(n, within, name) {
+		return n
+	}
+	return missing
+}
+
+// waitSeconds reads for how long a long poll waits.
+func (f *form) waitSeconds(l *limits) float64 {
+	const name = "wait_seconds"
+	text, has := f.find(name)
+	if !has {
+		return 0
+	}
+	seconds, ok := parseNumber(string(text))
+	switch {
+	case !ok:
+		f.wrong("value is not a valid float", "type_error.float", name)
+	case seconds < 0:
+		f.wrong("ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
+	case seconds > l.maxWait:
+		f.wrong(fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
+	default:
+		return seconds
+	}
+	return 0
+}

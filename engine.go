@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Bounds of the engine.
+const (
+	publishLanes = 2
+	ackLanes     = 1
+	claimers     = 4 // queues that are claimed from at the same time
+
+	publishRows = 2000     // messages stored by a statement, but for a single request that makes more
+	publishSize = 16 << 20 // bytes
+	ackRows     = 2000     // messages acked or nacked by a statement, likewise
+
+	maxReceivers = 100_000 // waiting, in all queues
+
+	// engineConns is how many connections the engine holds at most: the lanes
+	// (acks, nacks and releases have the same number of workers), the claimers,
+	// the notifier and the slow look.
+	engineConns = publishLanes + 3*ackLanes + claimers + 2
+)
+
+// engine carries out what is done a thousand times a second: publish, receive,
+// ack and nack. Its files are lane.go (requests that share a statement),
+// publish.go, receive.go (the dispatchers, which are the long poll) and
+// notify.go (wakes between processes).
+type engine struct {
+	log     *slog.Logger
+	metrics *metrics
+
+	publications *lane[*publication]
+	acks         *lane[[]string]
+	nacks        *lane[[]string]
+	releases     *lane[[]message]
+	claimers     chan *session // idle ones
+
+	notifier *notifier
+	lookNow  chan struct{} // asks for a slow look at once
+
+	mu          sync.Mutex
+	dispatchers map[string]*dispatcher // of queues that have receivers, by queue id
+	receivers   int                    // waiting, in all of them
+	draining    bool
+	dispatching sync.WaitGroup
+	stop        context.CancelFunc // of what runs in the background
+	background  sync.WaitGroup
+}
+
+// newEngine starts an engine, which the caller ends with drain and then close.
+func newEngine(db *sql.DB, dsn string, log *slog.Logger, m *metrics) *engine {
+	ctx, stop := context.WithCancel(context.Background())
+	e := &engine{
+		log:         log,
+		metrics:     m,
+		claimers:    make(chan *session, claimers),
+		lookNow:     make(chan struct{}, 1),
+		dispatchers: make(map[string]*dispatcher),
+		stop:        stop,
+	}
+	e.publications = newLane(db, publishLanes, publishRows, publishSize, e.runPublications)
+	e.acks = newLane(db, ackLanes, ackRows, publishSize, e.runAcks)
+	e.nacks = newLane(db, ackLanes, ackRows, publishSize, e.runNacks)
+	e.releases = newLane(db, ackLanes, ackRows, publishSize, e.runReleases)
+	for range claimers {
+		e.claimers <- newSession(db)
+	}
+	e.notifier = newNotifier(db, dsn, log)
+	e.background.Go(func() { e.notifier.send(ctx) })
+	e.background.Go(func() { e.notifier.listen(ctx, e.wake, e.wakeAll) })
+	e.background.Go(func() { e.lookAround(ctx, newSession(db)) })
+	return e
+}
+
+// drain lets all receivers go with nothing, and those that come later too.
+func (e *engine) drain() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.draining = true
+	for _, d := range e.dispatchers {
+		for _, r := range d.line {
+			d.answer(r, delivery{})
+		}
+		e.receivers -= len(d.line)
+		d.line = nil
+		d.ring()
+	}
+}
+
+// close ends the engine once nobody calls it any more.
+func (e *engine) close() {
+	e.drain()
+	e.dispatching.Wait()
+	e.publications.close()
+	e.acks.close()
+	e.nacks.close()
+	e.releases.close()
+	e.stop()
+	e.background.Wait()
+	for range claimers {
+		(<-e.claimers).close()
+	}
+}
+
+// ack deletes messages, whoever holds them. Unknown ids are ignored.
+func (e *engine) ack(ctx context.Context, ids ...string) error {
+	return e.acks.do(ctx, ids, len(ids), 0)
+}
+
+func (e *engine) runAcks(s *session, batch [][]string) error {
+	all, err := s.ack(slices.Concat(batch...))
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
+		e.metrics.acked.WithLabelValues(t.queueID).Add(float64(t.acked))
+	}
+	return nil
+}
+
+// nack makes messages in flight due again at once, or moves them to the dead
+// queue if that was their last delivery. Other ids are ignored.
+func (e *engine) nack(ctx context.Context, ids ...string) error {
+	return e.nacks.do(ctx, ids, len(ids), 0)
+}
+
+func (e *engine) runNacks(s *session, batch [][]string) error {
+	all, err := s.nack(slices.Concat(batch...))
+	if err != nil && !rejected(err) {
+		// It may have happened, and which queues that would concern is unknown.
+		e.wakeAll()
+	}
+	for _, t := range all {
+		e.metrics.nacked.WithLabelValues(t.queueID).Add(float64(t.nacked))
+		if !t.dueAt.IsZero() {
+			e.announce(t.queueID, t.dueAt)
+		}
+	}
+	return err
+}
+
+func (e *engine) runReleases(s *session, batch [][]message) error {
+	all, err := s.release(slices.Concat(batch...))
+	if err != nil && !rejected(err) {
+		e.wakeAll()
+	}
+	for _, t := range all {
+		e.announce(t.queueID, t.dueAt)
+	}
+	return err
+}
+
+// announce says that something in the queue becomes due at that time, by the
+// clock of PostgreSQL: to the receivers in this process at once, to those in
+// others soon. The zero time is now. It is called after the commit.
+func (e *engine) announce(queueID string, dueAt time.Time) {
+	e.wake(queueID, dueAt)
+	e.notifier.add(queueID, dueAt)
+}
+
+// slowLook is how often the engine looks for what no notification told it of;
+// it looks every second while notifications cannot come.
+const (
+	slowLook      = 10 * time.Second
+	slowLookBlind = time.Second
+)
+
+// lookAround wakes the receivers of queues in which something is due without
+// their having been told: a notification was lost, or a server died before it
+// sent one. One statement looks at all queues that have receivers here.
+func (e *engine) lookAround(ctx context.Context, s *session) {
+	defer s.close()
+	last := time.Now()
+	ticker := time.NewTicker(slowLookBlind)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.lookNow:
+		case <-ticker.C:
+			if e.notifier.listening() && time.Since(last) < slowLook {
+				continue
+			}
+		}
+		last = time.Now()
+		if err := e.look(s); err != nil {
+			e.log.Debug("slow look", "error", err)
+		}
+	}
+}
+
+func (e *engine) look(s *session) error {
+	e.mu.Lock()
+	var ids []string
+	for id := range e.dispatchers {
+		ids = append(ids, id)
+	}
+	e.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	all, err := s.nextDue(ids)
+	if err != nil {
+		return err
+	}
+	exists := make(map[string]bool, len(all))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, v := range all {
+		exists[v.queueID] = true
+		if d := e.dispatchers[v.queueID]; d != nil {
+			d.clock.set(v.now)
+			if !v.dueAt.IsZero() {
+				d.expect(v.dueAt)
+			}
+		}
+	}
+	for _, id := range ids {
+		if d := e.dispatchers[id]; d != nil && !exists[id] {
+			d.expect(time.Time{}) // the claim will find that the queue is gone
+		}
+	}
+	return nil
+}

@@ -1,0 +1,651 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// server answers requests. Its handlers decode, check, make one call to the
+// store or the engine, and encode; handle does what is the same for all.
+type server struct {
+	log     *slog.Logger
+	store   *store
+	engine  *engine
+	metrics *metrics
+	limits  limits
+
+	// checkHost is set if requests must name a host that is a loopback address
+	// or in allowedHosts: a web page elsewhere that has its own name point to
+	// 127.0.0.1 does not.
+	checkHost    bool
+	allowedHosts []string
+
+	ready atomic.Bool // the schema is there
+	mux   *http.ServeMux
+}
+
+// Bounds of a connection.
+const (
+	headerTimeout = 10 * time.Second
+	bodyTimeout   = 30 * time.Second
+	writeTimeout  = 30 * time.Second
+	idleTimeout   = 3 * time.Minute
+	maxHeader     = 64 << 10
+)
+
+func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *server {
+	v := &server{log: log, store: s, engine: e, metrics: m, limits: l, mux: http.NewServeMux()}
+	v.handle("POST /topics", v.createTopic)
+	v.handle("GET /topics", v.listTopics)
+	v.handle("GET /topics/{topic_id}", v.getTopic)
+	v.handle("DELETE /topics/{topic_id}", v.deleteTopic)
+	v.handle("POST /queues", v.createQueue)
+	v.handle("GET /queues", v.listQueues)
+	v.handle("GET /queues/{queue_id}", v.getQueue)
+	v.handle("PUT /queues/{queue_id}", v.updateQueue)
+	v.handle("DELETE /queues/{queue_id}", v.deleteQueue)
+	v.handle("GET /queues/{queue_id}/stats", v.queueStats)
+	v.handle("PUT /queues/{queue_id}/purge", v.purge)
+	v.handle("PUT /queues/{queue_id}/redrive", v.redrive)
+	v.handle("POST /topics/{topic_id}/messages", v.publish)
+	v.handle("GET /queues/{queue_id}/messages", consuming(v.receive))
+	v.handle("PUT /messages/{message_id}/ack", v.ack)
+	v.handle("PUT /messages/{message_id}/nack", v.nack)
+	v.handleAlways("GET /health", v.health)
+	scrape := m.handler()
+	v.handleAlways("GET /metrics", func(r *request) error {
+		scrape.ServeHTTP(r.w, r.Request)
+		return nil
+	})
+	return v
+}
+
+// request is what a handler works on.
+type request struct {
+	*http.Request
+	w    *response
+	body []byte
+}
+
+// A handler answers by one of the methods of response, or returns an error for
+// handle to answer.
+type handler func(r *request) error
+
+// handle registers a handler for a pattern of http.ServeMux. It is called once
+// the database is ready.
+func (s *server) handle(pattern string, h handler) {
+	s.handleAlways(pattern, func(r *request) error {
+		if !s.ready.Load() {
+			return errUnavailable
+		}
+		return h(r)
+	})
+}
+
+func (s *server) handleAlways(pattern string, h handler) {
+	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
+		r := &request{Request: hr, w: w.(*response)}
+		r.w.matched = true
+		err := r.readBody(s.limits.maxBody)
+		if err == nil {
+			err = h(r)
+		}
+		if err != nil {
+			s.fail(r, err)
+		}
+	})
+}
+
+// ServeHTTP is around every request, also those that no route matches.
+func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
+	start := time.Now()
+	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw)}
+	defer func() {
+		if v := recover(); v != nil {
+			if v == http.ErrAbortHandler {
+				panic(v)
+			}
+			s.log.Error("panic", "method", hr.Method, "path", hr.URL.Path, "panic", v, "stack", string(debug.Stack()))
+			if w.status == 0 {
+				w.json(http.StatusInternalServerError, problem{"internal error"})
+			}
+		}
+		took := time.Since(start)
+		_, route, _ := strings.Cut(hr.Pattern, " ")
+		s.metrics.observe(hr.Method, route, w.status, took, max(hr.ContentLength, 0), w.sent)
+		s.log.Debug("request", "method", hr.Method, "path", hr.URL.Path, "status", w.status, "took", took, "remote", hr.RemoteAddr)
+	}()
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.controller.SetWriteDeadline(start.Add(writeTimeout))
+	if err := s.refuse(hr); err != nil {
+		s.fail(&request{Request: hr, w: w}, err)
+		return
+	}
+	s.mux.ServeHTTP(w, hr)
+	if !w.matched {
+		s.unmatched(w, hr)
+	}
+}
+
+// unmatched answers where no route matches, in JSON: w has kept what the mux
+// wanted to say. A path of ours with a slash at the end is redirected.
+func (s *server) unmatched(w *response, r *http.Request) {
+	switch w.refused {
+	case http.StatusMethodNotAllowed:
+		w.json(w.refused, problem{"Method Not Allowed"})
+	case http.StatusNotFound:
+		if path, ok := strings.CutSuffix(r.URL.Path, "/"); ok {
+			shorter := r.Clone(r.Context())
+			shorter.URL.Path, shorter.URL.RawPath = path, ""
+			if _, pattern := s.mux.Handler(shorter); pattern != "" {
+				w.Header().Set("Location", shorter.URL.RequestURI())
+				w.empty(http.StatusTemporaryRedirect)
+				return
+			}
+		}
+		w.json(w.refused, problem{"Not Found"})
+	}
+}
+
+// refuse keeps web pages that are open in a browser on this machine from using
+// the server: it is for programs, and reachable for browsers by accident.
+func (s *server) refuse(r *http.Request) error {
+	if s.checkHost && !s.hostAllowed(r.Host) {
+		return status{http.StatusForbidden, fmt.Sprintf("the host %q is not allowed, see -allowed-hosts", r.Host)}
+	}
+	if err := crossOrigin.Check(r); err != nil {
+		return status{http.StatusForbidden, "requests from pages of other sites are not allowed"}
+	}
+	return nil
+}
+
+var crossOrigin = http.NewCrossOriginProtection()
+
+func (s *server) hostAllowed(hostport string) bool {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	if host == "" || host == "localhost" || slices.Contains(s.allowedHosts, host) {
+		return true // no browser sends no host
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.IsLoopback()
+}
+
+// consuming is around handlers that change something although they are GETs.
+func consuming(h handler) handler {
+	return func(r *request) error {
+		if r.Method == http.MethodHead {
+			r.w.Header().Set("Allow", http.MethodGet)
+			return status{http.StatusMethodNotAllowed, "Method Not Allowed"}
+		}
+		switch r.Header.Get("Sec-Fetch-Site") {
+		case "cross-site", "same-site":
+			return status{http.StatusForbidden, "requests from pages of other sites are not allowed"}
+		}
+		return h(r)
+	}
+}
+
+// readBody reads the body to its end, also where none is expected: only then
+// does net/http notice a client that hangs up.
+func (r *request) readBody(limit int64) error {
+	if r.ContentLength == 0 {
+		return nil
+	}
+	if r.ContentLength > limit {
+		return errTooLarge
+	}
+	r.w.controller.SetReadDeadline(time.Now().Add(bodyTimeout))
+	defer r.w.controller.SetReadDeadline(time.Time{})
+	body := http.MaxBytesReader(r.w.ResponseWriter, r.Body, limit)
+	var err error
+	if r.ContentLength > 0 {
+		r.body = make([]byte, r.ContentLength)
+		_, err = io.ReadFull(body, r.body)
+		if err == nil {
+			_, err = body.Read(make([]byte, 1)) // the end
+			if err == io.EOF {
+				err = nil
+			}
+		}
+	} else {
+		r.body, err = io.ReadAll(body)
+	}
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return errTooLarge
+	case err != nil:
+		return status{http.StatusBadRequest, "the body ends before its length"}
+	}
+	return nil
+}
+
+var errTooLarge = status{http.StatusRequestEntityTooLarge, "the body is too large, see -max-body"}
+
+// statusClientGone is what nginx calls it; it is for the metrics.
+const statusClientGone = 499
+
+// status is an error that is answered with a status and a text.
+type status struct {
+	code   int
+	detail string
+}
+
+func (s status) Error() string { return s.detail }
+
+// problem is the body of answers that say what is wrong.
+type problem struct {
+	Detail any `json:"detail"`
+}
+
+// fail answers with an error. It alone knows which status an error is, and it
+// logs what is our fault.
+func (s *server) fail(r *request, err error) {
+	var known status
+	var mistakes invalid
+	switch {
+	case errors.As(err, &known):
+		r.w.json(known.code, problem{known.detail})
+	case r.Context().Err() != nil:
+		// Most likely nobody reads it, but saying nothing would be a 200.
+		r.w.json(statusClientGone, problem{"the client has closed the connection"})
+	case errors.As(err, &mistakes):
+		r.w.json(http.StatusUnprocessableEntity, problem{mistakes})
+	case errors.Is(err, errTopicNotFound):
+		r.w.json(http.StatusNotFound, problem{"Topic not found"})
+	case errors.Is(err, errQueueNotFound):
+		r.w.json(http.StatusNotFound, problem{"Queue not found"})
+	case errors.Is(err, errTopicExists):
+		r.w.json(http.StatusUnprocessableEntity, problem{"This topic already exists"})
+	case errors.Is(err, errQueueExists):
+		r.w.json(http.StatusUnprocessableEntity, problem{"This queue already exists"})
+	case errors.Is(err, errTooManyCopies):
+		r.w.json(http.StatusUnprocessableEntity, problem{err.Error()})
+	case atFault(err):
+		r.w.json(http.StatusUnprocessableEntity, problem{invalid{{[]any{"body"}, "PostgreSQL refuses it: " + err.Error(), "value_error"}}})
+	case errors.Is(err, errOverloaded):
+		r.w.Header().Set("Retry-After", "1")
+		r.w.json(http.StatusServiceUnavailable, problem{"too many requests are waiting, try again later"})
+	case errors.Is(err, errUnavailable), temporary(err):
+		s.log.Warn("unavailable", "path", r.URL.Path, "error", err)
+		r.w.Header().Set("Retry-After", "1")
+		r.w.json(http.StatusServiceUnavailable, problem{"the database is not available, try again later"})
+	default:
+		s.log.Error("internal error", "method", r.Method, "path", r.URL.Path, "error", err)
+		r.w.json(http.StatusInternalServerError, problem{"internal error"})
+	}
+}
+
+// response is a ResponseWriter that knows what was sent. Until a route has
+// matched it keeps the answers of the mux, which are not JSON, to itself.
+type response struct {
+	http.ResponseWriter
+	controller *http.ResponseController
+	matched    bool
+	refused    int // the status that the mux would have sent
+	status     int // 0 before the header is sent
+	sent       int64
+}
+
+func (w *response) WriteHeader(code int) {
+	if !w.matched && (code == http.StatusNotFound || code == http.StatusMethodNotAllowed) {
+		w.refused = code
+		return
+	}
+	if w.status == 0 && code >= 200 {
+		w.status = code
+	}
+	w.ResponseWriter.WriteHeader(code)
+}
+
+func (w *response) Write(b []byte) (int, error) {
+	if w.refused != 0 && w.status == 0 {
+		return len(b), nil
+	}
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.sent += int64(n)
+	return n, err
+}
+
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// empty answers with a status alone.
+func (w *response) empty(code int) error {
+	w.refused = 0
+	w.matched = true
+	w.Header().Del("Content-Type")
+	w.WriteHeader(code)
+	return nil
+}
+
+// json answers with a value.
+func (w *response) json(code int, v any) error {
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		return err
+	}
+	return w.body(code, bytes.TrimSuffix(b.Bytes(), []byte("\n")))
+}
+
+// messages answers with {"data": [message…]}.
+func (w *response) messages(code int, messages []message) error {
+	size := 16
+	for i := range messages {
+		size += len(messages[i].Data) + len(messages[i].Attributes) + len(messages[i].QueueID) + 320
+	}
+	b := append(make([]byte, 0, size), `{"data":[`...)
+	for i := range messages {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = messages[i].appendJSON(b)
+	}
+	return w.body(code, append(b, "]}"...))
+}
+
+// body answers with JSON. That the client may not take it is no error of ours.
+func (w *response) body(code int, b []byte) error {
+	w.refused = 0
+	w.matched = true
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(code)
+	w.Write(b)
+	return nil
+}
+
+// list is the body of answers with many items.
+type list struct {
+	Data any `json:"data"`
+}
+
+func (s *server) createTopic(r *request) error {
+	f := readBody(r.body)
+	id := f.id("id", true)
+	if err := f.err(); err != nil {
+		return err
+	}
+	t, err := s.store.createTopic(r.Context(), *id)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusCreated, t)
+}
+
+func (s *server) listTopics(r *request) error {
+	f := readQuery(r.URL.RawQuery)
+	offset, limit := f.page(&s.limits)
+	if err := f.err(); err != nil {
+		return err
+	}
+	all, err := s.store.topics(r.Context(), offset, limit)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusOK, list{all})
+}
+
+func (s *server) getTopic(r *request) error {
+	id, err := r.topicID()
+	if err != nil {
+		return err
+	}
+	t, err := s.store.topic(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusOK, t)
+}
+
+func (s *server) deleteTopic(r *request) error {
+	id, err := r.topicID()
+	if err != nil {
+		return err
+	}
+	if err := s.store.deleteTopic(r.Context(), id); err != nil {
+		return err
+	}
+	return r.w.empty(http.StatusNoContent)
+}
+
+func (s *server) createQueue(r *request) error {
+	f := readBody(r.body)
+	id := f.id("id", true)
+	settings := f.queueSettings(&s.limits)
+	if err := f.err(); err != nil {
+		return err
+	}
+	q, err := s.store.createQueue(r.Context(), *id, settings)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusCreated, q)
+}
+
+func (s *server) listQueues(r *request) error {
+	f := readQuery(r.URL.RawQuery)
+	offset, limit := f.page(&s.limits)
+	if err := f.err(); err != nil {
+		return err
+	}
+	all, err := s.store.queues(r.Context(), offset, limit)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusOK, list{all})
+}
+
+func (s *server) getQueue(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	q, err := s.store.queue(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusOK, q)
+}
+
+func (s *server) updateQueue(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	f := readBody(r.body)
+	settings := f.queueSettings(&s.limits)
+	if err := f.err(); err != nil {
+		return err
+	}
+	q, err := s.store.updateQueue(r.Context(), id, settings)
+	if err != nil {
+		return err
+	}
+	// Messages that were exhausted may not be any more.
+	s.engine.announce(id, time.Time{})
+	return r.w.json(http.StatusOK, q)
+}
+
+func (s *server) deleteQueue(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	if err := s.store.deleteQueue(r.Context(), id); err != nil {
+		return err
+	}
+	s.engine.announce(id, time.Time{}) // lets its receivers go
+	s.metrics.forget(id)
+	return r.w.empty(http.StatusNoContent)
+}
+
+func (s *server) queueStats(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	v, err := s.store.stats(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusOK, v)
+}
+
+func (s *server) purge(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	if err := s.store.purge(r.Context(), id); err != nil {
+		return err
+	}
+	return r.w.empty(http.StatusNoContent)
+}
+
+func (s *server) redrive(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	f := readBody(r.body)
+	destination := f.id("destination_queue_id", true)
+	if err := f.err(); err != nil {
+		return err
+	}
+	err = s.store.redrive(r.Context(), id, *destination, func() {
+		s.engine.announce(*destination, time.Time{})
+	})
+	if err != nil {
+		return err
+	}
+	return r.w.empty(http.StatusNoContent)
+}
+
+func (s *server) publish(r *request) error {
+	id, err := r.topicID()
+	if err != nil {
+		return err
+	}
+	f := readBody(r.body)
+	p := &publication{topicID: id, data: f.data("data"), attributes: f.attributes("attributes")}
+	if err := f.err(); err != nil {
+		return err
+	}
+	p.matched = parseAttributes(p.attributes)
+	stored, err := s.engine.publish(r.Context(), p)
+	if err != nil {
+		return err
+	}
+	return r.w.messages(http.StatusCreated, stored)
+}
+
+func (s *server) receive(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	f := readQuery(r.URL.RawQuery)
+	limit := min(f.parameter("limit", 10, bounds{1, math.MaxInt}), s.limits.maxLimit)
+	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
+	if err := f.err(); err != nil {
+		return err
+	}
+	r.w.controller.SetWriteDeadline(time.Now().Add(wait + writeTimeout))
+	v, err := s.engine.receive(r.Context(), id, limit, wait)
+	if err != nil {
+		return err
+	}
+	// Before the first byte is written a receiver can still be gone, or be so
+	// late, because the process was stopped, that its lease has ended.
+	if late := time.Now().After(v.goodUntil); len(v.messages) > 0 && (late || gone(r.Request)) {
+		s.engine.giveBack(id, v.messages)
+		v.messages = nil
+	}
+	s.metrics.delivered.WithLabelValues(id).Add(float64(len(v.messages)))
+	return r.w.messages(http.StatusOK, v.messages)
+}
+
+func (s *server) ack(r *request) error {
+	id, err := r.messageID()
+	if err != nil {
+		return err
+	}
+	if err := s.engine.ack(r.Context(), id); err != nil {
+		return err
+	}
+	return r.w.empty(http.StatusNoContent)
+}
+
+func (s *server) nack(r *request) error {
+	id, err := r.messageID()
+	if err != nil {
+		return err
+	}
+	if err := s.engine.nack(r.Context(), id); err != nil {
+		return err
+	}
+	return r.w.empty(http.StatusNoContent)
+}
+
+// health answers 500 without a database, and not 503, as fastqueue does.
+func (s *server) health(r *request) error {
+	type health struct {
+		Success bool `json:"success"`
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), connectTimeout)
+	defer cancel()
+	if err := s.store.ping(ctx); err != nil || !s.ready.Load() {
+		return r.w.json(http.StatusInternalServerError, health{false})
+	}
+	return r.w.json(http.StatusOK, health{true})
+}
+
+// topicID returns the id in the path. One that no topic can have is not found.
+func (r *request) topicID() (string, error) {
+	return pathID(r.PathValue("topic_id"), errTopicNotFound)
+}
+
+func (r *request) queueID() (string, error) {
+	return pathID(r.PathValue("queue_id"), errQueueNotFound)
+}
+
+func pathID(id string, missing error) (string, error) {
+	if !validID(id) {
+		return "", missing
+	}
+	return id, nil
+}
+
+func (r *request) messageID() (string, error) {
+	id, ok := parseID(r.PathValue("message_id"))
+	if !ok {
+		return "", invalid{{[]any{"path", "message_id"}, "value is not a valid uuid", "type_error.uuid"}}
+	}
+	return id, nil
+}

@@ -1,0 +1,607 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// step is a request and what it must be answered with, ids of messages and
+// times masked.
+type step struct {
+	method, path, body string
+	status             int
+	want               string
+}
+
+func (s *testServer) play(steps []step) {
+	s.t.Helper()
+	for _, v := range steps {
+		got := s.do(v.method, v.path, v.body)
+		if got.status != v.status || mask(got.body) != v.want {
+			s.t.Errorf("%s %s %s\n got %d %s\nwant %d %s", v.method, v.path, v.body, got.status, mask(got.body), v.status, v.want)
+		}
+	}
+}
+
+func TestTopicsAnswerLikeFastqueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.play([]step{
+		{"GET", "/topics", "", 200, `{"data":[]}`},
+		{"POST", "/topics", `{"id":"events"}`, 201, `{"id":"events","created_at":"TIME"}`},
+		{"POST", "/topics", `{"id":"events"}`, 422, `{"detail":"This topic already exists"}`},
+		{"POST", "/topics", `{"id":"Zoo._-9","more":{"is":"ignored"}}`, 201, `{"id":"Zoo._-9","created_at":"TIME"}`},
+		{"GET", "/topics", "", 200, `{"data":[{"id":"Zoo._-9","created_at":"TIME"},{"id":"events","created_at":"TIME"}]}`},
+		{"GET", "/topics?offset=1&limit=1", "", 200, `{"data":[{"id":"events","created_at":"TIME"}]}`},
+		{"GET", "/topics/events", "", 200, `{"id":"events","created_at":"TIME"}`},
+		{"GET", "/topics/nope", "", 404, `{"detail":"Topic not found"}`},
+		{"DELETE", "/topics/events", "", 204, ``},
+		{"DELETE", "/topics/events", "", 404, `{"detail":"Topic not found"}`},
+		{"GET", "/topics/events", "", 404, `{"detail":"Topic not found"}`},
+	})
+}
+
+func TestQueuesAnswerLikeFastqueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	dead := `{"id":"dead","topic_id":null,"dead_queue_id":null,"ack_deadline_seconds":30,"message_retention_seconds":600,` +
+		`"message_filters":null,"message_max_deliveries":null,"delivery_delay_seconds":null,"created_at":"TIME","updated_at":"TIME"}`
+	q := `{"id":"q","topic_id":"t","dead_queue_id":"dead","ack_deadline_seconds":600,"message_retention_seconds":1209600,` +
+		`"message_filters":{"kind":["a<b","1","1e400"]},"message_max_deliveries":2,"delivery_delay_seconds":900,"created_at":"TIME","updated_at":"TIME"}`
+	bare := `{"id":"q","topic_id":null,"dead_queue_id":null,"ack_deadline_seconds":1,"message_retention_seconds":600,` +
+		`"message_filters":null,"message_max_deliveries":null,"delivery_delay_seconds":null,"created_at":"TIME","updated_at":"TIME"}`
+	s.play([]step{
+		{"POST", "/topics", `{"id":"t"}`, 201, `{"id":"t","created_at":"TIME"}`},
+		{"POST", "/queues", `{"id":"dead","ack_deadline_seconds":"30","message_retention_seconds":600}`, 201, dead},
+		{"POST", "/queues", `{"id":"dead","ack_deadline_seconds":30,"message_retention_seconds":600}`, 422, `{"detail":"This queue already exists"}`},
+		{"POST", "/queues", `{"id":"q","topic_id":"nope","ack_deadline_seconds":30,"message_retention_seconds":600}`, 404, `{"detail":"Topic not found"}`},
+		{"POST", "/queues", `{"id":"dead","topic_id":"nope","ack_deadline_seconds":30,"message_retention_seconds":600}`, 404, `{"detail":"Topic not found"}`},
+		{"POST", "/queues", `{"id":"q","dead_queue_id":"nope","message_max_deliveries":1,"ack_deadline_seconds":30,"message_retention_seconds":600}`, 404, `{"detail":"Queue not found"}`},
+		{"POST", "/queues", `{"id":"q","topic_id":"t","dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":600,` +
+			`"message_retention_seconds":1209600,"delivery_delay_seconds":900,"message_filters":{"kind": ["a<b", 1, 1e400]}}`, 201, q},
+		{"GET", "/queues/q", "", 200, q},
+		{"GET", "/queues", "", 200, `{"data":[` + dead + `,` + q + `]}`},
+		{"GET", "/queues?offset=1&limit=5", "", 200, `{"data":[` + q + `]}`},
+		{"GET", "/queues/nope", "", 404, `{"detail":"Queue not found"}`},
+		{"PUT", "/queues/q", `{"ack_deadline_seconds":1,"message_retention_seconds":600}`, 200, bare},
+		{"PUT", "/queues/nope", `{"ack_deadline_seconds":1,"message_retention_seconds":600}`, 404, `{"detail":"Queue not found"}`},
+		{"PUT", "/queues/nope", `{"topic_id":"nope","ack_deadline_seconds":1,"message_retention_seconds":600}`, 404, `{"detail":"Queue not found"}`},
+		{"PUT", "/queues/q", `{"topic_id":"nope","ack_deadline_seconds":1,"message_retention_seconds":600}`, 404, `{"detail":"Topic not found"}`},
+		{"PUT", "/queues/q", `{"dead_queue_id":"nope","message_max_deliveries":3,"ack_deadline_seconds":1,"message_retention_seconds":600}`, 404, `{"detail":"Queue not found"}`},
+		{"GET", "/queues/q", "", 200, bare},
+		{"GET", "/queues/q/stats", "", 200, `{"num_undelivered_messages":0,"oldest_unacked_message_age_seconds":0}`},
+		{"GET", "/queues/nope/stats", "", 404, `{"detail":"Queue not found"}`},
+		{"PUT", "/queues/nope/purge", "", 404, `{"detail":"Queue not found"}`},
+		{"PUT", "/queues/nope/redrive", `{"destination_queue_id":"q"}`, 404, `{"detail":"Queue not found"}`},
+		{"PUT", "/queues/q/redrive", `{"destination_queue_id":"nope"}`, 404, `{"detail":"Queue not found"}`},
+		{"GET", "/queues/nope/messages", "", 404, `{"detail":"Queue not found"}`},
+		{"GET", "/queues/nope/messages?wait_seconds=20", "", 404, `{"detail":"Queue not found"}`},
+		{"DELETE", "/queues/nope", "", 404, `{"detail":"Queue not found"}`},
+		{"DELETE", "/queues/q", "", 204, ``},
+		{"GET", "/queues/q", "", 404, `{"detail":"Queue not found"}`},
+	})
+}
+
+func TestDeletedTopicAndDeadQueueLeaveNull(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":3`)
+	s.must(204, "DELETE", "/topics/t", "")
+	s.must(204, "DELETE", "/queues/dead", "")
+	want := `{"id":"t","topic_id":null,"dead_queue_id":null,"ack_deadline_seconds":60,"message_retention_seconds":3600,` +
+		`"message_filters":null,"message_max_deliveries":3,"delivery_delay_seconds":null,"created_at":"TIME","updated_at":"TIME"}`
+	checkDiff(t, "queue", want, mask(s.must(200, "GET", "/queues/t", "")))
+}
+
+func TestMessageLifeFromPublishToRedrive(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("orders", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
+	message := func(queue string, attempts int) string {
+		return fmt.Sprintf(`{"data":[{"id":"UUID","queue_id":%q,"data":{"order": 1},"attributes":{"kind":"new"},"delivery_attempts":%d,`+
+			`"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME"}]}`, queue, attempts)
+	}
+	published := s.must(201, "POST", "/topics/orders/messages", `{"data":{"order": 1},"attributes":{"kind":"new"}}`)
+	checkDiff(t, "published", message("orders", 0), mask(published))
+	id := s.messages(published)[0].ID
+
+	checkDiff(t, "first receive", message("orders", 1), mask(s.must(200, "GET", "/queues/orders/messages", "")))
+	checkDiff(t, "receive of a message in flight", `{"data":[]}`, s.must(200, "GET", "/queues/orders/messages", ""))
+	s.must(204, "PUT", "/messages/"+id+"/nack", "")
+	checkDiff(t, "second receive", message("orders", 2), mask(s.must(200, "GET", "/queues/orders/messages", "")))
+	s.must(204, "PUT", "/messages/"+id+"/nack", "")
+	checkDiff(t, "receive of a dead message", `{"data":[]}`, s.must(200, "GET", "/queues/orders/messages", ""))
+	checkDiff(t, "dead queue", `{"num_undelivered_messages":1,"oldest_unacked_message_age_seconds":0}`, s.must(200, "GET", "/queues/dead/stats", ""))
+
+	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"orders"}`)
+	again := s.receive("orders", "")
+	if len(again) != 1 || again[0].ID != id || again[0].DeliveryAttempts != 1 || again[0].CreatedAt != s.messages(published)[0].CreatedAt {
+		t.Errorf("redriven message = %+v, want the same id and created_at and one attempt", again)
+	}
+	s.must(204, "PUT", "/messages/"+id+"/ack", "")
+	s.must(204, "PUT", "/messages/"+id+"/ack", "")
+	s.must(204, "PUT", "/messages/"+id+"/nack", "")
+	if n := s.count("SELECT count(*) FROM queued.messages"); n != 0 {
+		t.Errorf("%d messages are left, want 0", n)
+	}
+}
+
+func TestPublishAnswersWhatReceiveDelivers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	for _, data := range []string{
+		`{}`,
+		`{"a":"\u0000"}`,
+		`{"a":"\ud800"}`,
+		`{"\udfff":"\ud800\u0000"}`,
+		`{"a":1,"a":2}`,
+		`{"n":123456789012345678901234567890.10e400}`,
+		`{"n":-0.0}`,
+		`{"z":1,"a":2}`,
+		`{"html":"<b>&amp;</b>"}`,
+		"{\"u\":\"\u2028\u2029\U0001F600\"}",
+		`{"escaped":"\/\b\f\n\r\t\"\\"}`,
+		`{"deep":` + strings.Repeat("[", 990) + strings.Repeat("]", 990) + `}`,
+	} {
+		for _, attributes := range []string{`null`, `{}`, `{"k":"\u0000\ud800<"}`, `{"k":"1","k":"2"}`} {
+			body := fmt.Sprintf(`{"data":%s,"attributes":%s}`, data, attributes)
+			published := s.messages(s.must(201, "POST", "/topics/t/messages", body))
+			received := s.receive("t", "")
+			for what, m := range map[string][]wireMessage{"published": published, "received": received} {
+				if len(m) != 1 || string(m[0].Data) != data || string(m[0].Attributes) != attributes {
+					t.Errorf("%s %v, want data %s and attributes %s", what, m, data, attributes)
+				}
+			}
+			s.must(204, "PUT", "/messages/"+published[0].ID+"/ack", "")
+		}
+	}
+}
+
+func TestPublishSetsTimesFromTheQueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"delivery_delay_seconds":900`)
+	m := s.messages(s.must(201, "POST", "/topics/t/messages", `{"data":{}}`))[0]
+	n := s.count(`SELECT count(*) FROM queued.messages
+		WHERE created_at = $1::timestamp AND updated_at = created_at
+		AND scheduled_at = created_at + interval '900 s' AND scheduled_at = $2::timestamp
+		AND expired_at = created_at + interval '3600 s' AND expired_at = $3::timestamp
+		AND created_at BETWEEN now() - interval '1 min' AND now()`, m.CreatedAt, m.ScheduledAt, m.ExpiredAt)
+	if n != 1 {
+		t.Errorf("the times of %+v are not what is stored, or not those of the queue", m)
+	}
+	if got := s.receive("t", ""); len(got) != 0 {
+		t.Errorf("received %v before its delay is over", got)
+	}
+	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 s'")
+	if got := s.receive("t", ""); len(got) != 1 {
+		t.Errorf("received %v after the delay, want one message", got)
+	}
+}
+
+func TestPublishCopiesToMatchingQueuesInOrder(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	s.must(201, "POST", "/topics", `{"id":"other"}`)
+	for id, filters := range map[string]string{
+		"b-all": `null`, "a-any": `{}`, "C-red": `{"color":["red"]}`, "d-red-or-1": `{"color":["red",1]}`,
+		"e-red-big": `{"color":["red"],"size":["big"]}`, "f-none": `{"color":[]}`,
+	} {
+		s.mustQueue(id, `"topic_id":"t"`, `"message_filters":`+filters)
+	}
+	s.mustQueue("other", `"topic_id":"other"`)
+	for attributes, want := range map[string][]string{
+		`null`:                           {"b-all"},
+		`{}`:                             {"a-any", "b-all"},
+		`{"color":"red"}`:                {"C-red", "a-any", "b-all", "d-red-or-1"},
+		`{"color":"re\u0064"}`:           {"C-red", "a-any", "b-all", "d-red-or-1"},
+		`{"color":1}`:                    {"a-any", "b-all", "d-red-or-1"},
+		`{"size":"big","color":"red"}`:   {"C-red", "a-any", "b-all", "d-red-or-1", "e-red-big"},
+		`{"color":"blue","color":"red"}`: {"C-red", "a-any", "b-all", "d-red-or-1"},
+	} {
+		var got []string
+		for _, m := range s.messages(s.must(201, "POST", "/topics/t/messages", `{"data":{},"attributes":`+attributes+`}`)) {
+			got = append(got, m.QueueID)
+		}
+		checkDiff(t, "queues of "+attributes, want, got)
+	}
+}
+
+func TestPublishWithoutQueuesStoresNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	s.play([]step{
+		{"POST", "/topics/t/messages", `{"data":{}}`, 201, `{"data":[]}`},
+		{"POST", "/topics/nope/messages", `{"data":{}}`, 404, `{"detail":"Topic not found"}`},
+	})
+}
+
+func TestQueueMadeAgainStartsEmpty(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	old := s.publish("t", 1)
+	s.must(204, "DELETE", "/queues/t", "")
+	s.mustQueue("t", `"topic_id":"t"`)
+	checkDiff(t, "stats", `{"num_undelivered_messages":0,"oldest_unacked_message_age_seconds":0}`, s.must(200, "GET", "/queues/t/stats", ""))
+	s.publish("t", 2)
+	s.must(204, "PUT", "/messages/"+old[0]+"/nack", "")
+	checkDiff(t, "received", []int{2}, numbers(s.receive("t", "")))
+}
+
+func TestStatsCountWhatCouldBeReceived(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
+	ids := s.publish("t", 1, 2, 3, 4, 5, 6)
+	s.exec(`UPDATE queued.messages SET created_at = now() - interval '90.7 s' WHERE id = $1`, ids[0])
+	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', expired_at = now() WHERE id = $1`, ids[1])
+	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min' WHERE id = $1`, ids[2])
+	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min', in_flight = true WHERE id = $1`, ids[3])
+	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', delivery_attempts = 2 WHERE id = $1`, ids[4])
+	want := fmt.Sprintf(`{"num_undelivered_messages":2,"oldest_unacked_message_age_seconds":%d}`, 91)
+	got := s.must(200, "GET", "/queues/t/stats", "")
+	if got != want && got != strings.Replace(want, "91", "90", 1) {
+		t.Errorf("stats = %s, want %s", got, want)
+	}
+}
+
+func TestBadRequestsNameThePlaceAndStoreNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	const queueRest = `,"ack_deadline_seconds":30,"message_retention_seconds":600`
+	deep := strings.Repeat("[", 2000) + strings.Repeat("]", 2000)
+	for _, v := range []struct {
+		method, path, body string
+		want               string // part of the detail
+	}{
+		{"POST", "/topics", ``, `"loc":["body"],"msg":"field required"`},
+		{"POST", "/topics", `  `, `"loc":["body"],"msg":"field required"`},
+		{"POST", "/topics", `{"id":`, `"loc":["body",6],"msg":"invalid JSON: unexpected end of JSON input"`},
+		{"POST", "/topics", `{"id":"a"} junk`, `"loc":["body",12],"msg":"invalid JSON: `},
+		{"POST", "/topics", `{"id":"a"}{}`, `"loc":["body",11]`},
+		{"POST", "/topics", `["a"]`, `"loc":["body"],"msg":"value is not a valid dict"`},
+		{"POST", "/topics", `"a"`, `"loc":["body"],"msg":"value is not a valid dict"`},
+		{"POST", "/topics", `null`, `"loc":["body"]`},
+		{"POST", "/topics", "{\"id\":\"a\xff\"}", `"loc":["body",8],"msg":"the body is not valid UTF-8"`},
+		{"POST", "/topics", "\ufeff{}", `"loc":["body",1]`},
+		{"POST", "/topics", `{}`, `"loc":["body","id"],"msg":"field required","type":"value_error.missing"`},
+		{"POST", "/topics", `{"ID":"a"}`, `"loc":["body","id"],"msg":"field required"`},
+		{"POST", "/topics", `{"id":null}`, `"loc":["body","id"],"msg":"none is not an allowed value"`},
+		{"POST", "/topics", `{"id":1}`, `"loc":["body","id"],"msg":"str type expected"`},
+		{"POST", "/topics", `{"id":""}`, `"loc":["body","id"],"msg":"string does not match regex`},
+		{"POST", "/topics", `{"id":"a b"}`, `"loc":["body","id"]`},
+		{"POST", "/topics", `{"id":"a\n"}`, `"loc":["body","id"]`},
+		{"POST", "/topics", `{"id":"a\u0000"}`, `"loc":["body","id"]`},
+		{"POST", "/topics", `{"id":"é"}`, `"loc":["body","id"]`},
+		{"POST", "/topics", `{"id":"a/b"}`, `"loc":["body","id"]`},
+		{"POST", "/topics", `{"id":".."}`, `"loc":["body","id"]`},
+		{"POST", "/topics", `{"id":"."}`, `"loc":["body","id"]`},
+		{"POST", "/topics", `{"id":"` + strings.Repeat("a", 129) + `"}`, `"msg":"ensure this value has at most 128 characters","type":"value_error.any_str.max_length"`},
+		{"POST", "/queues", `{"id":"q"}`, `[{"loc":["body","ack_deadline_seconds"],"msg":"field required","type":"value_error.missing"},{"loc":["body","message_retention_seconds"],"msg":"field required","type":"value_error.missing"}]`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":0,"message_retention_seconds":599}`, `"msg":"ensure this value is greater than or equal to 1","type":"value_error.number.not_ge"},{"loc":["body","message_retention_seconds"],"msg":"ensure this value is greater than or equal to 600"`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":601,"message_retention_seconds":1209601}`, `"msg":"ensure this value is less than or equal to 600","type":"value_error.number.not_le"},{"loc":["body","message_retention_seconds"],"msg":"ensure this value is less than or equal to 1209600"`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":1.5,"message_retention_seconds":600}`, `"msg":"value is not a valid integer","type":"type_error.integer"`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":true,"message_retention_seconds":600}`, `["body","ack_deadline_seconds"]`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":[1],"message_retention_seconds":600}`, `["body","ack_deadline_seconds"]`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":"","message_retention_seconds":600}`, `["body","ack_deadline_seconds"]`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":1e999,"message_retention_seconds":600}`, `"ensure this value is less than or equal to 600"`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":99999999999999999999,"message_retention_seconds":600}`, `"ensure this value is less than or equal to 600"`},
+		{"POST", "/queues", `{"id":"q","topic_id":5` + queueRest + `}`, `["body","topic_id"]`},
+		{"POST", "/queues", `{"id":"q","dead_queue_id":"t"` + queueRest + `}`, `"msg":"message_max_deliveries is required for dead queue support"`},
+		{"POST", "/queues", `{"id":"q","message_max_deliveries":5` + queueRest + `}`, `"msg":"dead_queue_id is required for dead queue support"`},
+		{"POST", "/queues", `{"id":"q","dead_queue_id":"t","message_max_deliveries":1001` + queueRest + `}`, `["body","message_max_deliveries"],"msg":"ensure this value is less than or equal to 1000"`},
+		{"POST", "/queues", `{"id":"q","delivery_delay_seconds":901` + queueRest + `}`, `["body","delivery_delay_seconds"]`},
+		{"POST", "/queues", `{"id":"q","message_filters":[]` + queueRest + `}`, `["body","message_filters"],"msg":"value is not a valid dict"`},
+		{"POST", "/queues", `{"id":"q","message_filters":{"a":"b"}` + queueRest + `}`, `["body","message_filters","a"],"msg":"value is not a valid list"`},
+		{"POST", "/queues", `{"id":"q","message_filters":{"a":["b",null,{}]}` + queueRest + `}`, `["body","message_filters","a",1],"msg":"none is not an allowed value","type":"type_error.none.not_allowed"},{"loc":["body","message_filters","a",2],"msg":"str type expected"`},
+		{"PUT", "/queues/t", `{"ack_deadline_seconds":0,"message_retention_seconds":600}`, `["body","ack_deadline_seconds"]`},
+		{"PUT", "/queues/t/redrive", `{}`, `["body","destination_queue_id"],"msg":"field required"`},
+		{"POST", "/topics/t/messages", `{}`, `["body","data"],"msg":"field required"`},
+		{"POST", "/topics/t/messages", `{"data":null}`, `["body","data"]`},
+		{"POST", "/topics/t/messages", `{"data":[]}`, `["body","data"],"msg":"value is not a valid dict"`},
+		{"POST", "/topics/t/messages", `{"data":"x"}`, `["body","data"]`},
+		{"POST", "/topics/t/messages", `{"data":{"a":"\x"}}`, `"invalid JSON: `},
+		{"POST", "/topics/t/messages", `{"data":{"a":"\u12"}}`, `"invalid JSON: `},
+		{"POST", "/topics/t/messages", "{\"data\":{\"a\":\"\x00\"}}", `"invalid JSON: `},
+		{"POST", "/topics/t/messages", "{\"data\":{\"a\":\"\xed\xa0\x80\"}}", `"the body is not valid UTF-8"`},
+		{"POST", "/topics/t/messages", `{"data":{"a":NaN}}`, `"invalid JSON: `},
+		{"POST", "/topics/t/messages", `{"data":{"a":` + deep + `}}`, `"nested deeper than 1000 levels"`},
+		{"POST", "/topics/t/messages", `{"data":{},"attributes":[]}`, `["body","attributes"]`},
+		{"POST", "/topics/t/messages", `{"data":{},"attributes":{"a":true}}`, `["body","attributes","a"],"msg":"str type expected"`},
+		{"POST", "/topics/t/messages", `{"data":{},"attributes":{"a":null}}`, `["body","attributes","a"],"msg":"none is not an allowed value"`},
+		{"POST", "/topics/t/messages", `{"data":{},"attributes":{"a":{}}}`, `["body","attributes","a"]`},
+		{"GET", "/topics?limit=-1", ``, `"loc":["query","limit"],"msg":"ensure this value is greater than or equal to 1"`},
+		{"GET", "/topics?limit=0", ``, `"loc":["query","limit"]`},
+		{"GET", "/topics?limit=1001", ``, `"loc":["query","limit"],"msg":"ensure this value is less than or equal to 1000"`},
+		{"GET", "/topics?limit=99999999999999999999999", ``, `"loc":["query","limit"]`},
+		{"GET", "/topics?limit=ten", ``, `"loc":["query","limit"],"msg":"value is not a valid integer"`},
+		{"GET", "/topics?limit=", ``, `"loc":["query","limit"]`},
+		{"GET", "/topics?limit=%zz", ``, `"loc":["query"]`},
+		{"GET", "/queues?offset=-1", ``, `"loc":["query","offset"]`},
+		{"GET", "/queues?offset=x&limit=y", ``, `"loc":["query","offset"],"msg":"value is not a valid integer","type":"type_error.integer"},{"loc":["query","limit"]`},
+		{"GET", "/queues/t/messages?limit=0", ``, `"loc":["query","limit"]`},
+		{"GET", "/queues/t/messages?limit=-1", ``, `"loc":["query","limit"]`},
+		{"GET", "/queues/t/messages?wait_seconds=-1", ``, `"loc":["query","wait_seconds"],"msg":"ensure this value is greater than or equal to 0"`},
+		{"GET", "/queues/t/messages?wait_seconds=31", ``, `"loc":["query","wait_seconds"],"msg":"ensure this value is less than or equal to 30"`},
+		{"GET", "/queues/t/messages?wait_seconds=NaN", ``, `"loc":["query","wait_seconds"],"msg":"value is not a valid float"`},
+		{"GET", "/queues/t/messages?wait_seconds=inf", ``, `"loc":["query","wait_seconds"]`},
+		{"GET", "/queues/t/messages?wait_seconds=1e400", ``, `"loc":["query","wait_seconds"]`},
+		{"PUT", "/messages/1/ack", ``, `"loc":["path","message_id"],"msg":"value is not a valid uuid"`},
+		{"PUT", "/messages/00000000-0000-0000-0000-00000000000g/nack", ``, `"loc":["path","message_id"]`},
+	} {
+		got := s.do(v.method, v.path, v.body)
+		if got.status != 422 || !strings.Contains(got.body, v.want) {
+			body := v.body
+			if len(body) > 100 {
+				body = body[:100] + "…"
+			}
+			t.Errorf("%s %s %s = %d %s, want 422 with %s", v.method, v.path, body, got.status, got.body, v.want)
+		}
+	}
+	n := s.count("SELECT (SELECT count(*) FROM queued.topics) + (SELECT count(*) FROM queued.queues) + (SELECT count(*) FROM queued.messages)")
+	if n != 2 {
+		t.Errorf("%d topics, queues and messages are stored, want the 2 from before", n)
+	}
+}
+
+func TestAcceptedSpellings(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", " \n{ \"id\" : \"t\" , \"x\" : [ { } , [ ] ] }\n ")
+	s.must(201, "POST", "/queues", `{"id":"q","topic_id":"t","ack_deadline_seconds":"30","message_retention_seconds":6e2,"message_filters":null}`)
+	s.must(201, "POST", "/queues", `{"id":"first","id":"last","ack_deadline_seconds":1,"message_retention_seconds":600}`)
+	s.must(200, "GET", "/queues/last", "")
+	s.must(200, "GET", "/queues?limit=1000&unknown=1&limit=2", "")
+	s.must(200, "GET", "/queues/q/messages?limit=99999999999999999999", "")
+	s.must(200, "GET", "/queues/q/messages?wait_seconds=0.01", "")
+	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":1},"attributes":{"n":1.50}}`)
+	m := s.receive("q", "")[0]
+	checkDiff(t, "attributes", `{"n":"1.50"}`, string(m.Attributes))
+	s.must(204, "PUT", "/messages/"+strings.ToUpper(m.ID)+"/nack", `{"body":"is ignored"}`)
+	s.must(204, "PUT", "/messages/"+strings.ReplaceAll(m.ID, "-", "")+"/ack", "not even JSON")
+	if n := s.count("SELECT count(*) FROM queued.messages"); n != 0 {
+		t.Errorf("%d messages are left, want 0", n)
+	}
+}
+
+func TestUnknownPathsAndMethodsAreJSON(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, v := range []struct {
+		method, path string
+		status       int
+		want, allow  string
+	}{
+		{"GET", "/", 404, `{"detail":"Not Found"}`, ""},
+		{"GET", "/nope", 404, `{"detail":"Not Found"}`, ""},
+		{"GET", "/topics/a/b/c", 404, `{"detail":"Not Found"}`, ""},
+		{"PATCH", "/queues/q", 405, `{"detail":"Method Not Allowed"}`, "DELETE, GET, HEAD, PUT"},
+		{"DELETE", "/queues/q/messages", 405, `{"detail":"Method Not Allowed"}`, "GET, HEAD"},
+		{"GET", "/messages/x/ack", 405, `{"detail":"Method Not Allowed"}`, "PUT"},
+		{"GET", "/topics/a%2fb", 404, `{"detail":"Topic not found"}`, ""},
+		{"GET", "/topics/a%00b", 404, `{"detail":"Topic not found"}`, ""},
+		{"GET", "/queues/" + strings.Repeat("a", 10000) + "/messages", 404, `{"detail":"Queue not found"}`, ""},
+	} {
+		got := s.do(v.method, v.path, "")
+		if got.status != v.status || got.body != v.want || got.header.Get("Allow") != v.allow || got.header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s = %d %s, Allow %q, %s; want %d %s, Allow %q", v.method, v.path,
+				got.status, got.body, got.header.Get("Allow"), got.header.Get("Content-Type"), v.status, v.want, v.allow)
+		}
+	}
+}
+
+func TestPathWithSlashAtTheEndRedirects(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics/", `{"id":"t"}`) // http.Client follows, with the body
+	s.must(200, "GET", "/topics/t/?x=1", "")
+}
+
+func TestHeadNeverConsumes(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	got := s.do("HEAD", "/queues/t/messages", "")
+	if got.status != 405 || got.header.Get("Allow") != "GET" {
+		t.Errorf("HEAD = %d, Allow %q; want 405, GET", got.status, got.header.Get("Allow"))
+	}
+	if m := s.receive("t", ""); len(m) != 1 || m[0].DeliveryAttempts != 1 {
+		t.Errorf("after HEAD received %v, want one message in its first delivery", m)
+	}
+	s.must(200, "HEAD", "/queues/t/stats", "")
+}
+
+func TestAnswersAreNotCachedOrSniffed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, path := range []string{"/topics", "/nope", "/metrics", "/health", "/queues/x/messages"} {
+		h := s.do("GET", path, "").header
+		if h.Get("Cache-Control") != "no-store" || h.Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("GET %s has %v", path, h)
+		}
+	}
+}
+
+func TestBodyAboveTheLimitIs413(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	body := func(size int) string {
+		const rest = `{"data":{"a":""}}`
+		return `{"data":{"a":"` + strings.Repeat("x", size-len(rest)) + `"}}`
+	}
+	s.must(201, "POST", "/topics/t/messages", body(1<<20))
+	s.must(413, "POST", "/topics/t/messages", body(1<<20+1))
+	// Without a length it is only found while reading.
+	r, err := http.NewRequest("POST", s.url+"/topics/t/messages", struct{ *strings.Reader }{strings.NewReader(body(1<<20 + 1))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.StatusCode != 413 {
+		t.Errorf("chunked body above the limit = %d, want 413", answer.StatusCode)
+	}
+	if n := s.count("SELECT count(*) FROM queued.messages"); n != 1 {
+		t.Errorf("%d messages are stored, want 1", n)
+	}
+}
+
+func TestPagesElsewhereCannotUseALocalServer(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	s.server.allowedHosts = []string{"queue.example"}
+	for _, v := range []struct {
+		method, path, name, value string
+		status                    int
+	}{
+		{"GET", "/queues/t/messages", "Sec-Fetch-Site", "cross-site", 403},
+		{"GET", "/queues/t/messages", "Sec-Fetch-Site", "same-site", 403},
+		{"PUT", "/queues/t/purge", "Sec-Fetch-Site", "cross-site", 403},
+		{"POST", "/topics/t/messages", "Origin", "https://evil.example", 403},
+		{"GET", "/queues/t/messages", "Host", "evil.example", 403},
+		{"GET", "/queues/t", "Host", "evil.example:8000", 403},
+		{"PUT", "/queues/t/purge", "Host", "evil.example", 403},
+		{"GET", "/queues/t/stats", "Sec-Fetch-Site", "cross-site", 200},
+		{"GET", "/queues/t/stats", "Host", "LOCALHOST:1", 200},
+		{"GET", "/queues/t/stats", "Host", "127.1.2.3", 200},
+		{"GET", "/queues/t/stats", "Host", "[::1]:8000", 200},
+		{"GET", "/queues/t/stats", "Host", "Queue.Example", 200},
+		{"GET", "/queues/t/messages", "Sec-Fetch-Site", "same-origin", 200},
+	} {
+		r, err := http.NewRequest(v.method, s.url+v.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.name == "Host" {
+			r.Host = v.value
+		} else {
+			r.Header.Set(v.name, v.value)
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != v.status {
+			t.Errorf("%s %s with %s %s = %d, want %d", v.method, v.path, v.name, v.value, answer.StatusCode, v.status)
+		}
+	}
+}
+
+func TestTruncatedBodyStoresNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(c, "POST /topics/t/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{\"data\":{}}")
+	c.(*net.TCPConn).CloseWrite()
+	answer := make([]byte, 1000)
+	n, _ := c.Read(answer)
+	c.Close()
+	if n > 0 && !strings.Contains(string(answer[:n]), " 400 ") {
+		t.Errorf("a truncated body is answered with %s", answer[:n])
+	}
+	s.publish("t", 1)
+	if n := s.count("SELECT count(*) FROM queued.messages"); n != 1 {
+		t.Errorf("%d messages are stored, want 1", n)
+	}
+}
+
+func TestHealthAndDatabaseAway(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	checkDiff(t, "health", `{"success":true}`, s.must(200, "GET", "/health", ""))
+	s.server.ready.Store(false)
+	checkDiff(t, "health", `{"success":false}`, s.must(500, "GET", "/health", ""))
+	for _, v := range []struct{ method, path, body string }{
+		{"GET", "/topics", ""},
+		{"POST", "/topics/t/messages", `{"data":{}}`},
+		{"GET", "/queues/t/messages", ""},
+		{"PUT", "/messages/00000000-0000-0000-0000-000000000000/ack", ""},
+	} {
+		got := s.do(v.method, v.path, v.body)
+		if got.status != 503 || got.header.Get("Retry-After") == "" || !strings.HasPrefix(got.body, `{"detail":"`) {
+			t.Errorf("%s %s = %d %s, Retry-After %q; want 503 with both", v.method, v.path, got.status, got.body, got.header.Get("Retry-After"))
+		}
+	}
+}
+
+func TestPanicIsAnAnswerToOneClient(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.handle("GET /panic", func(*request) error { panic("oh") })
+	checkDiff(t, "answer", `{"detail":"internal error"}`, s.must(500, "GET", "/panic", ""))
+	s.must(200, "GET", "/topics", "")
+}
+
+func TestMetricsCountRequestsAndMessages(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ids := s.publish("t", 1, 2, 3)
+	s.receive("t", "?limit=2")
+	s.must(204, "PUT", "/messages/"+ids[0]+"/ack", "")
+	s.must(204, "PUT", "/messages/"+ids[1]+"/nack", "")
+	s.must(404, "GET", "/topics/nope", "")
+	s.do("BREW", "/coffee", "")
+	got := s.must(200, "GET", "/metrics", "")
+	for _, want := range []string{
+		`queued_messages_published_total{queue="t"} 3`,
+		`queued_messages_delivered_total{queue="t"} 2`,
+		`queued_messages_acked_total{queue="t"} 1`,
+		`queued_messages_nacked_total{queue="t"} 1`,
+		`http_requests_total{handler="/topics/{topic_id}/messages",method="POST",status="2xx"} 3`,
+		`http_requests_total{handler="/topics/{topic_id}",method="GET",status="4xx"} 1`,
+		`http_requests_total{handler="none",method="other",status="4xx"} 1`,
+		`http_request_duration_seconds_count{handler="/queues/{queue_id}/messages",method="GET"} 1`,
+		`http_request_duration_seconds_bucket{handler="/queues/{queue_id}/messages",method="GET",le="+Inf"} 1`,
+		`http_request_size_bytes_count{handler="/topics/{topic_id}/messages"} 3`,
+		`http_response_size_bytes_count{handler="/queues/{queue_id}/messages"} 1`,
+		`go_goroutines `,
+		`process_open_fds `,
+		`go_sql_open_connections{db_name="queued"} `,
+	} {
+		if !strings.Contains(got, "\n"+want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	s.must(204, "DELETE", "/queues/t", "")
+	if got := s.must(200, "GET", "/metrics", ""); strings.Contains(got, `queue="t"`) {
+		t.Error("metrics still have the deleted queue")
+	}
+}
+
+func TestMessageJSONIsWhatEncodingJSONReads(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2)
+	want := s.messages(s.must(200, "GET", "/queues/t/messages", "")) // refuses unknown fields
+	if diff := cmp.Diff([]int{1, 2}, numbers(want)); diff != "" {
+		t.Errorf("mismatch (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,455 @@
+// Queued is a message queue server: HTTP in front of PostgreSQL.
+//
+// A message is published to a topic. Every queue that subscribes to the topic,
+// and whose filter matches the message's attributes, gets a copy. A consumer
+// receives messages from a queue, works, and acks them. A received message is
+// hidden from the others until its ack deadline; if it was not acked by then, or
+// was nacked, it is delivered again, and after too many deliveries it goes to
+// the queue's dead queue, from where it can be redriven.
+//
+// # The house
+//
+// A request goes one way through the program:
+//
+//	request → handle → handler → one call to the store or the engine → one statement → rows → JSON
+//
+// handlers.go has the routes of the API. Its handlers decode and check with
+// decode.go and rawjson.go, call, and encode. What is done now and then, like
+// making a queue, is a method of the store (store.go) on any connection of the
+// pool. What is done thousands of times a second goes through the engine
+// (engine.go), because a commit and a round trip cost the same for a hundred
+// messages as for one:
+//
+//   - Publishes, acks and nacks gather in lanes (lane.go, publish.go): those
+//     that wait at the same time share one statement and one commit.
+//   - Receivers line up at the dispatcher of their queue (receive.go), which
+//     claims messages for all of them at once and hands them out in the order
+//     in which they came. When nothing is due it sleeps, which is the long poll,
+//     until something is: told by a publish in this process, by a notification
+//     from another (notify.go), by the clock, or by a slow look for what nobody
+//     told it.
+//
+// All state is in PostgreSQL, in the schema that schema.sql describes, so any
+// number of these processes can share one database. cleanup.go removes what
+// expired and moves what was delivered too often. session.go is how a connection
+// behaves, metrics.go is what Prometheus sees.
+//
+// Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
+// same code.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "queued:", err)
+		os.Exit(1)
+	}
+}
+
+// run is the program: it returns when it is done, or after ctx has ended and
+// everything it started has.
+func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == "health" {
+		return runHealth(ctx, args[1:], getenv, stdout)
+	}
+	c, err := parseConfig(args, getenv, stdout)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, c, stderr)
+}
+
+// config is what the flags say.
+type config struct {
+	listen          string
+	databaseURL     string
+	dataDir         string
+	cleanupInterval time.Duration
+	maxWait         time.Duration
+	drainDelay      time.Duration
+	allowedHosts    []string
+	logLevel        slog.Level
+	logFormat       string
+	limits          limits
+}
+
+const usage = `Queued is a message queue server over PostgreSQL.
+
+usage: queued [flags]             serve
+       queued health [-url URL]   ask a server whether it is healthy
+
+Each flag has an environment variable as its default, QUEUED_LISTEN for -listen
+and so on. Durations are like 500ms, 20s or 1m30s.
+
+`
+
+// parseConfig reads the flags, and the environment where a flag is not given.
+// It checks all it can, so that a mistake shows at the start.
+func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*config, error) {
+	c := &config{}
+	var allowedHosts string
+	l := &c.limits
+	f := newFlagSet("queued", usage, stdout)
+	f.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`address` to serve on; port 0 is any free one")
+	f.StringVar(&c.databaseURL, "database-url", "", "PostgreSQL to use, as a `URL` (postgres://user:password@host/database) or as\nkey=value pairs; without it queued runs a private PostgreSQL in -data-dir")
+	f.StringVar(&c.dataDir, "data-dir", defaultDataDir(getenv), "`folder` of the private PostgreSQL, made if it is not there")
+	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "time between two passes of the cleanup")
+	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "longest wait_seconds of a receive")
+	f.Int64Var(&l.maxBody, "max-body", 1<<20, "most `bytes` in the body of a request")
+	f.IntVar(&l.maxLimit, "max-limit", 1000, "most `items` in an answer")
+	f.DurationVar(&c.drainDelay, "drain-delay", 0, "time between SIGTERM and the end of new connections, for load balancers to notice")
+	f.StringVar(&allowedHosts, "allowed-hosts", "", "`names`, separated by commas, that requests may use for this server besides\nlocalhost and loopback addresses; checked when it listens on a loopback address")
+	f.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "`level` of the log: debug (also a line a request), info, warn or error")
+	f.StringVar(&c.logFormat, "log-format", "text", "`format` of the log: text or json")
+	for _, b := range []struct {
+		bounds   *bounds
+		name     string
+		min, max int
+		what     string
+	}{
+		{&l.ackDeadline, "ack-deadline-seconds", 1, 600, "ack_deadline_seconds"},
+		{&l.messageRetention, "message-retention-seconds", 600, 1209600, "message_retention_seconds"},
+		{&l.maxDeliveries, "message-max-deliveries", 1, 1000, "message_max_deliveries"},
+		{&l.deliveryDelay, "delivery-delay-seconds", 1, 900, "delivery_delay_seconds"},
+	} {
+		f.IntVar(&b.bounds.min, "min-"+b.name, b.min, "smallest "+b.what+" of a queue")
+		f.IntVar(&b.bounds.max, "max-"+b.name, b.max, "largest "+b.what+" of a queue")
+	}
+	if err := f.parse(args, getenv); err != nil {
+		return nil, err
+	}
+
+	l.maxWait = c.maxWait.Seconds()
+	for host := range strings.SplitSeq(allowedHosts, ",") {
+		if host = strings.ToLower(strings.TrimSpace(host)); host != "" {
+			c.allowedHosts = append(c.allowedHosts, host)
+		}
+	}
+	check := func(ok bool, name, what string) {
+		if !ok && f.err == nil {
+			f.err = fmt.Errorf("-%s: %s", name, what)
+		}
+	}
+	_, _, err := net.SplitHostPort(c.listen)
+	check(err == nil, "listen", fmt.Sprintf("%q is not an address like 127.0.0.1:8000", c.listen))
+	if c.databaseURL != "" {
+		_, err := connectionString(c.databaseURL)
+		check(err == nil, "database-url", fmt.Sprint(err))
+	} else {
+		check(c.dataDir != "", "data-dir", "there is no home folder to put it in, so name one")
+	}
+	check(c.cleanupInterval > 0, "cleanup-interval", "must be more than 0")
+	check(c.maxWait >= 0 && c.maxWait <= time.Hour, "max-wait", "must be 0 to 1h")
+	check(l.maxBody > 0 && l.maxBody <= 64<<20, "max-body", "must be 1 to 67108864")
+	check(l.maxLimit > 0 && l.maxLimit <= 10000, "max-limit", "must be 1 to 10000")
+	check(c.drainDelay >= 0, "drain-delay", "must not be negative")
+	check(c.logFormat == "text" || c.logFormat == "json", "log-format", fmt.Sprintf("%q is neither text nor json", c.logFormat))
+	for name, b := range map[string]bounds{
+		"ack-deadline-seconds":      l.ackDeadline,
+		"message-retention-seconds": l.messageRetention,
+		"message-max-deliveries":    l.maxDeliveries,
+		"delivery-delay-seconds":    l.deliveryDelay,
+	} {
+		check(b.min > 0, "min-"+name, "must be more than 0")
+		check(b.max >= b.min && b.max <= 1<<30, "max-"+name, fmt.Sprintf("must be at least -min-%s and at most %d", name, 1<<30))
+	}
+	return c, f.err
+}
+
+// flagSet is a flag.FlagSet whose defaults come from the environment.
+type flagSet struct {
+	*flag.FlagSet
+	err error
+}
+
+// newFlagSet returns a set whose -help prints usage and the flags to stdout.
+func newFlagSet(name, usage string, stdout io.Writer) *flagSet {
+	f := &flagSet{FlagSet: flag.NewFlagSet(name, flag.ContinueOnError)}
+	f.SetOutput(io.Discard) // errors are returned, and printed once
+	f.Usage = func() {
+		fmt.Fprint(stdout, usage)
+		f.SetOutput(stdout)
+		f.PrintDefaults()
+		f.SetOutput(io.Discard)
+	}
+	return f
+}
+
+func variable(flagName string) string {
+	return "QUEUED_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+}
+
+func (f *flagSet) parse(args []string, getenv func(string) string) error {
+	f.VisitAll(func(v *flag.Flag) {
+		name := variable(v.Name)
+		v.Usage += " [$" + name + "]"
+		if value := getenv(name); value != "" && f.err == nil {
+			if err := v.Value.Set(value); err != nil {
+				f.err = fmt.Errorf("$%s (-%s): invalid value %q: %w", name, v.Name, masked(v.Name, value), err)
+			}
+		}
+	})
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	if f.NArg() > 0 {
+		return fmt.Errorf("unknown argument %q, see queued -help", f.Arg(0))
+	}
+	return f.err
+}
+
+// masked keeps secrets out of errors.
+func masked(flagName, value string) string {
+	if flagName == "database-url" {
+		return "…"
+	}
+	return value
+}
+
+// defaultDataDir follows the XDG base directory specification, version 0.8.
+func defaultDataDir(getenv func(string) string) string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/queued"
+	}
+	if dir := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "queued")
+	}
+	if home := getenv("HOME"); home != "" {
+		return filepath.Join(home, ".local", "state", "queued")
+	}
+	return ""
+}
+
+// Bounds of the end of the program.
+const (
+	drainTimeout = 15 * time.Second // after that connections are cut
+	closeTimeout = 5 * time.Second  // after that statements are abandoned
+)
+
+// serve runs the server until ctx is done, and then drains it: everything that
+// was begun is finished, or cut after drainTimeout, or at once by a second signal.
+func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
+	options := &slog.HandlerOptions{Level: c.logLevel}
+	log := slog.New(slog.NewTextHandler(stderr, options))
+	if c.logFormat == "json" {
+		log = slog.New(slog.NewJSONHandler(stderr, options))
+	}
+
+	listener, err := net.Listen("tcp", c.listen)
+	if err != nil {
+		return fmt.Errorf("-listen: %w", err)
+	}
+	defer listener.Close()
+
+	database, where := c.databaseURL, "database"
+	atOnce := false // a second signal came
+	if database == "" {
+		postgres, err := startPostgres(ctx, c.dataDir, log)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("private PostgreSQL: %w", err)
+		}
+		defer func() {
+			err = errors.Join(err, postgres.stop(atOnce))
+		}()
+		database, where = postgres.dsn("queued"), postgres.dir
+	}
+	db, err := openDB(database)
+	if err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
+	defer db.Close()
+	dsn, err := connectionString(database)
+	if err != nil {
+		return err
+	}
+
+	m := newMetrics(db)
+	s := &store{db: db}
+	e := newEngine(db, dsn, log, m)
+	v := newServer(log, s, e, m, c.limits)
+	v.allowedHosts = c.allowedHosts
+	address, _ := listener.Addr().(*net.TCPAddr)
+	v.checkHost = address != nil && address.IP.IsLoopback()
+
+	h := &http.Server{
+		Handler:           v,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ConnContext:       withConn,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	failed := make(chan error, 2) // of the two that can fail: the migration and the listener
+	var background sync.WaitGroup
+	backgroundCtx, stopBackground := context.WithCancel(context.Background())
+	background.Go(func() {
+		if err := migrateUntilDone(backgroundCtx, s, log); err != nil {
+			failed <- err
+			return
+		}
+		if backgroundCtx.Err() != nil {
+			return
+		}
+		v.ready.Store(true)
+		log.Info("ready", "url", "http://"+listener.Addr().String(), "data", where)
+		clean := &cleanup{db: db, log: log, announce: e.announce}
+		clean.run(backgroundCtx, c.cleanupInterval)
+	})
+	background.Go(func() { failed <- h.Serve(listener) })
+
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+		log.Info("draining")
+	}
+
+	// A second signal ends all this at once.
+	hurry, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	hurry, cancel := context.WithTimeout(hurry, c.drainDelay+drainTimeout)
+	defer cancel()
+	if err == nil {
+		select {
+		case <-time.After(c.drainDelay):
+		case <-hurry.Done():
+		}
+	}
+	e.drain()
+	if h.Shutdown(hurry) != nil {
+		h.Close()
+		atOnce = true
+		err = errors.Join(err, errors.New("not all requests were finished"))
+	}
+	stopBackground()
+	ended := make(chan struct{})
+	go func() {
+		background.Wait()
+		e.close()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closeTimeout):
+		err = errors.Join(err, errors.New("not all statements were finished"))
+	}
+	return err
+}
+
+// migrateUntilDone brings the schema up to date, trying again for as long as
+// the database is not there. It returns an error if trying again is in vain.
+func migrateUntilDone(ctx context.Context, s *store, log *slog.Logger) error {
+	var said string
+	for {
+		err := checkEncoding(ctx, s)
+		if err == nil {
+			err = s.migrate(ctx, schemaSteps())
+		}
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if hopeless(err) {
+			return fmt.Errorf("database: %w", err)
+		}
+		if said != err.Error() {
+			said = err.Error()
+			log.Warn("the database is not available, trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+var errEncoding = errors.New("its encoding must be UTF8")
+
+func checkEncoding(ctx context.Context, s *store) error {
+	var encoding string
+	err := s.db.QueryRowContext(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding)
+	if err == nil && encoding != "UTF8" {
+		return fmt.Errorf("%w, and is %s", errEncoding, encoding)
+	}
+	return err
+}
+
+// hopeless reports whether an error at the start is one that the user has to
+// do something about.
+func hopeless(err error) bool {
+	if errors.Is(err, errSchemaNewer) || errors.Is(err, errEncoding) {
+		return true
+	}
+	e := pq.As(err)
+	return e != nil && (slices.Contains([]string{
+		"3D000", // no such database
+		"42501", // no right to make the schema
+	}, string(e.Code)) || e.Code.Class() == "28") // wrong password, no such user
+}
+
+const healthUsage = `Queued health asks a server whether it is healthy, for health checks of containers.
+
+`
+
+// runHealth asks the server that the same settings would start.
+func runHealth(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+	var listen, url string
+	f := newFlagSet("queued health", healthUsage, stdout)
+	f.StringVar(&listen, "listen", "127.0.0.1:8000", "`address` of the server, as given to it")
+	f.StringVar(&url, "url", "", "`URL` of the server, in place of -listen")
+	if err := f.parse(args, getenv); err != nil {
+		return err
+	}
+	if url == "" {
+		host, port, err := net.SplitHostPort(listen)
+		if err != nil {
+			return fmt.Errorf("-listen: %w", err)
+		}
+		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+			host = "127.0.0.1"
+		}
+		url = "http://" + net.JoinHostPort(host, port)
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+"/health", nil)
+	if err != nil {
+		return fmt.Errorf("-url: %w", err)
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(answer.Body, 1000))
+	fmt.Fprintln(stdout, string(body))
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s", url, answer.Status)
+	}
+	return nil
+}

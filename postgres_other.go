@@ -1,0 +1,20 @@
+//go:build !unix
+
+package main
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+const immediateShutdown = syscall.SIGKILL
+
+var errNoPrivatePostgres = errors.New("queued starts a PostgreSQL of its own only on Unix: name a database with -database-url")
+
+func postgresAccount() (*account, error)                  { return nil, errNoPrivatePostgres }
+func childAttributes(runAs *account) *syscall.SysProcAttr { return nil }
+func explain(err error) error                             { return err }
+func lockFile(path string) (*os.File, error)              { return nil, errNoPrivatePostgres }
+func checkPrivate(path string, uid int) error             { return errNoPrivatePostgres }
+func stopLeftover(cluster string) error                   { return errNoPrivatePostgres }

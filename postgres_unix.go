@@ -1,0 +1,129 @@
+//go:build unix
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const immediateShutdown = syscall.SIGQUIT
+
+// postgresAccount returns the user that PostgreSQL runs as if we are root, and
+// nil if it can run as we do.
+func postgresAccount() (*account, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		return nil, errors.New("PostgreSQL does not run as root, and there is no user named postgres to run it as: install PostgreSQL's package, or start queued as another user")
+	}
+	uid, err := strconv.Atoi(u.Uid)
+	if err != nil {
+		return nil, err
+	}
+	gid, err := strconv.Atoi(u.Gid)
+	return &account{name: u.Username, uid: uid, gid: gid}, err
+}
+
+// childAttributes gives a child a process group of its own, or Ctrl-C would
+// reach it before we have drained.
+func childAttributes(runAs *account) *syscall.SysProcAttr {
+	attributes := &syscall.SysProcAttr{Setpgid: true}
+	if runAs != nil {
+		attributes.Credential = &syscall.Credential{Uid: uint32(runAs.uid), Gid: uint32(runAs.gid)}
+	}
+	return attributes
+}
+
+// explain says why a program could not be started where the reason is likely
+// that PostgreSQL's user cannot reach the data folder: it is started there.
+func explain(err error) error {
+	if errors.Is(err, syscall.EACCES) {
+		return fmt.Errorf("%w (the user that PostgreSQL runs as must be able to enter the data folder and all folders above it; name another with -data-dir)", err)
+	}
+	return err
+}
+
+// lockFile makes and locks a file; the lock ends with the process.
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot write to the data folder: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("the data folder %s is in use by another queued: stop that one, or name another folder with -data-dir", filepath.Dir(path))
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// checkPrivate returns an error unless only this user can enter the folder.
+func checkPrivate(path string, uid int) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() || int(stat.Uid) != uid || info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s is not a folder of user %d alone: remove it", path, uid)
+	}
+	return nil
+}
+
+// stopLeftover stops a PostgreSQL that a queued which was killed has left on
+// the cluster. The process whose number PostgreSQL wrote down is it only if it
+// is a postgres that works in the cluster's folder.
+func stopLeftover(cluster string) error {
+	pid := leftover(cluster)
+	if pid == 0 {
+		return nil
+	}
+	for _, signal := range []syscall.Signal{syscall.SIGINT, immediateShutdown} {
+		syscall.Kill(pid, signal)
+		for end := time.Now().Add(postgresStop); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+			if leftover(cluster) != pid {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("a PostgreSQL left over from before (process %d) does not stop", pid)
+}
+
+func leftover(cluster string) (pid int) {
+	b, err := os.ReadFile(filepath.Join(cluster, "postmaster.pid"))
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	pid, err = strconv.Atoi(strings.TrimSpace(first))
+	if err != nil || pid <= 1 || !runsPostgres(pid, cluster) {
+		return 0
+	}
+	return pid
+}
+
+func runsPostgres(pid int, cluster string) bool {
+	if _, err := os.Stat("/proc/self/exe"); err == nil {
+		program, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		program = strings.TrimSuffix(program, " (deleted)") // after an upgrade
+		folder, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+		real, err := filepath.EvalSymlinks(cluster)
+		return err == nil && filepath.Base(program) == "postgres" && folder == real
+	}
+	out, err := exec.Command("ps", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
+	program, _, _ := strings.Cut(string(out), " ")
+	return err == nil && filepath.Base(program) == "postgres" && strings.Contains(string(out), " -D "+cluster+" ")
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"strconv"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// The functions here look at JSON without changing it, because what clients
+// send comes back as they sent it: encoding/json would replace lone surrogates,
+// drop all but one of equal names, and lose digits. All of them expect text
+// that json.Valid accepts.
+
+// isNull reports whether raw is null or nothing at all.
+func isNull(raw []byte) bool {
+	return len(raw) == 0 || raw[0] == 'n'
+}
+
+// walkObject calls each with the name and the value of every member of an object.
+func walkObject(raw []byte, each func(name string, value []byte)) {
+	for i := skipSpace(raw, 1); raw[i] != '}'; {
+		end := skipValue(raw, i)
+		name := unquote(raw[i:end])
+		i = skipSpace(raw, skipSpace(raw, end)+1) // the colon
+		end = skipValue(raw, i)
+		each(name, raw[i:end])
+		if i = skipSpace(raw, end); raw[i] == ',' {
+			i = skipSpace(raw, i+1)
+		}
+	}
+}
+
+// walkArray calls each with every element of an array.
+func walkArray(raw []byte, each func(value []byte)) {
+	for i := skipSpace(raw, 1); raw[i] != ']'; {
+		end := skipValue(raw, i)
+		each(raw[i:end])
+		if i = skipSpace(raw, end); raw[i] == ',' {
+			i = skipSpace(raw, i+1)
+		}
+	}
+}
+
+func skipSpace(raw []byte, i int) int {
+	for i < len(raw) && (raw[i] == ' ' || raw[i] == '\t' || raw[i] == '\n' || raw[i] == '\r') {
+		i++
+	}
+	return i
+}
+
+// skipValue returns the end of the value that starts at i.
+func skipValue(raw []byte, i int) int {
+	switch raw[i] {
+	case '"':
+		return skipString(raw, i)
+	case '{', '[':
+		end, _ := nesting(raw, i)
+		return end
+	}
+	for i < len(raw) {
+		switch raw[i] {
+		case ' ', '\t', '\n', '\r', ',', ']', '}':
+			return i
+		}
+		i++
+	}
+	return i
+}
+
+func skipString(raw []byte, i int) int {
+	for i++; raw[i] != '"'; i++ {
+		if raw[i] == '\\' {
+			i++
+		}
+	}
+	return i + 1
+}
+
+// nesting returns the end of the array or object that starts at i and how deep
+// it is nested, 1 if it holds neither.
+func nesting(raw []byte, i int) (end, deepest int) {
+	for depth := 0; ; i++ {
+		switch raw[i] {
+		case '"':
+			i = skipString(raw, i) - 1
+		case '{', '[':
+			depth++
+			deepest = max(deepest, depth)
+		case '}', ']':
+			if depth--; depth == 0 {
+				return i + 1, deepest
+			}
+		}
+	}
+}
+
+// unquote returns the text of a JSON string. Lone surrogates, which UTF-8
+// cannot express, become the three bytes that their code points would have, so
+// that different strings stay different (the WTF-8 encoding).
+func unquote(raw []byte) string {
+	raw = raw[1 : len(raw)-1]
+	plain := true
+	for _, c := range raw {
+		if c == '\\' {
+			plain = false
+			break
+		}
+	}
+	if plain {
+		return string(raw)
+	}
+	b := make([]byte, 0, len(raw))
+	for i := 0; i < len(raw); i++ {
+		if raw[i] != '\\' {
+			b = append(b, raw[i])
+			continue
+		}
+		i++
+		switch raw[i] {
+		case 'b':
+			b = append(b, '\b')
+		case 'f':
+			b = append(b, '\f')
+		case 'n':
+			b = append(b, '\n')
+		case 'r':
+			b = append(b, '\r')
+		case 't':
+			b = append(b, '\t')
+		case 'u':
+			r := hexRune(raw[i+1:])
+			i += 4
+			if utf16.IsSurrogate(r) && i+6 < len(raw) && raw[i+1] == '\\' && raw[i+2] == 'u' {
+				if pair := utf16.DecodeRune(r, hexRune(raw[i+3:])); pair != utf8.RuneError {
+					r = pair
+					i += 6
+				}
+			}
+			if utf16.IsSurrogate(r) {
+				b = append(b, 0xe0|byte(r>>12), 0x80|byte(r>>6)&0x3f, 0x80|byte(r)&0x3f)
+			} else {
+				b = utf8.AppendRune(b, r)
+			}
+		default: // the quote, the backslash and the slash
+			b = append(b, raw[i])
+		}
+	}
+	return string(b)
+}
+
+func hexRune(digits []byte) rune {
+	n, _ := strconv.ParseUint(string(digits[:4]), 16, 32)
+	return rune(n)
+}

@@ -1,0 +1,378 @@
+package main
+
+import (
+	"context"
+	"math"
+	"slices"
+	"time"
+)
+
+// receiver is a request that wants messages of a queue.
+type receiver struct {
+	ctx   context.Context // done when the client is gone
+	limit int
+	wait  bool          // for something to become due; else one look is enough
+	turn  int           // its number among all that came to the dispatcher, from 1
+	reply chan delivery // holds one; who takes the receiver out of the line sends it
+}
+
+// delivery is the answer to a receiver: messages, or none after an error or a
+// drain.
+type delivery struct {
+	messages []message
+	err      error
+	// goodUntil is when the leases may end: the ack deadline after the claim
+	// was sent, so before they do, by the clock of this process.
+	goodUntil time.Time
+}
+
+// Bounds of what one receiver gets and one statement claims, in bytes of data
+// and attributes. A message that is larger goes alone.
+const (
+	deliverySize = 8 << 20
+	claimSize    = 4 * deliverySize
+	claimRows    = 1000
+)
+
+// dispatcher feeds the receivers of one queue, in the order in which they came,
+// as long as there are any. One claim serves all that wait. When nothing is due
+// it sleeps, and that is the long poll.
+//
+// The engine's mutex guards all fields but bell.
+type dispatcher struct {
+	queueID   string
+	line      []*receiver
+	turns     int           // receivers that have come
+	impatient int           // receivers in line that do not wait
+	woken     bool          // since the last claim began
+	clock     clock         // of PostgreSQL
+	dueAt     time.Time     // the next time that something becomes due, by that clock; zero if not known
+	asleep    bool          // nothing is due, and nobody has come since that was found
+	bell      chan struct{} // holds one; rung when the dispatcher should look at its fields
+}
+
+func (d *dispatcher) ring() {
+	select {
+	case d.bell <- struct{}{}:
+	default:
+	}
+}
+
+// expect tells the dispatcher that something is due at that time.
+func (d *dispatcher) expect(dueAt time.Time) {
+	if d.clock.until(dueAt) <= 0 {
+		d.woken = true
+	} else if d.dueAt.IsZero() || dueAt.Before(d.dueAt) {
+		d.dueAt = dueAt
+	} else {
+		return
+	}
+	d.ring()
+}
+
+// clock tells the time of PostgreSQL: what it was when PostgreSQL last told us,
+// and what our monotonic clock has counted since. It is for waiting only; no
+// statement sees it.
+type clock struct {
+	told time.Time
+	at   time.Time // of this process
+}
+
+func (c *clock) set(told time.Time) {
+	c.told, c.at = told, time.Now()
+}
+
+// until returns how long it is until t, zero or less if it is past, or if
+// either time is not known.
+func (c *clock) until(t time.Time) time.Duration {
+	if c.told.IsZero() || t.IsZero() {
+		return 0
+	}
+	return t.Sub(c.told) - time.Since(c.at)
+}
+
+// receive leases up to limit due messages of the queue, oldest due first: each
+// counts one delivery attempt and is hidden until the queue's ack deadline. If
+// there is none it waits for one, for at most wait. What it returns may be
+// empty; what the caller does not deliver it hands to giveBack.
+func (e *engine) receive(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
+	r := &receiver{ctx: ctx, limit: limit, wait: wait > 0, reply: make(chan delivery, 1)}
+	if err := e.join(queueID, r); err != nil {
+		return delivery{}, err
+	}
+	var timeout <-chan time.Time // without one the answer comes after one claim
+	if r.wait {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	select {
+	case v := <-r.reply:
+		return v, v.err
+	case <-timeout:
+		if e.leave(queueID, r) {
+			return delivery{}, nil
+		}
+		v := <-r.reply // it was being served
+		return v, v.err
+	case <-ctx.Done():
+		if !e.leave(queueID, r) {
+			e.giveBack(queueID, (<-r.reply).messages)
+		}
+		return delivery{}, ctx.Err()
+	}
+}
+
+// join puts a receiver at the end of the line.
+func (e *engine) join(queueID string, r *receiver) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.draining {
+		r.reply <- delivery{}
+		return nil
+	}
+	if e.receivers >= maxReceivers {
+		return errOverloaded
+	}
+	e.receivers++
+	d := e.dispatchers[queueID]
+	if d == nil {
+		d = &dispatcher{queueID: queueID, bell: make(chan struct{}, 1)}
+		e.dispatchers[queueID] = d
+		e.dispatching.Go(func() { e.dispatch(d) })
+	}
+	d.turns++
+	r.turn = d.turns
+	if !r.wait {
+		d.impatient++
+	}
+	d.line = append(d.line, r)
+	d.woken = true
+	d.ring()
+	return nil
+}
+
+// leave takes a receiver out of the line. It returns false if the receiver is
+// not there any more: then its reply is in the channel.
+func (e *engine) leave(queueID string, r *receiver) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d := e.dispatchers[queueID]
+	if d == nil {
+		return false
+	}
+	i := slices.Index(d.line, r)
+	if i < 0 {
+		return false
+	}
+	d.line = slices.Delete(d.line, i, i+1)
+	e.receivers--
+	if !r.wait {
+		d.impatient--
+	}
+	d.ring()
+	return true
+}
+
+// giveBack takes messages that their receiver did not get: they go to the next
+// in line, or are due again as if they had never been received.
+func (e *engine) giveBack(queueID string, messages []message) {
+	if len(messages) == 0 {
+		return
+	}
+	// A client that is gone no longer waits for this.
+	err := e.releases.do(context.Background(), messages, len(messages), 0)
+	if err != nil {
+		// They come back when their lease ends.
+		e.log.Warn("messages of a receiver that is gone could not be released", "queue", queueID, "count", len(messages), "error", err)
+	}
+}
+
+// wake tells the receivers of a queue, if there are any, that something in it
+// is due at that time.
+func (e *engine) wake(queueID string, dueAt time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d := e.dispatchers[queueID]; d != nil {
+		d.expect(dueAt)
+	}
+}
+
+// wakeAll makes every dispatcher look, at the cost of one statement: whatever
+// could have been announced was not heard.
+func (e *engine) wakeAll() {
+	select {
+	case e.lookNow <- struct{}{}:
+	default:
+	}
+}
+
+// dispatch serves the line until it is empty.
+func (e *engine) dispatch(d *dispatcher) {
+	fruitless := 0 // claims in a row that found nothing although something was due
+	for {
+		e.mu.Lock()
+		if len(d.line) == 0 {
+			delete(e.dispatchers, d.queueID)
+			e.mu.Unlock()
+			return
+		}
+		d.woken, d.asleep, d.dueAt = false, false, time.Time{}
+		asked, wanted := d.turns, 0
+		for _, r := range d.line {
+			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows {
+				break
+			}
+		}
+		e.mu.Unlock()
+
+		v := e.claim(d.queueID, wanted)
+		if !e.handOut(d, asked, v) || len(v.messages) == wanted {
+			continue
+		}
+		overdue := e.expectNext(d)
+		if overdue && len(v.messages) == 0 {
+			fruitless++
+		} else {
+			fruitless = 0
+		}
+		e.sleep(d, pause(fruitless))
+	}
+}
+
+// pause returns how long to wait before claiming again what somebody else seems
+// to have locked. The first time it may just have become due.
+func pause(fruitless int) time.Duration {
+	if fruitless <= 1 {
+		return 0
+	}
+	return min(time.Millisecond<<min(fruitless, 10), 100*time.Millisecond)
+}
+
+// handOut answers receivers with what was claimed when asked of them had come:
+// in the order of the line, each as much as it wants. What nobody wants any
+// more is released. It reports whether there is reason to wait: receivers that
+// wait, and no word of anything due since the claim.
+func (e *engine) handOut(d *dispatcher, asked int, v delivery) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	messages := v.messages
+	line := d.line
+	d.line = nil
+	for i, r := range line {
+		if len(messages) == 0 && v.err == nil && d.impatient == 0 {
+			d.line = append(d.line, line[i:]...)
+			break
+		}
+		if len(messages) > 0 && r.ctx.Err() == nil {
+			n := share(messages, r.limit)
+			d.answer(r, delivery{messages: messages[:n:n], goodUntil: v.goodUntil})
+			messages = messages[n:]
+		} else if r.ctx.Err() != nil || r.turn <= asked && (v.err != nil || !r.wait) {
+			d.answer(r, delivery{err: v.err})
+		} else {
+			d.line = append(d.line, r)
+		}
+	}
+	e.receivers -= len(line) - len(d.line)
+	if len(messages) > 0 {
+		e.dispatching.Go(func() { e.giveBack(d.queueID, messages) })
+	}
+	return len(d.line) > 0 && !d.woken
+}
+
+// answer ends the wait of a receiver that is no longer in the line.
+func (d *dispatcher) answer(r *receiver, v delivery) {
+	if !r.wait {
+		d.impatient--
+	}
+	r.reply <- v
+}
+
+// share returns how many of the messages a receiver gets: at most limit and at
+// most deliverySize bytes, but one in any case.
+func share(messages []message, limit int) int {
+	size := 0
+	for n, m := range messages {
+		size += m.size
+		if n == limit || n > 0 && size > deliverySize {
+			return n
+		}
+	}
+	return len(messages)
+}
+
+// claim leases up to limit messages of the queue.
+func (e *engine) claim(queueID string, limit int) delivery {
+	s := <-e.claimers
+	defer func() { e.claimers <- s }()
+	sentAt := time.Now()
+	terms, err := s.leaseTerms(queueID)
+	if err != nil {
+		return delivery{err: unknown(err)}
+	}
+	messages, err := s.claim(queueID, terms, limit, claimSize)
+	if err != nil {
+		// What was locked for a moment, others may have passed over.
+		e.announce(queueID, time.Time{})
+		return delivery{err: unknown(err)}
+	}
+	size := 0
+	for _, m := range messages {
+		size += m.size
+	}
+	if size >= claimSize {
+		e.announce(queueID, time.Time{}) // likewise: rows beyond the budget were locked
+	}
+	return delivery{messages: messages, goodUntil: sentAt.Add(terms.ackDeadline)}
+}
+
+// expectNext finds out when the next message of the queue becomes due, and
+// reports whether that time is past.
+func (e *engine) expectNext(d *dispatcher) (overdue bool) {
+	s := <-e.claimers
+	all, err := s.nextDue([]string{d.queueID})
+	e.claimers <- s
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil {
+		return false // the slow look goes on trying
+	}
+	if len(all) == 0 {
+		d.woken = true // the queue is gone, the next claim says so
+		return false
+	}
+	v := all[0]
+	d.clock.set(v.now)
+	if !v.dueAt.IsZero() && (d.dueAt.IsZero() || v.dueAt.Before(d.dueAt)) {
+		d.dueAt = v.dueAt
+	}
+	return !d.dueAt.IsZero() && d.clock.until(d.dueAt) <= 0
+}
+
+// sleep returns when the dispatcher should claim again: it was woken, it has
+// nobody to wait for any more, or the next message is due, though then not
+// before the pause is over.
+func (e *engine) sleep(d *dispatcher, pause time.Duration) {
+	notBefore := time.Now().Add(pause)
+	for {
+		e.mu.Lock()
+		awake := d.woken || len(d.line) == 0
+		wait := time.Duration(math.MaxInt64)
+		if !d.dueAt.IsZero() {
+			wait = max(d.clock.until(d.dueAt), time.Until(notBefore))
+		}
+		d.asleep = !awake && wait > 0
+		e.mu.Unlock()
+		if !d.asleep {
+			return
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-d.bell:
+			timer.Stop()
+		case <-timer.C:
+			return
+		}
+	}
+}

@@ -1,0 +1,83 @@
+-- Everything queued keeps, in the schema "queued" of a PostgreSQL database
+-- that may well be an application's own. Each part between "-- step" lines is
+-- one version: a database at version n gets the parts after n, in order, in one
+-- transaction (store.go, migrate). A step that has been released is never
+-- edited: a change is a new step at the end.
+--
+-- What keeps the door to more than one machine open (the table messages
+-- distributed by queue_key): its keys and indexes all hold queue_key, nothing
+-- references it, it has no trigger, and no statement changes queue_key: a move
+-- is a DELETE and an INSERT in one statement.
+
+-- step 1
+
+CREATE SCHEMA IF NOT EXISTS queued;
+
+CREATE TABLE queued.schema_version (
+    version    integer     NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE queued.topics (
+    id         text COLLATE "C" PRIMARY KEY CHECK (id ~ '^[a-zA-Z0-9._-]{1,128}$'),
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE queued.queues (
+    id                        text COLLATE "C" PRIMARY KEY CHECK (id ~ '^[a-zA-Z0-9._-]{1,128}$'),
+    -- What messages refer to. Never reused, so that a queue made again under
+    -- the id of a deleted one does not inherit its messages.
+    key                       bigint  GENERATED ALWAYS AS IDENTITY UNIQUE,
+    -- Null: receives from no topic.
+    topic_id                  text COLLATE "C" REFERENCES queued.topics ON DELETE SET NULL,
+    -- Null: a message is delivered until it is acked or expires.
+    dead_queue_id             text COLLATE "C" REFERENCES queued.queues ON DELETE SET NULL,
+    -- For how long a received message is hidden.
+    ack_deadline_seconds      integer NOT NULL CHECK (ack_deadline_seconds > 0),
+    -- For how long after its publication a message is kept.
+    message_retention_seconds integer NOT NULL CHECK (message_retention_seconds > 0),
+    -- {"attribute": ["value", …], …}, kept as sent. Null: every message matches.
+    message_filters           json,
+    -- After so many deliveries a message is exhausted. Null, or without a dead
+    -- queue: never.
+    message_max_deliveries    integer CHECK (message_max_deliveries > 0),
+    -- For how long a new message is hidden. Null: not at all.
+    delivery_delay_seconds    integer CHECK (delivery_delay_seconds > 0),
+    created_at                timestamptz NOT NULL DEFAULT now(),
+    updated_at                timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE INDEX queues_topic_id ON queued.queues (topic_id);
+CREATE INDEX queues_dead_queue_id ON queued.queues (dead_queue_id);
+
+-- The keys of deleted queues whose messages the cleanup still has to remove.
+CREATE TABLE queued.deleted_queues (
+    key        bigint      PRIMARY KEY,
+    deleted_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE queued.messages (
+    id                uuid        NOT NULL, -- version 7: new rows land at the right edge of the index
+    queue_key         bigint      NOT NULL, -- queues.key; no foreign key, see above
+    seq               bigint      GENERATED ALWAYS AS IDENTITY, -- order among messages due at the same time
+    data              json        NOT NULL, -- json and not jsonb: kept as sent
+    attributes        json,                 -- an object of strings, kept as sent; null: none were sent
+    size              integer     NOT NULL, -- bytes of data and attributes, bounds what one receive claims
+    delivery_attempts integer     NOT NULL DEFAULT 0,
+    in_flight         boolean     NOT NULL DEFAULT false, -- somebody received it, and may hold it until scheduled_at
+    last_delivery     boolean     NOT NULL DEFAULT false, -- the dead queue is next, unless it is acked
+    expired_at        timestamptz NOT NULL, -- from then on it is never received
+    scheduled_at      timestamptz NOT NULL, -- due from then on; while in flight the end of the lease
+    created_at        timestamptz NOT NULL, -- when it was published; survives moves between queues
+    updated_at        timestamptz NOT NULL,
+    -- The id alone is unique but for the time of a move; an ack knows nothing else.
+    PRIMARY KEY (id, queue_key)
+);
+
+-- The index that carries everything: the oldest due messages of a queue. Every
+-- receive moves a row in it, so each further index costs on every receive.
+CREATE INDEX messages_due ON queued.messages (queue_key, scheduled_at, seq);
+
+-- What the cleanup moves to dead queues; receives that are not a message's
+-- last do not touch it.
+CREATE INDEX messages_last_delivery ON queued.messages (queue_key, scheduled_at) WHERE last_delivery;

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// Bounds of every conversation with PostgreSQL. PostgreSQL cancels a statement
+// after statementTimeout; a connection that stays silent for longer than that
+// is dead, and only networkTimeout gets us out: lib/pq waits for the answer
+// even when the context of a query is done.
+const (
+	connectTimeout   = 5 * time.Second
+	statementTimeout = 30 * time.Second
+	networkTimeout   = statementTimeout + 5*time.Second
+)
+
+// connectionSettings are the run-time parameters of every connection.
+//
+// A table that was just created or just filled has no statistics, and the
+// planner then prefers to sort all due rows for each receive. With these
+// settings there is one plan for each statement from the first second on; jit
+// is among them because a disabled plan node looks expensive enough to compile.
+var connectionSettings = [][2]string{
+	{"binary_parameters", "no"}, // of lib/pq: our arrays are text
+	{"timezone", "UTC"},
+	{"statement_timeout", fmt.Sprint(statementTimeout.Milliseconds())},
+	{"idle_in_transaction_session_timeout", fmt.Sprint(networkTimeout.Milliseconds())},
+	{"enable_seqscan", "off"},
+	{"enable_bitmapscan", "off"},
+	{"enable_sort", "off"},
+	{"jit", "off"},
+	{"plan_cache_mode", "force_generic_plan"},
+}
+
+// connectionString adds our settings to a PostgreSQL URL or a string of
+// key=value pairs. As in libpq, and not as in lib/pq, TLS is used where the
+// server offers it unless sslmode says otherwise.
+func connectionString(database string) (string, error) {
+	defaults := [][2]string{
+		{"application_name", "queued"},
+		{"connect_timeout", fmt.Sprint(int(connectTimeout.Seconds()))},
+	}
+	if os.Getenv("PGSSLMODE") == "" {
+		defaults = append(defaults, [2]string{"sslmode", "prefer"})
+	}
+	dsn := database
+	if strings.HasPrefix(database, "postgres://") || strings.HasPrefix(database, "postgresql://") {
+		u, err := url.Parse(database)
+		if err != nil {
+			// The text of a url.Error holds the URL, and that the password.
+			return "", errors.New("not a valid URL")
+		}
+		q := u.Query()
+		for _, s := range defaults {
+			if !q.Has(s[0]) {
+				q.Set(s[0], s[1])
+			}
+		}
+		for _, s := range connectionSettings {
+			q.Set(s[0], s[1])
+		}
+		u.RawQuery = q.Encode()
+		dsn = u.String()
+	} else {
+		// The last of two equal keys counts.
+		var b strings.Builder
+		for _, s := range defaults {
+			fmt.Fprintf(&b, "%s=%s ", s[0], s[1])
+		}
+		b.WriteString(database)
+		for _, s := range connectionSettings {
+			fmt.Fprintf(&b, " %s=%s", s[0], s[1])
+		}
+		dsn = b.String()
+	}
+	if _, err := pq.NewConfig(dsn); err != nil {
+		return "", errors.New("neither a PostgreSQL URL nor a list of key=value pairs that PostgreSQL knows")
+	}
+	return dsn, nil
+}
+
+// dialer makes connections whose every read and write ends within timeout. It
+// is a pq.Dialer and a pq.DialerContext.
+type dialer struct{ timeout time.Duration }
+
+func (d dialer) Dial(network, address string) (net.Conn, error) {
+	return d.DialTimeout(network, address, connectTimeout)
+}
+
+func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return d.DialContext(ctx, network, address)
+}
+
+func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &deadlineConn{Conn: conn, timeout: d.timeout}, nil
+}
+
+// deadlineConn gives each read and write its own deadline. lib/pq reads only
+// while it waits for an answer, so an idle connection does not time out.
+type deadlineConn struct {
+	net.Conn
+	timeout time.Duration
+}
+
+func (c *deadlineConn) Read(b []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(c.timeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(b)
+}
+
+func (c *deadlineConn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
+
+// session is a connection that one goroutine at a time owns, with its prepared
+// statements. It connects when first used and again after it was lost, but
+// never runs a statement twice: whether a statement whose connection broke was
+// carried out is unknown, and only the caller knows what to do then.
+type session struct {
+	db         *sql.DB
+	conn       *sql.Conn
+	statements map[string]*sql.Stmt
+}
+
+func newSession(db *sql.DB) *session {
+	return &session{db: db}
+}
+
+// query runs a statement that is prepared on first use. The caller reads the
+// rows to the end before it uses the session again.
+//
+// There is no context for the statement: cancelling one costs a goroutine a
+// statement and ends the connection, and all are bounded in time anyway.
+func (s *session) query(query string, args ...any) (*sql.Rows, error) {
+	stmt, err := s.prepare(query)
+	if err != nil {
+		s.check(err)
+		return nil, err
+	}
+	rows, err := stmt.Query(args...)
+	s.check(err)
+	return rows, err
+}
+
+func (s *session) prepare(query string) (*sql.Stmt, error) {
+	if stmt := s.statements[query]; stmt != nil {
+		return stmt, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	defer cancel()
+	if s.conn == nil {
+		conn, err := s.db.Conn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		s.conn, s.statements = conn, make(map[string]*sql.Stmt)
+	}
+	stmt, err := s.conn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	s.statements[query] = stmt
+	return stmt, nil
+}
+
+// check drops the connection if err leaves it, or what is prepared on it, in a
+// state that is not known to be good. Whoever reads rows calls it too.
+func (s *session) check(err error) {
+	if err == nil || rejected(err) && !stalePlan(err) {
+		return
+	}
+	s.close()
+}
+
+func (s *session) close() {
+	if s.conn != nil {
+		s.conn.Close() // also closes the statements; lib/pq tells database/sql whether it may be used again
+	}
+	s.conn, s.statements = nil, nil
+}
+
+// rejected reports whether PostgreSQL refused the statement and so did nothing:
+// it answered with an error, and not with one that ends the connection.
+func rejected(err error) bool {
+	e := pq.As(err)
+	if e == nil {
+		return false
+	}
+	switch e.Code.Class() {
+	case "08", "58", "XX": // connection, system error, internal error
+		return false
+	case "57":
+		return e.Code == "57014" // query_canceled; the others are shutdowns
+	}
+	return true
+}
+
+// stalePlan reports whether err comes from what a connection has prepared: the
+// schema changed under it, or a pooler gave us another connection.
+func stalePlan(err error) bool {
+	e := pq.As(err)
+	return e != nil && (e.Code == "0A000" || e.Code == "26000")
+}
+
+// temporary reports whether PostgreSQL rejected a statement for a reason that
+// has nothing to do with it: the database is read-only (class 25), the statement
+// lost against others (40, 55), resources are exhausted (53), it was cancelled (57).
+func temporary(err error) bool {
+	e := pq.As(err)
+	if e == nil {
+		return false
+	}
+	switch e.Code.Class() {
+	case "25", "40", "53", "55", "57":
+		return true
+	}
+	return false
+}
+
+// atFault reports whether PostgreSQL rejected what a request brought, so that
+// the same request will fail again: data it cannot represent (class 22),
+// constraints (23), and limits (54).
+func atFault(err error) bool {
+	e := pq.As(err)
+	if e == nil {
+		return false
+	}
+	switch e.Code.Class() {
+	case "22", "23", "54":
+		return true
+	}
+	return false
+}

@@ -1,0 +1,1070 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
+)
+
+// What the callers of the store and of the engine tell apart.
+var (
+	errNotFound      = errors.New("not found")
+	errTopicNotFound = fmt.Errorf("topic %w", errNotFound)
+	errQueueNotFound = fmt.Errorf("queue %w", errNotFound)
+
+	errExists      = errors.New("already exists")
+	errTopicExists = fmt.Errorf("topic %w", errExists)
+	errQueueExists = fmt.Errorf("queue %w", errExists)
+
+	// errUnavailable says that the database cannot be reached, or that what
+	// became of a statement is unknown. Nothing was retried.
+	errUnavailable = errors.New("the database is not available")
+)
+
+// timestamp is a time in the wire format of the API: UTC without a zone, six
+// digits after the second.
+type timestamp struct{ time.Time }
+
+const timestampLayout = "2006-01-02T15:04:05.000000"
+
+func (t timestamp) MarshalJSON() ([]byte, error) {
+	return t.appendJSON(nil), nil
+}
+
+func (t timestamp) appendJSON(b []byte) []byte {
+	b = append(b, '"')
+	b = t.UTC().AppendFormat(b, timestampLayout)
+	return append(b, '"')
+}
+
+func (t *timestamp) Scan(src any) error {
+	at, ok := src.(time.Time)
+	if !ok {
+		return fmt.Errorf("timestamp: cannot scan %T", src)
+	}
+	t.Time = at
+	return nil
+}
+
+// topic is what messages are published to.
+type topic struct {
+	ID        string    `json:"id"`
+	CreatedAt timestamp `json:"created_at"`
+}
+
+// queue is what messages are received from.
+type queue struct {
+	ID string `json:"id"`
+	queueSettings
+	CreatedAt timestamp `json:"created_at"`
+	UpdatedAt timestamp `json:"updated_at"`
+}
+
+// queueSettings is what a client decides about a queue. See schema.sql for what
+// each of them means and what null says.
+type queueSettings struct {
+	TopicID                 *string         `json:"topic_id"`
+	DeadQueueID             *string         `json:"dead_queue_id"`
+	AckDeadlineSeconds      int             `json:"ack_deadline_seconds"`
+	MessageRetentionSeconds int             `json:"message_retention_seconds"`
+	MessageFilters          json.RawMessage `json:"message_filters"`
+	MessageMaxDeliveries    *int            `json:"message_max_deliveries"`
+	DeliveryDelaySeconds    *int            `json:"delivery_delay_seconds"`
+}
+
+// message is one message in one queue: a publish makes one for each queue that
+// gets it.
+type message struct {
+	ID               string
+	QueueID          string
+	Data             []byte // JSON as sent
+	Attributes       []byte // JSON as sent; nil if there are none
+	DeliveryAttempts int
+	ExpiredAt        timestamp
+	ScheduledAt      timestamp
+	CreatedAt        timestamp
+	UpdatedAt        timestamp
+
+	queueKey int64
+	seq      int64     // order among messages due at the same time
+	size     int       // bytes of Data and Attributes
+	dueAt    timestamp // of a received message: when it was due, before it was leased
+}
+
+// appendJSON appends the message in the wire format. It is written by hand
+// because encoding/json would check and rewrite data that is kept as sent.
+func (m *message) appendJSON(b []byte) []byte {
+	b = append(b, `{"id":"`...)
+	b = append(b, m.ID...)
+	b = append(b, `","queue_id":"`...)
+	b = append(b, m.QueueID...) // needs no escapes
+	b = append(b, `","data":`...)
+	b = append(b, m.Data...)
+	b = append(b, `,"attributes":`...)
+	if m.Attributes == nil {
+		b = append(b, "null"...)
+	} else {
+		b = append(b, m.Attributes...)
+	}
+	b = append(b, `,"delivery_attempts":`...)
+	b = strconv.AppendInt(b, int64(m.DeliveryAttempts), 10)
+	b = append(b, `,"expired_at":`...)
+	b = m.ExpiredAt.appendJSON(b)
+	b = append(b, `,"scheduled_at":`...)
+	b = m.ScheduledAt.appendJSON(b)
+	b = append(b, `,"created_at":`...)
+	b = m.CreatedAt.appendJSON(b)
+	b = append(b, `,"updated_at":`...)
+	b = m.UpdatedAt.appendJSON(b)
+	return append(b, '}')
+}
+
+// queueStats counts the messages of a queue that could be received now.
+type queueStats struct {
+	NumUndeliveredMessages         int64 `json:"num_undelivered_messages"`
+	OldestUnackedMessageAgeSeconds int64 `json:"oldest_unacked_message_age_seconds"`
+}
+
+// store is the data: every statement but those of the cleanup is here. The
+// methods of *store run on any connection; those of *session, further down, are
+// the engine's and run on a connection that it owns.
+type store struct {
+	db *sql.DB
+}
+
+//go:embed schema.sql
+var schemaSQL string
+
+// schemaSteps returns the parts of schema.sql: applying the first n of them
+// makes a database of version n.
+func schemaSteps() []string {
+	return strings.Split(schemaSQL, "-- step ")[1:]
+}
+
+// schemaLock is the key of the advisory lock that servers starting together
+// take turns by: CREATE TABLE IF NOT EXISTS fails when two run it at once.
+const schemaLock = 0x71756575_65640001
+
+// errSchemaNewer is returned by migrate if a newer queued was here before.
+var errSchemaNewer = errors.New("the database has a newer schema")
+
+// migrate carries the schema to the last of steps. It changes nothing, and
+// needs no right to, if the database is there already.
+func (s *store) migrate(ctx context.Context, steps []string) error {
+	version, err := schemaVersion(ctx, s.db)
+	if err != nil || version == len(steps) {
+		return err
+	}
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
+		return err
+	}
+	if version, err = schemaVersion(ctx, tx); err != nil {
+		return err
+	}
+	if version > len(steps) {
+		return fmt.Errorf("%w: version %d, this queued knows %d", errSchemaNewer, version, len(steps))
+	}
+	for i, step := range steps[version:] {
+		// The first line of a step is its number.
+		_, statements, _ := strings.Cut(step, "\n")
+		if _, err := tx.ExecContext(ctx, statements); err != nil {
+			return fmt.Errorf("schema step %d: %w", version+i+1, err)
+		}
+	}
+	if _, err := tx.ExecContext(ctx, "INSERT INTO queued.schema_version (version) VALUES ($1)", len(steps)); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// querier is a *sql.DB or a *sql.Tx.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// schemaVersion returns 0 for a database that queued has not seen yet.
+func schemaVersion(ctx context.Context, q querier) (version int, err error) {
+	var there bool
+	err = q.QueryRowContext(ctx, "SELECT to_regclass('queued.schema_version') IS NOT NULL").Scan(&there)
+	if err != nil || !there {
+		return 0, err
+	}
+	err = q.QueryRowContext(ctx, "SELECT coalesce(max(version), 0) FROM queued.schema_version").Scan(&version)
+	return version, err
+}
+
+// ping returns an error unless the database answers and has the schema.
+func (s *store) ping(ctx context.Context) error {
+	_, err := schemaVersion(ctx, s.db)
+	return unknown(err)
+}
+
+// unknown turns every error but those that PostgreSQL reports about a
+// statement into errUnavailable.
+func unknown(err error) error {
+	if err == nil || errors.Is(err, errUnavailable) || errors.Is(err, sql.ErrNoRows) ||
+		errors.Is(err, context.Canceled) || rejected(err) && !temporary(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errUnavailable, err)
+}
+
+const insertTopic = `
+INSERT INTO queued.topics (id)
+VALUES ($1)
+RETURNING id, created_at`
+
+func (s *store) createTopic(ctx context.Context, id string) (topic, error) {
+	t, err := scanTopic(s.db.QueryRowContext(ctx, insertTopic, id))
+	if pq.As(err, pqerror.UniqueViolation) != nil {
+		return topic{}, errTopicExists
+	}
+	return t, unknown(err)
+}
+
+const selectTopic = `
+SELECT id, created_at
+FROM queued.topics
+WHERE id = $1`
+
+func (s *store) topic(ctx context.Context, id string) (topic, error) {
+	t, err := scanTopic(s.db.QueryRowContext(ctx, selectTopic, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return topic{}, errTopicNotFound
+	}
+	return t, unknown(err)
+}
+
+const selectTopics = `
+SELECT id, created_at
+FROM queued.topics
+ORDER BY id
+LIMIT $2 OFFSET $1`
+
+func (s *store) topics(ctx context.Context, offset, limit int) ([]topic, error) {
+	return collect(ctx, s.db, scanTopic, selectTopics, offset, limit)
+}
+
+const deleteTopic = `
+DELETE FROM queued.topics
+WHERE id = $1`
+
+// deleteTopic leaves the topic's queues, without a topic.
+func (s *store) deleteTopic(ctx context.Context, id string) error {
+	return affectOne(ctx, s.db, errTopicNotFound, deleteTopic, id)
+}
+
+func scanTopic(row scanner) (t topic, err error) {
+	err = row.Scan(&t.ID, &t.CreatedAt)
+	return t, err
+}
+
+// The columns of a queue, in the order of scanQueue.
+const queueColumns = `id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
+       message_filters, message_max_deliveries, delivery_delay_seconds, created_at, updated_at`
+
+func scanQueue(row scanner) (q queue, err error) {
+	err = row.Scan(&q.ID, &q.TopicID, &q.DeadQueueID, &q.AckDeadlineSeconds, &q.MessageRetentionSeconds,
+		(*[]byte)(&q.MessageFilters), &q.MessageMaxDeliveries, &q.DeliveryDelaySeconds, &q.CreatedAt, &q.UpdatedAt)
+	return q, err
+}
+
+// The statement also says which of the references is missing: a foreign key
+// alone would report a taken id first.
+const insertQueue = `
+WITH refs AS MATERIALIZED (
+    SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
+           $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
+), added AS (
+    INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
+                               message_filters, message_max_deliveries, delivery_delay_seconds)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8
+    FROM refs
+    WHERE topic_found AND dead_queue_found
+    RETURNING ` + queueColumns + `
+)
+SELECT topic_found, dead_queue_found
+FROM refs`
+
+// createQueue returns errTopicNotFound or errQueueNotFound if a topic or a dead
+// queue that it names is unknown, and errQueueExists if the id is taken.
+func (s *store) createQueue(ctx context.Context, id string, settings queueSettings) (queue, error) {
+	if err := s.putQueue(ctx, insertQueue, id, settings); err != nil {
+		return queue{}, err
+	}
+	return s.queue(ctx, id)
+}
+
+const updateQueue = `
+WITH refs AS MATERIALIZED (
+    SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
+           $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
+    FROM queued.queues
+    WHERE id = $1
+), changed AS (
+    UPDATE queued.queues
+    SET topic_id = $2, dead_queue_id = $3, ack_deadline_seconds = $4, message_retention_seconds = $5,
+        message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8, updated_at = now()
+    FROM refs
+    WHERE queues.id = $1 AND topic_found AND dead_queue_found
+)
+SELECT topic_found, dead_queue_found
+FROM refs`
+
+// updateQueue replaces the settings of a queue. It returns errQueueNotFound and
+// errTopicNotFound as createQueue does.
+func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (queue, error) {
+	if err := s.putQueue(ctx, updateQueue, id, settings); err != nil {
+		return queue{}, err
+	}
+	return s.queue(ctx, id)
+}
+
+func (s *store) putQueue(ctx context.Context, statement, id string, v queueSettings) error {
+	var topicFound, deadQueueFound bool
+	err := s.db.QueryRowContext(ctx, statement, id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
+		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
+	).Scan(&topicFound, &deadQueueFound)
+	switch e := pq.As(err); {
+	case errors.Is(err, sql.ErrNoRows):
+		return errQueueNotFound
+	case e != nil && e.Code == pqerror.UniqueViolation:
+		return errQueueExists
+	case e != nil && e.Code == pqerror.ForeignKeyViolation && strings.Contains(e.Constraint, "topic_id"):
+		return errTopicNotFound // deleted at this very moment
+	case e != nil && e.Code == pqerror.ForeignKeyViolation:
+		return errQueueNotFound
+	case err != nil:
+		return unknown(err)
+	case !topicFound:
+		return errTopicNotFound
+	case !deadQueueFound:
+		return errQueueNotFound
+	}
+	return nil
+}
+
+const selectQueue = `
+SELECT ` + queueColumns + `
+FROM queued.queues
+WHERE id = $1`
+
+func (s *store) queue(ctx context.Context, id string) (queue, error) {
+	q, err := scanQueue(s.db.QueryRowContext(ctx, selectQueue, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return queue{}, errQueueNotFound
+	}
+	return q, unknown(err)
+}
+
+const selectQueues = `
+SELECT ` + queueColumns + `
+FROM queued.queues
+ORDER BY id
+LIMIT $2 OFFSET $1`
+
+func (s *store) queues(ctx context.Context, offset, limit int) ([]queue, error) {
+	return collect(ctx, s.db, scanQueue, selectQueues, offset, limit)
+}
+
+const deleteQueue = `
+WITH deleted AS (
+    DELETE FROM queued.queues
+    WHERE id = $1
+    RETURNING key
+)
+INSERT INTO queued.deleted_queues (key)
+SELECT key
+FROM deleted`
+
+// deleteQueue makes the queue and its messages unreachable at once; the cleanup
+// removes the messages.
+func (s *store) deleteQueue(ctx context.Context, id string) error {
+	return affectOne(ctx, s.db, errQueueNotFound, deleteQueue, id)
+}
+
+const selectStats = `
+SELECT count(m.id), coalesce(extract(epoch FROM now() - min(m.created_at)), 0)::bigint
+FROM queued.queues q
+LEFT JOIN queued.messages m
+    ON m.queue_key = q.key
+    AND m.scheduled_at <= now()
+    AND m.expired_at > now()
+    AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries)
+WHERE q.id = $1
+GROUP BY q.id`
+
+func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
+	var v queueStats
+	err := s.db.QueryRowContext(ctx, selectStats, queueID).Scan(&v.NumUndeliveredMessages, &v.OldestUnackedMessageAgeSeconds)
+	if errors.Is(err, sql.ErrNoRows) {
+		return v, errQueueNotFound
+	}
+	return v, unknown(err)
+}
+
+// workBatch is how many rows one statement of a large piece of work changes: a
+// compromise between the cost of a commit and the time others wait.
+const workBatch = 2000
+
+// snapshot says which messages of a queue were there at one moment.
+type snapshot struct {
+	key int64     // of the queue
+	at  time.Time // the clock of PostgreSQL
+	seq int64     // messages that come later have a larger one
+}
+
+const selectSnapshot = `
+SELECT key, now(), (SELECT last_value FROM queued.messages_seq_seq)
+FROM queued.queues
+WHERE id = $1`
+
+func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err error) {
+	err = s.db.QueryRowContext(ctx, selectSnapshot, queueID).Scan(&v.key, &v.at, &v.seq)
+	if errors.Is(err, sql.ErrNoRows) {
+		return v, errQueueNotFound
+	}
+	return v, unknown(err)
+}
+
+// The rows of a batch are locked in the order of the index; a row that somebody
+// else holds is left for a later round. Starting after the last row of the
+// batch before keeps the statement from walking over what that one deleted.
+const purgeBatch = `
+WITH due AS MATERIALIZED (
+    SELECT ctid AS tid, scheduled_at, seq
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND (scheduled_at, seq) > ($3, $4)
+        AND seq <= $2
+    ORDER BY scheduled_at, seq
+    LIMIT $5
+    FOR UPDATE SKIP LOCKED
+), purged AS (
+    DELETE FROM queued.messages m
+    USING due
+    WHERE m.ctid = due.tid
+)
+SELECT scheduled_at, seq
+FROM due
+ORDER BY scheduled_at DESC, seq DESC
+LIMIT 1`
+
+const purgeLeft = `
+SELECT EXISTS (
+    SELECT
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND seq <= $2
+)`
+
+// purge deletes the messages that were in the queue when it was called,
+// whatever their state. Messages that come meanwhile stay. If ctx ends or the
+// process dies, part of them is gone.
+func (s *store) purge(ctx context.Context, queueID string) error {
+	v, err := s.snapshot(ctx, queueID)
+	if err != nil {
+		return err
+	}
+	return s.inBatches(ctx, func(after position) (position, error) {
+		return scanPosition(s.db.QueryRowContext(ctx, purgeBatch, v.key, v.seq, after.at, after.seq, workBatch))
+	}, func() (left bool, err error) {
+		err = s.db.QueryRowContext(ctx, purgeLeft, v.key, v.seq).Scan(&left)
+		return left, err
+	})
+}
+
+// moveMessages is the second half of statements that move the rows of a step
+// named gone to the queues they name as destination_id. A moved message starts
+// anew but for its id and its age.
+const moveMessages = `
+    INSERT INTO queued.messages (id, queue_key, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
+    SELECT gone.id, d.key, gone.data, gone.attributes, gone.size,
+           now() + make_interval(secs => d.message_retention_seconds),
+           now() + make_interval(secs => coalesce(d.delivery_delay_seconds, 0)),
+           gone.created_at, now()
+    FROM gone
+    JOIN queued.queues d ON d.id = gone.destination_id
+    ORDER BY gone.scheduled_at, gone.seq`
+
+const redriveBatch = `
+WITH source AS MATERIALIZED (
+    SELECT CASE WHEN dead_queue_id IS NULL THEN NULL ELSE message_max_deliveries END AS max_deliveries
+    FROM queued.queues
+    WHERE key = $1
+), destination AS MATERIALIZED (
+    SELECT id
+    FROM queued.queues
+    WHERE id = $7
+), due AS MATERIALIZED (
+    SELECT ctid AS tid, scheduled_at, seq
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND (scheduled_at, seq) > ($4, $5)
+        AND scheduled_at <= $2
+        AND seq <= $3
+        AND expired_at > now()
+        AND delivery_attempts < coalesce((SELECT max_deliveries FROM source), 2147483647)
+        AND EXISTS (SELECT FROM destination)
+    ORDER BY scheduled_at, seq
+    LIMIT $6
+    FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM queued.messages m
+    USING due, destination
+    WHERE m.ctid = due.tid
+    RETURNING m.id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, destination.id AS destination_id
+), moved AS (` + moveMessages + `
+)
+SELECT scheduled_at, seq
+FROM due
+ORDER BY scheduled_at DESC, seq DESC
+LIMIT 1`
+
+const redriveLeft = `
+SELECT EXISTS (
+    SELECT
+    FROM queued.messages m
+    JOIN queued.queues q ON q.key = m.queue_key
+    WHERE m.queue_key = $1
+        AND m.scheduled_at <= $2
+        AND m.seq <= $3
+        AND m.expired_at > now()
+        AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries)
+)`
+
+// redrive moves what could be received from the queue when it was called to the
+// destination, in order, and calls moved after each batch. If ctx ends or the
+// process dies, part of them has moved and each is in one queue. Redriving a
+// queue onto itself restarts its messages.
+func (s *store) redrive(ctx context.Context, queueID, destinationID string, moved func()) error {
+	v, err := s.snapshot(ctx, queueID)
+	if err != nil {
+		return err
+	}
+	return s.inBatches(ctx, func(after position) (position, error) {
+		// Deleted meanwhile, the destination would take nothing and the work not end.
+		if _, err := s.queue(ctx, destinationID); err != nil {
+			return position{}, err
+		}
+		last, err := scanPosition(s.db.QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, workBatch, destinationID))
+		if err == nil {
+			moved()
+		}
+		return last, err
+	}, func() (left bool, err error) {
+		err = s.db.QueryRowContext(ctx, redriveLeft, v.key, v.at, v.seq).Scan(&left)
+		return left, err
+	})
+}
+
+// position is a place in the order of a queue's messages.
+type position struct {
+	at  time.Time
+	seq int64
+}
+
+func scanPosition(row scanner) (p position, err error) {
+	err = row.Scan(&p.at, &p.seq)
+	return p, err
+}
+
+// inBatches calls batch until it returns sql.ErrNoRows, each time with the last
+// position of the batch before, and starts over until left says that nothing
+// is: rows that others had locked, or that moved back, take another round.
+func (s *store) inBatches(ctx context.Context, batch func(after position) (position, error), left func() (bool, error)) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
+		var last position
+		for {
+			var err error
+			last, err = batch(last)
+			if errors.Is(err, sql.ErrNoRows) {
+				break
+			}
+			if err != nil {
+				return unknown(err)
+			}
+		}
+		if more, err := left(); err != nil || !more {
+			return unknown(err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// scanner is a *sql.Row or a *sql.Rows.
+type scanner interface{ Scan(dest ...any) error }
+
+// collect returns all rows of a query, never nil.
+func collect[T any](ctx context.Context, db *sql.DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, unknown(err)
+	}
+	defer rows.Close()
+	all := []T{}
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, v)
+	}
+	return all, unknown(rows.Err())
+}
+
+// affectOne returns missing if the statement changes no row.
+func affectOne(ctx context.Context, db *sql.DB, missing error, query string, args ...any) error {
+	result, err := db.ExecContext(ctx, query, args...)
+	if err != nil {
+		return unknown(err)
+	}
+	n, err := result.RowsAffected()
+	if err == nil && n == 0 {
+		return missing
+	}
+	return err
+}
+
+// What follows is the engine's: statements on a session, each for many requests.
+
+// subscription is a queue that a topic's messages go to.
+type subscription struct {
+	queueID   string
+	queueKey  int64
+	filters   filters
+	retention time.Duration
+	delay     time.Duration
+}
+
+const selectSubscriptions = `
+SELECT t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
+FROM queued.topics t
+LEFT JOIN queued.queues q ON q.topic_id = t.id
+WHERE t.id = ANY($1::text[])
+ORDER BY t.id, q.id`
+
+// subscriptions returns the queues of each of the topics, by topic and in order
+// of their ids. An unknown topic is not in the map; one without queues is.
+func (s *session) subscriptions(topicIDs []string) (map[string][]subscription, error) {
+	rows, err := s.query(selectSubscriptions, textArray(topicIDs))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	byTopic := make(map[string][]subscription, len(topicIDs))
+	for rows.Next() {
+		var topicID string
+		var queueID sql.NullString
+		var queueKey, retention, delay sql.NullInt64
+		var raw []byte
+		if err := rows.Scan(&topicID, &queueID, &queueKey, &raw, &retention, &delay); err != nil {
+			return nil, err
+		}
+		if !queueID.Valid {
+			byTopic[topicID] = nil
+			continue
+		}
+		byTopic[topicID] = append(byTopic[topicID], subscription{
+			queueID:   queueID.String,
+			queueKey:  queueKey.Int64,
+			filters:   parseFilters(raw),
+			retention: time.Duration(retention.Int64) * time.Second,
+			delay:     time.Duration(delay.Int64) * time.Second,
+		})
+	}
+	err = rows.Err()
+	s.check(err)
+	return byTopic, err
+}
+
+// The payloads are sent once however many copies there are. LATERAL leaves the
+// planner no choice: rows are inserted, and so numbered, in the order of the
+// arrays. A queue deleted since its subscription was read gets rows that nobody
+// sees and that the cleanup removes.
+const insertMessages = `
+INSERT INTO queued.messages (id, queue_key, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
+SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.size,
+       now() + make_interval(secs => ($8::integer[])[n]),
+       now() + make_interval(secs => ($9::integer[])[n]),
+       now(), now()
+FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[]) AS p (data, attributes, size, first, last)
+CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
+RETURNING created_at`
+
+// outgoing is a message to be published and the queues that get it.
+type outgoing struct {
+	data       []byte
+	attributes []byte // nil if there are none
+	to         []subscription
+}
+
+// insert stores all copies of all messages in one commit, and returns for each
+// message its copies in the order of its queues: an empty slice, not nil, if it
+// goes to none.
+func (s *session) insert(messages []outgoing) ([][]message, error) {
+	var payloads, attributes jsonArray
+	var sizes, firsts, lasts, retentions, delays intArray
+	var ids idArray
+	var keys intArray
+	inserted := make([][]message, len(messages))
+	n := 0
+	for i, m := range messages {
+		inserted[i] = make([]message, len(m.to))
+		if len(m.to) == 0 {
+			continue
+		}
+		payloads, attributes = append(payloads, m.data), append(attributes, m.attributes)
+		sizes = append(sizes, int64(len(m.data)+len(m.attributes)))
+		firsts, lasts = append(firsts, int64(n+1)), append(lasts, int64(n+len(m.to)))
+		n += len(m.to)
+		for j, to := range m.to {
+			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, queueKey: to.queueKey}
+			ids = append(ids, inserted[i][j].ID)
+			keys = append(keys, to.queueKey)
+			retentions = append(retentions, int64(to.retention/time.Second))
+			delays = append(delays, int64(to.delay/time.Second))
+		}
+	}
+	if n == 0 {
+		return inserted, nil
+	}
+	rows, err := s.query(insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var createdAt timestamp // the same for all: they share a statement
+	for rows.Next() {
+		n--
+		if err := rows.Scan(&createdAt); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	if err := rows.Err(); err != nil {
+		s.check(err)
+		return nil, err
+	}
+	if n != 0 {
+		return nil, fmt.Errorf("insert: %d rows are missing", n)
+	}
+	for i, m := range messages {
+		for j, to := range m.to {
+			v := &inserted[i][j]
+			v.CreatedAt, v.UpdatedAt = createdAt, createdAt
+			v.ScheduledAt = timestamp{createdAt.Add(to.delay)}
+			v.ExpiredAt = timestamp{createdAt.Add(to.retention)}
+		}
+	}
+	return inserted, nil
+}
+
+// touched is what a statement did to a queue.
+type touched struct {
+	queueID string
+	acked   int
+	nacked  int
+	dueAt   time.Time // the earliest time that something in it became due by this; zero if nothing did
+}
+
+const ackMessages = `
+WITH acked AS (
+    DELETE FROM queued.messages
+    WHERE id = ANY($1::uuid[])
+    RETURNING queue_key
+)
+SELECT q.id, count(*)
+FROM acked
+JOIN queued.queues q ON q.key = acked.queue_key
+GROUP BY q.id`
+
+// ack deletes the messages, whoever holds them. Ids that are unknown are ignored.
+func (s *session) ack(ids []string) ([]touched, error) {
+	return s.touch(ackMessages, func(row scanner) (t touched, err error) {
+		err = row.Scan(&t.queueID, &t.acked)
+		return t, err
+	}, sortedIDs(ids))
+}
+
+// A message in its last delivery goes to the dead queue, and any other is due
+// again now. The ids are sorted, so that statements that run at the same time
+// take their locks in one order.
+const nackMessages = `
+WITH named AS MATERIALIZED (
+    SELECT m.id, m.queue_key,
+           q.dead_queue_id IS NOT NULL AND m.delivery_attempts >= coalesce(q.message_max_deliveries, 2147483647) AS exhausted,
+           q.dead_queue_id AS destination_id
+    FROM queued.messages m
+    JOIN queued.queues q ON q.key = m.queue_key
+    WHERE m.id = ANY($1::uuid[])
+        AND m.in_flight
+), gone AS (
+    DELETE FROM queued.messages m
+    USING named
+    WHERE named.exhausted
+        AND m.id = named.id
+        AND m.queue_key = named.queue_key
+        AND m.in_flight
+    RETURNING m.id, m.queue_key, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, named.destination_id
+), moved AS (` + moveMessages + `
+    RETURNING queue_key, scheduled_at
+), nacked AS (
+    UPDATE queued.messages m
+    SET in_flight = false, last_delivery = false, scheduled_at = now(), updated_at = now()
+    FROM named
+    WHERE NOT named.exhausted
+        AND m.id = named.id
+        AND m.queue_key = named.queue_key
+        AND m.in_flight
+    RETURNING m.queue_key, m.scheduled_at
+)
+SELECT q.id, sum(t.nacked), min(t.scheduled_at)
+FROM (
+    SELECT queue_key, 1 AS nacked, scheduled_at FROM nacked
+    UNION ALL
+    SELECT queue_key, 1, NULL FROM gone
+    UNION ALL
+    SELECT queue_key, 0, scheduled_at FROM moved
+) t
+JOIN queued.queues q ON q.key = t.queue_key
+GROUP BY q.id`
+
+// nack makes messages in flight due again, or moves them to the dead queue if
+// that was their last delivery. Other ids are ignored.
+func (s *session) nack(ids []string) ([]touched, error) {
+	return s.touch(nackMessages, func(row scanner) (t touched, err error) {
+		var dueAt sql.NullTime
+		err = row.Scan(&t.queueID, &t.nacked, &dueAt)
+		t.dueAt = dueAt.Time
+		return t, err
+	}, sortedIDs(ids))
+}
+
+const releaseMessages = `
+WITH released AS (
+    UPDATE queued.messages m
+    SET in_flight = false, last_delivery = false, delivery_attempts = m.delivery_attempts - 1,
+        scheduled_at = r.due_at, updated_at = now()
+    FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[])
+        AS r (id, queue_key, leased_until, delivery_attempts, due_at)
+    WHERE m.id = r.id
+        AND m.queue_key = r.queue_key
+        AND m.in_flight
+        AND m.scheduled_at = r.leased_until
+        AND m.delivery_attempts = r.delivery_attempts
+    RETURNING m.queue_key, m.scheduled_at
+)
+SELECT q.id, min(released.scheduled_at)
+FROM released
+JOIN queued.queues q ON q.key = released.queue_key
+GROUP BY q.id`
+
+// release undoes the delivery of messages that nobody got: due when they were
+// due before, one delivery attempt less. A message whose lease is no longer the
+// one it was received with is left alone.
+func (s *session) release(messages []message) ([]touched, error) {
+	messages = slices.SortedFunc(slices.Values(messages), func(a, b message) int { return cmp.Compare(a.ID, b.ID) })
+	var ids idArray
+	var keys, attempts intArray
+	var leases, dues timeArray
+	for _, m := range messages {
+		ids = append(ids, m.ID)
+		keys = append(keys, m.queueKey)
+		leases = append(leases, m.ScheduledAt.Time)
+		attempts = append(attempts, int64(m.DeliveryAttempts))
+		dues = append(dues, m.dueAt.Time)
+	}
+	return s.touch(releaseMessages, func(row scanner) (t touched, err error) {
+		err = row.Scan(&t.queueID, &t.dueAt)
+		return t, err
+	}, ids, keys, leases, attempts, dues)
+}
+
+func (s *session) touch(query string, scan func(scanner) (touched, error), args ...any) ([]touched, error) {
+	rows, err := s.query(query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []touched
+	for rows.Next() {
+		t, err := scan(rows)
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		all = append(all, t)
+	}
+	err = rows.Err()
+	s.check(err)
+	return all, err
+}
+
+func sortedIDs(ids []string) idArray {
+	ids = slices.Clone(ids)
+	slices.Sort(ids)
+	return ids
+}
+
+// leaseTerms are the settings of a queue that a claim needs.
+type leaseTerms struct {
+	queueKey      int64
+	ackDeadline   time.Duration
+	maxDeliveries int // noLimit if messages are never exhausted
+}
+
+const noLimit = 1<<31 - 1
+
+const selectLeaseTerms = `
+SELECT key, ack_deadline_seconds,
+       CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
+FROM queued.queues
+WHERE id = $1`
+
+// leaseTerms returns errQueueNotFound if there is no queue.
+func (s *session) leaseTerms(queueID string) (leaseTerms, error) {
+	rows, err := s.query(selectLeaseTerms, queueID)
+	if err != nil {
+		return leaseTerms{}, err
+	}
+	defer rows.Close()
+	terms, missing := leaseTerms{}, errQueueNotFound
+	for rows.Next() {
+		var seconds int64
+		if err := rows.Scan(&terms.queueKey, &seconds, &terms.maxDeliveries); err != nil {
+			s.close()
+			return leaseTerms{}, err
+		}
+		terms.ackDeadline, missing = time.Duration(seconds)*time.Second, nil
+	}
+	if err := rows.Err(); err != nil {
+		s.check(err)
+		return leaseTerms{}, err
+	}
+	return terms, missing
+}
+
+// One plan on every table: the walk along messages_due ends at the limit. Rows
+// go by ctid because they are locked, and so cannot move, within the statement.
+// A lease that would take the sum of sizes over the budget is not taken, but
+// for the first.
+const claimMessages = `
+WITH due AS MATERIALIZED (
+    SELECT ctid AS tid, scheduled_at, seq, size
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND scheduled_at <= now()
+        AND expired_at > now()
+        AND delivery_attempts < $2
+    ORDER BY scheduled_at, seq
+    LIMIT $3
+    FOR UPDATE SKIP LOCKED
+), fitting AS MATERIALIZED (
+    SELECT tid, scheduled_at, seq, sum(size) OVER (ORDER BY scheduled_at, seq) - size AS before
+    FROM due
+)
+UPDATE queued.messages m
+SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
+    scheduled_at = now() + make_interval(secs => $4), updated_at = now()
+FROM fitting f
+WHERE m.ctid = f.tid
+    AND f.before < $5
+RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
+          f.scheduled_at, f.seq`
+
+// claim leases up to limit due messages, oldest due first and about budget
+// bytes of them: each counts one delivery attempt and is hidden until the
+// queue's ack deadline.
+func (s *session) claim(queueID string, terms leaseTerms, limit, budget int) ([]message, error) {
+	rows, err := s.query(claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var claimed []message
+	for rows.Next() {
+		m := message{QueueID: queueID, queueKey: terms.queueKey}
+		err := rows.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
+			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq)
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		claimed = append(claimed, m)
+	}
+	if err := rows.Err(); err != nil {
+		s.check(err)
+		return nil, err
+	}
+	slices.SortFunc(claimed, func(a, b message) int {
+		return cmp.Or(a.dueAt.Compare(b.dueAt.Time), cmp.Compare(a.seq, b.seq))
+	})
+	return claimed, nil
+}
+
+// nextDue says when a queue has something to be claimed next.
+type nextDue struct {
+	queueID string
+	now     time.Time // the clock of PostgreSQL
+	dueAt   time.Time // zero if the queue is empty
+}
+
+// What is due now but cannot be claimed, being expired or exhausted, does not count.
+const selectNextDue = `
+SELECT q.id, now(), (
+    SELECT m.scheduled_at
+    FROM queued.messages m
+    WHERE m.queue_key = q.key
+        AND (m.scheduled_at > now()
+            OR m.expired_at > now()
+                AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries))
+    ORDER BY m.scheduled_at, m.seq
+    LIMIT 1
+)
+FROM queued.queues q
+WHERE q.id = ANY($1::text[])`
+
+// nextDue looks at all the queues in one statement. Those that do not exist are
+// missing from what it returns.
+func (s *session) nextDue(queueIDs []string) ([]nextDue, error) {
+	rows, err := s.query(selectNextDue, textArray(queueIDs))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []nextDue
+	for rows.Next() {
+		var v nextDue
+		var dueAt sql.NullTime
+		if err := rows.Scan(&v.queueID, &v.now, &dueAt); err != nil {
+			s.close()
+			return nil, err
+		}
+		v.dueAt = dueAt.Time
+		all = append(all, v)
+	}
+	err = rows.Err()
+	s.check(err)
+	return all, err
+}

@@ -1,0 +1,391 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// testPostgres is the cluster that all tests share; each test has databases of
+// its own in it.
+var testPostgres *privatePostgres
+
+// testTimeout is how long a test waits for what should happen at once. It is
+// long because the machine may be busy; nothing that works takes as long.
+const testTimeout = 30 * time.Second
+
+func TestMain(m *testing.M) {
+	os.Exit(testMain(m))
+}
+
+func testMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "queued-test-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		err = os.Chmod(dir, 0o755) // the user that PostgreSQL runs as may be another
+	}
+	if err == nil {
+		testPostgres, err = startPostgres(context.Background(), dir+"/data", slog.New(slog.DiscardHandler),
+			"-cfsync=off", "-cmax_connections=400")
+	}
+	if err == nil {
+		defer testPostgres.stop(true)
+		err = migrateTemplate()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// migrateTemplate applies the schema to the database that those of tests are
+// copies of.
+func migrateTemplate() error {
+	db, err := openDB(testPostgres.dsn("queued"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return (&store{db: db}).migrate(context.Background(), schemaSteps())
+}
+
+var testDatabases atomic.Int64
+
+// newTestDatabase makes a copy of a database, for one test, and returns its
+// connection string.
+func newTestDatabase(t testing.TB, template string) string {
+	t.Helper()
+	admin, err := openDB(testPostgres.dsn("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("test%d", testDatabases.Add(1))
+	if _, err := admin.Exec("CREATE DATABASE " + name + " TEMPLATE " + template); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		admin.Exec("DROP DATABASE " + name + " WITH (FORCE)")
+		admin.Close()
+	})
+	return testPostgres.dsn(name)
+}
+
+func newTestDB(t testing.TB, dsn string) *sql.DB {
+	t.Helper()
+	db, err := openDB(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// newTestStore returns the store of an empty database.
+func newTestStore(t testing.TB) *store {
+	t.Helper()
+	return &store{db: newTestDB(t, newTestDatabase(t, "queued"))}
+}
+
+// testServer is a server on a real port, and a client of it.
+type testServer struct {
+	*server
+	t   testing.TB
+	dsn string
+	url string
+}
+
+func testLimits() limits {
+	return limits{
+		ackDeadline:      bounds{1, 600},
+		messageRetention: bounds{600, 1209600},
+		maxDeliveries:    bounds{1, 1000},
+		deliveryDelay:    bounds{1, 900},
+		maxLimit:         1000,
+		maxWait:          testTimeout.Seconds(),
+		maxBody:          1 << 20,
+	}
+}
+
+// newTestServer starts a server on an empty database.
+func newTestServer(t testing.TB) *testServer {
+	t.Helper()
+	return newTestServerOn(t, newTestDatabase(t, "queued"))
+}
+
+// newTestServerOn starts a server on a database that may have other servers.
+func newTestServerOn(t testing.TB, dsn string) *testServer {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	db := newTestDB(t, dsn)
+	m := newMetrics(db)
+	withSettings, err := connectionString(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newEngine(db, withSettings, log, m)
+	s := newServer(log, &store{db: db}, e, m, testLimits())
+	s.checkHost = true
+	s.ready.Store(true)
+	h := httptest.NewUnstartedServer(s)
+	h.Config.ConnContext = withConn
+	h.Start()
+	t.Cleanup(func() {
+		e.drain()
+		h.Close()
+		e.close()
+	})
+	return &testServer{server: s, t: t, dsn: dsn, url: h.URL}
+}
+
+// reply is an answer to a request.
+type reply struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// send makes a request, and may be called from any goroutine.
+func (s *testServer) send(ctx context.Context, method, path, body string) (reply, error) {
+	var in io.Reader
+	if body != "" {
+		in = strings.NewReader(body)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, s.url+path, in)
+	if err != nil {
+		return reply{}, err
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return reply{}, err
+	}
+	defer answer.Body.Close()
+	out, err := io.ReadAll(answer.Body)
+	return reply{answer.StatusCode, answer.Header, string(out)}, err
+}
+
+func (s *testServer) do(method, path, body string) reply {
+	s.t.Helper()
+	v, err := s.send(context.Background(), method, path, body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return v
+}
+
+// must makes a request that has to be answered with this status, and returns
+// the body.
+func (s *testServer) must(status int, method, path, body string) string {
+	s.t.Helper()
+	v := s.do(method, path, body)
+	if v.status != status {
+		s.t.Fatalf("%s %s %s = %d %s, want %d", method, path, body, v.status, v.body, status)
+	}
+	return v.body
+}
+
+// mustQueue makes a queue with some settings, as JSON members, besides the
+// required ones.
+func (s *testServer) mustQueue(id string, settings ...string) {
+	s.t.Helper()
+	all := strings.Join(append([]string{fmt.Sprintf("%q:%q", "id", id)}, settings...), ",")
+	if !strings.Contains(all, "ack_deadline_seconds") {
+		all += `,"ack_deadline_seconds":60`
+	}
+	s.must(201, "POST", "/queues", "{"+all+`,"message_retention_seconds":3600}`)
+}
+
+// mustTopic makes a topic and a queue of the same name that gets all of it.
+func (s *testServer) mustTopic(id string, settings ...string) {
+	s.t.Helper()
+	s.must(201, "POST", "/topics", fmt.Sprintf(`{"id":%q}`, id))
+	s.mustQueue(id, append(settings, fmt.Sprintf(`"topic_id":%q`, id))...)
+}
+
+// wireMessage is a message as a client sees it.
+type wireMessage struct {
+	ID               string          `json:"id"`
+	QueueID          string          `json:"queue_id"`
+	Data             json.RawMessage `json:"data"`
+	Attributes       json.RawMessage `json:"attributes"`
+	DeliveryAttempts int             `json:"delivery_attempts"`
+	ExpiredAt        string          `json:"expired_at"`
+	ScheduledAt      string          `json:"scheduled_at"`
+	CreatedAt        string          `json:"created_at"`
+	UpdatedAt        string          `json:"updated_at"`
+}
+
+func decodeMessages(body string) ([]wireMessage, error) {
+	var v struct {
+		Data []wireMessage `json:"data"`
+	}
+	d := json.NewDecoder(strings.NewReader(body))
+	d.DisallowUnknownFields()
+	err := d.Decode(&v)
+	if err == nil && v.Data == nil {
+		err = fmt.Errorf("no data in %s", body)
+	}
+	return v.Data, err
+}
+
+func (s *testServer) messages(body string) []wireMessage {
+	s.t.Helper()
+	v, err := decodeMessages(body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return v
+}
+
+// publish publishes {"n": n} for each of the numbers, one after the other.
+func (s *testServer) publish(topicID string, numbers ...int) (ids []string) {
+	s.t.Helper()
+	for _, n := range numbers {
+		body := s.must(201, "POST", "/topics/"+topicID+"/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n))
+		for _, m := range s.messages(body) {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
+// receive returns what a receive with this query answers.
+func (s *testServer) receive(queueID, query string) []wireMessage {
+	s.t.Helper()
+	return s.messages(s.must(200, "GET", "/queues/"+queueID+"/messages"+query, ""))
+}
+
+// numbers returns the n of each message.
+func numbers(messages []wireMessage) []int {
+	all := []int{}
+	for _, m := range messages {
+		var v struct{ N int }
+		if json.Unmarshal(m.Data, &v) != nil {
+			v.N = -1
+		}
+		all = append(all, v.N)
+	}
+	return all
+}
+
+// exec changes the database behind the server's back, to move time.
+func (s *testServer) exec(statement string, args ...any) {
+	s.t.Helper()
+	if _, err := s.store.db.Exec(statement, args...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// count returns the number that a query selects.
+func (s *testServer) count(query string, args ...any) (n int) {
+	s.t.Helper()
+	if err := s.store.db.QueryRow(query, args...).Scan(&n); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// waiting waits until that many receivers wait for the queue, and its
+// dispatcher has gone to sleep over it.
+func (s *testServer) waiting(queueID string, receivers int) {
+	s.t.Helper()
+	s.eventually(fmt.Sprintf("%d receivers wait for %s", receivers, queueID), func() bool {
+		s.engine.mu.Lock()
+		defer s.engine.mu.Unlock()
+		d := s.engine.dispatchers[queueID]
+		return d == nil && receivers == 0 || d != nil && len(d.line) == receivers && d.asleep && !d.woken
+	})
+}
+
+// eventually waits until something is true.
+func (s *testServer) eventually(what string, is func() bool) {
+	s.t.Helper()
+	for end := time.Now().Add(testTimeout); !is(); {
+		if time.Now().After(end) {
+			s.t.Fatalf("did not happen: %s", what)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// poll starts a receive in the background and returns where its answer comes.
+func (s *testServer) poll(ctx context.Context, queueID, query string) <-chan polled {
+	result := make(chan polled, 1)
+	go func() {
+		v, err := s.send(ctx, "GET", "/queues/"+queueID+"/messages"+query, "")
+		p := polled{reply: v, err: err}
+		if err == nil && v.status == 200 {
+			p.messages, p.err = decodeMessages(v.body)
+		}
+		result <- p
+	}()
+	return result
+}
+
+type polled struct {
+	reply
+	messages []wireMessage
+	err      error
+}
+
+// await returns the answer to a poll that has to be a 200.
+func (s *testServer) await(poll <-chan polled) []wireMessage {
+	s.t.Helper()
+	select {
+	case p := <-poll:
+		if p.err != nil || p.status != 200 {
+			s.t.Fatalf("receive = %d %s, %v", p.status, p.body, p.err)
+		}
+		return p.messages
+	case <-time.After(testTimeout):
+		s.t.Fatal("the long poll was not answered")
+		return nil
+	}
+}
+
+func checkDiff(t testing.TB, what string, want, got any) {
+	t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s mismatch (-want +got):\n%s", what, diff)
+	}
+}
+
+// mask replaces what differs from run to run: ids of messages and times.
+func mask(s string) string {
+	s = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`).ReplaceAllString(s, "UUID")
+	return regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}`).ReplaceAllString(s, "TIME")
+}
+
+// syncBuffer is a bytes.Buffer for several goroutines.
+type syncBuffer struct {
+	mu chan struct{}
+	b  bytes.Buffer
+}
+
+func newSyncBuffer() *syncBuffer { return &syncBuffer{mu: make(chan struct{}, 1)} }
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu <- struct{}{}
+	defer func() { <-b.mu }()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu <- struct{}{}
+	defer func() { <-b.mu }()
+	return b.b.String()
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"crypto/rand"
+	"database/sql/driver"
+	"encoding/hex"
+	"strconv"
+	"time"
+)
+
+// newID returns a new UUID of version 7 (RFC 9562, section 5.7): they sort by
+// the millisecond they were made in, so new rows meet in one place of the index.
+func newID() string {
+	var u [16]byte
+	rand.Read(u[6:]) // never fails
+	ms := time.Now().UnixMilli()
+	for i := range 6 {
+		u[i] = byte(ms >> (40 - 8*i))
+	}
+	u[6] = u[6]&0x0f | 0x70
+	u[8] = u[8]&0x3f | 0x80
+	return formatID(u)
+}
+
+// parseID reads a UUID, in any case and with or without its hyphens, and
+// returns it in the one form that the rest of the program uses.
+func parseID(s string) (id string, ok bool) {
+	if len(s) == 36 && s[8] == '-' && s[13] == '-' && s[18] == '-' && s[23] == '-' {
+		s = s[:8] + s[9:13] + s[14:18] + s[19:23] + s[24:]
+	}
+	var u [16]byte
+	if len(s) != 32 {
+		return "", false
+	}
+	if _, err := hex.Decode(u[:], []byte(s)); err != nil {
+		return "", false
+	}
+	return formatID(u), true
+}
+
+func formatID(u [16]byte) string {
+	b := make([]byte, 0, 36)
+	for i, part := range [][]byte{u[:4], u[4:6], u[6:8], u[8:10], u[10:]} {
+		if i > 0 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, part)
+	}
+	return string(b)
+}
+
+// The arrays below are statement arguments in PostgreSQL's text format for
+// arrays (PostgreSQL manual, section 8.15). lib/pq has the same in general, by
+// reflection and element by element; these are on the path of every message.
+
+// textArray is a text[] of strings that need no quotes, as ids do not.
+type textArray []string
+
+func (a textArray) Value() (driver.Value, error) {
+	return joinArray(a, func(b []byte, s string) []byte { return append(b, s...) }), nil
+}
+
+// idArray is a uuid[].
+type idArray = textArray
+
+// intArray is a bigint[] or an integer[].
+type intArray []int64
+
+func (a intArray) Value() (driver.Value, error) {
+	return joinArray(a, func(b []byte, n int64) []byte { return strconv.AppendInt(b, n, 10) }), nil
+}
+
+// timeArray is a timestamptz[] of times that PostgreSQL told us.
+type timeArray []time.Time
+
+func (a timeArray) Value() (driver.Value, error) {
+	return joinArray(a, func(b []byte, t time.Time) []byte {
+		b = append(b, '"')
+		b = t.UTC().AppendFormat(b, "2006-01-02 15:04:05.999999Z07:00")
+		return append(b, '"')
+	}), nil
+}
+
+// jsonArray is a json[] of JSON texts; nil is NULL.
+type jsonArray [][]byte
+
+func (a jsonArray) Value() (driver.Value, error) {
+	return joinArray(a, func(b, text []byte) []byte {
+		if text == nil {
+			return append(b, "NULL"...)
+		}
+		b = append(b, '"')
+		for _, c := range text {
+			if c == '"' || c == '\\' {
+				b = append(b, '\\')
+			}
+			b = append(b, c)
+		}
+		return append(b, '"')
+	}), nil
+}
+
+func joinArray[T any](elements []T, add func([]byte, T) []byte) []byte {
+	b := []byte{'{'}
+	for i, e := range elements {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = add(b, e)
+	}
+	return append(b, '}')
+}

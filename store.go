@@ -201,7 +201,9 @@ type querier interface {
 // schemaVersion returns 0 for a database that queued has not seen yet.
 func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 	var there bool
-	err = q.QueryRowContext(ctx, "SELECT to_regclass('queued.schema_version') IS NOT NULL").Scan(&there)
+	// Not to_regclass: its answer comes from a cache that may be older than a lock
+	// which was waited for.
+	err = q.QueryRowContext(ctx, "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'queued' AND tablename = 'schema_version')").Scan(&there)
 	if err != nil || !there {
 		return 0, err
 	}
@@ -861,6 +863,8 @@ func (s *session) nack(ids []string) ([]touched, error) {
 	}, sortedIDs(ids))
 }
 
+// IS NOT DISTINCT FROM keeps the planner from looking for the rows by their due
+// time, which is the same for all that were leased together.
 const releaseMessages = `
 WITH released AS (
     UPDATE queued.messages m
@@ -871,7 +875,7 @@ WITH released AS (
     WHERE m.id = r.id
         AND m.queue_key = r.queue_key
         AND m.in_flight
-        AND m.scheduled_at = r.leased_until
+        AND m.scheduled_at IS NOT DISTINCT FROM r.leased_until
         AND m.delivery_attempts = r.delivery_attempts
     RETURNING m.queue_key, m.scheduled_at
 )

@@ -389,3 +389,31 @@ func (b *syncBuffer) String() string {
 	defer func() { <-b.mu }()
 	return b.b.String()
 }
+
+// explain1 returns the generic plan of a statement with these arguments.
+func explain1(t testing.TB, conn *sql.Conn, statement string, args []string) string {
+	t.Helper()
+	ctx := context.Background()
+	if _, err := conn.ExecContext(ctx, "PREPARE explained AS "+statement); err != nil {
+		t.Fatal(err)
+	}
+	defer conn.ExecContext(ctx, "DEALLOCATE explained")
+	execute := "EXPLAIN EXECUTE explained"
+	if len(args) > 0 {
+		execute += "(" + strings.Join(args, ", ") + ")"
+	}
+	rows, err := conn.QueryContext(ctx, execute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var plan strings.Builder
+	for rows.Next() {
+		var line string
+		if err := rows.Scan(&line); err != nil {
+			t.Fatal(err)
+		}
+		plan.WriteString(line + "\n")
+	}
+	return plan.String()
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+)
+
+func mustCleanUp(t testing.TB, s *testServer) {
+	t.Helper()
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), announce: s.engine.announce}
+	if err := c.once(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCleanupDeletesExpiredWhereverTheyAre(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ids := s.publish("t", 1, 2, 3, 4)
+	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = ANY($1::uuid[])", idArray{ids[0], ids[2]})
+	mustCleanUp(t, s)
+	checkDiff(t, "left", []int{2, 4}, numbers(s.receive("t", "")))
+	checkDiff(t, "rows", 2, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestCleanupMovesExhaustedToTheDeadQueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead", `"delivery_delay_seconds":900`)
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
+	ids := s.publish("t", 1, 2)
+	s.exec("UPDATE queued.messages SET delivery_attempts = 1 WHERE id = $1", ids[0])
+	s.receive("t", "")
+
+	mustCleanUp(t, s)
+	checkDiff(t, "moved while in flight", 0, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0"))
+
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	mustCleanUp(t, s)
+	n := s.count(`SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key
+		WHERE q.id = 'dead' AND m.id = $1 AND m.delivery_attempts = 0 AND NOT m.in_flight AND NOT m.last_delivery
+		AND m.scheduled_at = m.updated_at + interval '900 s' AND m.expired_at = m.updated_at + interval '3600 s'
+		AND m.created_at < m.updated_at AND m.data::text = '{"n":1}'`, ids[0])
+	if n != 1 {
+		t.Error("the exhausted message did not move to the dead queue with its settings")
+	}
+	checkDiff(t, "still receivable", []int{2}, numbers(s.receive("t", "")))
+}
+
+func TestCleanupMovesWhatAChangeOfSettingsExhausted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t")
+	s.publish("t", 1)
+	s.receive("t", "")
+	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":1,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+	mustCleanUp(t, s)
+	checkDiff(t, "moved while in flight", []int{}, numbers(s.receive("dead", "")))
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	checkDiff(t, "received though exhausted", []int{}, numbers(s.receive("t", "")))
+	mustCleanUp(t, s)
+	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
+}
+
+func TestRaisedLimitRevivesExhausted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.publish("t", 1)
+	s.receive("t", "")
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+	s.waiting("t", 1)
+	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
+	mustCleanUp(t, s)
+	checkDiff(t, "dead queue", []int{}, numbers(s.receive("dead", "")))
+}
+
+func TestCleanupRemovesMessagesOfDeletedQueues(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustTopic("stays")
+	s.publish("t", 1, 2, 3)
+	s.publish("stays", 4)
+	s.must(204, "DELETE", "/queues/t", "")
+	mustCleanUp(t, s)
+	checkDiff(t, "rows", 1, s.count("SELECT count(*) FROM queued.messages"))
+	checkDiff(t, "the key is remembered for late publishes", 1, s.count("SELECT count(*) FROM queued.deleted_queues"))
+	s.exec("UPDATE queued.deleted_queues SET deleted_at = now() - interval '2 h'")
+	mustCleanUp(t, s)
+	checkDiff(t, "deleted queues", 0, s.count("SELECT count(*) FROM queued.deleted_queues"))
+}
+
+func TestCleanupWorksInBatchesAndServersShareIt(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	const many = 3*cleanupBatch + 1
+	insert := func(columns, values string) {
+		s.exec(fmt.Sprintf(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, %s)
+			SELECT gen_random_uuid(), key, '{}', 2, now(), now(), %s FROM queued.queues, generate_series(1, %d) WHERE id = 'q'`, columns, values, many))
+	}
+	insert("expired_at, scheduled_at", "now() - interval '1 s', now()")
+	insert("expired_at, scheduled_at, last_delivery, in_flight, delivery_attempts", "now() + interval '1 h', now(), true, true, 1")
+	insert("expired_at, scheduled_at", "now() + interval '1 h', now()")
+	other := newTestServerOn(t, s.dsn)
+	var wg sync.WaitGroup
+	for _, v := range []*testServer{s, other, s, other} {
+		wg.Go(func() { mustCleanUp(t, v) })
+	}
+	wg.Wait()
+	mustCleanUp(t, s) // what a server left to another, which had just finished
+	checkDiff(t, "left", many, s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = 'q'"))
+	checkDiff(t, "moved", many, s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = 'dead'"))
+	checkDiff(t, "ids", 2*many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
+}
+
+func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, scheduled_at, expired_at)
+		SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + CASE WHEN n % 2 = 0 THEN interval '1 h' ELSE interval '0' END
+		FROM queued.queues, generate_series(1, 5000) n`)
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler)}
+	pages := int64(s.count("SELECT pg_relation_size('queued.messages') / 8192"))
+	c.page = pages - 1
+	if err := c.walk(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	left := s.count("SELECT count(*) FROM queued.messages")
+	if left <= 2500 || left == 5000 || c.page != pages {
+		t.Errorf("after the last page %d rows are left and the walk is at page %d of %d", left, c.page, pages)
+	}
+	if err := c.walk(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "left after the walk has started over", 2500, s.count("SELECT count(*) FROM queued.messages"))
+}

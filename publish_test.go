@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// lockLane keeps the only worker of a lane in a statement until free is called,
+// so that what comes meanwhile shares the next one.
+func (s *testServer) lockTable(table string) (free func()) {
+	s.t.Helper()
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := tx.Exec("LOCK TABLE " + table + " IN ACCESS EXCLUSIVE MODE"); err != nil {
+		s.t.Fatal(err)
+	}
+	return func() { tx.Rollback() }
+}
+
+func (s *testServer) waitForLocks(n int) {
+	s.t.Helper()
+	s.eventually(fmt.Sprintf("%d statements wait for a lock", n), func() bool {
+		return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == n
+	})
+}
+
+func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	free := s.lockTable("queued.topics")
+	defer free()
+	publish := func(n int) {
+		if v, err := s.send(context.Background(), "POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n)); err != nil || v.status != 201 {
+			t.Errorf("publish = %d %s, %v", v.status, v.body, err)
+		}
+	}
+	var wg sync.WaitGroup
+	for n := range publishLanes {
+		wg.Go(func() { publish(n) })
+		s.waitForLocks(n + 1)
+	}
+	for n := range 20 {
+		wg.Go(func() { publish(n) })
+	}
+	s.eventually("20 wait in the lane", func() bool { return len(s.engine.publications.calls) == 20 })
+	free()
+	wg.Wait()
+	// Messages of one statement have one time.
+	if n := s.count("SELECT count(DISTINCT created_at) FROM queued.messages"); n > 2*publishLanes+1 {
+		t.Errorf("22 publishes took %d statements", n)
+	}
+	checkDiff(t, "stored", 20+publishLanes, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ok := func(n int) *publication { return &publication{topicID: "t", data: fmt.Appendf(nil, `{"n":%d}`, n)} }
+	// The handler refuses this; PostgreSQL is what is tested.
+	poison := &publication{topicID: "t", data: []byte(`{"n":`)}
+	unknownTopic := &publication{topicID: "nope", data: []byte(`{}`)}
+	batch := []*publication{ok(1), poison, ok(2), unknownTopic, ok(3)}
+	var calls []*call[*publication]
+	for _, p := range batch {
+		calls = append(calls, &call[*publication]{ctx: context.Background(), request: p, done: make(chan error, 1)})
+	}
+	session := newSession(s.store.db)
+	defer session.close()
+	s.engine.publications.carryOut(session, calls)
+	for i, c := range calls {
+		err := <-c.done
+		switch c.request {
+		case poison:
+			if !atFault(err) {
+				t.Errorf("the poisoned member has %v, want what PostgreSQL says of it", err)
+			}
+		case unknownTopic:
+			if err != nil || !errors.Is(c.request.err, errTopicNotFound) {
+				t.Errorf("the unknown topic has %v and %v", err, c.request.err)
+			}
+		default:
+			if err != nil || len(c.request.stored) != 1 {
+				t.Errorf("member %d has %v and stored %v", i, err, c.request.stored)
+			}
+		}
+	}
+	checkDiff(t, "received", []int{1, 2, 3}, numbers(s.receive("t", "")))
+}
+
+func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	free := s.lockTable("queued.topics")
+	defer free()
+	var wg sync.WaitGroup
+	for n := range publishLanes {
+		wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
+		s.waitForLocks(n + 1)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	wg.Go(func() { s.send(ctx, "POST", "/topics/t/messages", `{"data":{"is":"cancelled"}}`) })
+	s.eventually("it waits in the lane", func() bool { return len(s.engine.publications.calls) == 1 })
+	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
+	s.eventually("another waits behind it", func() bool { return len(s.engine.publications.calls) == 2 })
+	cancel()
+	s.eventually("the server has noticed", func() bool {
+		return strings.Contains(s.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/topics/{topic_id}/messages",method="POST",status="4xx"} 1`)
+	})
+	free()
+	wg.Wait()
+	checkDiff(t, "stored", publishLanes+1, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestPublicationsBeyondAStatementTakeSeveral(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	s.exec(`INSERT INTO queued.queues (id, topic_id, ack_deadline_seconds, message_retention_seconds)
+		SELECT 'q' || n, 't', 60, 3600 FROM generate_series(1, $1) n`, publishRows/2+1)
+	var batch []*publication
+	for n := range 3 {
+		batch = append(batch, &publication{topicID: "t", data: fmt.Appendf(nil, `{"n":%d}`, n)})
+	}
+	session := newSession(s.store.db)
+	defer session.close()
+	if err := s.engine.runPublications(session, batch); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "statements", 3, s.count("SELECT count(DISTINCT created_at) FROM queued.messages"))
+	checkDiff(t, "stored", 3*(publishRows/2+1), s.count("SELECT count(*) FROM queued.messages"))
+	// A batch that is tried again does not store twice what it has stored.
+	if err := s.engine.runPublications(session, batch); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "stored", 3*(publishRows/2+1), s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestTooManyCopiesAreRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	s.exec(`INSERT INTO queued.queues (id, topic_id, ack_deadline_seconds, message_retention_seconds)
+		SELECT 'q' || n, 't', 60, 3600 FROM generate_series(1, $1) n`, maxCopies+1)
+	checkDiff(t, "answer", `{"detail":"a request makes at most 100000 copies of its messages"}`,
+		s.must(422, "POST", "/topics/t/messages", `{"data":{}}`))
+	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	session := newSession(s.store.db)
+	defer session.close()
+	byTopic, err := session.subscriptions([]string{"t"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.must(204, "DELETE", "/queues/t", "")
+	mustCleanUp(t, s)
+	if _, err := session.insert([]outgoing{{data: []byte(`{}`), to: byTopic["t"]}}); err != nil {
+		t.Fatal(err)
+	}
+	mustCleanUp(t, s)
+	checkDiff(t, "rows", 0, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestFullLaneIs503(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	free := s.lockTable("queued.topics")
+	defer free()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for n := range publishLanes {
+		go s.engine.publications.do(ctx, &publication{topicID: "t", data: []byte(`{}`)}, 1, 2)
+		s.waitForLocks(n + 1)
+	}
+	for range laneDepth {
+		go s.engine.publications.do(ctx, &publication{topicID: "t", data: []byte(`{}`)}, 1, 2)
+	}
+	s.eventually("the lane is full", func() bool { return len(s.engine.publications.calls) == laneDepth })
+	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)
+	if got.status != 503 || got.header.Get("Retry-After") == "" {
+		t.Errorf("publish into a full lane = %d %s, want 503 with Retry-After", got.status, got.body)
+	}
+}
+
+func TestUnknownOutcomeIsNotRetriedAndIs503(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 0) // the lanes are connected
+	free := s.lockTable("queued.messages")
+	defer free()
+	result := make(chan reply, 1)
+	go func() {
+		v, _ := s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{"n":1}}`)
+		result <- v
+	}()
+	s.waitForLocks(1)
+	s.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+	if v := <-result; v.status != 503 || v.header.Get("Retry-After") == "" {
+		t.Errorf("publish on a connection that was cut = %d %s, want 503 with Retry-After", v.status, v.body)
+	}
+	free()
+	s.publish("t", 2) // the lane has connected again
+	checkDiff(t, "received", []int{0, 2}, numbers(s.receive("t", "")))
+}

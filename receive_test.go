@@ -1,0 +1,560 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestReceiveDeliversOldestDueFirst(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ids := s.publish("t", 1, 2, 3, 4, 5)
+	s.exec("UPDATE queued.messages SET scheduled_at = scheduled_at - interval '1 min' WHERE id = $1", ids[3])
+	checkDiff(t, "first", []int{4, 1}, numbers(s.receive("t", "?limit=2")))
+	checkDiff(t, "rest", []int{2, 3, 5}, numbers(s.receive("t", "")))
+}
+
+func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	session := newSession(s.db)
+	defer session.close()
+	if _, err := s.createQueue(context.Background(), "q", queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: 600}); err != nil {
+		t.Fatal(err)
+	}
+	terms, err := session.leaseTerms("q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := []subscription{{queueID: "q", queueKey: terms.queueKey, retention: time.Hour}}
+	var messages []outgoing
+	var want []string
+	for i := range 500 {
+		want = append(want, fmt.Sprintf(`{"n":%d}`, i))
+		messages = append(messages, outgoing{data: []byte(want[i]), to: to})
+	}
+	if _, err := session.insert(messages); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for range 5 {
+		claimed, err := session.claim("q", terms, 100, claimSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range claimed {
+			got = append(got, string(m.Data))
+		}
+	}
+	checkDiff(t, "order", want, got)
+}
+
+func TestReceiveHidesUntilAckDeadline(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"ack_deadline_seconds":600`)
+	id := s.publish("t", 1)[0]
+	first := s.receive("t", "")[0]
+	if n := s.count(`SELECT count(*) FROM queued.messages WHERE scheduled_at = updated_at + interval '600 s' AND scheduled_at = $1::timestamp`, first.ScheduledAt); n != 1 {
+		t.Errorf("scheduled_at %s is not the time of the receive and the ack deadline", first.ScheduledAt)
+	}
+	checkDiff(t, "hidden", []int{}, numbers(s.receive("t", "")))
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
+	if again := s.receive("t", ""); len(again) != 1 || again[0].DeliveryAttempts != 2 {
+		t.Errorf("after the deadline received %v, want a second delivery", again)
+	}
+}
+
+func TestReceiveSkipsExpiredAndExhausted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
+	ids := s.publish("t", 1, 2, 3)
+	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", ids[0])
+	s.exec("UPDATE queued.messages SET delivery_attempts = 2 WHERE id = $1", ids[1])
+	checkDiff(t, "received", []int{3}, numbers(s.receive("t", "?wait_seconds=1")))
+}
+
+func TestWithoutDeadQueueNothingIsExhausted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	for attempt := 1; attempt <= 5; attempt++ {
+		m := s.receive("t", "")
+		if len(m) != 1 || m[0].DeliveryAttempts != attempt {
+			t.Fatalf("delivery %d = %v", attempt, m)
+		}
+		s.must(204, "PUT", "/messages/"+m[0].ID+"/nack", "")
+	}
+}
+
+func TestLargeMessagesShareAnAnswerUpToItsSize(t *testing.T) {
+	t.Parallel()
+	for _, v := range []struct {
+		sizes []int
+		limit int
+		want  int
+	}{
+		{nil, 10, 0},
+		{[]int{1, 1, 1}, 2, 2},
+		{[]int{1, 1, 1}, 3, 3},
+		{[]int{deliverySize + 1, 1}, 10, 1},
+		{[]int{deliverySize, 1}, 10, 1},
+		{[]int{deliverySize - 1, 1, 1}, 10, 2},
+	} {
+		var messages []message
+		for _, size := range v.sizes {
+			messages = append(messages, message{size: size})
+		}
+		if got := share(messages, v.limit); got != v.want {
+			t.Errorf("share(%v, %d) = %d, want %d", v.sizes, v.limit, got, v.want)
+		}
+	}
+}
+
+func TestClaimStaysWithinItsBudget(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2, 3, 4)
+	s.exec("UPDATE queued.messages SET size = 100")
+	session := newSession(s.store.db)
+	defer session.close()
+	terms, err := session.leaseTerms("t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []int{1, 2, 1} {
+		got, err := session.claim("t", terms, 10, 50+100*(want-1))
+		if err != nil || len(got) != want {
+			t.Fatalf("claim = %d messages, %v, want %d", len(got), err, want)
+		}
+	}
+	checkDiff(t, "attempts", 4, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 1"))
+}
+
+func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
+	t.Parallel()
+	const settings = `"message_retention_seconds":3600,"ack_deadline_seconds":60`
+	for what, cause := range map[string]func(t *testing.T, s, other *testServer){
+		"publish":            func(t *testing.T, s, _ *testServer) { s.publish("t", 1) },
+		"publish in another": func(t *testing.T, _, other *testServer) { other.t = t; other.publish("t", 1) },
+		"nack":               func(t *testing.T, s, _ *testServer) { s.must(204, "PUT", "/messages/"+leased(s)+"/nack", "") },
+		"nack in another":    func(t *testing.T, s, other *testServer) { other.must(204, "PUT", "/messages/"+leased(s)+"/nack", "") },
+		"redrive": func(t *testing.T, s, _ *testServer) {
+			s.publish("source", 1)
+			s.must(204, "PUT", "/queues/source/redrive", `{"destination_queue_id":"t"}`)
+		},
+		"redrive in another": func(t *testing.T, s, other *testServer) {
+			s.publish("source", 1)
+			other.must(204, "PUT", "/queues/source/redrive", `{"destination_queue_id":"t"}`)
+		},
+		"final nack":            func(t *testing.T, s, _ *testServer) { s.must(204, "PUT", "/messages/"+deadly(s)+"/nack", "") },
+		"final nack in another": func(t *testing.T, s, other *testServer) { other.must(204, "PUT", "/messages/"+deadly(s)+"/nack", "") },
+		"cleanup in another": func(t *testing.T, s, other *testServer) {
+			deadly(s)
+			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+			mustCleanUp(t, other)
+		},
+		"end of delay": func(t *testing.T, s, _ *testServer) {
+			s.must(200, "PUT", "/queues/t", `{"topic_id":"t","delivery_delay_seconds":1,`+settings+`}`)
+			s.publish("t", 1)
+		},
+		"end of delay in another": func(t *testing.T, s, other *testServer) {
+			s.must(200, "PUT", "/queues/t", `{"topic_id":"t","delivery_delay_seconds":1,`+settings+`}`)
+			other.publish("t", 1)
+		},
+		"end of ack deadline in another": func(t *testing.T, s, other *testServer) {
+			// Announced by nothing but the due time that the receiver's server knows.
+			other.receive("t", "")
+		},
+		"a slow look after a lost notification": func(t *testing.T, s, _ *testServer) {
+			s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
+				SELECT gen_random_uuid(), key, '{"n":1}', 7, now() + interval '1 h', now(), now(), now() FROM queued.queues WHERE id = 't'`)
+			s.engine.wakeAll()
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			other := newTestServerOn(t, s.dsn)
+			s.mustTopic("t")
+			s.mustTopic("source")
+			s.mustTopic("deadly", `"dead_queue_id":"t"`, `"message_max_deliveries":1`)
+			s.eventually("the servers listen", func() bool { return s.engine.notifier.listening() && other.engine.notifier.listening() })
+			if strings.HasPrefix(what, "end of ack deadline") {
+				s.must(200, "PUT", "/queues/t", `{"topic_id":"t","message_retention_seconds":3600,"ack_deadline_seconds":1}`)
+				s.publish("t", 1)
+				other.receive("t", "")
+			}
+			poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+			s.waiting("t", 1)
+			cause(t, s, other)
+			checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
+		})
+	}
+}
+
+// leased publishes a message that waits for its receiver in t already, receives
+// it with another receiver, and returns its id.
+func leased(s *testServer) string {
+	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
+		SELECT gen_random_uuid(), key, '{"n":1}', 7, true, 1, now() + interval '1 h', now() + interval '1 h', now(), now()
+		FROM queued.queues WHERE id = 't'`)
+	return idOf(s, "t")
+}
+
+// deadly returns the id of a message in its last delivery, whose dead queue is t.
+func deadly(s *testServer) string {
+	s.publish("deadly", 1)
+	return s.receive("deadly", "")[0].ID
+}
+
+func idOf(s *testServer, queueID string) (id string) {
+	s.t.Helper()
+	err := s.store.db.QueryRow(`SELECT m.id FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1`, queueID).Scan(&id)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return id
+}
+
+func TestLongPollAnswersEmptyAfterItsTime(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	began := time.Now()
+	checkDiff(t, "received", []int{}, numbers(s.receive("q", "?wait_seconds=0.3")))
+	if took := time.Since(began); took < 300*time.Millisecond {
+		t.Errorf("answered after %v, want 300ms", took)
+	}
+	s.waiting("q", 0)
+}
+
+func TestReceiversAreServedInTheOrderTheyCame(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	var polls []<-chan polled
+	for i := range 8 {
+		polls = append(polls, s.poll(context.Background(), "t", "?wait_seconds=30&limit=1"))
+		s.waiting("t", i+1)
+	}
+	for i, poll := range polls {
+		s.publish("t", i)
+		checkDiff(t, "received", []int{i}, numbers(s.await(poll)))
+		s.waiting("t", len(polls)-i-1) // nobody else was woken
+	}
+}
+
+func TestDeletedQueueLetsItsReceiversGo(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	s.eventually("the servers listen", func() bool { return s.engine.notifier.listening() })
+	for _, by := range []*testServer{s, other} {
+		s.mustQueue("q")
+		poll := s.poll(context.Background(), "q", "?wait_seconds=30")
+		s.waiting("q", 1)
+		by.must(204, "DELETE", "/queues/q", "")
+		if p := <-poll; p.status != 404 || p.body != `{"detail":"Queue not found"}` {
+			t.Errorf("poll of a deleted queue = %d %s, %v", p.status, p.body, p.err)
+		}
+	}
+}
+
+func TestDrainLetsReceiversGoEmpty(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("a")
+	s.mustQueue("b")
+	var polls []<-chan polled
+	for _, id := range []string{"a", "a", "b"} {
+		polls = append(polls, s.poll(context.Background(), id, "?wait_seconds=30"))
+	}
+	s.waiting("a", 2)
+	s.waiting("b", 1)
+	s.engine.drain()
+	for _, poll := range polls {
+		checkDiff(t, "received", []int{}, numbers(s.await(poll)))
+	}
+	checkDiff(t, "later", []int{}, numbers(s.receive("a", "?wait_seconds=30")))
+}
+
+// A client that hangs up costs no message and no counted attempt, whenever it does.
+func TestHangUp(t *testing.T) {
+	t.Parallel()
+	get := func(t *testing.T, s *testServer) net.Conn {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(c, "GET /queues/t/messages?wait_seconds=30 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		return c
+	}
+	untouched := func(t *testing.T, s *testServer) {
+		t.Helper()
+		got := s.receive("t", "?wait_seconds=30")
+		if len(got) != 1 || got[0].DeliveryAttempts != 1 {
+			t.Errorf("the next receiver got %+v, want the message in its first delivery", got)
+		}
+	}
+
+	t.Run("while it waits", func(t *testing.T) {
+		t.Parallel()
+		s := newTestServer(t)
+		s.mustTopic("t")
+		c := get(t, s)
+		s.waiting("t", 1)
+		c.Close()
+		s.waiting("t", 0)
+		s.publish("t", 1)
+		untouched(t, s)
+	})
+	t.Run("right before the publish", func(t *testing.T) {
+		t.Parallel()
+		s := newTestServer(t)
+		s.mustTopic("t")
+		c := get(t, s)
+		s.waiting("t", 1)
+		c.Close() // nobody waits for the server to notice
+		s.publish("t", 1)
+		untouched(t, s)
+	})
+	t.Run("during the claim", func(t *testing.T) {
+		t.Parallel()
+		s := newTestServer(t)
+		s.mustTopic("t")
+		// The claim waits for a lock while the client leaves.
+		tx, err := s.store.db.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback()
+		c := get(t, s)
+		s.waiting("t", 1)
+		if _, err := tx.Exec("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE"); err != nil {
+			t.Fatal(err)
+		}
+		s.engine.wake("t", time.Time{})
+		s.eventually("the claim waits", func() bool {
+			return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == 1
+		})
+		if _, err := tx.Exec(`INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
+			SELECT gen_random_uuid(), key, '{"n":1}', 7, now() + interval '1 h', now(), now(), now() FROM queued.queues`); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		s.waitLine("t", 0)
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		untouched(t, s)
+	})
+	t.Run("after the claim and before the answer", func(t *testing.T) {
+		t.Parallel()
+		s := newTestServer(t)
+		s.mustTopic("t")
+		s.publish("t", 1)
+		v, err := s.engine.receive(context.Background(), "t", 10, 0)
+		if err != nil || len(v.messages) != 1 {
+			t.Fatalf("receive = %v, %v", v, err)
+		}
+		due := v.messages[0].dueAt
+		s.engine.giveBack("t", v.messages)
+		n := s.count(`SELECT count(*) FROM queued.messages
+			WHERE delivery_attempts = 0 AND NOT in_flight AND NOT last_delivery AND scheduled_at = $1`, due.Time)
+		if n != 1 {
+			t.Error("the message was not released with its old due time and attempts")
+		}
+		untouched(t, s)
+	})
+	t.Run("with others in line", func(t *testing.T) {
+		t.Parallel()
+		s := newTestServer(t)
+		s.mustTopic("t")
+		for range 20 {
+			c := get(t, s)
+			defer c.Close()
+		}
+		s.eventually("they wait", func() bool { return s.lineLength("t") == 20 })
+		s.engine.mu.Lock()
+		first := s.engine.dispatchers["t"].line[0]
+		s.engine.mu.Unlock()
+		gone, leave := context.WithCancel(context.Background())
+		leave()
+		s.engine.mu.Lock()
+		first.ctx = gone // the engine has not noticed yet
+		s.engine.mu.Unlock()
+		s.publish("t", 1)
+		s.eventually("one got it", func() bool { return s.lineLength("t") == 18 })
+		checkDiff(t, "attempts", 1, s.count("SELECT delivery_attempts FROM queued.messages"))
+	})
+}
+
+func (s *testServer) lineLength(queueID string) int {
+	s.engine.mu.Lock()
+	defer s.engine.mu.Unlock()
+	if d := s.engine.dispatchers[queueID]; d != nil {
+		return len(d.line)
+	}
+	return 0
+}
+
+// waitLine waits until the line has a length, whatever its dispatcher does.
+func (s *testServer) waitLine(queueID string, length int) {
+	s.t.Helper()
+	s.eventually("the line has changed", func() bool { return s.lineLength(queueID) == length })
+}
+
+func TestReleaseLeavesALeaseThatIsNoLongerOurs(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	v, err := s.engine.receive(context.Background(), "t", 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	second := s.receive("t", "")
+	if len(second) != 1 {
+		t.Fatal("no second delivery")
+	}
+	s.engine.giveBack("t", v.messages)
+	n := s.count("SELECT count(*) FROM queued.messages WHERE in_flight AND delivery_attempts = 2 AND scheduled_at = $1::timestamp", second[0].ScheduledAt)
+	if n != 1 {
+		t.Error("the release touched the next receiver's lease")
+	}
+}
+
+func TestAnswerAfterItsLeaseIsNotSent(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"ack_deadline_seconds":1`)
+	s.publish("t", 1)
+	// The process stands still between the claim and the answer: the lease is over by then.
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("LOCK TABLE queued.messages IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	poll := s.poll(context.Background(), "t", "")
+	s.eventually("the claim has waited for longer than the ack deadline", func() bool {
+		return s.count(`SELECT count(*) FROM pg_stat_activity
+			WHERE wait_event_type = 'Lock' AND datname = current_database() AND query_start < clock_timestamp() - interval '1 s'`) == 1
+	})
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "received", []int{}, numbers(s.await(poll)))
+	if got := s.receive("t", ""); len(got) != 1 || got[0].DeliveryAttempts != 1 {
+		t.Errorf("then received %+v, want the message in its first delivery", got)
+	}
+}
+
+func TestNoMessageIsDeliveredToTwo(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	s.mustTopic("t")
+	const publishers, receivers, each = 8, 8, 50
+	var wg sync.WaitGroup
+	for p := range publishers {
+		wg.Go(func() {
+			for n := range each {
+				at := []*testServer{s, other}[p%2]
+				v, err := at.send(context.Background(), "POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":%d}}`, p*each+n))
+				if err != nil || v.status != 201 {
+					t.Errorf("publish = %d %s, %v", v.status, v.body, err)
+				}
+			}
+		})
+	}
+	var mu sync.Mutex
+	deliveries := map[int]int{}
+	inOrder := map[[2]int]int{} // the last number that a receiver got of a publisher
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+	defer cancel()
+	for r := range receivers {
+		wg.Go(func() {
+			at := []*testServer{s, other}[r%2]
+			for {
+				mu.Lock()
+				done := len(deliveries) == publishers*each
+				mu.Unlock()
+				if done {
+					return
+				}
+				p := <-at.poll(ctx, "t", "?wait_seconds=0.2&limit=3")
+				if p.err != nil || p.status != 200 {
+					t.Errorf("receive = %d %s, %v", p.status, p.body, p.err)
+					return
+				}
+				for i, n := range numbers(p.messages) {
+					mu.Lock()
+					deliveries[n]++
+					key := [2]int{r, n / each}
+					if last, seen := inOrder[key]; seen && last >= n {
+						t.Errorf("receiver %d got %d after %d", r, n, last)
+					}
+					inOrder[key] = n
+					mu.Unlock()
+					if v, err := at.send(ctx, "PUT", "/messages/"+p.messages[i].ID+"/ack", ""); err != nil || v.status != 204 {
+						t.Errorf("ack = %d %s, %v", v.status, v.body, err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for n, times := range deliveries {
+		if times != 1 {
+			t.Errorf("message %d was delivered %d times", n, times)
+		}
+	}
+	checkDiff(t, "left", 0, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestOnePublisherIsReceivedInOrder(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	const publishers, each = 8, 40
+	var wg sync.WaitGroup
+	for p := range publishers {
+		wg.Go(func() {
+			for n := range each {
+				if v, err := s.send(context.Background(), "POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":%d}}`, p*each+n)); err != nil || v.status != 201 {
+					t.Errorf("publish = %d %s, %v", v.status, v.body, err)
+				}
+			}
+		})
+	}
+	got := make([][]int, publishers)
+	for total := 0; total < publishers*each; {
+		m := s.receive("t", "?wait_seconds=30&limit=7")
+		for _, n := range numbers(m) {
+			got[n/each] = append(got[n/each], n%each)
+		}
+		total += len(m)
+	}
+	wg.Wait()
+	for p := range publishers {
+		if !slices.IsSorted(got[p]) || len(got[p]) != each {
+			t.Errorf("publisher %d: received in the order %v", p, got[p])
+		}
+	}
+}

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+func TestManyServersMigrateAtOnce(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "template1")
+	var wg sync.WaitGroup
+	for range 8 {
+		s := &store{db: newTestDB(t, dsn)}
+		wg.Go(func() {
+			if err := s.migrate(context.Background(), schemaSteps()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestOlderSchemaIsCarriedForwardWithItsMessages(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	steps := append(schemaSteps(), fmt.Sprintf("%d: what a later version may add\nALTER TABLE queued.messages ADD COLUMN later integer;\n", len(schemaSteps())+1))
+	for range 2 {
+		if err := s.store.migrate(context.Background(), steps); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkDiff(t, "later", 0, s.count("SELECT coalesce(later, 0) FROM queued.messages"))
+	checkDiff(t, "received", []int{1}, numbers(s.receive("t", "")))
+}
+
+func TestNewerSchemaIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	if _, err := s.db.Exec("INSERT INTO queued.schema_version (version) VALUES (999)"); err != nil {
+		t.Fatal(err)
+	}
+	err := s.migrate(context.Background(), schemaSteps())
+	if !errors.Is(err, errSchemaNewer) || !hopeless(err) {
+		t.Errorf("migrate of a newer schema = %v, want errSchemaNewer", err)
+	}
+}
+
+func TestFailedMigrationChangesNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	steps := append(schemaSteps(), "2\nCREATE TABLE queued.half ();", "3\nbroken")
+	if err := s.migrate(context.Background(), steps); err == nil {
+		t.Error("migrate with a broken step succeeded")
+	}
+	if version, err := schemaVersion(context.Background(), s.db); version != len(schemaSteps()) || err != nil {
+		t.Errorf("version = %d, %v, want %d", version, err, len(schemaSteps()))
+	}
+}
+
+func TestCurrentSchemaNeedsNoRights(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	if _, err := s.db.Exec("ALTER DATABASE " + databaseName(t, s) + " SET default_transaction_read_only = on"); err != nil {
+		t.Fatal(err)
+	}
+	s.db.SetMaxIdleConns(0)
+	if err := s.migrate(context.Background(), schemaSteps()); err != nil {
+		t.Errorf("migrate of a current schema on a read-only database = %v", err)
+	}
+}
+
+func databaseName(t *testing.T, s *store) (name string) {
+	t.Helper()
+	if err := s.db.QueryRow("SELECT current_database()").Scan(&name); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// fill puts many ready messages into a queue.
+func (s *testServer) fill(queueID string, many int) {
+	s.t.Helper()
+	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, scheduled_at, expired_at)
+		SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + interval '1 h'
+		FROM queued.queues, generate_series(1, $2) WHERE id = $1`, queueID, many)
+}
+
+func (s *testServer) messagesIn(queueID string) int {
+	s.t.Helper()
+	return s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1", queueID)
+}
+
+func TestPurgeDeletesWhatWasThereWhateverItsState(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"delivery_delay_seconds":900`)
+	s.mustTopic("other")
+	s.publish("t", 1)
+	s.publish("other", 2)
+	s.fill("t", 2*workBatch+1)
+	s.receive("t", "")
+	s.must(204, "PUT", "/queues/t/purge", "")
+	checkDiff(t, "left", 0, s.messagesIn("t"))
+	checkDiff(t, "others", 1, s.messagesIn("other"))
+}
+
+func TestPurgeWaitsForRowsThatOthersHold(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2)
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("SELECT FROM queued.messages LIMIT 1 FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan reply, 1)
+	go func() {
+		v, _ := s.send(context.Background(), "PUT", "/queues/t/purge", "")
+		result <- v
+	}()
+	s.eventually("the other row is gone", func() bool { return s.messagesIn("t") == 1 })
+	s.publish("t", 3)
+	tx.Rollback()
+	if v := <-result; v.status != 204 {
+		t.Errorf("purge = %d %s", v.status, v.body)
+	}
+	checkDiff(t, "what came meanwhile", []int{3}, numbers(s.receive("t", "")))
+}
+
+func TestRedriveMovesWhatCouldBeReceived(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":3`)
+	s.mustQueue("to", `"delivery_delay_seconds":900`)
+	ids := s.publish("t", 1, 2, 3, 4, 5, 6)
+	s.receive("t", "?limit=1") // in flight
+	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", ids[1])
+	s.exec("UPDATE queued.messages SET delivery_attempts = 3 WHERE id = $1", ids[2])
+	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 min' WHERE id = $1", ids[3])
+	s.exec("UPDATE queued.messages SET delivery_attempts = 2, last_delivery = true, created_at = now() - interval '1 d' WHERE id = $1", ids[4])
+	s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
+	n := s.count(`SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key
+		WHERE q.id = 'to' AND delivery_attempts = 0 AND NOT last_delivery AND NOT in_flight AND scheduled_at = m.updated_at + interval '900 s'
+		AND expired_at = m.updated_at + interval '3600 s' AND m.id = ANY($1::uuid[])
+		AND (m.created_at < now() - interval '23 h') = (m.id = $2)`, idArray{ids[4], ids[5]}, ids[4])
+	checkDiff(t, "moved", 2, n)
+	checkDiff(t, "in destination", 2, s.messagesIn("to"))
+	checkDiff(t, "stayed", 4, s.messagesIn("t"))
+}
+
+func TestRedriveKeepsTheOrder(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustQueue("to")
+	ids := s.publish("t", 1, 2, 3, 4)
+	s.exec("UPDATE queued.messages SET scheduled_at = scheduled_at - interval '1 min' WHERE id = $1", ids[2])
+	s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
+	checkDiff(t, "received", []int{3, 1, 2, 4}, numbers(s.receive("to", "")))
+}
+
+func TestRedriveOntoItselfRestartsMessages(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.fill("t", workBatch+10)
+	id := s.receive("t", "?limit=1")[0].ID
+	s.must(204, "PUT", "/messages/"+id+"/nack", "")
+	s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"t"}`)
+	checkDiff(t, "messages", workBatch+10, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND updated_at > created_at"))
+}
+
+func TestRedriveBothWaysAtOnceKeepsEachMessageOnce(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("a")
+	s.mustQueue("b")
+	const many = workBatch + 500
+	s.fill("a", many)
+	s.fill("b", many)
+	var wg sync.WaitGroup
+	for _, v := range [][2]string{{"a", "b"}, {"b", "a"}, {"a", "b"}, {"b", "a"}} {
+		wg.Go(func() {
+			v, err := s.send(context.Background(), "PUT", "/queues/"+v[0]+"/redrive", fmt.Sprintf(`{"destination_queue_id":%q}`, v[1]))
+			if err != nil || v.status != 204 {
+				t.Errorf("redrive = %d %s, %v", v.status, v.body, err)
+			}
+		})
+	}
+	wg.Wait()
+	checkDiff(t, "rows", 2*many, s.count("SELECT count(*) FROM queued.messages"))
+	checkDiff(t, "ids", 2*many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
+}
+
+func TestRedriveEndsWhenItsDestinationIsDeleted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("from")
+	s.mustQueue("to")
+	s.fill("from", 3*workBatch)
+	moved := make(chan struct{}, 10)
+	err := s.store.redrive(context.Background(), "from", "to", func() {
+		if len(moved) == 0 {
+			s.must(204, "DELETE", "/queues/to", "")
+		}
+		moved <- struct{}{}
+	})
+	if !errors.Is(err, errQueueNotFound) {
+		t.Errorf("redrive = %v, want errQueueNotFound", err)
+	}
+	checkDiff(t, "stayed", 2*workBatch, s.messagesIn("from"))
+}
+
+// Each hot statement has one plan: on a table without statistics, on a full
+// one, and on one that was analyzed.
+func TestHotStatementsWalkTheirIndex(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustTopic("other")
+	statements := map[string]struct {
+		statement string
+		args      []string
+		index     string
+	}{
+		"claim":          {claimMessages, []string{"1", "10", "10", "60", "1000000"}, "messages_due"},
+		"ack":            {ackMessages, []string{"'{}'"}, "messages_pkey"},
+		"nack":           {nackMessages, []string{"'{}'"}, "messages_pkey"},
+		"release":        {releaseMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
+		"next due":       {selectNextDue, []string{"'{t}'"}, "messages_due"},
+		"purge":          {purgeBatch, []string{"1", "100", "now()", "0", "10"}, "messages_due"},
+		"redrive":        {redriveBatch, []string{"1", "now()", "100", "now()", "0", "10", "'t'"}, "messages_due"},
+		"find expired":   {selectExpired, nil, "messages_due"},
+		"find exhausted": {selectExhausted, nil, "messages_last_delivery"},
+		"move exhausted": {moveExhausted, []string{"1", "10"}, "messages_last_delivery"},
+		"walk":           {walkExpired, []string{"0", "10"}, "Tid Range Scan"},
+		"walk exhausted": {walkExhausted, []string{"0", "10"}, "Tid Range Scan"},
+	}
+	check := func(when string) {
+		conn, err := s.store.db.Conn(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for name, v := range statements {
+			plan := explain1(t, conn, v.statement, v.args)
+			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") {
+				t.Errorf("%s, %s: not along %s:\n%s", name, when, v.index, plan)
+			}
+			if strings.Contains(plan, "Sort Key: messages.scheduled_at") {
+				t.Errorf("%s, %s: sorts what is due:\n%s", name, when, plan)
+			}
+		}
+	}
+	check("new table")
+	s.fill("other", 30000)
+	s.fill("t", 30000)
+	check("full table without statistics")
+	s.exec("ANALYZE")
+	check("analyzed table")
+}
+
+func TestIDsAreVersion7AndParse(t *testing.T) {
+	t.Parallel()
+	var ids []string
+	for range 100 {
+		id := newID()
+		parsed, ok := parseID(strings.ToUpper(id))
+		if !ok || parsed != id || id[14] != '7' || !strings.Contains("89ab", id[19:20]) {
+			t.Fatalf("newID() = %s, parsed as %s, %v", id, parsed, ok)
+		}
+		ids = append(ids, id[:13])
+	}
+	if !slices.IsSorted(ids) {
+		t.Error("ids made one after the other do not sort by time")
+	}
+	for _, bad := range []string{"", "x", newID() + "0", "{" + newID() + "}", strings.Replace(newID(), "-", "", 1), "zz" + newID()[2:]} {
+		if id, ok := parseID(bad); ok {
+			t.Errorf("parseID(%q) = %s", bad, id)
+		}
+	}
+}

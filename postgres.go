@@ -91,7 +91,7 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 			p.lock.Close()
 		}
 	}()
-	if p.binaries, err = findBinaries(p.clusterVersion()); err != nil {
+	if p.binaries, err = findBinaries(p.clusterVersion(), usualPlaces()); err != nil {
 		return nil, err
 	}
 	if err := stopLeftover(p.cluster()); err != nil {
@@ -317,17 +317,8 @@ func (p *privatePostgres) stop(atOnce bool) error {
 	}
 }
 
-// findBinaries finds an installation of PostgreSQL: of the major version of the
-// cluster, or any if there is none yet. PATH comes first, then the usual places,
-// the newest first.
-func findBinaries(major string) (binaries, error) {
-	var dirs []string
-	if path, err := exec.LookPath("postgres"); err == nil {
-		if path, err = filepath.EvalSymlinks(path); err == nil {
-			dirs = append(dirs, filepath.Dir(path))
-		}
-	}
-	var usual []string
+// usualPlaces returns the folders of installations that PATH does not lead to.
+func usualPlaces() (dirs []string) {
 	for _, pattern := range []string{
 		"/usr/lib/postgresql/*/bin", // Debian
 		"/usr/pgsql-*/bin",          // Red Hat
@@ -337,26 +328,33 @@ func findBinaries(major string) (binaries, error) {
 		"/Applications/Postgres.app/Contents/Versions/*/bin",
 	} {
 		found, _ := filepath.Glob(pattern)
-		usual = append(usual, found...)
+		dirs = append(dirs, found...)
 	}
-	var newestFirst []binaries
-	for _, dir := range usual {
-		if b, err := inspect(dir); err == nil {
-			newestFirst = append(newestFirst, b)
-		}
-	}
-	slices.SortStableFunc(newestFirst, func(a, b binaries) int {
-		x, _ := strconv.Atoi(a.major)
-		y, _ := strconv.Atoi(b.major)
-		return y - x
-	})
+	return dirs
+}
+
+// findBinaries finds an installation of PostgreSQL: of the major version of the
+// cluster, or any if there is none yet. PATH comes first, then the other places,
+// the newest version first.
+func findBinaries(major string, places []string) (binaries, error) {
 	var all []binaries
-	for _, dir := range dirs {
+	for _, dir := range places {
 		if b, err := inspect(dir); err == nil {
 			all = append(all, b)
 		}
 	}
-	all = append(all, newestFirst...)
+	slices.SortStableFunc(all, func(a, b binaries) int {
+		x, _ := strconv.Atoi(a.major)
+		y, _ := strconv.Atoi(b.major)
+		return y - x
+	})
+	if path, err := exec.LookPath("postgres"); err == nil {
+		if path, err = filepath.EvalSymlinks(path); err == nil {
+			if b, err := inspect(filepath.Dir(path)); err == nil {
+				all = append([]binaries{b}, all...)
+			}
+		}
+	}
 	for _, b := range all {
 		if major == "" || b.major == major {
 			return b, nil

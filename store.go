@@ -402,7 +402,7 @@ func (s *store) deleteQueue(ctx context.Context, id string) error {
 }
 
 const selectStats = `
-SELECT count(m.id), coalesce(extract(epoch FROM now() - min(m.created_at)), 0)::bigint
+SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))), 0)::bigint
 FROM queued.queues q
 LEFT JOIN queued.messages m
     ON m.queue_key = q.key
@@ -935,10 +935,8 @@ func sortedIDs(ids []string) idArray {
 type leaseTerms struct {
 	queueKey      int64
 	ackDeadline   time.Duration
-	maxDeliveries int // noLimit if messages are never exhausted
+	maxDeliveries int // the largest there is if messages are never exhausted
 }
-
-const noLimit = 1<<31 - 1
 
 const selectLeaseTerms = `
 SELECT key, ack_deadline_seconds,

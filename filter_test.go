@@ -1,0 +1,78 @@
+package main
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+)
+
+func TestFiltersMatch(t *testing.T) {
+	t.Parallel()
+	for _, v := range []struct {
+		filters, attributes string
+		want                bool
+	}{
+		{``, ``, true},
+		{`null`, `{"a":"b"}`, true},
+		{`{}`, ``, false},
+		{`{}`, `null`, false},
+		{`{}`, `{}`, true},
+		{`{}`, `{"a":"b"}`, true},
+		{`{"a":["b"]}`, `{"a":"b"}`, true},
+		{`{"a":["b"]}`, `{"a":"B"}`, false},
+		{`{"a":["b"]}`, `{"A":"b"}`, false},
+		{`{"a":["b"]}`, `{}`, false},
+		{`{"a":["b"]}`, `null`, false},
+		{`{"a":["x","b"]}`, `{"a":"b","c":"d"}`, true},
+		{`{"a":["b"],"c":["d"]}`, `{"a":"b"}`, false},
+		{`{"a":["b"],"c":["d"]}`, `{"c":"d","a":"b"}`, true},
+		{`{"a":[]}`, `{"a":"b"}`, false},
+		{`{"a":[""]}`, `{"a":""}`, true},
+		{`{"":["b"]}`, `{"":"b"}`, true},
+		{`{"a":["\u0062"]}`, `{"\u0061":"b"}`, true},
+		{`{"a":["\u0000"]}`, `{"a":"\u0000"}`, true},
+		{`{"a":["\ud800"]}`, `{"a":"\ud800"}`, true},
+		{`{"a":["\ud800"]}`, `{"a":"\ud801"}`, false},
+		{`{"a":["\ud800"]}`, `{"a":"\ufffd"}`, false},
+		{`{"a":["x"],"a":["b"]}`, `{"a":"b"}`, true},
+		{`{"a":["b"]}`, `{"a":"x","a":"b"}`, true},
+		{`{"a":["b"]}`, `{"a":"b","a":"x"}`, false},
+	} {
+		if got := parseFilters([]byte(v.filters)).match(parseAttributes([]byte(v.attributes))); got != v.want {
+			t.Errorf("filter %s, attributes %s = %v, want %v", v.filters, v.attributes, got, v.want)
+		}
+	}
+}
+
+// The rule as fastqueue states it, word by word, is the reference.
+func FuzzFiltersMatch(f *testing.F) {
+	f.Add([]byte(`{"a":["b","c"],"d":["e"]}`), []byte(`{"a":"b","d":"e"}`))
+	f.Add([]byte(`{}`), []byte(`{}`))
+	f.Add([]byte(`{"a":[]}`), []byte(`{"a":""}`))
+	f.Fuzz(func(t *testing.T, rawFilters, rawAttributes []byte) {
+		var filters map[string][]string
+		var attributes map[string]string
+		if json.Unmarshal(rawFilters, &filters) != nil || json.Unmarshal(rawAttributes, &attributes) != nil {
+			return
+		}
+		// As the decoders would have them.
+		rawFilters, _ = json.Marshal(filters)
+		rawAttributes, _ = json.Marshal(attributes)
+		for _, values := range filters {
+			if values == nil {
+				return // null is no list
+			}
+		}
+		want := true
+		if filters != nil {
+			want = attributes != nil
+			for key, values := range filters {
+				value, has := attributes[key]
+				want = want && has && slices.Contains(values, value)
+			}
+		}
+		if got := parseFilters(rawFilters).match(parseAttributes(rawAttributes)); got != want {
+			t.Errorf("filter %s, attributes %s = %v, want %v", rawFilters, rawAttributes, got, want)
+		}
+	})
+}

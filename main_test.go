@@ -1,0 +1,476 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// running is a program that run runs, in this process or in one of its own.
+type running struct {
+	t      testing.TB
+	output *syncBuffer
+	url    string
+	ended  chan struct{}
+	err    error // once it has ended
+	stop   context.CancelFunc
+	cmd    *exec.Cmd // nil in this process
+}
+
+// runServer calls run, and waits until the server is ready.
+func runServer(t testing.TB, args ...string) *running {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{}), stop: stop}
+	go func() {
+		r.err = run(ctx, append([]string{"-listen", "127.0.0.1:0"}, args...), func(string) string { return "" }, nil, io.Discard, r.output)
+		close(r.ended)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-r.ended
+	})
+	r.awaitReady()
+	return r
+}
+
+// startProcess starts this very program as a process, which is the server.
+func startProcess(t testing.TB, args ...string) *running {
+	t.Helper()
+	return startProgram(t, os.Args[0], args...)
+}
+
+func startProgram(t testing.TB, program string, args ...string) *running {
+	t.Helper()
+	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{})}
+	r.cmd = exec.Command(program, append([]string{"-listen", "127.0.0.1:0"}, args...)...)
+	r.cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+	r.cmd.Stderr = r.output
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		r.err = r.cmd.Wait()
+		close(r.ended)
+	}()
+	t.Cleanup(func() {
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		<-r.ended
+	})
+	r.awaitReady()
+	return r
+}
+
+var readyLine = regexp.MustCompile(`msg=ready url=(\S+) data=(\S+)`)
+
+func (r *running) awaitReady() {
+	r.t.Helper()
+	for end := time.Now().Add(testTimeout); ; {
+		if m := readyLine.FindStringSubmatch(r.output.String()); m != nil {
+			r.url = m[1]
+			return
+		}
+		select {
+		case <-r.ended:
+			r.t.Fatalf("the server has ended: %v\n%s", r.err, r.output)
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("the server is not ready:\n%s", r.output)
+		}
+	}
+}
+
+// await waits until the program has ended.
+func (r *running) await() error {
+	r.t.Helper()
+	select {
+	case <-r.ended:
+	case <-time.After(2 * testTimeout):
+		r.t.Fatalf("the server does not end:\n%s", r.output)
+	}
+	return r.err
+}
+
+// requestInHand sends the header of a POST, and returns when the server waits
+// for the body.
+func (r *running) requestInHand(path, body string) (net.Conn, *bufio.Reader) {
+	r.t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", path, len(body))
+	answer := bufio.NewReader(conn)
+	for _, want := range []string{"HTTP/1.1 100 Continue\r\n", "\r\n"} {
+		if got, err := answer.ReadString('\n'); got != want || err != nil {
+			r.t.Fatalf("the server says %q, %v", got, err)
+		}
+	}
+	return conn, answer
+}
+
+func (r *running) client() *testServer { return &testServer{t: r.t, url: r.url} }
+
+func TestRunServesLongPollsAndDrains(t *testing.T) {
+	t.Parallel()
+	r := runServer(t, "-database-url", newTestDatabase(t, "template1"))
+	c := r.client()
+	c.mustTopic("t")
+	published := c.poll(context.Background(), "t", "?wait_seconds=20")
+	c.publish("t", 1)
+	checkDiff(t, "received", []int{1}, numbers(c.await(published)))
+
+	waiting := c.poll(context.Background(), "t", "?wait_seconds=20")
+	c.eventually("it waits", func() bool {
+		return strings.Contains(c.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="2xx"} 1`)
+	})
+	conn, answer := r.requestInHand("/topics/t/messages", `{"data":{}}`)
+	r.stop()
+	checkDiff(t, "received at the drain", []int{}, numbers(c.await(waiting)))
+	c.eventually("it takes no new connections", func() bool {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	fmt.Fprint(conn, `{"data":{}}`)
+	if status, err := answer.ReadString('\n'); err != nil || !strings.Contains(status, " 201 ") {
+		t.Errorf("the request in hand is answered with %q, %v", status, err)
+	}
+	if err := r.await(); err != nil {
+		t.Errorf("run = %v", err)
+	}
+}
+
+func TestServersShareADatabase(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "template1")
+	a, b := runServer(t, "-database-url", dsn).client(), runServer(t, "-database-url", dsn).client()
+	a.mustTopic("t")
+	poll := b.poll(context.Background(), "t", "?wait_seconds=20")
+	a.publish("t", 1)
+	checkDiff(t, "received", []int{1}, numbers(b.await(poll)))
+}
+
+func TestDatabaseThatIsNotThereYet(t *testing.T) {
+	t.Parallel()
+	dir := newDataDir(t)
+	log := newTestLog(t)
+	p, err := startPostgres(context.Background(), dir, log, "-cfsync=off")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.stop(false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{}), stop: stop}
+	listen := freeAddress(t)
+	go func() {
+		r.err = run(ctx, []string{"-listen", listen, "-database-url", p.dsn("queued")}, func(string) string { return "" }, nil, io.Discard, r.output)
+		close(r.ended)
+	}()
+	r.url = "http://" + listen
+	c := r.client()
+	c.eventually("it listens", func() bool {
+		v, err := c.send(context.Background(), "GET", "/topics", "")
+		return err == nil && v.status == 503 && v.header.Get("Retry-After") != ""
+	})
+	c.must(500, "GET", "/health", "")
+	if p, err = startPostgres(context.Background(), dir, log, "-cfsync=off"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.stop(true) })
+	c.eventually("it is ready", func() bool { return c.do("GET", "/topics", "").status == 200 })
+	c.must(200, "GET", "/health", "")
+	stop()
+	if err := r.await(); err != nil {
+		t.Errorf("run = %v", err)
+	}
+}
+
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestHopelessDatabaseEndsTheProgram(t *testing.T) {
+	t.Parallel()
+	latin := newTestDatabase(t, "template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'")
+	newer := newTestDatabase(t, "queued")
+	if _, err := newTestDB(t, newer).Exec("INSERT INTO queued.schema_version (version) VALUES (999)"); err != nil {
+		t.Fatal(err)
+	}
+	for dsn, want := range map[string]string{
+		testPostgres.dsn("nosuch"): "does not exist",
+		strings.Replace(testPostgres.dsn("queued"), "user=queued", "user=nobody password=secret", 1): "nobody",
+		latin: "encoding must be UTF8, and is LATIN1",
+		newer: "newer schema: version 999",
+	} {
+		var output bytes.Buffer
+		err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-database-url", dsn}, func(string) string { return "" }, nil, io.Discard, &output)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("run with %s = %v, want an error with %q", dsn, err, want)
+		}
+		if strings.Contains(fmt.Sprint(err)+output.String(), "secret") {
+			t.Errorf("the password is shown: %v\n%s", err, output.String())
+		}
+	}
+}
+
+func TestWrongSettingsAreRefusedByName(t *testing.T) {
+	t.Parallel()
+	for _, v := range []struct {
+		args []string
+		env  string
+		want string
+	}{
+		{args: []string{"-listen", "8000"}, want: "-listen"},
+		{args: []string{"-listen", "203.0.113.1:0", "-database-url", "dbname=x"}, want: "-listen"},
+		{args: []string{"-database-url", "postgres://me:secret@host:port/"}, want: "-database-url"},
+		{args: []string{"-database-url", "nonsense"}, want: "-database-url"},
+		{args: []string{"-cleanup-interval", "0"}, want: "-cleanup-interval"},
+		{args: []string{"-cleanup-interval", "5"}, want: "-cleanup-interval"},
+		{args: []string{"-max-wait", "-1s"}, want: "-max-wait"},
+		{args: []string{"-max-body", "0"}, want: "-max-body"},
+		{args: []string{"-max-limit", "x"}, want: "-max-limit"},
+		{args: []string{"-drain-delay", "-1s"}, want: "-drain-delay"},
+		{args: []string{"-log-level", "loud"}, want: "-log-level"},
+		{args: []string{"-log-format", "xml"}, want: "-log-format"},
+		{args: []string{"-min-ack-deadline-seconds", "0"}, want: "-min-ack-deadline-seconds"},
+		{args: []string{"-max-ack-deadline-seconds", "0"}, want: "-max-ack-deadline-seconds"},
+		{args: []string{"-no-such-flag"}, want: "-no-such-flag"},
+		{args: []string{"serve"}, want: `"serve"`},
+		{env: "QUEUED_MAX_WAIT=20", want: "$QUEUED_MAX_WAIT (-max-wait)"},
+		{env: "QUEUED_LOG_FORMAT=xml", want: "-log-format"},
+		{env: "QUEUED_DATABASE_URL=postgres://me:secret@host:port/", want: "-database-url"},
+		{args: []string{"health", "-listen", "x"}, want: "-listen"},
+		{args: []string{"health", "now"}, want: `"now"`},
+	} {
+		name, value, _ := strings.Cut(v.env, "=")
+		getenv := func(key string) string {
+			if key == name {
+				return value
+			}
+			return ""
+		}
+		err := run(context.Background(), v.args, getenv, nil, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), v.want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("queued %v with %q = %v, want an error that names %s", v.args, v.env, err, v.want)
+		}
+	}
+}
+
+func TestSettingsComeFromFlagsAndThenTheEnvironment(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{"QUEUED_MAX_WAIT": "7s", "QUEUED_MAX_BODY": "5", "QUEUED_MIN_ACK_DEADLINE_SECONDS": "3", "QUEUED_ALLOWED_HOSTS": " A.example, b "}
+	c, err := parseConfig([]string{"-max-wait", "8s", "-database-url", "dbname=x"}, func(name string) string { return env[name] }, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "settings", []any{8.0, int64(5), 3, []string{"a.example", "b"}, "127.0.0.1:8000"},
+		[]any{c.limits.maxWait, c.limits.maxBody, c.limits.ackDeadline.min, c.allowedHosts, c.listen})
+}
+
+func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	err := run(context.Background(), []string{"-help"}, func(string) string { return "" }, nil, &out, io.Discard)
+	if !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("run -help = %v", err)
+	}
+	for _, name := range []string{
+		"listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts",
+		"log-level", "log-format", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
+		"max-message-retention-seconds", "min-message-max-deliveries", "max-message-max-deliveries", "min-delivery-delay-seconds", "max-delivery-delay-seconds",
+	} {
+		if !strings.Contains(out.String(), "  -"+name+" ") || !strings.Contains(out.String(), "[$"+variable(name)+"]") {
+			t.Errorf("-help does not explain -%s and its variable", name)
+		}
+	}
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^  -(\S+)`).FindAllStringSubmatch(out.String(), -1) {
+		if !bytes.Contains(readme, []byte("`-"+m[1]+"`")) {
+			t.Errorf("the README does not list -%s", m[1])
+		}
+	}
+}
+
+func TestHealthCommand(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	var out bytes.Buffer
+	ask := func(args ...string) error {
+		out.Reset()
+		return run(context.Background(), append([]string{"health"}, args...), func(string) string { return "" }, nil, &out, io.Discard)
+	}
+	if err := ask("-url", s.url); err != nil || out.String() != "{\"success\":true}\n" {
+		t.Errorf("health = %v, %s", err, out.String())
+	}
+	if err := ask("-listen", "0.0.0.0:"+s.url[strings.LastIndex(s.url, ":")+1:]); err != nil {
+		t.Errorf("health by -listen = %v", err)
+	}
+	s.ready.Store(false)
+	if err := ask("-url", s.url); err == nil {
+		t.Error("health of a server that is not healthy succeeded")
+	}
+	if err := ask("-listen", freeAddress(t)); err == nil {
+		t.Error("health of a server that is not there succeeded")
+	}
+}
+
+func TestLogIsQuietButForDebug(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "queued")
+	for level, want := range map[string]bool{"info": false, "debug": true} {
+		r := runServer(t, "-database-url", dsn, "-log-level", level)
+		r.client().must(404, "GET", "/topics/one-of-a-kind", "")
+		r.stop()
+		if err := r.await(); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Contains(r.output.String(), "one-of-a-kind"); got != want {
+			t.Errorf("at level %s a request is logged: %v", level, got)
+		}
+	}
+	r := &running{t: t, output: newSyncBuffer()}
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	if err := run(ctx, []string{"-listen", "127.0.0.1:0", "-database-url", dsn, "-log-format", "json"}, func(string) string { return "" }, nil, io.Discard, r.output); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(r.output.String(), `"msg":"draining"`) {
+		t.Errorf("-log-format json logs %s", r.output)
+	}
+}
+
+// Private PostgreSQL
+
+// newDataDir returns a folder that the user PostgreSQL runs as can reach.
+func newDataDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "queued-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "data")
+}
+
+func TestPrivatePostgresKeepsMessagesBetweenRuns(t *testing.T) {
+	t.Parallel()
+	dir := newDataDir(t)
+	r := startProcess(t, "-data-dir", dir)
+	if m := readyLine.FindStringSubmatch(r.output.String()); m[2] != dir {
+		t.Errorf("the line that says ready names the data folder %s, want %s", m[2], dir)
+	}
+	r.client().mustTopic("t")
+	r.client().publish("t", 1)
+
+	var output bytes.Buffer
+	err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-data-dir", dir}, func(string) string { return "" }, nil, io.Discard, &output)
+	if err == nil || !strings.Contains(err.Error(), "in use by another queued") {
+		t.Errorf("a second server on the same folder = %v", err)
+	}
+
+	r.cmd.Process.Signal(os.Interrupt)
+	if err := r.await(); err != nil {
+		t.Errorf("the server ended with %v after SIGINT:\n%s", err, r.output)
+	}
+	if pid := leftover(filepath.Join(dir, "postgres")); pid != 0 {
+		t.Errorf("PostgreSQL still runs as process %d", pid)
+	}
+	r = startProcess(t, "-data-dir", dir)
+	checkDiff(t, "received", []int{1}, numbers(r.client().receive("t", "")))
+}
+
+func TestStartAfterKill(t *testing.T) {
+	t.Parallel()
+	dir := newDataDir(t)
+	r := startProcess(t, "-data-dir", dir)
+	r.client().mustTopic("t")
+	r.client().publish("t", 1)
+	r.cmd.Process.Kill()
+	r.await()
+	left := leftover(filepath.Join(dir, "postgres"))
+	if left == 0 {
+		t.Fatal("no PostgreSQL was left over: the test tests nothing")
+	}
+	r = startProcess(t, "-data-dir", dir)
+	checkDiff(t, "received", []int{1}, numbers(r.client().receive("t", "")))
+	if now := leftover(filepath.Join(dir, "postgres")); now == left {
+		t.Error("the PostgreSQL that was left over still runs")
+	}
+}
+
+func TestPrivatePostgresIsStartedAgainWhenItDies(t *testing.T) {
+	t.Parallel()
+	dir := newDataDir(t)
+	c := startProcess(t, "-data-dir", dir).client()
+	c.mustTopic("t")
+	c.publish("t", 1)
+	syscall.Kill(leftover(filepath.Join(dir, "postgres")), syscall.SIGKILL)
+	poll := make(chan polled)
+	go func() { // long polls come through it too
+		for {
+			p := <-c.poll(context.Background(), "t", "?wait_seconds=10")
+			if p.status == 200 && len(p.messages) == 1 {
+				poll <- p
+				return
+			}
+		}
+	}()
+	checkDiff(t, "received", []int{1}, numbers(c.await(poll)))
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := newDataDir(t)
+	r := startProcess(t, "-data-dir", dir)
+	r.requestInHand("/topics", `{"id":"never comes"}`)
+	r.cmd.Process.Signal(syscall.SIGTERM)
+	r.client().eventually("it drains", func() bool { return strings.Contains(r.output.String(), "draining") })
+	began := time.Now()
+	r.client().eventually("it ends", func() bool {
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-r.ended:
+			return true
+		default:
+			return false
+		}
+	})
+	if took := time.Since(began); took > drainTimeout/2 {
+		t.Errorf("it took %v to end after the second signal", took)
+	}
+	if pid := leftover(filepath.Join(dir, "postgres")); pid != 0 {
+		t.Errorf("PostgreSQL still runs as process %d", pid)
+	}
+}

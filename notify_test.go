@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestPayloadsAreHeardByOthers(t *testing.T) {
+	t.Parallel()
+	sender := newNotifier(nil, "", slog.New(slog.DiscardHandler))
+	listener := newNotifier(nil, "", slog.New(slog.DiscardHandler))
+	want := map[string]time.Time{"now": {}, "later": time.UnixMicro(1790000000123456)}
+	for i := range 500 {
+		want[fmt.Sprintf("%d-%s", i, strings.Repeat("x", 100))] = time.UnixMicro(int64(1790000000000000 + i))
+	}
+	got := map[string]time.Time{}
+	payloads := sender.payloads(want)
+	for _, payload := range payloads {
+		if len(payload) >= 8000 {
+			t.Errorf("a payload has %d bytes, and PostgreSQL takes less than 8000", len(payload))
+		}
+		listener.hear(payload, func(queueID string, dueAt time.Time) { got[queueID] = dueAt }, func() { t.Error("not understood") })
+		sender.hear(payload, func(string, time.Time) { t.Error("heard itself") }, func() { t.Error("heard itself") })
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("mismatch (-want +got):\n%s", diff)
+	}
+}
+
+func TestForeignPayloadWakesEverybody(t *testing.T) {
+	t.Parallel()
+	n := newNotifier(nil, "", slog.New(slog.DiscardHandler))
+	for _, payload := range []string{"", "x y", "x y 1 z"} {
+		woken := false
+		n.hear(payload, func(string, time.Time) {}, func() { woken = true })
+		if !woken {
+			t.Errorf("payload %q woke nobody", payload)
+		}
+	}
+}
+
+func TestAnnouncementsAreCoalesced(t *testing.T) {
+	t.Parallel()
+	n := newNotifier(nil, "", slog.New(slog.DiscardHandler))
+	early, late := time.UnixMicro(1000), time.UnixMicro(2000)
+	n.add("a", late)
+	n.add("a", early)
+	n.add("a", late)
+	n.add("b", early)
+	n.add("b", time.Time{})
+	if diff := cmp.Diff(map[string]time.Time{"a": early, "b": {}}, n.pending); diff != "" {
+		t.Errorf("pending mismatch (-want +got):\n%s", diff)
+	}
+}
+
+func TestListenerComesBackAndLooksForWhatItMissed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.eventually("the server listens", s.engine.notifier.listening)
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+	s.waiting("t", 1)
+	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`)
+	s.eventually("the server has noticed", func() bool { return !s.engine.notifier.listening() })
+	s.fill("t", 1) // announced by nobody
+	if got := s.await(poll); len(got) != 1 {
+		t.Errorf("received %v, want the message that no notification announced", got)
+	}
+	s.eventually("the server listens again", s.engine.notifier.listening)
+}

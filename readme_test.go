@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bufio"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var updateReadme = flag.Bool("update-readme", false, "write what the commands of the README's tour print into it")
+
+var uuidPattern = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+
+// The tour in README.md works as printed: its commands are run in a shell
+// against the real program, and what they print is compared with the page but
+// for the ids of messages and for times.
+func TestReadmeTourWorksAsPrinted(t *testing.T) {
+	t.Parallel()
+	program := filepath.Join(t.TempDir(), "queued")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	server := startProgram(t, program, "-data-dir", newDataDir(t))
+	here := strings.TrimPrefix(server.url, "http://")
+
+	page, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shell := newShell(t)
+	ids := map[string]string{} // of a message on the page, to what it is in this run
+	var rewritten strings.Builder
+	last := "" // id that was printed
+	inTour := false
+	commands := 0
+	lines := strings.Split(strings.TrimSuffix(string(page), "\n"), "\n")
+	for i := 0; i < len(lines); i++ {
+		if *updateReadme && inTour && strings.HasPrefix(lines[i], "$ ") {
+			// A command on the page acts on the message that was shown before it.
+			lines[i] = uuidPattern.ReplaceAllString(lines[i], last)
+		}
+		rewritten.WriteString(lines[i] + "\n")
+		switch {
+		case lines[i] == "```console":
+			inTour = true
+		case lines[i] == "```":
+			inTour = false
+		case inTour && strings.HasPrefix(lines[i], "$ "):
+			command := strings.TrimPrefix(lines[i], "$ ")
+			var want []string
+			for i+1 < len(lines) && lines[i+1] != "```" && !strings.HasPrefix(lines[i+1], "$ ") {
+				i++
+				want = append(want, lines[i])
+			}
+			command = strings.ReplaceAll(command, "localhost:8000", here)
+			for onPage, inRun := range ids {
+				command = strings.ReplaceAll(command, onPage, inRun)
+			}
+			commands++
+			got := shell.run(command)
+			wanted := strings.Join(want, "\n")
+			for n, id := range uuidPattern.FindAllString(got, -1) {
+				last = id
+				if onPage := uuidPattern.FindAllString(wanted, -1); n < len(onPage) {
+					ids[onPage[n]] = id
+				}
+			}
+			if maskAge(got) != maskAge(wanted) && !*updateReadme {
+				t.Errorf("$ %s\nprints\n%s\nand the README says\n%s", command, got, wanted)
+			}
+			if got != "" {
+				rewritten.WriteString(got + "\n")
+			}
+		}
+	}
+	if commands < 10 {
+		t.Errorf("the tour has only %d commands", commands)
+	}
+	if *updateReadme {
+		if err := os.WriteFile("README.md", []byte(rewritten.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// maskAge is mask, and of ages too, which grow while the machine is busy.
+func maskAge(s string) string {
+	return regexp.MustCompile(`(age_seconds":)\d+`).ReplaceAllString(mask(s), "${1}AGE")
+}
+
+// shell is a shell that runs one command after the other, as a terminal does.
+type shell struct {
+	t   testing.TB
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func newShell(t testing.TB) *shell {
+	t.Helper()
+	cmd := exec.Command("sh")
+	cmd.Dir = t.TempDir()
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Wait()
+	})
+	return &shell{t, in, bufio.NewReader(out)}
+}
+
+// run returns what a command prints, without the end of its last line.
+func (s *shell) run(command string) string {
+	s.t.Helper()
+	const end = "-- end of the command --"
+	fmt.Fprintf(s.in, "%s\nprintf '\\n%%s\\n' '%s'\n", command, end)
+	var printed strings.Builder
+	for {
+		line, err := s.out.ReadString('\n')
+		if err != nil {
+			s.t.Fatalf("the shell has ended in %s: %v", command, err)
+		}
+		if line == end+"\n" {
+			return strings.TrimRight(printed.String(), "\n")
+		}
+		printed.WriteString(line)
+	}
+}

@@ -273,7 +273,7 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 			if key == name {
 				return value
 			}
-			return ""
+			return map[string]string{"HOME": "/home/somebody"}[key]
 		}
 		err := run(context.Background(), v.args, getenv, nil, io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), v.want) || strings.Contains(err.Error(), "secret") {

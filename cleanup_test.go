@@ -51,6 +51,21 @@ func TestCleanupMovesExhaustedToTheDeadQueue(t *testing.T) {
 	checkDiff(t, "still receivable", []int{2}, numbers(s.receive("t", "")))
 }
 
+func TestCleanupFindsExhaustedWithoutTheWalk(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.publish("t", 1)
+	s.receive("t", "")
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	c := &cleanup{db: s.store.db, announce: s.engine.announce}
+	if err := c.moveExhausted(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
+}
+
 func TestCleanupMovesWhatAChangeOfSettingsExhausted(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

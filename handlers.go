@@ -35,9 +35,13 @@ type server struct {
 	checkHost    bool
 	allowedHosts []string
 
-	ready atomic.Bool // the schema is there
-	mux   *http.ServeMux
+	ready  atomic.Bool  // the schema is there
+	inHand atomic.Int64 // bytes of the bodies of requests that are not answered yet
+	mux    *http.ServeMux
 }
+
+// maxInHand bounds server.inHand; a request beyond it is refused.
+const maxInHand = 256 << 20
 
 // Bounds of a connection.
 const (
@@ -101,14 +105,31 @@ func (s *server) handleAlways(pattern string, h handler) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := &request{Request: hr, w: w.(*response)}
 		r.w.matched = true
-		err := r.readBody(s.limits.maxBody)
-		if err == nil {
-			err = h(r)
-		}
-		if err != nil {
+		if err := s.withBody(r, h); err != nil {
 			s.fail(r, err)
 		}
 	})
+}
+
+// withBody calls the handler with the body of the request, as long as there is
+// room for it.
+func (s *server) withBody(r *request, h handler) error {
+	limit := s.limits.maxBody
+	if r.ContentLength > limit {
+		return errTooLarge
+	}
+	size := r.ContentLength
+	if size < 0 { // not known
+		size = limit
+	}
+	defer s.inHand.Add(-size)
+	if s.inHand.Add(size) > maxInHand {
+		return errOverloaded
+	}
+	if err := r.readBody(limit); err != nil {
+		return err
+	}
+	return h(r)
 }
 
 // ServeHTTP is around every request, also those that no route matches.
@@ -210,9 +231,6 @@ func consuming(h handler) handler {
 func (r *request) readBody(limit int64) error {
 	if r.ContentLength == 0 {
 		return nil
-	}
-	if r.ContentLength > limit {
-		return errTooLarge
 	}
 	r.w.controller.SetReadDeadline(time.Now().Add(bodyTimeout))
 	defer r.w.controller.SetReadDeadline(time.Time{})

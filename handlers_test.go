@@ -462,6 +462,18 @@ func TestBodyAboveTheLimitIs413(t *testing.T) {
 	}
 }
 
+func TestBodiesInHandAreBounded(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.inHand.Store(maxInHand - 10)
+	got := s.do("POST", "/topics", `{"id":"much"}`)
+	if got.status != 503 || got.header.Get("Retry-After") == "" {
+		t.Errorf("a request beyond the bound = %d %s, want 503 with Retry-After", got.status, got.body)
+	}
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	checkDiff(t, "in hand afterwards", int64(maxInHand-10), s.server.inHand.Load())
+}
+
 func TestPagesElsewhereCannotUseALocalServer(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

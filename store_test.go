@@ -160,6 +160,43 @@ func TestRedriveMovesWhatCouldBeReceived(t *testing.T) {
 	checkDiff(t, "stayed", 4, s.messagesIn("t"))
 }
 
+func TestRedriveLeavesWhatBecomesDueMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("from")
+	s.mustQueue("to")
+	delayed := s.publish("from", 1)[0]
+	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 min'")
+	s.fill("from", workBatch+1)
+	first := true
+	err := s.store.redrive(context.Background(), "from", "to", func() {
+		if first {
+			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", delayed)
+			s.publish("from", 2)
+		}
+		first = false
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "stayed", []int{1, 2}, numbers(s.receive("from", "")))
+}
+
+func TestNackIsForMessagesInFlight(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`, `"delivery_delay_seconds":900`)
+	id := s.publish("t", 1)[0]
+	s.must(204, "PUT", "/messages/"+id+"/nack", "")
+	checkDiff(t, "received before its delay is over", []int{}, numbers(s.receive("t", "")))
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.receive("t", "")
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.must(204, "PUT", "/messages/"+id+"/nack", "") // late, but nobody else has it
+	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
+}
+
 func TestRedriveKeepsTheOrder(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

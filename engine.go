@@ -54,7 +54,7 @@ type engine struct {
 }
 
 // newEngine starts an engine, which the caller ends with drain and then close.
-func newEngine(db *sql.DB, dsn string, log *slog.Logger, m *metrics) *engine {
+func newEngine(db *sql.DB, dsn string, log *slog.Logger, m *metrics, slowLook time.Duration) *engine {
 	ctx, stop := context.WithCancel(context.Background())
 	e := &engine{
 		log:         log,
@@ -74,7 +74,7 @@ func newEngine(db *sql.DB, dsn string, log *slog.Logger, m *metrics) *engine {
 	e.notifier = newNotifier(db, dsn, log)
 	e.background.Go(func() { e.notifier.send(ctx) })
 	e.background.Go(func() { e.notifier.listen(ctx, e.wake, e.wakeAll) })
-	e.background.Go(func() { e.lookAround(ctx, newSession(db)) })
+	e.background.Go(func() { e.lookAround(ctx, newSession(db), slowLook) })
 	return e
 }
 
@@ -164,20 +164,20 @@ func (e *engine) announce(queueID string, dueAt time.Time) {
 	e.notifier.add(queueID, dueAt)
 }
 
-// slowLook is how often the engine looks for what no notification told it of;
-// it looks every second while notifications cannot come.
+// How often the engine looks for what no notification told it of, and how often
+// while none can come.
 const (
-	slowLook      = 10 * time.Second
-	slowLookBlind = time.Second
+	defaultSlowLook = 10 * time.Second
+	blindLook       = time.Second
 )
 
 // lookAround wakes the receivers of queues in which something is due without
 // their having been told: a notification was lost, or a server died before it
 // sent one. One statement looks at all queues that have receivers here.
-func (e *engine) lookAround(ctx context.Context, s *session) {
+func (e *engine) lookAround(ctx context.Context, s *session, slowLook time.Duration) {
 	defer s.close()
 	last := time.Now()
-	ticker := time.NewTicker(slowLookBlind)
+	ticker := time.NewTicker(blindLook)
 	defer ticker.Stop()
 	for {
 		select {

@@ -291,7 +291,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 
 	m := newMetrics(db)
 	s := &store{db: db}
-	e := newEngine(db, dsn, log, m)
+	e := newEngine(db, dsn, log, m, defaultSlowLook)
 	v := newServer(log, s, e, m, c.limits)
 	v.allowedHosts = c.allowedHosts
 	address, _ := listener.Addr().(*net.TCPAddr)

@@ -141,7 +141,7 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEngine(db, withSettings, log, m)
+	e := newEngine(db, withSettings, log, m, time.Hour) // a lost wake-up shows as a test that hangs
 	s := newServer(log, &store{db: db}, e, m, testLimits())
 	s.checkHost = true
 	s.ready.Store(true)

@@ -86,10 +86,11 @@ WITH source AS MATERIALIZED (
     WHERE key = $1
         AND dead_queue_id IS NOT NULL
 ), due AS MATERIALIZED (
-    SELECT ctid AS tid
+    SELECT ctid AS tid, scheduled_at, seq
     FROM queued.messages
     WHERE queue_key = $1
         AND last_delivery
+        AND scheduled_at >= $3 -- several have the same time, and one may be left over
         AND scheduled_at <= now()
         AND expired_at > now()
         AND delivery_attempts >= (SELECT message_max_deliveries FROM source)
@@ -102,10 +103,11 @@ WITH source AS MATERIALIZED (
     WHERE m.ctid = due.tid
     RETURNING m.id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, source.dead_queue_id AS destination_id
 ), moved AS (` + moveMessages + `
-    RETURNING id
 )
-SELECT count(*)
-FROM moved`
+SELECT scheduled_at, seq
+FROM due
+ORDER BY scheduled_at DESC, seq DESC
+LIMIT 1`
 
 // moveExhausted moves messages whose last delivery ended without an ack to the
 // dead queue. Those that were nacked have moved already.
@@ -122,9 +124,8 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 		return err
 	}
 	for _, m := range moves {
-		err := c.untilDone(ctx, func(tx *sql.Tx) (n int64, err error) {
-			err = tx.QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch).Scan(&n)
-			return n, err
+		err := c.untilDone(ctx, func(tx *sql.Tx, after position) (position, error) {
+			return scanPosition(tx.QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
 		}, func() { c.announce(m.deadQueueID, time.Time{}) })
 		if err != nil {
 			return err
@@ -149,17 +150,24 @@ WHERE oldest.expired_at <= now()`
 
 const removeExpired = `
 WITH oldest AS MATERIALIZED (
-    SELECT ctid AS tid, expired_at
+    SELECT ctid AS tid, scheduled_at, seq, expired_at
     FROM queued.messages
     WHERE queue_key = $1
+        AND (scheduled_at, seq) > ($3, $4)
     ORDER BY scheduled_at, seq
     LIMIT $2
     FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.messages m
+    USING oldest
+    WHERE m.ctid = oldest.tid
+        AND oldest.expired_at <= now()
 )
-DELETE FROM queued.messages m
-USING oldest
-WHERE m.ctid = oldest.tid
-    AND oldest.expired_at <= now()`
+SELECT scheduled_at, seq
+FROM oldest
+WHERE expired_at <= now()
+ORDER BY scheduled_at DESC, seq DESC
+LIMIT 1`
 
 // removeExpired deletes expired messages at the front of their queues, where
 // they are in the way of receivers. The walk finds those further back.
@@ -173,20 +181,28 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 
 const selectDeleted = `
 SELECT key
-FROM queued.deleted_queues
+FROM queued.deleted_queues d
+WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
 ORDER BY key`
 
 const removeDeleted = `
-WITH orphaned AS MATERIALIZED (
-    SELECT ctid AS tid
+WITH found AS MATERIALIZED (
+    SELECT ctid AS tid, scheduled_at, seq
     FROM queued.messages
     WHERE queue_key = $1
+        AND (scheduled_at, seq) > ($3, $4)
+    ORDER BY scheduled_at, seq
     LIMIT $2
     FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.messages m
+    USING found
+    WHERE m.ctid = found.tid
 )
-DELETE FROM queued.messages m
-USING orphaned
-WHERE m.ctid = orphaned.tid`
+SELECT scheduled_at, seq
+FROM found
+ORDER BY scheduled_at DESC, seq DESC
+LIMIT 1`
 
 const forgetDeleted = `
 DELETE FROM queued.deleted_queues d
@@ -196,7 +212,7 @@ WHERE deleted_at < now() - make_interval(secs => $1)
 // removeDeleted deletes the messages of deleted queues.
 func (c *cleanup) removeDeleted(ctx context.Context) error {
 	keys, err := collect(ctx, c.db, scanKey, selectDeleted)
-	if err != nil || len(keys) == 0 {
+	if err != nil {
 		return err
 	}
 	if err := c.removeAll(ctx, keys, removeDeleted); err != nil {
@@ -209,7 +225,8 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 // The walk looks at every row from time to time, in the order of the table: for
 // what the other searches cannot find without an index that every receive would
 // pay for. It deletes what expired behind messages that did not, and marks what
-// a change of its queue's settings has exhausted, for moveExhausted to move.
+// a change of its queue's settings has exhausted, for moveExhausted to move. It
+// is the one statement that is not about a queue.
 const (
 	selectPages = `
 SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
@@ -254,13 +271,17 @@ func (c *cleanup) walk(ctx context.Context) error {
 		if c.page >= pages {
 			c.page = 0
 		}
-		from, to := c.page, min(c.page+walkPages, pages)
-		for _, statement := range []string{walkExhausted, walkExpired} {
-			if _, err := c.batch(ctx, func(tx *sql.Tx) (int64, error) {
-				return affected(tx.ExecContext(ctx, statement, from, to))
-			}); err != nil {
-				return err
+		to := min(c.page+walkPages, pages)
+		locked, err := c.batch(ctx, func(tx *sql.Tx) error {
+			for _, statement := range []string{walkExhausted, walkExpired} {
+				if _, err := tx.ExecContext(ctx, statement, c.page, to); err != nil {
+					return err
+				}
 			}
+			return nil
+		})
+		if err != nil || !locked {
+			return err
 		}
 		if c.page = to; to == pages {
 			break
@@ -269,11 +290,11 @@ func (c *cleanup) walk(ctx context.Context) error {
 	return nil
 }
 
-// removeAll runs a DELETE of a batch for each of the keys until it finds nothing.
+// removeAll removes, batch by batch, what a statement finds in each of the queues.
 func (c *cleanup) removeAll(ctx context.Context, keys []int64, statement string) error {
 	for _, key := range keys {
-		err := c.untilDone(ctx, func(tx *sql.Tx) (int64, error) {
-			return affected(tx.ExecContext(ctx, statement, key, cleanupBatch))
+		err := c.untilDone(ctx, func(tx *sql.Tx, after position) (position, error) {
+			return scanPosition(tx.QueryRowContext(ctx, statement, key, cleanupBatch, after.at, after.seq))
 		}, func() {})
 		if err != nil {
 			return err
@@ -282,42 +303,41 @@ func (c *cleanup) removeAll(ctx context.Context, keys []int64, statement string)
 	return nil
 }
 
-// untilDone repeats a batch until it changes nothing, and calls after for each
-// that did.
-func (c *cleanup) untilDone(ctx context.Context, change func(*sql.Tx) (int64, error), after func()) error {
+// untilDone repeats a batch until it returns sql.ErrNoRows, and calls done for
+// each that did not. A batch starts after the last position of the one before,
+// and so does not walk over what that one removed.
+func (c *cleanup) untilDone(ctx context.Context, batch func(tx *sql.Tx, after position) (position, error), done func()) error {
+	var last position
 	for {
-		n, err := c.batch(ctx, change)
-		if err != nil || n == 0 {
+		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
+			last, err = batch(tx, last)
+			return err
+		})
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil || !locked {
 			return err
 		}
-		after()
+		done()
 	}
 }
 
-// batch runs change in a transaction that has the lock of the cleanup, and
-// returns how many rows it changed: none if another server has the lock.
-func (c *cleanup) batch(ctx context.Context, change func(*sql.Tx) (int64, error)) (int64, error) {
+// batch runs change in a transaction that has the lock of the cleanup. It does
+// nothing, and returns false, if another server has the lock.
+func (c *cleanup) batch(ctx context.Context, change func(*sql.Tx) error) (locked bool, err error) {
 	tx, err := c.db.BeginTx(ctx, nil)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	defer tx.Rollback()
-	var locked bool
 	if err := tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", int64(cleanupLock)).Scan(&locked); err != nil || !locked {
-		return 0, err
+		return false, err
 	}
-	n, err := change(tx)
-	if err != nil {
-		return 0, err
+	if err := change(tx); err != nil {
+		return false, err
 	}
-	return n, tx.Commit()
-}
-
-func affected(result sql.Result, err error) (int64, error) {
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
+	return true, tx.Commit()
 }
 
 func scanKey(row scanner) (key int64, err error) {

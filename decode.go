@@ -127,6 +127,10 @@ func readBody(body []byte) *form {
 		return f
 	}
 	body = body[skipSpace(body, 0):]
+	if isNull(body) {
+		f.wrong("field required", "value_error.missing")
+		return f
+	}
 	if body[0] != '{' {
 		f.wrong("value is not a valid dict", "type_error.dict")
 		return f
@@ -156,18 +160,21 @@ func invalidUTF8(b []byte) int {
 // readQuery reads the query of a URL. Parameters that nobody asks for are ignored.
 func readQuery(rawQuery string) *form {
 	f := &form{where: "query"}
-	if rawQuery == "" {
-		return f
-	}
-	values, err := url.ParseQuery(rawQuery)
-	if err != nil {
-		f.wrong("not a valid query: "+err.Error(), "value_error.query")
-		return f
-	}
-	for name, all := range values {
-		f.fields = append(f.fields, field{name, []byte(all[len(all)-1])})
+	for rawQuery != "" {
+		var parameter string
+		parameter, rawQuery, _ = strings.Cut(rawQuery, "&")
+		name, value, _ := strings.Cut(parameter, "=")
+		f.fields = append(f.fields, field{unescape(name), []byte(unescape(value))})
 	}
 	return f
+}
+
+// unescape returns what cannot be unescaped as it is: it is no number.
+func unescape(s string) string {
+	if v, err := url.QueryUnescape(s); err == nil {
+		return v
+	}
+	return s
 }
 
 // value returns the JSON of a field, nil if the field is null or missing. Then
@@ -216,11 +223,12 @@ func (f *form) integer(name string, within bounds, required bool) *int {
 	if raw == nil {
 		return nil
 	}
-	text := string(raw)
+	n, ok := 0, false
 	if raw[0] == '"' {
-		text = unquote(raw)
+		n, ok = parseDigits(unquote(raw))
+	} else {
+		n, ok = parseInteger(string(raw))
 	}
-	n, ok := parseInteger(text)
 	if !ok {
 		f.wrong("value is not a valid integer", "type_error.integer", name)
 		return nil
@@ -243,11 +251,16 @@ func (f *form) inside(n int, within bounds, name string) bool {
 	return false
 }
 
-// parseInteger reads a whole number, also one like 3.0 or 3e1. Numbers too
-// large for an int become the largest or smallest one.
-func parseInteger(s string) (int, bool) {
+// parseDigits reads a whole number in digits. Numbers too large for an int
+// become the largest or smallest one.
+func parseDigits(s string) (int, bool) {
 	n, err := strconv.Atoi(s)
-	if err == nil || errors.Is(err, strconv.ErrRange) {
+	return n, err == nil || errors.Is(err, strconv.ErrRange)
+}
+
+// parseInteger reads a whole number as JSON may have it, also like 3.0 or 3e1.
+func parseInteger(s string) (int, bool) {
+	if n, ok := parseDigits(s); ok {
 		return n, true
 	}
 	x, ok := parseNumber(s)
@@ -310,6 +323,10 @@ func (f *form) filters(name string) []byte {
 		return nil
 	}
 	walkObject(raw, func(key string, values []byte) {
+		if isNull(values) {
+			f.wrong("none is not an allowed value", "type_error.none.not_allowed", name, key)
+			return
+		}
 		if values[0] != '[' {
 			f.wrong("value is not a valid list", "type_error.list", name, key)
 			return
@@ -397,7 +414,7 @@ func (f *form) parameter(name string, missing int, within bounds) int {
 	if !has {
 		return missing
 	}
-	n, ok := parseInteger(string(text))
+	n, ok := parseDigits(string(text))
 	if !ok {
 		f.wrong("value is not a valid integer", "type_error.integer", name)
 	} else if f.inside(n, within, name) {

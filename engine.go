@@ -34,6 +34,7 @@ const (
 type engine struct {
 	log     *slog.Logger
 	metrics *metrics
+	db      *sql.DB
 
 	publications *lane[*publication]
 	acks         *lane[[]string]
@@ -53,12 +54,23 @@ type engine struct {
 	background  sync.WaitGroup
 }
 
-// newEngine starts an engine, which the caller ends with drain and then close.
-func newEngine(db *sql.DB, dsn string, log *slog.Logger, m *metrics, slowLook time.Duration) *engine {
+// newEngine starts an engine on connections of its own, so that slow requests
+// of other kinds cannot take them. The caller ends it with drain and then close.
+func newEngine(database string, log *slog.Logger, m *metrics, slowLook time.Duration) (*engine, error) {
+	dsn, err := connectionString(database)
+	if err != nil {
+		return nil, err
+	}
+	db, err := openDB(database, engineConns)
+	if err != nil {
+		return nil, err
+	}
+	m.observePool(db, "engine")
 	ctx, stop := context.WithCancel(context.Background())
 	e := &engine{
 		log:         log,
 		metrics:     m,
+		db:          db,
 		claimers:    make(chan *session, claimers),
 		lookNow:     make(chan struct{}, 1),
 		dispatchers: make(map[string]*dispatcher),
@@ -75,7 +87,7 @@ func newEngine(db *sql.DB, dsn string, log *slog.Logger, m *metrics, slowLook ti
 	e.background.Go(func() { e.notifier.send(ctx) })
 	e.background.Go(func() { e.notifier.listen(ctx, e.wake, e.wakeAll) })
 	e.background.Go(func() { e.lookAround(ctx, newSession(db), slowLook) })
-	return e
+	return e, nil
 }
 
 // drain lets all receivers go with nothing, and those that come later too.
@@ -106,6 +118,7 @@ func (e *engine) close() {
 	for range claimers {
 		(<-e.claimers).close()
 	}
+	e.db.Close()
 }
 
 // ack deletes messages, whoever holds them. Unknown ids are ignored.
@@ -119,7 +132,9 @@ func (e *engine) runAcks(s *session, batch [][]string) error {
 		return err
 	}
 	for _, t := range all {
-		e.metrics.acked.WithLabelValues(t.queueID).Add(float64(t.acked))
+		if t.queueID != "" {
+			e.metrics.acked.WithLabelValues(t.queueID).Add(float64(t.acked))
+		}
 	}
 	return nil
 }
@@ -207,8 +222,10 @@ func (e *engine) look(s *session) error {
 		return nil
 	}
 	all, err := s.nextDue(ids)
-	if err != nil {
-		return err
+	if err != nil { // perhaps a connection that was lost: a look can be repeated
+		if all, err = s.nextDue(ids); err != nil {
+			return err
+		}
 	}
 	exists := make(map[string]bool, len(all))
 	e.mu.Lock()

@@ -35,6 +35,8 @@ type server struct {
 	checkHost    bool
 	allowedHosts []string
 
+	bodyTimeout time.Duration // for a client to send a body
+
 	ready  atomic.Bool  // the schema is there
 	inHand atomic.Int64 // bytes of the bodies of requests that are not answered yet
 	mux    *http.ServeMux
@@ -53,7 +55,7 @@ const (
 )
 
 func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *server {
-	v := &server{log: log, store: s, engine: e, metrics: m, limits: l, mux: http.NewServeMux()}
+	v := &server{log: log, store: s, engine: e, metrics: m, limits: l, bodyTimeout: bodyTimeout, mux: http.NewServeMux()}
 	v.handle("POST /topics", v.createTopic)
 	v.handle("GET /topics", v.listTopics)
 	v.handle("GET /topics/{topic_id}", v.getTopic)
@@ -116,19 +118,22 @@ func (s *server) handleAlways(pattern string, h handler) {
 func (s *server) withBody(r *request, h handler) error {
 	limit := s.limits.maxBody
 	if r.ContentLength > limit {
+		r.discardBody()
 		return errTooLarge
 	}
 	size := r.ContentLength
 	if size < 0 { // not known
 		size = limit
 	}
-	defer s.inHand.Add(-size)
+	defer func() { s.inHand.Add(-size) }()
 	if s.inHand.Add(size) > maxInHand {
 		return errOverloaded
 	}
-	if err := r.readBody(limit); err != nil {
+	if err := r.readBody(limit, s.bodyTimeout); err != nil {
 		return err
 	}
+	s.inHand.Add(int64(len(r.body)) - size)
+	size = int64(len(r.body))
 	return h(r)
 }
 
@@ -153,7 +158,7 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	}()
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.controller.SetWriteDeadline(start.Add(writeTimeout))
+	w.controller.SetWriteDeadline(time.Time{}) // that of the request before, on the same connection
 	if err := s.refuse(hr); err != nil {
 		s.fail(&request{Request: hr, w: w}, err)
 		return
@@ -204,8 +209,8 @@ func (s *server) hostAllowed(hostport string) bool {
 		host = h
 	}
 	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-	if host == "" || host == "localhost" || slices.Contains(s.allowedHosts, host) {
-		return true // no browser sends no host
+	if host == "localhost" || slices.Contains(s.allowedHosts, host) {
+		return true
 	}
 	address, err := netip.ParseAddr(host)
 	return err == nil && address.IsLoopback()
@@ -228,12 +233,11 @@ func consuming(h handler) handler {
 
 // readBody reads the body to its end, also where none is expected: only then
 // does net/http notice a client that hangs up.
-func (r *request) readBody(limit int64) error {
+func (r *request) readBody(limit int64, timeout time.Duration) error {
 	if r.ContentLength == 0 {
 		return nil
 	}
-	r.w.controller.SetReadDeadline(time.Now().Add(bodyTimeout))
-	defer r.w.controller.SetReadDeadline(time.Time{})
+	r.w.controller.SetReadDeadline(time.Now().Add(timeout))
 	body := http.MaxBytesReader(r.w.ResponseWriter, r.Body, limit)
 	var err error
 	if r.ContentLength > 0 {
@@ -248,14 +252,32 @@ func (r *request) readBody(limit int64) error {
 	} else {
 		r.body, err = io.ReadAll(body)
 	}
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return errTooLarge
-	case err != nil:
-		return status{http.StatusBadRequest, "the body ends before its length"}
+	if err == nil {
+		return r.w.controller.SetReadDeadline(time.Time{})
 	}
-	return nil
+	// Or net/http would wait for the rest before it answers.
+	r.w.Header().Set("Connection", "close")
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return errTooLarge
+	}
+	return status{http.StatusBadRequest, "the body ends before its length, or did not come in time"}
+}
+
+// Bounds of discardBody.
+const (
+	discardSize    = 64 << 20
+	discardTimeout = 5 * time.Second
+)
+
+// discardBody reads a body that is not wanted, within bounds, because most
+// clients do not look for an answer before they have sent theirs. Those that do
+// have asked whether to send it.
+func (r *request) discardBody() {
+	r.w.Header().Set("Connection", "close")
+	if r.Header.Get("Expect") == "" {
+		r.w.controller.SetReadDeadline(time.Now().Add(discardTimeout))
+		io.CopyN(io.Discard, r.Body, discardSize)
+	}
 }
 
 var errTooLarge = status{http.StatusRequestEntityTooLarge, "the body is too large, see -max-body"}
@@ -325,6 +347,8 @@ type response struct {
 	sent       int64
 }
 
+// WriteHeader gives the client its time to take the answer from now on: how long
+// the request waited before is no fault of the client's.
 func (w *response) WriteHeader(code int) {
 	if !w.matched && (code == http.StatusNotFound || code == http.StatusMethodNotAllowed) {
 		w.refused = code
@@ -333,6 +357,7 @@ func (w *response) WriteHeader(code int) {
 	if w.status == 0 && code >= 200 {
 		w.status = code
 	}
+	w.controller.SetWriteDeadline(time.Now().Add(writeTimeout))
 	w.ResponseWriter.WriteHeader(code)
 }
 
@@ -341,7 +366,7 @@ func (w *response) Write(b []byte) (int, error) {
 		return len(b), nil
 	}
 	if w.status == 0 {
-		w.status = http.StatusOK
+		w.WriteHeader(http.StatusOK)
 	}
 	n, err := w.ResponseWriter.Write(b)
 	w.sent += int64(n)
@@ -594,7 +619,6 @@ func (s *server) receive(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	r.w.controller.SetWriteDeadline(time.Now().Add(wait + writeTimeout))
 	v, err := s.engine.receive(r.Context(), id, limit, wait)
 	if err != nil {
 		return err

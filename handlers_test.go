@@ -2,10 +2,12 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -327,7 +329,11 @@ func TestBadRequestsNameThePlaceAndStoreNothing(t *testing.T) {
 		{"GET", "/topics?limit=99999999999999999999999", ``, `"loc":["query","limit"]`},
 		{"GET", "/topics?limit=ten", ``, `"loc":["query","limit"],"msg":"value is not a valid integer"`},
 		{"GET", "/topics?limit=", ``, `"loc":["query","limit"]`},
-		{"GET", "/topics?limit=%zz", ``, `"loc":["query"]`},
+		{"GET", "/topics?limit=%zz", ``, `"loc":["query","limit"]`},
+		{"GET", "/topics?limit=1;offset=2", ``, `"loc":["query","limit"]`},
+		{"GET", "/topics?limit=1.0", ``, `"loc":["query","limit"]`},
+		{"POST", "/queues", `{"id":"q","ack_deadline_seconds":"1e1","message_retention_seconds":600}`, `["body","ack_deadline_seconds"]`},
+		{"POST", "/queues", `{"id":"q","message_filters":{"a":null}` + queueRest + `}`, `["body","message_filters","a"],"msg":"none is not an allowed value"`},
 		{"GET", "/queues?offset=-1", ``, `"loc":["query","offset"]`},
 		{"GET", "/queues?offset=x&limit=y", ``, `"loc":["query","offset"],"msg":"value is not a valid integer","type":"type_error.integer"},{"loc":["query","limit"]`},
 		{"GET", "/queues/t/messages?limit=0", ``, `"loc":["query","limit"]`},
@@ -362,7 +368,7 @@ func TestAcceptedSpellings(t *testing.T) {
 	s.must(201, "POST", "/queues", `{"id":"q","topic_id":"t","ack_deadline_seconds":"30","message_retention_seconds":6e2,"message_filters":null}`)
 	s.must(201, "POST", "/queues", `{"id":"first","id":"last","ack_deadline_seconds":1,"message_retention_seconds":600}`)
 	s.must(200, "GET", "/queues/last", "")
-	s.must(200, "GET", "/queues?limit=1000&unknown=1&limit=2", "")
+	s.must(200, "GET", "/queues?limit=1000&unknown=1;%zz&limit=2&", "")
 	s.must(200, "GET", "/queues/q/messages?limit=99999999999999999999", "")
 	s.must(200, "GET", "/queues/q/messages?wait_seconds=0.01", "")
 	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":1},"attributes":{"n":1.50}}`)
@@ -444,6 +450,7 @@ func TestBodyAboveTheLimitIs413(t *testing.T) {
 	}
 	s.must(201, "POST", "/topics/t/messages", body(1<<20))
 	s.must(413, "POST", "/topics/t/messages", body(1<<20+1))
+	s.must(413, "POST", "/topics/t/messages", strings.Repeat("x", 30<<20)) // which the client sends to the end
 	// Without a length it is only found while reading.
 	r, err := http.NewRequest("POST", s.url+"/topics/t/messages", struct{ *strings.Reader }{strings.NewReader(body(1<<20 + 1))})
 	if err != nil {
@@ -492,6 +499,7 @@ func TestPagesElsewhereCannotUseALocalServer(t *testing.T) {
 		{"GET", "/queues/t", "Host", "evil.example:8000", 403},
 		{"PUT", "/queues/t/purge", "Host", "evil.example", 403},
 		{"GET", "/queues/t/stats", "Sec-Fetch-Site", "cross-site", 200},
+		{"GET", "/queues/t/stats", "Host", "[::1].evil.example", 403},
 		{"GET", "/queues/t/stats", "Host", "LOCALHOST:1", 200},
 		{"GET", "/queues/t/stats", "Host", "127.1.2.3", 200},
 		{"GET", "/queues/t/stats", "Host", "[::1]:8000", 200},
@@ -537,6 +545,28 @@ func TestTruncatedBodyStoresNothing(t *testing.T) {
 	s.publish("t", 1)
 	if n := s.count("SELECT count(*) FROM queued.messages"); n != 1 {
 		t.Errorf("%d messages are stored, want 1", n)
+	}
+}
+
+func TestStalledBodyIsAnswered(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.bodyTimeout = 100 * time.Millisecond
+	for _, v := range []struct{ what, header, sent string }{
+		{"too large", "Content-Length: 9999999\r\nExpect: 100-continue", ""},
+		{"stalled", "Content-Length: 100", "{"},
+	} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "POST /topics HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s", v.header, v.sent)
+		c.SetReadDeadline(time.Now().Add(testTimeout))
+		answer, err := io.ReadAll(c)
+		if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 4") {
+			t.Errorf("%s: answered %q, %v", v.what, answer, err)
+		}
 	}
 }
 
@@ -593,7 +623,7 @@ func TestMetricsCountRequestsAndMessages(t *testing.T) {
 		`http_response_size_bytes_count{handler="/queues/{queue_id}/messages"} 1`,
 		`go_goroutines `,
 		`process_open_fds `,
-		`go_sql_open_connections{db_name="queued"} `,
+		`go_sql_open_connections{db_name="engine"} `,
 	} {
 		if !strings.Contains(got, "\n"+want) {
 			t.Errorf("metrics lack %s", want)

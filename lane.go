@@ -4,8 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"sync"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // errOverloaded says that too much is waiting already.
@@ -19,8 +21,9 @@ var errOverloaded = errors.New("too many requests are waiting")
 //
 // A request never hurts another that shares its statement: if PostgreSQL
 // rejects a batch for what is in it, its members are tried one by one and only
-// the guilty fail. When it is unknown what became of a statement, nothing is
-// retried and all its members fail with errUnavailable.
+// the guilty fail; if it lost against another statement in a deadlock, all are
+// tried again. When it is unknown what became of a statement, nothing is tried
+// again and all its members fail with errUnavailable.
 type lane[T any] struct {
 	// run carries out a batch and leaves each result in its request. An error
 	// is that of the statement, and so of all of them.
@@ -139,17 +142,20 @@ func (l *lane[T]) carryOut(s *session, batch []*call[T]) {
 		requests[i] = c.request
 	}
 	err := l.run(s, requests)
+	if pq.As(err, pqerror.TRDeadlockDetected) != nil {
+		err = l.run(s, requests)
+	}
 	if len(batch) > 1 && rejected(err) && !temporary(err) {
+		err = nil
 		for _, c := range batch {
-			c.done <- unknown(l.run(s, []T{c.request}))
+			if !errors.Is(err, errUnavailable) { // or it would be so for the others too, one after the other
+				err = unknown(l.run(s, []T{c.request}))
+			}
+			c.done <- err
 		}
 		return
 	}
-	err = unknown(err)
-	if err != nil {
-		err = fmt.Errorf("shared statement: %w", err)
-	}
 	for _, c := range batch {
-		c.done <- err
+		c.done <- unknown(err)
 	}
 }

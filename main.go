@@ -60,7 +60,7 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
@@ -266,32 +266,29 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 
 	database, where := c.databaseURL, "database"
 	atOnce := false // a second signal came
+	var postgres *privatePostgres
 	if database == "" {
-		postgres, err := startPostgres(ctx, c.dataDir, log)
-		if ctx.Err() != nil {
+		postgres, err = startPostgres(ctx, c.dataDir, log)
+		if err != nil && ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("private PostgreSQL: %w", err)
 		}
-		defer func() {
-			err = errors.Join(err, postgres.stop(atOnce))
-		}()
+		defer func() { err = errors.Join(err, postgres.stop(atOnce)) }()
 		database, where = postgres.dsn("queued"), postgres.dir
 	}
-	db, err := openDB(database)
+	db, err := openDB(database, requestConns)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
 	defer db.Close()
-	dsn, err := connectionString(database)
-	if err != nil {
-		return err
-	}
-
 	m := newMetrics(db)
 	s := &store{db: db}
-	e := newEngine(db, dsn, log, m, defaultSlowLook)
+	e, err := newEngine(database, log, m, defaultSlowLook)
+	if err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
 	v := newServer(log, s, e, m, c.limits)
 	v.allowedHosts = c.allowedHosts
 	address, _ := listener.Addr().(*net.TCPAddr)
@@ -309,6 +306,12 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	var background sync.WaitGroup
 	backgroundCtx, stopBackground := context.WithCancel(context.Background())
 	background.Go(func() {
+		if postgres != nil {
+			if err := postgres.awaitReady(backgroundCtx); err != nil {
+				failed <- fmt.Errorf("private PostgreSQL: %w", err)
+				return
+			}
+		}
 		if err := migrateUntilDone(backgroundCtx, s, log); err != nil {
 			failed <- err
 			return

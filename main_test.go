@@ -171,11 +171,7 @@ func TestServersShareADatabase(t *testing.T) {
 func TestDatabaseThatIsNotThereYet(t *testing.T) {
 	t.Parallel()
 	dir := newDataDir(t)
-	log := newTestLog(t)
-	p, err := startPostgres(context.Background(), dir, log, "-cfsync=off")
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := mustStartPostgres(t, dir)
 	if err := p.stop(false); err != nil {
 		t.Fatal(err)
 	}
@@ -193,9 +189,7 @@ func TestDatabaseThatIsNotThereYet(t *testing.T) {
 		return err == nil && v.status == 503 && v.header.Get("Retry-After") != ""
 	})
 	c.must(500, "GET", "/health", "")
-	if p, err = startPostgres(context.Background(), dir, log, "-cfsync=off"); err != nil {
-		t.Fatal(err)
-	}
+	p = mustStartPostgres(t, dir)
 	t.Cleanup(func() { p.stop(true) })
 	c.eventually("it is ready", func() bool { return c.do("GET", "/topics", "").status == 200 })
 	c.must(200, "GET", "/health", "")

@@ -52,11 +52,16 @@ func newMetrics(db *sql.DB) *metrics {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		collectors.NewDBStatsCollector(db, "queued"),
 		m.requests, m.duration, m.requestSizes, m.responseSizes,
 		m.published, m.delivered, m.acked, m.nacked,
 	)
+	m.observePool(db, "requests")
 	return m
+}
+
+// observePool adds the numbers of a pool of database connections.
+func (m *metrics) observePool(db *sql.DB, name string) {
+	m.registry.MustRegister(collectors.NewDBStatsCollector(db, name))
 }
 
 // observe counts one request. The handler is the path of a route, or empty if

@@ -100,17 +100,27 @@ func (n *notifier) flush() {
 	if len(pending) == 0 {
 		return
 	}
-	rows, err := n.s.query(sendNotifications, textArray(n.payloads(pending)))
-	if err == nil {
-		for rows.Next() {
-		}
-		err = rows.Err()
-		rows.Close()
-		n.s.check(err)
+	payloads := textArray(n.payloads(pending))
+	err := n.notify(payloads)
+	if err != nil { // perhaps a connection that was lost: they may hear it twice
+		err = n.notify(payloads)
 	}
 	if err != nil {
 		n.log.Debug("notify", "error", err)
 	}
+}
+
+func (n *notifier) notify(payloads textArray) error {
+	rows, err := n.s.query(sendNotifications, payloads)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+	}
+	err = rows.Err()
+	n.s.check(err)
+	return err
 }
 
 // payloads writes the origin and then, as often as fits, a queue id and a due

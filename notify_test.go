@@ -59,6 +59,34 @@ func TestAnnouncementsAreCoalesced(t *testing.T) {
 	}
 }
 
+// Once the database is back nothing fails because of connections that were lost.
+func TestLostConnectionsAreReplacedBeforeTheyCount(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	other := newTestServerOn(t, s.dsn)
+	for _, v := range []*testServer{s, other} {
+		v.eventually("it listens", v.engine.notifier.listening)
+		v.publish("t", 1) // the lanes are connected
+		v.must(204, "PUT", "/messages/"+v.receive("t", "?wait_seconds=5")[0].ID+"/ack", "")
+	}
+	// A restart takes longer than a connection is trusted.
+	s.eventually("the connections were idle for a while", func() bool {
+		return s.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'queued'
+			AND state_change > clock_timestamp() - $1 * interval '1 ms' AND pid <> pg_backend_pid()`, idleUnchecked.Milliseconds()) == 0
+	})
+	s.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+	for range 2 * publishLanes {
+		id := s.publish("t", 2)[0]
+		if got := other.receive("t", "?wait_seconds=5"); len(got) != 1 || got[0].ID != id {
+			t.Errorf("received %v, want the message that was just published", got)
+		}
+		other.must(204, "PUT", "/messages/"+id+"/nack", "")
+		s.must(204, "PUT", "/messages/"+id+"/ack", "")
+	}
+	s.mustQueue("made-after")
+}
+
 func TestListenerComesBackAndLooksForWhatItMissed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

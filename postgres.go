@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -16,8 +15,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/lib/pq"
 )
 
 // privatePostgres is a PostgreSQL server for this process alone: for a queued
@@ -29,8 +26,8 @@ import (
 //
 //	lock          held while a queued uses the folder
 //	postgres/     the cluster, made by initdb
-//	postgres.log  what PostgreSQL said since its last start
-//	run/          the socket, unless the path would be too long for one
+//	postgres.log  what PostgreSQL said since its last start; postgres.log.1 before
+//	run/          the socket, unless no socket can have that path
 type privatePostgres struct {
 	log      *slog.Logger
 	dir      string
@@ -39,13 +36,13 @@ type privatePostgres struct {
 	settings []string // more command-line arguments
 	runAs    *account // nil: the user that we are
 
-	lock  *os.File
-	child *exec.Cmd
-	ended chan struct{} // closed when child has ended
-
-	mu       sync.Mutex // guards child and ended against a restart
+	lock     *os.File
 	stopping chan struct{}
 	watching sync.WaitGroup
+
+	mu    sync.Mutex // guards what follows
+	child *exec.Cmd
+	ended chan struct{} // closed when child has ended
 }
 
 // account is the user that PostgreSQL runs as, because it refuses to be root.
@@ -60,17 +57,16 @@ type binaries struct {
 	major string // version, like "15"
 }
 
-// Bounds of PostgreSQL's life.
 const (
-	postgresStart = 60 * time.Second // recovery after a crash takes its time
-	postgresStop  = 30 * time.Second
+	postgresStop = 30 * time.Second // how long we wait until we stop it harder
 
 	maxSocketPath = 103 // bytes; Linux takes 107 (unix(7)), macOS 103
 	socketName    = ".s.PGSQL.5432"
 )
 
 // startPostgres starts the private PostgreSQL in a folder, which it makes, with
-// a new cluster, if it is not there. More settings are like "-cfsync=off".
+// a new cluster, if it is not there. The caller then calls awaitReady. More
+// settings are like "-cfsync=off".
 func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings ...string) (_ *privatePostgres, err error) {
 	dir, err = filepath.Abs(dir)
 	if err != nil {
@@ -80,8 +76,14 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 	if p.runAs, err = postgresAccount(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, p.dirMode()); err != nil {
-		return nil, fmt.Errorf("cannot make the data folder: %w", err)
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		err := os.MkdirAll(dir, p.dirMode())
+		if err == nil {
+			err = os.Chmod(dir, p.dirMode()) // whatever the umask
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot make the data folder: %w", err)
+		}
 	}
 	if p.lock, err = lockFile(filepath.Join(dir, "lock")); err != nil {
 		return nil, err
@@ -94,7 +96,7 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 	if p.binaries, err = findBinaries(p.clusterVersion(), usualPlaces()); err != nil {
 		return nil, err
 	}
-	if err := stopLeftover(p.cluster()); err != nil {
+	if err := stopLeftovers(p.cluster()); err != nil {
 		return nil, err
 	}
 	if p.clusterVersion() == "" {
@@ -106,11 +108,6 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 		return nil, err
 	}
 	if err := p.launch(); err != nil {
-		return nil, err
-	}
-	p.watching.Go(p.watch)
-	if err := p.awaitReady(ctx); err != nil {
-		p.stop(false)
 		return nil, err
 	}
 	return p, nil
@@ -173,10 +170,11 @@ func (p *privatePostgres) makeFolder(path string) error {
 }
 
 // makeSocketFolder makes the folder of the socket, in /tmp if the path would be
-// too long. There it must not be somebody else's.
+// too long, or be taken for two because of a comma. There it must not be
+// somebody else's.
 func (p *privatePostgres) makeSocketFolder() error {
 	p.socket = filepath.Join(p.dir, "run")
-	if len(filepath.Join(p.socket, socketName)) > maxSocketPath {
+	if len(filepath.Join(p.socket, socketName)) > maxSocketPath || strings.Contains(p.socket, ",") {
 		h := fnv.New64a()
 		h.Write([]byte(p.dir))
 		p.socket = fmt.Sprintf("/tmp/queued-%x", h.Sum64())
@@ -204,6 +202,7 @@ func (p *privatePostgres) command(ctx context.Context, program string, args ...s
 
 // launch starts the server, which then takes a moment to be ready.
 func (p *privatePostgres) launch() error {
+	os.Rename(p.logFile(), p.logFile()+".1") // so that it does not grow for ever
 	output, err := os.Create(p.logFile())
 	if err != nil {
 		return err
@@ -212,7 +211,7 @@ func (p *privatePostgres) launch() error {
 	cmd := p.command(context.Background(), "postgres", append([]string{
 		"-D", p.cluster(),
 		"-c", "listen_addresses=",
-		"-c", "unix_socket_directories=" + p.socket,
+		"-c", "unix_socket_directories=" + strconv.Quote(p.socket),
 		"-c", "unix_socket_permissions=0700",
 		"-c", "port=5432",
 		"-c", "logging_collector=off",
@@ -259,10 +258,10 @@ func (p *privatePostgres) watch() {
 }
 
 // awaitReady waits until the server takes connections, and makes our database.
+// After a crash, recovery takes the time it takes. From then on the server is
+// started again whenever it ends by itself.
 func (p *privatePostgres) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, postgresStart)
-	defer cancel()
-	db, err := openDB(p.dsn("postgres"))
+	db, err := openDB(p.dsn("postgres"), 1)
 	if err != nil {
 		return err
 	}
@@ -277,6 +276,7 @@ func (p *privatePostgres) awaitReady(ctx context.Context) error {
 			_, err = db.ExecContext(ctx, "CREATE DATABASE queued")
 		}
 		if err == nil {
+			p.watching.Go(p.watch)
 			return nil
 		}
 		select {
@@ -284,7 +284,7 @@ func (p *privatePostgres) awaitReady(ctx context.Context) error {
 			out, _ := os.ReadFile(p.logFile())
 			return fmt.Errorf("PostgreSQL does not start in %s: %s", p.dir, lastLines(out))
 		case <-ctx.Done():
-			return fmt.Errorf("PostgreSQL in %s is not ready: %w", p.dir, err)
+			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
@@ -392,25 +392,3 @@ func lastLines(out []byte) string {
 	lines := strings.Split(strings.TrimSpace(string(bytes.ToValidUTF8(out, nil))), "\n")
 	return strings.Join(lines[max(0, len(lines)-5):], " / ")
 }
-
-// openDB returns a pool of connections to a database, with our settings.
-func openDB(database string) (*sql.DB, error) {
-	dsn, err := connectionString(database)
-	if err != nil {
-		return nil, err
-	}
-	connector, err := pq.NewConnector(dsn)
-	if err != nil {
-		return nil, err
-	}
-	connector.Dialer(dialer{networkTimeout})
-	db := sql.OpenDB(connector)
-	db.SetMaxOpenConns(engineConns + requestConns)
-	db.SetMaxIdleConns(requestConns)
-	db.SetConnMaxIdleTime(time.Minute)
-	return db, nil
-}
-
-// requestConns is how many connections there are for what is not the engine's:
-// topics, queues, stats, purge, redrive and the cleanup.
-const requestConns = 8

@@ -17,4 +17,4 @@ func childAttributes(runAs *account) *syscall.SysProcAttr { return nil }
 func explain(err error) error                             { return err }
 func lockFile(path string) (*os.File, error)              { return nil, errNoPrivatePostgres }
 func checkPrivate(path string, uid int) error             { return errNoPrivatePostgres }
-func stopLeftover(cluster string) error                   { return errNoPrivatePostgres }
+func stopLeftovers(cluster string) error                  { return errNoPrivatePostgres }

@@ -9,9 +9,18 @@ import (
 	"testing"
 )
 
-func newTestLog(t testing.TB) *slog.Logger {
+// mustStartPostgres starts a PostgreSQL that the caller stops.
+func mustStartPostgres(t testing.TB, dir string) *privatePostgres {
 	t.Helper()
-	return slog.New(slog.DiscardHandler)
+	p, err := startPostgres(context.Background(), dir, slog.New(slog.DiscardHandler), "-cfsync=off")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.awaitReady(context.Background()); err != nil {
+		p.stop(true)
+		t.Fatal(err)
+	}
+	return p
 }
 
 func TestDataFolderThatCannotBeUsed(t *testing.T) {
@@ -36,7 +45,7 @@ func TestDataFolderThatCannotBeUsed(t *testing.T) {
 		closed:                      {"data folder", "permission denied"},
 		foreign:                     {"made by PostgreSQL 9, whose binaries were not found", "postgresql-9"},
 	} {
-		p, err := startPostgres(context.Background(), dir, newTestLog(t))
+		p, err := startPostgres(context.Background(), dir, slog.New(slog.DiscardHandler))
 		if err == nil {
 			p.stop(true)
 			t.Errorf("PostgreSQL starts in %s", dir)
@@ -82,10 +91,7 @@ func TestLongDataFolderHasAShortSocket(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(newDataDir(t), strings.Repeat("long", 30))
 	for range 2 { // it may be there from before
-		p, err := startPostgres(context.Background(), dir, newTestLog(t), "-cfsync=off")
-		if err != nil {
-			t.Fatal(err)
-		}
+		p := mustStartPostgres(t, dir)
 		if strings.HasPrefix(p.socket, dir) {
 			t.Errorf("the socket is in %s", p.socket)
 		}
@@ -96,16 +102,21 @@ func TestLongDataFolderHasAShortSocket(t *testing.T) {
 	}
 }
 
+func TestDataFolderMayHaveAnyName(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(newDataDir(t), "a, b 'c' \"d\"")
+	if err := mustStartPostgres(t, dir).stop(false); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestInterruptedInitializationIsDoneAgain(t *testing.T) {
 	t.Parallel()
 	dir := newDataDir(t)
 	if err := os.MkdirAll(filepath.Join(dir, "postgres.new", "base"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	p, err := startPostgres(context.Background(), dir, newTestLog(t), "-cfsync=off")
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := mustStartPostgres(t, dir)
 	if err := p.stop(false); err != nil {
 		t.Error(err)
 	}

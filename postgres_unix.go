@@ -83,10 +83,10 @@ func checkPrivate(path string, uid int) error {
 	return nil
 }
 
-// stopLeftover stops a PostgreSQL that a queued which was killed has left on
+// stopLeftovers stops a PostgreSQL that a queued which was killed has left on
 // the cluster. The process whose number PostgreSQL wrote down is it only if it
 // is a postgres that works in the cluster's folder.
-func stopLeftover(cluster string) error {
+func stopLeftovers(cluster string) error {
 	pid := leftover(cluster)
 	if pid == 0 {
 		return nil
@@ -102,6 +102,7 @@ func stopLeftover(cluster string) error {
 	return fmt.Errorf("a PostgreSQL left over from before (process %d) does not stop", pid)
 }
 
+// leftover returns the process that serves the cluster, 0 if there is none.
 func leftover(cluster string) (pid int) {
 	b, err := os.ReadFile(filepath.Join(cluster, "postmaster.pid"))
 	if err != nil {

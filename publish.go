@@ -62,7 +62,7 @@ func (e *engine) runPublications(s *session, batch []*publication) error {
 			return err
 		}
 		for i, p := range matched {
-			p.stored = stored[i]
+			p.stored, p.err = stored[i], nil // an earlier run may have missed the topic
 			for _, m := range p.stored {
 				e.metrics.published.WithLabelValues(m.QueueID).Inc()
 			}

@@ -191,7 +191,7 @@ func TestFullLaneIs503(t *testing.T) {
 	}
 	s.eventually("the lane is full", func() bool { return len(s.engine.publications.calls) == laneDepth })
 	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)
-	if got.status != 503 || got.header.Get("Retry-After") == "" {
+	if got.status != 503 || got.header.Get("Retry-After") == "" || !strings.Contains(got.body, "too many requests") {
 		t.Errorf("publish into a full lane = %d %s, want 503 with Retry-After", got.status, got.body)
 	}
 }

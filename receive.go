@@ -26,11 +26,11 @@ type delivery struct {
 	goodUntil time.Time
 }
 
-// Bounds of what one receiver gets and one statement claims, in bytes of data
-// and attributes. A message that is larger goes alone.
+// Bounds of what one receiver gets, and of for how many of them one statement
+// claims, in bytes of data and attributes. A message that is larger goes alone.
 const (
 	deliverySize = 8 << 20
-	claimSize    = 4 * deliverySize
+	claimShares  = 4
 	claimRows    = 1000
 )
 
@@ -174,8 +174,8 @@ func (e *engine) leave(queueID string, r *receiver) bool {
 	return true
 }
 
-// giveBack takes messages that their receiver did not get: they go to the next
-// in line, or are due again as if they had never been received.
+// giveBack takes messages that their receiver did not get: they are due again as
+// if they had never been received, which the next in line is told.
 func (e *engine) giveBack(queueID string, messages []message) {
 	if len(messages) == 0 {
 		return
@@ -219,6 +219,7 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		d.woken, d.asleep, d.dueAt = false, false, time.Time{}
 		asked, wanted := d.turns, 0
+		shares := min(len(d.line), claimShares)
 		for _, r := range d.line {
 			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows {
 				break
@@ -226,8 +227,11 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		e.mu.Unlock()
 
-		v := e.claim(d.queueID, wanted)
-		if !e.handOut(d, asked, v) || len(v.messages) == wanted {
+		v := e.claim(d.queueID, wanted, shares*deliverySize)
+		left, wait := e.handOut(d, asked, v)
+		// Before the next claim, or messages would overtake them.
+		e.giveBack(d.queueID, left)
+		if !wait || len(v.messages) == wanted {
 			continue
 		}
 		overdue := e.expectNext(d)
@@ -250,10 +254,10 @@ func pause(fruitless int) time.Duration {
 }
 
 // handOut answers receivers with what was claimed when asked of them had come:
-// in the order of the line, each as much as it wants. What nobody wants any
-// more is released. It reports whether there is reason to wait: receivers that
-// wait, and no word of anything due since the claim.
-func (e *engine) handOut(d *dispatcher, asked int, v delivery) bool {
+// in the order of the line, each as much as it wants. It returns what nobody
+// wants any more, and whether there is reason to wait: receivers that wait, and
+// no word of anything due since the claim.
+func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, wait bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	messages := v.messages
@@ -275,10 +279,7 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) bool {
 		}
 	}
 	e.receivers -= len(line) - len(d.line)
-	if len(messages) > 0 {
-		e.dispatching.Go(func() { e.giveBack(d.queueID, messages) })
-	}
-	return len(d.line) > 0 && !d.woken
+	return messages, len(d.line) > 0 && !d.woken
 }
 
 // answer ends the wait of a receiver that is no longer in the line.
@@ -302,8 +303,8 @@ func share(messages []message, limit int) int {
 	return len(messages)
 }
 
-// claim leases up to limit messages of the queue.
-func (e *engine) claim(queueID string, limit int) delivery {
+// claim leases up to limit messages of the queue, and up to budget bytes.
+func (e *engine) claim(queueID string, limit, budget int) delivery {
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
 	sentAt := time.Now()
@@ -311,7 +312,7 @@ func (e *engine) claim(queueID string, limit int) delivery {
 	if err != nil {
 		return delivery{err: unknown(err)}
 	}
-	messages, err := s.claim(queueID, terms, limit, claimSize)
+	messages, err := s.claim(queueID, terms, limit, budget)
 	if err != nil {
 		// What was locked for a moment, others may have passed over.
 		e.announce(queueID, time.Time{})
@@ -321,8 +322,8 @@ func (e *engine) claim(queueID string, limit int) delivery {
 	for _, m := range messages {
 		size += m.size
 	}
-	if size >= claimSize {
-		e.announce(queueID, time.Time{}) // likewise: rows beyond the budget were locked
+	if size > budget/2 {
+		e.announce(queueID, time.Time{}) // likewise, if rows beyond the budget were locked
 	}
 	return delivery{messages: messages, goodUntil: sentAt.Add(terms.ackDeadline)}
 }

@@ -45,7 +45,7 @@ func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	}
 	var got []string
 	for range 5 {
-		claimed, err := session.claim("q", terms, 100, claimSize)
+		claimed, err := session.claim("q", terms, 100, deliverySize)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,6 +141,27 @@ func TestLargeMessagesShareAnAnswerUpToItsSize(t *testing.T) {
 	}
 }
 
+func TestLargeMessagesStayInOrder(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	var want []int
+	for n := range 40 {
+		want = append(want, n)
+		s.must(201, "POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":%d,"x":%q}}`, n, strings.Repeat("x", 1_000_000)))
+	}
+	var got []int
+	for len(got) < len(want) {
+		m := s.receive("t", "?limit=1000")
+		if len(m) == 0 || len(m) > 8 {
+			t.Fatalf("an answer has %d messages of a megabyte, want at most 8", len(m))
+		}
+		got = append(got, numbers(m)...)
+	}
+	checkDiff(t, "order", want, got)
+	checkDiff(t, "deliveries", 40, s.count("SELECT sum(delivery_attempts) FROM queued.messages"))
+}
+
 func TestClaimStaysWithinItsBudget(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -153,8 +174,8 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []int{1, 2, 1} {
-		got, err := session.claim("t", terms, 10, 50+100*(want-1))
+	for _, want := range []int{1, 2, 1} { // one in any case
+		got, err := session.claim("t", terms, 10, 50+100*(want-1)+want/2*50)
 		if err != nil || len(got) != want {
 			t.Fatalf("claim = %d messages, %v, want %d", len(got), err, want)
 		}
@@ -378,7 +399,28 @@ func TestHangUp(t *testing.T) {
 		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
+		s.waiting("t", 0) // or the next receiver is simply given what this one left
 		untouched(t, s)
+	})
+	t.Run("at any moment", func(t *testing.T) {
+		t.Parallel()
+		s := newTestServer(t)
+		s.mustTopic("t")
+		for range 100 {
+			ctx, cancel := context.WithCancel(context.Background())
+			left := make(chan delivery, 1)
+			go func() {
+				v, _ := s.engine.receive(ctx, "t", 1, testTimeout)
+				left <- v
+			}()
+			go cancel()
+			s.publish("t", 1)
+			got := (<-left).messages
+			if len(got) == 0 {
+				untouched(t, s)
+			}
+			s.must(204, "PUT", "/queues/t/purge", "")
+		}
 	})
 	t.Run("after the claim and before the answer", func(t *testing.T) {
 		t.Parallel()

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // Bounds of every conversation with PostgreSQL. PostgreSQL cancels a statement
@@ -20,7 +22,7 @@ import (
 // even when the context of a query is done.
 const (
 	connectTimeout   = 5 * time.Second
-	statementTimeout = 30 * time.Second
+	statementTimeout = 15 * time.Second
 	networkTimeout   = statementTimeout + 5*time.Second
 )
 
@@ -140,7 +142,13 @@ type session struct {
 	db         *sql.DB
 	conn       *sql.Conn
 	statements map[string]*sql.Stmt
+	usedAt     time.Time
 }
+
+// idleUnchecked is for how long an idle connection is taken for good. After
+// that it is asked: a statement sent on a connection that was lost meanwhile
+// would fail, and nobody would know whether it was carried out.
+const idleUnchecked = time.Second
 
 func newSession(db *sql.DB) *session {
 	return &session{db: db}
@@ -163,17 +171,25 @@ func (s *session) query(query string, args ...any) (*sql.Rows, error) {
 }
 
 func (s *session) prepare(query string) (*sql.Stmt, error) {
-	if stmt := s.statements[query]; stmt != nil {
+	fresh := time.Since(s.usedAt) < idleUnchecked
+	s.usedAt = time.Now()
+	if stmt := s.statements[query]; stmt != nil && fresh {
 		return stmt, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
 	defer cancel()
+	if s.conn != nil && !fresh && s.conn.PingContext(ctx) != nil {
+		s.close()
+	}
 	if s.conn == nil {
 		conn, err := s.db.Conn(ctx)
 		if err != nil {
 			return nil, err
 		}
 		s.conn, s.statements = conn, make(map[string]*sql.Stmt)
+	}
+	if stmt := s.statements[query]; stmt != nil {
+		return stmt, nil
 	}
 	stmt, err := s.conn.PrepareContext(ctx, query)
 	if err != nil {
@@ -186,7 +202,7 @@ func (s *session) prepare(query string) (*sql.Stmt, error) {
 // check drops the connection if err leaves it, or what is prepared on it, in a
 // state that is not known to be good. Whoever reads rows calls it too.
 func (s *session) check(err error) {
-	if err == nil || rejected(err) && !stalePlan(err) {
+	if err == nil || rejected(err) && !stale(err) {
 		return
 	}
 	s.close()
@@ -194,13 +210,15 @@ func (s *session) check(err error) {
 
 func (s *session) close() {
 	if s.conn != nil {
-		s.conn.Close() // also closes the statements; lib/pq tells database/sql whether it may be used again
+		s.conn.Raw(func(any) error { return driver.ErrBadConn }) // not back into the pool
+		s.conn.Close()
 	}
 	s.conn, s.statements = nil, nil
 }
 
 // rejected reports whether PostgreSQL refused the statement and so did nothing:
-// it answered with an error, and not with one that ends the connection.
+// it answered with an error, and not with one that ends the connection. Those
+// lib/pq turns into driver.ErrBadConn, if PostgreSQL speaks English.
 func rejected(err error) bool {
 	e := pq.As(err)
 	if e == nil {
@@ -215,11 +233,12 @@ func rejected(err error) bool {
 	return true
 }
 
-// stalePlan reports whether err comes from what a connection has prepared: the
-// schema changed under it, or a pooler gave us another connection.
-func stalePlan(err error) bool {
-	e := pq.As(err)
-	return e != nil && (e.Code == "0A000" || e.Code == "26000")
+// stale reports whether another connection may do better: what this one has
+// prepared is out of date since the schema changed (0A000), or gone because a
+// pooler gave us another one (26000), or this one leads to a server that is
+// read-only (25006), as after a failover.
+func stale(err error) bool {
+	return pq.As(err, "0A000", "26000", pqerror.ReadOnlySQLTransaction) != nil
 }
 
 // temporary reports whether PostgreSQL rejected a statement for a reason that
@@ -251,3 +270,28 @@ func atFault(err error) bool {
 	}
 	return false
 }
+
+// openDB returns a pool of up to so many connections to a database, with our
+// settings. Those in use for long are replaced now and then, or they would stay
+// with a server that has become a standby.
+func openDB(database string, conns int) (*sql.DB, error) {
+	dsn, err := connectionString(database)
+	if err != nil {
+		return nil, err
+	}
+	connector, err := pq.NewConnector(dsn)
+	if err != nil {
+		return nil, err
+	}
+	connector.Dialer(dialer{networkTimeout})
+	db := sql.OpenDB(connector)
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	db.SetConnMaxIdleTime(time.Minute)
+	db.SetConnMaxLifetime(time.Minute)
+	return db, nil
+}
+
+// requestConns is how many connections there are for what is not the engine's:
+// topics, queues, stats, purge, redrive and the cleanup.
+const requestConns = 8

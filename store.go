@@ -27,8 +27,8 @@ var (
 	errTopicExists = fmt.Errorf("topic %w", errExists)
 	errQueueExists = fmt.Errorf("queue %w", errExists)
 
-	// errUnavailable says that the database cannot be reached, or that what
-	// became of a statement is unknown. Nothing was retried.
+	// errUnavailable says that the database cannot be reached or does not do what
+	// it should, or that what became of a statement is unknown.
 	errUnavailable = errors.New("the database is not available")
 )
 
@@ -233,7 +233,7 @@ VALUES ($1)
 RETURNING id, created_at`
 
 func (s *store) createTopic(ctx context.Context, id string) (topic, error) {
-	t, err := scanTopic(s.db.QueryRowContext(ctx, insertTopic, id))
+	t, err := once(ctx, s.db, scanTopic, insertTopic, id)
 	if pq.As(err, pqerror.UniqueViolation) != nil {
 		return topic{}, errTopicExists
 	}
@@ -265,11 +265,12 @@ func (s *store) topics(ctx context.Context, offset, limit int) ([]topic, error) 
 
 const deleteTopic = `
 DELETE FROM queued.topics
-WHERE id = $1`
+WHERE id = $1
+RETURNING id`
 
 // deleteTopic leaves the topic's queues, without a topic.
 func (s *store) deleteTopic(ctx context.Context, id string) error {
-	return affectOne(ctx, s.db, errTopicNotFound, deleteTopic, id)
+	return s.deleteOne(ctx, errTopicNotFound, deleteTopic, id)
 }
 
 func scanTopic(row scanner) (t topic, err error) {
@@ -339,10 +340,12 @@ func (s *store) updateQueue(ctx context.Context, id string, settings queueSettin
 }
 
 func (s *store) putQueue(ctx context.Context, statement, id string, v queueSettings) error {
-	var topicFound, deadQueueFound bool
-	err := s.db.QueryRowContext(ctx, statement, id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
-		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
-	).Scan(&topicFound, &deadQueueFound)
+	type refs struct{ topicFound, deadQueueFound bool }
+	found, err := once(ctx, s.db, func(row scanner) (r refs, err error) {
+		err = row.Scan(&r.topicFound, &r.deadQueueFound)
+		return r, err
+	}, statement, id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
+		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds)
 	switch e := pq.As(err); {
 	case errors.Is(err, sql.ErrNoRows):
 		return errQueueNotFound
@@ -354,9 +357,9 @@ func (s *store) putQueue(ctx context.Context, statement, id string, v queueSetti
 		return errQueueNotFound
 	case err != nil:
 		return unknown(err)
-	case !topicFound:
+	case !found.topicFound:
 		return errTopicNotFound
-	case !deadQueueFound:
+	case !found.deadQueueFound:
 		return errQueueNotFound
 	}
 	return nil
@@ -393,12 +396,13 @@ WITH deleted AS (
 )
 INSERT INTO queued.deleted_queues (key)
 SELECT key
-FROM deleted`
+FROM deleted
+RETURNING key`
 
 // deleteQueue makes the queue and its messages unreachable at once; the cleanup
 // removes the messages.
 func (s *store) deleteQueue(ctx context.Context, id string) error {
-	return affectOne(ctx, s.db, errQueueNotFound, deleteQueue, id)
+	return s.deleteOne(ctx, errQueueNotFound, deleteQueue, id)
 }
 
 const selectStats = `
@@ -635,17 +639,37 @@ func collect[T any](ctx context.Context, db *sql.DB, scan func(scanner) (T, erro
 	return all, unknown(rows.Err())
 }
 
-// affectOne returns missing if the statement changes no row.
-func affectOne(ctx context.Context, db *sql.DB, missing error, query string, args ...any) error {
-	result, err := db.ExecContext(ctx, query, args...)
+// once runs a statement that returns one row, and must not be run twice: what
+// runs on the pool database/sql repeats when the connection is lost, also after
+// the statement was sent. It returns sql.ErrNoRows if there is no row.
+func once[T any](ctx context.Context, db *sql.DB, scan func(scanner) (T, error), query string, args ...any) (v T, err error) {
+	conn, err := db.Conn(ctx)
 	if err != nil {
-		return unknown(err)
+		return v, err
 	}
-	n, err := result.RowsAffected()
-	if err == nil && n == 0 {
+	defer conn.Close()
+	// A connection that was lost while it was idle is replaced before it counts.
+	if conn.PingContext(ctx) != nil {
+		conn.Close()
+		if conn, err = db.Conn(ctx); err != nil {
+			return v, err
+		}
+		defer conn.Close()
+	}
+	return scan(conn.QueryRowContext(ctx, query, args...))
+}
+
+// deleteOne returns missing if the statement, which returns what it deletes,
+// finds nothing to delete.
+func (s *store) deleteOne(ctx context.Context, missing error, query string, args ...any) error {
+	_, err := once(ctx, s.db, func(row scanner) (any, error) {
+		var deleted any
+		return nil, row.Scan(&deleted)
+	}, query, args...)
+	if errors.Is(err, sql.ErrNoRows) {
 		return missing
 	}
-	return err
+	return unknown(err)
 }
 
 // What follows is the engine's: statements on a session, each for many requests.
@@ -790,28 +814,45 @@ type touched struct {
 	dueAt   time.Time // the earliest time that something in it became due by this; zero if nothing did
 }
 
+// Messages of deleted queues go too, and have no queue.
 const ackMessages = `
 WITH acked AS (
     DELETE FROM queued.messages
     WHERE id = ANY($1::uuid[])
     RETURNING queue_key
 )
-SELECT q.id, count(*)
+SELECT coalesce(q.id, ''), count(*)
 FROM acked
-JOIN queued.queues q ON q.key = acked.queue_key
+LEFT JOIN queued.queues q ON q.key = acked.queue_key
 GROUP BY q.id`
 
 // ack deletes the messages, whoever holds them. Ids that are unknown are ignored.
-func (s *session) ack(ids []string) ([]touched, error) {
-	return s.touch(ackMessages, func(row scanner) (t touched, err error) {
-		err = row.Scan(&t.queueID, &t.acked)
-		return t, err
-	}, sortedIDs(ids))
+func (s *session) ack(ids []string) (all []touched, err error) {
+	sorted := slices.Compact(sortedIDs(ids))
+	missing := len(sorted)
+	// A message that is moved to another queue at this moment is in neither place
+	// for a statement that began before the move was committed. The second
+	// statement sees it; usually there is none.
+	for range 2 {
+		acked, err := s.touch(ackMessages, func(row scanner) (t touched, err error) {
+			err = row.Scan(&t.queueID, &t.acked)
+			return t, err
+		}, sorted)
+		if err != nil {
+			return all, err
+		}
+		for _, t := range acked {
+			missing -= t.acked
+		}
+		if all = append(all, acked...); missing == 0 {
+			break
+		}
+	}
+	return all, nil
 }
 
 // A message in its last delivery goes to the dead queue, and any other is due
-// again now. The ids are sorted, so that statements that run at the same time
-// take their locks in one order.
+// again now.
 const nackMessages = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key,
@@ -925,6 +966,8 @@ func (s *session) touch(query string, scan func(scanner) (touched, error), args 
 	return all, err
 }
 
+// sortedIDs puts ids into the order in which statements that run at the same
+// time take their locks.
 func sortedIDs(ids []string) idArray {
 	ids = slices.Clone(ids)
 	slices.Sort(ids)
@@ -970,7 +1013,7 @@ func (s *session) leaseTerms(queueID string) (leaseTerms, error) {
 // One plan on every table: the walk along messages_due ends at the limit. Rows
 // go by ctid because they are locked, and so cannot move, within the statement.
 // A lease that would take the sum of sizes over the budget is not taken, but
-// for the first.
+// for the first: the rule of share.
 const claimMessages = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq, size
@@ -983,7 +1026,7 @@ WITH due AS MATERIALIZED (
     LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), fitting AS MATERIALIZED (
-    SELECT tid, scheduled_at, seq, sum(size) OVER (ORDER BY scheduled_at, seq) - size AS before
+    SELECT tid, scheduled_at, seq, size, sum(size) OVER (ORDER BY scheduled_at, seq) AS total
     FROM due
 )
 UPDATE queued.messages m
@@ -991,12 +1034,12 @@ SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery
     scheduled_at = now() + make_interval(secs => $4), updated_at = now()
 FROM fitting f
 WHERE m.ctid = f.tid
-    AND f.before < $5
+    AND (f.total <= $5 OR f.total = f.size)
 RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
           f.scheduled_at, f.seq`
 
-// claim leases up to limit due messages, oldest due first and about budget
-// bytes of them: each counts one delivery attempt and is hidden until the
+// claim leases up to limit due messages, oldest due first and at most budget
+// bytes of them, but one in any case: each counts one delivery attempt and is hidden until the
 // queue's ack deadline.
 func (s *session) claim(queueID string, terms leaseTerms, limit, budget int) ([]message, error) {
 	rows, err := s.query(claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget)

@@ -76,7 +76,7 @@ func TestCurrentSchemaNeedsNoRights(t *testing.T) {
 	}
 }
 
-func databaseName(t *testing.T, s *store) (name string) {
+func databaseName(t testing.TB, s *store) (name string) {
 	t.Helper()
 	if err := s.db.QueryRow("SELECT current_database()").Scan(&name); err != nil {
 		t.Fatal(err)
@@ -197,6 +197,100 @@ func TestNackIsForMessagesInFlight(t *testing.T) {
 	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
 }
 
+func TestAckFindsAMessageThatIsBeingMoved(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustQueue("to")
+	id := s.publish("t", 1)[0]
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec(`WITH gone AS (DELETE FROM queued.messages RETURNING *)
+		INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
+		SELECT gone.id, q.key, data, size, expired_at, scheduled_at, gone.created_at, gone.updated_at FROM gone, queued.queues q WHERE q.id = 'to'`); err != nil {
+		t.Fatal(err)
+	}
+	acked := make(chan reply, 1)
+	go func() {
+		v, _ := s.send(context.Background(), "PUT", "/messages/"+id+"/ack", "")
+		acked <- v
+	}()
+	s.waitForLocks(1)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if v := <-acked; v.status != 204 {
+		t.Errorf("ack = %d %s", v.status, v.body)
+	}
+	checkDiff(t, "received after its ack", []int{}, numbers(s.receive("to", "")))
+}
+
+func TestWritesAreNotRepeatedWhenTheConnectionIsLost(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	before := s.count("SELECT nextval('queued.messages_seq_seq')")
+	_, err := once(context.Background(), s.store.db, func(row scanner) (any, error) {
+		var v any
+		return v, row.Scan(&v, &v)
+	}, "SELECT nextval('queued.messages_seq_seq'), pg_terminate_backend(pg_backend_pid())")
+	if !errors.Is(unknown(err), errUnavailable) {
+		t.Errorf("a statement that cut its connection = %v", err)
+	}
+	checkDiff(t, "times it ran", 1, s.count("SELECT nextval('queued.messages_seq_seq')")-before-1)
+}
+
+func TestSlowRequestsDoNotTakeTheEnginesConnections(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	outside := &testServer{t: t, server: &server{store: &store{db: newTestDB(t, s.dsn)}}}
+	free := outside.lockTable("queued.deleted_queues")
+	defer free()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for range 2 * testConns {
+		wg.Go(func() { s.send(ctx, "DELETE", "/queues/t", "") })
+	}
+	outside.waitForLocks(testConns)
+	v, err := s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{"n":1}}`)
+	if err != nil || v.status != 201 {
+		t.Errorf("publish = %d %s, %v", v.status, v.body, err)
+	}
+	checkDiff(t, "received", []int{1}, numbers(s.receive("t", "")))
+}
+
+func TestServerRecoversFromAReadOnlyDatabase(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	outside := newTestDB(t, s.dsn) // connected while it can be written to
+	exec := func(statement string) {
+		t.Helper()
+		if _, err := outside.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	outside.SetMaxOpenConns(1)
+	exec("ALTER DATABASE " + databaseName(t, s.store) + " SET default_transaction_read_only = on")
+	exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+	s.eventually("it says 503", func() bool {
+		return s.do("POST", "/topics/t/messages", `{"data":{}}`).status == 503 && s.do("POST", "/topics", `{"id":"new"}`).status == 503
+	})
+	exec("ALTER DATABASE " + databaseName(t, s.store) + " SET default_transaction_read_only = off")
+	// Nobody cuts the connections this time.
+	for range 2 * publishLanes {
+		s.do("POST", "/topics/t/messages", `{"data":{}}`)
+	}
+	for range 2 * publishLanes {
+		s.must(201, "POST", "/topics/t/messages", `{"data":{}}`)
+	}
+}
+
 func TestRedriveKeepsTheOrder(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -281,7 +375,9 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"redrive":        {redriveBatch, []string{"1", "now()", "100", "now()", "0", "10", "'t'"}, "messages_due"},
 		"find expired":   {selectExpired, nil, "messages_due"},
 		"find exhausted": {selectExhausted, nil, "messages_last_delivery"},
-		"move exhausted": {moveExhausted, []string{"1", "10"}, "messages_last_delivery"},
+		"move exhausted": {moveExhausted, []string{"1", "10", "now()"}, "messages_last_delivery"},
+		"remove expired": {removeExpired, []string{"1", "10", "now()", "0"}, "messages_due"},
+		"remove deleted": {removeDeleted, []string{"1", "10", "now()", "0"}, "messages_due"},
 		"walk":           {walkExpired, []string{"0", "10"}, "Tid Range Scan"},
 		"walk exhausted": {walkExhausted, []string{"0", "10"}, "Tid Range Scan"},
 	}

@@ -47,6 +47,9 @@ func testMain(m *testing.M) int {
 			"-cfsync=off", "-cmax_connections=400")
 	}
 	if err == nil {
+		err = testPostgres.awaitReady(context.Background())
+	}
+	if err == nil {
 		defer testPostgres.stop(true)
 		err = migrateTemplate()
 	}
@@ -60,7 +63,7 @@ func testMain(m *testing.M) int {
 // migrateTemplate applies the schema to the database that those of tests are
 // copies of.
 func migrateTemplate() error {
-	db, err := openDB(testPostgres.dsn("queued"))
+	db, err := openDB(testPostgres.dsn("queued"), 1)
 	if err != nil {
 		return err
 	}
@@ -74,7 +77,7 @@ var testDatabases atomic.Int64
 // connection string.
 func newTestDatabase(t testing.TB, template string) string {
 	t.Helper()
-	admin, err := openDB(testPostgres.dsn("postgres"))
+	admin, err := openDB(testPostgres.dsn("postgres"), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,9 +92,13 @@ func newTestDatabase(t testing.TB, template string) string {
 	return testPostgres.dsn(name)
 }
 
+// testConns is how many connections a server in a test has besides its engine's:
+// some more than a real one, because the test looks through them too.
+const testConns = requestConns + 8
+
 func newTestDB(t testing.TB, dsn string) *sql.DB {
 	t.Helper()
-	db, err := openDB(dsn)
+	db, err := openDB(dsn, testConns)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,11 +144,10 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	log := slog.New(slog.DiscardHandler)
 	db := newTestDB(t, dsn)
 	m := newMetrics(db)
-	withSettings, err := connectionString(dsn)
+	e, err := newEngine(dsn, log, m, time.Hour) // a lost wake-up shows as a test that hangs
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newEngine(db, withSettings, log, m, time.Hour) // a lost wake-up shows as a test that hangs
 	s := newServer(log, &store{db: db}, e, m, testLimits())
 	s.checkHost = true
 	s.ready.Store(true)

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"testing"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
+)
+
+// A batch of three is carried out by a statement that fails with these errors,
+// one after the other, and then succeeds.
+func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
+	t.Parallel()
+	failure := func(code pqerror.Code) error { return &pq.Error{Severity: "ERROR", Code: code} }
+	poison, lost := failure("22P02"), driver.ErrBadConn
+	for what, v := range map[string]struct {
+		failures    []error
+		wantBatches []int // their sizes
+		want        [3]error
+	}{
+		"success":                 {nil, []int{3}, [3]error{}},
+		"one is guilty":           {[]error{poison, nil, poison}, []int{3, 1, 1, 1}, [3]error{nil, poison, nil}},
+		"deadlock":                {[]error{failure("40P01")}, []int{3, 3}, [3]error{}},
+		"deadlock, again":         {[]error{failure("40P01"), failure("40P01")}, []int{3, 3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
+		"out of disk":             {[]error{failure("53100")}, []int{3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
+		"unknown outcome":         {[]error{lost}, []int{3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
+		"lost while one by one":   {[]error{poison, nil, lost}, []int{3, 1, 1}, [3]error{nil, errUnavailable, errUnavailable}},
+		"shutdown is not refusal": {[]error{failure("57P01")}, []int{3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
+	} {
+		var batches []int
+		failures := v.failures
+		l := &lane[int]{run: func(_ *session, batch []int) (err error) {
+			batches = append(batches, len(batch))
+			if len(failures) > 0 {
+				err, failures = failures[0], failures[1:]
+			}
+			return err
+		}}
+		var batch []*call[int]
+		for range 3 {
+			batch = append(batch, &call[int]{ctx: context.Background(), done: make(chan error, 1)})
+		}
+		l.carryOut(nil, batch)
+		checkDiff(t, what+": batches", v.wantBatches, batches)
+		for i, c := range batch {
+			if err := <-c.done; !errors.Is(err, v.want[i]) {
+				t.Errorf("%s: member %d has %v, want %v", what, i, err, v.want[i])
+			}
+		}
+	}
+}
+
+func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	l := newLane(s.db, 2, 10, 10, func(*session, []int) error { return nil })
+	if err := l.do(context.Background(), 1, 1, 1); err != nil {
+		t.Error(err)
+	}
+	l.close()
+	if err := l.do(context.Background(), 1, 1, 1); !errors.Is(err, errUnavailable) {
+		t.Errorf("a request to a closed lane = %v, want errUnavailable", err)
+	}
+}

@@ -182,18 +182,20 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 // flagSet is a flag.FlagSet whose defaults come from the environment.
 type flagSet struct {
 	*flag.FlagSet
-	err error
+	help func()
+	err  error // the first
 }
 
 // newFlagSet returns a set whose -help prints usage and the flags to stdout.
+// Errors are returned, and print nothing.
 func newFlagSet(name, usage string, stdout io.Writer) *flagSet {
 	f := &flagSet{FlagSet: flag.NewFlagSet(name, flag.ContinueOnError)}
-	f.SetOutput(io.Discard) // errors are returned, and printed once
-	f.Usage = func() {
+	f.SetOutput(io.Discard)
+	f.Usage = func() {}
+	f.help = func() {
 		fmt.Fprint(stdout, usage)
 		f.SetOutput(stdout)
 		f.PrintDefaults()
-		f.SetOutput(io.Discard)
 	}
 	return f
 }
@@ -213,6 +215,9 @@ func (f *flagSet) parse(args []string, getenv func(string) string) error {
 		}
 	})
 	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			f.help()
+		}
 		return err
 	}
 	if f.NArg() > 0 {
@@ -264,7 +269,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	}
 	defer listener.Close()
 
-	database, where := c.databaseURL, "database"
+	database := c.databaseURL
 	atOnce := false // a second signal came
 	var postgres *privatePostgres
 	if database == "" {
@@ -276,7 +281,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 			return fmt.Errorf("private PostgreSQL: %w", err)
 		}
 		defer func() { err = errors.Join(err, postgres.stop(atOnce)) }()
-		database, where = postgres.dsn("queued"), postgres.dir
+		database = postgres.dsn("queued")
 	}
 	db, err := openDB(database, requestConns)
 	if err != nil {
@@ -302,6 +307,10 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		ConnContext:       withConn,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+	data := describe(database)
+	if postgres != nil {
+		data = postgres.dir
+	}
 	failed := make(chan error, 2) // of the two that can fail: the migration and the listener
 	var background sync.WaitGroup
 	backgroundCtx, stopBackground := context.WithCancel(context.Background())
@@ -320,7 +329,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 			return
 		}
 		v.ready.Store(true)
-		log.Info("ready", "url", "http://"+listener.Addr().String(), "data", where)
+		log.Info("ready", "url", "http://"+listener.Addr().String(), "data", data)
 		clean := &cleanup{db: db, log: log, announce: e.announce}
 		clean.run(backgroundCtx, c.cleanupInterval)
 	})

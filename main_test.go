@@ -74,7 +74,7 @@ func startProgram(t testing.TB, program string, args ...string) *running {
 	return r
 }
 
-var readyLine = regexp.MustCompile(`msg=ready url=(\S+) data=(\S+)`)
+var readyLine = regexp.MustCompile(`msg=ready url=(\S+) data="?([^"\n]+)`)
 
 func (r *running) awaitReady() {
 	r.t.Helper()
@@ -233,6 +233,73 @@ func TestHopelessDatabaseEndsTheProgram(t *testing.T) {
 	}
 }
 
+func TestPasswordOverTCPAndUnixSocket(t *testing.T) {
+	t.Parallel()
+	dir := newDataDir(t)
+	p := mustStartPostgres(t, dir)
+	t.Cleanup(func() { p.stop(true) })
+	db := newTestDB(t, p.dsn("queued"))
+	if _, err := db.Exec("CREATE ROLE app LOGIN PASSWORD 's3cret p/w'; GRANT CREATE ON DATABASE queued TO app"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.cluster(), "pg_hba.conf"), []byte("local all queued trust\nlocal all app scram-sha-256\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec("SELECT pg_reload_conf()"); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(p.socket, socketName)
+	tcp := newProxy(t, "unix", socket)
+	for _, database := range []string{
+		"postgres://app:s3cret%20p%2Fw@" + tcp + "/queued",
+		"host=" + p.socket + " user=app password='s3cret p/w' dbname=queued",
+	} {
+		r := runServer(t, "-database-url", database)
+		r.client().do("POST", "/topics", `{"id":"t"}`)
+		r.client().must(200, "GET", "/topics/t", "")
+		if strings.Contains(r.output.String(), "s3cret") || !strings.Contains(r.output.String(), `data="queued `) {
+			t.Errorf("the log shows the password, or not the database:\n%s", r.output)
+		}
+	}
+	var out bytes.Buffer
+	err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-database-url", "postgres://app:wr0ng@" + tcp + "/queued"}, func(string) string { return "" }, nil, &out, &out)
+	if err == nil || !strings.Contains(err.Error(), "password authentication failed") || strings.Contains(err.Error()+out.String(), "wr0ng") {
+		t.Errorf("run with a wrong password = %v\n%s", err, out.String())
+	}
+}
+
+// newProxy returns the address of a TCP port that leads elsewhere.
+func newProxy(t testing.TB, network, address string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial(network, address)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			go func() {
+				io.Copy(out, in)
+				out.Close()
+			}()
+			go func() {
+				io.Copy(in, out)
+				in.Close()
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
 func TestWrongSettingsAreRefusedByName(t *testing.T) {
 	t.Parallel()
 	for _, v := range []struct {
@@ -269,7 +336,11 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 			}
 			return map[string]string{"HOME": "/home/somebody"}[key]
 		}
-		err := run(context.Background(), v.args, getenv, nil, io.Discard, io.Discard)
+		var out bytes.Buffer
+		err := run(context.Background(), v.args, getenv, nil, &out, &out)
+		if out.Len() > 0 {
+			t.Errorf("queued %v prints more than its error: %s", v.args, out.String())
+		}
 		if err == nil || !strings.Contains(err.Error(), v.want) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("queued %v with %q = %v, want an error that names %s", v.args, v.env, err, v.want)
 		}

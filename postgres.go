@@ -153,7 +153,7 @@ func (p *privatePostgres) initialize(ctx context.Context) error {
 	cmd := p.command(ctx, "initdb", "-D", fresh, "-U", "queued", "-A", "trust", "-E", "UTF8", "--locale=C",
 		"--data-checksums", "--no-instructions")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("initdb in %s: %w: %s", p.dir, explain(err), lastLines(out))
+		return fmt.Errorf("initdb in %s: %w%s", p.dir, explain(err), lastLines(out))
 	}
 	return os.Rename(fresh, p.cluster())
 }
@@ -282,7 +282,7 @@ func (p *privatePostgres) awaitReady(ctx context.Context) error {
 		select {
 		case <-ended:
 			out, _ := os.ReadFile(p.logFile())
-			return fmt.Errorf("PostgreSQL does not start in %s: %s", p.dir, lastLines(out))
+			return fmt.Errorf("PostgreSQL does not start in %s%s", p.dir, lastLines(out))
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
@@ -387,8 +387,13 @@ func inspect(dir string) (binaries, error) {
 	return binaries{dir: dir, major: fields[2][:end]}, nil
 }
 
-// lastLines returns the end of what a program printed, for an error in one line.
+// lastLines returns the end of what a program printed, if it did, as the end of
+// an error in one line.
 func lastLines(out []byte) string {
-	lines := strings.Split(strings.TrimSpace(string(bytes.ToValidUTF8(out, nil))), "\n")
-	return strings.Join(lines[max(0, len(lines)-5):], " / ")
+	text := strings.TrimSpace(string(bytes.ToValidUTF8(out, nil)))
+	if text == "" {
+		return ""
+	}
+	lines := strings.Split(text, "\n")
+	return ": " + strings.Join(lines[max(0, len(lines)-5):], " / ")
 }

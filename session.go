@@ -91,6 +91,18 @@ func connectionString(database string) (string, error) {
 	return dsn, nil
 }
 
+// describe says which database a connection string leads to, without secrets.
+func describe(database string) string {
+	c, err := pq.NewConfig(database)
+	if err != nil {
+		return "?"
+	}
+	if strings.HasPrefix(c.Host, "/") || strings.HasPrefix(c.Host, "@") {
+		return fmt.Sprintf("%s in %s", c.Database, c.Host)
+	}
+	return fmt.Sprintf("%s at %s", c.Database, net.JoinHostPort(c.Host, fmt.Sprint(c.Port)))
+}
+
 // dialer makes connections whose every read and write ends within timeout. It
 // is a pq.Dialer and a pq.DialerContext.
 type dialer struct{ timeout time.Duration }

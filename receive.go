@@ -265,7 +265,11 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, 
 	d.line = nil
 	for i, r := range line {
 		if len(messages) == 0 && v.err == nil && d.impatient == 0 {
-			d.line = append(d.line, line[i:]...)
+			if len(d.line) == 0 {
+				d.line = line[i:] // ten thousand may wait here
+			} else {
+				d.line = append(d.line, line[i:]...)
+			}
 			break
 		}
 		if len(messages) > 0 && r.ctx.Err() == nil {

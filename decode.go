@@ -423,6 +423,19 @@ func (f *form) parameter(name string, missing int, within bounds) int {
 	return missing
 }
 
+// boolean reads true or false from a query; missing is false.
+func (f *form) boolean(name string) bool {
+	text, has := f.find(name)
+	switch v := strings.ToLower(string(text)); {
+	case !has || v == "false" || v == "0":
+		return false
+	case v == "true" || v == "1":
+		return true
+	}
+	f.wrong("value could not be parsed to a boolean", "type_error.bool", name)
+	return false
+}
+
 // waitSeconds reads for how long a long poll waits.
 func (f *form) waitSeconds(l *limits) float64 {
 	const name = "wait_seconds"

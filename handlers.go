@@ -37,9 +37,10 @@ type server struct {
 
 	bodyTimeout time.Duration // for a client to send a body
 
-	ready  atomic.Bool  // the schema is there
-	inHand atomic.Int64 // bytes of the bodies of requests that are not answered yet
-	mux    *http.ServeMux
+	ready    atomic.Bool  // the schema is there
+	draining atomic.Bool  // and so not ready any more
+	inHand   atomic.Int64 // bytes of the bodies of requests that are not answered yet
+	mux      *http.ServeMux
 }
 
 // maxInHand bounds server.inHand; a request beyond it is refused.
@@ -72,7 +73,11 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handle("GET /queues/{queue_id}/messages", consuming(v.receive))
 	v.handle("PUT /messages/{message_id}/ack", v.ack)
 	v.handle("PUT /messages/{message_id}/nack", v.nack)
+	v.handle("GET /messages/{message_id}", v.getMessage)
+	v.handle("GET /queues/{queue_id}/messages/peek", v.peek)
 	v.handleAlways("GET /health", v.health)
+	v.handleAlways("GET /livez", v.livez)
+	v.handleAlways("GET /readyz", v.readyz)
 	scrape := m.handler()
 	v.handleAlways("GET /metrics", func(r *request) error {
 		scrape.ServeHTTP(r.w, r.Request)
@@ -315,6 +320,8 @@ func (s *server) fail(r *request, err error) {
 		r.w.json(http.StatusNotFound, problem{"Topic not found"})
 	case errors.Is(err, errQueueNotFound):
 		r.w.json(http.StatusNotFound, problem{"Queue not found"})
+	case errors.Is(err, errMessageNotFound):
+		r.w.json(http.StatusNotFound, problem{"Message not found"})
 	case errors.Is(err, errTopicExists):
 		r.w.json(http.StatusUnprocessableEntity, problem{"This topic already exists"})
 	case errors.Is(err, errQueueExists):
@@ -553,6 +560,18 @@ func (s *server) queueStats(r *request) error {
 	if err != nil {
 		return err
 	}
+	f := readQuery(r.URL.RawQuery)
+	detail := f.boolean("detail")
+	if err := f.err(); err != nil {
+		return err
+	}
+	if detail {
+		v, err := s.store.details(r.Context(), id)
+		if err != nil {
+			return err
+		}
+		return r.w.json(http.StatusOK, v)
+	}
 	v, err := s.store.stats(r.Context(), id)
 	if err != nil {
 		return err
@@ -578,10 +597,14 @@ func (s *server) redrive(r *request) error {
 	}
 	f := readBody(r.body)
 	destination := f.id("destination_queue_id", true)
+	limit := math.MaxInt
+	if n := f.integer("limit", bounds{1, math.MaxInt}, false); n != nil {
+		limit = *n
+	}
 	if err := f.err(); err != nil {
 		return err
 	}
-	err = s.store.redrive(r.Context(), id, *destination, func() {
+	err = s.store.redrive(r.Context(), id, *destination, limit, func() {
 		s.engine.announce(*destination, time.Time{})
 	})
 	if err != nil {
@@ -655,17 +678,72 @@ func (s *server) nack(r *request) error {
 	return r.w.empty(http.StatusNoContent)
 }
 
+func (s *server) getMessage(r *request) error {
+	id, err := r.messageID()
+	if err != nil {
+		return err
+	}
+	m, err := s.store.message(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	return r.w.body(http.StatusOK, m.appendJSON(nil))
+}
+
+// maxPeek is the most messages that a peek shows.
+const maxPeek = 300
+
+func (s *server) peek(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	f := readQuery(r.URL.RawQuery)
+	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
+	limit := f.parameter("limit", 25, bounds{1, maxPeek})
+	if err := f.err(); err != nil {
+		return err
+	}
+	all, err := s.store.peek(r.Context(), id, offset, limit)
+	if err != nil {
+		return err
+	}
+	return r.w.messages(http.StatusOK, all)
+}
+
+// success is the body of answers that say how the server is.
+type success struct {
+	Success bool `json:"success"`
+}
+
+// livez answers as long as the process runs.
+func (s *server) livez(r *request) error {
+	return r.w.json(http.StatusOK, success{true})
+}
+
+// readyz says whether requests should come here: not without a database, and
+// not any more once the server drains.
+func (s *server) readyz(r *request) error {
+	if s.draining.Load() || !s.healthy(r.Context()) {
+		r.w.Header().Set("Retry-After", "1")
+		return r.w.json(http.StatusServiceUnavailable, success{false})
+	}
+	return r.w.json(http.StatusOK, success{true})
+}
+
 // health answers 500 without a database, and not 503, as fastqueue does.
 func (s *server) health(r *request) error {
-	type health struct {
-		Success bool `json:"success"`
+	if !s.healthy(r.Context()) {
+		return r.w.json(http.StatusInternalServerError, success{false})
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), connectTimeout)
+	return r.w.json(http.StatusOK, success{true})
+}
+
+// healthy reports whether the database answers and has the schema.
+func (s *server) healthy(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	if err := s.store.ping(ctx); err != nil || !s.ready.Load() {
-		return r.w.json(http.StatusInternalServerError, health{false})
-	}
-	return r.w.json(http.StatusOK, health{true})
+	return s.ready.Load() && s.store.ping(ctx) == nil
 }
 
 // topicID returns the id in the path. One that no topic can have is not found.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -255,6 +256,115 @@ func TestStatsCountWhatCouldBeReceived(t *testing.T) {
 		s.exec(`UPDATE queued.messages SET created_at = now() - interval '90.7 s' WHERE id = $1`, ids[0])
 		return s.must(200, "GET", "/queues/t/stats", "") == `{"num_undelivered_messages":2,"oldest_unacked_message_age_seconds":90}`
 	})
+}
+
+func TestMessageStatesAsSeenByPeekAndDetails(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
+	ids := s.publish("t", 1, 2, 3, 4, 5, 6)
+	for i, change := range []string{
+		"scheduled_at = scheduled_at",
+		"scheduled_at = now() + interval '1 min', in_flight = true, delivery_attempts = 1",
+		"scheduled_at = now() + interval '2 min', in_flight = true, delivery_attempts = 2", // its last delivery
+		"scheduled_at = now() + interval '3 min'",
+		"scheduled_at = now() - interval '1 min', in_flight = true, delivery_attempts = 2", // which has ended
+		"expired_at = now()",
+	} {
+		s.exec("UPDATE queued.messages SET "+change+" WHERE id = $1", ids[i])
+	}
+	want := []string{"exhausted", "ready", "in_flight", "in_flight", "delayed"}
+	order := []string{ids[4], ids[0], ids[1], ids[2], ids[3]}
+	type look struct {
+		Data []struct{ ID, State string }
+	}
+	var peeked look
+	mustDecode(t, s.must(200, "GET", "/queues/t/messages/peek", ""), &peeked)
+	for i, m := range peeked.Data {
+		if len(peeked.Data) != len(want) || m.State != want[i] || m.ID != order[i] {
+			t.Fatalf("peek = %v, want the states %v", peeked.Data, want)
+		}
+		var one struct{ ID, State string }
+		mustDecode(t, s.must(200, "GET", "/messages/"+m.ID, ""), &one)
+		checkDiff(t, "message", m, one)
+	}
+	var page look
+	mustDecode(t, s.must(200, "GET", "/queues/t/messages/peek?offset=1&limit=2", ""), &page)
+	checkDiff(t, "page", peeked.Data[1:3], page.Data)
+	s.play([]step{
+		{"GET", "/queues/t/stats?detail=true", "", 200, `{"num_undelivered_messages":1,"oldest_unacked_message_age_seconds":0,` +
+			`"messages":{"ready":1,"delayed":1,"in_flight":2,"exhausted":1},"dead_queue_messages":0}`},
+		{"GET", "/queues/dead/stats?detail=true", "", 200, `{"num_undelivered_messages":0,"oldest_unacked_message_age_seconds":0,` +
+			`"messages":{"ready":0,"delayed":0,"in_flight":0,"exhausted":0},"dead_queue_messages":null}`},
+		{"GET", "/queues/t/stats?detail=false", "", 200, `{"num_undelivered_messages":1,"oldest_unacked_message_age_seconds":0}`},
+		{"GET", "/queues/nope/stats?detail=true", "", 404, `{"detail":"Queue not found"}`},
+		{"GET", "/queues/t/stats?detail=maybe", "", 422, `{"detail":[{"loc":["query","detail"],"msg":"value could not be parsed to a boolean","type":"type_error.bool"}]}`},
+		{"GET", "/messages/" + ids[5], "", 404, `{"detail":"Message not found"}`},
+		{"GET", "/messages/" + ids[0], "", 200, `{"id":"UUID","queue_id":"t","data":{"n":1},"attributes":null,"delivery_attempts":0,` +
+			`"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME","state":"ready"}`},
+		{"GET", "/messages/x", "", 422, `{"detail":[{"loc":["path","message_id"],"msg":"value is not a valid uuid","type":"type_error.uuid"}]}`},
+		{"GET", "/queues/nope/messages/peek", "", 404, `{"detail":"Queue not found"}`},
+		{"GET", "/queues/t/messages/peek?limit=301", "", 422, `{"detail":[{"loc":["query","limit"],"msg":"ensure this value is less than or equal to 300","type":"value_error.number.not_le"}]}`},
+	})
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+	mustCleanUp(t, s)
+	if got := s.must(200, "GET", "/queues/t/stats?detail=true", ""); !strings.HasSuffix(got, `"dead_queue_messages":2}`) {
+		t.Errorf("details = %s, want 2 messages in the dead queue", got)
+	}
+}
+
+func TestPeekAnswersAtMostItsSize(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2, 3)
+	s.exec("UPDATE queued.messages SET size = $1", deliverySize/2)
+	checkDiff(t, "peeked", []int{1, 2}, numbers(s.peeked("t")))
+	s.exec("UPDATE queued.messages SET size = $1", deliverySize+1)
+	checkDiff(t, "peeked", []int{1}, numbers(s.peeked("t")))
+}
+
+// peeked returns the messages that a peek shows.
+func (s *testServer) peeked(queueID string) (all []wireMessage) {
+	s.t.Helper()
+	var v struct{ Data []wireMessage }
+	mustDecode(s.t, s.must(200, "GET", "/queues/"+queueID+"/messages/peek", ""), &v)
+	return v.Data
+}
+
+func mustDecode(t testing.TB, body string, into any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(body), into); err != nil {
+		t.Fatalf("%v in %s", err, body)
+	}
+}
+
+func TestRedriveMovesAtMostItsLimit(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustQueue("to")
+	s.publish("t", 1, 2, 3, 4)
+	s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to","limit":3}`)
+	checkDiff(t, "moved", []int{1, 2, 3}, numbers(s.receive("to", "")))
+	checkDiff(t, "stayed", []int{4}, numbers(s.receive("t", "")))
+	s.fill("t", 2*workBatch)
+	s.must(204, "PUT", "/queues/t/redrive", fmt.Sprintf(`{"destination_queue_id":"to","limit":%d}`, workBatch+1))
+	checkDiff(t, "stayed, with the one in flight", workBatch, s.messagesIn("t"))
+	s.must(422, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to","limit":0}`)
+}
+
+func TestLivezAndReadyz(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	yes, no := `{"success":true}`, `{"success":false}`
+	s.play([]step{{"GET", "/livez", "", 200, yes}, {"GET", "/readyz", "", 200, yes}})
+	s.server.ready.Store(false)
+	s.play([]step{{"GET", "/livez", "", 200, yes}, {"GET", "/readyz", "", 503, no}})
+	s.server.ready.Store(true)
+	s.server.draining.Store(true)
+	s.play([]step{{"GET", "/livez", "", 200, yes}, {"GET", "/readyz", "", 503, no}, {"GET", "/health", "", 200, yes}})
 }
 
 func TestBadRequestsNameThePlaceAndStoreNothing(t *testing.T) {

@@ -339,6 +339,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	case err = <-failed:
 	case <-ctx.Done():
 		log.Info("draining")
+		v.draining.Store(true)
 	}
 
 	// A second signal ends all this at once.

@@ -19,9 +19,10 @@ import (
 
 // What the callers of the store and of the engine tell apart.
 var (
-	errNotFound      = errors.New("not found")
-	errTopicNotFound = fmt.Errorf("topic %w", errNotFound)
-	errQueueNotFound = fmt.Errorf("queue %w", errNotFound)
+	errNotFound        = errors.New("not found")
+	errTopicNotFound   = fmt.Errorf("topic %w", errNotFound)
+	errQueueNotFound   = fmt.Errorf("queue %w", errNotFound)
+	errMessageNotFound = fmt.Errorf("message %w", errNotFound)
 
 	errExists      = errors.New("already exists")
 	errTopicExists = fmt.Errorf("topic %w", errExists)
@@ -95,6 +96,7 @@ type message struct {
 	ScheduledAt      timestamp
 	CreatedAt        timestamp
 	UpdatedAt        timestamp
+	State            string // as of a look at it; empty in other answers
 
 	queueKey int64
 	seq      int64     // order among messages due at the same time
@@ -127,6 +129,11 @@ func (m *message) appendJSON(b []byte) []byte {
 	b = m.CreatedAt.appendJSON(b)
 	b = append(b, `,"updated_at":`...)
 	b = m.UpdatedAt.appendJSON(b)
+	if m.State != "" {
+		b = append(b, `,"state":"`...)
+		b = append(b, m.State...)
+		b = append(b, '"')
+	}
 	return append(b, '}')
 }
 
@@ -134,6 +141,18 @@ func (m *message) appendJSON(b []byte) []byte {
 type queueStats struct {
 	NumUndeliveredMessages         int64 `json:"num_undelivered_messages"`
 	OldestUnackedMessageAgeSeconds int64 `json:"oldest_unacked_message_age_seconds"`
+}
+
+// queueDetails is queueStats and all that is in the queue and in its dead queue.
+type queueDetails struct {
+	queueStats
+	Messages struct {
+		Ready     int64 `json:"ready"`
+		Delayed   int64 `json:"delayed"`
+		InFlight  int64 `json:"in_flight"`
+		Exhausted int64 `json:"exhausted"`
+	} `json:"messages"`
+	DeadQueueMessages *int64 `json:"dead_queue_messages"`
 }
 
 // store is the data: every statement but those of the cleanup is here. The
@@ -425,6 +444,106 @@ func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 	return v, unknown(err)
 }
 
+// What a message m of a queue q is doing: exhausted if it was delivered as often
+// as the queue allows and nobody holds it.
+const messageState = `
+    CASE
+        WHEN m.in_flight AND m.scheduled_at > now() THEN 'in_flight'
+        WHEN q.dead_queue_id IS NOT NULL AND m.delivery_attempts >= q.message_max_deliveries THEN 'exhausted'
+        WHEN m.scheduled_at > now() THEN 'delayed'
+        ELSE 'ready'
+    END`
+
+const selectDetails = `
+WITH counted AS (
+    SELECT state, count(*) AS n, min(created_at) AS oldest
+    FROM (
+        SELECT m.created_at, ` + messageState + ` AS state
+        FROM queued.queues q
+        JOIN queued.messages m ON m.queue_key = q.key
+        WHERE q.id = $1
+            AND m.expired_at > now()
+    ) messages
+    GROUP BY state
+)
+SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
+       coalesce((SELECT floor(extract(epoch FROM now() - oldest)) FROM counted WHERE state = 'ready'), 0)::bigint,
+       coalesce((SELECT n FROM counted WHERE state = 'delayed'), 0),
+       coalesce((SELECT n FROM counted WHERE state = 'in_flight'), 0),
+       coalesce((SELECT n FROM counted WHERE state = 'exhausted'), 0),
+       (SELECT count(m.id)
+        FROM queued.queues d
+        LEFT JOIN queued.messages m ON m.queue_key = d.key AND m.expired_at > now()
+        WHERE d.id = q.dead_queue_id
+        GROUP BY d.id)
+FROM queued.queues q
+WHERE q.id = $1`
+
+func (s *store) details(ctx context.Context, queueID string) (queueDetails, error) {
+	var v queueDetails
+	err := s.db.QueryRowContext(ctx, selectDetails, queueID).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
+		&v.Messages.Delayed, &v.Messages.InFlight, &v.Messages.Exhausted, &v.DeadQueueMessages)
+	if errors.Is(err, sql.ErrNoRows) {
+		return v, errQueueNotFound
+	}
+	v.NumUndeliveredMessages = v.Messages.Ready
+	return v, unknown(err)
+}
+
+const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,` + messageState
+
+func scanMessage(row scanner) (m message, err error) {
+	err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
+		&m.CreatedAt, &m.UpdatedAt, &m.State)
+	return m, err
+}
+
+const selectMessage = `
+SELECT ` + messageColumns + `
+FROM queued.messages m
+JOIN queued.queues q ON q.key = m.queue_key
+WHERE m.id = $1
+    AND m.expired_at > now()`
+
+// message looks at a message, wherever it is.
+func (s *store) message(ctx context.Context, id string) (message, error) {
+	m, err := scanMessage(s.db.QueryRowContext(ctx, selectMessage, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return message{}, errMessageNotFound
+	}
+	return m, unknown(err)
+}
+
+const selectPeek = `
+WITH page AS MATERIALIZED (
+    SELECT id, queue_key, size, scheduled_at, seq
+    FROM queued.messages
+    WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
+        AND expired_at > now()
+    ORDER BY scheduled_at, seq
+    LIMIT $3 OFFSET $2
+), fitting AS MATERIALIZED (
+    SELECT id, queue_key, size, sum(size) OVER (ORDER BY scheduled_at, seq) AS total
+    FROM page
+)
+SELECT ` + messageColumns + `
+FROM fitting f
+JOIN queued.messages m ON m.id = f.id AND m.queue_key = f.queue_key
+JOIN queued.queues q ON q.key = m.queue_key
+WHERE f.total <= $4
+    OR f.total = f.size
+ORDER BY f.total`
+
+// peek looks at messages of a queue without receiving them, whatever their
+// state, oldest due first: up to limit, and up to deliverySize bytes but one in
+// any case.
+func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
+	if _, err := s.queue(ctx, queueID); err != nil {
+		return nil, err
+	}
+	return collect(ctx, s.db, scanMessage, selectPeek, queueID, offset, limit, deliverySize)
+}
+
 // workBatch is how many rows one statement of a large piece of work changes: a
 // compromise between the cost of a commit and the time others wait.
 const workBatch = 2000
@@ -488,7 +607,7 @@ func (s *store) purge(ctx context.Context, queueID string) error {
 	if err != nil {
 		return err
 	}
-	return s.inBatches(ctx, func(after position) (position, error) {
+	return inBatches(ctx, func(after position) (position, error) {
 		return scanPosition(s.db.QueryRowContext(ctx, purgeBatch, v.key, v.seq, after.at, after.seq, workBatch))
 	}, func() (left bool, err error) {
 		err = s.db.QueryRowContext(ctx, purgeLeft, v.key, v.seq).Scan(&left)
@@ -538,7 +657,7 @@ WITH source AS MATERIALIZED (
     RETURNING m.id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, destination.id AS destination_id
 ), moved AS (` + moveMessages + `
 )
-SELECT scheduled_at, seq
+SELECT scheduled_at, seq, count(*) OVER ()
 FROM due
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
@@ -556,25 +675,32 @@ SELECT EXISTS (
 )`
 
 // redrive moves what could be received from the queue when it was called to the
-// destination, in order, and calls moved after each batch. If ctx ends or the
+// destination, in order and at most limit messages, and calls moved after each
+// batch. If ctx ends or the
 // process dies, part of them has moved and each is in one queue. Redriving a
 // queue onto itself restarts its messages.
-func (s *store) redrive(ctx context.Context, queueID, destinationID string, moved func()) error {
+func (s *store) redrive(ctx context.Context, queueID, destinationID string, limit int, moved func()) error {
 	v, err := s.snapshot(ctx, queueID)
 	if err != nil {
 		return err
 	}
-	return s.inBatches(ctx, func(after position) (position, error) {
+	return inBatches(ctx, func(after position) (last position, err error) {
 		// Deleted meanwhile, the destination would take nothing and the work not end.
 		if _, err := s.queue(ctx, destinationID); err != nil {
 			return position{}, err
 		}
-		last, err := scanPosition(s.db.QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, workBatch, destinationID))
+		var n int
+		err = s.db.QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(limit, workBatch), destinationID).
+			Scan(&last.at, &last.seq, &n)
 		if err == nil {
+			limit -= n
 			moved()
 		}
 		return last, err
 	}, func() (left bool, err error) {
+		if limit == 0 {
+			return false, nil
+		}
 		err = s.db.QueryRowContext(ctx, redriveLeft, v.key, v.at, v.seq).Scan(&left)
 		return left, err
 	})
@@ -594,7 +720,7 @@ func scanPosition(row scanner) (p position, err error) {
 // inBatches calls batch until it returns sql.ErrNoRows, each time with the last
 // position of the batch before, and starts over until left says that nothing
 // is: rows that others had locked, or that moved back, take another round.
-func (s *store) inBatches(ctx context.Context, batch func(after position) (position, error), left func() (bool, error)) error {
+func inBatches(ctx context.Context, batch func(after position) (position, error), left func() (bool, error)) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		var last position
 		for {

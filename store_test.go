@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -169,7 +170,7 @@ func TestRedriveLeavesWhatBecomesDueMeanwhile(t *testing.T) {
 	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 min'")
 	s.fill("from", workBatch+1)
 	first := true
-	err := s.store.redrive(context.Background(), "from", "to", func() {
+	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func() {
 		if first {
 			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", delayed)
 			s.publish("from", 2)
@@ -342,7 +343,7 @@ func TestRedriveEndsWhenItsDestinationIsDeleted(t *testing.T) {
 	s.mustQueue("to")
 	s.fill("from", 3*workBatch)
 	moved := make(chan struct{}, 10)
-	err := s.store.redrive(context.Background(), "from", "to", func() {
+	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func() {
 		if len(moved) == 0 {
 			s.must(204, "DELETE", "/queues/to", "")
 		}
@@ -373,6 +374,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"next due":       {selectNextDue, []string{"'{t}'"}, "messages_due"},
 		"purge":          {purgeBatch, []string{"1", "100", "now()", "0", "10"}, "messages_due"},
 		"redrive":        {redriveBatch, []string{"1", "now()", "100", "now()", "0", "10", "'t'"}, "messages_due"},
+		"peek":           {selectPeek, []string{"'t'", "0", "10", "1000000"}, "messages_due"},
+		"message":        {selectMessage, []string{"'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
 		"find expired":   {selectExpired, nil, "messages_due"},
 		"find exhausted": {selectExhausted, nil, "messages_last_delivery"},
 		"move exhausted": {moveExhausted, []string{"1", "10", "now()"}, "messages_last_delivery"},

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"math"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -69,7 +71,7 @@ func validID(id string) bool {
 
 // form reads the fields of a request and collects its mistakes.
 type form struct {
-	where    string // "body" or "query"
+	where    []any // where loc starts: "body" or "query", and the way to an object inside
 	fields   []field
 	broken   bool // there are no fields to look for
 	mistakes invalid
@@ -82,7 +84,7 @@ type field struct {
 }
 
 func (f *form) wrong(msg, kind string, loc ...any) {
-	f.mistakes = append(f.mistakes, mistake{append([]any{f.where}, loc...), msg, kind})
+	f.mistakes = append(f.mistakes, mistake{slices.Concat(f.where, loc), msg, kind})
 }
 
 // err returns all mistakes so far, nil if there are none.
@@ -106,7 +108,7 @@ func (f *form) find(name string) ([]byte, bool) {
 // readBody reads a body that must be a JSON object, whatever its content type.
 // Fields that nobody asks for are ignored.
 func readBody(body []byte) *form {
-	f := &form{where: "body", broken: true}
+	f := &form{where: []any{"body"}, broken: true}
 	if len(bytes.TrimSpace(body)) == 0 {
 		f.wrong("field required", "value_error.missing")
 		return f
@@ -140,10 +142,54 @@ func readBody(body []byte) *form {
 		return f
 	}
 	f.broken = false
-	walkObject(body, func(name string, value []byte) {
+	f.read(body)
+	return f
+}
+
+// read takes the members of an object for the fields.
+func (f *form) read(object []byte) {
+	walkObject(object, func(name string, value []byte) {
 		f.fields = append(f.fields, field{name, value})
 	})
-	return f
+}
+
+// objects reads a list of 1 to most objects, each with a form of its own.
+func (f *form) objects(name string, most int, each func(item *form)) {
+	f.list(name, most, func(i int, value []byte) {
+		item := &form{where: slices.Concat(f.where, []any{name, i})}
+		if value[0] != '{' {
+			item.broken = true
+			item.wrong("value is not a valid dict", "type_error.dict")
+		} else {
+			item.read(value)
+			each(item)
+		}
+		f.mistakes = append(f.mistakes, item.mistakes...)
+	})
+}
+
+// list reads a list of 1 to most values.
+func (f *form) list(name string, most int, each func(i int, value []byte)) {
+	raw := f.value(name, true)
+	if raw == nil {
+		return
+	}
+	if raw[0] != '[' {
+		f.wrong("value is not a valid list", "type_error.list", name)
+		return
+	}
+	var all [][]byte
+	walkArray(raw, func(value []byte) { all = append(all, value) })
+	switch {
+	case len(all) == 0:
+		f.wrong("ensure this value has at least 1 items", "value_error.list.min_items", name)
+	case len(all) > most:
+		f.wrong(fmt.Sprintf("ensure this value has at most %d items", most), "value_error.list.max_items", name)
+	default:
+		for i, value := range all {
+			each(i, value)
+		}
+	}
 }
 
 func invalidUTF8(b []byte) int {
@@ -159,7 +205,7 @@ func invalidUTF8(b []byte) int {
 
 // readQuery reads the query of a URL. Parameters that nobody asks for are ignored.
 func readQuery(rawQuery string) *form {
-	f := &form{where: "query"}
+	f := &form{where: []any{"query"}}
 	for rawQuery != "" {
 		var parameter string
 		parameter, rawQuery, _ = strings.Cut(rawQuery, "&")
@@ -278,6 +324,22 @@ func parseNumber(s string) (float64, bool) {
 	}
 	x, err := strconv.ParseFloat(s, 64)
 	return x, err == nil || errors.Is(err, strconv.ErrRange)
+}
+
+// draft reads a message that is to be published.
+func (f *form) draft(l *limits) draft {
+	m := draft{data: f.data("data"), attributes: f.attributes("attributes")}
+	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
+		f.wrong(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
+	}
+	if n := f.integer("delay_seconds", bounds{0, l.deliveryDelay.max}, false); n != nil {
+		delay := time.Duration(*n) * time.Second
+		m.delay = &delay
+	}
+	if len(f.mistakes) == 0 {
+		m.matched = parseAttributes(m.attributes)
+	}
+	return m
 }
 
 // data reads a message's data: a JSON object, as sent.

@@ -65,7 +65,7 @@ func checkMistakes(t *testing.T, f *form) {
 		t.Error("a broken body has no mistake")
 	}
 	for _, m := range f.mistakes {
-		if len(m.Loc) == 0 || m.Loc[0] != f.where || m.Msg == "" || m.Type == "" {
+		if len(m.Loc) == 0 || m.Loc[0] != f.where[0] || m.Msg == "" || m.Type == "" {
 			t.Errorf("a mistake without a place or a text: %+v", m)
 		}
 	}

@@ -43,6 +43,12 @@ type server struct {
 	mux      *http.ServeMux
 }
 
+// Bounds of a request with many messages.
+const (
+	maxBatch     = 1000     // messages
+	maxBatchBody = 16 << 20 // bytes; each message is still bounded by -max-body
+)
+
 // maxInHand bounds server.inHand; a request beyond it is refused.
 const maxInHand = 256 << 20
 
@@ -70,6 +76,9 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handle("PUT /queues/{queue_id}/purge", v.purge)
 	v.handle("PUT /queues/{queue_id}/redrive", v.redrive)
 	v.handle("POST /topics/{topic_id}/messages", v.publish)
+	v.handle("POST /queues/{queue_id}/messages", v.publish)
+	v.handle("POST /topics/{topic_id}/messages/batch", v.publishBatch)
+	v.handle("POST /queues/{queue_id}/messages/batch", v.publishBatch)
 	v.handle("GET /queues/{queue_id}/messages", consuming(v.receive))
 	v.handle("PUT /messages/{message_id}/ack", v.ack)
 	v.handle("PUT /messages/{message_id}/nack", v.nack)
@@ -122,6 +131,9 @@ func (s *server) handleAlways(pattern string, h handler) {
 // room for it.
 func (s *server) withBody(r *request, h handler) error {
 	limit := s.limits.maxBody
+	if strings.HasSuffix(r.Pattern, "/batch") {
+		limit = max(limit, maxBatchBody)
+	}
 	if r.ContentLength > limit {
 		r.discardBody()
 		return errTooLarge
@@ -613,17 +625,43 @@ func (s *server) redrive(r *request) error {
 	return r.w.empty(http.StatusNoContent)
 }
 
+// publication returns an empty publication to the topic or queue in the path.
+func (r *request) publication() (p *publication, err error) {
+	p = &publication{}
+	if strings.HasPrefix(r.URL.Path, "/topics/") {
+		p.topicID, err = r.topicID()
+	} else {
+		p.queueID, err = r.queueID()
+	}
+	return p, err
+}
+
 func (s *server) publish(r *request) error {
-	id, err := r.topicID()
+	p, err := r.publication()
 	if err != nil {
 		return err
 	}
 	f := readBody(r.body)
-	p := &publication{topicID: id, data: f.data("data"), attributes: f.attributes("attributes")}
+	p.messages = []draft{f.draft(&s.limits)}
+	return s.finishPublish(r, f, p)
+}
+
+func (s *server) publishBatch(r *request) error {
+	p, err := r.publication()
+	if err != nil {
+		return err
+	}
+	f := readBody(r.body)
+	f.objects("messages", maxBatch, func(item *form) {
+		p.messages = append(p.messages, item.draft(&s.limits))
+	})
+	return s.finishPublish(r, f, p)
+}
+
+func (s *server) finishPublish(r *request, f *form, p *publication) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	p.matched = parseAttributes(p.attributes)
 	stored, err := s.engine.publish(r.Context(), p)
 	if err != nil {
 		return err

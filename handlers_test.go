@@ -503,7 +503,7 @@ func TestUnknownPathsAndMethodsAreJSON(t *testing.T) {
 		{"GET", "/nope", 404, `{"detail":"Not Found"}`, ""},
 		{"GET", "/topics/a/b/c", 404, `{"detail":"Not Found"}`, ""},
 		{"PATCH", "/queues/q", 405, `{"detail":"Method Not Allowed"}`, "DELETE, GET, HEAD, PUT"},
-		{"DELETE", "/queues/q/messages", 405, `{"detail":"Method Not Allowed"}`, "GET, HEAD"},
+		{"DELETE", "/queues/q/messages", 405, `{"detail":"Method Not Allowed"}`, "GET, HEAD, POST"},
 		{"GET", "/messages/x/ack", 405, `{"detail":"Method Not Allowed"}`, "PUT"},
 		{"GET", "/topics/a%2fb", 404, `{"detail":"Topic not found"}`, ""},
 		{"GET", "/topics/a%00b", 404, `{"detail":"Topic not found"}`, ""},

@@ -4,19 +4,28 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
 // publication is one request to publish and, after its turn in the lane, the
-// answer to it.
+// answer to it. It goes to a topic, or straight to a queue: one of the two is set.
 type publication struct {
-	topicID    string
+	topicID  string
+	queueID  string
+	messages []draft
+
+	stored []message // in the order sent, copies of one in order of queue id; nil until then
+	err    error
+}
+
+// draft is a message that is to be published.
+type draft struct {
 	data       []byte            // JSON as sent
 	attributes []byte            // JSON as sent; nil if there are none
 	matched    map[string]string // the attributes, for the filters; nil if there are none
-
-	stored []message // in order of queue id; nil until then
-	err    error
+	delay      *time.Duration    // in place of the queue's
 }
 
 // maxCopies is the most messages that one request may make.
@@ -29,10 +38,14 @@ var errTooManyCopies = fmt.Errorf("a request makes at most %d copies of its mess
 // them again.
 const settingsAge = 10 * time.Second
 
-// publish stores one copy of the message for each queue of the topic whose
-// filter matches, and wakes their receivers.
+// publish stores, in one commit, one copy of each message for each queue of the
+// topic whose filter matches, or one for the queue, and wakes the receivers.
 func (e *engine) publish(ctx context.Context, p *publication) ([]message, error) {
-	err := e.publications.do(ctx, p, 1, len(p.data)+len(p.attributes))
+	size := 0
+	for _, m := range p.messages {
+		size += len(m.data) + len(m.attributes)
+	}
+	err := e.publications.do(ctx, p, len(p.messages), size)
 	if err != nil && (ctx.Err() != nil || p.stored == nil) {
 		return nil, err
 	}
@@ -44,7 +57,7 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 // leaves alone those that an earlier run of the batch has stored.
 func (e *engine) runPublications(s *session, batch []*publication) error {
 	readAt := time.Now()
-	byTopic, err := s.subscriptions(topicIDs(batch))
+	byTopic, byQueue, err := s.destinations(batch)
 	if err != nil {
 		return err
 	}
@@ -61,56 +74,96 @@ func (e *engine) runPublications(s *session, batch []*publication) error {
 		if err != nil {
 			return err
 		}
-		for i, p := range matched {
-			p.stored, p.err = stored[i], nil // an earlier run may have missed the topic
+		for _, p := range matched {
+			p.stored, p.err = slices.Concat(stored[:len(p.messages)]...), nil // an earlier run may have missed the topic
+			if p.stored == nil {
+				p.stored = []message{}
+			}
 			for _, m := range p.stored {
 				e.metrics.published.WithLabelValues(m.QueueID).Inc()
 			}
+			stored = stored[len(p.messages):]
 		}
 		matched, messages, copies = nil, nil, 0
 		return nil
 	}
 	for _, p := range batch {
-		subscriptions, found := byTopic[p.topicID]
 		if p.stored != nil {
 			continue
 		}
-		if !found {
-			p.err = errTopicNotFound
+		addressed, n, err := p.address(byTopic, byQueue)
+		if err != nil {
+			p.err = err
 			continue
 		}
-		var to []subscription
-		for _, v := range subscriptions {
-			if v.filters.match(p.matched) {
-				to = append(to, v)
-			}
-		}
-		if len(to) > maxCopies {
-			p.err = errTooManyCopies
-			continue
-		}
-		if copies > 0 && copies+len(to) > publishRows {
+		if copies > 0 && copies+n > publishRows {
 			if err := insert(); err != nil {
 				return err
 			}
 		}
 		matched = append(matched, p)
-		messages = append(messages, outgoing{data: p.data, attributes: p.attributes, to: to})
-		copies += len(to)
+		messages = append(messages, addressed...)
+		copies += n
 	}
 	return insert()
 }
 
-func topicIDs(batch []*publication) []string {
-	var ids []string
-	seen := make(map[string]bool, 1)
+// destinations looks up where the publications of a batch go to: by topic the
+// queues that subscribe to it, and the queues that are named.
+func (s *session) destinations(batch []*publication) (byTopic map[string][]subscription, byQueue map[string]subscription, err error) {
+	topics, queues := map[string]bool{}, map[string]bool{}
 	for _, p := range batch {
-		if !seen[p.topicID] {
-			seen[p.topicID] = true
-			ids = append(ids, p.topicID)
+		if p.queueID != "" {
+			queues[p.queueID] = true
+		} else {
+			topics[p.topicID] = true
 		}
 	}
-	return ids
+	if len(topics) > 0 {
+		if byTopic, err = s.subscriptions(slices.Collect(maps.Keys(topics))); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(queues) > 0 {
+		if byQueue, err = s.named(slices.Collect(maps.Keys(queues))); err != nil {
+			return nil, nil, err
+		}
+	}
+	return byTopic, byQueue, nil
+}
+
+// address says which queues each message of a publication goes to, and how many
+// copies that makes.
+func (p *publication) address(byTopic map[string][]subscription, byQueue map[string]subscription) (messages []outgoing, copies int, err error) {
+	subscriptions, found := byTopic[p.topicID]
+	queue, named := byQueue[p.queueID]
+	switch {
+	case p.queueID != "" && !named:
+		return nil, 0, errQueueNotFound
+	case p.queueID == "" && !found:
+		return nil, 0, errTopicNotFound
+	}
+	for _, m := range p.messages {
+		var to []subscription
+		if named {
+			to = []subscription{queue}
+		}
+		for _, v := range subscriptions {
+			if v.filters.match(m.matched) {
+				to = append(to, v)
+			}
+		}
+		if m.delay != nil {
+			for i := range to {
+				to[i].delay = *m.delay
+			}
+		}
+		if copies += len(to); copies > maxCopies {
+			return nil, 0, errTooManyCopies
+		}
+		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, to: to})
+	}
+	return messages, copies, nil
 }
 
 // wakePublished wakes the receivers of the queues that messages go to. Without

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -63,10 +64,12 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	ok := func(n int) *publication { return &publication{topicID: "t", data: fmt.Appendf(nil, `{"n":%d}`, n)} }
+	ok := func(n int) *publication {
+		return &publication{topicID: "t", messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n)}}}
+	}
 	// The handler refuses this; PostgreSQL is what is tested.
-	poison := &publication{topicID: "t", data: []byte(`{"n":`)}
-	unknownTopic := &publication{topicID: "nope", data: []byte(`{}`)}
+	poison := &publication{topicID: "t", messages: []draft{{data: []byte(`{"n":`)}}}
+	unknownTopic := &publication{topicID: "nope", messages: []draft{{data: []byte(`{}`)}}}
 	batch := []*publication{ok(1), poison, ok(2), unknownTopic, ok(3)}
 	var calls []*call[*publication]
 	for _, p := range batch {
@@ -128,7 +131,7 @@ func TestPublicationsBeyondAStatementTakeSeveral(t *testing.T) {
 		SELECT 'q' || n, 't', 60, 3600 FROM generate_series(1, $1) n`, publishRows/2+1)
 	var batch []*publication
 	for n := range 3 {
-		batch = append(batch, &publication{topicID: "t", data: fmt.Appendf(nil, `{"n":%d}`, n)})
+		batch = append(batch, &publication{topicID: "t", messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n)}}})
 	}
 	session := newSession(s.store.db)
 	defer session.close()
@@ -174,6 +177,102 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 	checkDiff(t, "rows", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
+func TestBatchIsStoredInTheOrderSent(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	s.mustQueue("b", `"topic_id":"t"`)
+	s.mustQueue("a", `"topic_id":"t"`, `"message_filters":{"kind":["x"]}`)
+	var items, want []string
+	for n := range 100 {
+		kind := "y"
+		if n%2 == 0 {
+			kind = "x"
+			want = append(want, fmt.Sprintf("a%d", n))
+		}
+		want = append(want, fmt.Sprintf("b%d", n))
+		items = append(items, fmt.Sprintf(`{"data":{"n":%d},"attributes":{"kind":%q}}`, n, kind))
+	}
+	answered := s.messages(s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[`+strings.Join(items, ",")+`]}`))
+	var got []string
+	for i, n := range numbers(answered) {
+		got = append(got, fmt.Sprintf("%s%d", answered[i].QueueID, n))
+	}
+	checkDiff(t, "answer", want, got)
+	checkDiff(t, "commits", 1, s.count("SELECT count(DISTINCT created_at) FROM queued.messages"))
+	received := numbers(s.receive("b", "?limit=100"))
+	if len(received) != 100 || !slices.IsSorted(received) {
+		t.Errorf("received %v, want the order sent", received)
+	}
+}
+
+func TestBatchIsAllOrNone(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	many := strings.Repeat(`{"data":{}},`, maxBatch)
+	big := `{"data":{"x":"` + strings.Repeat("x", 1<<20) + `"}}`
+	for body, want := range map[string]string{
+		`{}`:                                     `["body","messages"],"msg":"field required"`,
+		`{"messages":{}}`:                        `["body","messages"],"msg":"value is not a valid list"`,
+		`{"messages":[]}`:                        `["body","messages"],"msg":"ensure this value has at least 1 items"`,
+		`{"messages":[` + many + `{"data":{}}]}`: `["body","messages"],"msg":"ensure this value has at most 1000 items"`,
+		`{"messages":[{"data":{}},5]}`:           `["body","messages",1],"msg":"value is not a valid dict"`,
+		`{"messages":[{"data":{}},{"data":[]}]}`: `["body","messages",1,"data"]`,
+		`{"messages":[{"data":{}},{"data":{},"attributes":{"a":true}}]}`: `["body","messages",1,"attributes","a"]`,
+		`{"messages":[{"data":{}},{"data":{},"delay_seconds":901}]}`:     `["body","messages",1,"delay_seconds"]`,
+		`{"messages":[{"data":{}},` + big + `]}`:                         `["body","messages",1,"data"],"msg":"ensure data and attributes have at most 1048576 bytes"`,
+	} {
+		for _, path := range []string{"/topics/t", "/queues/t"} {
+			if got := s.must(422, "POST", path+"/messages/batch", body); !strings.Contains(got, want) {
+				t.Errorf("%.60s… = %s, want %s", body, got, want)
+			}
+		}
+	}
+	s.must(404, "POST", "/topics/nope/messages/batch", `{"messages":[{"data":{}}]}`)
+	s.must(404, "POST", "/queues/nope/messages/batch", `{"messages":[{"data":{}}]}`)
+	s.must(413, "POST", "/queues/t/messages/batch", strings.Repeat("x", maxBatchBody+1))
+	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
+
+	sixteen := strings.TrimSuffix(strings.Repeat(`{"data":{"x":"`+strings.Repeat("x", 1_000_000)+`"}},`, 16), ",")
+	s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[`+sixteen+`]}`)
+	s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[`+strings.TrimSuffix(many, ",")+`]}`)
+	checkDiff(t, "stored", 1016, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestPublishStraightToAQueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"message_filters":{"kind":["x"]}`)
+	s.mustQueue("alone", `"delivery_delay_seconds":900`)
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+	s.waiting("t", 1)
+	checkDiff(t, "answer", `{"data":[{"id":"UUID","queue_id":"t","data":{"n":1},"attributes":null,"delivery_attempts":0,`+
+		`"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME"}]}`,
+		mask(s.must(201, "POST", "/queues/t/messages", `{"data":{"n":1}}`))) // filters are not asked
+	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
+	s.must(201, "POST", "/queues/alone/messages/batch", `{"messages":[{"data":{"n":2}},{"data":{"n":3},"delay_seconds":0}]}`)
+	checkDiff(t, "received, the other is delayed by its queue", []int{3}, numbers(s.receive("alone", "")))
+	s.must(404, "POST", "/queues/nope/messages", `{"data":{}}`)
+}
+
+func TestDelayOfAMessageReplacesThatOfTheQueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"delivery_delay_seconds":900`)
+	for delay, want := range map[string]int{`0`: 0, `7`: 7, `"900"`: 900, `null`: 900} {
+		m := s.messages(s.must(201, "POST", "/topics/t/messages", `{"data":{},"delay_seconds":`+delay+`}`))[0]
+		n := s.count(`SELECT count(*) FROM queued.messages WHERE id = $1 AND scheduled_at = created_at + $2 * interval '1 s' AND scheduled_at = $3::timestamp`,
+			m.ID, want, m.ScheduledAt)
+		checkDiff(t, "delay "+delay, 1, n)
+	}
+	for _, delay := range []string{`-1`, `901`, `1.5`, `"x"`, `{}`} {
+		if got := s.must(422, "POST", "/topics/t/messages", `{"data":{},"delay_seconds":`+delay+`}`); !strings.Contains(got, `["body","delay_seconds"]`) {
+			t.Errorf("delay %s = %s", delay, got)
+		}
+	}
+}
+
 func TestFullLaneIs503(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -183,11 +282,11 @@ func TestFullLaneIs503(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	for n := range publishLanes {
-		go s.engine.publications.do(ctx, &publication{topicID: "t", data: []byte(`{}`)}, 1, 2)
+		go s.engine.publications.do(ctx, &publication{topicID: "t", messages: []draft{{data: []byte(`{}`)}}}, 1, 2)
 		s.waitForLocks(n + 1)
 	}
 	for range laneDepth {
-		go s.engine.publications.do(ctx, &publication{topicID: "t", data: []byte(`{}`)}, 1, 2)
+		go s.engine.publications.do(ctx, &publication{topicID: "t", messages: []draft{{data: []byte(`{}`)}}}, 1, 2)
 	}
 	s.eventually("the lane is full", func() bool { return len(s.engine.publications.calls) == laneDepth })
 	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)

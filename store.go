@@ -800,7 +800,7 @@ func (s *store) deleteOne(ctx context.Context, missing error, query string, args
 
 // What follows is the engine's: statements on a session, each for many requests.
 
-// subscription is a queue that a topic's messages go to.
+// subscription is a queue that messages go to.
 type subscription struct {
 	queueID   string
 	queueKey  int64
@@ -848,6 +848,35 @@ func (s *session) subscriptions(topicIDs []string) (map[string][]subscription, e
 	err = rows.Err()
 	s.check(err)
 	return byTopic, err
+}
+
+const selectNamed = `
+SELECT id, key, message_retention_seconds, coalesce(delivery_delay_seconds, 0)
+FROM queued.queues
+WHERE id = ANY($1::text[])`
+
+// named returns queues by their ids, as destinations. An unknown one is not in
+// the map.
+func (s *session) named(queueIDs []string) (map[string]subscription, error) {
+	rows, err := s.query(selectNamed, textArray(queueIDs))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	byQueue := make(map[string]subscription, len(queueIDs))
+	for rows.Next() {
+		var v subscription
+		var retention, delay int64
+		if err := rows.Scan(&v.queueID, &v.queueKey, &retention, &delay); err != nil {
+			s.close()
+			return nil, err
+		}
+		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
+		byQueue[v.queueID] = v
+	}
+	err = rows.Err()
+	s.check(err)
+	return byQueue, err
 }
 
 // The payloads are sent once however many copies there are. LATERAL leaves the

@@ -439,6 +439,84 @@ func quoteNumbers(raw []byte) []byte {
 	return b
 }
 
+// optionalBody reads a body that may as well not be there. fastqueue's clients
+// may send anything where it looks for nothing.
+func optionalBody(body []byte) *form {
+	f := readBody(body)
+	if f.broken {
+		f.mistakes = nil
+	}
+	return f
+}
+
+// seconds reads a duration in whole seconds; 0 if it is null or missing.
+func (f *form) seconds(name string, within bounds, required bool) time.Duration {
+	if n := f.integer(name, within, required); n != nil {
+		return time.Duration(*n) * time.Second
+	}
+	return 0
+}
+
+// guard reads the scheduled_at of a lease from a query; zero if it is missing.
+func (f *form) guard(name string) time.Time {
+	text, has := f.find(name)
+	if !has {
+		return time.Time{}
+	}
+	return f.time(string(text), name)
+}
+
+// time reads a time as the API shows it, or with the zone UTC.
+func (f *form) time(text string, loc ...any) time.Time {
+	at, err := time.Parse(timestampLayout[:len("2006-01-02T15:04:05")], strings.TrimSuffix(strings.TrimSuffix(text, "Z"), "+00:00"))
+	if err != nil || at.Year() < 1 {
+		f.wrong("invalid datetime format", "value_error.datetime", loc...)
+		return time.Time{}
+	}
+	return at
+}
+
+// messageID reads the id of a message.
+func (f *form) messageID(raw []byte, loc ...any) string {
+	if raw[0] == '"' {
+		if id, ok := parseID(unquote(raw)); ok {
+			return id
+		}
+	}
+	f.wrong("value is not a valid uuid", "type_error.uuid", loc...)
+	return ""
+}
+
+// settlements reads "ids", or "messages" that have each an id and the guard.
+func (f *form) settlements() (items []settlement) {
+	_, hasMessages := f.find("messages")
+	_, hasIDs := f.find("ids")
+	switch {
+	case hasMessages && hasIDs:
+		f.wrong("either ids or messages", "value_error", "messages")
+	case hasMessages:
+		f.objects("messages", maxBatch, func(item *form) {
+			v := settlement{}
+			if raw := item.value("id", true); raw != nil {
+				v.id = item.messageID(raw, "id")
+			}
+			if raw := item.value("scheduled_at", false); raw != nil {
+				if raw[0] != '"' {
+					item.wrong("invalid datetime format", "value_error.datetime", "scheduled_at")
+				} else {
+					v.leasedUntil = item.time(unquote(raw), "scheduled_at")
+				}
+			}
+			items = append(items, v)
+		})
+	default:
+		f.list("ids", maxBatch, func(i int, raw []byte) {
+			items = append(items, settlement{id: f.messageID(raw, "ids", i)})
+		})
+	}
+	return items
+}
+
 // queueSettings reads the settings of a queue.
 func (f *form) queueSettings(l *limits) queueSettings {
 	v := queueSettings{

@@ -17,28 +17,29 @@ const (
 
 	publishRows = 2000     // messages stored by a statement, but for a single request that makes more
 	publishSize = 16 << 20 // bytes
-	ackRows     = 2000     // messages acked or nacked by a statement, likewise
+	ackRows     = 2000     // messages settled by a statement, likewise
 
 	maxReceivers = 100_000 // waiting, in all queues
 
 	// engineConns is how many connections the engine holds at most: the lanes
-	// (acks, nacks and releases have the same number of workers), the claimers,
-	// the notifier and the slow look.
-	engineConns = publishLanes + 3*ackLanes + claimers + 2
+	// (acks, nacks, extensions and releases have the same number of workers), the
+	// claimers, the notifier and the slow look.
+	engineConns = publishLanes + 4*ackLanes + claimers + 2
 )
 
 // engine carries out what is done a thousand times a second: publish, receive,
-// ack and nack. Its files are lane.go (requests that share a statement),
-// publish.go, receive.go (the dispatchers, which are the long poll) and
-// notify.go (wakes between processes).
+// ack, nack and extend. Its files are lane.go (requests that share a statement),
+// publish.go, receive.go (the dispatchers, which are the long poll), settle.go
+// and notify.go (wakes between processes).
 type engine struct {
 	log     *slog.Logger
 	metrics *metrics
 	db      *sql.DB
 
 	publications *lane[*publication]
-	acks         *lane[[]string]
-	nacks        *lane[[]string]
+	acks         *lane[*settling]
+	nacks        *lane[*settling]
+	extensions   *lane[*settling]
 	releases     *lane[[]message]
 	claimers     chan *session // idle ones
 
@@ -79,6 +80,7 @@ func newEngine(database string, log *slog.Logger, m *metrics, slowLook time.Dura
 	e.publications = newLane(db, publishLanes, publishRows, publishSize, e.runPublications)
 	e.acks = newLane(db, ackLanes, ackRows, publishSize, e.runAcks)
 	e.nacks = newLane(db, ackLanes, ackRows, publishSize, e.runNacks)
+	e.extensions = newLane(db, ackLanes, ackRows, publishSize, e.runExtensions)
 	e.releases = newLane(db, ackLanes, ackRows, publishSize, e.runReleases)
 	for range claimers {
 		e.claimers <- newSession(db)
@@ -112,6 +114,7 @@ func (e *engine) close() {
 	e.publications.close()
 	e.acks.close()
 	e.nacks.close()
+	e.extensions.close()
 	e.releases.close()
 	e.stop()
 	e.background.Wait()
@@ -119,45 +122,6 @@ func (e *engine) close() {
 		(<-e.claimers).close()
 	}
 	e.db.Close()
-}
-
-// ack deletes messages, whoever holds them. Unknown ids are ignored.
-func (e *engine) ack(ctx context.Context, ids ...string) error {
-	return e.acks.do(ctx, ids, len(ids), 0)
-}
-
-func (e *engine) runAcks(s *session, batch [][]string) error {
-	all, err := s.ack(slices.Concat(batch...))
-	if err != nil {
-		return err
-	}
-	for _, t := range all {
-		if t.queueID != "" {
-			e.metrics.acked.WithLabelValues(t.queueID).Add(float64(t.acked))
-		}
-	}
-	return nil
-}
-
-// nack makes messages in flight due again at once, or moves them to the dead
-// queue if that was their last delivery. Other ids are ignored.
-func (e *engine) nack(ctx context.Context, ids ...string) error {
-	return e.nacks.do(ctx, ids, len(ids), 0)
-}
-
-func (e *engine) runNacks(s *session, batch [][]string) error {
-	all, err := s.nack(slices.Concat(batch...))
-	if err != nil && !rejected(err) {
-		// It may have happened, and which queues that would concern is unknown.
-		e.wakeAll()
-	}
-	for _, t := range all {
-		e.metrics.nacked.WithLabelValues(t.queueID).Add(float64(t.nacked))
-		if !t.dueAt.IsZero() {
-			e.announce(t.queueID, t.dueAt)
-		}
-	}
-	return err
 }
 
 func (e *engine) runReleases(s *session, batch [][]message) error {

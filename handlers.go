@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -82,6 +83,9 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handle("GET /queues/{queue_id}/messages", consuming(v.receive))
 	v.handle("PUT /messages/{message_id}/ack", v.ack)
 	v.handle("PUT /messages/{message_id}/nack", v.nack)
+	v.handle("PUT /messages/{message_id}/extend", v.extend)
+	v.handle("PUT /messages/ack", v.ackBatch)
+	v.handle("PUT /messages/nack", v.nackBatch)
 	v.handle("GET /messages/{message_id}", v.getMessage)
 	v.handle("GET /queues/{queue_id}/messages/peek", v.peek)
 	v.handleAlways("GET /health", v.health)
@@ -320,6 +324,8 @@ type problem struct {
 func (s *server) fail(r *request, err error) {
 	var known status
 	var mistakes invalid
+	var conflicts conflict
+	var over errLeaseOver
 	switch {
 	case errors.As(err, &known):
 		r.w.json(known.code, problem{known.detail})
@@ -328,6 +334,12 @@ func (s *server) fail(r *request, err error) {
 		r.w.json(statusClientGone, problem{"the client has closed the connection"})
 	case errors.As(err, &mistakes):
 		r.w.json(http.StatusUnprocessableEntity, problem{mistakes})
+	case errors.As(err, &conflicts):
+		r.w.json(http.StatusConflict, problem{conflicts})
+	case errors.As(err, &over):
+		r.w.json(http.StatusConflict, problem{over.Error()})
+	case errors.Is(err, errNotInFlight):
+		r.w.json(http.StatusNotFound, problem{"Message not in flight"})
 	case errors.Is(err, errTopicNotFound):
 		r.w.json(http.StatusNotFound, problem{"Topic not found"})
 	case errors.Is(err, errQueueNotFound):
@@ -699,7 +711,12 @@ func (s *server) ack(r *request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.engine.ack(r.Context(), id); err != nil {
+	f := readQuery(r.URL.RawQuery)
+	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
+	if err := f.err(); err != nil {
+		return err
+	}
+	if err := s.engine.ack(r.Context(), item); err != nil {
 		return err
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -710,11 +727,83 @@ func (s *server) nack(r *request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.engine.nack(r.Context(), id); err != nil {
+	f := readQuery(r.URL.RawQuery)
+	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
+	b := optionalBody(r.body)
+	item.after = b.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
+	if err := cmp.Or(f.err(), b.err()); err != nil {
+		return err
+	}
+	if err := s.engine.nack(r.Context(), item); err != nil {
 		return err
 	}
 	return r.w.empty(http.StatusNoContent)
 }
+
+func (s *server) extend(r *request) error {
+	id, err := r.messageID()
+	if err != nil {
+		return err
+	}
+	f := readQuery(r.URL.RawQuery)
+	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
+	b := readBody(r.body)
+	item.after = b.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
+	if err := cmp.Or(f.err(), b.err()); err != nil {
+		return err
+	}
+	m, err := s.engine.extend(r.Context(), item)
+	if err != nil {
+		return err
+	}
+	return r.w.body(http.StatusOK, m.appendJSON(nil))
+}
+
+func (s *server) ackBatch(r *request) error {
+	f := readBody(r.body)
+	items := f.settlements()
+	if err := f.err(); err != nil {
+		return err
+	}
+	if err := s.engine.ack(r.Context(), items...); err != nil {
+		return batchConflicts(err)
+	}
+	return r.w.empty(http.StatusNoContent)
+}
+
+func (s *server) nackBatch(r *request) error {
+	f := readBody(r.body)
+	items := f.settlements()
+	after := f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
+	if err := f.err(); err != nil {
+		return err
+	}
+	for i := range items {
+		items[i].after = after
+	}
+	if err := s.engine.nack(r.Context(), items...); err != nil {
+		return batchConflicts(err)
+	}
+	return r.w.empty(http.StatusNoContent)
+}
+
+// batchConflicts says of errLeaseOver which messages of a body it is about.
+func batchConflicts(err error) error {
+	var over errLeaseOver
+	if !errors.As(err, &over) {
+		return err
+	}
+	var mistakes invalid
+	for _, i := range over.items {
+		mistakes = append(mistakes, mistake{[]any{"body", "messages", i, "scheduled_at"}, over.Error(), "value_error.lease"})
+	}
+	return conflict(mistakes)
+}
+
+// conflict is a list of mistakes that is answered with 409.
+type conflict invalid
+
+func (c conflict) Error() string { return invalid(c).Error() }
 
 func (s *server) getMessage(r *request) error {
 	id, err := r.messageID()

@@ -967,32 +967,60 @@ type touched struct {
 	acked   int
 	nacked  int
 	dueAt   time.Time // the earliest time that something in it became due by this; zero if nothing did
+	guarded []string  // ids of the messages that it did something to, of those with a guard
 }
+
+// settlement is what a consumer says of a message that it has received.
+type settlement struct {
+	id          string
+	leasedUntil time.Time     // guard: only if the message is still in the lease that showed this scheduled_at; zero: in any
+	after       time.Duration // nack: until it is due again; extend: until the lease ends
+}
+
+// settlementArgs returns the arguments ids, leases and seconds. They are sorted:
+// statements that run at the same time take their locks in one order.
+func settlementArgs(items []settlement) (ids idArray, leases timeArray, seconds intArray) {
+	items = slices.SortedFunc(slices.Values(items), func(a, b settlement) int { return cmp.Compare(a.id, b.id) })
+	for _, v := range items {
+		ids = append(ids, v.id)
+		leases = append(leases, v.leasedUntil)
+		seconds = append(seconds, int64(v.after/time.Second))
+	}
+	return ids, leases, seconds
+}
+
+// inLease says whether a message m may be settled by the settlement a. It is not
+// an equation, or the planner would look for messages by their due time, which
+// is the same for all that were leased together.
+const inLease = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
 
 // Messages of deleted queues go too, and have no queue.
 const ackMessages = `
 WITH acked AS (
-    DELETE FROM queued.messages
-    WHERE id = ANY($1::uuid[])
-    RETURNING queue_key
+    DELETE FROM queued.messages m
+    USING unnest($1::uuid[], $2::timestamptz[]) AS a (id, leased_until)
+    WHERE m.id = a.id
+        AND ` + inLease + `
+    RETURNING m.id, m.queue_key, a.leased_until
 )
-SELECT coalesce(q.id, ''), count(*)
+SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE leased_until IS NOT NULL)
 FROM acked
 LEFT JOIN queued.queues q ON q.key = acked.queue_key
 GROUP BY q.id`
 
-// ack deletes the messages, whoever holds them. Ids that are unknown are ignored.
-func (s *session) ack(ids []string) (all []touched, err error) {
-	sorted := slices.Compact(sortedIDs(ids))
-	missing := len(sorted)
+// ack deletes the messages, whoever holds them unless they have a guard. Ids
+// that are unknown are ignored.
+func (s *session) ack(items []settlement) (all []touched, err error) {
+	ids, leases, _ := settlementArgs(items)
+	missing := len(slices.Compact(slices.Clone(ids)))
 	// A message that is moved to another queue at this moment is in neither place
 	// for a statement that began before the move was committed. The second
 	// statement sees it; usually there is none.
 	for range 2 {
 		acked, err := s.touch(ackMessages, func(row scanner) (t touched, err error) {
-			err = row.Scan(&t.queueID, &t.acked)
+			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.guarded))
 			return t, err
-		}, sorted)
+		}, ids, leases)
 		if err != nil {
 			return all, err
 		}
@@ -1007,60 +1035,129 @@ func (s *session) ack(ids []string) (all []touched, err error) {
 }
 
 // A message in its last delivery goes to the dead queue, and any other is due
-// again now.
+// again after its time.
 const nackMessages = `
 WITH named AS MATERIALIZED (
-    SELECT m.id, m.queue_key,
+    SELECT m.id, m.queue_key, a.leased_until,
+           now() + make_interval(secs => a.seconds) AS due_at,
            q.dead_queue_id IS NOT NULL AND m.delivery_attempts >= coalesce(q.message_max_deliveries, 2147483647) AS exhausted,
            q.dead_queue_id AS destination_id
-    FROM queued.messages m
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS a (id, leased_until, seconds)
+    JOIN queued.messages m ON m.id = a.id
     JOIN queued.queues q ON q.key = m.queue_key
-    WHERE m.id = ANY($1::uuid[])
-        AND m.in_flight
+    WHERE m.in_flight
+        AND ` + inLease + `
 ), gone AS (
     DELETE FROM queued.messages m
-    USING named
-    WHERE named.exhausted
-        AND m.id = named.id
-        AND m.queue_key = named.queue_key
+    USING named a
+    WHERE a.exhausted
+        AND m.id = a.id
+        AND m.queue_key = a.queue_key
         AND m.in_flight
-    RETURNING m.id, m.queue_key, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, named.destination_id
+        AND ` + inLease + `
+    RETURNING m.id, m.queue_key, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, a.destination_id, a.leased_until
 ), moved AS (` + moveMessages + `
     RETURNING queue_key, scheduled_at
 ), nacked AS (
     UPDATE queued.messages m
-    SET in_flight = false, last_delivery = false, scheduled_at = now(), updated_at = now()
-    FROM named
-    WHERE NOT named.exhausted
-        AND m.id = named.id
-        AND m.queue_key = named.queue_key
+    SET in_flight = false, last_delivery = false, scheduled_at = a.due_at, updated_at = now()
+    FROM named a
+    WHERE NOT a.exhausted
+        AND m.id = a.id
+        AND m.queue_key = a.queue_key
         AND m.in_flight
-    RETURNING m.queue_key, m.scheduled_at
+        AND ` + inLease + `
+    RETURNING m.id, m.queue_key, m.scheduled_at, a.leased_until
 )
-SELECT q.id, sum(t.nacked), min(t.scheduled_at)
+SELECT q.id, sum(t.nacked), min(t.scheduled_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL)
 FROM (
-    SELECT queue_key, 1 AS nacked, scheduled_at FROM nacked
+    SELECT queue_key, 1 AS nacked, scheduled_at, id, leased_until FROM nacked
     UNION ALL
-    SELECT queue_key, 1, NULL FROM gone
+    SELECT queue_key, 1, NULL, id, leased_until FROM gone
     UNION ALL
-    SELECT queue_key, 0, scheduled_at FROM moved
+    SELECT queue_key, 0, scheduled_at, NULL, NULL FROM moved
 ) t
 JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
 
 // nack makes messages in flight due again, or moves them to the dead queue if
 // that was their last delivery. Other ids are ignored.
-func (s *session) nack(ids []string) ([]touched, error) {
+func (s *session) nack(items []settlement) ([]touched, error) {
+	ids, leases, seconds := settlementArgs(items)
 	return s.touch(nackMessages, func(row scanner) (t touched, err error) {
 		var dueAt sql.NullTime
-		err = row.Scan(&t.queueID, &t.nacked, &dueAt)
+		err = row.Scan(&t.queueID, &t.nacked, &dueAt, pq.Array(&t.guarded))
 		t.dueAt = dueAt.Time
 		return t, err
-	}, sortedIDs(ids))
+	}, ids, leases, seconds)
 }
 
-// IS NOT DISTINCT FROM keeps the planner from looking for the rows by their due
-// time, which is the same for all that were leased together.
+const extendMessages = `
+WITH asked AS MATERIALIZED (
+    SELECT id, leased_until, now() + make_interval(secs => seconds) AS until
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS u (id, leased_until, seconds)
+)
+UPDATE queued.messages m
+SET scheduled_at = a.until, updated_at = now()
+FROM asked a, queued.queues q
+WHERE m.id = a.id
+    AND m.in_flight
+    AND ` + inLease + `
+    AND q.key = m.queue_key
+RETURNING m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at`
+
+// extend sets when the leases of messages in flight end, and returns those
+// messages. Other ids are ignored.
+func (s *session) extend(items []settlement) ([]message, error) {
+	ids, leases, seconds := settlementArgs(items)
+	rows, err := s.query(extendMessages, ids, leases, seconds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []message
+	for rows.Next() {
+		var m message
+		err := rows.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt)
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	err = rows.Err()
+	s.check(err)
+	return all, err
+}
+
+const selectExisting = `
+SELECT id
+FROM queued.messages
+WHERE id = ANY($1::uuid[])
+    AND expired_at > now()`
+
+// existing returns those of the ids whose messages are somewhere.
+func (s *session) existing(ids idArray) (map[string]bool, error) {
+	rows, err := s.query(selectExisting, ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	all := make(map[string]bool)
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			s.close()
+			return nil, err
+		}
+		all[id] = true
+	}
+	err = rows.Err()
+	s.check(err)
+	return all, err
+}
+
+// As for inLease, the lease is not compared by an equation.
 const releaseMessages = `
 WITH released AS (
     UPDATE queued.messages m
@@ -1119,14 +1216,6 @@ func (s *session) touch(query string, scan func(scanner) (touched, error), args 
 	err = rows.Err()
 	s.check(err)
 	return all, err
-}
-
-// sortedIDs puts ids into the order in which statements that run at the same
-// time take their locks.
-func sortedIDs(ids []string) idArray {
-	ids = slices.Clone(ids)
-	slices.Sort(ids)
-	return ids
 }
 
 // leaseTerms are the settings of a queue that a claim needs.

@@ -368,8 +368,9 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		index     string
 	}{
 		"claim":          {claimMessages, []string{"1", "10", "10", "60", "1000000"}, "messages_due"},
-		"ack":            {ackMessages, []string{"'{}'"}, "messages_pkey"},
-		"nack":           {nackMessages, []string{"'{}'"}, "messages_pkey"},
+		"ack":            {ackMessages, []string{"'{}'", "'{}'"}, "messages_pkey"},
+		"nack":           {nackMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
+		"extend":         {extendMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"next due":       {selectNextDue, []string{"'{t}'"}, "messages_due"},
 		"purge":          {purgeBatch, []string{"1", "100", "now()", "0", "10"}, "messages_due"},

@@ -70,11 +70,15 @@ func (a intArray) Value() (driver.Value, error) {
 	return joinArray(a, func(b []byte, n int64) []byte { return strconv.AppendInt(b, n, 10) }), nil
 }
 
-// timeArray is a timestamptz[] of times that PostgreSQL told us.
+// timeArray is a timestamptz[] of times that PostgreSQL told us, or a client to
+// whom we had told them; the zero time is NULL.
 type timeArray []time.Time
 
 func (a timeArray) Value() (driver.Value, error) {
 	return joinArray(a, func(b []byte, t time.Time) []byte {
+		if t.IsZero() {
+			return append(b, "NULL"...)
+		}
 		b = append(b, '"')
 		b = t.UTC().AppendFormat(b, "2006-01-02 15:04:05.999999Z07:00")
 		return append(b, '"')

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+const leaseOver = `{"detail":"the message is not in this lease any more"}`
+
+// A consumer that was too slow has the scheduled_at of its own lease, and can
+// touch neither the lease of the next one, nor the message once it has moved.
+func TestLateConsumerCannotTouchTheNextLease(t *testing.T) {
+	t.Parallel()
+	for what, next := range map[string]func(s *testServer, id string){
+		"delivered again": func(s *testServer, id string) { s.receive("t", "") },
+		"redriven and delivered": func(s *testServer, id string) {
+			s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
+			s.receive("to", "")
+		},
+		"redriven": func(s *testServer, id string) {
+			s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
+		},
+		"redriven to itself": func(s *testServer, id string) {
+			s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"t"}`)
+		},
+		"nacked": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
+		"extended by another": func(s *testServer, id string) {
+			s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":9}`)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustTopic("t")
+			s.mustQueue("to")
+			id := s.publish("t", 1)[0]
+			lease := s.receive("t", "")[0].ScheduledAt
+			if what != "nacked" && what != "extended by another" {
+				s.exec("UPDATE queued.messages SET scheduled_at = now()")
+			}
+			next(s, id)
+			before := s.must(200, "GET", "/messages/"+id, "")
+			guarded := fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q}]}`, id, lease)
+			conflict := `{"detail":[{"loc":["body","messages",0,"scheduled_at"],"msg":"the message is not in this lease any more","type":"value_error.lease"}]}`
+			s.play([]step{
+				{"PUT", "/messages/" + id + "/ack?scheduled_at=" + lease, "", 409, leaseOver},
+				{"PUT", "/messages/" + id + "/nack?scheduled_at=" + lease, "", 409, leaseOver},
+				{"PUT", "/messages/" + id + "/extend?scheduled_at=" + lease, `{"ack_deadline_seconds":1}`, 409, leaseOver},
+				{"PUT", "/messages/ack", guarded, 409, conflict},
+				{"PUT", "/messages/nack", guarded, 409, conflict},
+			})
+			checkDiff(t, "message", before, s.must(200, "GET", "/messages/"+id, ""))
+		})
+	}
+}
+
+func TestGuardHoldsWhileTheLeaseIsNotTakenOver(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2, 3)
+	var leased []wireMessage
+	for range 3 {
+		leased = append(leased, s.receive("t", "?limit=1")...)
+	}
+	path := func(i int, verb string) string {
+		return "/messages/" + leased[i].ID + "/" + verb + "?scheduled_at=" + leased[i].ScheduledAt
+	}
+	s.must(204, "PUT", path(0, "ack"), "")
+	s.must(204, "PUT", path(0, "ack"), "") // gone, which is what it asks for
+	s.must(204, "PUT", path(0, "nack"), "")
+	s.must(404, "PUT", path(0, "extend"), `{"ack_deadline_seconds":1}`)
+	s.must(204, "PUT", path(1, "nack"), "")
+	// The lease shown ends a little before it does here: as if it had ended.
+	ended := s.messages(`{"data":[` + s.must(200, "PUT", path(2, "extend"), `{"ack_deadline_seconds":1}`) + `]}`)[0].ScheduledAt
+	s.eventually("the lease has ended", func() bool {
+		return s.count("SELECT count(*) FROM queued.messages WHERE id = $1 AND scheduled_at <= now()", leased[2].ID) == 1
+	})
+	s.must(204, "PUT", "/messages/"+leased[2].ID+"/ack?scheduled_at="+ended+"Z", "")
+	checkDiff(t, "left", []int{2}, numbers(s.receive("t", "")))
+}
+
+func TestExtendSetsTheEndOfTheLease(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	id := s.publish("t", 1)[0]
+	s.play([]step{{"PUT", "/messages/" + id + "/extend", `{"ack_deadline_seconds":60}`, 404, `{"detail":"Message not in flight"}`}})
+	s.receive("t", "")
+	checkDiff(t, "answer", `{"id":"UUID","queue_id":"t","data":{"n":1},"attributes":null,"delivery_attempts":1,`+
+		`"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME"}`,
+		mask(s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":43200}`)))
+	checkDiff(t, "extended", 1, s.count("SELECT count(*) FROM queued.messages WHERE scheduled_at = updated_at + interval '12 h' AND delivery_attempts = 1 AND in_flight"))
+	for _, body := range []string{``, `{}`, `{"ack_deadline_seconds":0}`, `{"ack_deadline_seconds":43201}`} {
+		s.must(422, "PUT", "/messages/"+id+"/extend", body)
+	}
+	// Shortened, it wakes who waits when it ends.
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+	s.waiting("t", 1)
+	s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":1}`)
+	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
+}
+
+func TestNackWithDelay(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	id := s.publish("t", 1)[0]
+	s.receive("t", "")
+	s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":43200}`)
+	checkDiff(t, "delayed", 1, s.count("SELECT count(*) FROM queued.messages WHERE scheduled_at = updated_at + interval '12 h' AND NOT in_flight"))
+	for _, body := range []string{`{"delay_seconds":-1}`, `{"delay_seconds":43201}`, `{"delay_seconds":"x"}`} {
+		s.must(422, "PUT", "/messages/"+id+"/nack", body)
+	}
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.receive("t", "")
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+	s.waiting("t", 1)
+	s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q],"delay_seconds":1}`, id))
+	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
+}
+
+func TestBatchesOfAcksAndNacks(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ids := s.publish("t", 1, 2, 3, 4, 5)
+	leased := s.receive("t", "")
+	unknown := newID()
+	s.must(204, "PUT", "/messages/ack", fmt.Sprintf(`{"ids":[%q,%q,%q]}`, ids[0], unknown, ids[0]))
+	s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q,%q]}`, strings.ToUpper(ids[1]), unknown))
+	// Of guarded ones those that hold are carried out, and the others named.
+	got := s.must(409, "PUT", "/messages/ack", fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q},{"id":%q,"scheduled_at":"2022-10-05T21:48:24.724341"},{"id":%q},{"id":%q,"scheduled_at":%q}]}`,
+		ids[2], leased[2].ScheduledAt, ids[3], ids[4], unknown, leased[0].ScheduledAt))
+	if !strings.Contains(got, `["body","messages",1,"scheduled_at"]`) || strings.Count(got, "loc") != 1 {
+		t.Errorf("conflicts = %s, want the second message alone", got)
+	}
+	checkDiff(t, "nacked", []int{2}, numbers(s.receive("t", "")))
+	checkDiff(t, "left", 2, s.count("SELECT count(*) FROM queued.messages"))
+	many := strings.TrimSuffix(strings.Repeat(`"`+unknown+`",`, maxBatch+1), ",")
+	for _, body := range []string{``, `{}`, `{"ids":5}`, `{"ids":[]}`, `{"ids":["x"]}`, `{"ids":[5]}`, `{"ids":[` + many + `]}`,
+		`{"messages":[5]}`, `{"messages":[{}]}`, `{"messages":[{"id":"x"}]}`, `{"messages":[{"id":"` + unknown + `","scheduled_at":"yesterday"}]}`,
+		`{"messages":[{"id":"` + unknown + `","scheduled_at":5}]}`, `{"ids":["` + unknown + `"],"messages":[{"id":"` + unknown + `"}]}`} {
+		s.must(422, "PUT", "/messages/ack", body)
+		s.must(422, "PUT", "/messages/nack", body)
+	}
+	s.must(422, "PUT", "/messages/"+unknown+"/ack?scheduled_at=yesterday", "")
+}

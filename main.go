@@ -20,8 +20,9 @@
 // (engine.go), because a commit and a round trip cost the same for a hundred
 // messages as for one:
 //
-//   - Publishes, acks and nacks gather in lanes (lane.go, publish.go): those
-//     that wait at the same time share one statement and one commit.
+//   - Publishes, acks, nacks and extensions gather in lanes (lane.go, publish.go,
+//     settle.go): those that wait at the same time share one statement and one
+//     commit.
 //   - Receivers line up at the dispatcher of their queue (receive.go), which
 //     claims messages for all of them at once and hands them out in the order
 //     in which they came. When nothing is due it sleeps, which is the long poll,
@@ -32,7 +33,8 @@
 // All state is in PostgreSQL, in the schema that schema.sql describes, so any
 // number of these processes can share one database. cleanup.go removes what
 // expired and moves what was delivered too often. session.go is how a connection
-// behaves, metrics.go is what Prometheus sees.
+// behaves, topology.go makes queues from a file, metrics.go is what Prometheus
+// sees.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
 // same code.
@@ -91,6 +93,7 @@ type config struct {
 	maxWait         time.Duration
 	drainDelay      time.Duration
 	allowedHosts    []string
+	topology        *topology // nil if there is none
 	logLevel        slog.Level
 	logFormat       string
 	limits          limits
@@ -110,7 +113,7 @@ and so on. Durations are like 500ms, 20s or 1m30s.
 // It checks all it can, so that a mistake shows at the start.
 func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*config, error) {
 	c := &config{}
-	var allowedHosts string
+	var allowedHosts, topologyFile string
 	l := &c.limits
 	f := newFlagSet("queued", usage, stdout)
 	f.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`address` to serve on; port 0 is any free one")
@@ -122,6 +125,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.IntVar(&l.maxLimit, "max-limit", 1000, "most `items` in an answer")
 	f.DurationVar(&c.drainDelay, "drain-delay", 0, "time between SIGTERM and the end of new connections, for load balancers to notice")
 	f.StringVar(&allowedHosts, "allowed-hosts", "", "`names`, separated by commas, that requests may use for this server besides\nlocalhost and loopback addresses; checked when it listens on a loopback address")
+	f.StringVar(&topologyFile, "topology", "", "JSON `file` of topics and queues to make or update at the start")
 	f.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "`level` of the log: debug (also a line a request), info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format` of the log: text or json")
 	for _, b := range []struct {
@@ -175,6 +179,10 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	} {
 		check(b.min > 0, "min-"+name, "must be more than 0")
 		check(b.max >= b.min && b.max <= 1<<30, "max-"+name, fmt.Sprintf("must be at least -min-%s and at most %d", name, 1<<30))
+	}
+	if topologyFile != "" && f.err == nil {
+		c.topology, err = readTopology(topologyFile, l)
+		check(err == nil, "topology", fmt.Sprint(err))
 	}
 	return c, f.err
 }
@@ -321,7 +329,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 				return
 			}
 		}
-		if err := migrateUntilDone(backgroundCtx, s, log); err != nil {
+		if err := prepareUntilDone(backgroundCtx, s, c.topology, log); err != nil {
 			failed <- err
 			return
 		}
@@ -374,14 +382,20 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	return err
 }
 
-// migrateUntilDone brings the schema up to date, trying again for as long as
-// the database is not there. It returns an error if trying again is in vain.
-func migrateUntilDone(ctx context.Context, s *store, log *slog.Logger) error {
+// prepareUntilDone brings the schema up to date and applies the topology, trying
+// again for as long as the database is not there. It returns an error if trying
+// again is in vain.
+func prepareUntilDone(ctx context.Context, s *store, t *topology, log *slog.Logger) error {
 	var said string
 	for {
 		err := checkEncoding(ctx, s)
 		if err == nil {
 			err = s.migrate(ctx, schemaSteps())
+		}
+		if err == nil && t != nil {
+			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {
+				return fmt.Errorf("-topology: %w", err)
+			}
 		}
 		if err == nil || ctx.Err() != nil {
 			return nil

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+)
+
+// topology is a file of topics and queues that shall be there, as a server
+// beside one service wants it: {"topics": […], "queues": […]}, each as the API
+// takes it.
+type topology struct {
+	topics []string
+	queues []declaredQueue
+}
+
+type declaredQueue struct {
+	id       string
+	settings queueSettings
+}
+
+// Bounds of a topology.
+const (
+	maxTopologySize  = 16 << 20 // bytes
+	maxTopologyItems = 100_000  // topics, and queues
+)
+
+// readTopology reads a file, which has no mistakes if it returns no error: they
+// are named by their places.
+func readTopology(path string, l *limits) (*topology, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxTopologySize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxTopologySize {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxTopologySize)
+	}
+	f := readBody(text)
+	f.where = []any{path}
+	t := &topology{}
+	f.declared("topics", func(item *form, id string) {
+		t.topics = append(t.topics, id)
+	})
+	f.declared("queues", func(item *form, id string) {
+		t.queues = append(t.queues, declaredQueue{id, item.queueSettings(l)})
+	})
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// declared reads an optional list of objects with different ids.
+func (f *form) declared(name string, each func(item *form, id string)) {
+	if raw := f.value(name, false); raw == nil || string(quoteNumbers(raw)) == "[]" {
+		return
+	}
+	seen := make(map[string]bool)
+	f.objects(name, maxTopologyItems, func(item *form) {
+		id := item.id("id", true)
+		if id == nil {
+			return
+		}
+		if seen[*id] {
+			item.wrong(fmt.Sprintf("%q is there twice", *id), "value_error", "id")
+		}
+		seen[*id] = true
+		each(item, *id)
+	})
+}
+
+// apply makes what is missing and updates what differs. Nothing is deleted.
+func (t *topology) apply(ctx context.Context, s *store) error {
+	for _, id := range t.topics {
+		if _, err := s.createTopic(ctx, id); err != nil && !errors.Is(err, errExists) {
+			return fmt.Errorf("topic %q: %w", id, err)
+		}
+	}
+	// First without their dead queues, which may be further down.
+	for _, q := range t.queues {
+		alone := q.settings
+		alone.DeadQueueID, alone.MessageMaxDeliveries = nil, nil
+		if _, err := s.createQueue(ctx, q.id, alone); err != nil && !errors.Is(err, errExists) {
+			return fmt.Errorf("queue %q: %w", q.id, err)
+		}
+	}
+	for _, q := range t.queues {
+		is, err := s.queue(ctx, q.id)
+		if err == nil && !reflect.DeepEqual(is.queueSettings, q.settings) {
+			_, err = s.updateQueue(ctx, q.id, q.settings)
+		}
+		if err != nil {
+			return fmt.Errorf("queue %q: %w", q.id, err)
+		}
+	}
+	return nil
+}

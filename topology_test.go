@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func mustWriteTopology(t testing.TB, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "topology.json")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTopologyIsMadeAndUpdatedAtStart(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "template1")
+	path := mustWriteTopology(t, `{
+		"topics": [{"id": "orders"}, {"id": "users"}],
+		"queues": [
+			{"id": "mail", "topic_id": "orders", "dead_queue_id": "mail-dead", "message_max_deliveries": 3,
+			 "ack_deadline_seconds": 30, "message_retention_seconds": 3600, "message_filters": {"kind": ["new", 1]}},
+			{"id": "mail-dead", "dead_queue_id": "mail", "message_max_deliveries": 9, "ack_deadline_seconds": 30, "message_retention_seconds": 3600}
+		]}`)
+	r := runServer(t, "-database-url", dsn, "-topology", path)
+	want := `{"id":"mail","topic_id":"orders","dead_queue_id":"mail-dead","ack_deadline_seconds":30,"message_retention_seconds":3600,` +
+		`"message_filters":{"kind":["new","1"]},"message_max_deliveries":3,"delivery_delay_seconds":null,"created_at":"TIME","updated_at":"TIME"}`
+	first := r.client().must(200, "GET", "/queues/mail", "")
+	checkDiff(t, "queue", want, mask(first))
+	r.client().mustQueue("made-by-hand")
+	r.client().must(201, "POST", "/topics/orders/messages", `{"data":{"n":1},"attributes":{"kind":"new"}}`)
+	r.stop()
+	if err := r.await(); err != nil {
+		t.Error(err)
+	}
+
+	r = runServer(t, "-database-url", dsn, "-topology", path)
+	checkDiff(t, "queue that did not differ", first, r.client().must(200, "GET", "/queues/mail", ""))
+	r.client().must(200, "PUT", "/queues/mail", `{"ack_deadline_seconds":1,"message_retention_seconds":600}`)
+	r.stop()
+	if err := r.await(); err != nil {
+		t.Error(err)
+	}
+
+	r = runServer(t, "-database-url", dsn, "-topology", path)
+	checkDiff(t, "queue that differed", want, mask(r.client().must(200, "GET", "/queues/mail", "")))
+	r.client().must(200, "GET", "/queues/made-by-hand", "")
+	checkDiff(t, "messages", []int{1}, numbers(r.client().receive("mail", "")))
+}
+
+func TestWrongTopologyIsOneClearError(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "template1")
+	const rest = `"ack_deadline_seconds":30,"message_retention_seconds":3600`
+	for text, want := range map[string]string{
+		``:                                   "field required",
+		`[]`:                                 "value is not a valid dict",
+		`{"topics":`:                         "invalid JSON",
+		`{"topics":{}}`:                      "topics]: value is not a valid list",
+		`{"topics":["a"]}`:                   "topics 0]: value is not a valid dict",
+		`{"topics":[{"id":"a b"}]}`:          "topics 0 id]: string does not match regex",
+		`{"topics":[{"id":"a"},{"id":"a"}]}`: `topics 1 id]: "a" is there twice`,
+		`{"queues":[{"id":"q"}]}`:            "queues 0 ack_deadline_seconds]: field required",
+		`{"queues":[{"id":"q","topic_id":"nope",` + rest + `}]}`:                                 `queue "q": topic not found`,
+		`{"queues":[{"id":"q","dead_queue_id":"nope","message_max_deliveries":1,` + rest + `}]}`: `queue "q": queue not found`,
+	} {
+		err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-database-url", dsn, "-topology", mustWriteTopology(t, text)},
+			func(string) string { return "" }, nil, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "topology") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("run with the topology %s = %v, want an error with %q", text, err, want)
+		}
+	}
+	err := run(context.Background(), []string{"-database-url", dsn, "-topology", "/no/such/file"}, func(string) string { return "" }, nil, io.Discard, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "-topology") {
+		t.Errorf("run with a topology that is not there = %v", err)
+	}
+	if _, err := readTopology(mustWriteTopology(t, `{}`), &limits{}); err != nil {
+		t.Errorf("an empty topology = %v", err)
+	}
+}

@@ -17,6 +17,8 @@ type cleanup struct {
 	db  *sql.DB
 	log *slog.Logger
 
+	metrics *metrics
+
 	// announce tells receivers of the queue that messages have moved into it.
 	announce func(queueID string, dueAt time.Time)
 
@@ -66,7 +68,7 @@ func (c *cleanup) once(ctx context.Context) error {
 }
 
 const selectExhausted = `
-SELECT q.key, q.dead_queue_id
+SELECT q.key, q.id, q.dead_queue_id
 FROM queued.queues q
 WHERE q.dead_queue_id IS NOT NULL
     AND EXISTS (
@@ -104,7 +106,7 @@ WITH source AS MATERIALIZED (
     RETURNING m.id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, source.dead_queue_id AS destination_id
 ), moved AS (` + moveMessages + `
 )
-SELECT scheduled_at, seq
+SELECT scheduled_at, seq, count(*) OVER ()
 FROM due
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
@@ -113,20 +115,23 @@ LIMIT 1`
 // dead queue. Those that were nacked have moved already.
 func (c *cleanup) moveExhausted(ctx context.Context) error {
 	type move struct {
-		key         int64
-		deadQueueID string
+		key             int64
+		id, deadQueueID string
 	}
 	moves, err := collect(ctx, c.db, func(row scanner) (m move, err error) {
-		err = row.Scan(&m.key, &m.deadQueueID)
+		err = row.Scan(&m.key, &m.id, &m.deadQueueID)
 		return m, err
 	}, selectExhausted)
 	if err != nil {
 		return err
 	}
 	for _, m := range moves {
-		err := c.untilDone(ctx, func(tx *sql.Tx, after position) (position, error) {
-			return scanPosition(tx.QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
-		}, func() { c.announce(m.deadQueueID, time.Time{}) })
+		err := c.untilDone(ctx, func(tx *sql.Tx, after position) (position, int, error) {
+			return scanBatch(tx.QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
+		}, func(n int) {
+			c.metrics.deadLettered.WithLabelValues(m.id).Add(float64(n))
+			c.announce(m.deadQueueID, time.Time{})
+		})
 		if err != nil {
 			return err
 		}
@@ -137,7 +142,7 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 // Messages expire roughly in the order in which they become due, so the expired
 // ones are found at the front of a queue.
 const selectExpired = `
-SELECT q.key
+SELECT q.key, q.id
 FROM queued.queues q
 CROSS JOIN LATERAL (
     SELECT expired_at
@@ -163,7 +168,7 @@ WITH oldest AS MATERIALIZED (
     WHERE m.ctid = oldest.tid
         AND oldest.expired_at <= now()
 )
-SELECT scheduled_at, seq
+SELECT scheduled_at, seq, count(*) OVER ()
 FROM oldest
 WHERE expired_at <= now()
 ORDER BY scheduled_at DESC, seq DESC
@@ -172,11 +177,26 @@ LIMIT 1`
 // removeExpired deletes expired messages at the front of their queues, where
 // they are in the way of receivers. The walk finds those further back.
 func (c *cleanup) removeExpired(ctx context.Context) error {
-	keys, err := collect(ctx, c.db, scanKey, selectExpired)
+	type expiring struct {
+		key int64
+		id  string
+	}
+	queues, err := collect(ctx, c.db, func(row scanner) (q expiring, err error) {
+		err = row.Scan(&q.key, &q.id)
+		return q, err
+	}, selectExpired)
 	if err != nil {
 		return err
 	}
-	return c.removeAll(ctx, keys, removeExpired)
+	for _, q := range queues {
+		err := c.remove(ctx, removeExpired, q.key, func(n int) {
+			c.metrics.expired.WithLabelValues(q.id).Add(float64(n))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const selectDeleted = `
@@ -199,7 +219,7 @@ WITH found AS MATERIALIZED (
     USING found
     WHERE m.ctid = found.tid
 )
-SELECT scheduled_at, seq
+SELECT scheduled_at, seq, count(*) OVER ()
 FROM found
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
@@ -215,8 +235,10 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.removeAll(ctx, keys, removeDeleted); err != nil {
-		return err
+	for _, key := range keys {
+		if err := c.remove(ctx, removeDeleted, key, func(int) {}); err != nil {
+			return err
+		}
 	}
 	_, err = c.db.ExecContext(ctx, forgetDeleted, int(deletedQueueGrace/time.Second))
 	return err
@@ -239,10 +261,16 @@ WITH expired AS MATERIALIZED (
         AND ctid < format('(%s,0)', $2::bigint)::tid
         AND expired_at <= now()
     FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.messages m
+    USING expired
+    WHERE m.ctid = expired.tid
+    RETURNING m.queue_key
 )
-DELETE FROM queued.messages m
-USING expired
-WHERE m.ctid = expired.tid`
+SELECT q.id, count(*)
+FROM removed
+JOIN queued.queues q ON q.key = removed.queue_key
+GROUP BY q.id`
 
 	walkExhausted = `
 WITH exhausted AS MATERIALIZED (
@@ -272,16 +300,26 @@ func (c *cleanup) walk(ctx context.Context) error {
 			c.page = 0
 		}
 		to := min(c.page+walkPages, pages)
-		locked, err := c.batch(ctx, func(tx *sql.Tx) error {
-			for _, statement := range []string{walkExhausted, walkExpired} {
-				if _, err := tx.ExecContext(ctx, statement, c.page, to); err != nil {
-					return err
-				}
+		type expiredIn struct {
+			queueID string
+			count   int
+		}
+		var expired []expiredIn
+		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
+			if _, err := tx.ExecContext(ctx, walkExhausted, c.page, to); err != nil {
+				return err
 			}
-			return nil
+			expired, err = collect(ctx, tx, func(row scanner) (e expiredIn, err error) {
+				err = row.Scan(&e.queueID, &e.count)
+				return e, err
+			}, walkExpired, c.page, to)
+			return err
 		})
 		if err != nil || !locked {
 			return err
+		}
+		for _, e := range expired {
+			c.metrics.expired.WithLabelValues(e.queueID).Add(float64(e.count))
 		}
 		if c.page = to; to == pages {
 			break
@@ -290,27 +328,22 @@ func (c *cleanup) walk(ctx context.Context) error {
 	return nil
 }
 
-// removeAll removes, batch by batch, what a statement finds in each of the queues.
-func (c *cleanup) removeAll(ctx context.Context, keys []int64, statement string) error {
-	for _, key := range keys {
-		err := c.untilDone(ctx, func(tx *sql.Tx, after position) (position, error) {
-			return scanPosition(tx.QueryRowContext(ctx, statement, key, cleanupBatch, after.at, after.seq))
-		}, func() {})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+// remove removes, batch by batch, what a statement finds in a queue.
+func (c *cleanup) remove(ctx context.Context, statement string, key int64, done func(n int)) error {
+	return c.untilDone(ctx, func(tx *sql.Tx, after position) (position, int, error) {
+		return scanBatch(tx.QueryRowContext(ctx, statement, key, cleanupBatch, after.at, after.seq))
+	}, done)
 }
 
-// untilDone repeats a batch until it returns sql.ErrNoRows, and calls done for
-// each that did not. A batch starts after the last position of the one before,
+// untilDone repeats a batch until it returns sql.ErrNoRows, and calls done with
+// the number of rows of each that did not. A batch starts after the last position of the one before,
 // and so does not walk over what that one removed.
-func (c *cleanup) untilDone(ctx context.Context, batch func(tx *sql.Tx, after position) (position, error), done func()) error {
+func (c *cleanup) untilDone(ctx context.Context, batch func(tx *sql.Tx, after position) (position, int, error), done func(n int)) error {
 	var last position
 	for {
+		n := 0
 		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
-			last, err = batch(tx, last)
+			last, n, err = batch(tx, last)
 			return err
 		})
 		if errors.Is(err, sql.ErrNoRows) {
@@ -319,7 +352,7 @@ func (c *cleanup) untilDone(ctx context.Context, batch func(tx *sql.Tx, after po
 		if err != nil || !locked {
 			return err
 		}
-		done()
+		done(n)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 
 func mustCleanUp(t testing.TB, s *testServer) {
 	t.Helper()
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), announce: s.engine.announce}
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
 	if err := c.once(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestCleanupFindsExhaustedWithoutTheWalk(t *testing.T) {
 	s.publish("t", 1)
 	s.receive("t", "")
 	s.exec("UPDATE queued.messages SET scheduled_at = now()")
-	c := &cleanup{db: s.store.db, announce: s.engine.announce}
+	c := &cleanup{db: s.store.db, metrics: s.server.metrics, announce: s.engine.announce}
 	if err := c.moveExhausted(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, scheduled_at, expired_at)
 		SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + CASE WHEN n % 2 = 0 THEN interval '1 h' ELSE interval '0' END
 		FROM queued.queues, generate_series(1, 5000) n`)
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler)}
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics}
 	pages := int64(s.count("SELECT pg_relation_size('queued.messages') / 8192"))
 	c.page = pages - 1
 	if err := c.walk(context.Background()); err != nil {

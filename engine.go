@@ -77,19 +77,31 @@ func newEngine(database string, log *slog.Logger, m *metrics, slowLook time.Dura
 		dispatchers: make(map[string]*dispatcher),
 		stop:        stop,
 	}
-	e.publications = newLane(db, publishLanes, publishRows, publishSize, e.runPublications)
-	e.acks = newLane(db, ackLanes, ackRows, publishSize, e.runAcks)
-	e.nacks = newLane(db, ackLanes, ackRows, publishSize, e.runNacks)
-	e.extensions = newLane(db, ackLanes, ackRows, publishSize, e.runExtensions)
-	e.releases = newLane(db, ackLanes, ackRows, publishSize, e.runReleases)
+	e.publications = newLane("publish", db, m, publishLanes, publishRows, publishSize, e.runPublications)
+	e.acks = newLane("ack", db, m, ackLanes, ackRows, publishSize, e.runAcks)
+	e.nacks = newLane("nack", db, m, ackLanes, ackRows, publishSize, e.runNacks)
+	e.extensions = newLane("extend", db, m, ackLanes, ackRows, publishSize, e.runExtensions)
+	e.releases = newLane("release", db, m, ackLanes, ackRows, publishSize, e.runReleases)
 	for range claimers {
-		e.claimers <- newSession(db)
+		e.claimers <- newSession(db, m)
 	}
-	e.notifier = newNotifier(db, dsn, log)
+	e.notifier = newNotifier(db, dsn, log, m)
 	e.background.Go(func() { e.notifier.send(ctx) })
 	e.background.Go(func() { e.notifier.listen(ctx, e.wake, e.wakeAll) })
-	e.background.Go(func() { e.lookAround(ctx, newSession(db), slowLook) })
+	e.background.Go(func() { e.lookAround(ctx, newSession(db, m), slowLook) })
+	m.observeReceivers(e)
 	return e, nil
+}
+
+// waiting returns how many receivers wait, by queue.
+func (e *engine) waiting() map[string]int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make(map[string]int, len(e.dispatchers))
+	for queueID, d := range e.dispatchers {
+		all[queueID] = len(d.line)
+	}
+	return all
 }
 
 // drain lets all receivers go with nothing, and those that come later too.

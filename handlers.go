@@ -608,7 +608,10 @@ func (s *server) purge(r *request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.purge(r.Context(), id); err != nil {
+	err = s.store.purge(r.Context(), id, func(n int) {
+		s.metrics.purged.WithLabelValues(id).Add(float64(n))
+	})
+	if err != nil {
 		return err
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -628,7 +631,8 @@ func (s *server) redrive(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	err = s.store.redrive(r.Context(), id, *destination, limit, func() {
+	err = s.store.redrive(r.Context(), id, *destination, limit, func(n int) {
+		s.metrics.redriven.WithLabelValues(id).Add(float64(n))
 		s.engine.announce(*destination, time.Time{})
 	})
 	if err != nil {
@@ -702,7 +706,7 @@ func (s *server) receive(r *request) error {
 		s.engine.giveBack(id, v.messages)
 		v.messages = nil
 	}
-	s.metrics.delivered.WithLabelValues(id).Add(float64(len(v.messages)))
+	s.metrics.delivery(id, v.messages)
 	return r.w.messages(http.StatusOK, v.messages)
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -722,6 +723,10 @@ func TestMetricsCountRequestsAndMessages(t *testing.T) {
 	for _, want := range []string{
 		`queued_messages_published_total{queue="t"} 3`,
 		`queued_messages_delivered_total{queue="t"} 2`,
+		`queued_batch_requests_count{lane="publish"} 3`,
+		`queued_batch_requests_sum{lane="ack"} 1`,
+		`queued_delivery_lateness_seconds_count 2`,
+		`queued_statement_duration_seconds_count{statement="claim"} 1`,
 		`queued_messages_acked_total{queue="t"} 1`,
 		`queued_messages_nacked_total{queue="t"} 1`,
 		`http_requests_total{handler="/topics/{topic_id}/messages",method="POST",status="2xx"} 3`,
@@ -743,6 +748,44 @@ func TestMetricsCountRequestsAndMessages(t *testing.T) {
 	if got := s.must(200, "GET", "/metrics", ""); strings.Contains(got, `queue="t"`) {
 		t.Error("metrics still have the deleted queue")
 	}
+}
+
+func TestMetricsCountWhatBecomesOfMessages(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
+	ids := s.publish("t", 1, 2, 3, 4, 5, 6)
+	s.receive("t", "?limit=2")
+	s.must(204, "PUT", "/messages/"+ids[0]+"/nack", "")
+	s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q]}`, ids[1]))
+	s.receive("t", "?limit=6")
+	s.must(204, "PUT", "/messages/"+ids[0]+"/nack", "") // dead
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight AND delivery_attempts = 2")
+	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = ANY($1::uuid[])", idArray{ids[2], ids[3]})
+	s.exec("UPDATE queued.messages SET scheduled_at = 'epoch' WHERE id = $1", ids[3]) // found at the front, the other by the walk
+	mustCleanUp(t, s)
+	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`)
+	s.must(204, "PUT", "/queues/t/purge", "")
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+	s.waiting("t", 1)
+	got := s.must(200, "GET", "/metrics", "")
+	for _, want := range []string{
+		`queued_messages_delivered_total{queue="t"} 8`,
+		`queued_messages_redelivered_total{queue="t"} 2`,
+		`queued_messages_nacked_total{queue="t"} 3`,
+		`queued_messages_expired_total{queue="t"} 2`,
+		`queued_messages_dead_lettered_total{queue="t"} 2`,
+		`queued_messages_redriven_total{queue="dead"} 2`,
+		`queued_messages_purged_total{queue="t"} 4`,
+		`queued_waiting_receivers{queue="t"} 1`,
+	} {
+		if !strings.Contains(got, "\n"+want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	s.engine.drain()
+	s.await(poll)
 }
 
 func TestMessageJSONIsWhatEncodingJSONReads(t *testing.T) {

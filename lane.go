@@ -8,6 +8,7 @@ import (
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // errOverloaded says that too much is waiting already.
@@ -29,6 +30,7 @@ type lane[T any] struct {
 	// is that of the statement, and so of all of them.
 	run func(s *session, batch []T) error
 
+	sizes   prometheus.Observer // of batches
 	calls   chan *call[T]
 	maxRows int // of a batch; one request is taken however large it is
 	maxSize int // bytes of a batch, likewise
@@ -48,9 +50,10 @@ type call[T any] struct {
 // laneDepth is how many requests wait in a lane before it refuses more.
 const laneDepth = 10000
 
-func newLane[T any](db *sql.DB, workers, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
+func newLane[T any](name string, db *sql.DB, m *metrics, workers, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
 	l := &lane[T]{
 		run:     run,
+		sizes:   m.batches.WithLabelValues(name),
 		calls:   make(chan *call[T], laneDepth),
 		maxRows: maxRows,
 		maxSize: maxSize,
@@ -59,7 +62,7 @@ func newLane[T any](db *sql.DB, workers, maxRows, maxSize int, run func(*session
 	}
 	var wg sync.WaitGroup
 	for range workers {
-		wg.Go(func() { l.work(newSession(db)) })
+		wg.Go(func() { l.work(newSession(db, m)) })
 	}
 	go func() {
 		wg.Wait()
@@ -137,6 +140,7 @@ func (l *lane[T]) carryOut(s *session, batch []*call[T]) {
 	if len(batch) == 0 {
 		return
 	}
+	l.sizes.Observe(float64(len(batch)))
 	requests := make([]T, len(batch))
 	for i, c := range batch {
 		requests[i] = c.request

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // A batch of three is carried out by a statement that fails with these errors,
@@ -32,7 +33,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 	} {
 		var batches []int
 		failures := v.failures
-		l := &lane[int]{run: func(_ *session, batch []int) (err error) {
+		l := &lane[int]{sizes: prometheus.NewHistogram(prometheus.HistogramOpts{}), run: func(_ *session, batch []int) (err error) {
 			batches = append(batches, len(batch))
 			if len(failures) > 0 {
 				err, failures = failures[0], failures[1:]
@@ -56,7 +57,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	l := newLane(s.db, 2, 10, 10, func(*session, []int) error { return nil })
+	l := newLane("test", s.db, newMetrics(s.db), 2, 10, 10, func(*session, []int) error { return nil })
 	if err := l.do(context.Background(), 1, 1, 1); err != nil {
 		t.Error(err)
 	}

@@ -338,7 +338,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		}
 		v.ready.Store(true)
 		log.Info("ready", "url", "http://"+listener.Addr().String(), "data", data)
-		clean := &cleanup{db: db, log: log, announce: e.announce}
+		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
 		clean.run(backgroundCtx, c.cleanupInterval)
 	})
 	background.Go(func() { failed <- h.Serve(listener) })

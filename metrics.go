@@ -20,11 +20,25 @@ type metrics struct {
 	requestSizes  *prometheus.SummaryVec   // bytes, by handler
 	responseSizes *prometheus.SummaryVec   // bytes, by handler
 
-	// Messages, by queue.
-	published *prometheus.CounterVec
-	delivered *prometheus.CounterVec
-	acked     *prometheus.CounterVec
-	nacked    *prometheus.CounterVec
+	// Messages, by queue: of those that move, the one that they leave.
+	published    *prometheus.CounterVec
+	delivered    *prometheus.CounterVec
+	redelivered  *prometheus.CounterVec
+	acked        *prometheus.CounterVec
+	nacked       *prometheus.CounterVec
+	expired      *prometheus.CounterVec
+	deadLettered *prometheus.CounterVec
+	redriven     *prometheus.CounterVec
+	purged       *prometheus.CounterVec
+
+	batches    *prometheus.HistogramVec // requests that shared a statement, by lane
+	lateness   prometheus.Histogram     // seconds from due to claimed
+	statements *prometheus.HistogramVec // seconds, by name
+}
+
+// messageCounters are those that have a series for each queue.
+func (m *metrics) messageCounters() []*prometheus.CounterVec {
+	return []*prometheus.CounterVec{m.published, m.delivered, m.redelivered, m.acked, m.nacked, m.expired, m.deadLettered, m.redriven, m.purged}
 }
 
 func newMetrics(db *sql.DB) *metrics {
@@ -47,14 +61,36 @@ func newMetrics(db *sql.DB) *metrics {
 		published:     counter("queued_messages_published_total", "Messages stored by publishes.", "queue"),
 		delivered:     counter("queued_messages_delivered_total", "Messages sent to receivers.", "queue"),
 		acked:         counter("queued_messages_acked_total", "Messages acked.", "queue"),
+		redelivered:   counter("queued_messages_redelivered_total", "Messages sent to receivers again.", "queue"),
 		nacked:        counter("queued_messages_nacked_total", "Messages nacked.", "queue"),
+		expired:       counter("queued_messages_expired_total", "Messages deleted because their retention was over.", "queue"),
+		deadLettered:  counter("queued_messages_dead_lettered_total", "Messages moved to the dead queue of this queue.", "queue"),
+		redriven:      counter("queued_messages_redriven_total", "Messages moved away by redrives.", "queue"),
+		purged:        counter("queued_messages_purged_total", "Messages deleted by purges.", "queue"),
+		batches: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "queued_batch_requests",
+			Help:    "Requests that shared a statement.",
+			Buckets: prometheus.ExponentialBuckets(1, 2, 12),
+		}, []string{"lane"}),
+		lateness: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "queued_delivery_lateness_seconds",
+			Help:    "Time from when a message was due to when it was leased to a receiver.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600, 3600},
+		}),
+		statements: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "queued_statement_duration_seconds",
+			Help:    "Time that the engine's statements take on the database.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
+		}, []string{"statement"}),
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.duration, m.requestSizes, m.responseSizes,
-		m.published, m.delivered, m.acked, m.nacked,
+		m.requests, m.duration, m.requestSizes, m.responseSizes, m.batches, m.lateness, m.statements,
 	)
+	for _, v := range m.messageCounters() {
+		m.registry.MustRegister(v)
+	}
 	m.observePool(db, "requests")
 	return m
 }
@@ -62,6 +98,40 @@ func newMetrics(db *sql.DB) *metrics {
 // observePool adds the numbers of a pool of database connections.
 func (m *metrics) observePool(db *sql.DB, name string) {
 	m.registry.MustRegister(collectors.NewDBStatsCollector(db, name))
+}
+
+// observeReceivers adds the receivers that wait, by queue.
+func (m *metrics) observeReceivers(e *engine) {
+	m.registry.MustRegister(receiversCollector{e, prometheus.NewDesc("queued_waiting_receivers", "Receivers that wait for messages.", []string{"queue"}, nil)})
+}
+
+// receiversCollector has a series for each queue that has receivers here.
+type receiversCollector struct {
+	engine *engine
+	desc   *prometheus.Desc
+}
+
+func (c receiversCollector) Describe(descs chan<- *prometheus.Desc) { descs <- c.desc }
+
+func (c receiversCollector) Collect(all chan<- prometheus.Metric) {
+	for queueID, n := range c.engine.waiting() {
+		all <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(n), queueID)
+	}
+}
+
+// delivery counts the messages of one answer to a receiver.
+func (m *metrics) delivery(queueID string, messages []message) {
+	redelivered := 0
+	for _, v := range messages {
+		if v.DeliveryAttempts > 1 {
+			redelivered++
+		}
+		m.lateness.Observe(v.UpdatedAt.Sub(v.dueAt.Time).Seconds())
+	}
+	m.delivered.WithLabelValues(queueID).Add(float64(len(messages)))
+	if redelivered > 0 {
+		m.redelivered.WithLabelValues(queueID).Add(float64(redelivered))
+	}
 }
 
 // observe counts one request. The handler is the path of a route, or empty if
@@ -84,7 +154,7 @@ func (m *metrics) observe(method, handler string, status int, took time.Duration
 
 // forget drops the series of a queue that is gone.
 func (m *metrics) forget(queueID string) {
-	for _, v := range []*prometheus.CounterVec{m.published, m.delivered, m.acked, m.nacked} {
+	for _, v := range m.messageCounters() {
 		v.DeleteLabelValues(queueID)
 	}
 }

@@ -46,12 +46,12 @@ type notifier struct {
 	connected atomic.Bool // notifications can come
 }
 
-func newNotifier(db *sql.DB, dsn string, log *slog.Logger) *notifier {
+func newNotifier(db *sql.DB, dsn string, log *slog.Logger, m *metrics) *notifier {
 	return &notifier{
 		origin:  rand.Text(),
 		dsn:     dsn,
 		log:     log,
-		s:       newSession(db),
+		s:       newSession(db, m),
 		pending: make(map[string]time.Time),
 		bell:    make(chan struct{}, 1),
 	}
@@ -111,7 +111,7 @@ func (n *notifier) flush() {
 }
 
 func (n *notifier) notify(payloads textArray) error {
-	rows, err := n.s.query(sendNotifications, payloads)
+	rows, err := n.s.query("notify", sendNotifications, payloads)
 	if err != nil {
 		return err
 	}

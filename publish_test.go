@@ -75,7 +75,7 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 	for _, p := range batch {
 		calls = append(calls, &call[*publication]{ctx: context.Background(), request: p, done: make(chan error, 1)})
 	}
-	session := newSession(s.store.db)
+	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	s.engine.publications.carryOut(session, calls)
 	for i, c := range calls {
@@ -133,7 +133,7 @@ func TestPublicationsBeyondAStatementTakeSeveral(t *testing.T) {
 	for n := range 3 {
 		batch = append(batch, &publication{topicID: "t", messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n)}}})
 	}
-	session := newSession(s.store.db)
+	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	if err := s.engine.runPublications(session, batch); err != nil {
 		t.Fatal(err)
@@ -162,7 +162,7 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	session := newSession(s.store.db)
+	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	byTopic, err := session.subscriptions([]string{"t"})
 	if err != nil {

@@ -24,7 +24,7 @@ func TestReceiveDeliversOldestDueFirst(t *testing.T) {
 func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	session := newSession(s.db)
+	session := newSession(s.db, newMetrics(s.db))
 	defer session.close()
 	if _, err := s.createQueue(context.Background(), "q", queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: 600}); err != nil {
 		t.Fatal(err)
@@ -168,7 +168,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3, 4)
 	s.exec("UPDATE queued.messages SET size = 100")
-	session := newSession(s.store.db)
+	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	terms, err := session.leaseTerms("t")
 	if err != nil {

@@ -152,6 +152,7 @@ func (c *deadlineConn) Write(b []byte) (int, error) {
 // carried out is unknown, and only the caller knows what to do then.
 type session struct {
 	db         *sql.DB
+	metrics    *metrics
 	conn       *sql.Conn
 	statements map[string]*sql.Stmt
 	usedAt     time.Time
@@ -162,24 +163,42 @@ type session struct {
 // would fail, and nobody would know whether it was carried out.
 const idleUnchecked = time.Second
 
-func newSession(db *sql.DB) *session {
-	return &session{db: db}
+func newSession(db *sql.DB, m *metrics) *session {
+	return &session{db: db, metrics: m}
 }
 
-// query runs a statement that is prepared on first use. The caller reads the
-// rows to the end before it uses the session again.
+// rows are the rows of a statement, whose time ends when they are closed.
+type rows struct {
+	*sql.Rows
+	took func()
+}
+
+func (r *rows) Close() error {
+	r.took()
+	return r.Rows.Close()
+}
+
+// query runs a statement that is prepared on first use; its name is for the
+// metrics. The caller reads the rows to the end, and closes them, before it uses
+// the session again.
 //
 // There is no context for the statement: cancelling one costs a goroutine a
 // statement and ends the connection, and all are bounded in time anyway.
-func (s *session) query(query string, args ...any) (*sql.Rows, error) {
+func (s *session) query(name, query string, args ...any) (*rows, error) {
 	stmt, err := s.prepare(query)
 	if err != nil {
 		s.check(err)
 		return nil, err
 	}
-	rows, err := stmt.Query(args...)
-	s.check(err)
-	return rows, err
+	start := time.Now()
+	found, err := stmt.Query(args...)
+	if err != nil {
+		s.check(err)
+		return nil, err
+	}
+	return &rows{found, func() {
+		s.metrics.statements.WithLabelValues(name).Observe(time.Since(start).Seconds())
+	}}, nil
 }
 
 func (s *session) prepare(query string) (*sql.Stmt, error) {

@@ -83,6 +83,9 @@ func (e *engine) runNacks(s *session, batch []*settling) error {
 	}
 	for _, t := range all {
 		e.metrics.nacked.WithLabelValues(t.queueID).Add(float64(t.nacked))
+		if t.dead > 0 {
+			e.metrics.deadLettered.WithLabelValues(t.queueID).Add(float64(t.dead))
+		}
 		if !t.dueAt.IsZero() {
 			e.announce(t.queueID, t.dueAt)
 		}

@@ -214,6 +214,7 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 
 // querier is a *sql.DB or a *sql.Tx.
 type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
@@ -586,7 +587,7 @@ WITH due AS MATERIALIZED (
     USING due
     WHERE m.ctid = due.tid
 )
-SELECT scheduled_at, seq
+SELECT scheduled_at, seq, count(*) OVER ()
 FROM due
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
@@ -600,15 +601,19 @@ SELECT EXISTS (
 )`
 
 // purge deletes the messages that were in the queue when it was called,
-// whatever their state. Messages that come meanwhile stay. If ctx ends or the
-// process dies, part of them is gone.
-func (s *store) purge(ctx context.Context, queueID string) error {
+// whatever their state, and calls purged with the number of each batch. Messages
+// that come meanwhile stay. If ctx ends or the process dies, part of them is gone.
+func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) error {
 	v, err := s.snapshot(ctx, queueID)
 	if err != nil {
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {
-		return scanPosition(s.db.QueryRowContext(ctx, purgeBatch, v.key, v.seq, after.at, after.seq, workBatch))
+		last, n, err := scanBatch(s.db.QueryRowContext(ctx, purgeBatch, v.key, v.seq, after.at, after.seq, workBatch))
+		if err == nil {
+			purged(n)
+		}
+		return last, err
 	}, func() (left bool, err error) {
 		err = s.db.QueryRowContext(ctx, purgeLeft, v.key, v.seq).Scan(&left)
 		return left, err
@@ -675,26 +680,24 @@ SELECT EXISTS (
 )`
 
 // redrive moves what could be received from the queue when it was called to the
-// destination, in order and at most limit messages, and calls moved after each
-// batch. If ctx ends or the
+// destination, in order and at most limit messages, and calls moved with the
+// number of each batch. If ctx ends or the
 // process dies, part of them has moved and each is in one queue. Redriving a
 // queue onto itself restarts its messages.
-func (s *store) redrive(ctx context.Context, queueID, destinationID string, limit int, moved func()) error {
+func (s *store) redrive(ctx context.Context, queueID, destinationID string, limit int, moved func(n int)) error {
 	v, err := s.snapshot(ctx, queueID)
 	if err != nil {
 		return err
 	}
-	return inBatches(ctx, func(after position) (last position, err error) {
+	return inBatches(ctx, func(after position) (position, error) {
 		// Deleted meanwhile, the destination would take nothing and the work not end.
 		if _, err := s.queue(ctx, destinationID); err != nil {
 			return position{}, err
 		}
-		var n int
-		err = s.db.QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(limit, workBatch), destinationID).
-			Scan(&last.at, &last.seq, &n)
+		last, n, err := scanBatch(s.db.QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(limit, workBatch), destinationID))
 		if err == nil {
 			limit -= n
-			moved()
+			moved(n)
 		}
 		return last, err
 	}, func() (left bool, err error) {
@@ -712,9 +715,10 @@ type position struct {
 	seq int64
 }
 
-func scanPosition(row scanner) (p position, err error) {
-	err = row.Scan(&p.at, &p.seq)
-	return p, err
+// scanBatch reads the last position of a batch and its number of rows.
+func scanBatch(row scanner) (last position, n int, err error) {
+	err = row.Scan(&last.at, &last.seq, &n)
+	return last, n, err
 }
 
 // inBatches calls batch until it returns sql.ErrNoRows, each time with the last
@@ -748,7 +752,7 @@ func inBatches(ctx context.Context, batch func(after position) (position, error)
 type scanner interface{ Scan(dest ...any) error }
 
 // collect returns all rows of a query, never nil.
-func collect[T any](ctx context.Context, db *sql.DB, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+func collect[T any](ctx context.Context, db querier, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, unknown(err)
@@ -819,7 +823,7 @@ ORDER BY t.id, q.id`
 // subscriptions returns the queues of each of the topics, by topic and in order
 // of their ids. An unknown topic is not in the map; one without queues is.
 func (s *session) subscriptions(topicIDs []string) (map[string][]subscription, error) {
-	rows, err := s.query(selectSubscriptions, textArray(topicIDs))
+	rows, err := s.query("subscriptions", selectSubscriptions, textArray(topicIDs))
 	if err != nil {
 		return nil, err
 	}
@@ -858,7 +862,7 @@ WHERE id = ANY($1::text[])`
 // named returns queues by their ids, as destinations. An unknown one is not in
 // the map.
 func (s *session) named(queueIDs []string) (map[string]subscription, error) {
-	rows, err := s.query(selectNamed, textArray(queueIDs))
+	rows, err := s.query("named_queues", selectNamed, textArray(queueIDs))
 	if err != nil {
 		return nil, err
 	}
@@ -930,7 +934,7 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 	if n == 0 {
 		return inserted, nil
 	}
-	rows, err := s.query(insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays)
+	rows, err := s.query("insert", insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays)
 	if err != nil {
 		return nil, err
 	}
@@ -966,6 +970,7 @@ type touched struct {
 	queueID string
 	acked   int
 	nacked  int
+	dead    int       // of the nacked, those that moved to the dead queue
 	dueAt   time.Time // the earliest time that something in it became due by this; zero if nothing did
 	guarded []string  // ids of the messages that it did something to, of those with a guard
 }
@@ -1017,7 +1022,7 @@ func (s *session) ack(items []settlement) (all []touched, err error) {
 	// for a statement that began before the move was committed. The second
 	// statement sees it; usually there is none.
 	for range 2 {
-		acked, err := s.touch(ackMessages, func(row scanner) (t touched, err error) {
+		acked, err := s.touch("ack", ackMessages, func(row scanner) (t touched, err error) {
 			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.guarded))
 			return t, err
 		}, ids, leases)
@@ -1069,13 +1074,13 @@ WITH named AS MATERIALIZED (
         AND ` + inLease + `
     RETURNING m.id, m.queue_key, m.scheduled_at, a.leased_until
 )
-SELECT q.id, sum(t.nacked), min(t.scheduled_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL)
+SELECT q.id, sum(t.nacked), sum(t.dead), min(t.scheduled_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL)
 FROM (
-    SELECT queue_key, 1 AS nacked, scheduled_at, id, leased_until FROM nacked
+    SELECT queue_key, 1 AS nacked, 0 AS dead, scheduled_at, id, leased_until FROM nacked
     UNION ALL
-    SELECT queue_key, 1, NULL, id, leased_until FROM gone
+    SELECT queue_key, 1, 1, NULL, id, leased_until FROM gone
     UNION ALL
-    SELECT queue_key, 0, scheduled_at, NULL, NULL FROM moved
+    SELECT queue_key, 0, 0, scheduled_at, NULL, NULL FROM moved
 ) t
 JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
@@ -1084,9 +1089,9 @@ GROUP BY q.id`
 // that was their last delivery. Other ids are ignored.
 func (s *session) nack(items []settlement) ([]touched, error) {
 	ids, leases, seconds := settlementArgs(items)
-	return s.touch(nackMessages, func(row scanner) (t touched, err error) {
+	return s.touch("nack", nackMessages, func(row scanner) (t touched, err error) {
 		var dueAt sql.NullTime
-		err = row.Scan(&t.queueID, &t.nacked, &dueAt, pq.Array(&t.guarded))
+		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &dueAt, pq.Array(&t.guarded))
 		t.dueAt = dueAt.Time
 		return t, err
 	}, ids, leases, seconds)
@@ -1110,7 +1115,7 @@ RETURNING m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m
 // messages. Other ids are ignored.
 func (s *session) extend(items []settlement) ([]message, error) {
 	ids, leases, seconds := settlementArgs(items)
-	rows, err := s.query(extendMessages, ids, leases, seconds)
+	rows, err := s.query("extend", extendMessages, ids, leases, seconds)
 	if err != nil {
 		return nil, err
 	}
@@ -1138,7 +1143,7 @@ WHERE id = ANY($1::uuid[])
 
 // existing returns those of the ids whose messages are somewhere.
 func (s *session) existing(ids idArray) (map[string]bool, error) {
-	rows, err := s.query(selectExisting, ids)
+	rows, err := s.query("existing", selectExisting, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -1192,14 +1197,14 @@ func (s *session) release(messages []message) ([]touched, error) {
 		attempts = append(attempts, int64(m.DeliveryAttempts))
 		dues = append(dues, m.dueAt.Time)
 	}
-	return s.touch(releaseMessages, func(row scanner) (t touched, err error) {
+	return s.touch("release", releaseMessages, func(row scanner) (t touched, err error) {
 		err = row.Scan(&t.queueID, &t.dueAt)
 		return t, err
 	}, ids, keys, leases, attempts, dues)
 }
 
-func (s *session) touch(query string, scan func(scanner) (touched, error), args ...any) ([]touched, error) {
-	rows, err := s.query(query, args...)
+func (s *session) touch(name, query string, scan func(scanner) (touched, error), args ...any) ([]touched, error) {
+	rows, err := s.query(name, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -1233,7 +1238,7 @@ WHERE id = $1`
 
 // leaseTerms returns errQueueNotFound if there is no queue.
 func (s *session) leaseTerms(queueID string) (leaseTerms, error) {
-	rows, err := s.query(selectLeaseTerms, queueID)
+	rows, err := s.query("lease_terms", selectLeaseTerms, queueID)
 	if err != nil {
 		return leaseTerms{}, err
 	}
@@ -1286,7 +1291,7 @@ RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at,
 // bytes of them, but one in any case: each counts one delivery attempt and is hidden until the
 // queue's ack deadline.
 func (s *session) claim(queueID string, terms leaseTerms, limit, budget int) ([]message, error) {
-	rows, err := s.query(claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget)
+	rows, err := s.query("claim", claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget)
 	if err != nil {
 		return nil, err
 	}
@@ -1337,7 +1342,7 @@ WHERE q.id = ANY($1::text[])`
 // nextDue looks at all the queues in one statement. Those that do not exist are
 // missing from what it returns.
 func (s *session) nextDue(queueIDs []string) ([]nextDue, error) {
-	rows, err := s.query(selectNextDue, textArray(queueIDs))
+	rows, err := s.query("next_due", selectNextDue, textArray(queueIDs))
 	if err != nil {
 		return nil, err
 	}

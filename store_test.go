@@ -170,7 +170,7 @@ func TestRedriveLeavesWhatBecomesDueMeanwhile(t *testing.T) {
 	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 min'")
 	s.fill("from", workBatch+1)
 	first := true
-	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func() {
+	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func(int) {
 		if first {
 			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", delayed)
 			s.publish("from", 2)
@@ -343,7 +343,7 @@ func TestRedriveEndsWhenItsDestinationIsDeleted(t *testing.T) {
 	s.mustQueue("to")
 	s.fill("from", 3*workBatch)
 	moved := make(chan struct{}, 10)
-	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func() {
+	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func(int) {
 		if len(moved) == 0 {
 			s.must(204, "DELETE", "/queues/to", "")
 		}

@@ -745,9 +745,9 @@ func TestMetricsCountRequestsAndMessages(t *testing.T) {
 		}
 	}
 	s.must(204, "DELETE", "/queues/t", "")
-	if got := s.must(200, "GET", "/metrics", ""); strings.Contains(got, `queue="t"`) {
-		t.Error("metrics still have the deleted queue")
-	}
+	s.eventually("metrics have the deleted queue no more", func() bool {
+		return !strings.Contains(s.must(200, "GET", "/metrics", ""), `queue="t"`)
+	})
 }
 
 func TestMetricsCountWhatBecomesOfMessages(t *testing.T) {

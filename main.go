@@ -34,7 +34,7 @@
 // number of these processes can share one database. cleanup.go removes what
 // expired and moves what was delivered too often. session.go is how a connection
 // behaves, topology.go makes queues from a file, metrics.go is what Prometheus
-// sees.
+// sees, count.go how many messages there are.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
 // same code.
@@ -302,6 +302,8 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
+	counter := newQueueCounter(db, log)
+	m.registry.MustRegister(counter)
 	v := newServer(log, s, e, m, c.limits)
 	v.allowedHosts = c.allowedHosts
 	address, _ := listener.Addr().(*net.TCPAddr)
@@ -371,6 +373,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	ended := make(chan struct{})
 	go func() {
 		background.Wait()
+		counter.close()
 		e.close()
 		close(ended)
 	}()

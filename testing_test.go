@@ -148,6 +148,8 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	counter := newQueueCounter(db, log)
+	m.registry.MustRegister(counter)
 	s := newServer(log, &store{db: db}, e, m, testLimits())
 	s.checkHost = true
 	s.ready.Store(true)
@@ -157,6 +159,7 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	t.Cleanup(func() {
 		e.drain()
 		h.Close()
+		counter.close()
 		e.close()
 	})
 	return &testServer{server: s, t: t, dsn: dsn, url: h.URL}

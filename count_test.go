@@ -1,0 +1,64 @@
+package main
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMetricsCountMessagesByState(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	ids := s.publish("t", 1, 2, 3, 4, 5, 6)
+	s.receive("t", "?limit=2")
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", ids[0]) // its lease is over
+	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 h' WHERE id = $1", ids[2])
+	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", ids[3])
+	s.exec("UPDATE queued.messages SET created_at = now() - interval '90 s' WHERE id = $1", ids[4])
+	got := s.must(200, "GET", "/metrics", "")
+	for _, want := range []string{
+		`queued_queue_messages{queue="t",state="ready"} 2`,
+		`queued_queue_messages{queue="t",state="delayed"} 1`,
+		`queued_queue_messages{queue="t",state="in_flight"} 1`,
+		`queued_queue_messages{queue="t",state="exhausted"} 1`,
+		`queued_queue_messages{queue="dead",state="ready"} 0`,
+		`queued_queue_oldest_message_age_seconds{queue="t"} 9`,
+		`queued_queue_oldest_message_age_seconds{queue="dead"} 0`,
+	} {
+		if !strings.Contains(got, "\n"+want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+	s.must(204, "DELETE", "/queues/t", "")
+	s.eventually("the deleted queue is forgotten", func() bool {
+		return !strings.Contains(s.must(200, "GET", "/metrics", ""), `queue="t"`)
+	})
+}
+
+func TestCountingTakesATwentiethOfTheTime(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	c := newQueueCounter(s.store.db, slog.New(slog.DiscardHandler))
+	defer c.close()
+	free := s.lockTable("queued.queues")
+	began := time.Now()
+	if got := c.latest(); got != nil {
+		t.Errorf("a count that is not over has %v", got)
+	}
+	free()
+	s.eventually("the count is over", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.counting == nil })
+	took := time.Since(began)
+	s.mustQueue("later")
+	if got := c.latest(); len(got) != 1 {
+		t.Errorf("the next scrape has %v, want the count that is over", got)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if wait := c.notBefore.Sub(began); wait < (countShare-1)*countPatience || wait > countShare*took {
+		t.Errorf("a count of about %v is followed by the next after %v, want twenty times as long", took, wait)
+	}
+}

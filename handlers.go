@@ -274,7 +274,8 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 		r.body, err = io.ReadAll(body)
 	}
 	if err == nil {
-		return r.w.controller.SetReadDeadline(time.Time{})
+		r.w.controller.SetReadDeadline(time.Time{})
+		return nil
 	}
 	// Or net/http would wait for the rest before it answers.
 	r.w.Header().Set("Connection", "close")

@@ -364,7 +364,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		}
 	}
 	e.drain()
-	if h.Shutdown(hurry) != nil {
+	if h.Shutdown(hurry) != nil && shutdownNow(h) != nil {
 		h.Close()
 		atOnce = true
 		err = errors.Join(err, errors.New("not all requests were finished"))
@@ -383,6 +383,13 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		err = errors.Join(err, errors.New("not all statements were finished"))
 	}
 	return err
+}
+
+// shutdownNow gives answers that are being written right now a moment.
+func shutdownNow(h *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	return h.Shutdown(ctx)
 }
 
 // prepareUntilDone brings the schema up to date and applies the topology, trying

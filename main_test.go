@@ -515,6 +515,21 @@ func TestPrivatePostgresIsStartedAgainWhenItDies(t *testing.T) {
 	checkDiff(t, "received", []int{1}, numbers(c.await(poll)))
 }
 
+func TestDrainDelayServesWhileReadyzSaysNo(t *testing.T) {
+	t.Parallel()
+	r := startProcess(t, "-database-url", newTestDatabase(t, "template1"), "-drain-delay", "1h")
+	c := r.client()
+	c.must(200, "GET", "/readyz", "")
+	r.cmd.Process.Signal(syscall.SIGTERM)
+	c.eventually("it is not ready any more", func() bool { return c.do("GET", "/readyz", "").status == 503 })
+	c.must(201, "POST", "/topics", `{"id":"t"}`) // from clients that have not noticed yet
+	c.must(200, "GET", "/livez", "")
+	r.cmd.Process.Signal(syscall.SIGTERM)
+	if err := r.await(); err != nil {
+		t.Errorf("it ended with %v:\n%s", err, r.output)
+	}
+}
+
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := newDataDir(t)

@@ -81,3 +81,16 @@ CREATE INDEX messages_due ON queued.messages (queue_key, scheduled_at, seq);
 -- What the cleanup moves to dead queues; receives that are not a message's
 -- last do not touch it.
 CREATE INDEX messages_last_delivery ON queued.messages (queue_key, scheduled_at) WHERE last_delivery;
+
+-- On more than one machine: the small tables are copied to all of them, and
+-- messages are spread by queue.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        PERFORM create_reference_table('queued.topics');
+        PERFORM create_reference_table('queued.queues');
+        PERFORM create_reference_table('queued.deleted_queues');
+        PERFORM create_distributed_table('queued.messages', 'queue_key');
+    END IF;
+END
+$$;

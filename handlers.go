@@ -78,8 +78,8 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handle("PUT /queues/{queue_id}/redrive", v.redrive)
 	v.handle("POST /topics/{topic_id}/messages", v.publish)
 	v.handle("POST /queues/{queue_id}/messages", v.publish)
-	v.handle("POST /topics/{topic_id}/messages/batch", v.publishBatch)
-	v.handle("POST /queues/{queue_id}/messages/batch", v.publishBatch)
+	v.handleLarge("POST /topics/{topic_id}/messages/batch", v.publishBatch)
+	v.handleLarge("POST /queues/{queue_id}/messages/batch", v.publishBatch)
 	v.handle("GET /queues/{queue_id}/messages", consuming(v.receive))
 	v.handle("PUT /messages/{message_id}/ack", v.ack)
 	v.handle("PUT /messages/{message_id}/nack", v.nack)
@@ -113,19 +113,33 @@ type handler func(r *request) error
 // handle registers a handler for a pattern of http.ServeMux. It is called once
 // the database is ready.
 func (s *server) handle(pattern string, h handler) {
-	s.handleAlways(pattern, func(r *request) error {
+	s.register(pattern, s.limits.maxBody, s.whenReady(h))
+}
+
+// handleLarge is handle for requests with many messages.
+func (s *server) handleLarge(pattern string, h handler) {
+	s.register(pattern, max(s.limits.maxBody, maxBatchBody), s.whenReady(h))
+}
+
+// handleAlways is handle for what also works without a database.
+func (s *server) handleAlways(pattern string, h handler) {
+	s.register(pattern, s.limits.maxBody, h)
+}
+
+func (s *server) whenReady(h handler) handler {
+	return func(r *request) error {
 		if !s.ready.Load() {
 			return errUnavailable
 		}
 		return h(r)
-	})
+	}
 }
 
-func (s *server) handleAlways(pattern string, h handler) {
+func (s *server) register(pattern string, maxBody int64, h handler) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := &request{Request: hr, w: w.(*response)}
 		r.w.matched = true
-		if err := s.withBody(r, h); err != nil {
+		if err := s.withBody(r, maxBody, h); err != nil {
 			s.fail(r, err)
 		}
 	})
@@ -133,11 +147,7 @@ func (s *server) handleAlways(pattern string, h handler) {
 
 // withBody calls the handler with the body of the request, as long as there is
 // room for it.
-func (s *server) withBody(r *request, h handler) error {
-	limit := s.limits.maxBody
-	if strings.HasSuffix(r.Pattern, "/batch") {
-		limit = max(limit, maxBatchBody)
-	}
+func (s *server) withBody(r *request, limit int64, h handler) error {
 	if r.ContentLength > limit {
 		r.discardBody()
 		return errTooLarge
@@ -359,7 +369,9 @@ func (s *server) fail(r *request, err error) {
 		r.w.Header().Set("Retry-After", "1")
 		r.w.json(http.StatusServiceUnavailable, problem{"too many requests are waiting, try again later"})
 	case errors.Is(err, errUnavailable), temporary(err):
-		s.log.Warn("unavailable", "path", r.URL.Path, "error", err)
+		// One line a request is for debugging; what the server itself finds wrong with
+		// its connections is logged once.
+		s.log.Debug("unavailable", "path", r.URL.Path, "error", err)
 		r.w.Header().Set("Retry-After", "1")
 		r.w.json(http.StatusServiceUnavailable, problem{"the database is not available, try again later"})
 	default:
@@ -645,7 +657,7 @@ func (s *server) redrive(r *request) error {
 // publication returns an empty publication to the topic or queue in the path.
 func (r *request) publication() (p *publication, err error) {
 	p = &publication{}
-	if strings.HasPrefix(r.URL.Path, "/topics/") {
+	if r.PathValue("topic_id") != "" {
 		p.topicID, err = r.topicID()
 	} else {
 		p.queueID, err = r.queueID()

@@ -278,7 +278,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	defer listener.Close()
 
 	database := c.databaseURL
-	atOnce := false // a second signal came
+	atOnce := false // the drain was cut short
 	var postgres *privatePostgres
 	if database == "" {
 		postgres, err = startPostgres(ctx, c.dataDir, log)

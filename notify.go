@@ -111,15 +111,9 @@ func (n *notifier) flush() {
 }
 
 func (n *notifier) notify(payloads textArray) error {
-	rows, err := n.s.query("notify", sendNotifications, payloads)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-	}
-	err = rows.Err()
-	n.s.check(err)
+	_, err := read(n.s, "notify", func(row scanner) (any, error) {
+		return nil, row.Scan(new(any)) // of type void
+	}, sendNotifications, payloads)
 	return err
 }
 

@@ -34,8 +34,8 @@ const maxCopies = 100_000
 var errTooManyCopies = fmt.Errorf("a request makes at most %d copies of its messages", maxCopies)
 
 // settingsAge is how old the settings that a publication was matched with may
-// be when its messages are stored: a process that was stopped in between reads
-// them again.
+// be when its messages are stored: if the process was stopped in between, the
+// publication fails.
 const settingsAge = 10 * time.Second
 
 // publish stores, in one commit, one copy of each message for each queue of the

@@ -201,6 +201,30 @@ func (s *session) query(name, query string, args ...any) (*rows, error) {
 	}}, nil
 }
 
+// read runs a statement and returns all its rows, nil if there are none. Only
+// when the last has been read is it committed.
+func read[T any](s *session, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := s.query(name, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []T
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		all = append(all, v)
+	}
+	if err := rows.Err(); err != nil {
+		s.check(err)
+		return nil, err
+	}
+	return all, nil
+}
+
 func (s *session) prepare(query string) (*sql.Stmt, error) {
 	fresh := time.Since(s.usedAt) < idleUnchecked
 	s.usedAt = time.Now()

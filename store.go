@@ -823,34 +823,28 @@ ORDER BY t.id, q.id`
 // subscriptions returns the queues of each of the topics, by topic and in order
 // of their ids. An unknown topic is not in the map; one without queues is.
 func (s *session) subscriptions(topicIDs []string) (map[string][]subscription, error) {
-	rows, err := s.query("subscriptions", selectSubscriptions, textArray(topicIDs))
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	byTopic := make(map[string][]subscription, len(topicIDs))
-	for rows.Next() {
+	_, err := read(s, "subscriptions", func(row scanner) (any, error) {
 		var topicID string
 		var queueID sql.NullString
 		var queueKey, retention, delay sql.NullInt64
 		var raw []byte
-		if err := rows.Scan(&topicID, &queueID, &queueKey, &raw, &retention, &delay); err != nil {
+		if err := row.Scan(&topicID, &queueID, &queueKey, &raw, &retention, &delay); err != nil {
 			return nil, err
 		}
-		if !queueID.Valid {
-			byTopic[topicID] = nil
-			continue
+		subscriptions := byTopic[topicID]
+		if queueID.Valid {
+			subscriptions = append(subscriptions, subscription{
+				queueID:   queueID.String,
+				queueKey:  queueKey.Int64,
+				filters:   parseFilters(raw),
+				retention: time.Duration(retention.Int64) * time.Second,
+				delay:     time.Duration(delay.Int64) * time.Second,
+			})
 		}
-		byTopic[topicID] = append(byTopic[topicID], subscription{
-			queueID:   queueID.String,
-			queueKey:  queueKey.Int64,
-			filters:   parseFilters(raw),
-			retention: time.Duration(retention.Int64) * time.Second,
-			delay:     time.Duration(delay.Int64) * time.Second,
-		})
-	}
-	err = rows.Err()
-	s.check(err)
+		byTopic[topicID] = subscriptions
+		return nil, nil
+	}, selectSubscriptions, textArray(topicIDs))
 	return byTopic, err
 }
 
@@ -862,24 +856,15 @@ WHERE id = ANY($1::text[])`
 // named returns queues by their ids, as destinations. An unknown one is not in
 // the map.
 func (s *session) named(queueIDs []string) (map[string]subscription, error) {
-	rows, err := s.query("named_queues", selectNamed, textArray(queueIDs))
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	byQueue := make(map[string]subscription, len(queueIDs))
-	for rows.Next() {
+	_, err := read(s, "named_queues", func(row scanner) (any, error) {
 		var v subscription
 		var retention, delay int64
-		if err := rows.Scan(&v.queueID, &v.queueKey, &retention, &delay); err != nil {
-			s.close()
-			return nil, err
-		}
+		err := row.Scan(&v.queueID, &v.queueKey, &retention, &delay)
 		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
 		byQueue[v.queueID] = v
-	}
-	err = rows.Err()
-	s.check(err)
+		return nil, err
+	}, selectNamed, textArray(queueIDs))
 	return byQueue, err
 }
 
@@ -934,26 +919,17 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 	if n == 0 {
 		return inserted, nil
 	}
-	rows, err := s.query("insert", insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays)
+	times, err := read(s, "insert", func(row scanner) (createdAt timestamp, err error) {
+		err = row.Scan(&createdAt)
+		return createdAt, err
+	}, insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays)
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var createdAt timestamp // the same for all: they share a statement
-	for rows.Next() {
-		n--
-		if err := rows.Scan(&createdAt); err != nil {
-			s.close()
-			return nil, err
-		}
+	if len(times) != n {
+		return nil, fmt.Errorf("insert: %d of %d rows", len(times), n)
 	}
-	if err := rows.Err(); err != nil {
-		s.check(err)
-		return nil, err
-	}
-	if n != 0 {
-		return nil, fmt.Errorf("insert: %d rows are missing", n)
-	}
+	createdAt := times[0] // the same for all: they share a statement
 	for i, m := range messages {
 		for j, to := range m.to {
 			v := &inserted[i][j]
@@ -1022,10 +998,10 @@ func (s *session) ack(items []settlement) (all []touched, err error) {
 	// for a statement that began before the move was committed. The second
 	// statement sees it; usually there is none.
 	for range 2 {
-		acked, err := s.touch("ack", ackMessages, func(row scanner) (t touched, err error) {
+		acked, err := read(s, "ack", func(row scanner) (t touched, err error) {
 			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.guarded))
 			return t, err
-		}, ids, leases)
+		}, ackMessages, ids, leases)
 		if err != nil {
 			return all, err
 		}
@@ -1089,12 +1065,12 @@ GROUP BY q.id`
 // that was their last delivery. Other ids are ignored.
 func (s *session) nack(items []settlement) ([]touched, error) {
 	ids, leases, seconds := settlementArgs(items)
-	return s.touch("nack", nackMessages, func(row scanner) (t touched, err error) {
+	return read(s, "nack", func(row scanner) (t touched, err error) {
 		var dueAt sql.NullTime
 		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &dueAt, pq.Array(&t.guarded))
 		t.dueAt = dueAt.Time
 		return t, err
-	}, ids, leases, seconds)
+	}, nackMessages, ids, leases, seconds)
 }
 
 const extendMessages = `
@@ -1115,24 +1091,10 @@ RETURNING m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m
 // messages. Other ids are ignored.
 func (s *session) extend(items []settlement) ([]message, error) {
 	ids, leases, seconds := settlementArgs(items)
-	rows, err := s.query("extend", extendMessages, ids, leases, seconds)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []message
-	for rows.Next() {
-		var m message
-		err := rows.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt)
-		if err != nil {
-			s.close()
-			return nil, err
-		}
-		all = append(all, m)
-	}
-	err = rows.Err()
-	s.check(err)
-	return all, err
+	return read(s, "extend", func(row scanner) (m message, err error) {
+		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt)
+		return m, err
+	}, extendMessages, ids, leases, seconds)
 }
 
 const selectExisting = `
@@ -1143,22 +1105,13 @@ WHERE id = ANY($1::uuid[])
 
 // existing returns those of the ids whose messages are somewhere.
 func (s *session) existing(ids idArray) (map[string]bool, error) {
-	rows, err := s.query("existing", selectExisting, ids)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	all := make(map[string]bool)
-	for rows.Next() {
+	_, err := read(s, "existing", func(row scanner) (any, error) {
 		var id string
-		if err := rows.Scan(&id); err != nil {
-			s.close()
-			return nil, err
-		}
+		err := row.Scan(&id)
 		all[id] = true
-	}
-	err = rows.Err()
-	s.check(err)
+		return nil, err
+	}, selectExisting, ids)
 	return all, err
 }
 
@@ -1197,30 +1150,10 @@ func (s *session) release(messages []message) ([]touched, error) {
 		attempts = append(attempts, int64(m.DeliveryAttempts))
 		dues = append(dues, m.dueAt.Time)
 	}
-	return s.touch("release", releaseMessages, func(row scanner) (t touched, err error) {
+	return read(s, "release", func(row scanner) (t touched, err error) {
 		err = row.Scan(&t.queueID, &t.dueAt)
 		return t, err
-	}, ids, keys, leases, attempts, dues)
-}
-
-func (s *session) touch(name, query string, scan func(scanner) (touched, error), args ...any) ([]touched, error) {
-	rows, err := s.query(name, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []touched
-	for rows.Next() {
-		t, err := scan(rows)
-		if err != nil {
-			s.close()
-			return nil, err
-		}
-		all = append(all, t)
-	}
-	err = rows.Err()
-	s.check(err)
-	return all, err
+	}, releaseMessages, ids, keys, leases, attempts, dues)
 }
 
 // leaseTerms are the settings of a queue that a claim needs.
@@ -1238,25 +1171,19 @@ WHERE id = $1`
 
 // leaseTerms returns errQueueNotFound if there is no queue.
 func (s *session) leaseTerms(queueID string) (leaseTerms, error) {
-	rows, err := s.query("lease_terms", selectLeaseTerms, queueID)
+	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
+		var seconds int64
+		err = row.Scan(&terms.queueKey, &seconds, &terms.maxDeliveries)
+		terms.ackDeadline = time.Duration(seconds) * time.Second
+		return terms, err
+	}, selectLeaseTerms, queueID)
 	if err != nil {
 		return leaseTerms{}, err
 	}
-	defer rows.Close()
-	terms, missing := leaseTerms{}, errQueueNotFound
-	for rows.Next() {
-		var seconds int64
-		if err := rows.Scan(&terms.queueKey, &seconds, &terms.maxDeliveries); err != nil {
-			s.close()
-			return leaseTerms{}, err
-		}
-		terms.ackDeadline, missing = time.Duration(seconds)*time.Second, nil
+	if len(found) == 0 {
+		return leaseTerms{}, errQueueNotFound
 	}
-	if err := rows.Err(); err != nil {
-		s.check(err)
-		return leaseTerms{}, err
-	}
-	return terms, missing
+	return found[0], nil
 }
 
 // One plan on every table: the walk along messages_due ends at the limit. Rows
@@ -1291,24 +1218,13 @@ RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at,
 // bytes of them, but one in any case: each counts one delivery attempt and is hidden until the
 // queue's ack deadline.
 func (s *session) claim(queueID string, terms leaseTerms, limit, budget int) ([]message, error) {
-	rows, err := s.query("claim", claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var claimed []message
-	for rows.Next() {
+	claimed, err := read(s, "claim", func(row scanner) (message, error) {
 		m := message{QueueID: queueID, queueKey: terms.queueKey}
-		err := rows.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
+		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
 			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq)
-		if err != nil {
-			s.close()
-			return nil, err
-		}
-		claimed = append(claimed, m)
-	}
-	if err := rows.Err(); err != nil {
-		s.check(err)
+		return m, err
+	}, claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget)
+	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(claimed, func(a, b message) int {
@@ -1342,23 +1258,10 @@ WHERE q.id = ANY($1::text[])`
 // nextDue looks at all the queues in one statement. Those that do not exist are
 // missing from what it returns.
 func (s *session) nextDue(queueIDs []string) ([]nextDue, error) {
-	rows, err := s.query("next_due", selectNextDue, textArray(queueIDs))
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var all []nextDue
-	for rows.Next() {
-		var v nextDue
+	return read(s, "next_due", func(row scanner) (v nextDue, err error) {
 		var dueAt sql.NullTime
-		if err := rows.Scan(&v.queueID, &v.now, &dueAt); err != nil {
-			s.close()
-			return nil, err
-		}
+		err = row.Scan(&v.queueID, &v.now, &dueAt)
 		v.dueAt = dueAt.Time
-		all = append(all, v)
-	}
-	err = rows.Err()
-	s.check(err)
-	return all, err
+		return v, err
+	}, selectNextDue, textArray(queueIDs))
 }

@@ -370,6 +370,17 @@ func (s *testServer) await(poll <-chan polled) []wireMessage {
 	}
 }
 
+// wantMetrics checks that a scrape has lines that begin so.
+func (s *testServer) wantMetrics(lines ...string) {
+	s.t.Helper()
+	got := s.must(200, "GET", "/metrics", "")
+	for _, want := range lines {
+		if !strings.Contains(got, "\n"+want) {
+			s.t.Errorf("metrics lack %s", want)
+		}
+	}
+}
+
 func checkDiff(t testing.TB, what string, want, got any) {
 	t.Helper()
 	if diff := cmp.Diff(want, got); diff != "" {

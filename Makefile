@@ -11,7 +11,9 @@ run: setup
 	@go build -o queued . && exec ./queued
 
 test: setup
-	go test -race -shuffle=on ./...
+	@rm -f .replies
+	QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -race -shuffle=on ./...
+	cd openapi && QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test ./...
 
 test-matrix: setup
 	@for version in $(VERSIONS); do .ci/with-postgres $$version go test ./... || exit 1; done

@@ -1,79 +1,119 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 )
 
 // FuzzRequests sends anything to any route, through the real mux to a real
 // database. Whatever it is, the answer is what the API promises: never a 5xx but
-// 503, JSON wherever there is a body, and nothing stored by what was refused.
+// 503, JSON wherever there is a body, nothing stored by what was refused, and
+// nothing left behind: no goroutine, connection or receiver.
 func FuzzRequests(f *testing.F) {
 	const queue = `"ack_deadline_seconds":30,"message_retention_seconds":600`
 	const id = "01a2070a-637d-779c-bda4-c363025bdbb3"
-	for _, seed := range [][4]string{
-		{"POST", "/topics", "", `{"id":"a"}`},
-		{"GET", "/topics", "offset=0&limit=10", ""},
-		{"DELETE", "/topics/gone", "", ""},
-		{"POST", "/queues", "", `{"id":"q","topic_id":"t",` + queue + `,"message_filters":{"a":["b",1]}}`},
-		{"PUT", "/queues/t", "", `{` + queue + `,"dead_queue_id":"t","message_max_deliveries":3}`},
-		{"DELETE", "/queues/gone", "", ""},
-		{"GET", "/queues/t/stats", "detail=true", ""},
-		{"PUT", "/queues/t/purge", "", ""},
-		{"PUT", "/queues/t/redrive", "", `{"destination_queue_id":"t","limit":2}`},
-		{"POST", "/topics/t/messages", "", `{"data":{"a":"\ud800\u0000"},"attributes":{"b":1e400},"delay_seconds":"3"}`},
-		{"POST", "/queues/t/messages", "", `{"data":{"a":[1,{"b":null}]}}`},
-		{"POST", "/topics/t/messages/batch", "", `{"messages":[{"data":{}},{"data":{},"delay_seconds":1}]}`},
-		{"GET", "/queues/t/messages", "limit=3&wait_seconds=0.001", ""},
-		{"GET", "/queues/t/messages/peek", "offset=1&limit=2", ""},
-		{"PUT", "/messages/" + id + "/ack", "scheduled_at=2022-10-05T21:48:24.724341", ""},
-		{"PUT", "/messages/" + id + "/nack", "", `{"delay_seconds":5}`},
-		{"PUT", "/messages/" + id + "/extend", "", `{"ack_deadline_seconds":5}`},
-		{"PUT", "/messages/ack", "", `{"ids":["` + id + `"]}`},
-		{"PUT", "/messages/nack", "", `{"messages":[{"id":"` + id + `","scheduled_at":"2022-10-05T21:48:24"}]}`},
-		{"GET", "/messages/" + id, "", ""},
-		{"GET", "/health", "", ""},
-		{"GET", "/metrics", "", ""},
-		{"HEAD", "/queues/t/messages", "", ""},
-		{"BREW", "//topics/../x/", "%zz;&=", "\xff"},
+	for _, seed := range [][5]string{
+		{"POST", "/topics", "", "", `{"id":"a"}`},
+		{"GET", "/topics", "offset=0&limit=10", "", ""},
+		{"DELETE", "/topics/gone", "", "", ""},
+		{"POST", "/queues", "", "", `{"id":"q","topic_id":"t",` + queue + `,"message_filters":{"a":["b",1]}}`},
+		{"PUT", "/queues/t", "", "", `{` + queue + `,"dead_queue_id":"t","message_max_deliveries":3}`},
+		{"DELETE", "/queues/gone", "", "", ""},
+		{"GET", "/queues/t/stats", "detail=true", "", ""},
+		{"PUT", "/queues/t/purge", "", "", ""},
+		{"PUT", "/queues/t/redrive", "", "", `{"destination_queue_id":"t","limit":2}`},
+		{"POST", "/topics/t/messages", "", "", `{"data":{"a":"\ud800\u0000"},"attributes":{"b":1e400},"delay_seconds":"3"}`},
+		{"POST", "/queues/t/messages", "", "", `{"data":{"a":[1,{"b":null}]}}`},
+		{"POST", "/topics/t/messages/batch", "", "", `{"messages":[{"data":{}},{"data":{},"delay_seconds":1}]}`},
+		{"GET", "/queues/t/messages", "limit=3&wait_seconds=0.001", "", ""},
+		{"GET", "/queues/t/messages/peek", "offset=1&limit=2", "", ""},
+		{"PUT", "/messages/" + id + "/ack", "scheduled_at=2022-10-05T21:48:24.724341", "", ""},
+		{"PUT", "/messages/" + id + "/nack", "", "", `{"delay_seconds":5}`},
+		{"PUT", "/messages/" + id + "/extend", "", "", `{"ack_deadline_seconds":5}`},
+		{"PUT", "/messages/ack", "", "", `{"ids":["` + id + `"]}`},
+		{"PUT", "/messages/nack", "", "", `{"messages":[{"id":"` + id + `","scheduled_at":"2022-10-05T21:48:24"}]}`},
+		{"GET", "/messages/" + id, "", "", ""},
+		{"GET", "/health", "", "", ""},
+		{"GET", "/metrics", "", "", ""},
+		{"HEAD", "/queues/t/messages", "", "", ""},
+		{"GET", "/queues/t/messages", "", "Sec-Fetch-Site: cross-site\r\nOrigin: null", ""},
+		{"POST", "/topics/t/messages", "", "Host: evil.example", `{"data":{}}`},
+		{"POST", "/topics/t/messages", "", "Transfer-Encoding: chunked", "b\r\n{\"data\":{}}\r\n0\r\n\r\n"},
+		{"BREW", "//topics/../x/", "%zz;&=", "", "\xff"},
 	} {
-		f.Add(seed[0], seed[1], seed[2], seed[3])
+		f.Add(seed[0], seed[1], seed[2], seed[3], seed[4])
 	}
 	server := newTestServer(f)
+	server.limits.maxWait = 0.01
 	server.mustTopic("t")
-	f.Fuzz(func(t *testing.T, method, path, query, body string) {
+	goroutines := runtime.NumGoroutine()
+	f.Fuzz(func(t *testing.T, method, path, query, header, body string) {
 		s := *server
 		s.t = t
-		u := &url.URL{Scheme: "http", Host: "localhost", Path: path, RawQuery: query}
-		parsed, err := url.ParseRequestURI(u.RequestURI())
-		if err != nil || !strings.HasPrefix(path, "/") || strings.ContainsAny(method, " \r\n") || method == "" {
-			return // net/http would not let it in
-		}
-		if strings.Contains(query, "wait_seconds") && len(query) > 60 {
-			return // or some of them wait for long
-		}
-		r, err := http.NewRequest(method, parsed.String(), strings.NewReader(body))
-		if err != nil {
+		r := rawRequest(method, path, query, header, body)
+		if r == nil {
 			return
 		}
-		r.Host = "localhost"
+		s.exec(fuzzRows)
 		before := s.stored()
 		w := httptest.NewRecorder()
 		s.server.ServeHTTP(w, r)
 		switch {
 		case w.Code >= 500 && w.Code != 503, w.Code < 200:
-			t.Errorf("%s %q?%q %q = %d %s", method, path, query, body, w.Code, w.Body)
+			t.Errorf("%s %q?%q %q %q = %d %s", method, path, query, header, body, w.Code, w.Body)
 		case w.Code >= 400 && w.Body.Len() == 0, w.Code >= 400 && !json.Valid(w.Body.Bytes()):
-			t.Errorf("%s %q?%q %q = %d with %q, which is no JSON", method, path, query, body, w.Code, w.Body)
+			t.Errorf("%s %q?%q %q %q = %d with %q, which is no JSON", method, path, query, header, body, w.Code, w.Body)
 		case w.Code >= 400 && w.Code != 409 && w.Code != 503 && s.stored() != before:
-			t.Errorf("%s %q?%q %q = %d, and something was stored", method, path, query, body, w.Code)
+			t.Errorf("%s %q?%q %q %q = %d, and something was stored", method, path, query, header, body, w.Code)
 		}
+		s.eventually("nothing is left behind", func() bool {
+			s.engine.mu.Lock()
+			defer s.engine.mu.Unlock()
+			return s.engine.receivers == 0 && len(s.engine.dispatchers) == 0 && s.inHand.Load() == 0 &&
+				s.store.db.Stats().InUse == 0 && runtime.NumGoroutine() < goroutines+50 // the pools have some of their own
+		})
 	})
+}
+
+// fuzzRows is there before each request, so that some do something: a topic t
+// with a queue t, and a message in flight. There are never many more.
+const fuzzRows = `
+DELETE FROM queued.messages WHERE (SELECT count(*) FROM queued.messages) > 100;
+INSERT INTO queued.topics (id) VALUES ('t') ON CONFLICT DO NOTHING;
+INSERT INTO queued.queues (id, topic_id, ack_deadline_seconds, message_retention_seconds)
+VALUES ('t', 't', 30, 600) ON CONFLICT DO NOTHING;
+INSERT INTO queued.messages (id, queue_key, data, size, delivery_attempts, in_flight, scheduled_at, expired_at, created_at, updated_at)
+SELECT '01a2070a-637d-779c-bda4-c363025bdbb3', key, '{}', 2, 1, true, now() + interval '1 min', now() + interval '1 h', now(), now()
+FROM queued.queues
+WHERE id = 't'
+ON CONFLICT DO NOTHING;`
+
+// rawRequest returns what net/http would make of a request on the wire, nil if
+// it would not let it in.
+func rawRequest(method, path, query, header, body string) *http.Request {
+	target := (&url.URL{Path: path, RawQuery: query}).RequestURI()
+	if !strings.HasPrefix(path, "/") || strings.ContainsAny(method+query, " \r\n") {
+		return nil
+	}
+	if !strings.Contains(header, "Host:") {
+		header = "Host: localhost\r\n" + header
+	}
+	if !strings.Contains(header, "Transfer-Encoding:") {
+		header += fmt.Sprintf("\r\nContent-Length: %d", len(body))
+	}
+	raw := fmt.Sprintf("%s %s HTTP/1.1\r\n%s\r\n\r\n%s", method, target, strings.TrimPrefix(header, "\r\n"), body)
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(raw)))
+	if err != nil {
+		return nil
+	}
+	return r
 }
 
 // stored is a fingerprint of what is in the database.

@@ -42,6 +42,7 @@ type server struct {
 	draining atomic.Bool  // and so not ready any more
 	inHand   atomic.Int64 // bytes of the bodies of requests that are not answered yet
 	mux      *http.ServeMux
+	routes   []string // patterns of mux
 }
 
 // Bounds of a request with many messages.
@@ -91,6 +92,9 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handleAlways("GET /health", v.health)
 	v.handleAlways("GET /livez", v.livez)
 	v.handleAlways("GET /readyz", v.readyz)
+	v.handleAlways("GET /openapi.json", v.openapi)
+	v.handleAlways("GET /docs", v.docs)
+	v.handleAlways("GET /redoc", v.redoc)
 	scrape := m.handler()
 	v.handleAlways("GET /metrics", func(r *request) error {
 		scrape.ServeHTTP(r.w, r.Request)
@@ -136,6 +140,7 @@ func (s *server) whenReady(h handler) handler {
 }
 
 func (s *server) register(pattern string, maxBody int64, h handler) {
+	s.routes = append(s.routes, pattern)
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := &request{Request: hr, w: w.(*response)}
 		r.w.matched = true

@@ -34,7 +34,7 @@
 // number of these processes can share one database. cleanup.go removes what
 // expired and moves what was delivered too often. session.go is how a connection
 // behaves, topology.go makes queues from a file, metrics.go is what Prometheus
-// sees, count.go how many messages there are.
+// sees, count.go how many messages there are, docs.go the API described.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
 // same code.

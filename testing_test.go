@@ -188,7 +188,34 @@ func (s *testServer) send(ctx context.Context, method, path, body string) (reply
 	}
 	defer answer.Body.Close()
 	out, err := io.ReadAll(answer.Body)
+	if err == nil {
+		recordReply(answer, out)
+	}
 	return reply{answer.StatusCode, answer.Header, string(out)}, err
+}
+
+// recordReply appends an answer to the file in QUEUED_TEST_REPLIES, for the
+// module in openapi/ to compare with the description of the API.
+func recordReply(answer *http.Response, body []byte) {
+	path := os.Getenv("QUEUED_TEST_REPLIES")
+	if path == "" {
+		return
+	}
+	line, err := json.Marshal(map[string]any{
+		"method": answer.Request.Method, "target": answer.Request.URL.RequestURI(), "status": answer.StatusCode,
+		"content_type": answer.Header.Get("Content-Type"), "body": body,
+	})
+	if err != nil {
+		panic(err)
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		panic(err)
+	}
+	defer file.Close()
+	if _, err := file.Write(append(line, '\n')); err != nil {
+		panic(err)
+	}
 }
 
 func (s *testServer) do(method, path, body string) reply {

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// description is what the tests look at of openapi.json.
+type description struct {
+	Paths      map[string]map[string]json.RawMessage
+	Components struct {
+		Parameters map[string]describedParameter
+	}
+}
+
+type describedParameter struct {
+	Ref     string `json:"$ref"`
+	Name    string
+	In      string
+	Example any
+}
+
+type describedOperation struct {
+	OperationID string
+	Parameters  []describedParameter
+	RequestBody struct {
+		Content map[string]struct{ Example json.RawMessage }
+	}
+	Responses map[string]json.RawMessage
+}
+
+func TestEveryRouteIsDescribedAndNothingElse(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	var d description
+	mustDecode(t, s.must(200, "GET", "/openapi.json", ""), &d)
+	var described []string
+	for path, item := range d.Paths {
+		for method := range item {
+			if method != "parameters" {
+				described = append(described, strings.ToUpper(method)+" "+path)
+			}
+		}
+	}
+	slices.Sort(described)
+	checkDiff(t, "routes", slices.Sorted(slices.Values(s.routes)), described)
+}
+
+// Whoever opens /docs can press every button from top to bottom: the examples
+// are requests that are answered with the success that the description promises.
+func TestDescribedExamplesWork(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	var d description
+	if err := json.Unmarshal(openapiJSON, &d); err != nil {
+		t.Fatal(err)
+	}
+	const exampleID = "01a2074b-c9ed-7161-8002-d1ae86de3ff8"
+	try := func(method, path string) {
+		var op describedOperation
+		mustDecode(t, string(d.Paths[path][method]), &op)
+		var shared []describedParameter
+		if raw := d.Paths[path]["parameters"]; raw != nil {
+			mustDecode(t, string(raw), &shared)
+		}
+		target, query := path, url.Values{}
+		for _, p := range append(shared, op.Parameters...) {
+			if p.Ref != "" {
+				p = d.Components.Parameters[p.Ref[strings.LastIndex(p.Ref, "/")+1:]]
+			}
+			if p.In == "path" {
+				target = strings.Replace(target, "{"+p.Name+"}", fmt.Sprint(p.Example), 1)
+			} else if p.Example != nil {
+				query.Set(p.Name, fmt.Sprint(p.Example))
+			}
+		}
+		body := string(op.RequestBody.Content["application/json"].Example)
+		if strings.Contains(target+body, exampleID) { // a message that was just received
+			s.must(204, "PUT", "/queues/invoices/purge", "")
+			s.must(201, "POST", "/queues/invoices/messages", `{"data":{}}`)
+			id := s.receive("invoices", "")[0].ID
+			target, body = strings.Replace(target, exampleID, id, 1), strings.Replace(body, exampleID, id, 1)
+		}
+		got := s.do(strings.ToUpper(method), target+"?"+query.Encode(), body)
+		if got.status >= 300 || op.Responses[fmt.Sprint(got.status)] == nil && op.Responses["307"] == nil { // a redirect is followed
+			t.Errorf("%s: %s %s %s = %d", op.OperationID, method, target, body, got.status)
+		}
+	}
+	try("post", "/topics")
+	try("post", "/queues")
+	last := []string{"/queues/{queue_id}", "/topics/{topic_id}"}
+	for path, item := range d.Paths {
+		for method := range item {
+			if method != "parameters" && method != "delete" && path != "/topics" && path != "/queues" {
+				try(method, path)
+			}
+		}
+	}
+	for _, path := range last {
+		try("delete", path)
+	}
+}
+
+func TestDocsPageLoadsNothingFromElsewhere(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, path := range []string{"/docs", "/redoc"} { // the client follows the redirect
+		page := s.do("GET", path, "")
+		if page.status != 200 || page.header.Get("Content-Type") != "text/html; charset=utf-8" || page.body != docsHTML {
+			t.Errorf("GET %s = %d %s, want the page", path, page.status, page.header)
+		}
+		policy := page.header.Get("Content-Security-Policy")
+		if !strings.HasPrefix(policy, "default-src 'none'; script-src 'sha256-") {
+			t.Errorf("GET %s has the policy %q", path, policy)
+		}
+		if found := regexp.MustCompile(`(?i)https?://|\bsrc=|\son[a-z]+=|style="`).FindString(page.body); found != "" {
+			t.Errorf("GET %s has %q, which the policy or the network may refuse", path, found)
+		}
+	}
+}

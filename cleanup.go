@@ -40,6 +40,9 @@ const (
 // publish that found the queue just before may still write to it.
 const deletedQueueGrace = time.Hour
 
+// on returns the database for one statement, whose name is for the metrics.
+func (c *cleanup) on(name string) querier { return c.metrics.timed(name, c.db) }
+
 // run calls once after each interval until ctx is done.
 func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 	ticker := time.NewTicker(interval)
@@ -118,7 +121,7 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 		key             int64
 		id, deadQueueID string
 	}
-	moves, err := collect(ctx, c.db, func(row scanner) (m move, err error) {
+	moves, err := collect(ctx, c.on("exhausted_queues"), func(row scanner) (m move, err error) {
 		err = row.Scan(&m.key, &m.id, &m.deadQueueID)
 		return m, err
 	}, selectExhausted)
@@ -127,9 +130,9 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 	}
 	for _, m := range moves {
 		err := c.untilDone(ctx, func(tx *sql.Tx, after position) (position, int, error) {
-			return scanBatch(tx.QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
+			return scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
 		}, func(n int) {
-			c.metrics.deadLettered.WithLabelValues(m.id).Add(float64(n))
+			c.metrics.add(c.metrics.deadLettered, m.id, n)
 			c.announce(m.deadQueueID, time.Time{})
 		})
 		if err != nil {
@@ -181,7 +184,7 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 		key int64
 		id  string
 	}
-	queues, err := collect(ctx, c.db, func(row scanner) (q expiring, err error) {
+	queues, err := collect(ctx, c.on("expiring_queues"), func(row scanner) (q expiring, err error) {
 		err = row.Scan(&q.key, &q.id)
 		return q, err
 	}, selectExpired)
@@ -189,8 +192,8 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 		return err
 	}
 	for _, q := range queues {
-		err := c.remove(ctx, removeExpired, q.key, func(n int) {
-			c.metrics.expired.WithLabelValues(q.id).Add(float64(n))
+		err := c.remove(ctx, "remove_expired", removeExpired, q.key, func(n int) {
+			c.metrics.add(c.metrics.expired, q.id, n)
 		})
 		if err != nil {
 			return err
@@ -231,16 +234,16 @@ WHERE deleted_at < now() - make_interval(secs => $1)
 
 // removeDeleted deletes the messages of deleted queues.
 func (c *cleanup) removeDeleted(ctx context.Context) error {
-	keys, err := collect(ctx, c.db, scanKey, selectDeleted)
+	keys, err := collect(ctx, c.on("deleted_queues"), scanKey, selectDeleted)
 	if err != nil {
 		return err
 	}
 	for _, key := range keys {
-		if err := c.remove(ctx, removeDeleted, key, func(int) {}); err != nil {
+		if err := c.remove(ctx, "remove_deleted", removeDeleted, key, func(int) {}); err != nil {
 			return err
 		}
 	}
-	_, err = c.db.ExecContext(ctx, forgetDeleted, int(deletedQueueGrace/time.Second))
+	_, err = c.on("forget_deleted").ExecContext(ctx, forgetDeleted, int(deletedQueueGrace/time.Second))
 	return err
 }
 
@@ -292,7 +295,7 @@ WHERE m.ctid = exhausted.tid`
 
 func (c *cleanup) walk(ctx context.Context) error {
 	var pages int64
-	if err := c.db.QueryRowContext(ctx, selectPages).Scan(&pages); err != nil {
+	if err := c.on("pages").QueryRowContext(ctx, selectPages).Scan(&pages); err != nil {
 		return err
 	}
 	for range walkBatches {
@@ -306,10 +309,10 @@ func (c *cleanup) walk(ctx context.Context) error {
 		}
 		var expired []expiredIn
 		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
-			if _, err := tx.ExecContext(ctx, walkExhausted, c.page, to); err != nil {
+			if _, err := c.metrics.timed("walk_exhausted", tx).ExecContext(ctx, walkExhausted, c.page, to); err != nil {
 				return err
 			}
-			expired, err = collect(ctx, tx, func(row scanner) (e expiredIn, err error) {
+			expired, err = collect(ctx, c.metrics.timed("walk_expired", tx), func(row scanner) (e expiredIn, err error) {
 				err = row.Scan(&e.queueID, &e.count)
 				return e, err
 			}, walkExpired, c.page, to)
@@ -319,7 +322,7 @@ func (c *cleanup) walk(ctx context.Context) error {
 			return err
 		}
 		for _, e := range expired {
-			c.metrics.expired.WithLabelValues(e.queueID).Add(float64(e.count))
+			c.metrics.add(c.metrics.expired, e.queueID, e.count)
 		}
 		if c.page = to; to == pages {
 			break
@@ -329,9 +332,9 @@ func (c *cleanup) walk(ctx context.Context) error {
 }
 
 // remove removes, batch by batch, what a statement finds in a queue.
-func (c *cleanup) remove(ctx context.Context, statement string, key int64, done func(n int)) error {
+func (c *cleanup) remove(ctx context.Context, name, statement string, key int64, done func(n int)) error {
 	return c.untilDone(ctx, func(tx *sql.Tx, after position) (position, int, error) {
-		return scanBatch(tx.QueryRowContext(ctx, statement, key, cleanupBatch, after.at, after.seq))
+		return scanBatch(c.metrics.timed(name, tx).QueryRowContext(ctx, statement, key, cleanupBatch, after.at, after.seq))
 	}, done)
 }
 

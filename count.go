@@ -16,11 +16,14 @@ import (
 // never takes more than a twentieth of the time. A scrape waits a little for the
 // count and then has what there is.
 type queueCounter struct {
-	db  *sql.DB
-	log *slog.Logger
+	db      *sql.DB
+	log     *slog.Logger
+	metrics *metrics
 
 	messages *prometheus.Desc
 	oldest   *prometheus.Desc
+
+	pages int64 // of the table that one statement counts, 8 kB each
 
 	ctx  context.Context // of the counts
 	stop context.CancelFunc
@@ -29,6 +32,7 @@ type queueCounter struct {
 	counted   []queueCount
 	counting  chan struct{} // closed when the count that runs ends; nil if none does
 	notBefore time.Time     // of the next one
+	missing   []string      // queues that have counters here, and were not there at the last count
 }
 
 // queueCount is what is in a queue, by state.
@@ -41,15 +45,18 @@ type queueCount struct {
 const (
 	countShare    = 20                     // counting takes at most one part in so many of the time
 	countPatience = 500 * time.Millisecond // for which a scrape waits
+	countPages    = 1 << 16
 )
 
-func newQueueCounter(db *sql.DB, log *slog.Logger) *queueCounter {
+func newQueueCounter(db *sql.DB, log *slog.Logger, m *metrics) *queueCounter {
 	ctx, stop := context.WithCancel(context.Background())
 	return &queueCounter{
 		db:       db,
 		log:      log,
+		metrics:  m,
 		messages: prometheus.NewDesc("queued_queue_messages", "Messages in the queue, by state; the same on all servers of a database.", []string{"queue", "state"}, nil),
 		oldest:   prometheus.NewDesc("queued_queue_oldest_message_age_seconds", "Age of the oldest message that could be received, 0 if there is none.", []string{"queue"}, nil),
+		pages:    countPages,
 		ctx:      ctx,
 		stop:     stop,
 	}
@@ -98,6 +105,7 @@ func (c *queueCounter) count(ended chan struct{}) {
 	defer c.mu.Unlock()
 	if err == nil {
 		c.counted = counted
+		c.forgetMissing()
 	} else if c.ctx.Err() == nil {
 		c.log.Warn("count of messages", "error", err)
 	}
@@ -117,41 +125,97 @@ func (c *queueCounter) close() {
 	}
 }
 
-// The one statement that looks at everything walks the table, not an index.
-const allowSeqScan = `SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on`
+// forgetMissing drops the counters of queues that were deleted, here or at
+// another server: those that were there at neither of two counts, as one that is
+// only missing in the last may have been made since.
+func (c *queueCounter) forgetMissing() {
+	there := make(map[string]bool, len(c.counted))
+	for _, q := range c.counted {
+		there[q.queueID] = true
+	}
+	for _, queueID := range c.missing {
+		if !there[queueID] {
+			c.metrics.forget(queueID)
+		}
+	}
+	c.missing = nil
+	for queueID := range c.metrics.queues.Range {
+		if queueID := queueID.(string); !there[queueID] {
+			c.missing = append(c.missing, queueID)
+		}
+	}
+}
 
+const selectKeys = `
+SELECT key, id
+FROM queued.queues
+ORDER BY id`
+
+// A part of the table, so that no statement is long: an old snapshot would keep
+// PostgreSQL from reusing the space of what is gone.
 const countMessages = `
-SELECT q.id, coalesce(n.ready, 0), coalesce(n.delayed, 0), coalesce(n.in_flight, 0), coalesce(n.exhausted, 0),
-       coalesce(extract(epoch FROM now() - n.oldest), 0)::double precision
-FROM queued.queues q
-LEFT JOIN (
-    SELECT key,
-           count(*) FILTER (WHERE state = 'ready') AS ready,
-           count(*) FILTER (WHERE state = 'delayed') AS delayed,
-           count(*) FILTER (WHERE state = 'in_flight') AS in_flight,
-           count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
-           min(created_at) FILTER (WHERE state = 'ready') AS oldest
-    FROM (
-        SELECT q.key, m.created_at, ` + messageState + ` AS state
-        FROM queued.messages m
-        JOIN queued.queues q ON q.key = m.queue_key
-        WHERE m.expired_at > now()
-    ) messages
-    GROUP BY key
-) n ON n.key = q.key
-ORDER BY q.id`
+WITH q AS MATERIALIZED (
+    SELECT key, dead_queue_id, message_max_deliveries
+    FROM queued.queues
+), found AS (
+    SELECT m.queue_key, m.created_at, ` + messageState + ` AS state
+    FROM queued.messages m
+    JOIN q ON q.key = m.queue_key
+    WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
+        AND m.ctid < format('(%s,0)', $2::bigint)::tid
+        AND m.expired_at > now()
+)
+SELECT queue_key,
+       count(*) FILTER (WHERE state = 'ready'),
+       count(*) FILTER (WHERE state = 'delayed'),
+       count(*) FILTER (WHERE state = 'in_flight'),
+       count(*) FILTER (WHERE state = 'exhausted'),
+       coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'ready')), 0)::double precision
+FROM found
+GROUP BY queue_key`
 
+// query counts the table part by part. A table of one part is counted at one
+// moment; in a larger one, what changes meanwhile may be counted twice or not.
 func (c *queueCounter) query() ([]queueCount, error) {
-	tx, err := c.db.BeginTx(c.ctx, nil)
+	type keyed struct {
+		key int64
+		queueCount
+	}
+	on := func(name string) querier { return c.metrics.timed(name, c.db) }
+	queues, err := collect(c.ctx, on("queue_keys"), func(row scanner) (q keyed, err error) {
+		err = row.Scan(&q.key, &q.queueID)
+		return q, err
+	}, selectKeys)
 	if err != nil {
 		return nil, err
 	}
-	defer tx.Rollback()
-	if _, err := tx.ExecContext(c.ctx, allowSeqScan); err != nil {
+	all := make([]queueCount, len(queues))
+	byKey := make(map[int64]*queueCount, len(queues))
+	for i, q := range queues {
+		all[i] = q.queueCount
+		byKey[q.key] = &all[i]
+	}
+	var pages int64
+	if err := on("pages").QueryRowContext(c.ctx, selectPages).Scan(&pages); err != nil {
 		return nil, err
 	}
-	return collect(c.ctx, tx, func(row scanner) (q queueCount, err error) {
-		err = row.Scan(&q.queueID, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
-		return q, err
-	}, countMessages)
+	for page := int64(0); page < pages; page += c.pages {
+		part, err := collect(c.ctx, on("count"), func(row scanner) (q keyed, err error) {
+			err = row.Scan(&q.key, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
+			return q, err
+		}, countMessages, page, page+c.pages)
+		if err != nil {
+			return nil, err
+		}
+		for _, q := range part {
+			if sum := byKey[q.key]; sum != nil { // else it was made a moment ago
+				sum.ready += q.ready
+				sum.delayed += q.delayed
+				sum.inFlight += q.inFlight
+				sum.exhausted += q.exhausted
+				sum.oldestSeconds = max(sum.oldestSeconds, q.oldestSeconds)
+			}
+		}
+	}
+	return all, nil
 }

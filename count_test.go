@@ -33,11 +33,40 @@ func TestMetricsCountMessagesByState(t *testing.T) {
 	})
 }
 
+func TestSeriesOfAQueueDeletedElsewhereGo(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	s.mustTopic("t")
+	other.mustTopic("stays")
+	other.publish("t", 1)
+	other.publish("stays", 1)
+	s.must(204, "DELETE", "/queues/t", "")
+	s.eventually("the other server forgets it", func() bool {
+		return !strings.Contains(other.must(200, "GET", "/metrics", ""), `queue="t"`)
+	})
+	other.wantMetrics(`queued_messages_published_total{queue="stays"} 1`)
+}
+
+func TestLargeTablesAreCountedInParts(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.fill("q", 5000)
+	c := newQueueCounter(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
+	defer c.close()
+	c.pages = 7
+	counted, err := c.query()
+	if err != nil || len(counted) != 1 || counted[0].ready != 5000 {
+		t.Errorf("counted %+v, %v, want 5000 messages", counted, err)
+	}
+}
+
 func TestCountingTakesATwentiethOfTheTime(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
-	c := newQueueCounter(s.store.db, slog.New(slog.DiscardHandler))
+	c := newQueueCounter(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
 	defer c.close()
 	free := s.lockTable("queued.queues")
 	began := time.Now()

@@ -627,7 +627,7 @@ func (s *server) purge(r *request) error {
 		return err
 	}
 	err = s.store.purge(r.Context(), id, func(n int) {
-		s.metrics.purged.WithLabelValues(id).Add(float64(n))
+		s.metrics.add(s.metrics.purged, id, n)
 	})
 	if err != nil {
 		return err
@@ -650,7 +650,7 @@ func (s *server) redrive(r *request) error {
 		return err
 	}
 	err = s.store.redrive(r.Context(), id, *destination, limit, func(n int) {
-		s.metrics.redriven.WithLabelValues(id).Add(float64(n))
+		s.metrics.add(s.metrics.redriven, id, n)
 		s.engine.announce(*destination, time.Time{})
 	})
 	if err != nil {

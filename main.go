@@ -297,12 +297,12 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	}
 	defer db.Close()
 	m := newMetrics(db)
-	s := &store{db: db}
+	s := &store{db, m}
 	e, err := newEngine(database, log, m, defaultSlowLook)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
-	counter := newQueueCounter(db, log)
+	counter := newQueueCounter(db, log, m)
 	m.registry.MustRegister(counter)
 	v := newServer(log, s, e, m, c.limits)
 	v.allowedHosts = c.allowedHosts

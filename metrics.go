@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"database/sql"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +32,7 @@ type metrics struct {
 	deadLettered *prometheus.CounterVec
 	redriven     *prometheus.CounterVec
 	purged       *prometheus.CounterVec
+	queues       sync.Map // ids of the queues that have a series in one of them
 
 	batches    *prometheus.HistogramVec // requests that shared a statement, by lane
 	lateness   prometheus.Histogram     // seconds from due to claimed
@@ -79,7 +82,7 @@ func newMetrics(db *sql.DB) *metrics {
 		}),
 		statements: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "queued_statement_duration_seconds",
-			Help:    "Time that the engine's statements take on the database.",
+			Help:    "Time of statements on the database, by name: those of the engine to their end, others to their first row.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
 		}, []string{"statement"}),
 	}
@@ -119,6 +122,14 @@ func (c receiversCollector) Collect(all chan<- prometheus.Metric) {
 	}
 }
 
+// add counts messages of a queue.
+func (m *metrics) add(counter *prometheus.CounterVec, queueID string, n int) {
+	if n > 0 {
+		m.queues.LoadOrStore(queueID, true)
+		counter.WithLabelValues(queueID).Add(float64(n))
+	}
+}
+
 // delivery counts the messages of one answer to a receiver.
 func (m *metrics) delivery(queueID string, messages []message) {
 	redelivered := 0
@@ -128,10 +139,36 @@ func (m *metrics) delivery(queueID string, messages []message) {
 		}
 		m.lateness.Observe(v.UpdatedAt.Sub(v.dueAt.Time).Seconds())
 	}
-	m.delivered.WithLabelValues(queueID).Add(float64(len(messages)))
-	if redelivered > 0 {
-		m.redelivered.WithLabelValues(queueID).Add(float64(redelivered))
-	}
+	m.add(m.delivered, queueID, len(messages))
+	m.add(m.redelivered, queueID, redelivered)
+}
+
+// timed returns a database whose statements are timed, to their first row, under
+// a name.
+func (m *metrics) timed(name string, db querier) querier {
+	return timed{db, m.statements.WithLabelValues(name)}
+}
+
+type timed struct {
+	querier
+	seconds prometheus.Observer
+}
+
+func (t timed) observe(start time.Time) { t.seconds.Observe(time.Since(start).Seconds()) }
+
+func (t timed) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	defer t.observe(time.Now())
+	return t.querier.ExecContext(ctx, query, args...)
+}
+
+func (t timed) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	defer t.observe(time.Now())
+	return t.querier.QueryContext(ctx, query, args...)
+}
+
+func (t timed) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	defer t.observe(time.Now())
+	return t.querier.QueryRowContext(ctx, query, args...)
 }
 
 // observe counts one request. The handler is the path of a route, or empty if
@@ -154,6 +191,7 @@ func (m *metrics) observe(method, handler string, status int, took time.Duration
 
 // forget drops the series of a queue that is gone.
 func (m *metrics) forget(queueID string) {
+	m.queues.Delete(queueID)
 	for _, v := range m.messageCounters() {
 		v.DeleteLabelValues(queueID)
 	}

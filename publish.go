@@ -74,15 +74,19 @@ func (e *engine) runPublications(s *session, batch []*publication) error {
 		if err != nil {
 			return err
 		}
+		counts := make(map[string]int, 1)
 		for _, p := range matched {
 			p.stored, p.err = slices.Concat(stored[:len(p.messages)]...), nil // an earlier run may have missed the topic
 			if p.stored == nil {
 				p.stored = []message{}
 			}
 			for _, m := range p.stored {
-				e.metrics.published.WithLabelValues(m.QueueID).Inc()
+				counts[m.QueueID]++
 			}
 			stored = stored[len(p.messages):]
+		}
+		for queueID, n := range counts {
+			e.metrics.add(e.metrics.published, queueID, n)
 		}
 		matched, messages, copies = nil, nil, 0
 		return nil

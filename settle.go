@@ -66,7 +66,7 @@ func (e *engine) runAcks(s *session, batch []*settling) error {
 	}
 	for _, t := range all {
 		if t.queueID != "" {
-			e.metrics.acked.WithLabelValues(t.queueID).Add(float64(t.acked))
+			e.metrics.add(e.metrics.acked, t.queueID, t.acked)
 		}
 	}
 	return findConflicts(s, batch, guardedIn(all))
@@ -82,10 +82,8 @@ func (e *engine) runNacks(s *session, batch []*settling) error {
 		return err
 	}
 	for _, t := range all {
-		e.metrics.nacked.WithLabelValues(t.queueID).Add(float64(t.nacked))
-		if t.dead > 0 {
-			e.metrics.deadLettered.WithLabelValues(t.queueID).Add(float64(t.dead))
-		}
+		e.metrics.add(e.metrics.nacked, t.queueID, t.nacked)
+		e.metrics.add(e.metrics.deadLettered, t.queueID, t.dead)
 		if !t.dueAt.IsZero() {
 			e.announce(t.queueID, t.dueAt)
 		}

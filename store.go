@@ -159,8 +159,12 @@ type queueDetails struct {
 // methods of *store run on any connection; those of *session, further down, are
 // the engine's and run on a connection that it owns.
 type store struct {
-	db *sql.DB
+	db      *sql.DB
+	metrics *metrics
 }
+
+// on returns the database for one statement, whose name is for the metrics.
+func (s *store) on(name string) querier { return s.metrics.timed(name, s.db) }
 
 //go:embed schema.sql
 var schemaSQL string
@@ -212,8 +216,9 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 	return tx.Commit()
 }
 
-// querier is a *sql.DB or a *sql.Tx.
+// querier is a *sql.DB, a *sql.Tx or a *sql.Conn.
 type querier interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
@@ -233,7 +238,7 @@ func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 
 // ping returns an error unless the database answers and has the schema.
 func (s *store) ping(ctx context.Context) error {
-	_, err := schemaVersion(ctx, s.db)
+	_, err := schemaVersion(ctx, s.on("ping"))
 	return unknown(err)
 }
 
@@ -253,7 +258,7 @@ VALUES ($1)
 RETURNING id, created_at`
 
 func (s *store) createTopic(ctx context.Context, id string) (topic, error) {
-	t, err := once(ctx, s.db, scanTopic, insertTopic, id)
+	t, err := once(ctx, s, "insert_topic", scanTopic, insertTopic, id)
 	if pq.As(err, pqerror.UniqueViolation) != nil {
 		return topic{}, errTopicExists
 	}
@@ -266,7 +271,7 @@ FROM queued.topics
 WHERE id = $1`
 
 func (s *store) topic(ctx context.Context, id string) (topic, error) {
-	t, err := scanTopic(s.db.QueryRowContext(ctx, selectTopic, id))
+	t, err := scanTopic(s.on("topic").QueryRowContext(ctx, selectTopic, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return topic{}, errTopicNotFound
 	}
@@ -280,7 +285,7 @@ ORDER BY id
 LIMIT $2 OFFSET $1`
 
 func (s *store) topics(ctx context.Context, offset, limit int) ([]topic, error) {
-	return collect(ctx, s.db, scanTopic, selectTopics, offset, limit)
+	return collect(ctx, s.on("topics"), scanTopic, selectTopics, offset, limit)
 }
 
 const deleteTopic = `
@@ -290,7 +295,7 @@ RETURNING id`
 
 // deleteTopic leaves the topic's queues, without a topic.
 func (s *store) deleteTopic(ctx context.Context, id string) error {
-	return s.deleteOne(ctx, errTopicNotFound, deleteTopic, id)
+	return s.deleteOne(ctx, "delete_topic", errTopicNotFound, deleteTopic, id)
 }
 
 func scanTopic(row scanner) (t topic, err error) {
@@ -328,7 +333,7 @@ FROM refs`
 // createQueue returns errTopicNotFound or errQueueNotFound if a topic or a dead
 // queue that it names is unknown, and errQueueExists if the id is taken.
 func (s *store) createQueue(ctx context.Context, id string, settings queueSettings) (queue, error) {
-	if err := s.putQueue(ctx, insertQueue, id, settings); err != nil {
+	if err := s.putQueue(ctx, "insert_queue", insertQueue, id, settings); err != nil {
 		return queue{}, err
 	}
 	return s.queue(ctx, id)
@@ -353,15 +358,15 @@ FROM refs`
 // updateQueue replaces the settings of a queue. It returns errQueueNotFound and
 // errTopicNotFound as createQueue does.
 func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (queue, error) {
-	if err := s.putQueue(ctx, updateQueue, id, settings); err != nil {
+	if err := s.putQueue(ctx, "update_queue", updateQueue, id, settings); err != nil {
 		return queue{}, err
 	}
 	return s.queue(ctx, id)
 }
 
-func (s *store) putQueue(ctx context.Context, statement, id string, v queueSettings) error {
+func (s *store) putQueue(ctx context.Context, name, statement, id string, v queueSettings) error {
 	type refs struct{ topicFound, deadQueueFound bool }
-	found, err := once(ctx, s.db, func(row scanner) (r refs, err error) {
+	found, err := once(ctx, s, name, func(row scanner) (r refs, err error) {
 		err = row.Scan(&r.topicFound, &r.deadQueueFound)
 		return r, err
 	}, statement, id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
@@ -391,7 +396,7 @@ FROM queued.queues
 WHERE id = $1`
 
 func (s *store) queue(ctx context.Context, id string) (queue, error) {
-	q, err := scanQueue(s.db.QueryRowContext(ctx, selectQueue, id))
+	q, err := scanQueue(s.on("queue").QueryRowContext(ctx, selectQueue, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return queue{}, errQueueNotFound
 	}
@@ -405,7 +410,7 @@ ORDER BY id
 LIMIT $2 OFFSET $1`
 
 func (s *store) queues(ctx context.Context, offset, limit int) ([]queue, error) {
-	return collect(ctx, s.db, scanQueue, selectQueues, offset, limit)
+	return collect(ctx, s.on("queues"), scanQueue, selectQueues, offset, limit)
 }
 
 const deleteQueue = `
@@ -422,7 +427,7 @@ RETURNING key`
 // deleteQueue makes the queue and its messages unreachable at once; the cleanup
 // removes the messages.
 func (s *store) deleteQueue(ctx context.Context, id string) error {
-	return s.deleteOne(ctx, errQueueNotFound, deleteQueue, id)
+	return s.deleteOne(ctx, "delete_queue", errQueueNotFound, deleteQueue, id)
 }
 
 const selectStats = `
@@ -438,7 +443,7 @@ GROUP BY q.id`
 
 func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 	var v queueStats
-	err := s.db.QueryRowContext(ctx, selectStats, queueID).Scan(&v.NumUndeliveredMessages, &v.OldestUnackedMessageAgeSeconds)
+	err := s.on("stats").QueryRowContext(ctx, selectStats, queueID).Scan(&v.NumUndeliveredMessages, &v.OldestUnackedMessageAgeSeconds)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}
@@ -482,7 +487,7 @@ WHERE q.id = $1`
 
 func (s *store) details(ctx context.Context, queueID string) (queueDetails, error) {
 	var v queueDetails
-	err := s.db.QueryRowContext(ctx, selectDetails, queueID).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
+	err := s.on("detailed_stats").QueryRowContext(ctx, selectDetails, queueID).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
 		&v.Messages.Delayed, &v.Messages.InFlight, &v.Messages.Exhausted, &v.DeadQueueMessages)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
@@ -508,7 +513,7 @@ WHERE m.id = $1
 
 // message looks at a message, wherever it is.
 func (s *store) message(ctx context.Context, id string) (message, error) {
-	m, err := scanMessage(s.db.QueryRowContext(ctx, selectMessage, id))
+	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessage, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return message{}, errMessageNotFound
 	}
@@ -542,7 +547,7 @@ func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]
 	if _, err := s.queue(ctx, queueID); err != nil {
 		return nil, err
 	}
-	return collect(ctx, s.db, scanMessage, selectPeek, queueID, offset, limit, deliverySize)
+	return collect(ctx, s.on("peek"), scanMessage, selectPeek, queueID, offset, limit, deliverySize)
 }
 
 // workBatch is how many rows one statement of a large piece of work changes: a
@@ -562,7 +567,7 @@ FROM queued.queues
 WHERE id = $1`
 
 func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err error) {
-	err = s.db.QueryRowContext(ctx, selectSnapshot, queueID).Scan(&v.key, &v.at, &v.seq)
+	err = s.on("snapshot").QueryRowContext(ctx, selectSnapshot, queueID).Scan(&v.key, &v.at, &v.seq)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}
@@ -609,13 +614,13 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {
-		last, n, err := scanBatch(s.db.QueryRowContext(ctx, purgeBatch, v.key, v.seq, after.at, after.seq, workBatch))
+		last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatch, v.key, v.seq, after.at, after.seq, workBatch))
 		if err == nil {
 			purged(n)
 		}
 		return last, err
 	}, func() (left bool, err error) {
-		err = s.db.QueryRowContext(ctx, purgeLeft, v.key, v.seq).Scan(&left)
+		err = s.on("purge_left").QueryRowContext(ctx, purgeLeft, v.key, v.seq).Scan(&left)
 		return left, err
 	})
 }
@@ -694,7 +699,7 @@ func (s *store) redrive(ctx context.Context, queueID, destinationID string, limi
 		if _, err := s.queue(ctx, destinationID); err != nil {
 			return position{}, err
 		}
-		last, n, err := scanBatch(s.db.QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(limit, workBatch), destinationID))
+		last, n, err := scanBatch(s.on("redrive").QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(limit, workBatch), destinationID))
 		if err == nil {
 			limit -= n
 			moved(n)
@@ -704,7 +709,7 @@ func (s *store) redrive(ctx context.Context, queueID, destinationID string, limi
 		if limit == 0 {
 			return false, nil
 		}
-		err = s.db.QueryRowContext(ctx, redriveLeft, v.key, v.at, v.seq).Scan(&left)
+		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeft, v.key, v.at, v.seq).Scan(&left)
 		return left, err
 	})
 }
@@ -772,8 +777,8 @@ func collect[T any](ctx context.Context, db querier, scan func(scanner) (T, erro
 // once runs a statement that returns one row, and must not be run twice: what
 // runs on the pool database/sql repeats when the connection is lost, also after
 // the statement was sent. It returns sql.ErrNoRows if there is no row.
-func once[T any](ctx context.Context, db *sql.DB, scan func(scanner) (T, error), query string, args ...any) (v T, err error) {
-	conn, err := db.Conn(ctx)
+func once[T any](ctx context.Context, s *store, name string, scan func(scanner) (T, error), query string, args ...any) (v T, err error) {
+	conn, err := s.db.Conn(ctx)
 	if err != nil {
 		return v, err
 	}
@@ -781,18 +786,18 @@ func once[T any](ctx context.Context, db *sql.DB, scan func(scanner) (T, error),
 	// A connection that was lost while it was idle is replaced before it counts.
 	if conn.PingContext(ctx) != nil {
 		conn.Close()
-		if conn, err = db.Conn(ctx); err != nil {
+		if conn, err = s.db.Conn(ctx); err != nil {
 			return v, err
 		}
 		defer conn.Close()
 	}
-	return scan(conn.QueryRowContext(ctx, query, args...))
+	return scan(s.metrics.timed(name, conn).QueryRowContext(ctx, query, args...))
 }
 
 // deleteOne returns missing if the statement, which returns what it deletes,
 // finds nothing to delete.
-func (s *store) deleteOne(ctx context.Context, missing error, query string, args ...any) error {
-	_, err := once(ctx, s.db, func(row scanner) (any, error) {
+func (s *store) deleteOne(ctx context.Context, name string, missing error, query string, args ...any) error {
+	_, err := once(ctx, s, name, func(row scanner) (any, error) {
 		var deleted any
 		return nil, row.Scan(&deleted)
 	}, query, args...)

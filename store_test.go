@@ -16,7 +16,7 @@ func TestManyServersMigrateAtOnce(t *testing.T) {
 	dsn := newTestDatabase(t, "template1")
 	var wg sync.WaitGroup
 	for range 8 {
-		s := &store{db: newTestDB(t, dsn)}
+		s := newTestStoreOn(t, dsn)
 		wg.Go(func() {
 			if err := s.migrate(context.Background(), schemaSteps()); err != nil {
 				t.Error(err)
@@ -233,7 +233,7 @@ func TestWritesAreNotRepeatedWhenTheConnectionIsLost(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	before := s.count("SELECT nextval('queued.messages_seq_seq')")
-	_, err := once(context.Background(), s.store.db, func(row scanner) (any, error) {
+	_, err := once(context.Background(), s.store, "test", func(row scanner) (any, error) {
 		var v any
 		return v, row.Scan(&v, &v)
 	}, "SELECT nextval('queued.messages_seq_seq'), pg_terminate_backend(pg_backend_pid())")
@@ -247,7 +247,7 @@ func TestSlowRequestsDoNotTakeTheEnginesConnections(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	outside := &testServer{t: t, server: &server{store: &store{db: newTestDB(t, s.dsn)}}}
+	outside := &testServer{t: t, server: &server{store: newTestStoreOn(t, s.dsn)}}
 	free := outside.lockTable("queued.deleted_queues")
 	defer free()
 	var wg sync.WaitGroup

@@ -68,7 +68,7 @@ func migrateTemplate() error {
 		return err
 	}
 	defer db.Close()
-	return (&store{db: db}).migrate(context.Background(), schemaSteps())
+	return (&store{db, newMetrics(db)}).migrate(context.Background(), schemaSteps())
 }
 
 var testDatabases atomic.Int64
@@ -109,7 +109,13 @@ func newTestDB(t testing.TB, dsn string) *sql.DB {
 // newTestStore returns the store of an empty database.
 func newTestStore(t testing.TB) *store {
 	t.Helper()
-	return &store{db: newTestDB(t, newTestDatabase(t, "queued"))}
+	return newTestStoreOn(t, newTestDatabase(t, "queued"))
+}
+
+func newTestStoreOn(t testing.TB, dsn string) *store {
+	t.Helper()
+	db := newTestDB(t, dsn)
+	return &store{db, newMetrics(db)}
 }
 
 // testServer is a server on a real port, and a client of it.
@@ -148,9 +154,9 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	counter := newQueueCounter(db, log)
+	counter := newQueueCounter(db, log, m)
 	m.registry.MustRegister(counter)
-	s := newServer(log, &store{db: db}, e, m, testLimits())
+	s := newServer(log, &store{db, m}, e, m, testLimits())
 	s.checkHost = true
 	s.ready.Store(true)
 	h := httptest.NewUnstartedServer(s)

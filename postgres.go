@@ -218,6 +218,9 @@ func (p *privatePostgres) launch() error {
 		"-c", "log_min_messages=log", // no errors: what a client does wrong is told to the client
 		"-c", "log_min_error_statement=panic",
 		"-c", "log_checkpoints=off", // or the file would grow for ever
+		// A checkpoint writes and syncs all that changed, and commits wait for the disk
+		// meanwhile: under load the default of 1 GB makes one every few seconds.
+		"-c", "max_wal_size=4GB",
 	}, p.settings...)...)
 	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {

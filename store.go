@@ -551,8 +551,9 @@ func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]
 }
 
 // workBatch is how many rows one statement of a large piece of work changes: a
-// compromise between the cost of a commit and the time others wait.
-const workBatch = 2000
+// compromise between the cost of a commit and the time others wait for its rows
+// and for the disk.
+const workBatch = 500
 
 // snapshot says which messages of a queue were there at one moment.
 type snapshot struct {

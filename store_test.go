@@ -336,6 +336,31 @@ func TestRedriveBothWaysAtOnceKeepsEachMessageOnce(t *testing.T) {
 	checkDiff(t, "ids", 2*many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
 }
 
+func TestRedriveKilledInTheMiddleLeavesEachMessageInOneQueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("from")
+	s.mustQueue("to")
+	const many = 40 * workBatch
+	s.fill("from", many)
+	other := startProcess(t, "-database-url", s.dsn)
+	answered := make(chan error, 1)
+	go func() {
+		_, err := other.client().send(context.Background(), "PUT", "/queues/from/redrive", `{"destination_queue_id":"to"}`)
+		answered <- err
+	}()
+	s.eventually("part of the messages have moved", func() bool { return s.messagesIn("to") > 0 })
+	other.cmd.Process.Kill()
+	if err := <-answered; err == nil {
+		t.Fatal("the redrive was over before the kill: the test tests nothing")
+	}
+	checkDiff(t, "messages", many, s.count("SELECT count(*) FROM queued.messages"))
+	checkDiff(t, "different messages", many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
+	s.must(204, "PUT", "/queues/from/redrive", `{"destination_queue_id":"to"}`)
+	checkDiff(t, "moved in the end", many, s.messagesIn("to"))
+	checkDiff(t, "different messages", many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
+}
+
 func TestRedriveEndsWhenItsDestinationIsDeleted(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -77,6 +77,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	if len(args) > 0 && args[0] == "health" {
 		return runHealth(ctx, args[1:], getenv, stdout)
 	}
+	if len(args) > 0 && args[0] == "bench" {
+		return runBench(ctx, args[1:], getenv, stdout, stderr)
+	}
 	c, err := parseConfig(args, getenv, stdout)
 	if err != nil {
 		return err
@@ -103,6 +106,7 @@ const usage = `Queued is a message queue server over PostgreSQL.
 
 usage: queued [flags]             serve
        queued health [-url URL]   ask a server whether it is healthy
+       queued bench [flags]       load a server and say how fast it is
 
 Each flag has an environment variable as its default, QUEUED_LISTEN for -listen
 and so on. Durations are like 500ms, 20s or 1m30s.

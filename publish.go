@@ -33,11 +33,6 @@ const maxCopies = 100_000
 
 var errTooManyCopies = fmt.Errorf("a request makes at most %d copies of its messages", maxCopies)
 
-// settingsAge is how old the settings that a publication was matched with may
-// be when its messages are stored: if the process was stopped in between, the
-// publication fails.
-const settingsAge = 10 * time.Second
-
 // publish stores, in one commit, one copy of each message for each queue of the
 // topic whose filter matches, or one for the queue, and wakes the receivers.
 func (e *engine) publish(ctx context.Context, p *publication) ([]message, error) {
@@ -56,19 +51,32 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 // or in several if there are many copies, but each publication whole in one. It
 // leaves alone those that an earlier run of the batch has stored.
 func (e *engine) runPublications(s *session, batch []*publication) error {
-	readAt := time.Now()
-	byTopic, byQueue, err := s.destinations(batch)
-	if err != nil {
+	for range settingsAttempts {
+		if err := e.store(s, batch); !errors.Is(err, errStale) {
+			return err
+		}
+		s.settings = settings{}
+	}
+	return errStale
+}
+
+// store is runPublications with the settings that s remembers. It returns
+// errStale if they have changed.
+func (e *engine) store(s *session, batch []*publication) error {
+	if err := s.readDestinations(batch); err != nil {
 		return err
 	}
 	var matched []*publication
 	var messages []outgoing
 	copies := 0
 	insert := func() error {
-		if time.Since(readAt) > settingsAge {
-			return errors.New("the process was stopped while it published")
+		if len(matched) == 0 {
+			return nil
 		}
 		stored, err := s.insert(messages)
+		if errors.Is(err, errStale) {
+			return err
+		}
 		// Even if it failed: an unknown outcome may be that they are stored.
 		e.wakePublished(messages, stored)
 		if err != nil {
@@ -95,7 +103,7 @@ func (e *engine) runPublications(s *session, batch []*publication) error {
 		if p.stored != nil {
 			continue
 		}
-		addressed, n, err := p.address(byTopic, byQueue)
+		addressed, n, err := p.address(&s.settings)
 		if err != nil {
 			p.err = err
 			continue
@@ -112,35 +120,38 @@ func (e *engine) runPublications(s *session, batch []*publication) error {
 	return insert()
 }
 
-// destinations looks up where the publications of a batch go to: by topic the
-// queues that subscribe to it, and the queues that are named.
-func (s *session) destinations(batch []*publication) (byTopic map[string][]subscription, byQueue map[string]subscription, err error) {
-	topics, queues := map[string]bool{}, map[string]bool{}
-	for _, p := range batch {
-		if p.queueID != "" {
-			queues[p.queueID] = true
-		} else {
-			topics[p.topicID] = true
+// readDestinations makes s remember where the publications of a batch go to.
+func (s *session) readDestinations(batch []*publication) error {
+	for range settingsAttempts {
+		version := s.settings.version
+		topics, queues := map[string]bool{}, map[string]bool{}
+		for _, p := range batch {
+			if _, known := s.settings.queues[p.queueID]; p.queueID != "" && !known {
+				queues[p.queueID] = true
+			}
+			if _, known := s.settings.topics[p.topicID]; p.topicID != "" && !known {
+				topics[p.topicID] = true
+			}
+		}
+		if err := s.readSubscriptions(slices.Collect(maps.Keys(topics))); err != nil {
+			return err
+		}
+		if err := s.readNamed(slices.Collect(maps.Keys(queues))); err != nil {
+			return err
+		}
+		// What was remembered at another version is forgotten.
+		if s.settings.version == version || version == 0 && (len(topics) == 0 || len(queues) == 0) {
+			return nil
 		}
 	}
-	if len(topics) > 0 {
-		if byTopic, err = s.subscriptions(slices.Collect(maps.Keys(topics))); err != nil {
-			return nil, nil, err
-		}
-	}
-	if len(queues) > 0 {
-		if byQueue, err = s.named(slices.Collect(maps.Keys(queues))); err != nil {
-			return nil, nil, err
-		}
-	}
-	return byTopic, byQueue, nil
+	return errStale
 }
 
 // address says which queues each message of a publication goes to, and how many
 // copies that makes.
-func (p *publication) address(byTopic map[string][]subscription, byQueue map[string]subscription) (messages []outgoing, copies int, err error) {
-	subscriptions, found := byTopic[p.topicID]
-	queue, named := byQueue[p.queueID]
+func (p *publication) address(v *settings) (messages []outgoing, copies int, err error) {
+	subscriptions, found := v.topics[p.topicID]
+	queue, named := v.queues[p.queueID]
 	switch {
 	case p.queueID != "" && !named:
 		return nil, 0, errQueueNotFound

@@ -158,21 +158,68 @@ func TestTooManyCopiesAreRefused(t *testing.T) {
 	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
+// A server remembers topics and queues, but what was answered at another server
+// holds at once.
+func TestServersGoByTheSettingsOfThisMoment(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	publish := func(want ...string) {
+		t.Helper()
+		for range 4 { // more often than there are lanes that remember
+			got := []string{}
+			for _, m := range s.messages(s.must(201, "POST", "/topics/t/messages", `{"data":{},"attributes":{"a":"1"}}`)) {
+				got = append(got, m.QueueID)
+			}
+			checkDiff(t, "copies", want, got)
+		}
+	}
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	publish([]string{}...)
+	other.mustQueue("q", `"topic_id":"t"`)
+	publish("q")
+	other.mustQueue("r", `"topic_id":"t"`, `"message_filters":{"a":["2"]}`)
+	publish("q")
+	other.must(200, "PUT", "/queues/r", `{"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+	publish("q", "r")
+	lease := func() int {
+		m := s.receive("q", "?limit=1")[0]
+		return s.count("SELECT extract(epoch FROM scheduled_at - updated_at)::integer FROM queued.messages WHERE id = $1", m.ID)
+	}
+	checkDiff(t, "lease", 60, lease())
+	other.must(200, "PUT", "/queues/q", `{"topic_id":"t","ack_deadline_seconds":600,"message_retention_seconds":3600}`)
+	for range claimers {
+		checkDiff(t, "lease after the change", 600, lease())
+	}
+	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
+	other.must(204, "DELETE", "/queues/q", "")
+	publish("r")
+	s.must(404, "POST", "/queues/q/messages", `{"data":{}}`)
+	s.must(404, "GET", "/queues/q/messages", "")
+	other.must(204, "DELETE", "/topics/t", "")
+	s.must(404, "POST", "/topics/t/messages", `{"data":{}}`)
+}
+
 func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
 	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
-	byTopic, err := session.subscriptions([]string{"t"})
-	if err != nil {
+	if err := session.readSubscriptions([]string{"t"}); err != nil {
 		t.Fatal(err)
 	}
 	s.must(204, "DELETE", "/queues/t", "")
 	mustCleanUp(t, s)
-	if _, err := session.insert([]outgoing{{data: []byte(`{}`), to: byTopic["t"]}}); err != nil {
+	messages := []outgoing{{data: []byte(`{}`), to: session.settings.topics["t"]}}
+	if _, err := session.insert(messages); !errors.Is(err, errStale) {
+		t.Errorf("insert by old settings = %v, want errStale", err)
+	}
+	session.settings.version++ // as if the queue was deleted after the look at the version
+	if _, err := session.insert(messages); err != nil {
 		t.Fatal(err)
 	}
+	checkDiff(t, "rows", 1, s.count("SELECT count(*) FROM queued.messages"))
 	mustCleanUp(t, s)
 	checkDiff(t, "rows", 0, s.count("SELECT count(*) FROM queued.messages"))
 }

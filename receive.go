@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"math"
 	"slices"
 	"time"
@@ -312,11 +313,10 @@ func (e *engine) claim(queueID string, limit, budget int) delivery {
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
 	sentAt := time.Now()
-	terms, err := s.leaseTerms(queueID)
-	if err != nil {
-		return delivery{err: unknown(err)}
+	messages, ackDeadline, err := s.claim(queueID, limit, budget)
+	if errors.Is(err, errQueueNotFound) {
+		return delivery{err: err}
 	}
-	messages, err := s.claim(queueID, terms, limit, budget)
 	if err != nil {
 		// What was locked for a moment, others may have passed over.
 		e.announce(queueID, time.Time{})
@@ -329,7 +329,7 @@ func (e *engine) claim(queueID string, limit, budget int) delivery {
 	if size > budget/2 {
 		e.announce(queueID, time.Time{}) // likewise, if rows beyond the budget were locked
 	}
-	return delivery{messages: messages, goodUntil: sentAt.Add(terms.ackDeadline)}
+	return delivery{messages: messages, goodUntil: sentAt.Add(ackDeadline)}
 }
 
 // expectNext finds out when the next message of the queue becomes due, and

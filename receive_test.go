@@ -29,11 +29,10 @@ func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	if _, err := s.createQueue(context.Background(), "q", queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: 600}); err != nil {
 		t.Fatal(err)
 	}
-	terms, err := session.leaseTerms("q")
-	if err != nil {
+	if err := session.readNamed([]string{"q"}); err != nil {
 		t.Fatal(err)
 	}
-	to := []subscription{{queueID: "q", queueKey: terms.queueKey, retention: time.Hour}}
+	to := []subscription{session.settings.queues["q"]}
 	var messages []outgoing
 	var want []string
 	for i := range 500 {
@@ -45,7 +44,7 @@ func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	}
 	var got []string
 	for range 5 {
-		claimed, err := session.claim("q", terms, 100, deliverySize)
+		claimed, _, err := session.claim("q", 100, deliverySize)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,12 +169,8 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	s.exec("UPDATE queued.messages SET size = 100")
 	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
-	terms, err := session.leaseTerms("t")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, want := range []int{1, 2, 1} { // one in any case
-		got, err := session.claim("t", terms, 10, 50+100*(want-1)+want/2*50)
+		got, _, err := session.claim("t", 10, 50+100*(want-1)+want/2*50)
 		if err != nil || len(got) != want {
 			t.Fatalf("claim = %d messages, %v, want %d", len(got), err, want)
 		}

@@ -94,3 +94,23 @@ BEGIN
     END IF;
 END
 $$;
+
+-- step 2
+
+-- One row, whose version grows with every change of what a publish or a receive
+-- needs to know of topics and queues. A server remembers that, and each statement
+-- that relies on it checks the version: what was answered at one server holds at
+-- all of them from then on.
+CREATE TABLE queued.settings (
+    version bigint NOT NULL
+);
+
+INSERT INTO queued.settings (version) VALUES (1);
+
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        PERFORM create_reference_table('queued.settings');
+    END IF;
+END
+$$;

@@ -156,6 +156,32 @@ type session struct {
 	conn       *sql.Conn
 	statements map[string]*sql.Stmt
 	usedAt     time.Time
+	settings   settings
+}
+
+// settings are what a session remembers of topics and queues, all as of one
+// version of them. A statement that goes by them says which, and does nothing if
+// it is not the present one.
+type settings struct {
+	version int64
+	topics  map[string][]subscription // by topic id
+	queues  map[string]subscription   // by queue id
+	terms   map[string]leaseTerms     // by queue id
+}
+
+// Bounds of what is remembered, and of how often a statement is tried with
+// settings that turn out to have changed.
+const (
+	settingsKept     = 10_000 // topics and queues
+	settingsAttempts = 100
+)
+
+// at makes room for what was read as of a version: what was read before goes if
+// it is older, or too much.
+func (v *settings) at(version int64) {
+	if v.version != version || len(v.topics)+len(v.queues)+len(v.terms) > settingsKept {
+		*v = settings{version, map[string][]subscription{}, map[string]subscription{}, map[string]leaseTerms{}}
+	}
 }
 
 // idleUnchecked is for how long an idle connection is taken for good. After
@@ -269,6 +295,7 @@ func (s *session) close() {
 		s.conn.Close()
 	}
 	s.conn, s.statements = nil, nil
+	s.settings = settings{} // the next connection may lead to a server that lost the last versions
 }
 
 // rejected reports whether PostgreSQL refused the statement and so did nothing:

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -288,8 +289,18 @@ func (s *store) topics(ctx context.Context, offset, limit int) ([]topic, error) 
 	return collect(ctx, s.on("topics"), scanTopic, selectTopics, offset, limit)
 }
 
-const deleteTopic = `
+// settingsChanged is the first step of statements that change what session.go
+// remembers. The other steps join it, and so take its lock before any other.
+const settingsChanged = `
+WITH changed AS (
+    UPDATE queued.settings
+    SET version = version + 1
+    RETURNING version
+)`
+
+const deleteTopic = settingsChanged + `
 DELETE FROM queued.topics
+USING changed
 WHERE id = $1
 RETURNING id`
 
@@ -315,10 +326,10 @@ func scanQueue(row scanner) (q queue, err error) {
 
 // The statement also says which of the references is missing: a foreign key
 // alone would report a taken id first.
-const insertQueue = `
-WITH refs AS MATERIALIZED (
+const insertQueue = settingsChanged + `, refs AS MATERIALIZED (
     SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
            $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
+    FROM changed
 ), added AS (
     INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
                                message_filters, message_max_deliveries, delivery_delay_seconds)
@@ -339,13 +350,12 @@ func (s *store) createQueue(ctx context.Context, id string, settings queueSettin
 	return s.queue(ctx, id)
 }
 
-const updateQueue = `
-WITH refs AS MATERIALIZED (
+const updateQueue = settingsChanged + `, refs AS MATERIALIZED (
     SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
            $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
-    FROM queued.queues
+    FROM queued.queues, changed
     WHERE id = $1
-), changed AS (
+), updated AS (
     UPDATE queued.queues
     SET topic_id = $2, dead_queue_id = $3, ack_deadline_seconds = $4, message_retention_seconds = $5,
         message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8, updated_at = now()
@@ -413,9 +423,9 @@ func (s *store) queues(ctx context.Context, offset, limit int) ([]queue, error) 
 	return collect(ctx, s.on("queues"), scanQueue, selectQueues, offset, limit)
 }
 
-const deleteQueue = `
-WITH deleted AS (
+const deleteQueue = settingsChanged + `, deleted AS (
     DELETE FROM queued.queues
+    USING changed
     WHERE id = $1
     RETURNING key
 )
@@ -820,25 +830,29 @@ type subscription struct {
 }
 
 const selectSubscriptions = `
-SELECT t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
-FROM queued.topics t
+SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
+FROM queued.settings s
+CROSS JOIN queued.topics t
 LEFT JOIN queued.queues q ON q.topic_id = t.id
 WHERE t.id = ANY($1::text[])
 ORDER BY t.id, q.id`
 
-// subscriptions returns the queues of each of the topics, by topic and in order
-// of their ids. An unknown topic is not in the map; one without queues is.
-func (s *session) subscriptions(topicIDs []string) (map[string][]subscription, error) {
-	byTopic := make(map[string][]subscription, len(topicIDs))
-	_, err := read(s, "subscriptions", func(row scanner) (any, error) {
+// readSubscriptions makes s remember the queues of each of the topics, in order
+// of their ids, but not of unknown topics.
+func (s *session) readSubscriptions(topicIDs []string) error {
+	if len(topicIDs) == 0 {
+		return nil
+	}
+	found := make(map[string][]subscription, len(topicIDs))
+	versions, err := read(s, "subscriptions", func(row scanner) (version int64, err error) {
 		var topicID string
 		var queueID sql.NullString
 		var queueKey, retention, delay sql.NullInt64
 		var raw []byte
-		if err := row.Scan(&topicID, &queueID, &queueKey, &raw, &retention, &delay); err != nil {
-			return nil, err
+		if err := row.Scan(&version, &topicID, &queueID, &queueKey, &raw, &retention, &delay); err != nil {
+			return 0, err
 		}
-		subscriptions := byTopic[topicID]
+		subscriptions := found[topicID]
 		if queueID.Valid {
 			subscriptions = append(subscriptions, subscription{
 				queueID:   queueID.String,
@@ -848,45 +862,68 @@ func (s *session) subscriptions(topicIDs []string) (map[string][]subscription, e
 				delay:     time.Duration(delay.Int64) * time.Second,
 			})
 		}
-		byTopic[topicID] = subscriptions
-		return nil, nil
+		found[topicID] = subscriptions
+		return version, nil
 	}, selectSubscriptions, textArray(topicIDs))
-	return byTopic, err
+	if err != nil || len(versions) == 0 {
+		return err
+	}
+	s.settings.at(versions[0])
+	maps.Copy(s.settings.topics, found)
+	return nil
 }
 
 const selectNamed = `
-SELECT id, key, message_retention_seconds, coalesce(delivery_delay_seconds, 0)
-FROM queued.queues
-WHERE id = ANY($1::text[])`
+SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
+FROM queued.settings s
+CROSS JOIN queued.queues q
+WHERE q.id = ANY($1::text[])`
 
-// named returns queues by their ids, as destinations. An unknown one is not in
-// the map.
-func (s *session) named(queueIDs []string) (map[string]subscription, error) {
-	byQueue := make(map[string]subscription, len(queueIDs))
-	_, err := read(s, "named_queues", func(row scanner) (any, error) {
+// readNamed makes s remember queues by their ids, as destinations, but not
+// unknown ones.
+func (s *session) readNamed(queueIDs []string) error {
+	if len(queueIDs) == 0 {
+		return nil
+	}
+	found := make(map[string]subscription, len(queueIDs))
+	versions, err := read(s, "named_queues", func(row scanner) (version int64, err error) {
 		var v subscription
 		var retention, delay int64
-		err := row.Scan(&v.queueID, &v.queueKey, &retention, &delay)
+		err = row.Scan(&version, &v.queueID, &v.queueKey, &retention, &delay)
 		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
-		byQueue[v.queueID] = v
-		return nil, err
+		found[v.queueID] = v
+		return version, err
 	}, selectNamed, textArray(queueIDs))
-	return byQueue, err
+	if err != nil || len(versions) == 0 {
+		return err
+	}
+	s.settings.at(versions[0])
+	maps.Copy(s.settings.queues, found)
+	return nil
 }
+
+// errStale says that settings which a statement relied on have changed, and that
+// it did nothing.
+var errStale = errors.New("settings of topics and queues are changing all the time")
 
 // The payloads are sent once however many copies there are. LATERAL leaves the
 // planner no choice: rows are inserted, and so numbered, in the order of the
-// arrays. A queue deleted since its subscription was read gets rows that nobody
-// sees and that the cleanup removes.
+// arrays. A queue that is deleted at this very moment gets rows that nobody sees
+// and that the cleanup removes.
 const insertMessages = `
-INSERT INTO queued.messages (id, queue_key, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
-SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.size,
-       now() + make_interval(secs => ($8::integer[])[n]),
-       now() + make_interval(secs => ($9::integer[])[n]),
-       now(), now()
-FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[]) AS p (data, attributes, size, first, last)
-CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
-RETURNING created_at`
+WITH inserted AS (
+    INSERT INTO queued.messages (id, queue_key, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.size,
+           now() + make_interval(secs => ($8::integer[])[n]),
+           now() + make_interval(secs => ($9::integer[])[n]),
+           now(), now()
+    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[]) AS p (data, attributes, size, first, last)
+    CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
+    WHERE (SELECT version FROM queued.settings) = $10
+    RETURNING 1
+)
+SELECT now(), count(*), (SELECT version FROM queued.settings) = $10
+FROM inserted`
 
 // outgoing is a message to be published and the queues that get it.
 type outgoing struct {
@@ -897,7 +934,7 @@ type outgoing struct {
 
 // insert stores all copies of all messages in one commit, and returns for each
 // message its copies in the order of its queues: an empty slice, not nil, if it
-// goes to none.
+// goes to none. It returns errStale if they go by settings that have changed.
 func (s *session) insert(messages []outgoing) ([][]message, error) {
 	var payloads, attributes jsonArray
 	var sizes, firsts, lasts, retentions, delays intArray
@@ -922,20 +959,25 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 			delays = append(delays, int64(to.delay/time.Second))
 		}
 	}
-	if n == 0 {
-		return inserted, nil
+	type outcome struct {
+		createdAt timestamp // the same for all: they share a statement
+		rows      int
+		current   bool
 	}
-	times, err := read(s, "insert", func(row scanner) (createdAt timestamp, err error) {
-		err = row.Scan(&createdAt)
-		return createdAt, err
-	}, insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays)
+	outcomes, err := read(s, "insert", func(row scanner) (o outcome, err error) {
+		err = row.Scan(&o.createdAt, &o.rows, &o.current)
+		return o, err
+	}, insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version)
 	if err != nil {
 		return nil, err
 	}
-	if len(times) != n {
-		return nil, fmt.Errorf("insert: %d of %d rows", len(times), n)
+	if !outcomes[0].current {
+		return nil, errStale
 	}
-	createdAt := times[0] // the same for all: they share a statement
+	if outcomes[0].rows != n {
+		return nil, fmt.Errorf("insert: %d of %d rows", outcomes[0].rows, n)
+	}
+	createdAt := outcomes[0].createdAt
 	for i, m := range messages {
 		for j, to := range m.to {
 			v := &inserted[i][j]
@@ -1170,26 +1212,31 @@ type leaseTerms struct {
 }
 
 const selectLeaseTerms = `
-SELECT key, ack_deadline_seconds,
-       CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
-FROM queued.queues
-WHERE id = $1`
+SELECT s.version, q.key, q.ack_deadline_seconds,
+       CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END
+FROM queued.settings s
+CROSS JOIN queued.queues q
+WHERE q.id = $1`
 
-// leaseTerms returns errQueueNotFound if there is no queue.
-func (s *session) leaseTerms(queueID string) (leaseTerms, error) {
+// readLeaseTerms makes s remember the terms of a queue. It returns
+// errQueueNotFound if there is none.
+func (s *session) readLeaseTerms(queueID string) error {
+	var version int64
 	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
 		var seconds int64
-		err = row.Scan(&terms.queueKey, &seconds, &terms.maxDeliveries)
+		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.maxDeliveries)
 		terms.ackDeadline = time.Duration(seconds) * time.Second
 		return terms, err
 	}, selectLeaseTerms, queueID)
 	if err != nil {
-		return leaseTerms{}, err
+		return err
 	}
 	if len(found) == 0 {
-		return leaseTerms{}, errQueueNotFound
+		return errQueueNotFound
 	}
-	return found[0], nil
+	s.settings.at(version)
+	s.settings.terms[queueID] = found[0]
+	return nil
 }
 
 // One plan on every table: the walk along messages_due ends at the limit. Rows
@@ -1204,6 +1251,7 @@ WITH due AS MATERIALIZED (
         AND scheduled_at <= now()
         AND expired_at > now()
         AND delivery_attempts < $2
+        AND (SELECT version FROM queued.settings) = $6
     ORDER BY scheduled_at, seq
     LIMIT $3
     FOR UPDATE SKIP LOCKED
@@ -1221,15 +1269,42 @@ RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at,
           f.scheduled_at, f.seq`
 
 // claim leases up to limit due messages, oldest due first and at most budget
-// bytes of them, but one in any case: each counts one delivery attempt and is hidden until the
-// queue's ack deadline.
-func (s *session) claim(queueID string, terms leaseTerms, limit, budget int) ([]message, error) {
+// bytes of them, but one in any case: each counts one delivery attempt and is
+// hidden until the queue's ack deadline. It also returns that deadline, and
+// errQueueNotFound if there is no queue.
+func (s *session) claim(queueID string, limit, budget int) ([]message, time.Duration, error) {
+	for range settingsAttempts {
+		terms, known := s.settings.terms[queueID]
+		if !known {
+			if err := s.readLeaseTerms(queueID); err != nil {
+				return nil, 0, err
+			}
+			terms = s.settings.terms[queueID]
+		}
+		version := s.settings.version
+		claimed, err := s.claimOn(terms, queueID, limit, budget)
+		if err != nil || len(claimed) > 0 {
+			return claimed, terms.ackDeadline, err
+		}
+		// Nothing is due, or the terms have changed, or the queue is gone.
+		if err := s.readLeaseTerms(queueID); err != nil {
+			return nil, 0, err
+		}
+		if s.settings.version == version {
+			return nil, terms.ackDeadline, nil
+		}
+	}
+	return nil, 0, errStale
+}
+
+// claimOn is claim on terms that may have changed; then it claims nothing.
+func (s *session) claimOn(terms leaseTerms, queueID string, limit, budget int) ([]message, error) {
 	claimed, err := read(s, "claim", func(row scanner) (message, error) {
 		m := message{QueueID: queueID, queueKey: terms.queueKey}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
 			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq)
 		return m, err
-	}, claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget)
+	}, claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget, s.settings.version)
 	if err != nil {
 		return nil, err
 	}

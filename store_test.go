@@ -56,7 +56,7 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 func TestFailedMigrationChangesNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	steps := append(schemaSteps(), "2\nCREATE TABLE queued.half ();", "3\nbroken")
+	steps := append(schemaSteps(), "next\nCREATE TABLE queued.half ();", "and next\nbroken")
 	if err := s.migrate(context.Background(), steps); err == nil {
 		t.Error("migrate with a broken step succeeded")
 	}
@@ -392,7 +392,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		args      []string
 		index     string
 	}{
-		"claim":          {claimMessages, []string{"1", "10", "10", "60", "1000000"}, "messages_due"},
+		"claim":          {claimMessages, []string{"1", "10", "10", "60", "1000000", "1"}, "messages_due"},
 		"ack":            {ackMessages, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"nack":           {nackMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"extend":         {extendMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},

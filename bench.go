@@ -299,7 +299,7 @@ func (b *bench) missing() (n int) {
 func (b *bench) produce(start time.Time, turn *atomic.Int64) {
 	v := &b.settings
 	for !b.ended.Load() {
-		due := time.Now()
+		var due time.Time
 		if v.rate > 0 {
 			due = start.Add(time.Duration(float64(turn.Add(1)-1) * float64(v.batch) / v.rate * float64(time.Second)))
 			if due.Sub(start) > v.duration {
@@ -309,6 +309,9 @@ func (b *bench) produce(start time.Time, turn *atomic.Int64) {
 		}
 		for v.ahead > 0 && v.consumers > 0 && b.published.Load()-b.received.Load() > int64(v.ahead+v.backlog) && !b.ended.Load() {
 			time.Sleep(time.Millisecond)
+		}
+		if v.rate == 0 {
+			due = time.Now()
 		}
 		if !b.publish(v.batch, due) {
 			time.Sleep(benchPause)

@@ -11,9 +11,7 @@ import (
 
 // Bounds of the engine.
 const (
-	publishLanes = 2
-	ackLanes     = 1
-	claimers     = 4 // queues that are claimed from at the same time
+	claimers = 4 // queues that are claimed from at the same time
 
 	publishRows = 2000     // messages stored by a statement, but for a single request that makes more
 	publishSize = 16 << 20 // bytes
@@ -21,10 +19,9 @@ const (
 
 	maxReceivers = 100_000 // waiting, in all queues
 
-	// engineConns is how many connections the engine holds at most: the lanes
-	// (acks, nacks, extensions and releases have the same number of workers), the
+	// engineConns is how many connections the engine holds at most: the lanes, the
 	// claimers, the notifier and the slow look.
-	engineConns = publishLanes + 4*ackLanes + claimers + 2
+	engineConns = 5 + claimers + 2
 )
 
 // engine carries out what is done a thousand times a second: publish, receive,
@@ -77,11 +74,11 @@ func newEngine(database string, log *slog.Logger, m *metrics, slowLook time.Dura
 		dispatchers: make(map[string]*dispatcher),
 		stop:        stop,
 	}
-	e.publications = newLane("publish", db, m, publishLanes, publishRows, publishSize, e.runPublications)
-	e.acks = newLane("ack", db, m, ackLanes, ackRows, publishSize, e.runAcks)
-	e.nacks = newLane("nack", db, m, ackLanes, ackRows, publishSize, e.runNacks)
-	e.extensions = newLane("extend", db, m, ackLanes, ackRows, publishSize, e.runExtensions)
-	e.releases = newLane("release", db, m, ackLanes, ackRows, publishSize, e.runReleases)
+	e.publications = newLane("publish", db, m, publishRows, publishSize, e.runPublications)
+	e.acks = newLane("ack", db, m, ackRows, publishSize, e.runAcks)
+	e.nacks = newLane("nack", db, m, ackRows, publishSize, e.runNacks)
+	e.extensions = newLane("extend", db, m, ackRows, publishSize, e.runExtensions)
+	e.releases = newLane("release", db, m, ackRows, publishSize, e.runReleases)
 	for range claimers {
 		e.claimers <- newSession(db, m)
 	}

@@ -194,7 +194,10 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	}()
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.controller.SetWriteDeadline(time.Time{}) // that of the request before, on the same connection
+	if hr.Header.Get("Expect") != "" {
+		// net/http answers it, within the deadline of the request before on the same connection.
+		w.controller.SetWriteDeadline(time.Time{})
+	}
 	if err := s.refuse(hr); err != nil {
 		s.fail(&request{Request: hr, w: w}, err)
 		return

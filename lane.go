@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"sync"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
@@ -14,11 +13,11 @@ import (
 // errOverloaded says that too much is waiting already.
 var errOverloaded = errors.New("too many requests are waiting")
 
-// A lane is where requests of one kind gather to share a statement. A worker
+// A lane is where requests of one kind gather to share a statement. Its worker
 // takes all that wait, runs them as one statement, commits, and answers
 // everyone: there is no timer, so an idle lane runs a request at once, and a
 // busy one makes batches by itself. A commit costs the same for one row as for
-// a hundred.
+// a hundred, which is why there is one worker: two make smaller batches.
 //
 // A request never hurts another that shares its statement: if PostgreSQL
 // rejects a batch for what is in it, its members are tried one by one and only
@@ -35,7 +34,7 @@ type lane[T any] struct {
 	maxRows int // of a batch; one request is taken however large it is
 	maxSize int // bytes of a batch, likewise
 	closing chan struct{}
-	closed  chan struct{} // the workers have ended
+	closed  chan struct{} // the worker has ended
 }
 
 // call is a request in a lane.
@@ -50,7 +49,7 @@ type call[T any] struct {
 // laneDepth is how many requests wait in a lane before it refuses more.
 const laneDepth = 10000
 
-func newLane[T any](name string, db *sql.DB, m *metrics, workers, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
+func newLane[T any](name string, db *sql.DB, m *metrics, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
 	l := &lane[T]{
 		run:     run,
 		sizes:   m.batches.WithLabelValues(name),
@@ -60,13 +59,9 @@ func newLane[T any](name string, db *sql.DB, m *metrics, workers, maxRows, maxSi
 		closing: make(chan struct{}),
 		closed:  make(chan struct{}),
 	}
-	var wg sync.WaitGroup
-	for range workers {
-		wg.Go(func() { l.work(newSession(db, m)) })
-	}
 	go func() {
-		wg.Wait()
-		close(l.closed)
+		defer close(l.closed)
+		l.work(newSession(db, m))
 	}()
 	return l
 }
@@ -90,7 +85,7 @@ func (l *lane[T]) do(ctx context.Context, request T, rows, size int) error {
 	}
 }
 
-// close ends the workers after what waits has been carried out.
+// close ends the worker after what waits has been carried out.
 func (l *lane[T]) close() {
 	close(l.closing)
 	<-l.closed

@@ -57,7 +57,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	l := newLane("test", s.db, newMetrics(s.db), 2, 10, 10, func(*session, []int) error { return nil })
+	l := newLane("test", s.db, newMetrics(s.db), 10, 10, func(*session, []int) error { return nil })
 	if err := l.do(context.Background(), 1, 1, 1); err != nil {
 		t.Error(err)
 	}

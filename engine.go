@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -45,6 +46,7 @@ type engine struct {
 
 	mu          sync.Mutex
 	dispatchers map[string]*dispatcher // of queues that have receivers, by queue id
+	floors      map[string]*floor      // of queues that were claimed from lately, by queue id
 	receivers   int                    // waiting, in all of them
 	draining    bool
 	dispatching sync.WaitGroup
@@ -72,6 +74,7 @@ func newEngine(database string, log *slog.Logger, m *metrics, slowLook time.Dura
 		claimers:    make(chan *session, claimers),
 		lookNow:     make(chan struct{}, 1),
 		dispatchers: make(map[string]*dispatcher),
+		floors:      make(map[string]*floor),
 		stop:        stop,
 	}
 	e.publications = newLane("publish", db, m, publishRows, publishSize, e.runPublications)
@@ -153,59 +156,75 @@ func (e *engine) announce(queueID string, dueAt time.Time) {
 }
 
 // How often the engine looks for what no notification told it of, and how often
-// while none can come.
+// while none can come, or at queues that are being claimed from.
 const (
 	defaultSlowLook = 10 * time.Second
-	blindLook       = time.Second
+	quickLook       = time.Second
 )
 
 // lookAround wakes the receivers of queues in which something is due without
 // their having been told: a notification was lost, or a server died before it
-// sent one. One statement looks at all queues that have receivers here.
+// sent one, or the claims of a queue have passed it. One statement looks at all
+// queues that have receivers here.
 func (e *engine) lookAround(ctx context.Context, s *session, slowLook time.Duration) {
 	defer s.close()
 	last := time.Now()
-	ticker := time.NewTicker(blindLook)
+	ticker := time.NewTicker(quickLook)
 	defer ticker.Stop()
 	for {
+		all := true
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.lookNow:
 		case <-ticker.C:
-			if e.notifier.listening() && time.Since(last) < slowLook {
-				continue
-			}
+			all = !e.notifier.listening() || time.Since(last) >= slowLook
 		}
-		last = time.Now()
-		if err := e.look(s); err != nil {
-			e.log.Debug("slow look", "error", err)
+		if all {
+			last = time.Now()
+		}
+		if err := e.look(s, all); err != nil {
+			e.log.Debug("look for what is due", "error", err)
 		}
 	}
 }
 
-func (e *engine) look(s *session) error {
+// look looks at all queues that have receivers, or at those of them whose claims
+// do not begin at the front.
+func (e *engine) look(s *session, all bool) error {
 	e.mu.Lock()
 	var ids []string
 	for id := range e.dispatchers {
-		ids = append(ids, id)
+		if f := e.floors[id]; all || f != nil && !f.at.IsZero() {
+			ids = append(ids, id)
+		}
 	}
+	maps.DeleteFunc(e.floors, func(id string, f *floor) bool {
+		return e.dispatchers[id] == nil && time.Since(f.usedAt) > floorIdle
+	})
 	e.mu.Unlock()
 	if len(ids) == 0 {
 		return nil
 	}
-	all, err := s.nextDue(ids)
+	found, err := s.nextDue(ids, time.Time{})
 	if err != nil { // perhaps a connection that was lost: a look can be repeated
-		if all, err = s.nextDue(ids); err != nil {
+		if found, err = s.nextDue(ids, time.Time{}); err != nil {
 			return err
 		}
 	}
-	exists := make(map[string]bool, len(all))
+	exists := make(map[string]bool, len(found))
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, v := range all {
+	for _, v := range found {
 		exists[v.queueID] = true
-		if d := e.dispatchers[v.queueID]; d != nil {
+		hidden := false
+		if f := e.floors[v.queueID]; f != nil {
+			f.check(v.now)
+			if hidden = v.dueAt.Before(f.at) && !v.dueAt.IsZero(); hidden {
+				f.lower(v.dueAt)
+			}
+		}
+		if d := e.dispatchers[v.queueID]; d != nil && (all || hidden) {
 			d.clock.set(v.now)
 			if !v.dueAt.IsZero() {
 				d.expect(v.dueAt)

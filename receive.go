@@ -194,6 +194,9 @@ func (e *engine) giveBack(queueID string, messages []message) {
 func (e *engine) wake(queueID string, dueAt time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if f := e.floors[queueID]; f != nil {
+		f.lower(dueAt)
+	}
 	if d := e.dispatchers[queueID]; d != nil {
 		d.expect(dueAt)
 	}
@@ -219,7 +222,8 @@ func (e *engine) dispatch(d *dispatcher) {
 			return
 		}
 		d.woken, d.asleep, d.dueAt = false, false, time.Time{}
-		asked, wanted := d.turns, 0
+		asked, wanted, impatient := d.turns, 0, d.impatient > 0
+		from := e.floorOf(d.queueID).begin()
 		shares := min(len(d.line), claimShares)
 		for _, r := range d.line {
 			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows {
@@ -228,7 +232,11 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		e.mu.Unlock()
 
-		v := e.claim(d.queueID, wanted, shares*deliverySize)
+		v := e.claim(d.queueID, from, wanted, shares*deliverySize)
+		if impatient && len(v.messages) == 0 && v.err == nil && !from.IsZero() {
+			// No look from the front will come in time for those who do not wait.
+			v = e.claim(d.queueID, time.Time{}, wanted, shares*deliverySize)
+		}
 		left, wait := e.handOut(d, asked, v)
 		// Before the next claim, or messages would overtake them.
 		e.giveBack(d.queueID, left)
@@ -308,13 +316,27 @@ func share(messages []message, limit int) int {
 	return len(messages)
 }
 
-// claim leases up to limit messages of the queue, and up to budget bytes.
-func (e *engine) claim(queueID string, limit, budget int) delivery {
+// floorOf returns the floor of a queue. Its caller holds the mutex.
+func (e *engine) floorOf(queueID string) *floor {
+	f := e.floors[queueID]
+	if f == nil {
+		f = &floor{}
+		e.floors[queueID] = f
+	}
+	return f
+}
+
+// claim leases up to limit messages of the queue that are due since from, and up
+// to budget bytes.
+func (e *engine) claim(queueID string, from time.Time, limit, budget int) delivery {
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
 	sentAt := time.Now()
-	messages, ackDeadline, err := s.claim(queueID, limit, budget)
+	messages, ackDeadline, err := s.claim(queueID, from, limit, budget)
 	if errors.Is(err, errQueueNotFound) {
+		e.mu.Lock()
+		delete(e.floors, queueID)
+		e.mu.Unlock()
 		return delivery{err: err}
 	}
 	if err != nil {
@@ -326,6 +348,12 @@ func (e *engine) claim(queueID string, limit, budget int) delivery {
 	for _, m := range messages {
 		size += m.size
 	}
+	if len(messages) > 0 {
+		last := messages[len(messages)-1]
+		e.mu.Lock()
+		e.floorOf(queueID).raise(from, last.dueAt.Time, last.UpdatedAt.Time)
+		e.mu.Unlock()
+	}
 	if size > budget/2 {
 		e.announce(queueID, time.Time{}) // likewise, if rows beyond the budget were locked
 	}
@@ -335,8 +363,11 @@ func (e *engine) claim(queueID string, limit, budget int) delivery {
 // expectNext finds out when the next message of the queue becomes due, and
 // reports whether that time is past.
 func (e *engine) expectNext(d *dispatcher) (overdue bool) {
+	e.mu.Lock()
+	from := e.floorOf(d.queueID).at
+	e.mu.Unlock()
 	s := <-e.claimers
-	all, err := s.nextDue([]string{d.queueID})
+	all, err := s.nextDue([]string{d.queueID}, from)
 	e.claimers <- s
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -349,6 +380,7 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	}
 	v := all[0]
 	d.clock.set(v.now)
+	e.floorOf(d.queueID).check(v.now)
 	if !v.dueAt.IsZero() && (d.dueAt.IsZero() || v.dueAt.Before(d.dueAt)) {
 		d.dueAt = v.dueAt
 	}

@@ -44,7 +44,7 @@ func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	}
 	var got []string
 	for range 5 {
-		claimed, _, err := session.claim("q", 100, deliverySize)
+		claimed, _, err := session.claim("q", time.Time{}, 100, deliverySize)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +170,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	for _, want := range []int{1, 2, 1} { // one in any case
-		got, _, err := session.claim("t", 10, 50+100*(want-1)+want/2*50)
+		got, _, err := session.claim("t", time.Time{}, 10, 50+100*(want-1)+want/2*50)
 		if err != nil || len(got) != want {
 			t.Fatalf("claim = %d messages, %v, want %d", len(got), err, want)
 		}

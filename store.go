@@ -1248,6 +1248,7 @@ WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq, size
     FROM queued.messages
     WHERE queue_key = $1
+        AND scheduled_at >= $7
         AND scheduled_at <= now()
         AND expired_at > now()
         AND delivery_attempts < $2
@@ -1270,9 +1271,9 @@ RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at,
 
 // claim leases up to limit due messages, oldest due first and at most budget
 // bytes of them, but one in any case: each counts one delivery attempt and is
-// hidden until the queue's ack deadline. It also returns that deadline, and
-// errQueueNotFound if there is no queue.
-func (s *session) claim(queueID string, limit, budget int) ([]message, time.Duration, error) {
+// hidden until the queue's ack deadline. It looks at those that are due since
+// from. It also returns the ack deadline, and errQueueNotFound if there is no queue.
+func (s *session) claim(queueID string, from time.Time, limit, budget int) ([]message, time.Duration, error) {
 	for range settingsAttempts {
 		terms, known := s.settings.terms[queueID]
 		if !known {
@@ -1282,7 +1283,7 @@ func (s *session) claim(queueID string, limit, budget int) ([]message, time.Dura
 			terms = s.settings.terms[queueID]
 		}
 		version := s.settings.version
-		claimed, err := s.claimOn(terms, queueID, limit, budget)
+		claimed, err := s.claimOn(terms, queueID, from, limit, budget)
 		if err != nil || len(claimed) > 0 {
 			return claimed, terms.ackDeadline, err
 		}
@@ -1298,13 +1299,13 @@ func (s *session) claim(queueID string, limit, budget int) ([]message, time.Dura
 }
 
 // claimOn is claim on terms that may have changed; then it claims nothing.
-func (s *session) claimOn(terms leaseTerms, queueID string, limit, budget int) ([]message, error) {
+func (s *session) claimOn(terms leaseTerms, queueID string, from time.Time, limit, budget int) ([]message, error) {
 	claimed, err := read(s, "claim", func(row scanner) (message, error) {
 		m := message{QueueID: queueID, queueKey: terms.queueKey}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
 			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq)
 		return m, err
-	}, claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget, s.settings.version)
+	}, claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget, s.settings.version, since(from))
 	if err != nil {
 		return nil, err
 	}
@@ -1312,6 +1313,14 @@ func (s *session) claimOn(terms leaseTerms, queueID string, limit, budget int) (
 		return cmp.Or(a.dueAt.Compare(b.dueAt.Time), cmp.Compare(a.seq, b.seq))
 	})
 	return claimed, nil
+}
+
+// since returns a time as an argument; zero is before any other.
+func since(t time.Time) any {
+	if t.IsZero() {
+		return "-infinity"
+	}
+	return t
 }
 
 // nextDue says when a queue has something to be claimed next.
@@ -1327,6 +1336,7 @@ SELECT q.id, now(), (
     SELECT m.scheduled_at
     FROM queued.messages m
     WHERE m.queue_key = q.key
+        AND m.scheduled_at >= $2
         AND (m.scheduled_at > now()
             OR m.expired_at > now()
                 AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries))
@@ -1336,13 +1346,13 @@ SELECT q.id, now(), (
 FROM queued.queues q
 WHERE q.id = ANY($1::text[])`
 
-// nextDue looks at all the queues in one statement. Those that do not exist are
-// missing from what it returns.
-func (s *session) nextDue(queueIDs []string) ([]nextDue, error) {
+// nextDue looks at all the queues in one statement, for what is due since from.
+// Those that do not exist are missing from what it returns.
+func (s *session) nextDue(queueIDs []string, from time.Time) ([]nextDue, error) {
 	return read(s, "next_due", func(row scanner) (v nextDue, err error) {
 		var dueAt sql.NullTime
 		err = row.Scan(&v.queueID, &v.now, &dueAt)
 		v.dueAt = dueAt.Time
 		return v, err
-	}, selectNextDue, textArray(queueIDs))
+	}, selectNextDue, textArray(queueIDs), since(from))
 }

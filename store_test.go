@@ -392,12 +392,12 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		args      []string
 		index     string
 	}{
-		"claim":          {claimMessages, []string{"1", "10", "10", "60", "1000000", "1"}, "messages_due"},
+		"claim":          {claimMessages, []string{"1", "10", "10", "60", "1000000", "1", "now()"}, "messages_due"},
 		"ack":            {ackMessages, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"nack":           {nackMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"extend":         {extendMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
-		"next due":       {selectNextDue, []string{"'{t}'"}, "messages_due"},
+		"next due":       {selectNextDue, []string{"'{t}'", "now()"}, "messages_due"},
 		"purge":          {purgeBatch, []string{"1", "100", "now()", "0", "10"}, "messages_due"},
 		"redrive":        {redriveBatch, []string{"1", "now()", "100", "now()", "0", "10", "'t'"}, "messages_due"},
 		"peek":           {selectPeek, []string{"'t'", "0", "10", "1000000"}, "messages_due"},

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"time"
+)
+
+func TestFloorStaysBelowWhatWasNamed(t *testing.T) {
+	t.Parallel()
+	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
+	for what, v := range map[string]struct {
+		do   func(f *floor)
+		want time.Time
+	}{
+		"a claim raises it": {func(f *floor) {
+			f.raise(f.begin(), at(1000), at(2000))
+		}, at(950)},
+		"a claim does not lower it": {func(f *floor) {
+			f.raise(f.begin(), at(1000), at(2000))
+			f.raise(f.begin(), at(960), at(2000))
+		}, at(950)},
+		"a wake lowers it": {func(f *floor) {
+			f.raise(f.begin(), at(1000), at(2000))
+			f.lower(at(500))
+		}, at(500)},
+		"a wake for later does not": {func(f *floor) {
+			f.raise(f.begin(), at(1000), at(2000))
+			f.lower(at(1500))
+		}, at(950)},
+		"a wake for any time does": {func(f *floor) {
+			f.raise(f.begin(), at(1000), at(2000))
+			f.lower(time.Time{})
+		}, time.Time{}},
+		"a wake during a claim holds it down": {func(f *floor) {
+			from := f.begin()
+			f.lower(at(700))
+			f.lower(at(800))
+			f.raise(from, at(1000), at(2000))
+		}, at(700)},
+		"a wake before a claim does not": {func(f *floor) {
+			f.lower(at(700))
+			f.raise(f.begin(), at(1000), at(2000))
+		}, at(950)},
+		"a clock that was set back resets it": {func(f *floor) {
+			f.raise(f.begin(), at(1000), at(2000))
+			f.check(at(900))
+		}, time.Time{}},
+	} {
+		f := &floor{}
+		v.do(f)
+		if !f.at.Equal(v.want) {
+			t.Errorf("%s: the floor is at %v, want %v", what, f.at, v.want)
+		}
+	}
+}
+
+// Claims begin where nothing is left: what is below is not looked at. What gets
+// there without a word is found by a look from the front.
+func TestWhatIsBelowTheFloorIsFoundByALook(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ids := s.publish("t", 1, 2)
+	s.receive("t", "?limit=1&wait_seconds=5")
+	s.engine.mu.Lock()
+	raised := !s.engine.floors["t"].at.IsZero()
+	s.engine.mu.Unlock()
+	if !raised {
+		t.Error("the receive did not raise the floor of its queue")
+	}
+	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 min' WHERE id = $1", ids[1])
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+	checkDiff(t, "received", []int{2}, numbers(s.await(poll)))
+}
+
+func TestThoseWhoDoNotWaitSeeWhatIsBelowTheFloor(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ids := s.publish("t", 1, 2)
+	s.receive("t", "?limit=1")
+	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 min' WHERE id = $1", ids[1])
+	checkDiff(t, "received", []int{2}, numbers(s.receive("t", "")))
+}

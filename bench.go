@@ -48,6 +48,7 @@ type bench struct {
 
 type benchSettings struct {
 	url       string
+	from      string
 	queue     string
 	token     string
 	producers int
@@ -58,6 +59,7 @@ type benchSettings struct {
 	ahead     int
 	backlog   int
 	duration  time.Duration
+	drain     bool
 	json      bool
 }
 
@@ -108,6 +110,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 	v := &b.settings
 	f := newFlagSet("queued bench", benchUsage, stdout)
 	f.StringVar(&v.url, "url", "http://127.0.0.1:8000", "`URL` of the server")
+	f.StringVar(&v.from, "receive-url", "", "`URL` of the server to receive from, if it is another on the same database")
 	f.StringVar(&v.queue, "queue", "", "`queue` to use; it must be empty, and is not removed")
 	f.StringVar(&v.token, "token", "", "`token` to send")
 	f.IntVar(&v.producers, "producers", 16, "`number` of producers")
@@ -118,15 +121,21 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 	f.IntVar(&v.ahead, "ahead", 1000, "`messages` that producers may be ahead of consumers, if there are any; 0 for any number")
 	f.IntVar(&v.backlog, "backlog", 0, "`messages` to publish before the load begins, which do not count as ahead")
 	f.DurationVar(&v.duration, "duration", 10*time.Second, "how long the load lasts")
+	f.BoolVar(&v.drain, "drain", true, "receive all there is after the load, and look for what is missing")
 	f.BoolVar(&v.json, "json", false, "report as JSON, on one line")
 	if err := f.parse(args, getenv); err != nil {
 		return err
 	}
+	if v.from == "" {
+		v.from = v.url
+	}
+	isURL := func(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
 	for _, check := range []struct {
 		ok         bool
 		name, what string
 	}{
-		{strings.HasPrefix(v.url, "http://") || strings.HasPrefix(v.url, "https://"), "url", "must begin with http:// or https://"},
+		{isURL(v.url), "url", "must begin with http:// or https://"},
+		{isURL(v.from), "receive-url", "must begin with http:// or https://"},
 		{v.queue == "" || validID(v.queue), "queue", "is no id of a queue"},
 		{0 <= v.producers && v.producers <= 100_000, "producers", "must be 0 to 100000"},
 		{0 <= v.consumers && v.consumers <= 100_000, "consumers", "must be 0 to 100000"},
@@ -141,7 +150,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 			return fmt.Errorf("-%s: %s", check.name, check.what)
 		}
 	}
-	v.url = strings.TrimSuffix(v.url, "/")
+	v.url, v.from = strings.TrimSuffix(v.url, "/"), strings.TrimSuffix(v.from, "/")
 	conns := v.producers + v.consumers + 1
 	b.client = &http.Client{Transport: &http.Transport{MaxIdleConns: conns, MaxIdleConnsPerHost: conns, DisableCompression: true}}
 	defer b.client.CloseIdleConnections()
@@ -152,7 +161,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 func (b *bench) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	if b.settings.queue == "" {
 		b.settings.queue = "bench-" + strings.ToLower(b.run[:8])
-		status, answer, err := b.request(http.MethodPost, "/queues", fmt.Appendf(nil,
+		status, answer, err := b.request(http.MethodPost, b.settings.url+"/queues", fmt.Appendf(nil,
 			`{"id":%q,"ack_deadline_seconds":60,"message_retention_seconds":86400}`, b.settings.queue))
 		if err != nil {
 			return fmt.Errorf("-url: %w", err)
@@ -160,7 +169,7 @@ func (b *bench) measure(ctx context.Context, stdout, stderr io.Writer) error {
 		if status != http.StatusCreated {
 			return fmt.Errorf("cannot make a queue at %s: %d %s", b.settings.url, status, answer)
 		}
-		defer b.request(http.MethodDelete, "/queues/"+b.settings.queue, nil)
+		defer b.request(http.MethodDelete, b.settings.url+"/queues/"+b.settings.queue, nil)
 	}
 	b.began = time.Now()
 	if err := b.fill(ctx); err != nil {
@@ -181,7 +190,7 @@ func (b *bench) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	report.Publish, report.PublishToReceipt = b.publishing.percentiles(), b.receipt.percentiles()
 	b.ended.Store(true)
 	producers.Wait()
-	if b.settings.consumers > 0 {
+	if b.settings.consumers > 0 && b.settings.drain {
 		report.Missing = new(b.drain(stderr))
 	}
 	b.draining.Store(false)
@@ -337,7 +346,7 @@ func (b *bench) publish(n int, due time.Time) bool {
 		}
 		body = append(body, "]}"...)
 	}
-	status, _, err := b.request(http.MethodPost, path, body)
+	status, _, err := b.request(http.MethodPost, b.settings.url+path, body)
 	if err != nil || status != http.StatusCreated {
 		b.failed(status, err)
 		return false
@@ -392,7 +401,7 @@ func (b *bench) consume() {
 		if b.ended.Load() {
 			limit = maxBatch
 		}
-		status, answer, err := b.request(http.MethodGet, fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%d", b.settings.queue, limit, benchPoll), nil)
+		status, answer, err := b.request(http.MethodGet, fmt.Sprintf("%s/queues/%s/messages?limit=%d&wait_seconds=%d", b.settings.from, b.settings.queue, limit, benchPoll), nil)
 		if err != nil || status != http.StatusOK {
 			b.failed(status, err)
 			time.Sleep(benchPause)
@@ -403,10 +412,10 @@ func (b *bench) consume() {
 		case len(ids) == 0:
 			continue
 		case len(ids) == 1:
-			status, _, err = b.request(http.MethodPut, "/messages/"+ids[0]+"/ack", nil)
+			status, _, err = b.request(http.MethodPut, b.settings.from+"/messages/"+ids[0]+"/ack", nil)
 		default:
 			body := append([]byte(`{"ids":["`), strings.Join(ids, `","`)...)
-			status, _, err = b.request(http.MethodPut, "/messages/ack", append(body, `"]}`...))
+			status, _, err = b.request(http.MethodPut, b.settings.from+"/messages/ack", append(body, `"]}`...))
 		}
 		if err != nil || status != http.StatusNoContent {
 			b.failed(status, err)
@@ -473,12 +482,12 @@ func (b *bench) arrived(number int, now time.Time) {
 }
 
 // request makes a request and reads the answer to its end.
-func (b *bench) request(method, path string, body []byte) (status int, answer []byte, err error) {
+func (b *bench) request(method, url string, body []byte) (status int, answer []byte, err error) {
 	var in io.Reader
 	if body != nil {
 		in = bytes.NewReader(body)
 	}
-	r, err := http.NewRequest(method, b.settings.url+path, in)
+	r, err := http.NewRequest(method, url, in)
 	if err != nil {
 		return 0, nil, err
 	}

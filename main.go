@@ -28,13 +28,14 @@
 //     in which they came. When nothing is due it sleeps, which is the long poll,
 //     until something is: told by a publish in this process, by a notification
 //     from another (notify.go), by the clock, or by a slow look for what nobody
-//     told it.
+//     told it. floor.go keeps claims from walking over what is gone.
 //
 // All state is in PostgreSQL, in the schema that schema.sql describes, so any
 // number of these processes can share one database. cleanup.go removes what
 // expired and moves what was delivered too often. session.go is how a connection
 // behaves, topology.go makes queues from a file, metrics.go is what Prometheus
-// sees, count.go how many messages there are, docs.go the API described.
+// sees, count.go how many messages there are, docs.go the API described. bench.go
+// is a program of its own: load for a running server.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
 // same code.
@@ -49,6 +50,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -91,6 +93,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 // config is what the flags say.
 type config struct {
 	listen          string
+	debugListen     string
 	databaseURL     string
 	dataDir         string
 	cleanupInterval time.Duration
@@ -122,6 +125,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	l := &c.limits
 	f := newFlagSet("queued", usage, stdout)
 	f.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`address` to serve on; port 0 is any free one")
+	f.StringVar(&c.debugListen, "debug-listen", "", "`address` to serve profiles of the program on, see net/http/pprof; on none if empty")
 	f.StringVar(&c.databaseURL, "database-url", "", "PostgreSQL to use, as a `URL` (postgres://user:password@host/database) or as\nkey=value pairs; without it queued runs a private PostgreSQL in -data-dir")
 	f.StringVar(&c.dataDir, "data-dir", defaultDataDir(getenv), "`folder` of the private PostgreSQL, made if it is not there")
 	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "time between two passes of the cleanup")
@@ -164,6 +168,10 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	}
 	_, _, err := net.SplitHostPort(c.listen)
 	check(err == nil, "listen", fmt.Sprintf("%q is not an address like 127.0.0.1:8000", c.listen))
+	if c.debugListen != "" {
+		_, _, err := net.SplitHostPort(c.debugListen)
+		check(err == nil, "debug-listen", fmt.Sprintf("%q is not an address like 127.0.0.1:6060", c.debugListen))
+	}
 	if c.databaseURL != "" {
 		_, err := connectionString(c.databaseURL)
 		check(err == nil, "database-url", fmt.Sprint(err))
@@ -290,6 +298,15 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	}
 	defer listener.Close()
 
+	if c.debugListen != "" {
+		debug, err := net.Listen("tcp", c.debugListen)
+		if err != nil {
+			return fmt.Errorf("-debug-listen: %w", err)
+		}
+		defer debug.Close()
+		go http.Serve(debug, profiles())
+	}
+
 	database := c.databaseURL
 	atOnce := false // the drain was cut short
 	var postgres *privatePostgres
@@ -396,6 +413,15 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		err = errors.Join(err, errors.New("not all statements were finished"))
 	}
 	return err
+}
+
+// profiles serves what go tool pprof asks for.
+func profiles() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
 }
 
 // shutdownNow gives answers that are being written right now a moment.

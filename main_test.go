@@ -366,7 +366,7 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 		t.Errorf("run -help = %v", err)
 	}
 	for _, name := range []string{
-		"listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts",
+		"listen", "debug-listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts",
 		"log-level", "log-format", "topology", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
 		"max-message-retention-seconds", "min-message-max-deliveries", "max-message-max-deliveries", "min-delivery-delay-seconds", "max-delivery-delay-seconds",
 	} {

@@ -1,0 +1,869 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/pprof/profile"
+)
+
+// besideHandler compares with a handler that has no database.
+func (s *suite) besideHandler() error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	l.Close()
+	handler := exec.Command(os.Args[0], "-nodb", l.Addr().String())
+	if err := handler.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		handler.Process.Kill()
+		handler.Wait()
+	}()
+	nodb := "http://" + l.Addr().String()
+	v, err := s.start()
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	s.write(`
+## Beside a handler without a database
+
+The handler answers the same requests with the same JSON by net/http and encoding/json, and keeps messages in memory.
+Requests a second, all kinds added up; each client makes one request after the other. Producers are never more than
+1000 messages ahead of consumers, so as many are published as acked. CPU is the client's part of the machine's.
+
+| | clients | handler | queued | ratio | goal | p50, p99 of a publish, ms | CPU |
+|---|---|---|---|---|---|---|---|
+`)
+	for _, k := range []struct {
+		what      string
+		consumers bool
+		goal      map[int]string
+	}{{"publish", false, map[int]string{64: "0.7"}}, {"publish, receive one, ack one", true, map[int]string{64: "0.6"}}} {
+		for _, clients := range []int{8, 16, 64} {
+			consumers, shown := 0, strconv.Itoa(clients)
+			if k.consumers {
+				consumers, shown = clients, fmt.Sprintf("%d + %d", clients, clients)
+			}
+			var without, with, ratio, p50, p99, cpu numbers
+			for range s.rounds {
+				a, err := s.bench(nodb, load(clients, consumers, 1, s.seconds)...)
+				if err != nil {
+					return err
+				}
+				b, err := s.bench(v.url, load(clients, consumers, 1, s.seconds)...)
+				if err != nil {
+					return err
+				}
+				without, with, ratio = append(without, a.requests()), append(with, b.requests()), append(ratio, b.requests()/a.requests())
+				p50, p99, cpu = append(p50, b.Publish.P50), append(p99, b.Publish.P99), append(cpu, b.ClientCPU)
+			}
+			s.write("| %s | %s | %v | %v | %v | %s | %.1f, %.1f | %.0f %% |\n", k.what, shown, without, with, ratio, k.goal[clients], p50.median(), p99.median(), 100*cpu.median())
+		}
+	}
+	return nil
+}
+
+// profile says where the CPU time goes.
+func (s *suite) profile() error {
+	address, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	v, err := s.start("-debug-listen", address)
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	s.write(`
+## Where the time goes
+
+CPU time by part while 64 producers and 64 consumers work, one message a request. PostgreSQL and the client are other
+processes; the rest is the server, by its profile.
+
+| | microseconds a request | part |
+|---|---|---|
+`)
+	var samples []byte
+	var took error
+	var wg sync.WaitGroup
+	before := processTimes(v)
+	wg.Go(func() {
+		time.Sleep(2 * time.Second)
+		answer, err := http.Get("http://" + address + "/debug/pprof/profile?seconds=8")
+		if err != nil {
+			took = err
+			return
+		}
+		defer answer.Body.Close()
+		samples, took = io.ReadAll(answer.Body)
+	})
+	const d = 12 * time.Second
+	r, err := s.bench(v.url, append(load(64, 64, 1, d), "-drain=false")...)
+	wg.Wait()
+	if err != nil {
+		return err
+	}
+	if took != nil {
+		return took
+	}
+	after := processTimes(v)
+	requests := r.requests() * d.Seconds()
+	client := r.ClientCPU * float64(runtime.NumCPU()) * d.Seconds()
+	server, postgres := after.server-before.server, after.postgres-before.postgres
+	p, err := profile.ParseData(samples)
+	if err != nil {
+		return err
+	}
+	parts, sum := map[string]float64{}, 0.0
+	for _, sample := range p.Sample {
+		nanoseconds := float64(sample.Value[1])
+		parts[partOf(sample)] += nanoseconds
+		sum += nanoseconds
+	}
+	total := client + server + postgres
+	line := func(what string, seconds float64) {
+		s.write("| %s | %.1f | %.0f %% |\n", what, seconds/requests*1e6, 100*seconds/total)
+	}
+	line("PostgreSQL, all its processes", postgres)
+	line("client", client)
+	for _, part := range []string{"net/http: connections, headers, routing", "JSON and checks of requests, answers", "lib/pq and database/sql", "the engine: lanes, dispatchers", "metrics", "garbage collector", "scheduler and the rest of the runtime"} {
+		line("server: "+part, server*parts[part]/sum)
+	}
+	s.write("\nAll together %.0f microseconds a request, of which %d cores have %.0f at this rate.\n", total/requests*1e6, runtime.NumCPU(), float64(runtime.NumCPU())*d.Seconds()/requests*1e6)
+	return nil
+}
+
+// partOf says what a sample of the server's profile was spent on: the innermost
+// function that tells.
+func partOf(sample *profile.Sample) string {
+	for _, location := range sample.Location {
+		for _, line := range location.Line {
+			name := line.Function.Name
+			switch {
+			case strings.HasPrefix(name, "runtime.gc"), strings.HasPrefix(name, "runtime.bgsweep"), strings.HasPrefix(name, "runtime.bgscavenge"):
+				return "garbage collector"
+			case strings.HasPrefix(name, "github.com/lib/pq"), strings.HasPrefix(name, "database/sql"):
+				return "lib/pq and database/sql"
+			case strings.Contains(name, "prometheus"), strings.Contains(name, "main.(*metrics)"):
+				return "metrics"
+			case strings.HasPrefix(name, "encoding/json"), strings.Contains(name, "main.(*form)"), strings.Contains(name, "appendJSON"), strings.Contains(name, "main.readBody"), strings.Contains(name, "main.(*response)"):
+				return "JSON and checks of requests, answers"
+			case strings.Contains(name, "main.(*engine)"), strings.Contains(name, "main.(*lane"), strings.Contains(name, "main.(*session)"), strings.Contains(name, "main.read["):
+				return "the engine: lanes, dispatchers"
+			case strings.HasPrefix(name, "net/http"), strings.HasPrefix(name, "main."):
+				return "net/http: connections, headers, routing"
+			}
+		}
+	}
+	return "scheduler and the rest of the runtime"
+}
+
+type times struct{ server, postgres float64 } // seconds of CPU
+
+// processTimes returns the CPU time of a server and of its private PostgreSQL.
+func processTimes(v *server) (t times) {
+	t.server = cpuOf(v.cmd.Process.Pid)
+	pid, _ := os.ReadFile(filepath.Join(v.data, "data", "postgres", "postmaster.pid"))
+	first, _, _ := strings.Cut(string(pid), "\n")
+	all, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range all {
+		text, _ := os.ReadFile(path)
+		_, after, _ := strings.Cut(string(text), ") ")
+		if fields := strings.Fields(after); len(fields) > 1 && fields[1] == first {
+			n, _ := strconv.Atoi(strings.Split(path, "/")[2])
+			t.postgres += cpuOf(n)
+		}
+	}
+	return t
+}
+
+func cpuOf(pid int) float64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, after, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(after)
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseFloat(fields[11], 64)
+	system, _ := strconv.ParseFloat(fields[12], 64)
+	return (user + system) / 100 // ticks of Linux
+}
+
+func (s *suite) besideRabbitMQ() error {
+	v, err := s.start()
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	r, err := s.startRabbit()
+	if err != nil {
+		return err
+	}
+	defer r.stop()
+	version := "unknown"
+	if out, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", "rabbitmq-server").Output(); err == nil {
+		version = string(out)
+	}
+	s.write(`
+## Beside RabbitMQ
+
+Debian's package %s; durable queue, persistent messages of 200 bytes, confirmed one by one, consumed with a prefetch of
+one, acked. Each client has a connection of its own. Messages a second; the server that is not measured is idle.
+
+| | clients | RabbitMQ | queued | ratio |
+|---|---|---|---|---|
+`, version)
+	for _, clients := range []int{16, 64} {
+		for _, consumers := range []int{0, clients} {
+			var theirs, ours, ratio numbers
+			for range s.rounds {
+				published, acked, err := r.load(clients, consumers, 200, s.seconds)
+				if err != nil {
+					return err
+				}
+				b, err := s.bench(v.url, load(clients, consumers, 1, s.seconds)...)
+				if err != nil {
+					return err
+				}
+				if consumers > 0 {
+					theirs, ours, ratio = append(theirs, acked), append(ours, b.Acked), append(ratio, b.Acked/acked)
+				} else {
+					theirs, ours, ratio = append(theirs, published), append(ours, b.Published), append(ratio, b.Published/published)
+				}
+			}
+			what, shown := "publish", strconv.Itoa(clients)
+			if consumers > 0 {
+				what, shown = "publish, receive one, ack one", fmt.Sprintf("%d + %d", clients, clients)
+			}
+			s.write("| %s | %s | %v | %v | %v |\n", what, shown, theirs, ours, ratio)
+		}
+	}
+	return nil
+}
+
+// The statements of queued as pgbench can run them: rows are made by
+// PostgreSQL, and ids do not leave it.
+const pgbenchInsert = `
+INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
+SELECT gen_random_uuid(), :key, ('{"pad":"' || repeat('a', 190) || '"}')::json, 200, now() + interval '1 h', now(), now(), now()
+FROM generate_series(1, 100);
+`
+
+const pgbenchCycle = pgbenchInsert + `
+WITH due AS MATERIALIZED (
+    SELECT ctid AS tid FROM queued.messages
+    WHERE queue_key = :key AND scheduled_at <= now() AND expired_at > now() AND delivery_attempts < 2147483647
+    ORDER BY scheduled_at, seq LIMIT 100 FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE queued.messages m
+    SET in_flight = true, delivery_attempts = delivery_attempts + 1, scheduled_at = now() + interval '1 min', updated_at = now()
+    FROM due WHERE m.ctid = due.tid RETURNING m.id
+)
+SELECT coalesce(array_agg(id), '{}') AS ids FROM claimed
+\gset
+DELETE FROM queued.messages WHERE id = ANY(:ids::uuid[]);
+`
+
+// pgbench runs a script on the database of a server, as a queue of its own, and
+// returns transactions a second.
+func (v *server) pgbench(script string, clients int, d time.Duration) (float64, error) {
+	path := filepath.Join(v.data, "pgbench.sql")
+	if err := os.WriteFile(path, []byte(script), 0o644); err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(v.s.ctx, postgresProgram("pgbench"), "-n", "-M", "prepared", "-h", v.data+"/data/run", "-U", "queued", "-D", "key=1000000",
+		"-c", strconv.Itoa(clients), "-j", "2", "-T", strconv.Itoa(int(d.Seconds())), "-f", path, "queued")
+	cmd.Env = append(os.Environ(), "PGOPTIONS=-c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off -c jit=off")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("pgbench: %w: %s", err, out)
+	}
+	found := regexp.MustCompile(`tps = ([0-9.]+)`).FindSubmatch(out)
+	if found == nil {
+		return 0, fmt.Errorf("pgbench: %s", out)
+	}
+	fmt.Fprintf(os.Stderr, "   pgbench %s/s\n", found[1])
+	return strconv.ParseFloat(string(found[1]), 64)
+}
+
+func (s *suite) batches() error {
+	s.write(`
+## Batches of 100
+
+Messages a second with 100 in each request, 8 clients of each kind, beside pgbench with 8 clients that inserts 100 rows a
+commit, or runs insert, claim and delete of 100 rows as three commits, into the same table.
+
+| | pgbench | queued | ratio | goal |
+|---|---|---|---|---|
+`)
+	for _, k := range []struct {
+		what, script string
+		consumers    int
+		goal         string
+	}{{"publish", pgbenchInsert, 0, "0.5"}, {"publish, receive, ack", pgbenchCycle, 8, "0.5"}} {
+		var theirs, ours, ratio numbers
+		for range s.rounds {
+			v, err := s.start()
+			if err != nil {
+				return err
+			}
+			tps, err := v.pgbench(k.script, 8, s.seconds)
+			if err == nil {
+				_, err = v.sql("TRUNCATE queued.messages")
+			}
+			var b *report
+			if err == nil {
+				b, err = s.bench(v.url, load(8, k.consumers, 100, s.seconds)...)
+			}
+			v.stop()
+			if err != nil {
+				return err
+			}
+			rate := b.Published
+			if k.consumers > 0 {
+				rate = b.Acked
+			}
+			theirs, ours, ratio = append(theirs, 100*tps), append(ours, rate), append(ratio, rate/(100*tps))
+		}
+		s.write("| %s | %v | %v | %v | %s |\n", k.what, theirs, ours, ratio, k.goal)
+	}
+	return nil
+}
+
+// rows inserts messages behind the server's back.
+func (v *server) rows(queueID string, many int, scheduledAt string, inFlight bool) error {
+	_, err := v.sql(fmt.Sprintf(`INSERT INTO queued.messages (id, queue_key, data, size, in_flight, expired_at, scheduled_at, created_at, updated_at)
+		SELECT gen_random_uuid(), key, ('{"pad":"' || repeat('a', 190) || '"}')::json, 200, %v, now() + interval '10 h', %s, now(), now()
+		FROM queued.queues, generate_series(1, %d) WHERE id = '%s'`, inFlight, scheduledAt, many, queueID))
+	return err
+}
+
+func (v *server) mustQueue(id string) error {
+	answer, err := http.Post(v.url+"/queues", "application/json", strings.NewReader(fmt.Sprintf(`{"id":%q,"ack_deadline_seconds":60,"message_retention_seconds":86400}`, id)))
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusCreated {
+		return fmt.Errorf("queue %s: %s", id, answer.Status)
+	}
+	return nil
+}
+
+func (s *suite) backlog() error {
+	s.write(`
+## Under a backlog
+
+Cycles of publish, receive one, ack one, 64 + 64 clients, with other messages in the database. Right after they were put
+there, so PostgreSQL has no statistics of them. The ratio is to an empty queue in the same round; the goal is 0.9.
+
+| | acked a second | ratio |
+|---|---|---|
+`)
+	const million = 1_000_000
+	kinds := []struct {
+		what    string
+		prepare func(v *server) error
+		args    []string
+		rounds  int
+	}{
+		{"nothing", func(*server) error { return nil }, nil, s.rounds},
+		{"a million due in the queue", func(*server) error { return nil }, []string{"-backlog", "1000000", "-drain=false"}, s.rounds},
+		{"a million in flight in the queue", func(v *server) error { return v.rows("q", million, "now() + interval '1 h'", true) }, []string{"-queue", "q"}, s.rounds},
+		{"a million delayed in the queue", func(v *server) error { return v.rows("q", million, "now() + interval '1 h'", false) }, []string{"-queue", "q"}, s.rounds},
+		{"a million due in another queue", func(v *server) error { return v.rows("other", million, "now()", false) }, nil, s.rounds},
+		{"ten million due in the queue", func(*server) error { return nil }, []string{"-backlog", "10000000", "-drain=false"}, 1},
+	}
+	results := make([]numbers, len(kinds))
+	ratios := make([]numbers, len(kinds))
+	for round := range s.rounds {
+		empty := 0.0
+		for i, k := range kinds {
+			if round >= k.rounds {
+				continue
+			}
+			v, err := s.start()
+			if err != nil {
+				return err
+			}
+			var r *report
+			for _, id := range []string{"q", "other"} {
+				if err == nil {
+					err = v.mustQueue(id)
+				}
+			}
+			if err == nil {
+				err = k.prepare(v)
+			}
+			if err == nil {
+				r, err = s.bench(v.url, append(load(64, 64, 1, s.seconds), k.args...)...)
+			}
+			v.stop()
+			if err != nil {
+				return err
+			}
+			if i == 0 {
+				empty = r.Acked
+			}
+			results[i], ratios[i] = append(results[i], r.Acked), append(ratios[i], r.Acked/empty)
+		}
+	}
+	for i, k := range kinds {
+		s.write("| %s | %v | %v |\n", k.what, results[i], ratios[i])
+	}
+	s.write("\nThe plans are the same on an empty, a full and an analyzed table: `go test -run HotStatements .` checks each of them.\n")
+	return nil
+}
+
+func (s *suite) snapshot() error {
+	s.write(`
+## While a snapshot is held
+
+A transaction stays open in the database (` + "`BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;`" + `), so nothing that is acked can be
+vacuumed. 64 + 64 clients, one message a request; acked a second, and milliseconds of a publish. The goal is 0.8 of the
+rate without, and a 99th percentile within twice.
+
+| | acked a second | of it in the first and the last tenth | p50, p99 | ratio | table and indexes before, after |
+|---|---|---|---|---|---|
+`)
+	v, err := s.start()
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	base := 0.0
+	for _, k := range []struct {
+		what string
+		d    time.Duration
+		held bool
+	}{{"no snapshot, 30 s", 30 * time.Second, false}, {"snapshot held for 60 s", time.Minute, true}, {"snapshot held for 5 minutes", 5 * time.Minute, true}} {
+		before, err := v.sql("SELECT pg_size_pretty(pg_total_relation_size('queued.messages'))")
+		if err != nil {
+			return err
+		}
+		release := func() {}
+		if k.held {
+			if release, err = v.holdSnapshot(); err != nil {
+				return err
+			}
+		}
+		r, err := s.bench(v.url, load(64, 64, 1, k.d)...)
+		var after string
+		if err == nil {
+			after, err = v.sql("SELECT pg_size_pretty(pg_total_relation_size('queued.messages'))")
+		}
+		release()
+		if err != nil {
+			return err
+		}
+		if base == 0 {
+			base = r.Acked
+		}
+		tenth := max(1, len(r.BySecond)/10)
+		mean := func(all []int64) float64 {
+			sum := int64(0)
+			for _, n := range all {
+				sum += n
+			}
+			return float64(sum) / float64(len(all))
+		}
+		s.write("| %s | %s | %s, %s | %.1f, %.1f | %.2f | %s, %s |\n", k.what, thousands(r.Acked), thousands(mean(r.BySecond[:tenth])),
+			thousands(mean(r.BySecond[len(r.BySecond)-tenth:])), r.Publish.P50, r.Publish.P99, r.Acked/base, before, after)
+	}
+	return nil
+}
+
+// holdSnapshot opens a transaction that lasts until release is called.
+func (v *server) holdSnapshot() (release func(), err error) {
+	cmd := exec.Command(postgresProgram("psql"), "-qAtX", "-h", v.data+"/data/run", "-U", "queued", "-d", "queued")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	fmt.Fprintln(in, "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;")
+	if _, err := io.ReadFull(out, make([]byte, 2)); err != nil {
+		return nil, err
+	}
+	return func() {
+		in.Close()
+		cmd.Wait()
+	}, nil
+}
+
+func (s *suite) latency() error {
+	s.write(`
+## Latency
+
+1,000 messages a second, 16 producers and 16 consumers in long polls; milliseconds. A publish counts from when it was its
+turn. Two servers: published at one, received at the other, on the same database. Idle: ten messages a second, one
+producer and one consumer.
+
+| | publish p50, p99, max | to receipt p50 | p99 | max | goal |
+|---|---|---|---|---|---|
+`)
+	v, err := s.start()
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	other, err := s.startBeside(v)
+	if err != nil {
+		return err
+	}
+	defer other.stop()
+	d := 3 * s.seconds
+	for _, k := range []struct {
+		what string
+		args []string
+		goal string
+	}{
+		{"1,000/s, one server", append(load(16, 16, 1, d), "-rate", "1000"), ""},
+		{"1,000/s, two servers", append(load(16, 16, 1, d), "-rate", "1000", "-receive-url", other.url), ""},
+		{"idle, one server", append(load(1, 1, 1, d), "-rate", "10"), "p50 under 3, p99 under 15"},
+		{"idle, two servers", append(load(1, 1, 1, d), "-rate", "10", "-receive-url", other.url), "p99 under 20"},
+	} {
+		var publish50, publish99, publishMax, p50, p99, most numbers
+		for range s.rounds {
+			r, err := s.bench(v.url, k.args...)
+			if err != nil {
+				return err
+			}
+			publish50, publish99, publishMax = append(publish50, r.Publish.P50), append(publish99, r.Publish.P99), append(publishMax, r.Publish.Max)
+			p50, p99, most = append(p50, r.Receipt.P50), append(p99, r.Receipt.P99), append(most, r.Receipt.Max)
+		}
+		s.write("| %s | %.1f, %.1f, %.1f | %v | %v | %v | %s |\n", k.what, publish50.median(), publish99.median(), publishMax.median(), p50, p99, most, k.goal)
+	}
+	return nil
+}
+
+// request makes a request on any connection and reads the answer.
+func request(client *http.Client, method, url, body string) (status int, answer []byte, err error) {
+	r, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	a, err := client.Do(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer a.Body.Close()
+	answer, err = io.ReadAll(a.Body)
+	return a.StatusCode, answer, err
+}
+
+var firstID = regexp.MustCompile(`"id":"([0-9a-f-]{36})"`)
+
+func (s *suite) queues() error {
+	v, err := s.start()
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	const many = 1000
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * many}}
+	if _, _, err := request(client, "POST", v.url+"/topics", `{"id":"fan"}`); err != nil {
+		return err
+	}
+	for i := range many {
+		if err := v.mustQueue(fmt.Sprintf("q%d", i)); err != nil {
+			return err
+		}
+	}
+	for i := range 100 {
+		status, _, err := request(client, "POST", v.url+"/queues", fmt.Sprintf(`{"id":"fan%d","topic_id":"fan","ack_deadline_seconds":60,"message_retention_seconds":86400}`, i))
+		if err != nil || status != 201 {
+			return fmt.Errorf("queue: %d, %v", status, err)
+		}
+	}
+	run := func(workers int, work func(worker int) error) (rate float64, err error) {
+		var done atomic.Int64
+		var failed atomic.Value
+		var wg sync.WaitGroup
+		end := time.Now().Add(2 * s.seconds)
+		for worker := range workers {
+			wg.Go(func() {
+				for time.Now().Before(end) {
+					if err := work(worker); err != nil {
+						failed.Store(err)
+						return
+					}
+					done.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		err, _ = failed.Load().(error)
+		return float64(done.Load()) / (2 * s.seconds).Seconds(), err
+	}
+	cycles, err := run(many, func(worker int) error {
+		queue := fmt.Sprintf("%s/queues/q%d/messages", v.url, worker)
+		if status, answer, err := request(client, "POST", queue, `{"data":{"event":"created"}}`); err != nil || status != 201 {
+			return fmt.Errorf("publish: %d %s, %v", status, answer, err)
+		}
+		status, answer, err := request(client, "GET", queue+"?wait_seconds=20&limit=1", "")
+		id := firstID.FindSubmatch(answer)
+		if err != nil || id == nil {
+			return fmt.Errorf("receive: %d %s, %v", status, answer, err)
+		}
+		if status, answer, err := request(client, "PUT", v.url+"/messages/"+string(id[1])+"/ack", ""); err != nil || status != 204 {
+			return fmt.Errorf("ack: %d %s, %v", status, answer, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	fanOut, err := run(8, func(int) error {
+		status, answer, err := request(client, "POST", v.url+"/topics/fan/messages", `{"data":{"event":"created"}}`)
+		if err != nil || status != 201 {
+			return fmt.Errorf("publish: %d %s, %v", status, answer, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.write(`
+## Many queues
+
+- 1,000 queues, each with a client that publishes one message, receives it and acks it: %s cycles a second. Publishes and
+  acks of all queues share statements; receives do not, because a claim is for one queue, and four are claimed from at a
+  time. That is what bounds it.
+- A topic with 100 queues, 8 publishers: %s publishes a second, %s copies a second. What bounds it is the insertion
+  of rows.
+`, thousands(cycles), thousands(fanOut), thousands(100*fanOut))
+	return nil
+}
+
+// statements returns how many statements the server has run.
+func (v *server) statements() (n float64, err error) {
+	_, text, err := request(http.DefaultClient, "GET", v.url+"/metrics", "")
+	for _, m := range regexp.MustCompile(`(?m)^queued_statement_duration_seconds_count\{[^}]*\} (\S+)`).FindAllSubmatch(text, -1) {
+		count, _ := strconv.ParseFloat(string(m[1]), 64)
+		n += count
+	}
+	return n, err
+}
+
+func (s *suite) waiting() error {
+	s.write(`
+## Long polls
+
+10,000 receivers wait, each on a connection of its own, for 20 seconds and again. Memory is the server's; statements are
+all of the server's on PostgreSQL, those of the cleanup and of this measurement too; the time is from a publish to its
+receipt by one of them, of 50 messages, milliseconds. Goals: under 400 MB, under 5 statements a second.
+
+| | memory | statements a second | publish to receipt p50, max |
+|---|---|---|---|
+`)
+	for _, queues := range []int{1, 1000} {
+		v, err := s.start()
+		if err != nil {
+			return err
+		}
+		err = s.wait(v, queues)
+		v.stop()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *suite) wait(v *server, queues int) error {
+	const receivers = 10_000
+	for i := range queues {
+		if err := v.mustQueue(fmt.Sprintf("q%d", i)); err != nil {
+			return err
+		}
+	}
+	host := strings.TrimPrefix(v.url, "http://")
+	received := make(chan time.Time, receivers)
+	conns := make([]net.Conn, receivers)
+	for i := range conns {
+		c, err := net.Dial("tcp", host)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		conns[i] = c
+		poll := fmt.Appendf(nil, "GET /queues/q%d/messages?limit=1&wait_seconds=20 HTTP/1.1\r\nHost: localhost\r\n\r\n", i%queues)
+		go func() {
+			answer := make([]byte, 4096)
+			for {
+				if _, err := c.Write(poll); err != nil {
+					return
+				}
+				n, err := c.Read(answer)
+				if err != nil {
+					return
+				}
+				if bytes.Contains(answer[:n], []byte(`"delivery_attempts"`)) {
+					received <- time.Now()
+				}
+			}
+		}()
+	}
+	time.Sleep(5 * time.Second)
+	before, err := v.statements()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	time.Sleep(30 * time.Second)
+	after, err := v.statements()
+	if err != nil {
+		return err
+	}
+	rate := (after - before) / time.Since(start).Seconds()
+	rss := memory(v.cmd.Process.Pid)
+	var took numbers
+	for i := range 50 {
+		sent := time.Now()
+		if status, answer, err := request(http.DefaultClient, "POST", fmt.Sprintf("%s/queues/q%d/messages", v.url, i*7%queues), `{"data":{}}`); err != nil || status != 201 {
+			return fmt.Errorf("publish: %d %s, %v", status, answer, err)
+		}
+		select {
+		case at := <-received:
+			took = append(took, at.Sub(sent).Seconds()*1000)
+		case <-time.After(10 * time.Second):
+			return fmt.Errorf("a message was not received")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	most := 0.0
+	for _, v := range took {
+		most = max(most, v)
+	}
+	s.write("| on %d queues | %d MB | %.1f | %.1f, %.1f |\n", queues, rss>>20, rate, took.median(), most)
+	return nil
+}
+
+func (s *suite) payloads() error {
+	s.write(`
+## Payloads
+
+Cycles of publish, receive one, ack one, 16 + 16 clients, by the size of a message's data; memory of the server at the end.
+
+| bytes | acked a second | MB a second | p50, p99 of a publish, ms | memory |
+|---|---|---|---|---|
+`)
+	for _, size := range []int{200, 1 << 10, 10 << 10, 100 << 10} {
+		v, err := s.start()
+		if err != nil {
+			return err
+		}
+		r, err := s.bench(v.url, append(load(16, 16, 1, 2*s.seconds), "-size", strconv.Itoa(size))...)
+		rss := memory(v.cmd.Process.Pid)
+		v.stop()
+		if err != nil {
+			return err
+		}
+		s.write("| %d | %s | %.1f | %.1f, %.1f | %d MB |\n", size, thousands(r.Acked), r.Acked*float64(size)/1e6, r.Publish.P50, r.Publish.P99, rss>>20)
+	}
+	return nil
+}
+
+func (s *suite) idle() error {
+	began := time.Now()
+	v, err := s.start()
+	if err != nil {
+		return err
+	}
+	fresh := time.Since(began)
+	time.Sleep(10 * time.Second)
+	rss := memory(v.cmd.Process.Pid)
+	began = time.Now()
+	other, err := s.startBeside(v)
+	if err != nil {
+		v.stop()
+		return err
+	}
+	existing := time.Since(began)
+	other.stop()
+	v.stop()
+	info, err := os.Stat(s.program)
+	if err != nil {
+		return err
+	}
+	s.write(`
+## At rest
+
+| | | goal |
+|---|---|---|
+| memory of the idle server | %d MB | under 25 |
+| ready on an existing database | %.2f s | within 1 |
+| ready on a new private PostgreSQL | %.2f s | within 6 |
+| static binary | %d MB | under 20 |
+`, rss>>20, existing.Seconds(), fresh.Seconds(), info.Size()>>20)
+	return nil
+}
+
+// steady loads for long, and looks every tenth of it.
+func (s *suite) steady() error {
+	v, err := s.start()
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	s.write(`
+## Steady load for %s
+
+64 + 64 clients, one message a request, as fast as it goes.
+
+| minute | acked a second | table | indexes | dead rows | memory |
+|---|---|---|---|---|---|
+`, s.long)
+	var r *report
+	var failed error
+	var wg sync.WaitGroup
+	wg.Go(func() { r, failed = s.bench(v.url, load(64, 64, 1, s.long)...) })
+	var looks [][]string
+	for range 10 {
+		time.Sleep(s.long / 10)
+		look, err := v.sql(`SELECT pg_size_pretty(pg_relation_size('queued.messages')), pg_size_pretty(pg_indexes_size('queued.messages')),
+			(SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'queued.messages'::regclass)`)
+		if err != nil {
+			return err
+		}
+		looks = append(looks, append(strings.Split(look, "|"), fmt.Sprintf("%d MB", memory(v.cmd.Process.Pid)>>20)))
+	}
+	wg.Wait()
+	if failed != nil {
+		return failed
+	}
+	for i, look := range looks {
+		from, to := len(r.BySecond)*i/10, len(r.BySecond)*(i+1)/10
+		sum := int64(0)
+		for _, n := range r.BySecond[from:to] {
+			sum += n
+		}
+		s.write("| %.0f | %s | %s |\n", (time.Duration(i+1) * s.long / 10).Minutes(), thousands(float64(sum)/float64(to-from)), strings.Join(look, " | "))
+	}
+	s.write("\nIn all: publish p50 %.1f, p99 %.1f, max %.1f ms; nothing missing, %d duplicates.\n", r.Publish.P50, r.Publish.P99, r.Publish.Max, r.Duplicates)
+	return nil
+}

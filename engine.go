@@ -56,7 +56,7 @@ type engine struct {
 
 // newEngine starts an engine on connections of its own, so that slow requests
 // of other kinds cannot take them. The caller ends it with drain and then close.
-func newEngine(database string, log *slog.Logger, m *metrics, slowLook time.Duration) (*engine, error) {
+func newEngine(database string, log *slog.Logger, m *metrics, slowLook, quickLook time.Duration) (*engine, error) {
 	dsn, err := connectionString(database)
 	if err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func newEngine(database string, log *slog.Logger, m *metrics, slowLook time.Dura
 	e.notifier = newNotifier(db, dsn, log, m)
 	e.background.Go(func() { e.notifier.send(ctx) })
 	e.background.Go(func() { e.notifier.listen(ctx, e.wake, e.wakeAll) })
-	e.background.Go(func() { e.lookAround(ctx, newSession(db, m), slowLook) })
+	e.background.Go(func() { e.lookAround(ctx, newSession(db, m), slowLook, quickLook) })
 	m.observeReceivers(e)
 	return e, nil
 }
@@ -158,15 +158,15 @@ func (e *engine) announce(queueID string, dueAt time.Time) {
 // How often the engine looks for what no notification told it of, and how often
 // while none can come, or at queues that are being claimed from.
 const (
-	defaultSlowLook = 10 * time.Second
-	quickLook       = time.Second
+	defaultSlowLook  = 10 * time.Second
+	defaultQuickLook = time.Second
 )
 
 // lookAround wakes the receivers of queues in which something is due without
 // their having been told: a notification was lost, or a server died before it
 // sent one, or the claims of a queue have passed it. One statement looks at all
 // queues that have receivers here.
-func (e *engine) lookAround(ctx context.Context, s *session, slowLook time.Duration) {
+func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook time.Duration) {
 	defer s.close()
 	last := time.Now()
 	ticker := time.NewTicker(quickLook)

@@ -328,7 +328,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	defer db.Close()
 	m := newMetrics(db)
 	s := &store{db, m}
-	e, err := newEngine(database, log, m, defaultSlowLook)
+	e, err := newEngine(database, log, m, defaultSlowLook, defaultQuickLook)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}

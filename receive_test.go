@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -623,4 +627,87 @@ func TestOnePublisherIsReceivedInOrder(t *testing.T) {
 			t.Errorf("publisher %d: received in the order %v", p, got[p])
 		}
 	}
+}
+
+var wakeRounds = flag.Int("wakes", 4000, "rounds of TestNoWakeUpIsLost; a million take ten minutes")
+
+// A publish, a nack, a delay that ends: each must wake the receiver that waits,
+// whatever its dispatcher is doing at that moment. Nothing else would: nobody
+// looks for what is due without a word.
+func TestNoWakeUpIsLost(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "queued")
+	store := newTestStoreOn(t, dsn)
+	e, err := newEngine(dsn, slog.New(slog.DiscardHandler), store.metrics, time.Hour, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.close)
+	const queues = 8
+	var wg sync.WaitGroup
+	for q := range queues {
+		queueID := fmt.Sprint("q", q)
+		if _, err := store.createQueue(context.Background(), queueID, queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: 3600}); err != nil {
+			t.Fatal(err)
+		}
+		received := make(chan message)
+		stop := make(chan struct{})
+		wg.Go(func() {
+			defer close(received)
+			for {
+				v, err := e.receive(context.Background(), queueID, 1, testTimeout)
+				if err != nil || len(v.messages) != 1 {
+					t.Errorf("receive = %v, %v: a wake-up was lost", v.messages, err)
+					return
+				}
+				select {
+				case received <- v.messages[0]:
+				case <-stop:
+					return
+				}
+			}
+		})
+		wg.Go(func() {
+			defer close(stop)
+			random := mathrand.New(mathrand.NewPCG(1, uint64(q)))
+			spin := func() { // until the dispatcher is anywhere between two waits
+				for end := time.Now().Add(time.Duration(random.IntN(1500)) * time.Microsecond); time.Now().Before(end); {
+					runtime.Gosched()
+				}
+			}
+			for range *wakeRounds / queues {
+				p := &publication{queueID: queueID, messages: []draft{{data: []byte(`{}`)}}}
+				if random.IntN(8) == 0 {
+					delay := time.Duration(0)
+					p.messages[0].delay = &delay
+				}
+				spin()
+				if _, err := e.publish(context.Background(), p); err != nil {
+					t.Error(err)
+					return
+				}
+				m, ok := <-received
+				if ok && random.IntN(4) == 0 {
+					spin()
+					if err := e.nack(context.Background(), settlement{id: m.ID}); err != nil {
+						t.Error(err)
+						return
+					}
+					m, ok = <-received
+				}
+				if !ok {
+					return
+				}
+				if err := e.ack(context.Background(), settlement{id: m.ID}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			// The receiver waits for one more, and finds that nobody wants it.
+			if _, err := e.publish(context.Background(), &publication{queueID: queueID, messages: []draft{{data: []byte(`{}`)}}}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -150,7 +150,7 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	log := slog.New(slog.DiscardHandler)
 	db := newTestDB(t, dsn)
 	m := newMetrics(db)
-	e, err := newEngine(dsn, log, m, time.Hour) // a lost wake-up shows as a test that hangs
+	e, err := newEngine(dsn, log, m, time.Hour, defaultQuickLook) // a lost wake-up shows as a test that hangs
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,8 @@ type floor struct {
 
 const (
 	// floorMargin is how long a publish may take to commit, and so to show rows that
-	// are due since it began, without a claim passing them.
+	// are due since it began, without a claim passing them. One that takes longer
+	// lowers the floors of other servers before it is answered.
 	floorMargin = 50 * time.Millisecond
 
 	// floorIdle is for how long the floor of a queue is kept when nobody claims.

@@ -43,6 +43,9 @@ type notifier struct {
 	pending map[string]time.Time // queue id to the earliest announced due time; zero is now
 	bell    chan struct{}        // holds one; rung when something is pending
 
+	urgent chan chan struct{} // asks for what is pending to be sent at once; closed when it has been
+	ended  chan struct{}      // closed when nothing is sent any more
+
 	connected atomic.Bool // notifications can come
 }
 
@@ -54,6 +57,8 @@ func newNotifier(db *sql.DB, dsn string, log *slog.Logger, m *metrics) *notifier
 		s:       newSession(db, m),
 		pending: make(map[string]time.Time),
 		bell:    make(chan struct{}, 1),
+		urgent:  make(chan chan struct{}),
+		ended:   make(chan struct{}),
 	}
 }
 
@@ -70,19 +75,36 @@ func (n *notifier) add(queueID string, dueAt time.Time) {
 	}
 }
 
+// sendNow returns when what was added before has been sent.
+func (n *notifier) sendNow() {
+	sent := make(chan struct{})
+	select {
+	case n.urgent <- sent:
+		<-sent
+	case <-n.ended:
+	}
+}
+
 // send notifies until ctx is done, and then once more.
 func (n *notifier) send(ctx context.Context) {
 	defer n.s.close()
+	defer close(n.ended)
 	for {
 		select {
 		case <-n.bell:
 			n.flush()
+		case sent := <-n.urgent:
+			n.flush()
+			close(sent)
 		case <-ctx.Done():
 			n.flush()
 			return
 		}
 		select {
 		case <-time.After(notifyInterval):
+		case sent := <-n.urgent:
+			n.flush()
+			close(sent)
 		case <-ctx.Done():
 		}
 	}

@@ -102,3 +102,26 @@ func TestListenerComesBackAndLooksForWhatItMissed(t *testing.T) {
 	}
 	s.eventually("the server listens again", s.engine.notifier.listening)
 }
+
+func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	s.eventually("the other listens", func() bool { return other.engine.notifier.listening() })
+	dueAt := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	other.engine.mu.Lock()
+	other.engine.floorOf("q").at = dueAt.Add(time.Hour)
+	other.engine.mu.Unlock()
+	for range 3 {
+		s.engine.notifier.add("q", dueAt)
+		s.engine.notifier.sendNow()
+		s.engine.notifier.mu.Lock()
+		checkDiff(t, "pending", 0, len(s.engine.notifier.pending))
+		s.engine.notifier.mu.Unlock()
+	}
+	s.eventually("the floor of the other is lowered", func() bool {
+		other.engine.mu.Lock()
+		defer other.engine.mu.Unlock()
+		return other.engine.floorOf("q").at.Equal(dueAt)
+	})
+}

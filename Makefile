@@ -1,11 +1,12 @@
 # make run       starts the server on its private PostgreSQL, ready for the README's tour
 # make test      runs all tests
 # make test-matrix VERSIONS="14 18"   runs them on these versions of PostgreSQL
+# make bench     measures beside references and writes BENCHMARKS.md; takes an hour
 # make build     builds the static binary ./queued
 
 VERSIONS ?= 14 15 16 17 18
 
-.PHONY: run test test-matrix build setup
+.PHONY: run test test-matrix bench build setup
 
 run: setup
 	@go build -o queued . && exec ./queued
@@ -17,6 +18,10 @@ test: setup
 
 test-matrix: setup
 	@for version in $(VERSIONS); do .ci/with-postgres $$version go test ./... || exit 1; done
+
+bench: setup
+	@command -v rabbitmq-server >/dev/null || { echo "This measures RabbitMQ too: apt-get install rabbitmq-server" >&2; exit 1; }
+	cd benchmarks && go run . -o ../BENCHMARKS.md
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o queued .

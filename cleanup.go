@@ -22,7 +22,8 @@ type cleanup struct {
 	// announce tells receivers of the queue that messages have moved into it.
 	announce func(queueID string, dueAt time.Time)
 
-	page int64 // where the walk through the table goes on
+	page   int64               // where the walk through the table goes on
+	fronts map[int64]time.Time // by queue key: when the oldest message was due, at the last pass
 }
 
 // cleanupLock is the key of the advisory lock. It is a transaction's: a session
@@ -129,7 +130,7 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 		return err
 	}
 	for _, m := range moves {
-		err := c.untilDone(ctx, func(tx *sql.Tx, after position) (position, int, error) {
+		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
 			return scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
 		}, func(n int) {
 			c.metrics.add(c.metrics.deadLettered, m.id, n)
@@ -143,18 +144,21 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 }
 
 // Messages expire roughly in the order in which they become due, so the expired
-// ones are found at the front of a queue.
-const selectExpired = `
-SELECT q.key, q.id
+// ones are found at the front of a queue. The search begins where the front was
+// the last time: as long as PostgreSQL cannot remove what is gone from there, it
+// would walk over all of it.
+const selectFronts = `
+SELECT q.key, q.id, coalesce(oldest.scheduled_at, f.front), coalesce(oldest.expired_at <= now(), false)
 FROM queued.queues q
-CROSS JOIN LATERAL (
-    SELECT expired_at
+LEFT JOIN unnest($1::bigint[], $2::timestamptz[]) AS f (key, front) ON f.key = q.key
+LEFT JOIN LATERAL (
+    SELECT scheduled_at, expired_at
     FROM queued.messages
     WHERE queue_key = q.key
+        AND scheduled_at >= coalesce(f.front, '-infinity')
     ORDER BY scheduled_at, seq
     LIMIT 1
-) oldest
-WHERE oldest.expired_at <= now()`
+) oldest ON true`
 
 const removeExpired = `
 WITH oldest AS MATERIALIZED (
@@ -178,22 +182,36 @@ ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
 // removeExpired deletes expired messages at the front of their queues, where
-// they are in the way of receivers. The walk finds those further back.
+// they are in the way of receivers. The walk finds the others.
 func (c *cleanup) removeExpired(ctx context.Context) error {
-	type expiring struct {
-		key int64
-		id  string
+	type front struct {
+		key     int64
+		id      string
+		at      time.Time
+		expired bool
 	}
-	queues, err := collect(ctx, c.on("expiring_queues"), func(row scanner) (q expiring, err error) {
-		err = row.Scan(&q.key, &q.id)
-		return q, err
-	}, selectExpired)
+	var keys intArray
+	var times timeArray
+	for key, at := range c.fronts {
+		keys, times = append(keys, key), append(times, at)
+	}
+	fronts, err := collect(ctx, c.on("fronts"), func(row scanner) (f front, err error) {
+		var at sql.NullTime // null: the queue never had any
+		err = row.Scan(&f.key, &f.id, &at, &f.expired)
+		f.at = at.Time
+		return f, err
+	}, selectFronts, keys, times)
 	if err != nil {
 		return err
 	}
-	for _, q := range queues {
-		err := c.remove(ctx, "remove_expired", removeExpired, q.key, func(n int) {
-			c.metrics.add(c.metrics.expired, q.id, n)
+	c.fronts = make(map[int64]time.Time, len(fronts))
+	for _, f := range fronts {
+		c.fronts[f.key] = f.at
+		if !f.expired {
+			continue
+		}
+		err := c.remove(ctx, "remove_expired", removeExpired, f.key, f.at, func(n int) {
+			c.metrics.add(c.metrics.expired, f.id, n)
 		})
 		if err != nil {
 			return err
@@ -239,7 +257,7 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 		return err
 	}
 	for _, key := range keys {
-		if err := c.remove(ctx, "remove_deleted", removeDeleted, key, func(int) {}); err != nil {
+		if err := c.remove(ctx, "remove_deleted", removeDeleted, key, time.Time{}, func(int) {}); err != nil {
 			return err
 		}
 	}
@@ -331,18 +349,17 @@ func (c *cleanup) walk(ctx context.Context) error {
 	return nil
 }
 
-// remove removes, batch by batch, what a statement finds in a queue.
-func (c *cleanup) remove(ctx context.Context, name, statement string, key int64, done func(n int)) error {
-	return c.untilDone(ctx, func(tx *sql.Tx, after position) (position, int, error) {
+// remove removes, batch by batch, what a statement finds in a queue after a time.
+func (c *cleanup) remove(ctx context.Context, name, statement string, key int64, from time.Time, done func(n int)) error {
+	return c.untilDone(ctx, position{at: from}, func(tx *sql.Tx, after position) (position, int, error) {
 		return scanBatch(c.metrics.timed(name, tx).QueryRowContext(ctx, statement, key, cleanupBatch, after.at, after.seq))
 	}, done)
 }
 
 // untilDone repeats a batch until it returns sql.ErrNoRows, and calls done with
-// the number of rows of each that did not. A batch starts after the last position of the one before,
-// and so does not walk over what that one removed.
-func (c *cleanup) untilDone(ctx context.Context, batch func(tx *sql.Tx, after position) (position, int, error), done func(n int)) error {
-	var last position
+// the number of rows of each that did not. A batch starts after the last position
+// of the one before, and so does not walk over what that one removed.
+func (c *cleanup) untilDone(ctx context.Context, last position, batch func(tx *sql.Tx, after position) (position, int, error), done func(n int)) error {
 	for {
 		n := 0
 		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {

@@ -139,6 +139,37 @@ func TestCleanupWorksInBatchesAndServersShareIt(t *testing.T) {
 	checkDiff(t, "ids", 2*many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
 }
 
+func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.fill("q", 10)
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics}
+	pass := func(left int) {
+		t.Helper()
+		if err := c.removeExpired(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		checkDiff(t, "left", left, s.messagesIn("q"))
+	}
+	pass(10)
+	key := int64(s.count("SELECT key FROM queued.queues"))
+	front := c.fronts[key]
+	if front.IsZero() {
+		t.Fatal("the front is not remembered")
+	}
+	s.exec("UPDATE queued.messages SET expired_at = now()")
+	pass(0)
+	s.fill("q", 3)
+	s.exec("UPDATE queued.messages SET expired_at = now(), scheduled_at = scheduled_at - interval '1 h' WHERE seq % 3 = 0")
+	pass(3) // the walk is for what gets behind the front
+	s.exec("UPDATE queued.messages SET expired_at = now()")
+	pass(1)
+	if !c.fronts[key].After(front) {
+		t.Errorf("the front stays at %v", front)
+	}
+}
+
 func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -160,6 +160,13 @@ func (e *engine) announce(queueID string, dueAt time.Time) {
 const (
 	defaultSlowLook  = 10 * time.Second
 	defaultQuickLook = time.Second
+
+	// lookBack is how far below the floor of a queue the quick look goes: rows that
+	// are due since a statement began show within its time.
+	lookBack = networkTimeout
+
+	// lookShare bounds the time that slow looks take: one part in so many.
+	lookShare = 20
 )
 
 // lookAround wakes the receivers of queues in which something is due without
@@ -168,35 +175,39 @@ const (
 // queues that have receivers here.
 func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook time.Duration) {
 	defer s.close()
-	last := time.Now()
+	next := time.Now().Add(slowLook) // slow look
 	ticker := time.NewTicker(quickLook)
 	defer ticker.Stop()
 	for {
-		all := true
+		slow := true
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.lookNow:
 		case <-ticker.C:
-			all = !e.notifier.listening() || time.Since(last) >= slowLook
+			slow = !e.notifier.listening() || time.Now().After(next)
 		}
-		if all {
-			last = time.Now()
-		}
-		if err := e.look(s, all); err != nil {
+		began := time.Now()
+		if err := e.look(s, slow); err != nil {
 			e.log.Debug("look for what is due", "error", err)
+		}
+		if slow {
+			next = time.Now().Add(max(slowLook, (lookShare-1)*time.Since(began)))
 		}
 	}
 }
 
-// look looks at all queues that have receivers, or at those of them whose claims
-// do not begin at the front.
-func (e *engine) look(s *session, all bool) error {
+// look looks at all queues that have receivers, or only a bit below the floors
+// of those that have one.
+func (e *engine) look(s *session, slow bool) error {
 	e.mu.Lock()
 	var ids []string
+	var since []time.Time
 	for id := range e.dispatchers {
-		if f := e.floors[id]; all || f != nil && !f.at.IsZero() {
-			ids = append(ids, id)
+		if slow {
+			ids, since = append(ids, id), append(since, time.Time{})
+		} else if f := e.floors[id]; f != nil && !f.at.IsZero() {
+			ids, since = append(ids, id), append(since, f.at.Add(-lookBack))
 		}
 	}
 	maps.DeleteFunc(e.floors, func(id string, f *floor) bool {
@@ -206,9 +217,9 @@ func (e *engine) look(s *session, all bool) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	found, err := s.nextDue(ids, time.Time{})
+	found, err := s.nextDue(ids, since)
 	if err != nil { // perhaps a connection that was lost: a look can be repeated
-		if found, err = s.nextDue(ids, time.Time{}); err != nil {
+		if found, err = s.nextDue(ids, since); err != nil {
 			return err
 		}
 	}
@@ -224,7 +235,7 @@ func (e *engine) look(s *session, all bool) error {
 				f.lower(v.dueAt)
 			}
 		}
-		if d := e.dispatchers[v.queueID]; d != nil && (all || hidden) {
+		if d := e.dispatchers[v.queueID]; d != nil && (slow || hidden) {
 			d.clock.set(v.now)
 			if !v.dueAt.IsZero() {
 				d.expect(v.dueAt)

@@ -70,7 +70,7 @@ func TestWhatIsBelowTheFloorIsFoundByALook(t *testing.T) {
 	if !raised {
 		t.Error("the receive did not raise the floor of its queue")
 	}
-	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 min' WHERE id = $1", ids[1])
+	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '10 s' WHERE id = $1", ids[1])
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	checkDiff(t, "received", []int{2}, numbers(s.await(poll)))
 }

@@ -530,6 +530,17 @@ func TestDrainDelayServesWhileReadyzSaysNo(t *testing.T) {
 	}
 }
 
+func TestProfilesAreServedOnlyWhereAskedFor(t *testing.T) {
+	t.Parallel()
+	address := freeAddress(t)
+	r := runServer(t, "-database-url", newTestDatabase(t, "queued"), "-debug-listen", address)
+	debug := &testServer{t: t, url: "http://" + address}
+	if got := debug.do("GET", "/debug/pprof/goroutine?debug=1", ""); got.status != 200 || !strings.Contains(got.body, "goroutine profile") {
+		t.Errorf("profile = %d %s", got.status, got.body)
+	}
+	r.client().must(404, "GET", "/debug/pprof/goroutine", "")
+}
+
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := newDataDir(t)

@@ -367,7 +367,7 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	from := e.floorOf(d.queueID).at
 	e.mu.Unlock()
 	s := <-e.claimers
-	all, err := s.nextDue([]string{d.queueID}, from)
+	all, err := s.nextDue([]string{d.queueID}, []time.Time{from})
 	e.claimers <- s
 	e.mu.Lock()
 	defer e.mu.Unlock()

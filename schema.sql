@@ -107,6 +107,17 @@ CREATE TABLE queued.settings (
 
 INSERT INTO queued.settings (version) VALUES (1);
 
+-- Each message leaves two dead rows: the one that was received, and the one that
+-- was acked. They are removed early and fast, so that the table stays small.
+ALTER TABLE queued.messages SET (
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_limit = 2000,
+    toast.autovacuum_vacuum_threshold = 10000,
+    toast.autovacuum_vacuum_scale_factor = 0.05,
+    toast.autovacuum_vacuum_cost_limit = 2000
+);
+
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN

@@ -1336,23 +1336,23 @@ SELECT q.id, now(), (
     SELECT m.scheduled_at
     FROM queued.messages m
     WHERE m.queue_key = q.key
-        AND m.scheduled_at >= $2
+        AND m.scheduled_at >= coalesce(a.since, '-infinity')
         AND (m.scheduled_at > now()
             OR m.expired_at > now()
                 AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries))
     ORDER BY m.scheduled_at, m.seq
     LIMIT 1
 )
-FROM queued.queues q
-WHERE q.id = ANY($1::text[])`
+FROM unnest($1::text[], $2::timestamptz[]) AS a (id, since)
+JOIN queued.queues q ON q.id = a.id`
 
-// nextDue looks at all the queues in one statement, for what is due since from.
-// Those that do not exist are missing from what it returns.
-func (s *session) nextDue(queueIDs []string, from time.Time) ([]nextDue, error) {
+// nextDue looks at all the queues in one statement, in each for what is due since
+// a time of its own. Those that do not exist are missing from what it returns.
+func (s *session) nextDue(queueIDs []string, since []time.Time) ([]nextDue, error) {
 	return read(s, "next_due", func(row scanner) (v nextDue, err error) {
 		var dueAt sql.NullTime
 		err = row.Scan(&v.queueID, &v.now, &dueAt)
 		v.dueAt = dueAt.Time
 		return v, err
-	}, selectNextDue, textArray(queueIDs), since(from))
+	}, selectNextDue, textArray(queueIDs), timeArray(since))
 }

@@ -74,6 +74,7 @@ Requests a second, all kinds added up; each client makes one request after the o
 				without, with, ratio = append(without, a.requests()), append(with, b.requests()), append(ratio, b.requests()/a.requests())
 				p50, p99, cpu = append(p50, b.Publish.P50), append(p99, b.Publish.P99), append(cpu, b.ClientCPU)
 			}
+			s.handlerRate = without.median()
 			s.write("| %s | %s | %v | %v | %v | %s | %.1f, %.1f | %.0f %% |\n", k.what, shown, without, with, ratio, k.goal[clients], p50.median(), p99.median(), 100*cpu.median())
 		}
 	}
@@ -146,7 +147,10 @@ processes; the rest is the server, by its profile.
 	for _, part := range []string{"net/http: connections, headers, routing", "JSON and checks of requests, answers", "lib/pq and database/sql", "the engine: lanes, dispatchers", "metrics", "garbage collector", "scheduler and the rest of the runtime"} {
 		line("server: "+part, server*parts[part]/sum)
 	}
-	s.write("\nAll together %.0f microseconds a request, of which %d cores have %.0f at this rate.\n", total/requests*1e6, runtime.NumCPU(), float64(runtime.NumCPU())*d.Seconds()/requests*1e6)
+	s.write(`
+All together %.0f microseconds a request. At this rate %d cores have %.0f: the rest is idle, while all wait for a commit. The
+handler without a database takes %d cores for its rate, so about %.0f microseconds a request, all of it HTTP and JSON.
+`, total/requests*1e6, runtime.NumCPU(), float64(runtime.NumCPU())*d.Seconds()/requests*1e6, runtime.NumCPU(), float64(runtime.NumCPU())/s.handlerRate*1e6)
 	return nil
 }
 

@@ -48,7 +48,7 @@ type dispatcher struct {
 	woken     bool          // since the last claim began
 	clock     clock         // of PostgreSQL
 	dueAt     time.Time     // the next time that something becomes due, by that clock; zero if not known
-	asleep    bool          // nothing is due, and nobody has come since that was found
+	asleep    bool          // nothing is due before dueAt, and nothing was announced since that was found
 	bell      chan struct{} // holds one; rung when the dispatcher should look at its fields
 }
 
@@ -148,8 +148,10 @@ func (e *engine) join(queueID string, r *receiver) error {
 		d.impatient++
 	}
 	d.line = append(d.line, r)
-	d.woken = true
-	d.ring()
+	if !r.wait || !d.asleep { // else nothing is due, and whoever changes that says so
+		d.woken = true
+		d.ring()
+	}
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -294,6 +295,33 @@ func TestReceiversAreServedInTheOrderTheyCame(t *testing.T) {
 		checkDiff(t, "received", []int{i}, numbers(s.await(poll)))
 		s.waiting("t", len(polls)-i-1) // nobody else was woken
 	}
+}
+
+// Ten thousand receivers come back every twenty seconds: that costs no statement
+// as long as nothing is due.
+func TestReceiverThatJoinsSleepingOnesCostsNoStatement(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	first := s.poll(context.Background(), "t", "?wait_seconds=30")
+	s.waiting("t", 1)
+	statements := func() string {
+		return regexp.MustCompile(`queued_statement_duration_seconds_count\{statement="(claim|lease_terms)"\} \d+`).FindString(s.must(200, "GET", "/metrics", ""))
+	}
+	before := statements()
+	var others []<-chan polled
+	for n := range 5 {
+		others = append(others, s.poll(context.Background(), "t", "?wait_seconds=30"))
+		s.waiting("t", n+2)
+	}
+	checkDiff(t, "claims", before, statements())
+	s.publish("t", 1, 2, 3, 4, 5, 6)
+	got := numbers(s.await(first))
+	for _, poll := range others {
+		got = append(got, numbers(s.await(poll))...)
+	}
+	slices.Sort(got)
+	checkDiff(t, "received", []int{1, 2, 3, 4, 5, 6}, got)
 }
 
 func TestDeletedQueueLetsItsReceiversGo(t *testing.T) {

@@ -303,7 +303,7 @@ func TestReceiverThatJoinsSleepingOnesCostsNoStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	first := s.poll(context.Background(), "t", "?wait_seconds=30")
+	first := s.poll(context.Background(), "t", "?wait_seconds=30&limit=1")
 	s.waiting("t", 1)
 	statements := func() string {
 		return regexp.MustCompile(`queued_statement_duration_seconds_count\{statement="(claim|lease_terms)"\} \d+`).FindString(s.must(200, "GET", "/metrics", ""))
@@ -311,7 +311,7 @@ func TestReceiverThatJoinsSleepingOnesCostsNoStatement(t *testing.T) {
 	before := statements()
 	var others []<-chan polled
 	for n := range 5 {
-		others = append(others, s.poll(context.Background(), "t", "?wait_seconds=30"))
+		others = append(others, s.poll(context.Background(), "t", "?wait_seconds=30&limit=1"))
 		s.waiting("t", n+2)
 	}
 	checkDiff(t, "claims", before, statements())

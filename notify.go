@@ -23,6 +23,7 @@ const (
 	// one for many queues, at most one in this time, and none in a publish.
 	notifyInterval = 10 * time.Millisecond
 	notifyPayload  = 7000 // bytes; PostgreSQL takes less than 8000
+	notifyPatience = 100 * time.Millisecond
 
 	// A listener says nothing for as long as nothing happens; the ping shows
 	// that its connection is alive.
@@ -75,13 +76,20 @@ func (n *notifier) add(queueID string, dueAt time.Time) {
 	}
 }
 
-// sendNow returns when what was added before has been sent.
+// sendNow returns when what was added before has been sent, or that takes long.
 func (n *notifier) sendNow() {
 	sent := make(chan struct{})
+	patience := time.After(notifyPatience)
 	select {
 	case n.urgent <- sent:
-		<-sent
 	case <-n.ended:
+		return
+	case <-patience:
+		return
+	}
+	select {
+	case <-sent:
+	case <-patience:
 	}
 }
 

@@ -130,7 +130,7 @@ func (e *engine) store(s *session, batch []*publication) error {
 // readDestinations makes s remember where the publications of a batch go to.
 func (s *session) readDestinations(batch []*publication) error {
 	for range settingsAttempts {
-		version := s.settings.version
+		resets := s.settings.resets
 		topics, queues := map[string]bool{}, map[string]bool{}
 		for _, p := range batch {
 			if _, known := s.settings.queues[p.queueID]; p.queueID != "" && !known {
@@ -146,8 +146,7 @@ func (s *session) readDestinations(batch []*publication) error {
 		if err := s.readNamed(slices.Collect(maps.Keys(queues))); err != nil {
 			return err
 		}
-		// What was remembered at another version is forgotten.
-		if s.settings.version == version || version == 0 && (len(topics) == 0 || len(queues) == 0) {
+		if s.settings.resets == resets { // else some that was known is forgotten
 			return nil
 		}
 	}

@@ -49,6 +49,7 @@ type dispatcher struct {
 	clock     clock         // of PostgreSQL
 	dueAt     time.Time     // the next time that something becomes due, by that clock; zero if not known
 	asleep    bool          // nothing is due before dueAt, and nothing was announced since that was found
+	unsure    bool          // when something becomes due next could not be found out
 	bell      chan struct{} // holds one; rung when the dispatcher should look at its fields
 }
 
@@ -148,7 +149,7 @@ func (e *engine) join(queueID string, r *receiver) error {
 		d.impatient++
 	}
 	d.line = append(d.line, r)
-	if !r.wait || !d.asleep { // else nothing is due, and whoever changes that says so
+	if !r.wait || !d.asleep || d.unsure { // else nothing is due, and whoever changes that says so
 		d.woken = true
 		d.ring()
 	}
@@ -223,7 +224,7 @@ func (e *engine) dispatch(d *dispatcher) {
 			e.mu.Unlock()
 			return
 		}
-		d.woken, d.asleep, d.dueAt = false, false, time.Time{}
+		d.woken, d.asleep, d.unsure, d.dueAt = false, false, false, time.Time{}
 		asked, wanted, impatient := d.turns, 0, d.impatient > 0
 		from := e.floorOf(d.queueID).begin()
 		shares := min(len(d.line), claimShares)
@@ -374,7 +375,8 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {
-		return false // the slow look goes on trying
+		d.unsure = true
+		return false // the slow look goes on trying, and so does whoever comes next
 	}
 	if len(all) == 0 {
 		d.woken = true // the queue is gone, the next claim says so

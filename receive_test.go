@@ -324,6 +324,22 @@ func TestReceiverThatJoinsSleepingOnesCostsNoStatement(t *testing.T) {
 	checkDiff(t, "received", []int{1, 2, 3, 4, 5, 6}, got)
 }
 
+func TestReceiverThatJoinsUnsureOnesLooks(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	first := s.poll(context.Background(), "t", "?wait_seconds=30&limit=1")
+	s.waiting("t", 1)
+	s.fill("t", 2) // without a word
+	s.engine.mu.Lock()
+	s.engine.dispatchers["t"].unsure = true // as after a look that failed
+	s.engine.mu.Unlock()
+	second := s.poll(context.Background(), "t", "?wait_seconds=30&limit=1")
+	if got := len(s.await(first)) + len(s.await(second)); got != 2 {
+		t.Errorf("two receivers got %d messages", got)
+	}
+}
+
 func TestDeletedQueueLetsItsReceiversGo(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -36,6 +36,8 @@ type server struct {
 	checkHost    bool
 	allowedHosts []string
 
+	tokens *atomic.Pointer[tokens] // to nil: the server is open
+
 	bodyTimeout time.Duration // for a client to send a body
 
 	ready    atomic.Bool  // the schema is there
@@ -64,39 +66,39 @@ const (
 )
 
 func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *server {
-	v := &server{log: log, store: s, engine: e, metrics: m, limits: l, bodyTimeout: bodyTimeout, mux: http.NewServeMux()}
-	v.handle("POST /topics", v.createTopic)
-	v.handle("GET /topics", v.listTopics)
-	v.handle("GET /topics/{topic_id}", v.getTopic)
-	v.handle("DELETE /topics/{topic_id}", v.deleteTopic)
-	v.handle("POST /queues", v.createQueue)
-	v.handle("GET /queues", v.listQueues)
-	v.handle("GET /queues/{queue_id}", v.getQueue)
-	v.handle("PUT /queues/{queue_id}", v.updateQueue)
-	v.handle("DELETE /queues/{queue_id}", v.deleteQueue)
-	v.handle("GET /queues/{queue_id}/stats", v.queueStats)
-	v.handle("PUT /queues/{queue_id}/purge", v.purge)
-	v.handle("PUT /queues/{queue_id}/redrive", v.redrive)
-	v.handle("POST /topics/{topic_id}/messages", v.publish)
-	v.handle("POST /queues/{queue_id}/messages", v.publish)
-	v.handleLarge("POST /topics/{topic_id}/messages/batch", v.publishBatch)
-	v.handleLarge("POST /queues/{queue_id}/messages/batch", v.publishBatch)
-	v.handle("GET /queues/{queue_id}/messages", consuming(v.receive))
-	v.handle("PUT /messages/{message_id}/ack", v.ack)
-	v.handle("PUT /messages/{message_id}/nack", v.nack)
-	v.handle("PUT /messages/{message_id}/extend", v.extend)
-	v.handle("PUT /messages/ack", v.ackBatch)
-	v.handle("PUT /messages/nack", v.nackBatch)
-	v.handle("GET /messages/{message_id}", v.getMessage)
-	v.handle("GET /queues/{queue_id}/messages/peek", v.peek)
-	v.handleAlways("GET /health", v.health)
-	v.handleAlways("GET /livez", v.livez)
-	v.handleAlways("GET /readyz", v.readyz)
-	v.handleAlways("GET /openapi.json", v.openapi)
-	v.handleAlways("GET /docs", v.docs)
-	v.handleAlways("GET /redoc", v.redoc)
+	v := &server{log: log, store: s, engine: e, metrics: m, limits: l, bodyTimeout: bodyTimeout, tokens: new(atomic.Pointer[tokens]), mux: http.NewServeMux()}
+	v.handle(admin, "POST /topics", v.createTopic)
+	v.handle(anybody, "GET /topics", v.listTopics)
+	v.handle(seeing, "GET /topics/{topic_id}", v.getTopic)
+	v.handle(admin, "DELETE /topics/{topic_id}", v.deleteTopic)
+	v.handle(admin, "POST /queues", v.createQueue)
+	v.handle(anybody, "GET /queues", v.listQueues)
+	v.handle(seeing, "GET /queues/{queue_id}", v.getQueue)
+	v.handle(admin, "PUT /queues/{queue_id}", v.updateQueue)
+	v.handle(admin, "DELETE /queues/{queue_id}", v.deleteQueue)
+	v.handle(seeing, "GET /queues/{queue_id}/stats", v.queueStats)
+	v.handle(admin, "PUT /queues/{queue_id}/purge", v.purge)
+	v.handle(admin, "PUT /queues/{queue_id}/redrive", v.redrive)
+	v.handle(posting, "POST /topics/{topic_id}/messages", v.publish)
+	v.handle(posting, "POST /queues/{queue_id}/messages", v.publish)
+	v.handleLarge(posting, "POST /topics/{topic_id}/messages/batch", v.publishBatch)
+	v.handleLarge(posting, "POST /queues/{queue_id}/messages/batch", v.publishBatch)
+	v.handle(getting, "GET /queues/{queue_id}/messages", consuming(v.receive))
+	v.handle(anybody, "PUT /messages/{message_id}/ack", v.ack)
+	v.handle(anybody, "PUT /messages/{message_id}/nack", v.nack)
+	v.handle(anybody, "PUT /messages/{message_id}/extend", v.extend)
+	v.handle(anybody, "PUT /messages/ack", v.ackBatch)
+	v.handle(anybody, "PUT /messages/nack", v.nackBatch)
+	v.handle(anybody, "GET /messages/{message_id}", v.getMessage)
+	v.handle(getting, "GET /queues/{queue_id}/messages/peek", v.peek)
+	v.handleAlways(nobody, "GET /health", v.health)
+	v.handleAlways(nobody, "GET /livez", v.livez)
+	v.handleAlways(nobody, "GET /readyz", v.readyz)
+	v.handleAlways(nobody, "GET /openapi.json", v.openapi)
+	v.handleAlways(nobody, "GET /docs", v.docs)
+	v.handleAlways(nobody, "GET /redoc", v.redoc)
 	scrape := m.handler()
-	v.handleAlways("GET /metrics", func(r *request) error {
+	v.handleAlways(scraping, "GET /metrics", func(r *request) error {
 		scrape.ServeHTTP(r.w, r.Request)
 		return nil
 	})
@@ -106,28 +108,29 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 // request is what a handler works on.
 type request struct {
 	*http.Request
-	w    *response
-	body []byte
+	w     *response
+	token *token // nil if the server is open, or the route to everybody
+	body  []byte
 }
 
 // A handler answers by one of the methods of response, or returns an error for
 // handle to answer.
 type handler func(r *request) error
 
-// handle registers a handler for a pattern of http.ServeMux. It is called once
-// the database is ready.
-func (s *server) handle(pattern string, h handler) {
-	s.register(pattern, s.limits.maxBody, s.whenReady(h))
+// handle registers a handler for a pattern of http.ServeMux, and the right that
+// it takes. It is called once the database is ready.
+func (s *server) handle(need right, pattern string, h handler) {
+	s.register(need, pattern, s.limits.maxBody, s.whenReady(h))
 }
 
 // handleLarge is handle for requests with many messages.
-func (s *server) handleLarge(pattern string, h handler) {
-	s.register(pattern, max(s.limits.maxBody, maxBatchBody), s.whenReady(h))
+func (s *server) handleLarge(need right, pattern string, h handler) {
+	s.register(need, pattern, max(s.limits.maxBody, maxBatchBody), s.whenReady(h))
 }
 
 // handleAlways is handle for what also works without a database.
-func (s *server) handleAlways(pattern string, h handler) {
-	s.register(pattern, s.limits.maxBody, h)
+func (s *server) handleAlways(need right, pattern string, h handler) {
+	s.register(need, pattern, s.limits.maxBody, h)
 }
 
 func (s *server) whenReady(h handler) handler {
@@ -139,12 +142,16 @@ func (s *server) whenReady(h handler) handler {
 	}
 }
 
-func (s *server) register(pattern string, maxBody int64, h handler) {
+func (s *server) register(need right, pattern string, maxBody int64, h handler) {
 	s.routes = append(s.routes, pattern)
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := &request{Request: hr, w: w.(*response)}
 		r.w.matched = true
-		if err := s.withBody(r, maxBody, h); err != nil {
+		err := s.authorize(r, need)
+		if err == nil {
+			err = s.withBody(r, maxBody, h)
+		}
+		if err != nil {
 			s.fail(r, err)
 		}
 	})
@@ -499,7 +506,7 @@ func (s *server) listTopics(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	all, err := s.store.topics(r.Context(), offset, limit)
+	all, err := s.store.topics(r.Context(), r.visible(), offset, limit)
 	if err != nil {
 		return err
 	}
@@ -549,7 +556,7 @@ func (s *server) listQueues(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	all, err := s.store.queues(r.Context(), offset, limit)
+	all, err := s.store.queues(r.Context(), r.visible(), offset, limit)
 	if err != nil {
 		return err
 	}
@@ -741,7 +748,7 @@ func (s *server) ack(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	if err := s.engine.ack(r.Context(), item); err != nil {
+	if err := s.settle(r, s.engine.ack, item); err != nil {
 		return err
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -759,7 +766,7 @@ func (s *server) nack(r *request) error {
 	if err := cmp.Or(f.err(), b.err()); err != nil {
 		return err
 	}
-	if err := s.engine.nack(r.Context(), item); err != nil {
+	if err := s.settle(r, s.engine.nack, item); err != nil {
 		return err
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -777,11 +784,24 @@ func (s *server) extend(r *request) error {
 	if err := cmp.Or(f.err(), b.err()); err != nil {
 		return err
 	}
-	m, err := s.engine.extend(r.Context(), item)
+	var m message
+	err = s.settle(r, func(ctx context.Context, items ...settlement) (err error) {
+		m, err = s.engine.extend(ctx, items[0])
+		return err
+	}, item)
 	if err != nil {
 		return err
 	}
 	return r.w.body(http.StatusOK, m.appendJSON(nil))
+}
+
+// settle calls the engine for those of the messages that the request may settle;
+// the others are unknown to it.
+func (s *server) settle(r *request, do func(context.Context, ...settlement) error, items ...settlement) error {
+	if err := s.mine(r, items); err != nil {
+		return err
+	}
+	return do(r.Context(), items...)
 }
 
 func (s *server) ackBatch(r *request) error {
@@ -790,7 +810,7 @@ func (s *server) ackBatch(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	if err := s.engine.ack(r.Context(), items...); err != nil {
+	if err := s.settle(r, s.engine.ack, items...); err != nil {
 		return batchConflicts(err)
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -806,7 +826,7 @@ func (s *server) nackBatch(r *request) error {
 	for i := range items {
 		items[i].after = after
 	}
-	if err := s.engine.nack(r.Context(), items...); err != nil {
+	if err := s.settle(r, s.engine.nack, items...); err != nil {
 		return batchConflicts(err)
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -836,6 +856,9 @@ func (s *server) getMessage(r *request) error {
 		return err
 	}
 	m, err := s.store.message(r.Context(), id)
+	if err == nil && !r.mayGet(m.QueueID) {
+		err = errMessageNotFound
+	}
 	if err != nil {
 		return err
 	}

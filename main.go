@@ -34,15 +34,20 @@
 // number of these processes can share one database. cleanup.go removes what
 // expired and moves what was delivered too often. session.go is how a connection
 // behaves, topology.go makes queues from a file, metrics.go is what Prometheus
-// sees, count.go how many messages there are, docs.go the API described. bench.go
-// is a program of its own: load for a running server.
+// sees, count.go how many messages there are, docs.go the API described. auth.go
+// says who may do what, and secrets.go reads that and the certificate of HTTPS
+// from files. bench.go is a program of its own: load for a running server.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
 // same code.
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -65,7 +70,7 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
@@ -101,6 +106,8 @@ type config struct {
 	drainDelay      time.Duration
 	allowedHosts    []string
 	topology        *topology // nil if there is none
+	tokenFile       string
+	tlsCert, tlsKey string
 	logLevel        slog.Level
 	logFormat       string
 	limits          limits
@@ -135,6 +142,9 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.DurationVar(&c.drainDelay, "drain-delay", 0, "time between SIGTERM and the end of new connections, for load balancers to notice")
 	f.StringVar(&allowedHosts, "allowed-hosts", "", "`names`, separated by commas, that requests may use for this server besides\nlocalhost and loopback addresses; checked when it listens on a loopback address")
 	f.StringVar(&topologyFile, "topology", "", "JSON `file` of topics and queues to make or update at the start")
+	f.StringVar(&c.tokenFile, "token-file", "", "JSON `file` of tokens and what each may do, read again on SIGHUP; without it\neverybody may do everything")
+	f.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` of the certificate to serve HTTPS with, read again on SIGHUP")
+	f.StringVar(&c.tlsKey, "tls-key", "", "PEM `file` of its key")
 	f.TextVar(&c.logLevel, "log-level", slog.LevelInfo, "`level` of the log: debug (also a line a request), info, warn or error")
 	f.StringVar(&c.logFormat, "log-format", "text", "`format` of the log: text or json")
 	for _, b := range []struct {
@@ -193,6 +203,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		check(b.min > 0, "min-"+name, "must be more than 0")
 		check(b.max >= b.min && b.max <= 1<<30, "max-"+name, fmt.Sprintf("must be at least -min-%s and at most %d", name, 1<<30))
 	}
+	check((c.tlsCert == "") == (c.tlsKey == ""), "tls-key", "goes together with -tls-cert")
 	if topologyFile != "" && f.err == nil {
 		c.topology, err = readTopology(topologyFile, l)
 		check(err == nil, "topology", fmt.Sprint(err))
@@ -286,6 +297,19 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		log = slog.New(slog.NewJSONHandler(stderr, options))
 	}
 
+	files := &secretFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}
+	if err := files.read(); err != nil {
+		return err
+	}
+	hangUps := make(chan os.Signal, 1)
+	signal.Notify(hangUps, syscall.SIGHUP)
+	defer signal.Stop(hangUps)
+	ctx, end := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer end()
+	watching.Go(func() { files.watch(ctx, hangUps, log, end) })
+
 	// The garbage collector works when the heap has doubled: beside this, which is
 	// never touched and takes no memory, not as often as the small heap of a server
 	// would make it.
@@ -339,6 +363,13 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	address, _ := listener.Addr().(*net.TCPAddr)
 	v.checkHost = address != nil && address.IP.IsLoopback()
 
+	v.tokens = &files.tokens
+	if c.tokenFile == "" && !v.checkHost {
+		log.Warn("everybody who can reach this address may do everything, see -token-file", "listen", listener.Addr().String())
+	}
+	if c.tlsCert != "" {
+		listener = tls.NewListener(listener, files.tlsConfig())
+	}
 	h := &http.Server{
 		Handler:           v,
 		ReadHeaderTimeout: headerTimeout,
@@ -369,7 +400,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 			return
 		}
 		v.ready.Store(true)
-		log.Info("ready", "url", "http://"+listener.Addr().String(), "data", data)
+		log.Info("ready", "url", files.scheme()+"://"+listener.Addr().String(), "access", files.access(), "data", data)
 		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
 		clean.run(backgroundCtx, c.cleanupInterval)
 	})
@@ -494,10 +525,11 @@ const healthUsage = `Queued health asks a server whether it is healthy, for heal
 
 // runHealth asks the server that the same settings would start.
 func runHealth(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
-	var listen, url string
+	var listen, url, cert string
 	f := newFlagSet("queued health", healthUsage, stdout)
 	f.StringVar(&listen, "listen", "127.0.0.1:8000", "`address` of the server, as given to it")
 	f.StringVar(&url, "url", "", "`URL` of the server, in place of -listen")
+	f.StringVar(&cert, "tls-cert", "", "PEM `file` of its certificate, as given to it")
 	if err := f.parse(args, getenv); err != nil {
 		return err
 	}
@@ -510,6 +542,17 @@ func runHealth(ctx context.Context, args []string, getenv func(string) string, s
 			host = "127.0.0.1"
 		}
 		url = "http://" + net.JoinHostPort(host, port)
+		if cert != "" {
+			url = "https://" + net.JoinHostPort(host, port)
+		}
+	}
+	client := http.DefaultClient
+	if cert != "" {
+		config, err := trusting(cert)
+		if err != nil {
+			return fmt.Errorf("-tls-cert: %w", err)
+		}
+		client = &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -517,7 +560,7 @@ func runHealth(ctx context.Context, args []string, getenv func(string) string, s
 	if err != nil {
 		return fmt.Errorf("-url: %w", err)
 	}
-	answer, err := http.DefaultClient.Do(r)
+	answer, err := client.Do(r)
 	if err != nil {
 		return err
 	}
@@ -528,4 +571,27 @@ func runHealth(ctx context.Context, args []string, getenv func(string) string, s
 		return fmt.Errorf("%s answers %s", url, answer.Status)
 	}
 	return nil
+}
+
+// trusting returns settings for a client that trusts the server with the
+// certificate in a file, and no other, whatever name it has: the client knows
+// the server by its address.
+func trusting(certFile string) (*tls.Config, error) {
+	text, err := os.ReadFile(certFile)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, errors.New("no certificate in PEM")
+	}
+	return &tls.Config{
+		InsecureSkipVerify: true,
+		VerifyPeerCertificate: func(certificates [][]byte, _ [][]*x509.Certificate) error {
+			if len(certificates) == 0 || !bytes.Equal(certificates[0], block.Bytes) {
+				return errors.New("the server has another certificate")
+			}
+			return nil
+		},
+	}, nil
 }

@@ -74,7 +74,7 @@ func startProgram(t testing.TB, program string, args ...string) *running {
 	return r
 }
 
-var readyLine = regexp.MustCompile(`msg=ready url=(\S+) data="?([^"\n]+)`)
+var readyLine = regexp.MustCompile(`msg=ready url=(\S+) access=\S+ data="?([^"\n]+)`)
 
 func (r *running) awaitReady() {
 	r.t.Helper()
@@ -367,7 +367,7 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 	}
 	for _, name := range []string{
 		"listen", "debug-listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts",
-		"log-level", "log-format", "topology", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
+		"log-level", "log-format", "topology", "token-file", "tls-cert", "tls-key", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
 		"max-message-retention-seconds", "min-message-max-deliveries", "max-message-max-deliveries", "min-delivery-delay-seconds", "max-delivery-delay-seconds",
 	} {
 		if !strings.Contains(out.String(), "  -"+name+" ") || !strings.Contains(out.String(), "[$"+variable(name)+"]") {

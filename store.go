@@ -279,14 +279,20 @@ func (s *store) topic(ctx context.Context, id string) (topic, error) {
 	return t, unknown(err)
 }
 
+// visibleIDs are the ids that match names.
+const visibleIDs = `
+WHERE $3
+    OR id = ANY($4::text[])
+    OR EXISTS (SELECT FROM unnest($5::text[]) AS prefix WHERE starts_with(id, prefix))`
+
 const selectTopics = `
 SELECT id, created_at
-FROM queued.topics
+FROM queued.topics` + visibleIDs + `
 ORDER BY id
 LIMIT $2 OFFSET $1`
 
-func (s *store) topics(ctx context.Context, offset, limit int) ([]topic, error) {
-	return collect(ctx, s.on("topics"), scanTopic, selectTopics, offset, limit)
+func (s *store) topics(ctx context.Context, visible *names, offset, limit int) ([]topic, error) {
+	return collect(ctx, s.on("topics"), scanTopic, selectTopics, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
 // settingsChanged is the first step of statements that change what session.go
@@ -415,12 +421,12 @@ func (s *store) queue(ctx context.Context, id string) (queue, error) {
 
 const selectQueues = `
 SELECT ` + queueColumns + `
-FROM queued.queues
+FROM queued.queues` + visibleIDs + `
 ORDER BY id
 LIMIT $2 OFFSET $1`
 
-func (s *store) queues(ctx context.Context, offset, limit int) ([]queue, error) {
-	return collect(ctx, s.on("queues"), scanQueue, selectQueues, offset, limit)
+func (s *store) queues(ctx context.Context, visible *names, offset, limit int) ([]queue, error) {
+	return collect(ctx, s.on("queues"), scanQueue, selectQueues, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
 const deleteQueue = settingsChanged + `, deleted AS (
@@ -528,6 +534,25 @@ func (s *store) message(ctx context.Context, id string) (message, error) {
 		return message{}, errMessageNotFound
 	}
 	return m, unknown(err)
+}
+
+const selectQueuesOf = `
+SELECT m.id, q.id
+FROM queued.messages m
+JOIN queued.queues q ON q.key = m.queue_key
+WHERE m.id = ANY($1::uuid[])`
+
+// queuesOf returns the queues that messages are in, by message id. Those that are
+// unknown are not in it.
+func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, error) {
+	queues := make(map[string]string, len(ids))
+	_, err := collect(ctx, s.on("queues_of"), func(row scanner) (any, error) {
+		var id, queueID string
+		err := row.Scan(&id, &queueID)
+		queues[id] = queueID
+		return nil, err
+	}, selectQueuesOf, ids)
+	return queues, err
 }
 
 const selectPeek = `

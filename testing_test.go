@@ -121,9 +121,17 @@ func newTestStoreOn(t testing.TB, dsn string) *store {
 // testServer is a server on a real port, and a client of it.
 type testServer struct {
 	*server
-	t   testing.TB
-	dsn string
-	url string
+	t     testing.TB
+	dsn   string
+	url   string
+	token string // sent with each request, if there is one
+}
+
+// with returns a client of the server that sends a token.
+func (s *testServer) with(token string) *testServer {
+	c := *s
+	c.token = token
+	return &c
 }
 
 func testLimits() limits {
@@ -187,6 +195,9 @@ func (s *testServer) send(ctx context.Context, method, path, body string) (reply
 	r, err := http.NewRequestWithContext(ctx, method, s.url+path, in)
 	if err != nil {
 		return reply{}, err
+	}
+	if s.token != "" {
+		r.Header.Set("Authorization", "Bearer "+s.token)
 	}
 	answer, err := http.DefaultClient.Do(r)
 	if err != nil {

@@ -1,0 +1,309 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"unicode/utf8"
+)
+
+// tokens are who may do what. A server without them is open to everybody.
+type tokens []*token
+
+// token is a secret and what its bearer may do.
+type token struct {
+	name    string
+	hash    [sha256.Size]byte // of the secret, which is kept nowhere
+	post    names             // topics and queues to publish to
+	get     names             // queues to receive from, and whose messages to settle and peek at
+	metrics bool
+	admin   bool // everything
+}
+
+// names are ids of topics and queues: some, those with a prefix, or all.
+type names struct {
+	all      bool
+	exact    []string
+	prefixes []string
+}
+
+func (n *names) match(id string) bool {
+	if n.all {
+		return true
+	}
+	for _, v := range n.exact {
+		if v == id {
+			return true
+		}
+	}
+	for _, v := range n.prefixes {
+		if strings.HasPrefix(id, v) {
+			return true
+		}
+	}
+	return false
+}
+
+// right is what a request needs: of every route it is stated where the route is
+// registered.
+type right struct {
+	name string // as in the table of the README
+	has  func(t *token, r *request) bool
+}
+
+// The rights. A token with admin has them all.
+var (
+	nobody   = right{name: "none"} // no token is asked for
+	admin    = right{"admin", func(t *token, r *request) bool { return false }}
+	scraping = right{"metrics", func(t *token, r *request) bool { return t.metrics }}
+	posting  = right{"post", func(t *token, r *request) bool { return t.post.match(r.named()) }}
+	getting  = right{"get", func(t *token, r *request) bool { return t.get.match(r.named()) }}
+	seeing   = right{"get or post", func(t *token, r *request) bool { return t.get.match(r.named()) || t.post.match(r.named()) }}
+
+	// anybody is for requests that name no topic or queue: lists show what the
+	// token may see, and messages whose queue it may not get from are unknown.
+	anybody = right{"any", func(t *token, r *request) bool { return true }}
+)
+
+// named returns the topic or queue in the path.
+func (r *request) named() string {
+	if id := r.PathValue("topic_id"); id != "" {
+		return id
+	}
+	return r.PathValue("queue_id")
+}
+
+// authorize finds the token of a request, and returns an error unless it has the
+// right.
+func (s *server) authorize(r *request, need right) error {
+	all := s.tokens.Load()
+	if all == nil || need.has == nil {
+		return nil
+	}
+	t, why := all.find(r.Header.Get("Authorization"))
+	if t == nil {
+		r.w.Header().Set("WWW-Authenticate", `Bearer realm="queued"`)
+		return status{http.StatusUnauthorized, why}
+	}
+	if !t.admin && !need.has(t, r) {
+		return status{http.StatusForbidden, fmt.Sprintf("the token has no right to do this: it needs %s", need.name)}
+	}
+	r.token = t
+	return nil
+}
+
+// What a request without a valid token is told.
+const (
+	tokenMissing   = "Missing Authorization header. Use 'Authorization: Bearer <token>'."
+	tokenMalformed = "Malformed Authorization header. Use 'Authorization: Bearer <token>'."
+	tokenInvalid   = "Invalid token"
+)
+
+// find returns the token in the header, or why there is none. It compares with
+// all of them, hashes with hashes, so that the time it takes tells nothing.
+func (all *tokens) find(header string) (found *token, why string) {
+	if header == "" {
+		return nil, tokenMissing
+	}
+	scheme, secret, _ := strings.Cut(header, " ")
+	if secret = strings.TrimSpace(secret); !strings.EqualFold(scheme, "Bearer") || secret == "" {
+		return nil, tokenMalformed
+	}
+	hash := sha256.Sum256([]byte(secret))
+	for _, t := range *all {
+		if subtle.ConstantTimeCompare(t.hash[:], hash[:]) == 1 {
+			found = t
+		}
+	}
+	if found == nil {
+		return nil, tokenInvalid
+	}
+	return found, ""
+}
+
+// visible returns the topics and queues that a request may see in lists.
+func (r *request) visible() *names {
+	t := r.token
+	if t == nil || t.admin {
+		return &names{all: true}
+	}
+	return &names{
+		all:      t.get.all || t.post.all,
+		exact:    append(append([]string{}, t.get.exact...), t.post.exact...),
+		prefixes: append(append([]string{}, t.get.prefixes...), t.post.prefixes...),
+	}
+}
+
+// mayGet reports whether a request may have what is in the queue.
+func (r *request) mayGet(queueID string) bool {
+	return r.token == nil || r.token.admin || r.token.get.match(queueID)
+}
+
+// unknownID is that of no message.
+const unknownID = "00000000-0000-0000-0000-000000000000"
+
+// mine makes the messages unknown that the token of the request may not get.
+func (s *server) mine(r *request, items []settlement) error {
+	if r.token == nil || r.token.admin || r.token.get.all {
+		return nil
+	}
+	var ids idArray
+	for _, v := range items {
+		ids = append(ids, v.id)
+	}
+	queues, err := s.store.queuesOf(r.Context(), ids)
+	if err != nil {
+		return err
+	}
+	for i := range items {
+		if queueID, known := queues[items[i].id]; known && !r.mayGet(queueID) {
+			items[i].id = unknownID
+		}
+	}
+	return nil
+}
+
+// Bounds of a file of tokens.
+const (
+	maxTokensSize = 16 << 20 // bytes
+	maxTokens     = 10_000
+	minSecret     = 20 // characters
+)
+
+// readTokens reads a file of tokens, {"tokens": [{"name": …}, …]}. Its errors name
+// the entry, and never a secret.
+func readTokens(path string) (*tokens, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxTokensSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxTokensSize {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxTokensSize)
+	}
+	f := readBody(text)
+	f.where = []any{path}
+	all := &tokens{}
+	named := make(map[string]bool)
+	hashes := make(map[[sha256.Size]byte]bool)
+	f.objects("tokens", maxTokens, func(item *form) {
+		t := item.token()
+		if named[t.name] {
+			item.wrong("is there twice", "value_error", "name")
+		}
+		if hashes[t.hash] && len(item.mistakes) == 0 {
+			item.wrong("another entry has the same token", "value_error", "token")
+		}
+		named[t.name], hashes[t.hash] = true, true
+		*all = append(*all, t)
+	})
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// token reads an entry of the file.
+func (f *form) token() *token {
+	for _, v := range f.fields {
+		switch v.name {
+		case "name", "token", "token_sha256", "post", "get", "metrics", "admin":
+		default:
+			f.wrong("unexpected field", "value_error.extra", v.name)
+		}
+	}
+	t := &token{post: f.names("post"), get: f.names("get"), metrics: f.bool("metrics"), admin: f.bool("admin")}
+	t.name, _ = f.string("name", true)
+	_, hasSecret := f.find("token")
+	_, hasHash := f.find("token_sha256")
+	if hasSecret == hasHash {
+		f.wrong("either token or token_sha256 is required", "value_error", "token")
+		return t
+	}
+	if hasHash {
+		text, _ := f.string("token_sha256", true)
+		if hash, err := hex.DecodeString(text); err != nil || len(hash) != len(t.hash) {
+			f.wrong("value is not 64 hexadecimal digits", "value_error", "token_sha256")
+		} else {
+			copy(t.hash[:], hash)
+		}
+		return t
+	}
+	secret, ok := f.string("token", true)
+	if ok && utf8.RuneCountInString(secret) < minSecret {
+		f.wrong(fmt.Sprintf("ensure this value has at least %d characters", minSecret), "value_error.any_str.min_length", "token")
+	}
+	if strings.TrimSpace(secret) != secret {
+		f.wrong("begins or ends with white space", "value_error", "token")
+	}
+	t.hash = sha256.Sum256([]byte(secret))
+	return t
+}
+
+// string reads a string that is not empty.
+func (f *form) string(name string, required bool) (string, bool) {
+	raw := f.value(name, required)
+	if raw == nil {
+		return "", false
+	}
+	if raw[0] != '"' {
+		f.wrong("str type expected", "type_error.str", name)
+		return "", false
+	}
+	text := unquote(raw)
+	if text == "" {
+		f.wrong("must not be empty", "value_error", name)
+	}
+	return text, text != ""
+}
+
+// bool reads true or false; missing is false.
+func (f *form) bool(name string) bool {
+	raw := f.value(name, false)
+	if raw != nil && !bytes.Equal(raw, []byte("true")) && !bytes.Equal(raw, []byte("false")) {
+		f.wrong("value could not be parsed to a boolean", "type_error.bool", name)
+	}
+	return bytes.Equal(raw, []byte("true"))
+}
+
+// names reads an optional list of ids, of prefixes that end in "*", and of "*".
+func (f *form) names(name string) (n names) {
+	raw := f.value(name, false)
+	if raw == nil {
+		return n
+	}
+	if raw[0] != '[' {
+		f.wrong("value is not a valid list", "type_error.list", name)
+		return n
+	}
+	i := 0
+	walkArray(raw, func(value []byte) {
+		id := ""
+		if value[0] == '"' {
+			id = unquote(value)
+		}
+		prefix, isPrefix := strings.CutSuffix(id, "*")
+		switch {
+		case id == "*":
+			n.all = true
+		case isPrefix && validID(prefix):
+			n.prefixes = append(n.prefixes, prefix)
+		case validID(id):
+			n.exact = append(n.exact, id)
+		default:
+			f.wrong("is no id, no prefix with * behind it, and not *", "value_error", name, i)
+		}
+		i++
+	})
+	return n
+}

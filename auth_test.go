@@ -1,0 +1,365 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// secret returns the token of a name in tests.
+func secret(name string) string { return "the-secret-of-" + name + "-in-tests" }
+
+// writeTokens writes a file of tokens, with entries such as `"get":["t"]` by name.
+func writeTokens(t testing.TB, path string, entries map[string]string) string {
+	t.Helper()
+	var all []string
+	for name, rights := range entries {
+		all = append(all, fmt.Sprintf(`{"name":%q,"token":%q,%s}`, name, secret(name), rights))
+	}
+	if err := os.WriteFile(path, []byte(`{"tokens":[`+strings.Join(all, ",")+`]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// useTokens closes an open server.
+func (s *testServer) useTokens(entries map[string]string) {
+	s.t.Helper()
+	all, err := readTokens(writeTokens(s.t, filepath.Join(s.t.TempDir(), "tokens.json"), entries))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.server.tokens.Store(all)
+}
+
+// rightsInReadme returns the table of the README: the right of each route.
+func rightsInReadme(t testing.TB) map[string]string {
+	t.Helper()
+	page, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(page), "| right | requests |\n|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	rights := map[string]string{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(line, "|")
+		for _, m := range regexp.MustCompile("`([A-Z]+ /[^`]*)`").FindAllStringSubmatch(cells[2], -1) {
+			rights[m[1]] = strings.TrimSpace(cells[1])
+		}
+	}
+	return rights
+}
+
+func TestEveryRouteTakesTheRightThatTheReadmeSays(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.useTokens(map[string]string{
+		"poster": `"post":["t"]`, "getter": `"get":["t"]`, "scraper": `"metrics":true`, "admin": `"admin":true`,
+		"stranger": `"post":["tt","s*"],"get":["tt","s*"]`,
+	})
+	rights := rightsInReadme(t)
+	has := map[string]map[string]bool{
+		"none":        {"nobody": true, "wrong": true, "poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
+		"any":         {"poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
+		"get or post": {"poster": true, "getter": true, "admin": true},
+		"post":        {"poster": true, "admin": true},
+		"get":         {"getter": true, "admin": true},
+		"metrics":     {"scraper": true, "admin": true},
+		"admin":       {"admin": true},
+	}
+	for _, route := range s.routes {
+		right, stated := rights[route]
+		if !stated || has[right] == nil {
+			t.Errorf("the README states no right for %s", route)
+			continue
+		}
+		method, path, _ := strings.Cut(route, " ")
+		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{message_id}", newID()).Replace(path)
+		for _, who := range []string{"nobody", "wrong", "poster", "getter", "scraper", "stranger", "admin"} {
+			client := s.with(secret(who))
+			if who == "nobody" {
+				client = s
+			}
+			got := client.do(method, path, "")
+			want := 0
+			switch {
+			case has[right][who]:
+			case who == "nobody" || who == "wrong":
+				want = http.StatusUnauthorized
+			default:
+				want = http.StatusForbidden
+			}
+			denied := got.status == http.StatusUnauthorized || got.status == http.StatusForbidden
+			if denied != (want != 0) || denied && got.status != want {
+				t.Errorf("%s as %s = %d %s, want %d", route, who, got.status, got.body, want)
+			}
+			if (got.status == http.StatusUnauthorized) != (got.header.Get("WWW-Authenticate") != "") {
+				t.Errorf("%s as %s = %d with WWW-Authenticate %q", route, who, got.status, got.header.Get("WWW-Authenticate"))
+			}
+		}
+	}
+	if len(rights) != len(s.routes) {
+		t.Errorf("the README states the rights of %d routes, and there are %d", len(rights), len(s.routes))
+	}
+}
+
+func TestAuthorizationHeadersAreRefusedInWords(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.useTokens(map[string]string{"admin": `"admin":true`})
+	for header, want := range map[string]string{
+		"":                                    `{"detail":"Missing Authorization header. Use 'Authorization: Bearer <token>'."}`,
+		"Basic abc":                           `{"detail":"Malformed Authorization header. Use 'Authorization: Bearer <token>'."}`,
+		"Bearer":                              `{"detail":"Malformed Authorization header. Use 'Authorization: Bearer <token>'."}`,
+		"Bearer nope":                         `{"detail":"Invalid token"}`,
+		"Bearer " + secret("admin") + "x":     `{"detail":"Invalid token"}`,
+		"bearer  " + secret("admin"):          `{"data":[]}`,
+		"Bearer " + secret("admin")[:10] + "": `{"detail":"Invalid token"}`,
+	} {
+		r, err := http.NewRequest("GET", s.url+"/topics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if header != "" {
+			r.Header.Set("Authorization", header)
+		}
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		checkDiff(t, "answer to "+header, want, string(body))
+	}
+}
+
+func TestListsShowWhatATokenMaySee(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, id := range []string{"a", "b", "mail-1", "mail-2", "mail_3"} {
+		s.mustTopic(id)
+	}
+	s.useTokens(map[string]string{"some": `"get":["a"],"post":["mail-*"]`, "all": `"get":["*"]`, "none": `"metrics":true`})
+	for who, want := range map[string][]string{"some": {"a", "mail-1", "mail-2"}, "all": {"a", "b", "mail-1", "mail-2", "mail_3"}, "none": {}} {
+		for _, path := range []string{"/topics", "/queues"} {
+			var list struct{ Data []struct{ ID string } }
+			mustDecode(t, s.with(secret(who)).must(200, "GET", path, ""), &list)
+			got := []string{}
+			for _, v := range list.Data {
+				got = append(got, v.ID)
+			}
+			checkDiff(t, path+" of "+who, want, got)
+		}
+	}
+	var page struct{ Data []struct{ ID string } }
+	mustDecode(t, s.with(secret("some")).must(200, "GET", "/queues?offset=1&limit=1", ""), &page)
+	if len(page.Data) != 1 || page.Data[0].ID != "mail-1" {
+		t.Errorf("the second of the queues is %v, want mail-1", page.Data)
+	}
+}
+
+func TestMessagesOfOtherQueuesAreUnknownToAToken(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("mine")
+	s.mustTopic("theirs")
+	s.publish("mine", 1)
+	s.publish("theirs", 2)
+	mine, theirs := s.receive("mine", "")[0], s.receive("theirs", "")[0]
+	s.useTokens(map[string]string{"me": `"get":["mine"],"post":["theirs"]`})
+	c := s.with(secret("me"))
+	c.must(404, "GET", "/messages/"+theirs.ID, "")
+	c.must(404, "PUT", "/messages/"+theirs.ID+"/extend", `{"ack_deadline_seconds":600}`)
+	c.must(204, "PUT", "/messages/"+theirs.ID+"/nack", "")
+	c.must(204, "PUT", "/messages/"+theirs.ID+"/ack", "")
+	c.must(204, "PUT", "/messages/"+theirs.ID+"/ack?scheduled_at=2022-10-05T21:48:24", "")
+	c.must(200, "GET", "/messages/"+mine.ID, "")
+	c.must(200, "PUT", "/messages/"+mine.ID+"/extend", `{"ack_deadline_seconds":600}`)
+	both := fmt.Sprintf(`{"ids":[%q,%q]}`, theirs.ID, mine.ID)
+	c.must(204, "PUT", "/messages/nack", both)
+	again := c.receive("mine", "")[0]
+	checkDiff(t, "conflict", `{"detail":[{"loc":["body","messages",1,"scheduled_at"],"msg":"the message is not in this lease any more","type":"value_error.lease"}]}`,
+		c.must(409, "PUT", "/messages/ack", fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":"2022-10-05T21:48:24"},{"id":%q,"scheduled_at":"2022-10-05T21:48:24"}]}`, theirs.ID, again.ID)))
+	c.must(204, "PUT", "/messages/ack", both)
+	checkDiff(t, "mine", 0, s.messagesIn("mine"))
+	checkDiff(t, "theirs, as it was", 1, s.count("SELECT count(*) FROM queued.messages WHERE in_flight AND scheduled_at = $1::timestamp", theirs.ScheduledAt))
+}
+
+func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
+	t.Parallel()
+	const long = `"token":"super-secret-super-secret"`
+	for text, want := range map[string]string{
+		`{`:                           "invalid JSON",
+		`{}`:                          "[PATH tokens]: field required",
+		`{"tokens":[]}`:               "[PATH tokens]: ensure this value has at least 1 items",
+		`{"tokens":[{` + long + `}]}`: "[PATH tokens 0 name]: field required",
+		`{"tokens":[{"name":"a"}]}`:   "[PATH tokens 0 token]: either token or token_sha256 is required",
+		`{"tokens":[{"name":"a","token":"super-secret"}]}`:                                   "[PATH tokens 0 token]: ensure this value has at least 20 characters",
+		`{"tokens":[{"name":"a","token":" super-secret-super-secret"}]}`:                     "[PATH tokens 0 token]: begins or ends with white space",
+		`{"tokens":[{"name":"a","token_sha256":"super-secret"}]}`:                            "[PATH tokens 0 token_sha256]: value is not 64 hexadecimal digits",
+		`{"tokens":[{"name":"a",` + long + `,"token_sha256":"00"}]}`:                         "[PATH tokens 0 token]: either token or token_sha256 is required",
+		`{"tokens":[{"name":"a",` + long + `,"gets":["t"]}]}`:                                "[PATH tokens 0 gets]: unexpected field",
+		`{"tokens":[{"name":"a",` + long + `,"get":"t"}]}`:                                   "[PATH tokens 0 get]: value is not a valid list",
+		`{"tokens":[{"name":"a",` + long + `,"get":["t","a/b"]}]}`:                           "[PATH tokens 0 get 1]: is no id",
+		`{"tokens":[{"name":"a",` + long + `,"post":["*a"]}]}`:                               "[PATH tokens 0 post 0]: is no id",
+		`{"tokens":[{"name":"a",` + long + `,"admin":"yes"}]}`:                               "[PATH tokens 0 admin]: value could not be parsed to a boolean",
+		`{"tokens":[{"name":"a",` + long + `},{"name":"a","token":"another-secret-of-20"}]}`: "[PATH tokens 1 name]: is there twice",
+		`{"tokens":[{"name":"a",` + long + `},{"name":"b",` + long + `}]}`:                   "[PATH tokens 1 token]: another entry has the same token",
+	} {
+		path := filepath.Join(t.TempDir(), "tokens.json")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-token-file", path}, func(string) string { return "" }, nil, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), "-token-file") || !strings.Contains(err.Error(), strings.Replace(want, "PATH", path, 1)) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: the error tells the secret: %v", text, err)
+		}
+	}
+}
+
+func TestTokenCanStandThereAsItsHash(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	sum := sha256.Sum256([]byte(secret("hashed")))
+	path := filepath.Join(t.TempDir(), "tokens.json")
+	if err := os.WriteFile(path, []byte(`{"tokens":[{"name":"a","token_sha256":"`+hex.EncodeToString(sum[:])+`","admin":true}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all, err := readTokens(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.server.tokens.Store(all)
+	s.with(secret("hashed")).must(200, "GET", "/topics", "")
+	s.with(hex.EncodeToString(sum[:])).must(401, "GET", "/topics", "")
+}
+
+// newCertificate writes a certificate for 127.0.0.1 and its key.
+func newCertificate(t testing.TB, certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	certFile, keyFile, tokenFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), filepath.Join(dir, "tokens.json")
+	newCertificate(t, certFile, keyFile)
+	writeTokens(t, tokenFile, map[string]string{"old": `"admin":true`})
+	r := startProcess(t, "-database-url", newTestDatabase(t, "queued"), "-token-file", tokenFile, "-tls-cert", certFile, "-tls-key", keyFile)
+	if !strings.HasPrefix(r.url, "https://") || !strings.Contains(r.output.String(), "access=tokens") {
+		t.Errorf("ready: %s", r.output)
+	}
+	// status asks with a client that trusts the certificate in the file, and -1 is
+	// for a server that it does not trust.
+	status := func(who string) int {
+		config, err := trusting(certFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+		request, err := http.NewRequest("GET", r.url+"/topics", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Authorization", "Bearer "+secret(who))
+		answer, err := client.Do(request)
+		if err != nil {
+			return -1
+		}
+		answer.Body.Close()
+		return answer.StatusCode
+	}
+	checkDiff(t, "old token", 200, status("old"))
+	checkDiff(t, "new token", 401, status("new"))
+	if _, err := tls.DialWithDialer(&net.Dialer{}, "tcp", strings.TrimPrefix(r.url, "https://"), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}); err == nil {
+		t.Error("TLS 1.1 is spoken")
+	}
+	health := func() error {
+		return run(context.Background(), []string{"health", "-listen", strings.TrimPrefix(r.url, "https://"), "-tls-cert", certFile}, func(string) string { return "" }, nil, io.Discard, io.Discard)
+	}
+	if err := health(); err != nil {
+		t.Errorf("queued health = %v", err)
+	}
+
+	if err := os.WriteFile(tokenFile, []byte(`{"tokens":[{"name":"broken"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.cmd.Process.Signal(syscall.SIGHUP)
+	s := r.client()
+	s.eventually("the broken file is refused", func() bool { return strings.Contains(r.output.String(), "stays in force") })
+	checkDiff(t, "old token after a broken file", 200, status("old"))
+
+	newCertificate(t, certFile, keyFile)
+	if err := health(); err == nil {
+		t.Error("queued health trusts another certificate")
+	}
+	writeTokens(t, tokenFile, map[string]string{"new": `"admin":true`})
+	r.cmd.Process.Signal(syscall.SIGHUP)
+	s.eventually("the new token and the new certificate are in force", func() bool { return status("new") == 200 })
+	checkDiff(t, "old token", 401, status("old"))
+	if strings.Contains(r.output.String(), "secret-of") {
+		t.Errorf("the log has a secret:\n%s", r.output)
+	}
+}
+
+func TestHangUpWithoutFilesDrains(t *testing.T) {
+	t.Parallel()
+	r := startProcess(t, "-database-url", newTestDatabase(t, "queued"))
+	r.cmd.Process.Signal(syscall.SIGHUP)
+	if err := r.await(); err != nil {
+		t.Errorf("after a hang-up the server ended with %v:\n%s", err, r.output)
+	}
+}
+
+func TestOpenServerBeyondLoopbackWarns(t *testing.T) {
+	t.Parallel()
+	r := startProcess(t, "-database-url", newTestDatabase(t, "queued"), "-listen", "0.0.0.0:0")
+	if !strings.Contains(r.output.String(), "everybody who can reach this address") {
+		t.Errorf("no warning:\n%s", r.output)
+	}
+	loopback := startProcess(t, "-database-url", newTestDatabase(t, "queued"))
+	if strings.Contains(loopback.output.String(), "WARN") || !strings.Contains(loopback.output.String(), "access=everybody") {
+		t.Errorf("on loopback:\n%s", loopback.output)
+	}
+}

@@ -523,8 +523,8 @@ func (s *suite) latency() error {
 ## Latency
 
 1,000 messages a second, 16 producers and 16 consumers in long polls; milliseconds. A publish counts from when it was
-sent, or was due if the one before was answered too late. Two servers: published at one, received at the other, on the same database. Idle: ten messages a second, one
-producer and one consumer.
+sent, or was due if the one before was answered too late. Two servers: published at one, received at the other, on the
+same database. Idle: ten messages a second, one producer and one consumer.
 
 | | publish p50, p99, max | to receipt p50 | p99 | max | goal |
 |---|---|---|---|---|---|

@@ -418,6 +418,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		defer conn.Close()
 		for name, v := range statements {
 			plan := explain1(t, conn, v.statement, v.args)
+			t.Logf("%s, %s:\n%s", name, when, plan)
 			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") {
 				t.Errorf("%s, %s: not along %s:\n%s", name, when, v.index, plan)
 			}

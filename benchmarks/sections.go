@@ -432,7 +432,7 @@ there, so PostgreSQL has no statistics of them. The ratio is to an empty queue i
 	for i, k := range kinds {
 		s.write("| %s | %v | %v |\n", k.what, results[i], ratios[i])
 	}
-	s.write("\nThe plans are the same on an empty, a full and an analyzed table: `go test -run HotStatements .` checks each of them.\n")
+	s.write("\nThe plans are the same on an empty, a full and an analyzed table: `go test -v -run HotStatements .` checks and shows them.\n")
 	return nil
 }
 
@@ -655,10 +655,10 @@ func (s *suite) queues() error {
 ## Many queues
 
 - 1,000 queues, each with a client that publishes one message, receives it and acks it: %s cycles a second. Publishes and
-  acks of all queues share statements; receives do not, because a claim is for one queue, and four are claimed from at a
-  time. That is what bounds it.
-- A topic with 100 queues, 8 publishers: %s publishes a second, %s copies a second. What bounds it is the insertion
-  of rows.
+  acks of all queues share statements; receives do not: a claim is for one queue, so each of these messages takes a
+  statement and a commit of its own.
+- A topic with 100 queues, 8 publishers: %s publishes a second, %s copies a second; batches of 100 to one queue
+  insert rows no faster (above).
 `, thousands(cycles), thousands(fanOut), thousands(100*fanOut))
 	return nil
 }

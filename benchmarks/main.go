@@ -148,7 +148,7 @@ Written by %[1]smake bench%[1]s on %[2]s. %[3]d rounds of %[4]s for each load, m
 | machine | %[5]d cores (%[6]s), client, server and PostgreSQL on it together |
 | system | %[7]s |
 | Go | %[8]s |
-| PostgreSQL | %[9]s, the private one of queued: fsync on, default settings but for max_wal_size |
+| PostgreSQL | %[9]s, the private one of queued: fsync on, default settings but for max_wal_size and autovacuum_naptime |
 | queued | commit %[10]s |
 `, "`", time.Now().UTC().Format("2006-01-02"), s.rounds, s.seconds, runtime.NumCPU(), cpu, output("uname", "-sr"),
 		strings.TrimPrefix(runtime.Version(), "go"), strings.TrimPrefix(output(postgresProgram("postgres"), "--version"), "postgres (PostgreSQL) "),

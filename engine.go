@@ -172,7 +172,7 @@ const (
 // lookAround wakes the receivers of queues in which something is due without
 // their having been told: a notification was lost, or a server died before it
 // sent one, or the claims of a queue have passed it. One statement looks at all
-// queues that have receivers here.
+// queues that have receivers here, or had some lately.
 func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook time.Duration) {
 	defer s.close()
 	next := time.Now().Add(slowLook) // slow look
@@ -197,22 +197,23 @@ func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook
 	}
 }
 
-// look looks at all queues that have receivers, or only a bit below the floors
-// of those that have one.
+// look looks at all queues that have receivers or had some lately, or only a bit
+// below the floors of those that have one.
 func (e *engine) look(s *session, slow bool) error {
 	e.mu.Lock()
-	var ids []string
-	var since []time.Time
-	for id := range e.dispatchers {
-		if slow {
-			ids, since = append(ids, id), append(since, time.Time{})
-		} else if f := e.floors[id]; f != nil && !f.at.IsZero() {
-			ids, since = append(ids, id), append(since, f.at.Add(-lookBack))
-		}
-	}
 	maps.DeleteFunc(e.floors, func(id string, f *floor) bool {
 		return e.dispatchers[id] == nil && time.Since(f.usedAt) > floorIdle
 	})
+	var ids []string
+	var since []time.Time
+	for id, f := range e.floors {
+		// Also where nobody waits right now: a busy queue may never be seen with a line.
+		if slow {
+			ids, since = append(ids, id), append(since, time.Time{})
+		} else if !f.at.IsZero() {
+			ids, since = append(ids, id), append(since, f.at.Add(-lookBack))
+		}
+	}
 	e.mu.Unlock()
 	if len(ids) == 0 {
 		return nil

@@ -75,6 +75,27 @@ func TestWhatIsBelowTheFloorIsFoundByALook(t *testing.T) {
 	checkDiff(t, "received", []int{2}, numbers(s.await(poll)))
 }
 
+// A queue whose consumers find something whenever they ask never has a line.
+func TestALookFindsWhatIsBelowTheFloorOfAQueueWithoutALine(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ids := s.publish("t", 1, 2)
+	s.receive("t", "?limit=1")
+	floorAt := func() time.Time {
+		s.engine.mu.Lock()
+		defer s.engine.mu.Unlock()
+		if f := s.engine.floors["t"]; f != nil {
+			return f.at
+		}
+		t.Fatal("the floor was forgotten")
+		return time.Time{}
+	}
+	before := floorAt()
+	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '10 s' WHERE id = $1", ids[1])
+	s.eventually("the floor is lowered", func() bool { return floorAt().Before(before) })
+}
+
 func TestThoseWhoDoNotWaitSeeWhatIsBelowTheFloor(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -194,48 +194,26 @@ func newSession(db *sql.DB, m *metrics) *session {
 	return &session{db: db, metrics: m}
 }
 
-// rows are the rows of a statement, whose time ends when they are closed.
-type rows struct {
-	*sql.Rows
-	took func()
-}
-
-func (r *rows) Close() error {
-	r.took()
-	return r.Rows.Close()
-}
-
-// query runs a statement that is prepared on first use; its name is for the
-// metrics. The caller reads the rows to the end, and closes them, before it uses
-// the session again.
+// read runs a statement, which is prepared on first use and whose name is for the
+// metrics, and returns all its rows, nil if there are none. Only when the last has
+// been read is it committed.
 //
 // There is no context for the statement: cancelling one costs a goroutine a
 // statement and ends the connection, and all are bounded in time anyway.
-func (s *session) query(name, query string, args ...any) (*rows, error) {
+func read[T any](s *session, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	stmt, err := s.prepare(query)
 	if err != nil {
 		s.check(err)
 		return nil, err
 	}
 	start := time.Now()
-	found, err := stmt.Query(args...)
+	rows, err := stmt.Query(args...)
 	if err != nil {
 		s.check(err)
 		return nil, err
 	}
-	return &rows{found, func() {
-		s.metrics.statements.WithLabelValues(name).Observe(time.Since(start).Seconds())
-	}}, nil
-}
-
-// read runs a statement and returns all its rows, nil if there are none. Only
-// when the last has been read is it committed.
-func read[T any](s *session, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	rows, err := s.query(name, query, args...)
-	if err != nil {
-		return nil, err
-	}
 	defer rows.Close()
+	defer func() { s.metrics.statements.WithLabelValues(name).Observe(time.Since(start).Seconds()) }()
 	var all []T
 	for rows.Next() {
 		v, err := scan(rows)

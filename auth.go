@@ -59,16 +59,16 @@ type right struct {
 
 // The rights. A token with admin has them all.
 var (
-	nobody   = right{name: "none"} // no token is asked for
+	public   = right{name: "none"} // no token is asked for
 	admin    = right{"admin", func(t *token, r *request) bool { return false }}
 	scraping = right{"metrics", func(t *token, r *request) bool { return t.metrics }}
 	posting  = right{"post", func(t *token, r *request) bool { return t.post.match(r.named()) }}
 	getting  = right{"get", func(t *token, r *request) bool { return t.get.match(r.named()) }}
 	seeing   = right{"get or post", func(t *token, r *request) bool { return t.get.match(r.named()) || t.post.match(r.named()) }}
 
-	// anybody is for requests that name no topic or queue: lists show what the
+	// anyToken is for requests that name no topic or queue: lists show what the
 	// token may see, and messages whose queue it may not get from are unknown.
-	anybody = right{"any", func(t *token, r *request) bool { return true }}
+	anyToken = right{"any", func(t *token, r *request) bool { return true }}
 )
 
 // named returns the topic or queue in the path.
@@ -148,8 +148,8 @@ func (r *request) mayGet(queueID string) bool {
 // unknownID is that of no message.
 const unknownID = "00000000-0000-0000-0000-000000000000"
 
-// mine makes the messages unknown that the token of the request may not get.
-func (s *server) mine(r *request, items []settlement) error {
+// hideOthers makes the messages unknown that the token of the request may not get.
+func (s *server) hideOthers(r *request, items []settlement) error {
 	if r.token == nil || r.token.admin || r.token.get.all {
 		return nil
 	}

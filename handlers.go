@@ -68,11 +68,11 @@ const (
 func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *server {
 	v := &server{log: log, store: s, engine: e, metrics: m, limits: l, bodyTimeout: bodyTimeout, tokens: new(atomic.Pointer[tokens]), mux: http.NewServeMux()}
 	v.handle(admin, "POST /topics", v.createTopic)
-	v.handle(anybody, "GET /topics", v.listTopics)
+	v.handle(anyToken, "GET /topics", v.listTopics)
 	v.handle(seeing, "GET /topics/{topic_id}", v.getTopic)
 	v.handle(admin, "DELETE /topics/{topic_id}", v.deleteTopic)
 	v.handle(admin, "POST /queues", v.createQueue)
-	v.handle(anybody, "GET /queues", v.listQueues)
+	v.handle(anyToken, "GET /queues", v.listQueues)
 	v.handle(seeing, "GET /queues/{queue_id}", v.getQueue)
 	v.handle(admin, "PUT /queues/{queue_id}", v.updateQueue)
 	v.handle(admin, "DELETE /queues/{queue_id}", v.deleteQueue)
@@ -84,19 +84,19 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handleLarge(posting, "POST /topics/{topic_id}/messages/batch", v.publishBatch)
 	v.handleLarge(posting, "POST /queues/{queue_id}/messages/batch", v.publishBatch)
 	v.handle(getting, "GET /queues/{queue_id}/messages", consuming(v.receive))
-	v.handle(anybody, "PUT /messages/{message_id}/ack", v.ack)
-	v.handle(anybody, "PUT /messages/{message_id}/nack", v.nack)
-	v.handle(anybody, "PUT /messages/{message_id}/extend", v.extend)
-	v.handle(anybody, "PUT /messages/ack", v.ackBatch)
-	v.handle(anybody, "PUT /messages/nack", v.nackBatch)
-	v.handle(anybody, "GET /messages/{message_id}", v.getMessage)
+	v.handle(anyToken, "PUT /messages/{message_id}/ack", v.ack)
+	v.handle(anyToken, "PUT /messages/{message_id}/nack", v.nack)
+	v.handle(anyToken, "PUT /messages/{message_id}/extend", v.extend)
+	v.handle(anyToken, "PUT /messages/ack", v.ackBatch)
+	v.handle(anyToken, "PUT /messages/nack", v.nackBatch)
+	v.handle(anyToken, "GET /messages/{message_id}", v.getMessage)
 	v.handle(getting, "GET /queues/{queue_id}/messages/peek", v.peek)
-	v.handleAlways(nobody, "GET /health", v.health)
-	v.handleAlways(nobody, "GET /livez", v.livez)
-	v.handleAlways(nobody, "GET /readyz", v.readyz)
-	v.handleAlways(nobody, "GET /openapi.json", v.openapi)
-	v.handleAlways(nobody, "GET /docs", v.docs)
-	v.handleAlways(nobody, "GET /redoc", v.redoc)
+	v.handleAlways(public, "GET /health", v.health)
+	v.handleAlways(public, "GET /livez", v.livez)
+	v.handleAlways(public, "GET /readyz", v.readyz)
+	v.handleAlways(public, "GET /openapi.json", v.openapi)
+	v.handleAlways(public, "GET /docs", v.docs)
+	v.handleAlways(public, "GET /redoc", v.redoc)
 	scrape := m.handler()
 	v.handleAlways(scraping, "GET /metrics", func(r *request) error {
 		scrape.ServeHTTP(r.w, r.Request)
@@ -798,7 +798,7 @@ func (s *server) extend(r *request) error {
 // settle calls the engine for those of the messages that the request may settle;
 // the others are unknown to it.
 func (s *server) settle(r *request, do func(context.Context, ...settlement) error, items ...settlement) error {
-	if err := s.mine(r, items); err != nil {
+	if err := s.hideOthers(r, items); err != nil {
 		return err
 	}
 	return do(r.Context(), items...)

@@ -704,7 +704,7 @@ func TestHealthAndDatabaseAway(t *testing.T) {
 func TestPanicIsAnAnswerToOneClient(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.handle(nobody, "GET /panic", func(*request) error { panic("oh") })
+	s.handle(public, "GET /panic", func(*request) error { panic("oh") })
 	checkDiff(t, "answer", `{"detail":"internal error"}`, s.must(500, "GET", "/panic", ""))
 	s.must(200, "GET", "/topics", "")
 }

@@ -53,7 +53,8 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if err := c.once(ctx); err != nil && ctx.Err() == nil {
+			err := c.once(ctx)
+			if err != nil && ctx.Err() == nil && !errors.Is(err, errSilent) { // of which the log has a line
 				c.log.Warn("cleanup", "error", err)
 			}
 		}

@@ -22,7 +22,7 @@ const (
 
 	// engineConns is how many connections the engine holds at most: the lanes, the
 	// claimers, the notifier and the slow look.
-	engineConns = 5 + claimers + 2
+	engineConns = 5*laneWorkers + claimers + 2
 )
 
 // engine carries out what is done a thousand times a second: publish, receive,
@@ -56,12 +56,12 @@ type engine struct {
 
 // newEngine starts an engine on connections of its own, so that slow requests
 // of other kinds cannot take them. The caller ends it with drain and then close.
-func newEngine(database string, log *slog.Logger, m *metrics, slowLook, quickLook time.Duration) (*engine, error) {
-	dsn, err := connectionString(database)
+func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook time.Duration) (*engine, error) {
+	db, err := d.open(engineConns)
 	if err != nil {
 		return nil, err
 	}
-	db, err := openDB(database, engineConns)
+	pulse, err := d.openPulse()
 	if err != nil {
 		return nil, err
 	}
@@ -85,10 +85,14 @@ func newEngine(database string, log *slog.Logger, m *metrics, slowLook, quickLoo
 	for range claimers {
 		e.claimers <- newSession(db, m)
 	}
-	e.notifier = newNotifier(db, dsn, log, m)
+	e.notifier = newNotifier(db, log, m)
 	e.background.Go(func() { e.notifier.send(ctx) })
-	e.background.Go(func() { e.notifier.listen(ctx, e.wake, e.wakeAll) })
+	e.background.Go(func() { e.notifier.listen(ctx, d, e.wake, e.wakeAll) })
 	e.background.Go(func() { e.lookAround(ctx, newSession(db, m), slowLook, quickLook) })
+	e.background.Go(func() {
+		defer pulse.Close()
+		d.watch(ctx, pulse, log, e.wakeAll)
+	})
 	m.observeReceivers(e)
 	return e, nil
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
@@ -20,10 +23,12 @@ var errOverloaded = errors.New("too many requests are waiting")
 // a hundred, which is why there is one worker: two make smaller batches.
 //
 // A request never hurts another that shares its statement: if PostgreSQL
-// rejects a batch for what is in it, its members are tried one by one and only
-// the guilty fail; if it lost against another statement in a deadlock, all are
-// tried again. When it is unknown what became of a statement, nothing is tried
-// again and all its members fail with errUnavailable.
+// rejects a batch for what is in it, or because somebody else holds the lock of
+// one of its rows, its members are tried one by one and only the guilty fail; if
+// it lost against another statement in a deadlock, all are tried again. When it
+// is unknown what became of a statement, nothing is tried again and all its
+// members fail with errUnavailable. A statement that takes long stops nobody who
+// comes later: another worker goes on.
 type lane[T any] struct {
 	// run carries out a batch and leaves each result in its request. An error
 	// is that of the statement, and so of all of them.
@@ -33,8 +38,12 @@ type lane[T any] struct {
 	calls   chan *call[T]
 	maxRows int // of a batch; one request is taken however large it is
 	maxSize int // bytes of a batch, likewise
+	db      *sql.DB
+	metrics *metrics
+	working sync.WaitGroup
+	workers atomic.Int32
 	closing chan struct{}
-	closed  chan struct{} // the worker has ended
+	closed  chan struct{} // the workers have ended
 }
 
 // call is a request in a lane.
@@ -46,8 +55,13 @@ type call[T any] struct {
 	done    chan error
 }
 
-// laneDepth is how many requests wait in a lane before it refuses more.
-const laneDepth = 10000
+// Bounds of a lane.
+const (
+	laneDepth    = 10000                  // requests that wait before it refuses more
+	laneWorkers  = 2                      // one, and another while a statement of the one takes long
+	laneRelief   = 250 * time.Millisecond // which is this
+	lanePatience = 3 * time.Second        // for members of a batch one by one, while some fail for locks
+)
 
 func newLane[T any](name string, db *sql.DB, m *metrics, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
 	l := &lane[T]{
@@ -56,13 +70,12 @@ func newLane[T any](name string, db *sql.DB, m *metrics, maxRows, maxSize int, r
 		calls:   make(chan *call[T], laneDepth),
 		maxRows: maxRows,
 		maxSize: maxSize,
+		db:      db,
+		metrics: m,
 		closing: make(chan struct{}),
 		closed:  make(chan struct{}),
 	}
-	go func() {
-		defer close(l.closed)
-		l.work(newSession(db, m))
-	}()
+	l.relieve(nil)
 	return l
 }
 
@@ -85,15 +98,32 @@ func (l *lane[T]) do(ctx context.Context, request T, rows, size int) error {
 	}
 }
 
-// close ends the worker after what waits has been carried out.
+// close ends the workers after what waits has been carried out.
 func (l *lane[T]) close() {
 	close(l.closing)
-	<-l.closed
+	l.working.Wait()
+	close(l.closed)
 }
 
-func (l *lane[T]) work(s *session) {
+// relieve starts a worker, unless there are enough.
+func (l *lane[T]) relieve(next *call[T]) bool {
+	if l.workers.Add(1) > laneWorkers {
+		l.workers.Add(-1)
+		return false
+	}
+	l.working.Go(func() {
+		defer l.workers.Add(-1)
+		l.work(next)
+	})
+	return true
+}
+
+// work carries out what waits until the lane is closed, or until another worker
+// has taken its place while a statement took long. It begins with next, which has
+// been taken already.
+func (l *lane[T]) work(next *call[T]) {
+	s := newSession(l.db, l.metrics)
 	defer s.close()
-	var next *call[T] // taken, but did not fit into the batch before
 	for {
 		if next == nil {
 			select {
@@ -108,7 +138,12 @@ func (l *lane[T]) work(s *session) {
 		}
 		var batch []*call[T]
 		batch, next = l.gather(next)
+		relieved := make(chan bool, 1)
+		timer := time.AfterFunc(laneRelief, func() { relieved <- l.relieve(next) })
 		l.carryOut(s, batch)
+		if !timer.Stop() && <-relieved {
+			return
+		}
 	}
 }
 
@@ -144,10 +179,12 @@ func (l *lane[T]) carryOut(s *session, batch []*call[T]) {
 	if pq.As(err, pqerror.TRDeadlockDetected) != nil {
 		err = l.run(s, requests)
 	}
-	if len(batch) > 1 && rejected(err) && !temporary(err) {
+	if len(batch) > 1 && (rejected(err) && !temporary(err) || locked(err)) {
+		began := time.Now()
 		err = nil
 		for _, c := range batch {
-			if !errors.Is(err, errUnavailable) { // or it would be so for the others too, one after the other
+			// Or it would be so for the others too, one after the other.
+			if !errors.Is(err, errUnavailable) || locked(err) && time.Since(began) < lanePatience {
 				err = unknown(l.run(s, []T{c.request}))
 			}
 			c.done <- err

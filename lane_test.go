@@ -23,6 +23,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 		want        [3]error
 	}{
 		"success":                 {nil, []int{3}, [3]error{}},
+		"one waits for a lock":    {[]error{failure("55P03"), nil, failure("55P03")}, []int{3, 1, 1, 1}, [3]error{nil, errUnavailable, nil}},
 		"one is guilty":           {[]error{poison, nil, poison}, []int{3, 1, 1, 1}, [3]error{nil, poison, nil}},
 		"deadlock":                {[]error{failure("40P01")}, []int{3, 3}, [3]error{}},
 		"deadlock, again":         {[]error{failure("40P01"), failure("40P01")}, []int{3, 3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
@@ -64,5 +65,39 @@ func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
 	l.close()
 	if err := l.do(context.Background(), 1, 1, 1); !errors.Is(err, errUnavailable) {
 		t.Errorf("a request to a closed lane = %v, want errUnavailable", err)
+	}
+}
+
+func TestLaneGoesOnWhileAStatementTakesLong(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	const long = -1
+	began, end := make(chan bool), make(chan bool)
+	l := newLane("test", s.db, newMetrics(s.db), 1, 10, func(_ *session, batch []int) error {
+		if batch[0] == long {
+			began <- true
+			<-end
+		}
+		return nil
+	})
+	defer l.close()
+	slow := make(chan error)
+	for range laneWorkers - 1 {
+		go func() { slow <- l.do(context.Background(), long, 1, 1) }()
+		<-began
+	}
+	for n := range 10 { // the first of them may have been taken already
+		if err := l.do(context.Background(), n, 1, 1); err != nil {
+			t.Error(err)
+		}
+	}
+	for range laneWorkers - 1 {
+		end <- true
+		if err := <-slow; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := l.do(context.Background(), 0, 1, 1); err != nil {
+		t.Error(err)
 	}
 }

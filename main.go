@@ -32,8 +32,9 @@
 //
 // All state is in PostgreSQL, in the schema that schema.sql describes, so any
 // number of these processes can share one database. cleanup.go removes what
-// expired and moves what was delivered too often. session.go is how a connection
-// behaves, topology.go makes queues from a file, metrics.go is what Prometheus
+// expired and moves what was delivered too often. database.go makes connections
+// and cuts them when PostgreSQL does not answer, session.go is how one of the
+// engine's behaves, topology.go makes queues from a file, metrics.go is what Prometheus
 // sees, count.go how many messages there are, docs.go the API described. auth.go
 // says who may do what, and secrets.go reads that and the certificate of HTTPS
 // from files. bench.go is a program of its own: load for a running server.
@@ -331,10 +332,10 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		go http.Serve(debug, profiles())
 	}
 
-	database := c.databaseURL
+	databaseURL := c.databaseURL
 	atOnce := false // the drain was cut short
 	var postgres *privatePostgres
-	if database == "" {
+	if databaseURL == "" {
 		postgres, err = startPostgres(ctx, c.dataDir, log)
 		if err != nil && ctx.Err() != nil {
 			return nil
@@ -343,16 +344,20 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 			return fmt.Errorf("private PostgreSQL: %w", err)
 		}
 		defer func() { err = errors.Join(err, postgres.stop(atOnce)) }()
-		database = postgres.dsn("queued")
+		databaseURL = postgres.dsn("queued")
 	}
-	db, err := openDB(database, requestConns)
+	d, err := newDatabase(databaseURL)
+	if err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
+	db, err := d.open(requestConns)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
 	defer db.Close()
 	m := newMetrics(db)
 	s := &store{db, m}
-	e, err := newEngine(database, log, m, defaultSlowLook, defaultQuickLook)
+	e, err := newEngine(d, log, m, defaultSlowLook, defaultQuickLook)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
@@ -378,7 +383,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		ConnContext:       withConn,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	data := describe(database)
+	data := describe(databaseURL)
 	if postgres != nil {
 		data = postgres.dir
 	}

@@ -250,7 +250,7 @@ func TestPasswordOverTCPAndUnixSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(p.socket, socketName)
-	tcp := newProxy(t, "unix", socket)
+	tcp := newProxy(t, "unix", socket).address
 	for _, database := range []string{
 		"postgres://app:s3cret%20p%2Fw@" + tcp + "/queued",
 		"host=" + p.socket + " user=app password='s3cret p/w' dbname=queued",
@@ -267,38 +267,6 @@ func TestPasswordOverTCPAndUnixSocket(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "password authentication failed") || strings.Contains(err.Error()+out.String(), "wr0ng") {
 		t.Errorf("run with a wrong password = %v\n%s", err, out.String())
 	}
-}
-
-// newProxy returns the address of a TCP port that leads elsewhere.
-func newProxy(t testing.TB, network, address string) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial(network, address)
-			if err != nil {
-				in.Close()
-				continue
-			}
-			go func() {
-				io.Copy(out, in)
-				out.Close()
-			}()
-			go func() {
-				io.Copy(in, out)
-				in.Close()
-			}()
-		}
-	}()
-	return l.Addr().String()
 }
 
 func TestWrongSettingsAreRefusedByName(t *testing.T) {

@@ -36,7 +36,6 @@ const (
 // or loses its connection, leaves it to the slow look of the others.
 type notifier struct {
 	origin string // of our own notifications, which we need not hear
-	dsn    string
 	log    *slog.Logger
 	s      *session
 
@@ -50,10 +49,9 @@ type notifier struct {
 	connected atomic.Bool // notifications can come
 }
 
-func newNotifier(db *sql.DB, dsn string, log *slog.Logger, m *metrics) *notifier {
+func newNotifier(db *sql.DB, log *slog.Logger, m *metrics) *notifier {
 	return &notifier{
 		origin:  rand.Text(),
-		dsn:     dsn,
 		log:     log,
 		s:       newSession(db, m),
 		pending: make(map[string]time.Time),
@@ -195,8 +193,8 @@ func (n *notifier) listening() bool { return n.connected.Load() }
 
 // listen hears notifications until ctx is done. It connects, and connects again,
 // by itself; what may have been missed meanwhile is a call of wakeAll.
-func (n *notifier) listen(ctx context.Context, wake func(queueID string, dueAt time.Time), wakeAll func()) {
-	l := pq.NewDialListener(dialer{listenTimeout}, n.dsn, 100*time.Millisecond, time.Second, func(event pq.ListenerEventType, err error) {
+func (n *notifier) listen(ctx context.Context, d *database, wake func(queueID string, dueAt time.Time), wakeAll func()) {
+	l := pq.NewDialListener(dialer{database: d, timeout: listenTimeout, listens: true}, d.dsn, 100*time.Millisecond, time.Second, func(event pq.ListenerEventType, err error) {
 		switch event {
 		case pq.ListenerEventDisconnected:
 			n.connected.Store(false)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
 	"regexp"
@@ -682,10 +681,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	t.Parallel()
 	dsn := newTestDatabase(t, "queued")
 	store := newTestStoreOn(t, dsn)
-	e, err := newEngine(dsn, slog.New(slog.DiscardHandler), store.metrics, time.Hour, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
+	e := mustEngine(t, mustDatabase(t, dsn), store.metrics, time.Hour)
 	t.Cleanup(e.close)
 	const queues = 8
 	var wg sync.WaitGroup

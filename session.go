@@ -4,147 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
-	"fmt"
-	"net"
-	"net/url"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
 )
-
-// Bounds of every conversation with PostgreSQL. PostgreSQL cancels a statement
-// after statementTimeout; a connection that stays silent for longer than that
-// is dead, and only networkTimeout gets us out: lib/pq waits for the answer
-// even when the context of a query is done.
-const (
-	connectTimeout   = 5 * time.Second
-	statementTimeout = 15 * time.Second
-	networkTimeout   = statementTimeout + 5*time.Second
-)
-
-// connectionSettings are the run-time parameters of every connection.
-//
-// A table that was just created or just filled has no statistics, and the
-// planner then prefers to sort all due rows for each receive. With these
-// settings there is one plan for each statement from the first second on; jit
-// is among them because a disabled plan node looks expensive enough to compile.
-var connectionSettings = [][2]string{
-	{"binary_parameters", "no"}, // of lib/pq: our arrays are text
-	{"timezone", "UTC"},
-	{"statement_timeout", fmt.Sprint(statementTimeout.Milliseconds())},
-	{"idle_in_transaction_session_timeout", fmt.Sprint(networkTimeout.Milliseconds())},
-	{"enable_seqscan", "off"},
-	{"enable_bitmapscan", "off"},
-	{"enable_sort", "off"},
-	{"jit", "off"},
-	{"plan_cache_mode", "force_generic_plan"},
-}
-
-// connectionString adds our settings to a PostgreSQL URL or a string of
-// key=value pairs. As in libpq, and not as in lib/pq, TLS is used where the
-// server offers it unless sslmode says otherwise.
-func connectionString(database string) (string, error) {
-	defaults := [][2]string{
-		{"application_name", "queued"},
-		{"connect_timeout", fmt.Sprint(int(connectTimeout.Seconds()))},
-	}
-	if os.Getenv("PGSSLMODE") == "" {
-		defaults = append(defaults, [2]string{"sslmode", "prefer"})
-	}
-	dsn := database
-	if strings.HasPrefix(database, "postgres://") || strings.HasPrefix(database, "postgresql://") {
-		u, err := url.Parse(database)
-		if err != nil {
-			// The text of a url.Error holds the URL, and that the password.
-			return "", errors.New("not a valid URL")
-		}
-		q := u.Query()
-		for _, s := range defaults {
-			if !q.Has(s[0]) {
-				q.Set(s[0], s[1])
-			}
-		}
-		for _, s := range connectionSettings {
-			q.Set(s[0], s[1])
-		}
-		u.RawQuery = q.Encode()
-		dsn = u.String()
-	} else {
-		// The last of two equal keys counts.
-		var b strings.Builder
-		for _, s := range defaults {
-			fmt.Fprintf(&b, "%s=%s ", s[0], s[1])
-		}
-		b.WriteString(database)
-		for _, s := range connectionSettings {
-			fmt.Fprintf(&b, " %s=%s", s[0], s[1])
-		}
-		dsn = b.String()
-	}
-	if _, err := pq.NewConfig(dsn); err != nil {
-		return "", errors.New("neither a PostgreSQL URL nor a list of key=value pairs that PostgreSQL knows")
-	}
-	return dsn, nil
-}
-
-// describe says which database a connection string leads to, without secrets.
-func describe(database string) string {
-	c, err := pq.NewConfig(database)
-	if err != nil {
-		return "?"
-	}
-	if strings.HasPrefix(c.Host, "/") || strings.HasPrefix(c.Host, "@") {
-		return fmt.Sprintf("%s in %s", c.Database, c.Host)
-	}
-	return fmt.Sprintf("%s at %s", c.Database, net.JoinHostPort(c.Host, fmt.Sprint(c.Port)))
-}
-
-// dialer makes connections whose every read and write ends within timeout. It
-// is a pq.Dialer and a pq.DialerContext.
-type dialer struct{ timeout time.Duration }
-
-func (d dialer) Dial(network, address string) (net.Conn, error) {
-	return d.DialTimeout(network, address, connectTimeout)
-}
-
-func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	return d.DialContext(ctx, network, address)
-}
-
-func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return &deadlineConn{Conn: conn, timeout: d.timeout}, nil
-}
-
-// deadlineConn gives each read and write its own deadline. lib/pq reads only
-// while it waits for an answer, so an idle connection does not time out.
-type deadlineConn struct {
-	net.Conn
-	timeout time.Duration
-}
-
-func (c *deadlineConn) Read(b []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(c.timeout)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Read(b)
-}
-
-func (c *deadlineConn) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
-		return 0, err
-	}
-	return c.Conn.Write(b)
-}
 
 // session is a connection that one goroutine at a time owns, with its prepared
 // statements. It connects when first used and again after it was lost, but
@@ -317,6 +181,9 @@ func temporary(err error) bool {
 	return false
 }
 
+// locked reports whether a statement waited for a lock until lockTimeout.
+func locked(err error) bool { return pq.As(err, pqerror.LockNotAvailable) != nil }
+
 // atFault reports whether PostgreSQL rejected what a request brought, so that
 // the same request will fail again: data it cannot represent (class 22),
 // constraints (23), and limits (54).
@@ -331,28 +198,3 @@ func atFault(err error) bool {
 	}
 	return false
 }
-
-// openDB returns a pool of up to so many connections to a database, with our
-// settings. Those in use for long are replaced now and then, or they would stay
-// with a server that has become a standby.
-func openDB(database string, conns int) (*sql.DB, error) {
-	dsn, err := connectionString(database)
-	if err != nil {
-		return nil, err
-	}
-	connector, err := pq.NewConnector(dsn)
-	if err != nil {
-		return nil, err
-	}
-	connector.Dialer(dialer{networkTimeout})
-	db := sql.OpenDB(connector)
-	db.SetMaxOpenConns(conns)
-	db.SetMaxIdleConns(conns)
-	db.SetConnMaxIdleTime(time.Minute)
-	db.SetConnMaxLifetime(time.Minute)
-	return db, nil
-}
-
-// requestConns is how many connections there are for what is not the engine's:
-// topics, queues, stats, purge, redrive and the cleanup.
-const requestConns = 8

@@ -148,3 +148,44 @@ func TestBatchesOfAcksAndNacks(t *testing.T) {
 	}
 	s.must(422, "PUT", "/messages/"+unknown+"/ack?scheduled_at=yesterday", "")
 }
+
+// A row that somebody else has locked, and does not let go, is the trouble of
+// those who want it alone.
+func TestLockedMessageHurtsNoOther(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2, 3, 4)
+	got := s.receive("t", "")
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("SELECT FROM queued.messages WHERE id = $1 FOR UPDATE", got[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	type outcome struct {
+		n, status int
+		err       error
+	}
+	outcomes := make(chan outcome)
+	for n, m := range got[:3] {
+		go func() {
+			v, err := s.send(context.Background(), "PUT", "/messages/"+m.ID+"/ack", "")
+			outcomes <- outcome{n, v.status, err}
+		}()
+	}
+	for range got[:3] {
+		o := <-outcomes
+		if want := map[bool]int{true: 503, false: 204}[o.n == 0]; o.err != nil || o.status != want {
+			t.Errorf("ack %d = %d %v, want %d", o.n, o.status, o.err, want)
+		}
+	}
+	s.must(503, "PUT", "/messages/ack", fmt.Sprintf(`{"ids":[%q]}`, got[0].ID))
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	s.must(204, "PUT", "/messages/"+got[0].ID+"/ack", "")
+	checkDiff(t, "left", 1, s.count("SELECT count(*) FROM queued.messages"))
+}

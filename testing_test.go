@@ -98,7 +98,21 @@ const testConns = requestConns + 8
 
 func newTestDB(t testing.TB, dsn string) *sql.DB {
 	t.Helper()
-	db, err := openDB(dsn, testConns)
+	return mustOpen(t, mustDatabase(t, dsn))
+}
+
+func mustDatabase(t testing.TB, dsn string) *database {
+	t.Helper()
+	d, err := newDatabase(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func mustOpen(t testing.TB, d *database) *sql.DB {
+	t.Helper()
+	db, err := d.open(testConns)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,6 +160,17 @@ func testLimits() limits {
 	}
 }
 
+// mustEngine starts an engine whose slow look never comes: a lost wake-up shows
+// as a test that hangs.
+func mustEngine(t testing.TB, d *database, m *metrics, quickLook time.Duration) *engine {
+	t.Helper()
+	e, err := newEngine(d, slog.New(slog.DiscardHandler), m, time.Hour, quickLook)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
 // newTestServer starts a server on an empty database.
 func newTestServer(t testing.TB) *testServer {
 	t.Helper()
@@ -156,12 +181,10 @@ func newTestServer(t testing.TB) *testServer {
 func newTestServerOn(t testing.TB, dsn string) *testServer {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	db := newTestDB(t, dsn)
+	d := mustDatabase(t, dsn)
+	db := mustOpen(t, d)
 	m := newMetrics(db)
-	e, err := newEngine(dsn, log, m, time.Hour, defaultQuickLook) // a lost wake-up shows as a test that hangs
-	if err != nil {
-		t.Fatal(err)
-	}
+	e := mustEngine(t, d, m, defaultQuickLook)
 	counter := newQueueCounter(db, log, m)
 	m.registry.MustRegister(counter)
 	s := newServer(log, &store{db, m}, e, m, testLimits())

@@ -1,0 +1,357 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// Bounds of every conversation with PostgreSQL. PostgreSQL cancels a statement
+// after statementTimeout, or when it has waited for lockTimeout for a lock that
+// somebody else holds on to; ours are held for moments. A connection that stays
+// silent for longer than that is dead, and only networkTimeout gets us out:
+// lib/pq waits for the answer even when the context of a query is done.
+const (
+	connectTimeout   = 5 * time.Second
+	lockTimeout      = time.Second
+	statementTimeout = 15 * time.Second
+	networkTimeout   = statementTimeout + 5*time.Second
+)
+
+// connectionSettings are the run-time parameters of every connection.
+//
+// A table that was just created or just filled has no statistics, and the
+// planner then prefers to sort all due rows for each receive. With these
+// settings there is one plan for each statement from the first second on; jit
+// is among them because a disabled plan node looks expensive enough to compile.
+var connectionSettings = [][2]string{
+	{"binary_parameters", "no"}, // of lib/pq: our arrays are text
+	{"timezone", "UTC"},
+	{"statement_timeout", fmt.Sprint(statementTimeout.Milliseconds())},
+	{"lock_timeout", fmt.Sprint(lockTimeout.Milliseconds())},
+	{"idle_in_transaction_session_timeout", fmt.Sprint(networkTimeout.Milliseconds())},
+	{"enable_seqscan", "off"},
+	{"enable_bitmapscan", "off"},
+	{"enable_sort", "off"},
+	{"jit", "off"},
+	{"plan_cache_mode", "force_generic_plan"},
+}
+
+// connectionString adds our settings to a PostgreSQL URL or a string of
+// key=value pairs. As in libpq, and not as in lib/pq, TLS is used where the
+// server offers it unless sslmode says otherwise.
+func connectionString(database string) (string, error) {
+	defaults := [][2]string{
+		{"application_name", "queued"},
+		{"connect_timeout", fmt.Sprint(int(connectTimeout.Seconds()))},
+	}
+	if os.Getenv("PGSSLMODE") == "" {
+		defaults = append(defaults, [2]string{"sslmode", "prefer"})
+	}
+	dsn := database
+	if strings.HasPrefix(database, "postgres://") || strings.HasPrefix(database, "postgresql://") {
+		u, err := url.Parse(database)
+		if err != nil {
+			// The text of a url.Error holds the URL, and that the password.
+			return "", errors.New("not a valid URL")
+		}
+		q := u.Query()
+		for _, s := range defaults {
+			if !q.Has(s[0]) {
+				q.Set(s[0], s[1])
+			}
+		}
+		for _, s := range connectionSettings {
+			q.Set(s[0], s[1])
+		}
+		u.RawQuery = q.Encode()
+		dsn = u.String()
+	} else {
+		// The last of two equal keys counts.
+		var b strings.Builder
+		for _, s := range defaults {
+			fmt.Fprintf(&b, "%s=%s ", s[0], s[1])
+		}
+		b.WriteString(database)
+		for _, s := range connectionSettings {
+			fmt.Fprintf(&b, " %s=%s", s[0], s[1])
+		}
+		dsn = b.String()
+	}
+	if _, err := pq.NewConfig(dsn); err != nil {
+		return "", errors.New("neither a PostgreSQL URL nor a list of key=value pairs that PostgreSQL knows")
+	}
+	return dsn, nil
+}
+
+// describe says which database a connection string leads to, without secrets.
+func describe(database string) string {
+	c, err := pq.NewConfig(database)
+	if err != nil {
+		return "?"
+	}
+	if strings.HasPrefix(c.Host, "/") || strings.HasPrefix(c.Host, "@") {
+		return fmt.Sprintf("%s in %s", c.Database, c.Host)
+	}
+	return fmt.Sprintf("%s at %s", c.Database, net.JoinHostPort(c.Host, fmt.Sprint(c.Port)))
+}
+
+// database is the way to PostgreSQL. All connections of a server are made here,
+// so that they can be cut together when PostgreSQL does not answer any more: who
+// waits for the answer to a statement cannot be freed in any other way, and would
+// wait for networkTimeout.
+type database struct {
+	dsn    string
+	ticks  atomic.Int64 // of watch, from 1: a clock that stands while this process does
+	silent atomic.Bool  // PostgreSQL does not answer, so no connection is tried but that of watch
+
+	mu    sync.Mutex
+	conns map[*conn]bool // open or being made
+}
+
+// How soon PostgreSQL must answer: a statement may take longer than patience, but
+// then PostgreSQL is asked on another connection whether it is still there. This
+// is counted in ticks, or a pause of the whole machine would look like a silence.
+const (
+	tick          = 50 * time.Millisecond
+	patience      = 4   // ticks until a statement without an answer is a reason to ask
+	pulsePatience = 10  // ticks for the answer
+	pulseInterval = 10  // ticks between two tries while there is none
+	pulseIdle     = 200 // ticks after which to ask without a reason
+)
+
+// errSilent is the error of connections that were cut or not even tried.
+var errSilent = errors.New("PostgreSQL does not answer")
+
+// newDatabase returns the way to the database that a PostgreSQL URL or a string
+// of key=value pairs names. It connects to nothing.
+func newDatabase(text string) (*database, error) {
+	dsn, err := connectionString(text)
+	if err != nil {
+		return nil, err
+	}
+	d := &database{dsn: dsn, conns: make(map[*conn]bool)}
+	d.ticks.Store(1)
+	return d, nil
+}
+
+// open returns a pool of up to so many connections. Those in use for long are
+// replaced now and then, or they would stay with a server that has become a
+// standby.
+func (d *database) open(conns int) (*sql.DB, error) {
+	return d.openWith(dialer{database: d, timeout: networkTimeout}, conns)
+}
+
+func (d *database) openWith(dialer dialer, conns int) (*sql.DB, error) {
+	connector, err := pq.NewConnector(d.dsn)
+	if err != nil {
+		return nil, err
+	}
+	connector.Dialer(dialer)
+	db := sql.OpenDB(connector)
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	db.SetConnMaxIdleTime(time.Minute)
+	db.SetConnMaxLifetime(time.Minute)
+	return db, nil
+}
+
+// openPulse returns the pool that watch asks on: one connection, which is kept.
+func (d *database) openPulse() (*sql.DB, error) {
+	pulse, err := d.openWith(dialer{database: d, timeout: networkTimeout, always: true}, 1)
+	if err == nil {
+		pulse.SetConnMaxIdleTime(0)
+		pulse.SetConnMaxLifetime(0)
+	}
+	return pulse, err
+}
+
+// watch cuts all connections when PostgreSQL does not answer, keeps everybody
+// from trying new ones until it does, and then calls back. It ends with ctx.
+func (d *database) watch(ctx context.Context, pulse *sql.DB, log *slog.Logger, back func()) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	next := func() (now int64) {
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+		return d.ticks.Add(1)
+	}
+	asked := d.ticks.Load()
+	for ctx.Err() == nil {
+		since := next() - asked
+		silent := d.silent.Load()
+		if since < patience || silent && since < pulseInterval || !silent && since < pulseIdle && !d.waitsLong() {
+			continue
+		}
+		err := d.ask(ctx, pulse, next)
+		asked = d.ticks.Load()
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			if !d.silent.Swap(true) {
+				log.Warn("PostgreSQL does not answer, requests are refused until it does", "error", err)
+			}
+			d.cut()
+		case d.silent.Swap(false):
+			log.Info("PostgreSQL answers again")
+			back()
+		}
+	}
+}
+
+// waitsLong reports whether somebody waits for an answer for longer than patience.
+func (d *database) waitsLong() bool {
+	now := d.ticks.Load()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		if since := c.waitsSince.Load(); since != 0 && now-since >= patience {
+			return true
+		}
+	}
+	return false
+}
+
+// ask returns an error unless PostgreSQL answers in time, be it with an error.
+func (d *database) ask(ctx context.Context, pulse *sql.DB, next func() int64) error {
+	answer := make(chan error, 1)
+	go func() { answer <- pulse.PingContext(ctx) }()
+	for range pulsePatience {
+		next()
+		select {
+		case err := <-answer:
+			if pq.As(err) != nil {
+				return nil
+			}
+			return err
+		default:
+		}
+	}
+	d.cut() // which ends the ping too
+	<-answer
+	return errSilent
+}
+
+// cut ends all connections, also those that are being made.
+func (d *database) cut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		c.cut()
+	}
+	clear(d.conns)
+}
+
+// requestConns is how many connections there are for what is not the engine's:
+// topics, queues, stats, purge, redrive and the cleanup.
+const requestConns = 8
+
+// openDB returns a pool of connections that nobody watches.
+func openDB(text string, conns int) (*sql.DB, error) {
+	d, err := newDatabase(text)
+	if err != nil {
+		return nil, err
+	}
+	return d.open(conns)
+}
+
+// dialer makes the connections of a database, whose every read and write ends
+// within timeout. It is a pq.Dialer and a pq.DialerContext.
+type dialer struct {
+	database *database
+	timeout  time.Duration
+	always   bool // tries also while the database is silent
+	listens  bool // a connection that says nothing is as it should be
+}
+
+func (d dialer) Dial(network, address string) (net.Conn, error) {
+	return d.DialTimeout(network, address, connectTimeout)
+}
+
+func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return d.DialContext(ctx, network, address)
+}
+
+func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if d.database.silent.Load() && !d.always {
+		return nil, errSilent
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c := &conn{dialer: d, cut: cancel}
+	c.waits()
+	defer c.waited()
+	d.database.mu.Lock()
+	d.database.conns[c] = true
+	d.database.mu.Unlock()
+
+	made, err := (&net.Dialer{}).DialContext(ctx, network, address)
+
+	d.database.mu.Lock()
+	defer d.database.mu.Unlock()
+	switch {
+	case err != nil:
+		delete(d.database.conns, c)
+		return nil, err
+	case !d.database.conns[c]: // it was cut
+		made.Close()
+		return nil, errSilent
+	}
+	c.Conn, c.cut = made, func() { made.Close() }
+	return c, nil
+}
+
+// conn gives each read and write its own deadline, and knows since when it waits.
+// lib/pq reads only while it waits for an answer, so an idle connection does not
+// time out.
+type conn struct {
+	net.Conn
+	dialer     dialer
+	waitsSince atomic.Int64 // tick; 0: does not wait
+	cut        func()
+}
+
+func (c *conn) waits()  { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
+func (c *conn) waited() { c.waitsSince.Store(0) }
+
+func (c *conn) Read(b []byte) (int, error) {
+	if err := c.SetReadDeadline(time.Now().Add(c.dialer.timeout)); err != nil {
+		return 0, err
+	}
+	if !c.dialer.listens {
+		c.waits()
+		defer c.waited()
+	}
+	return c.Conn.Read(b)
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(c.dialer.timeout)); err != nil {
+		return 0, err
+	}
+	c.waits()
+	defer c.waited()
+	return c.Conn.Write(b)
+}
+
+func (c *conn) Close() error {
+	c.dialer.database.mu.Lock()
+	delete(c.dialer.database.conns, c)
+	c.dialer.database.mu.Unlock()
+	return c.Conn.Close()
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+func TestConnectionStringKeepsWhatTheUserSaysAndAddsOurs(t *testing.T) {
+	for _, database := range []string{
+		"postgres://me:p%20w@db.example:5433/q?sslmode=require&application_name=mine",
+		"host=db.example port=5433 user=me password='p w' dbname=q sslmode=require application_name=mine",
+	} {
+		dsn, err := connectionString(database)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := pq.NewConfig(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Host != "db.example" || c.Port != 5433 || c.User != "me" || c.Password != "p w" || c.Database != "q" ||
+			c.SSLMode != pq.SSLModeRequire || c.ApplicationName != "mine" || c.ConnectTimeout != connectTimeout ||
+			c.Runtime["enable_sort"] != "off" || c.Runtime["timezone"] != "UTC" {
+			t.Errorf("%s became %+v", database, c)
+		}
+	}
+	dsn, err := connectionString("dbname=q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := pq.NewConfig(dsn); err != nil || c.SSLMode != pq.SSLModePrefer || c.ApplicationName != "queued" {
+		t.Errorf("%s became %+v, %v", dsn, c, err)
+	}
+}
+
+func TestBadConnectionStringIsRefusedWithoutItsPassword(t *testing.T) {
+	for _, database := range []string{
+		"postgres://me:secret@host:port/q",
+		"postgres://me:secret@host/q?sslmode=sometimes",
+		"password=secret host",
+		"password='secret",
+	} {
+		dsn, err := connectionString(database)
+		if err == nil {
+			t.Errorf("%s became %s", database, dsn)
+		} else if strings.Contains(err.Error(), "secret") {
+			t.Errorf("the error shows the password: %v", err)
+		}
+	}
+}
+
+func TestStalledConnectionTimesOut(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d, err := newDatabase("dbname=q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := dialer{database: d, timeout: 10 * time.Millisecond}.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Read(make([]byte, 1)); err == nil || !err.(net.Error).Timeout() {
+		t.Errorf("read from a silent peer = %v, want a timeout", err)
+	}
+}
+
+// newProxiedServer starts a server whose way to PostgreSQL leads through a proxy.
+func newProxiedServer(t testing.TB) (*testServer, *proxy) {
+	t.Helper()
+	dsn := newTestDatabase(t, "queued")
+	c, err := pq.NewConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, "unix", filepath.Join(c.Host, socketName))
+	host, port, _ := net.SplitHostPort(p.address)
+	return newTestServerOn(t, fmt.Sprintf("%s host=%s port=%s sslmode=disable", dsn, host, port)), p
+}
+
+// What waits for a PostgreSQL that says nothing, and whatever comes then, is told
+// so, long before a connection times out; who waits for a message goes on waiting.
+func TestSilentDatabase(t *testing.T) {
+	t.Parallel()
+	s, p := newProxiedServer(t)
+	s.mustTopic("t")
+	s.mustQueue("other")
+	id := s.publish("t", 1)[0]
+	s.receive("t", "")
+	s.eventually("notifications come", s.engine.notifier.listening)
+	ctx, cancel := context.WithTimeout(context.Background(), networkTimeout/2)
+	defer cancel()
+	poll := s.poll(ctx, "other", fmt.Sprintf("?wait_seconds=%v", testTimeout.Seconds()))
+	s.waiting("other", 1)
+	goroutines := runtime.NumGoroutine()
+
+	p.freeze()
+	for range 3 {
+		answers := make(chan error)
+		requests := [][3]string{
+			{"POST", "/topics/t/messages", `{"data":{}}`},
+			{"POST", "/queues/t/messages/batch", `{"messages":[{"data":{}}]}`},
+			{"GET", "/queues/t/messages", ""},
+			{"GET", "/queues/t/messages?wait_seconds=20", ""},
+			{"PUT", "/messages/" + id + "/ack", ""},
+			{"PUT", "/messages/" + id + "/nack", ""},
+			{"PUT", "/messages/" + id + "/extend", `{"ack_deadline_seconds":10}`},
+			{"GET", "/messages/" + id, ""},
+			{"GET", "/queues", ""},
+			{"GET", "/queues/t/stats", ""},
+			{"POST", "/topics", `{"id":"u"}`},
+			{"PUT", "/queues/t/purge", ""},
+			{"PUT", "/queues/t/redrive", `{"destination_queue_id":"other"}`},
+			{"GET", "/readyz", ""},
+		}
+		for _, r := range requests {
+			go func() {
+				v, err := s.send(ctx, r[0], r[1], r[2])
+				if err == nil && (v.status != 503 || v.header.Get("Retry-After") == "") {
+					err = fmt.Errorf("%s %s = %d %s, want 503 with Retry-After", r[0], r[1], v.status, v.body)
+				}
+				answers <- err
+			}()
+		}
+		for range requests {
+			if err := <-answers; err != nil {
+				t.Error(err)
+			}
+		}
+		s.must(200, "GET", "/livez", "")
+	}
+	s.eventually("goroutines do not pile up", func() bool { return runtime.NumGoroutine() < goroutines+200 })
+
+	p.thaw()
+	s.eventually("it answers again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
+	s.must(201, "POST", "/queues/other/messages", `{"data":{"n":2}}`)
+	checkDiff(t, "received by who waited", []int{2}, numbers(s.await(poll)))
+	s.eventually("notifications come again", s.engine.notifier.listening)
+	s.must(204, "PUT", "/messages/"+id+"/ack", "")
+}
+
+// A connection that is dead while others live stops only what waits for it.
+func TestRestartedDatabase(t *testing.T) {
+	t.Parallel()
+	s, p := newProxiedServer(t)
+	s.mustTopic("t")
+	poll := s.poll(context.Background(), "t", "?wait_seconds=20")
+	s.waiting("t", 1)
+	p.refuse(true)
+	p.reset()
+	s.must(503, "GET", "/readyz", "")
+	s.must(503, "POST", "/topics/t/messages", `{"data":{}}`)
+	p.refuse(false)
+	s.eventually("it publishes again", func() bool {
+		return s.do("POST", "/topics/t/messages", `{"data":{"n":1}}`).status == 201
+	})
+	checkDiff(t, "received by who waited", []int{1}, numbers(s.await(poll)))
+	s.eventually("notifications come again", s.engine.notifier.listening)
+}

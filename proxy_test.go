@@ -1,0 +1,133 @@
+package main
+
+import (
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// proxy is a TCP port that leads elsewhere, by a way that can be broken.
+type proxy struct {
+	address string
+	to      func() (net.Conn, error)
+
+	mu      sync.Mutex
+	refuses bool
+	frozen  chan struct{} // closed when bytes pass again; nil if they do
+	clients map[*net.TCPConn]bool
+}
+
+func newProxy(t testing.TB, network, address string) *proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{
+		address: l.Addr().String(),
+		to:      func() (net.Conn, error) { return net.Dial(network, address) },
+		clients: make(map[*net.TCPConn]bool),
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() { p.serve(in.(*net.TCPConn)) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		p.refuse(true)
+		p.reset()
+		p.thaw()
+		serving.Wait()
+	})
+	return p
+}
+
+func (p *proxy) serve(in *net.TCPConn) {
+	defer in.Close()
+	p.mu.Lock()
+	refuses := p.refuses
+	if !refuses {
+		p.clients[in] = true
+	}
+	p.mu.Unlock()
+	if refuses {
+		in.SetLinger(0)
+		return
+	}
+	defer func() {
+		p.mu.Lock()
+		delete(p.clients, in)
+		p.mu.Unlock()
+	}()
+	out, err := p.to()
+	if err != nil {
+		return
+	}
+	defer out.Close()
+	var copying sync.WaitGroup
+	copying.Go(func() {
+		p.copy(out, in)
+		out.Close()
+	})
+	p.copy(in, out)
+	in.Close()
+	copying.Wait()
+}
+
+func (p *proxy) copy(to io.Writer, from io.Reader) {
+	b := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(b)
+		p.mu.Lock()
+		frozen := p.frozen
+		p.mu.Unlock()
+		if frozen != nil {
+			<-frozen
+		}
+		if _, failed := to.Write(b[:n]); failed != nil || err != nil {
+			return
+		}
+	}
+}
+
+// freeze lets nothing pass until thaw: not even that a side has hung up.
+func (p *proxy) freeze() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.frozen == nil {
+		p.frozen = make(chan struct{})
+	}
+}
+
+func (p *proxy) thaw() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.frozen != nil {
+		close(p.frozen)
+		p.frozen = nil
+	}
+}
+
+// refuse decides whether new connections are reset.
+func (p *proxy) refuse(refuses bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuses = refuses
+}
+
+// reset resets the connections of all clients.
+func (p *proxy) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.clients {
+		c.SetLinger(0)
+		c.Close()
+	}
+}

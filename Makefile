@@ -1,12 +1,14 @@
 # make run       starts the server on its private PostgreSQL, ready for the README's tour
 # make test      runs all tests
 # make test-matrix VERSIONS="14 18"   runs them on these versions of PostgreSQL
+# make torture DURATION=30m   kills, stops and cuts off everything for so long, and accounts for every message
 # make bench     measures beside references and writes BENCHMARKS.md; takes an hour
 # make build     builds the static binary ./queued
 
 VERSIONS ?= 14 15 16 17 18
+DURATION ?= 30s
 
-.PHONY: run test test-matrix bench build setup
+.PHONY: run test test-matrix torture bench build setup
 
 run: setup
 	@go build -o queued . && exec ./queued
@@ -18,6 +20,9 @@ test: setup
 
 test-matrix: setup
 	@for version in $(VERSIONS); do .ci/with-postgres $$version go test ./... || exit 1; done
+
+torture: setup
+	go test -count=1 -timeout 0 -v -run '^TestTorture$$' -torture $(DURATION) .
 
 bench: setup
 	@command -v rabbitmq-server >/dev/null || { echo "This measures RabbitMQ too: apt-get install rabbitmq-server" >&2; exit 1; }

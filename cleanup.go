@@ -63,13 +63,15 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 
 // once is one pass: it does all there is to do, but for what only the walk
 // finds in a table larger than walkBatches*walkPages; the next passes go on there.
-func (c *cleanup) once(ctx context.Context) error {
-	return errors.Join(
-		c.walk(ctx),
-		c.moveExhausted(ctx),
-		c.removeExpired(ctx),
-		c.removeDeleted(ctx),
-	)
+func (c *cleanup) once(ctx context.Context) (err error) {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeDeleted} {
+		failed := unknown(work(ctx))
+		err = errors.Join(err, failed)
+		if errors.Is(failed, errUnavailable) {
+			break
+		}
+	}
+	return err
 }
 
 const selectExhausted = `

@@ -304,13 +304,16 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 
 	d.database.mu.Lock()
 	defer d.database.mu.Unlock()
+	cut := !d.database.conns[c]
 	switch {
+	case cut && err == nil:
+		made.Close()
+		return nil, errSilent
+	case cut:
+		return nil, errSilent
 	case err != nil:
 		delete(d.database.conns, c)
 		return nil, err
-	case !d.database.conns[c]: // it was cut
-		made.Close()
-		return nil, errSilent
 	}
 	c.Conn, c.cut = made, func() { made.Close() }
 	return c, nil

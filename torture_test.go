@@ -1,0 +1,555 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var tortureTime = flag.Duration("torture", 5*time.Second, "for how long TestTorture breaks things")
+
+// Two servers on one PostgreSQL that keeps its promises, clients that publish,
+// receive, ack, nack, redrive and hang up, and everything around them is killed,
+// stopped, cut off and filled up. Afterwards every message is accounted for; see
+// history_test.go for what must hold.
+func TestTorture(t *testing.T) {
+	t.Parallel()
+	v := newTorture(t)
+
+	var breaking, producing, consuming sync.WaitGroup
+	calm, stop := make(chan struct{}), make(chan struct{})
+	for _, faults := range [][]fault{v.serverFaults(), v.databaseFaults()} {
+		breaking.Go(func() { v.breakThings(faults, calm) })
+	}
+	breaking.Go(func() { v.lookForDoubles(calm) })
+	for range 8 {
+		producing.Go(func() { v.produce(calm) })
+	}
+	for range 16 {
+		consuming.Go(func() { v.consume(calm, stop) })
+	}
+	producing.Go(func() { v.redrive(calm) })
+
+	<-time.After(*tortureTime)
+	close(calm)
+	breaking.Wait()
+	producing.Wait()
+	c := v.servers[0].client(t)
+	c.eventually("all is received and acked", func() bool {
+		var left int
+		return v.db.QueryRow("SELECT count(*) FROM queued.messages").Scan(&left) == nil && left == 0
+	})
+	close(stop)
+	consuming.Wait()
+	for _, s := range v.servers {
+		s.signal(syscall.SIGTERM)
+		if err := s.await(); err != nil {
+			t.Errorf("a server that is asked to end when all is calm: %v\n%s", err, lastLines([]byte(s.output.String())))
+		}
+		for _, sign := range []string{"DATA RACE", "panic", "level=ERROR"} {
+			if i := strings.Index(s.output.String(), sign); i >= 0 {
+				t.Errorf("a server says %.2000s", s.output.String()[i:])
+			}
+		}
+	}
+
+	result := v.history.check()
+	for i, violation := range append(v.violations, result.violations...) {
+		if i == 20 {
+			t.Errorf("and %d more", len(v.violations)+len(result.violations)-i)
+			break
+		}
+		t.Error(violation)
+	}
+	t.Logf("in %v: %d publishes acknowledged, %d without an answer, %d of these delivered all the same", *tortureTime, result.published, result.unknown, result.recovered)
+	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without an answer, %d attempts that nobody saw; %d redrives",
+		result.delivered, result.repeated, result.acked, len(v.history.unknown), result.missed, len(v.history.redrives))
+	t.Logf("faults: %v", v.faults)
+	t.Logf("answers: %v", v.answers)
+	if result.published == 0 || result.repeated == 0 || result.recovered > result.unknown {
+		t.Error("that was no torture")
+	}
+}
+
+// torture is what the parts of the test share.
+type torture struct {
+	t        *testing.T
+	postgres *privatePostgres
+	db       *sql.DB // straight to it
+	servers  []*victim
+	client   *http.Client
+
+	mu         sync.Mutex
+	history    history
+	next       int            // number of the next message
+	faults     map[string]int // how often each was done
+	answers    map[string]int // how often each came
+	violations []string       // that show at once
+}
+
+func newTorture(t *testing.T) *torture {
+	postgres, err := startPostgres(context.Background(), newDataDir(t), slog.New(slog.DiscardHandler), "-cmax_connections=80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { postgres.stop(true) })
+	if err := postgres.awaitReady(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	v := &torture{
+		t:        t,
+		postgres: postgres,
+		db:       newTestDB(t, postgres.dsn("queued")),
+		client:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}},
+		faults:   make(map[string]int),
+		answers:  make(map[string]int),
+	}
+	t.Cleanup(v.client.CloseIdleConnections)
+	for range 2 {
+		p := newProxy(t, "unix", filepath.Join(postgres.socket, socketName))
+		host, port, _ := net.SplitHostPort(p.address)
+		s := &victim{proxy: p, address: freeAddress(t), output: newSyncBuffer()}
+		s.args = []string{"-listen", s.address, "-cleanup-interval", "500ms",
+			"-database-url", fmt.Sprintf("host=%s port=%s user=queued dbname=queued sslmode=disable", host, port)}
+		if err := s.start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			s.signal(syscall.SIGCONT)
+			s.signal(syscall.SIGKILL)
+			s.await()
+		})
+		v.servers = append(v.servers, s)
+	}
+	c := v.servers[0].client(t)
+	c.eventually("a server is ready", func() bool {
+		r, err := c.send(context.Background(), "GET", "/readyz", "")
+		return err == nil && r.status == 200
+	})
+	c.must(201, "POST", "/topics", `{"id":"t"}`)
+	c.mustQueue("dead", `"ack_deadline_seconds":2`)
+	c.mustQueue("plain", `"ack_deadline_seconds":2`, `"topic_id":"t"`)
+	c.mustQueue("work", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"dead_queue_id":"dead"`, fmt.Sprintf(`"message_max_deliveries":%d`, tortureDeliveries))
+	return v
+}
+
+// victim is a server, in a process of its own.
+type victim struct {
+	proxy   *proxy // between it and PostgreSQL
+	address string
+	args    []string
+	output  *syncBuffer
+
+	mu    sync.Mutex
+	cmd   *exec.Cmd
+	ended chan struct{}
+	err   error // once it has ended
+}
+
+func (s *victim) client(t testing.TB) *testServer {
+	return &testServer{t: t, url: "http://" + s.address}
+}
+
+func (s *victim) start() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cmd := exec.Command(os.Args[0], s.args...)
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+	cmd.Stderr = s.output
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	s.cmd, s.ended = cmd, ended
+	go func() {
+		s.err = cmd.Wait()
+		close(ended)
+	}()
+	return nil
+}
+
+func (s *victim) signal(signal os.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cmd.Process.Signal(signal)
+}
+
+// await waits until the server has ended.
+func (s *victim) await() error {
+	s.mu.Lock()
+	ended := s.ended
+	s.mu.Unlock()
+	<-ended
+	return s.err
+}
+
+// fault is a way to break something, which it mends before it returns.
+type fault struct {
+	name string
+	do   func()
+}
+
+// breakThings does all faults, in any order, again and again until calm.
+func (v *torture) breakThings(faults []fault, calm <-chan struct{}) {
+	for {
+		for _, i := range rand.Perm(len(faults)) {
+			select {
+			case <-calm:
+				return
+			case <-time.After(rand.N(2 * time.Second)):
+			}
+			faults[i].do()
+			v.mu.Lock()
+			v.faults[faults[i].name]++
+			v.mu.Unlock()
+		}
+	}
+}
+
+func (v *torture) serverFaults() []fault {
+	any := func(do func(s *victim)) func() {
+		return func() { do(v.servers[rand.IntN(len(v.servers))]) }
+	}
+	moment := func() { <-time.After(rand.N(time.Second)) }
+	end := func(signal os.Signal) func() {
+		return any(func(s *victim) {
+			s.signal(signal)
+			s.await()
+			moment()
+			if err := s.start(); err != nil {
+				v.violate("a server does not start: %v", err)
+			}
+		})
+	}
+	pause := func(d time.Duration) func() {
+		return any(func(s *victim) {
+			s.signal(syscall.SIGSTOP)
+			<-time.After(d)
+			s.signal(syscall.SIGCONT)
+		})
+	}
+	return []fault{
+		{"kill -9 a server", end(syscall.SIGKILL)},
+		{"terminate a server", end(syscall.SIGTERM)},
+		{"pause a server", pause(rand.N(time.Second))},
+		{"pause a server for longer than a lease", pause(2500 * time.Millisecond)},
+		{"stall a server's connections", any(func(s *victim) {
+			s.proxy.freeze()
+			moment()
+			moment()
+			s.proxy.thaw()
+		})},
+		{"reset a server's connections, again and again", any(func(s *victim) {
+			for range 20 {
+				s.proxy.reset()
+				<-time.After(rand.N(100 * time.Millisecond))
+			}
+		})},
+		{"keep a server from the database", any(func(s *victim) {
+			s.proxy.refuse(true)
+			s.proxy.reset()
+			moment()
+			s.proxy.refuse(false)
+		})},
+	}
+}
+
+func (v *torture) databaseFaults() []fault {
+	signal := func(signal os.Signal) func() {
+		return func() {
+			v.postgres.mu.Lock()
+			child, ended := v.postgres.child, v.postgres.ended
+			v.postgres.mu.Unlock()
+			child.Process.Signal(signal)
+			<-ended // it is started again by itself
+			v.awaitPostgres()
+		}
+	}
+	const backends = "FROM pg_stat_activity WHERE application_name = 'queued' AND pid <> pg_backend_pid()"
+	return []fault{
+		{"stop PostgreSQL at once", signal(immediateShutdown)},
+		{"kill -9 PostgreSQL", signal(syscall.SIGKILL)},
+		{"kill -9 one of PostgreSQL's processes", func() {
+			var pid int
+			if v.db.QueryRow("SELECT pid "+backends+" ORDER BY random() LIMIT 1").Scan(&pid) == nil {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+			v.awaitPostgres()
+		}},
+		{"terminate connections, again and again", func() {
+			for range 20 {
+				v.db.Exec("SELECT pg_terminate_backend(pid) "+backends+" AND random() < $1", rand.Float64())
+				<-time.After(rand.N(100 * time.Millisecond))
+			}
+		}},
+		{"take all connections", func() {
+			filler, err := openDB(v.postgres.dsn("queued")+" application_name=filler", 1000)
+			if err != nil {
+				v.violate("%v", err)
+				return
+			}
+			defer filler.Close()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			v.db.Exec("SELECT pg_terminate_backend(pid) " + backends)
+			for ctx.Err() == nil {
+				filler.Conn(ctx) // is not given back
+			}
+		}},
+		{"stall all connections", func() {
+			for _, s := range v.servers {
+				s.proxy.freeze()
+			}
+			<-time.After(rand.N(2 * time.Second))
+			for _, s := range v.servers {
+				s.proxy.thaw()
+			}
+		}},
+	}
+}
+
+// awaitPostgres waits until PostgreSQL takes connections.
+func (v *torture) awaitPostgres() {
+	for end := time.Now().Add(testTimeout); v.db.Ping() != nil; <-time.After(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			v.violate("PostgreSQL does not come back")
+			return
+		}
+	}
+}
+
+// lookForDoubles looks for messages that are in two queues.
+func (v *torture) lookForDoubles(calm <-chan struct{}) {
+	for {
+		var doubles int
+		err := v.db.QueryRow("SELECT count(*) FROM (SELECT FROM queued.messages GROUP BY id HAVING count(*) > 1) AS doubles").Scan(&doubles)
+		if err == nil && doubles > 0 {
+			v.violate("%d messages are in two queues", doubles)
+		}
+		select {
+		case <-calm:
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (v *torture) violate(format string, args ...any) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.violations = append(v.violations, fmt.Sprintf(format, args...))
+}
+
+// aftermath is how long something may still happen on PostgreSQL of which a
+// client, or a server, has heard no answer.
+const aftermath = 5 * time.Second
+
+// send makes a request of any of the servers. It returns 0 if there is no answer,
+// or one that says that it is not known what happened.
+func (v *torture) send(ctx context.Context, method, path string, in any) (status int, out []byte) {
+	var body io.Reader
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			panic(err)
+		}
+		body = bytes.NewReader(text)
+	}
+	ctx, cancel := context.WithTimeout(ctx, aftermath)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+v.servers[rand.IntN(len(v.servers))].address+path, body)
+	if err != nil {
+		panic(err)
+	}
+	answer, err := v.client.Do(r)
+	if err == nil {
+		status = answer.StatusCode
+		out, err = io.ReadAll(answer.Body)
+		answer.Body.Close()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case err != nil:
+		v.answers["none"]++
+		return 0, nil
+	case status == 503:
+		v.answers["503"]++
+		return 0, nil
+	case status >= 300 && status != 409:
+		v.violations = append(v.violations, fmt.Sprintf("%s %s = %d %s", method, path, status, out))
+	}
+	v.answers[fmt.Sprint(status)]++
+	return status, out
+}
+
+// pace is the time between two publishes of a producer, and of a consumer after
+// one that failed.
+const pace = 5 * time.Millisecond
+
+func (v *torture) produce(calm <-chan struct{}) {
+	type item struct {
+		Data struct {
+			N int `json:"n"`
+		} `json:"data"`
+	}
+	for {
+		select {
+		case <-calm:
+			return
+		case <-time.After(pace):
+		}
+		all := make([]item, 1)
+		if rand.IntN(4) == 0 {
+			all = make([]item, 1+rand.IntN(5))
+		}
+		v.mu.Lock()
+		first := v.next
+		v.next += len(all)
+		v.mu.Unlock()
+		for i := range all {
+			all[i].Data.N = first + i
+		}
+		var status int
+		var out []byte
+		if len(all) == 1 {
+			status, out = v.send(context.Background(), "POST", "/topics/t/messages", all[0])
+		} else {
+			status, out = v.send(context.Background(), "POST", "/topics/t/messages/batch", map[string]any{"messages": all})
+		}
+		ids := make([]map[string]string, len(all)) // by queue
+		if status == 201 {
+			for _, m := range v.decode(out) {
+				i := numbers([]wireMessage{m})[0] - first
+				if ids[i] == nil {
+					ids[i] = make(map[string]string)
+				}
+				ids[i][m.QueueID] = m.ID
+			}
+		}
+		v.mu.Lock()
+		for i := range all {
+			v.history.publishes = append(v.history.publishes, published{first + i, ids[i]})
+		}
+		v.mu.Unlock()
+	}
+}
+
+func (v *torture) decode(out []byte) []wireMessage {
+	all, err := decodeMessages(string(out))
+	if err != nil {
+		v.violate("an answer is not as it should be: %v: %s", err, out)
+	}
+	return all
+}
+
+// consume receives from all queues, and acks most of what it gets: not all, until
+// calm, and a tenth of the receives hang up.
+func (v *torture) consume(calm, stop <-chan struct{}) {
+	for {
+		isCalm := false
+		select {
+		case <-stop:
+			return
+		case <-calm:
+			isCalm = true
+		default:
+		}
+		queue := []string{"work", "work", "plain", "plain", "dead"}[rand.IntN(5)]
+		wait := rand.Float64()
+		if isCalm {
+			wait = 0
+		}
+		ctx, hangUp := context.WithCancel(context.Background())
+		if !isCalm && rand.IntN(10) == 0 {
+			time.AfterFunc(rand.N(500*time.Millisecond), hangUp)
+		}
+		began := time.Now()
+		status, out := v.send(ctx, "GET", fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.1f", queue, 1+rand.IntN(10), wait), nil)
+		hangUp()
+		if status != 200 {
+			v.mu.Lock()
+			v.history.unknown = append(v.history.unknown, span{queue, began, time.Now().Add(aftermath)})
+			v.mu.Unlock()
+			<-time.After(pace)
+			continue
+		}
+		for _, m := range v.decode(out) {
+			d := seen{queue: queue, id: m.ID, n: numbers([]wireMessage{m})[0], attempt: m.DeliveryAttempts}
+			var failed error
+			if d.at, failed = time.Parse(timestampLayout, m.UpdatedAt); failed == nil {
+				d.until, failed = time.Parse(timestampLayout, m.ScheduledAt)
+			}
+			if failed != nil {
+				v.violate("%v", failed)
+			}
+			v.settle(&d, m.ScheduledAt, isCalm)
+			v.mu.Lock()
+			v.history.deliveries = append(v.history.deliveries, d)
+			v.mu.Unlock()
+		}
+	}
+}
+
+// settle does with a message what consumers do: it acks, with or without guard,
+// nacks, or dies and does nothing. When it is calm it acks.
+func (v *torture) settle(d *seen, lease string, isCalm bool) {
+	background := context.Background()
+	what := rand.IntN(10)
+	if isCalm {
+		what = 9
+	}
+	switch what {
+	case 0: // it dies
+	case 1, 2:
+		d.nackedAt = time.Now()
+		v.send(background, "PUT", "/messages/"+d.id+"/nack?scheduled_at="+lease, map[string]int{"delay_seconds": rand.IntN(2)})
+	case 3, 4:
+		if status, _ := v.send(background, "PUT", "/messages/"+d.id+"/ack?scheduled_at="+lease, nil); status == 204 {
+			d.ackedAt = time.Now()
+		}
+	default:
+		for range 3 { // there is no harm in asking again
+			if status, _ := v.send(background, "PUT", "/messages/ack", map[string][]string{"ids": {d.id}}); status == 204 {
+				d.ackedAt = time.Now()
+				break
+			}
+		}
+	}
+}
+
+// redrive moves what is in the dead queue back, now and then.
+func (v *torture) redrive(calm <-chan struct{}) {
+	for {
+		select {
+		case <-calm:
+			return
+		case <-time.After(rand.N(time.Second)):
+		}
+		began := time.Now()
+		status, _ := v.send(context.Background(), "PUT", "/queues/dead/redrive", map[string]string{"destination_queue_id": "work"})
+		ended := time.Now()
+		if status == 0 {
+			ended = ended.Add(aftermath)
+		}
+		v.mu.Lock()
+		v.history.redrives = append(v.history.redrives, span{"dead", began, ended})
+		v.mu.Unlock()
+	}
+}

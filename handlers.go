@@ -205,6 +205,9 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		// net/http answers it, within the deadline of the request before on the same connection.
 		w.controller.SetWriteDeadline(time.Time{})
 	}
+	if s.draining.Load() {
+		w.Header().Set("Connection", "close") // the next request goes elsewhere
+	}
 	if err := s.refuse(hr); err != nil {
 		s.fail(&request{Request: hr, w: w}, err)
 		return
@@ -914,7 +917,7 @@ func (s *server) health(r *request) error {
 	return r.w.json(http.StatusOK, success{true})
 }
 
-// healthy reports whether the database answers and has the schema.
+// healthy reports whether the database answers, has the schema, and can be written.
 func (s *server) healthy(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()

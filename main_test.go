@@ -492,6 +492,11 @@ func TestDrainDelayServesWhileReadyzSaysNo(t *testing.T) {
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	c.eventually("it is not ready any more", func() bool { return c.do("GET", "/readyz", "").status == 503 })
 	c.must(201, "POST", "/topics", `{"id":"t"}`) // from clients that have not noticed yet
+	answer, err := http.Get(r.url + "/topics/t")
+	if err != nil || !answer.Close {
+		t.Errorf("a server that drains keeps the connection: %+v, %v", answer, err)
+	}
+	answer.Body.Close()
 	c.must(200, "GET", "/livez", "")
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	if err := r.await(); err != nil {

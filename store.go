@@ -237,9 +237,18 @@ func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 	return version, err
 }
 
-// ping returns an error unless the database answers and has the schema.
+const selectWritable = `
+SELECT EXISTS (SELECT FROM queued.settings)
+    AND current_setting('transaction_read_only') = 'off'`
+
+// ping returns an error unless the database answers, has the schema, and can be
+// written: a standby cannot.
 func (s *store) ping(ctx context.Context) error {
-	_, err := schemaVersion(ctx, s.on("ping"))
+	var writable bool
+	err := s.on("ping").QueryRowContext(ctx, selectWritable).Scan(&writable)
+	if err == nil && !writable {
+		return errUnavailable
+	}
 	return unknown(err)
 }
 

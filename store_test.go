@@ -280,7 +280,8 @@ func TestServerRecoversFromAReadOnlyDatabase(t *testing.T) {
 	exec("ALTER DATABASE " + databaseName(t, s.store) + " SET default_transaction_read_only = on")
 	exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
 	s.eventually("it says 503", func() bool {
-		return s.do("POST", "/topics/t/messages", `{"data":{}}`).status == 503 && s.do("POST", "/topics", `{"id":"new"}`).status == 503
+		return s.do("POST", "/topics/t/messages", `{"data":{}}`).status == 503 && s.do("POST", "/topics", `{"id":"new"}`).status == 503 &&
+			s.do("GET", "/readyz", "").status == 503
 	})
 	exec("ALTER DATABASE " + databaseName(t, s.store) + " SET default_transaction_read_only = off")
 	// Nobody cuts the connections this time.

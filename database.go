@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,27 +30,42 @@ const (
 	networkTimeout   = statementTimeout + 5*time.Second
 )
 
-// connectionSettings are the run-time parameters of every connection.
+// connectionSettings are the run-time parameters of every connection. They are
+// set by a statement: poolers like PgBouncer refuse most of them in the request
+// to connect.
 //
 // A table that was just created or just filled has no statistics, and the
 // planner then prefers to sort all due rows for each receive. With these
 // settings there is one plan for each statement from the first second on; jit
 // is among them because a disabled plan node looks expensive enough to compile.
-var connectionSettings = [][2]string{
-	{"binary_parameters", "no"}, // of lib/pq: our arrays are text
-	{"timezone", "UTC"},
-	{"statement_timeout", fmt.Sprint(statementTimeout.Milliseconds())},
-	{"lock_timeout", fmt.Sprint(lockTimeout.Milliseconds())},
-	{"idle_in_transaction_session_timeout", fmt.Sprint(networkTimeout.Milliseconds())},
-	{"enable_seqscan", "off"},
-	{"enable_bitmapscan", "off"},
-	{"enable_sort", "off"},
-	{"jit", "off"},
-	{"plan_cache_mode", "force_generic_plan"},
+var connectionSettings = fmt.Sprintf(`
+SET timezone = 'UTC';
+SET statement_timeout = %d;
+SET lock_timeout = %d;
+SET idle_in_transaction_session_timeout = %d;
+SET enable_seqscan = off;
+SET enable_bitmapscan = off;
+SET enable_sort = off;
+SET jit = off;
+SET plan_cache_mode = force_generic_plan`,
+	statementTimeout.Milliseconds(), lockTimeout.Milliseconds(), networkTimeout.Milliseconds())
+
+// connector makes connections with these settings.
+type connector struct{ *pq.Connector }
+
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, connectionSettings, nil); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
-// connectionString adds our settings to a PostgreSQL URL or a string of
-// key=value pairs. As in libpq, and not as in lib/pq, TLS is used where the
+// connectionString completes a PostgreSQL URL or a string of key=value pairs. As in libpq, and not as in lib/pq, TLS is used where the
 // server offers it unless sslmode says otherwise.
 func connectionString(database string) (string, error) {
 	defaults := [][2]string{
@@ -72,9 +88,7 @@ func connectionString(database string) (string, error) {
 				q.Set(s[0], s[1])
 			}
 		}
-		for _, s := range connectionSettings {
-			q.Set(s[0], s[1])
-		}
+		q.Set("binary_parameters", "no") // of lib/pq: our arrays are text
 		u.RawQuery = q.Encode()
 		dsn = u.String()
 	} else {
@@ -84,9 +98,7 @@ func connectionString(database string) (string, error) {
 			fmt.Fprintf(&b, "%s=%s ", s[0], s[1])
 		}
 		b.WriteString(database)
-		for _, s := range connectionSettings {
-			fmt.Fprintf(&b, " %s=%s", s[0], s[1])
-		}
+		b.WriteString(" binary_parameters=no")
 		dsn = b.String()
 	}
 	if _, err := pq.NewConfig(dsn); err != nil {
@@ -154,12 +166,12 @@ func (d *database) open(conns int) (*sql.DB, error) {
 }
 
 func (d *database) openWith(dialer dialer, conns int) (*sql.DB, error) {
-	connector, err := pq.NewConnector(d.dsn)
+	c, err := pq.NewConnector(d.dsn)
 	if err != nil {
 		return nil, err
 	}
-	connector.Dialer(dialer)
-	db := sql.OpenDB(connector)
+	c.Dialer(dialer)
+	db := sql.OpenDB(connector{c})
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
 	db.SetConnMaxIdleTime(time.Minute)

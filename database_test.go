@@ -27,8 +27,7 @@ func TestConnectionStringKeepsWhatTheUserSaysAndAddsOurs(t *testing.T) {
 			t.Fatal(err)
 		}
 		if c.Host != "db.example" || c.Port != 5433 || c.User != "me" || c.Password != "p w" || c.Database != "q" ||
-			c.SSLMode != pq.SSLModeRequire || c.ApplicationName != "mine" || c.ConnectTimeout != connectTimeout ||
-			c.Runtime["enable_sort"] != "off" || c.Runtime["timezone"] != "UTC" {
+			c.SSLMode != pq.SSLModeRequire || c.ApplicationName != "mine" || c.ConnectTimeout != connectTimeout {
 			t.Errorf("%s became %+v", database, c)
 		}
 	}
@@ -75,6 +74,17 @@ func TestStalledConnectionTimesOut(t *testing.T) {
 	defer c.Close()
 	if _, err := c.Read(make([]byte, 1)); err == nil || !err.(net.Error).Timeout() {
 		t.Errorf("read from a silent peer = %v, want a timeout", err)
+	}
+}
+
+func TestConnectionsHaveOurSettings(t *testing.T) {
+	t.Parallel()
+	db := newTestDB(t, newTestDatabase(t, "template1")+" statement_timeout=0 enable_sort=on")
+	for name, want := range map[string]string{"statement_timeout": "15s", "lock_timeout": "1s", "enable_sort": "off", "timezone": "UTC", "plan_cache_mode": "force_generic_plan"} {
+		var got string
+		if err := db.QueryRow("SELECT current_setting($1)", name).Scan(&got); err != nil || got != want {
+			t.Errorf("%s = %s, %v, want %s", name, got, err, want)
+		}
 	}
 }
 

@@ -110,7 +110,7 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	s.eventually("the other listens", func() bool { return other.engine.notifier.listening() })
 	dueAt := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	other.engine.mu.Lock()
-	other.engine.floorOf("q").at = dueAt.Add(time.Hour)
+	other.engine.floorOf("q").at, other.engine.floorOf("q").usedAt = dueAt.Add(time.Hour), time.Now()
 	other.engine.mu.Unlock()
 	for range 3 {
 		s.engine.notifier.add("q", dueAt)

@@ -19,6 +19,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // server answers requests. Its handlers decode, check, make one call to the
@@ -39,6 +42,8 @@ type server struct {
 	tokens *atomic.Pointer[tokens] // to nil: the server is open
 
 	bodyTimeout time.Duration // for a client to send a body
+
+	complaint atomic.Pointer[complaint] // nil: none yet
 
 	ready    atomic.Bool  // the schema is there
 	draining atomic.Bool  // and so not ready any more
@@ -387,15 +392,38 @@ func (s *server) fail(r *request, err error) {
 		r.w.Header().Set("Retry-After", "1")
 		r.w.json(http.StatusServiceUnavailable, problem{"too many requests are waiting, try again later"})
 	case errors.Is(err, errUnavailable), temporary(err):
-		// One line a request is for debugging; what the server itself finds wrong with
-		// its connections is logged once.
-		s.log.Debug("unavailable", "path", r.URL.Path, "error", err)
+		s.complain(err)
 		r.w.Header().Set("Retry-After", "1")
 		r.w.json(http.StatusServiceUnavailable, problem{"the database is not available, try again later"})
 	default:
 		s.log.Error("internal error", "method", r.Method, "path", r.URL.Path, "error", err)
 		r.w.json(http.StatusInternalServerError, problem{"internal error"})
 	}
+}
+
+// complaintInterval is the time between two lines about the same trouble.
+const complaintInterval = time.Minute
+
+// complain logs why PostgreSQL does not do what requests want, like that its disk
+// is full: once in a while, and not once a request. What is wrong with the
+// connections themselves has lines of its own.
+func (s *server) complain(err error) {
+	level := slog.LevelDebug
+	if e := pq.As(err); e != nil {
+		last, before := s.complaint.Load(), time.Now().Add(-complaintInterval)
+		if last == nil || last.code != e.Code || last.at.Before(before) {
+			if s.complaint.CompareAndSwap(last, &complaint{e.Code, time.Now()}) {
+				level = slog.LevelWarn
+			}
+		}
+	}
+	s.log.Log(context.Background(), level, "requests are answered with 503", "error", err)
+}
+
+// complaint is what was last logged about PostgreSQL.
+type complaint struct {
+	code pqerror.Code
+	at   time.Time
 }
 
 // response is a ResponseWriter that knows what was sent. Until a route has

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strings"
@@ -268,6 +269,8 @@ func TestSlowRequestsDoNotTakeTheEnginesConnections(t *testing.T) {
 func TestServerRecoversFromAReadOnlyDatabase(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
+	output := newSyncBuffer()
+	s.log = slog.New(slog.NewTextHandler(output, nil))
 	s.mustTopic("t")
 	outside := newTestDB(t, s.dsn) // connected while it can be written to
 	exec := func(statement string) {
@@ -283,6 +286,9 @@ func TestServerRecoversFromAReadOnlyDatabase(t *testing.T) {
 		return s.do("POST", "/topics/t/messages", `{"data":{}}`).status == 503 && s.do("POST", "/topics", `{"id":"new"}`).status == 503 &&
 			s.do("GET", "/readyz", "").status == 503
 	})
+	if n := strings.Count(output.String(), "read-only transaction (25006)"); n != 1 {
+		t.Errorf("the log says %d times why, want once:\n%s", n, output)
+	}
 	exec("ALTER DATABASE " + databaseName(t, s.store) + " SET default_transaction_read_only = off")
 	// Nobody cuts the connections this time.
 	for range 2 {

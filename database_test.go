@@ -88,6 +88,25 @@ func TestConnectionsHaveOurSettings(t *testing.T) {
 	}
 }
 
+// A pooler that gives a connection away between two statements shows when two
+// clients have the same.
+func TestPoolerBetweenStatementsIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	ctx := context.Background()
+	if err := checkSessions(ctx, s); err != nil {
+		t.Errorf("connections of our own: %v", err)
+	}
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := checkDistinct(ctx, conn, conn); !hopeless(err) {
+		t.Errorf("one connection for two clients: %v, want that to be hopeless", err)
+	}
+}
+
 // newProxiedServer starts a server whose way to PostgreSQL leads through a proxy.
 func newProxiedServer(t testing.TB) (*testServer, *proxy) {
 	t.Helper()

@@ -475,6 +475,9 @@ func prepareUntilDone(ctx context.Context, s *store, t *topology, log *slog.Logg
 	for {
 		err := checkEncoding(ctx, s)
 		if err == nil {
+			err = checkSessions(ctx, s)
+		}
+		if err == nil {
 			err = s.migrate(ctx, schemaSteps())
 		}
 		if err == nil && t != nil {
@@ -511,10 +514,44 @@ func checkEncoding(ctx context.Context, s *store) error {
 	return err
 }
 
+var errPooler = errors.New("a pooler gives its connections to somebody else between two statements: it must do so between two sessions (PgBouncer: pool_mode = session)")
+
+// checkSessions returns errPooler if connections do not stay with one client.
+func checkSessions(ctx context.Context, s *store) error {
+	first, err := s.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer first.Close()
+	second, err := s.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer second.Close()
+	return checkDistinct(ctx, first, second)
+}
+
+// checkDistinct returns errPooler if two clients that are connected at the same
+// time have the same connection to PostgreSQL.
+func checkDistinct(ctx context.Context, clients ...querier) error {
+	seen := make(map[int]bool)
+	for _, c := range clients {
+		var pid int
+		if err := c.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+			return err
+		}
+		if seen[pid] {
+			return errPooler
+		}
+		seen[pid] = true
+	}
+	return nil
+}
+
 // hopeless reports whether an error at the start is one that the user has to
 // do something about.
 func hopeless(err error) bool {
-	if errors.Is(err, errSchemaNewer) || errors.Is(err, errEncoding) {
+	if errors.Is(err, errSchemaNewer) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) {
 		return true
 	}
 	e := pq.As(err)

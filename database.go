@@ -129,7 +129,7 @@ type database struct {
 	silent atomic.Bool  // PostgreSQL does not answer, so no connection is tried but that of watch
 
 	mu    sync.Mutex
-	conns map[*conn]bool // open or being made
+	conns map[*link]bool // open or being made
 }
 
 // How soon PostgreSQL must answer: a statement may take longer than patience, but
@@ -153,7 +153,7 @@ func newDatabase(text string) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &database{dsn: dsn, conns: make(map[*conn]bool)}
+	d := &database{dsn: dsn, conns: make(map[*link]bool)}
 	d.ticks.Store(1)
 	return d, nil
 }
@@ -305,7 +305,7 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &conn{dialer: d, cut: cancel}
+	c := &link{dialer: d, cut: cancel}
 	c.waits()
 	defer c.waited()
 	d.database.mu.Lock()
@@ -331,20 +331,20 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	return c, nil
 }
 
-// conn gives each read and write its own deadline, and knows since when it waits.
+// link is a connection to PostgreSQL. It gives each read and write its own deadline, and knows since when it waits.
 // lib/pq reads only while it waits for an answer, so an idle connection does not
 // time out.
-type conn struct {
+type link struct {
 	net.Conn
 	dialer     dialer
 	waitsSince atomic.Int64 // tick; 0: does not wait
 	cut        func()
 }
 
-func (c *conn) waits()  { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
-func (c *conn) waited() { c.waitsSince.Store(0) }
+func (c *link) waits()  { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
+func (c *link) waited() { c.waitsSince.Store(0) }
 
-func (c *conn) Read(b []byte) (int, error) {
+func (c *link) Read(b []byte) (int, error) {
 	if err := c.SetReadDeadline(time.Now().Add(c.dialer.timeout)); err != nil {
 		return 0, err
 	}
@@ -355,7 +355,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-func (c *conn) Write(b []byte) (int, error) {
+func (c *link) Write(b []byte) (int, error) {
 	if err := c.SetWriteDeadline(time.Now().Add(c.dialer.timeout)); err != nil {
 		return 0, err
 	}
@@ -364,7 +364,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-func (c *conn) Close() error {
+func (c *link) Close() error {
 	c.dialer.database.mu.Lock()
 	delete(c.dialer.database.conns, c)
 	c.dialer.database.mu.Unlock()

@@ -250,20 +250,27 @@ func (s *server) refuse(r *http.Request) error {
 		return status{http.StatusForbidden, fmt.Sprintf("the host %q is not allowed, see -allowed-hosts", r.Host)}
 	}
 	if err := crossOrigin.Check(r); err != nil {
-		return status{http.StatusForbidden, "requests from pages of other sites are not allowed"}
+		return errOtherSite
 	}
 	return nil
 }
 
+// crossOrigin goes by Sec-Fetch-Site and, where a browser does not send it, by
+// Origin. It lets GETs through, see consuming.
 var crossOrigin = http.NewCrossOriginProtection()
 
+var errOtherSite = status{http.StatusForbidden, "requests from pages of other sites are not allowed"}
+
+// hostAllowed reports whether a request may name the server so. A dot at the end
+// is for allowed names alone: a browser may not take "localhost." for this machine,
+// and only where it does it sends Sec-Fetch-Site.
 func (s *server) hostAllowed(hostport string) bool {
 	host := hostport
 	if h, _, err := net.SplitHostPort(hostport); err == nil {
 		host = h
 	}
-	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-	if host == "localhost" || slices.Contains(s.allowedHosts, host) {
+	host = strings.ToLower(strings.Trim(host, "[]"))
+	if host == "localhost" || slices.Contains(s.allowedHosts, strings.TrimSuffix(host, ".")) {
 		return true
 	}
 	address, err := netip.ParseAddr(host)
@@ -277,9 +284,11 @@ func consuming(h handler) handler {
 			r.w.Header().Set("Allow", http.MethodGet)
 			return status{http.StatusMethodNotAllowed, "Method Not Allowed"}
 		}
-		switch r.Header.Get("Sec-Fetch-Site") {
-		case "cross-site", "same-site":
-			return status{http.StatusForbidden, "requests from pages of other sites are not allowed"}
+		// WebSockets and older browsers send no Sec-Fetch-Site, but an Origin.
+		asPost := *r.Request
+		asPost.Method = http.MethodPost
+		if err := crossOrigin.Check(&asPost); err != nil {
+			return errOtherSite
 		}
 		return h(r)
 	}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// state returns all that is in the database, to see whether anything changed.
+func (s *testServer) state() string {
+	s.t.Helper()
+	var b strings.Builder
+	for _, table := range []string{"topics", "queues", "messages", "deleted_queues", "settings"} {
+		var rows string
+		if err := s.store.db.QueryRow("SELECT coalesce(string_agg(v::text, E'\n' ORDER BY v::text), '') FROM queued." + table + " AS v").Scan(&rows); err != nil {
+			s.t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "%s\n%s\n", table, rows)
+	}
+	return b.String()
+}
+
+// raw sends a request as bytes, with headers that no client of Go would send, and
+// returns the answer.
+func (s *testServer) raw(method, path, body string, headers ...string) *http.Response {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\n%s\r\nContent-Length: %d\r\n\r\n%s", method, path, strings.Join(headers, "\r\n"), len(body), body)
+	answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	if err != nil {
+		s.t.Fatalf("%s %s with %q: %v", method, path, headers, err)
+	}
+	answer.Body.Close()
+	return answer
+}
+
+// A page elsewhere can have a browser send any of these, to any path. What a
+// page sends whose own name was made to point to this machine (DNS rebinding)
+// looks like that of the same origin.
+func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.allowedHosts = []string{"queue.example"}
+	port := s.url[strings.LastIndex(s.url, ":"):]
+	here := "Host: 127.0.0.1" + port
+	elsewhere := [][]string{
+		// Fetch, forms, images and so on, of browsers that say where they come from.
+		{here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: image"},
+		{here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: cors", "Origin: https://evil.example", "Content-Type: text/plain"},
+		{here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-User: ?1", "Origin: null", "Content-Type: application/x-www-form-urlencoded"},
+		{here, "Sec-Fetch-Site: same-site", "Origin: http://127.0.0.1:1", "Content-Type: multipart/form-data; boundary=x"},
+		{here, "Sec-Fetch-Site: something new"},
+		// Of those that do not.
+		{here, "Origin: https://evil.example", "Content-Type: text/plain"},
+		{here, "Origin: null"},
+		{here, "Origin: http://127.0.0.1"},
+		{here, "Origin: http://localhost" + port},
+		{here, "Origin: http://127.0.0.1" + port + ".evil.example"},
+		{here, "Origin: http://evil.example", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="},
+	}
+	for _, host := range []string{
+		"evil.example", "EVIL.example", "evil.example.", "evil.localhost", "localhost.", "localhost.evil.example", "queue.example.evil.example",
+		"127.0.0.1.", "127.0.0.1.evil.example", "127.1", "0177.0.0.1", "2130706433",
+		"0.0.0.0", "192.0.2.1", "[::]", "[::ffff:192.0.2.1]", "[2001:db8::1]", "[::1].evil.example", "",
+	} {
+		for _, host := range []string{host, host + port} {
+			elsewhere = append(elsewhere, []string{"Host: " + host, "Sec-Fetch-Site: same-origin", "Origin: http://" + host}, []string{"Host: " + host})
+		}
+	}
+	const queue = `{"id":"new","ack_deadline_seconds":60,"message_retention_seconds":3600}`
+	bodies := map[string]string{
+		"POST /topics":                           `{"id":"new"}`,
+		"POST /queues":                           queue,
+		"PUT /queues/{queue_id}":                 queue,
+		"PUT /queues/{queue_id}/redrive":         `{"destination_queue_id":"u"}`,
+		"POST /topics/{topic_id}/messages":       `{"data":{}}`,
+		"POST /queues/{queue_id}/messages":       `{"data":{}}`,
+		"PUT /messages/{message_id}/extend":      `{"ack_deadline_seconds":600}`,
+		"PUT /messages/ack":                      `{"ids":["MESSAGE"]}`,
+		"PUT /messages/nack":                     `{"ids":["MESSAGE"]}`,
+		"POST /topics/{topic_id}/messages/batch": `{"messages":[{"data":{}}]}`,
+		"POST /queues/{queue_id}/messages/batch": `{"messages":[{"data":{}}]}`,
+	}
+	for _, route := range s.routes {
+		for _, path := range []string{"/topics/t", "/queues/t", "/queues/u", "/topics/new", "/queues/new"} {
+			s.do("DELETE", path, "")
+		}
+		s.mustQueue("u")
+		s.mustTopic("t")
+		s.publish("t", 1, 2)
+		id := s.receive("t", "?limit=1")[0].ID
+		method, path, _ := strings.Cut(route, " ")
+		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{message_id}", id).Replace(path)
+		body := strings.ReplaceAll(bodies[route], "MESSAGE", id)
+		changes := method != "GET" || route == "GET /queues/{queue_id}/messages"
+		before := s.state()
+		for _, headers := range elsewhere {
+			for _, method := range []string{method, "HEAD", "OPTIONS"} {
+				preflight := []string{"Access-Control-Request-Method: PUT", "Access-Control-Request-Headers: content-type", "Access-Control-Request-Private-Network: true"}
+				answer := s.raw(method, path, body, append(preflight, headers...)...)
+				if changes && strings.HasPrefix(route, method) && answer.StatusCode != 403 {
+					t.Errorf("%s with %q = %d, want 403", route, headers, answer.StatusCode)
+				}
+				for name := range answer.Header {
+					if strings.HasPrefix(name, "Access-Control-") {
+						t.Errorf("%s %s with %q gives a permission: %s", method, path, headers, name)
+					}
+				}
+			}
+		}
+		checkDiff(t, "what pages elsewhere change with "+route, before, s.state())
+		answer := s.raw(method, path, body, here)
+		if changed := s.state() != before; changed != changes {
+			t.Errorf("%s = %d changes something: %v, so the test tests nothing: give it a body that does", route, answer.StatusCode, changed)
+		}
+	}
+}
+
+func TestPagesOfTheServerAndProgramsAreServed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.allowedHosts = []string{"queue.example"}
+	port := s.url[strings.LastIndex(s.url, ":"):]
+	s.mustTopic("t")
+	for what, headers := range map[string][]string{
+		"a program":            {"Host: 127.0.0.1" + port},
+		"an address bar":       {"Host: 127.0.0.1" + port, "Sec-Fetch-Site: none"},
+		"a page of the server": {"Host: localhost" + port, "Sec-Fetch-Site: same-origin", "Origin: http://localhost" + port},
+		"an older browser":     {"Host: 127.0.0.1" + port, "Origin: http://127.0.0.1" + port},
+		"another spelling":     {"Host: LOCALHOST", "Sec-Fetch-Site: same-origin"},
+		"IPv6":                 {"Host: [::1]" + port, "Sec-Fetch-Site: same-origin"},
+		"an allowed name":      {"Host: Queue.Example.:80", "Sec-Fetch-Site: same-origin"},
+	} {
+		for _, v := range []struct {
+			method, path, body string
+			status             int
+		}{
+			{"POST", "/topics/t/messages", `{"data":{}}`, 201},
+			{"GET", "/queues/t/messages", "", 200},
+			{"PUT", "/queues/t/purge", "", 204},
+		} {
+			if answer := s.raw(v.method, v.path, v.body, headers...); answer.StatusCode != v.status {
+				t.Errorf("%s: %s %s = %d, want %d", what, v.method, v.path, answer.StatusCode, v.status)
+			}
+		}
+	}
+}

@@ -37,7 +37,8 @@
 // engine's behaves, topology.go makes queues from a file, metrics.go is what Prometheus
 // sees, count.go how many messages there are, docs.go the API described. auth.go
 // says who may do what, and secrets.go reads that and the certificate of HTTPS
-// from files. bench.go is a program of its own: load for a running server.
+// from files. log.go keeps the log to one line an entry, whatever clients send.
+// bench.go is a program of its own: load for a running server.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
 // same code.
@@ -292,11 +293,8 @@ const ballastSize = 16 << 20
 // serve runs the server until ctx is done, and then drains it: everything that
 // was begun is finished, or cut after drainTimeout, or at once by a second signal.
 func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
-	options := &slog.HandlerOptions{Level: c.logLevel}
-	log := slog.New(slog.NewTextHandler(stderr, options))
-	if c.logFormat == "json" {
-		log = slog.New(slog.NewJSONHandler(stderr, options))
-	}
+	log := newLog(stderr, c.logLevel, c.logFormat)
+	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // of net/http: what clients do wrong
 
 	files := &secretFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}
 	if err := files.read(); err != nil {
@@ -329,7 +327,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 			return fmt.Errorf("-debug-listen: %w", err)
 		}
 		defer debug.Close()
-		go http.Serve(debug, profiles())
+		go (&http.Server{Handler: profiles(), ErrorLog: errorLog}).Serve(debug)
 	}
 
 	databaseURL := c.databaseURL
@@ -381,7 +379,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnContext:       withConn,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorLog:          errorLog,
 	}
 	data := describe(databaseURL)
 	if postgres != nil {

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"testing"
+	"unicode"
+	"unicode/utf8"
+)
+
+// wantLines checks what was logged since the last call: so many lines, and
+// nothing in them that a terminal would act on, or that cannot be read again.
+func wantLines(t *testing.T, b *syncBuffer, seen *int, format, what string, want int) {
+	t.Helper()
+	text := b.String()[*seen:]
+	*seen += len(text)
+	lines := strings.SplitAfter(text, "\n")
+	if n := len(lines) - 1; n != want || lines[n] != "" {
+		t.Errorf("%s: %s logs %d lines, want %d: %q", format, what, n, want, text)
+	}
+	for _, line := range lines[:len(lines)-1] {
+		line = strings.TrimSuffix(line, "\n")
+		if i := strings.IndexFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }); i >= 0 || !utf8.ValidString(line) {
+			t.Errorf("%s: %s logs %+q", format, what, line)
+		}
+		if format == "json" && !json.Valid([]byte(line)) {
+			t.Errorf("%s is logged as no JSON: %s", what, line)
+		}
+		if format == "text" && !strings.HasPrefix(line, "time=") {
+			t.Errorf("%s is logged as %s", what, line)
+		}
+	}
+}
+
+func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.exec(`CREATE FUNCTION echo(payload text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '%', payload; END $$`)
+	var payload string
+	s.handle(public, "POST /panic", func(*request) error { panic(payload) })
+	s.handle(public, "POST /panic-error", func(*request) error { panic(errors.New(payload)) })
+	s.handle(public, "POST /echo", func(r *request) error {
+		_, err := s.store.db.ExecContext(r.Context(), "SELECT echo($1)", payload)
+		return err
+	})
+	const fake = "time=2026-11-23T06:14:05.210Z level=INFO msg=ready"
+	for _, format := range []string{"text", "json"} {
+		b, seen := newSyncBuffer(), 0
+		s.server.log = newLog(b, slog.LevelDebug, format)
+		for _, v := range []string{
+			"a\n" + fake, "a\r\n" + fake, "\r" + fake, "a\u2028" + fake, "a\u2029b", "a\u0085b", "a\vb\fc", `"} {"level":"INFO"}`, `\n`, `a" msg="b`,
+			"a\x1b[2J\x1b[31mb", "a\x1b]0;title\x07", "a\u009b31mb", "a\x7fb", "a\bb", "a\x00b", "\xff\xfe", "a\xc2", "\u202egnol\u202c", "\u2066a\u2069", "\u200b", "\ufeff", "\U000e0041",
+		} {
+			what := fmt.Sprintf("%+q", v)
+			for _, path := range []string{
+				"/topics/" + url.PathEscape(v), "/queues/" + url.PathEscape(v) + "/messages?wait_seconds=0", "/messages/" + url.PathEscape(v), "/" + url.PathEscape(v),
+				"/queues?offset=" + url.QueryEscape(v), "/queues?" + url.QueryEscape(v) + "=1",
+			} {
+				s.raw("GET", path, "", "Host: localhost")
+				wantLines(t, b, &seen, format, path, 1)
+			}
+			header := strings.Map(func(r rune) rune {
+				if r == '\n' || r == '\r' {
+					return ' ' // or it would be another header
+				}
+				return r
+			}, v)
+			for _, name := range []string{"Authorization", "User-Agent", "Origin", "X-Forwarded-For", "Host"} {
+				headers := []string{"Host: localhost", name + ": " + header}
+				if name == "Host" {
+					headers = headers[1:]
+				}
+				s.raw("GET", "/topics", "", headers...)
+				logged := 1
+				if len(b.String()) == seen { // net/http has refused it
+					logged = 0
+				}
+				wantLines(t, b, &seen, format, name+" "+what, logged)
+			}
+			id, err := json.Marshal(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.do("POST", "/topics", `{"id":`+string(id)+`}`)
+			wantLines(t, b, &seen, format, "id "+what, 1)
+			payload = v
+			s.must(500, "POST", "/panic", "")
+			wantLines(t, b, &seen, format, "panic with "+what, 2)
+			s.must(500, "POST", "/panic-error", "")
+			wantLines(t, b, &seen, format, "panic with an error "+what, 2)
+			if utf8.ValidString(v) && !strings.Contains(v, "\x00") { // else it is the client's fault
+				s.must(500, "POST", "/echo", "")
+				wantLines(t, b, &seen, format, "error of PostgreSQL "+what, 2)
+			}
+			slog.NewLogLogger(s.log.Handler(), slog.LevelDebug).Print("http: ", v)
+			wantLines(t, b, &seen, format, "net/http "+what, 1)
+		}
+	}
+}

@@ -190,19 +190,23 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	start := time.Now()
 	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw)}
 	defer func() {
-		if v := recover(); v != nil {
-			if v == http.ErrAbortHandler {
-				panic(v)
-			}
+		v := recover()
+		if v != nil && v != http.ErrAbortHandler {
 			s.log.Error("panic", "method", hr.Method, "path", hr.URL.Path, "panic", v, "stack", string(debug.Stack()))
 			if w.status == 0 {
 				w.json(http.StatusInternalServerError, problem{"internal error"})
+				v = nil
+			} else {
+				w.status = http.StatusInternalServerError // for the metrics
 			}
 		}
 		took := time.Since(start)
 		_, route, _ := strings.Cut(hr.Pattern, " ")
 		s.metrics.observe(hr.Method, route, w.status, took, max(hr.ContentLength, 0), w.sent)
 		s.log.Debug("request", "method", hr.Method, "path", hr.URL.Path, "status", w.status, "took", took, "remote", hr.RemoteAddr)
+		if v != nil {
+			panic(http.ErrAbortHandler) // cuts the connection: what was sent must not look like a whole answer
+		}
 	}()
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -768,6 +772,11 @@ func (s *server) receive(r *request) error {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if r.w.status == 0 { // by a panic
+			s.engine.giveBack(id, v.messages)
+		}
+	}()
 	// Before the first byte is written a receiver can still be gone, or be so
 	// late, because the process was stopped, that its lease has ended.
 	if late := time.Now().After(v.goodUntil); len(v.messages) > 0 && (late || gone(r.Request)) {

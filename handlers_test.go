@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -704,9 +706,67 @@ func TestHealthAndDatabaseAway(t *testing.T) {
 func TestPanicIsAnAnswerToOneClient(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
+	log := newSyncBuffer()
+	s.server.log = newLog(log, slog.LevelInfo, "text")
 	s.handle(public, "GET /panic", func(*request) error { panic("oh") })
 	checkDiff(t, "answer", `{"detail":"internal error"}`, s.must(500, "GET", "/panic", ""))
+	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "panic=oh") || !strings.Contains(log.String(), "handlers_test.go:") {
+		t.Errorf("the log is not one line with a stack:\n%s", log)
+	}
 	s.must(200, "GET", "/topics", "")
+}
+
+// What was sent before a panic must not look like a whole answer.
+func TestPanicCutsAnAnswerThatHasBegun(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	log := newSyncBuffer()
+	s.server.log = newLog(log, slog.LevelInfo, "text")
+	for path, flush := range map[string]bool{"/panic-sent": true, "/panic-buffered": false} {
+		s.handle(public, "POST "+path, func(r *request) error {
+			fmt.Fprint(r.w, `{"data":[`)
+			if flush {
+				r.w.controller.Flush()
+			}
+			panic("oh")
+		})
+		if got, err := s.send(context.Background(), "POST", path, ""); err == nil {
+			t.Errorf("%s = %d %s, want a connection that is cut", path, got.status, got.body)
+		}
+		s.wantMetrics(`http_requests_total{handler="` + path + `",method="POST",status="5xx"} 1`)
+	}
+	if n := strings.Count(log.String(), "\n"); n != 2 || strings.Count(log.String(), "panic=oh") != 2 {
+		t.Errorf("the log is not a line for each:\n%s", log)
+	}
+}
+
+// panicsOnce is a ResponseWriter that panics where a handler begins its answer.
+type panicsOnce struct {
+	http.ResponseWriter
+	done bool
+}
+
+func (w *panicsOnce) Header() http.Header {
+	h := w.ResponseWriter.Header()
+	if h.Get("X-Content-Type-Options") != "" && !w.done {
+		w.done = true
+		panic("oh")
+	}
+	return h
+}
+
+func TestPanicAfterAReceiveGivesBackWhatItLeased(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	answer := httptest.NewRecorder()
+	r := httptest.NewRequest("GET", "/queues/t/messages", nil)
+	r.Host = "localhost"
+	s.ServeHTTP(&panicsOnce{ResponseWriter: answer}, r)
+	checkDiff(t, "answer", `500 {"detail":"internal error"}`, fmt.Sprint(answer.Code, " ", answer.Body))
+	checkDiff(t, "given back", 1, s.count("SELECT count(*) FROM queued.messages WHERE NOT in_flight AND delivery_attempts = 0"))
+	checkDiff(t, "received", []int{1}, numbers(s.receive("t", "")))
 }
 
 func TestMetricsCountRequestsAndMessages(t *testing.T) {

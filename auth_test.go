@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,6 +11,8 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/big"
@@ -18,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -361,5 +365,132 @@ func TestOpenServerBeyondLoopbackWarns(t *testing.T) {
 	loopback := startProcess(t, "-database-url", newTestDatabase(t, "queued"))
 	if strings.Contains(loopback.output.String(), "WARN") || !strings.Contains(loopback.output.String(), "access=everybody") {
 		t.Errorf("on loopback:\n%s", loopback.output)
+	}
+}
+
+// Secrets
+
+func TestPasswordOfTheDatabaseIsShownNowhere(t *testing.T) {
+	t.Parallel()
+	const password = "pa55-0f-the-database"
+	database := newTestDatabase(t, "queued") + " password=" + password
+	debug := freeAddress(t)
+	r := startProcess(t, "-log-level", "debug", "-debug-listen", debug, "-database-url", database, "-max-wait=5s")
+	c := r.client()
+	c.mustTopic("t")
+	c.publish("t", 1)
+	c.receive("t", "")
+	c.must(404, "GET", "/queues/nosuch", "")
+	shown := map[string]string{
+		"the log":              r.output.String(),
+		"/metrics":             c.must(200, "GET", "/metrics", ""),
+		"pg_stat_activity":     "",
+		"the list of programs": "",
+	}
+	for _, path := range []string{"", "cmdline", "goroutine?debug=1", "goroutine?debug=2", "heap?debug=1", "allocs?debug=1"} {
+		answer, err := http.Get("http://" + debug + "/debug/pprof/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown["profile "+path] = string(body)
+	}
+	var activity string
+	if err := newTestDB(t, testPostgres.dsn("postgres")).QueryRow("SELECT string_agg(v::text, ' ') FROM pg_stat_activity AS v").Scan(&activity); err != nil {
+		t.Fatal(err)
+	}
+	shown["pg_stat_activity"] = activity
+	if runtime.GOOS == "linux" {
+		programs, err := filepath.Glob("/proc/[0-9]*/cmdline") // also PostgreSQL's
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range programs {
+			line, _ := os.ReadFile(path)
+			shown["the list of programs"] += string(line) + "\n"
+		}
+		own, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", r.cmd.Process.Pid))
+		if err != nil || !strings.HasSuffix(string(own), "\x00-log-level\x00debug\x00-debug-listen\x00"+debug+"\x00-max-wait=5s\x00") {
+			t.Errorf("the arguments of the process are %q, %v", own, err)
+		}
+	}
+	var help bytes.Buffer
+	getenv := func(name string) string { return map[string]string{"QUEUED_DATABASE_URL": database}[name] }
+	if err := run(context.Background(), []string{"-help"}, getenv, nil, &help, &help); !errors.Is(err, flag.ErrHelp) {
+		t.Error(err)
+	}
+	shown["-help"] = help.String()
+	for what, text := range shown {
+		if text == "" && !strings.HasPrefix(what, "the list") {
+			t.Errorf("%s shows nothing", what)
+		}
+		if strings.Contains(text, password) {
+			t.Errorf("%s shows the password", what)
+		}
+	}
+}
+
+func TestSecretsAreTakenFromTheArguments(t *testing.T) {
+	t.Parallel()
+	for _, v := range []struct{ args, kept, name, value string }{
+		{"queued", "queued", "", ""},
+		{"queued -database-url x -listen y", "queued -listen y", "database-url", "x"},
+		{"queued -listen y --database-url=x=z", "queued -listen y", "database-url", "x=z"},
+		{"queued -database-url= -database-url x --database-url y", "queued", "database-url", "y"},
+		{"queued -listen y -database-url", "queued -listen y -database-url", "", ""},
+		{"queued -listen y -- -database-url x", "queued -listen y -- -database-url x", "", ""},
+		{"queued -token x -database-urls y", "queued -token x -database-urls y", "", ""},
+		{"queued bench -token x -url y", "queued bench -url y", "token", "x"},
+		{"queued bench -database-url x", "queued bench -database-url x", "", ""},
+	} {
+		kept, name, value := withoutSecret(strings.Fields(v.args))
+		checkDiff(t, v.args, []string{v.kept, v.name, v.value}, []string{strings.Join(kept, " "), name, value})
+	}
+}
+
+func TestErrorsDoNotShowThePassword(t *testing.T) {
+	t.Parallel()
+	away := freeAddress(t) // nobody listens there
+	for _, database := range []string{
+		"postgres://me:12/secret@host/q",
+		"postgres://me:secret@" + away + "/q?sslmode=sometimes",
+		"postgres://me:se\ncret:secret@host/q",
+		"postgresql://me:%secret@host/q",
+		"user=me password='secret host=x",
+		"user=me password=secret port=x",
+		"user=me password=secret host=/no/such/folder",
+		"postgres://me:secret@" + away + "/q",
+		"postgres://me:secret@no-such-host.invalid/q",
+		"postgres:///q?host=/no/such/folder&password=secret",
+	} {
+		for _, args := range [][]string{{"-database-url", database}, {database}, {"-database-url", "", database}, {"-database-uri=" + database}} {
+			output := newSyncBuffer()
+			ctx, stop := context.WithCancel(context.Background())
+			ended := make(chan error, 1)
+			go func() {
+				ended <- run(ctx, append([]string{"-listen", "127.0.0.1:0", "-log-level", "debug"}, args...), func(string) string { return "" }, nil, output, output)
+			}()
+			var err error
+			for end := time.Now().Add(testTimeout); ; {
+				select {
+				case err = <-ended:
+				case <-time.After(5 * time.Millisecond):
+					if !strings.Contains(output.String(), "not available, trying again") && time.Now().Before(end) {
+						continue
+					}
+					stop()
+					err = <-ended
+				}
+				break
+			}
+			stop()
+			if text := fmt.Sprint(err, output); strings.Contains(text, "secret") || text == "<nil>" {
+				t.Errorf("%q: %s", args, text)
+			}
+		}
 	}
 }

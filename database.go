@@ -82,6 +82,10 @@ func connectionString(database string) (string, error) {
 			// The text of a url.Error holds the URL, and that the password.
 			return "", errors.New("not a valid URL")
 		}
+		if u.User == nil && strings.Contains(u.EscapedPath(), "@") {
+			// The password was cut at a slash, and its end would be shown as a database.
+			return "", errors.New("not a valid URL: what is special in a URL is written like %2F in a password")
+		}
 		q := u.Query()
 		for _, s := range defaults {
 			if !q.Has(s[0]) {
@@ -129,7 +133,7 @@ type database struct {
 	silent atomic.Bool  // PostgreSQL does not answer, so no connection is tried but that of watch
 
 	mu    sync.Mutex
-	conns map[*link]bool // open or being made
+	links map[*link]bool // open or being made
 }
 
 // How soon PostgreSQL must answer: a statement may take longer than patience, but
@@ -153,7 +157,7 @@ func newDatabase(text string) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &database{dsn: dsn, conns: make(map[*link]bool)}
+	d := &database{dsn: dsn, links: make(map[*link]bool)}
 	d.ticks.Store(1)
 	return d, nil
 }
@@ -229,7 +233,7 @@ func (d *database) waitsLong() bool {
 	now := d.ticks.Load()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c := range d.conns {
+	for c := range d.links {
 		if since := c.waitsSince.Load(); since != 0 && now-since >= patience {
 			return true
 		}
@@ -261,10 +265,10 @@ func (d *database) ask(ctx context.Context, pulse *sql.DB, next func() int64) er
 func (d *database) cut() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c := range d.conns {
+	for c := range d.links {
 		c.cut()
 	}
-	clear(d.conns)
+	clear(d.links)
 }
 
 // requestConns is how many connections there are for what is not the engine's:
@@ -309,14 +313,14 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	c.waits()
 	defer c.waited()
 	d.database.mu.Lock()
-	d.database.conns[c] = true
+	d.database.links[c] = true
 	d.database.mu.Unlock()
 
 	made, err := (&net.Dialer{}).DialContext(ctx, network, address)
 
 	d.database.mu.Lock()
 	defer d.database.mu.Unlock()
-	cut := !d.database.conns[c]
+	cut := !d.database.links[c]
 	switch {
 	case cut && err == nil:
 		made.Close()
@@ -324,16 +328,16 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	case cut:
 		return nil, errSilent
 	case err != nil:
-		delete(d.database.conns, c)
+		delete(d.database.links, c)
 		return nil, err
 	}
 	c.Conn, c.cut = made, func() { made.Close() }
 	return c, nil
 }
 
-// link is a connection to PostgreSQL. It gives each read and write its own deadline, and knows since when it waits.
-// lib/pq reads only while it waits for an answer, so an idle connection does not
-// time out.
+// link is a connection. It gives each read and write its own deadline, and knows
+// since when it waits. lib/pq reads only while it waits for an answer, so an idle
+// connection does not time out.
 type link struct {
 	net.Conn
 	dialer     dialer
@@ -366,7 +370,7 @@ func (c *link) Write(b []byte) (int, error) {
 
 func (c *link) Close() error {
 	c.dialer.database.mu.Lock()
-	delete(c.dialer.database.conns, c)
+	delete(c.dialer.database.links, c)
 	c.dialer.database.mu.Unlock()
 	return c.Conn.Close()
 }

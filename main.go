@@ -72,6 +72,10 @@ import (
 )
 
 func main() {
+	if err := hideSecrets(); err != nil {
+		fmt.Fprintln(os.Stderr, "queued:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
@@ -255,6 +259,9 @@ func (f *flagSet) parse(args []string, getenv func(string) string) error {
 		return err
 	}
 	if f.NArg() > 0 {
+		if strings.ContainsAny(f.Arg(0), "=:@") { // a connection string whose flag was forgotten?
+			return errors.New("there is an argument without a flag, see queued -help")
+		}
 		return fmt.Errorf("unknown argument %q, see queued -help", f.Arg(0))
 	}
 	return f.err

@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
+	"slices"
+	"strings"
 	"sync/atomic"
+	"syscall"
 )
 
 // secretFiles are the files that are read at the start, and again on SIGHUP:
@@ -82,4 +86,48 @@ func (v *secretFiles) access() string {
 		return "tokens"
 	}
 	return "everybody"
+}
+
+// hideSecrets starts the program again, as the same process, with its secrets in
+// the environment if they are among its arguments: those can be read by every user
+// of the machine, the environment by the same user and root. On Windows, where a
+// process cannot do that, nobody else can read the arguments either.
+func hideSecrets() error {
+	args, name, value := withoutSecret(os.Args)
+	if name == "" || runtime.GOOS == "windows" {
+		return nil
+	}
+	program, err := os.Executable()
+	if err == nil {
+		err = os.Setenv(variable(name), value)
+	}
+	if err == nil {
+		err = syscall.Exec(program, args, os.Environ())
+	}
+	return fmt.Errorf("-%s cannot be kept from the list of processes, so put it into $%s: %w", name, variable(name), err)
+}
+
+// withoutSecret takes the flag whose value is secret from the arguments of a
+// process, and returns its name, empty if it is not there.
+func withoutSecret(args []string) (kept []string, name, value string) {
+	secret := "database-url"
+	if len(args) > 1 && args[1] == "bench" {
+		secret = "token"
+	}
+	kept = slices.Clone(args)
+	for i := 1; i < len(kept) && kept[i] != "--"; {
+		flag, text, hasText := strings.Cut(kept[i], "=")
+		switch {
+		case flag != "-"+secret && flag != "--"+secret:
+			i++
+		case hasText:
+			kept, name, value = slices.Delete(kept, i, i+1), secret, text
+		case i+1 < len(kept):
+			name, value = secret, kept[i+1]
+			kept = slices.Delete(kept, i, i+2)
+		default:
+			i++ // the value is missing, which is said later
+		}
+	}
+	return kept, name, value
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -459,6 +460,64 @@ func TestStartAfterKill(t *testing.T) {
 	}
 	r = startProcess(t, "-data-dir", dir)
 	checkDiff(t, "received", []int{1}, numbers(r.client().receive("t", "")))
+	if now := leftover(filepath.Join(dir, "postgres")); now == left {
+		t.Error("the PostgreSQL that was left over still runs")
+	}
+}
+
+// A lane panics because PostgreSQL answers its statement with no row, which cannot
+// be. No half of the process goes on without it.
+func TestPanicOfTheEngineEndsTheProcessAndLosesNothing(t *testing.T) {
+	t.Parallel()
+	dir := newDataDir(t)
+	r := startProcess(t, "-data-dir", dir)
+	c := r.client()
+	c.mustTopic("t")
+	c.mustQueue("other")
+	socket := filepath.Join(dir, "run", socketName)
+	if err := os.Rename(socket, socket+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	inserts := map[string]bool{} // prepared statements, by connection and name
+	dropping := map[int]bool{}   // connections on which one runs
+	var armed atomic.Bool
+	newWire(t, "unix", socket, socket+".moved", func(conn int, fromClient bool, kind byte, body []byte) bool {
+		switch {
+		case fromClient && kind == 'P':
+			v, _ := fields(body, 2)
+			inserts[fmt.Sprint(conn, v[0])] = v[1] == insertMessages
+		case fromClient && kind == 'B':
+			v, _ := fields(body, 2)
+			dropping[conn] = inserts[fmt.Sprint(conn, v[1])] && armed.Load()
+		case !fromClient && kind == 'D':
+			return !dropping[conn]
+		}
+		return true
+	})
+	c.publish("t", 1)
+	armed.Store(true)
+	poll := c.poll(context.Background(), "other", "?wait_seconds=20")
+	ctx, stop := context.WithTimeout(context.Background(), testTimeout)
+	defer stop()
+	if got, err := c.send(ctx, "POST", "/topics/t/messages", `{"data":{"n":2}}`); err == nil || ctx.Err() != nil {
+		t.Errorf("the publish is answered with %d %s, %v, want a connection that is cut", got.status, got.body, err)
+	}
+	if p := <-poll; p.err == nil {
+		t.Errorf("a long poll at the same server is answered with %d %s", p.status, p.body)
+	}
+	var exit *exec.ExitError
+	if err := r.await(); !errors.As(err, &exit) || exit.ExitCode() <= 0 {
+		t.Errorf("the process ended with %v", err)
+	}
+	if output := r.output.String(); !strings.Contains(output, "panic: ") || !strings.Contains(output, "goroutine ") || !strings.Contains(output, "lane.go:") {
+		t.Errorf("the output shows no stack:\n%s", output)
+	}
+	left := leftover(filepath.Join(dir, "postgres"))
+	if left == 0 {
+		t.Error("no PostgreSQL was left over: the test tests little")
+	}
+	r = startProcess(t, "-data-dir", dir)
+	checkDiff(t, "received", []int{1, 2}, numbers(r.client().receive("t", "")))
 	if now := leftover(filepath.Join(dir, "postgres")); now == left {
 		t.Error("the PostgreSQL that was left over still runs")
 	}

@@ -320,17 +320,15 @@ func TestFullLaneIs503(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	free := s.lockTable("queued.topics")
-	defer free()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	publish := func() {
-		s.engine.publications.do(ctx, &publication{topicID: "t", messages: []draft{{data: []byte(`{}`)}}}, 1, 2)
-	}
-	go publish()
-	s.waitForLocks(1)
-	for range laneDepth {
-		go publish()
+	free := make(chan struct{})
+	defer close(free)
+	s.engine.publications.close()
+	s.engine.publications = newLane("publish", s.engine.db, s.metrics, 1, 1, func(*session, []*publication) error {
+		<-free
+		return errUnavailable
+	})
+	for range laneDepth + 2*laneWorkers { // each may have a batch in hand and the next request
+		go s.engine.publications.do(context.Background(), &publication{}, 1, 1)
 	}
 	s.eventually("the lane is full", func() bool { return len(s.engine.publications.calls) == laneDepth })
 	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)

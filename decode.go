@@ -83,8 +83,13 @@ type field struct {
 	value []byte // JSON, or text
 }
 
+// maxMistakes is how many mistakes of a request are listed.
+const maxMistakes = 100
+
 func (f *form) wrong(msg, kind string, loc ...any) {
-	f.mistakes = append(f.mistakes, mistake{slices.Concat(f.where, loc), msg, kind})
+	if len(f.mistakes) < maxMistakes {
+		f.mistakes = append(f.mistakes, mistake{slices.Concat(f.where, loc), msg, kind})
+	}
 }
 
 // err returns all mistakes so far, nil if there are none.
@@ -164,7 +169,7 @@ func (f *form) objects(name string, most int, each func(item *form)) {
 			item.read(value)
 			each(item)
 		}
-		f.mistakes = append(f.mistakes, item.mistakes...)
+		f.mistakes = append(f.mistakes, item.mistakes[:min(len(item.mistakes), maxMistakes-len(f.mistakes))]...)
 	})
 }
 
@@ -179,7 +184,11 @@ func (f *form) list(name string, most int, each func(i int, value []byte)) {
 		return
 	}
 	var all [][]byte
-	walkArray(raw, func(value []byte) { all = append(all, value) })
+	walkArray(raw, func(value []byte) {
+		if len(all) <= most {
+			all = append(all, value)
+		}
+	})
 	switch {
 	case len(all) == 0:
 		f.wrong("ensure this value has at least 1 items", "value_error.list.min_items", name)

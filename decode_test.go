@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -84,6 +85,21 @@ func TestNumbersAreReadAsClientsWriteThem(t *testing.T) {
 	for _, s := range []string{"", " 1", "1 ", "1.5", "0x10", "1_000", "ten", "Inf", "NaN", "--1", "1e", "é"} {
 		if got, ok := parseInteger(s); ok {
 			t.Errorf("parseInteger(%q) = %d", s, got)
+		}
+	}
+}
+
+func TestNotAllMistakesAreListed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	wrong := `{"data":1,"attributes":{` + strings.TrimSuffix(strings.Repeat(`"a":null,`, 300), ",") + `}}`
+	many := `{"messages":[` + strings.TrimSuffix(strings.Repeat(wrong+",", 3), ",") + `]}`
+	for path, body := range map[string]string{"/topics/t/messages": wrong, "/topics/t/messages/batch": many} {
+		var v struct{ Detail []mistake }
+		mustDecode(t, s.must(422, "POST", path, body), &v)
+		if len(v.Detail) != maxMistakes {
+			t.Errorf("POST %s lists %d mistakes, want %d", path, len(v.Detail), maxMistakes)
 		}
 	}
 }

@@ -210,6 +210,10 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	}()
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if hr.ContentLength != 0 {
+		// net/http reads a body that no handler wants before it sends the answer.
+		w.controller.SetReadDeadline(start.Add(min(discardTimeout, s.bodyTimeout)))
+	}
 	if hr.Header.Get("Expect") != "" {
 		// net/http answers it, within the deadline of the request before on the same connection.
 		w.controller.SetWriteDeadline(time.Time{})

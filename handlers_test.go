@@ -661,6 +661,24 @@ func TestTruncatedBodyStoresNothing(t *testing.T) {
 	}
 }
 
+// net/http reads a body that nobody wants before it answers, for as long as it takes.
+func TestUnwantedBodyDoesNotKeepTheAnswer(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.bodyTimeout = 100 * time.Millisecond
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetReadDeadline(time.Now().Add(testTimeout))
+	fmt.Fprint(c, "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+	answer, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 404 ") {
+		t.Errorf("answered %q, %v", answer, err)
+	}
+}
+
 func TestStalledBodyIsAnswered(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

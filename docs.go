@@ -16,6 +16,8 @@ var (
 	openapiJSON []byte
 	//go:embed docs.html
 	docsHTML string
+
+	docsPage = []byte(docsHTML)
 )
 
 // docsPolicy is the Content-Security-Policy of the page: its own script and
@@ -33,13 +35,13 @@ func hashOf(element string) string {
 }
 
 func (s *server) openapi(r *request) error {
-	return r.w.body(http.StatusOK, openapiJSON)
+	return r.w.shared(http.StatusOK, openapiJSON)
 }
 
 func (s *server) docs(r *request) error {
 	r.w.Header().Set("Content-Security-Policy", docsPolicy)
 	r.w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	r.w.Write([]byte(docsHTML))
+	r.w.Write(docsPage)
 	return nil
 }
 

@@ -76,7 +76,7 @@ func FuzzRequests(f *testing.F) {
 		s.eventually("nothing is left behind", func() bool {
 			s.engine.mu.Lock()
 			defer s.engine.mu.Unlock()
-			return s.engine.receivers == 0 && len(s.engine.dispatchers) == 0 && s.inHand.Load() == 0 &&
+			return s.engine.receivers == 0 && len(s.engine.dispatchers) == 0 && s.inHand() == 0 &&
 				s.store.db.Stats().InUse == 0 && runtime.NumGoroutine() < goroutines+50 // the pools have some of their own
 		})
 	})

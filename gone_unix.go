@@ -3,18 +3,9 @@
 package main
 
 import (
-	"context"
-	"net"
 	"net/http"
 	"syscall"
 )
-
-type connKey struct{}
-
-// withConn lets gone find the connection of a request; see http.Server.ConnContext.
-func withConn(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, c)
-}
 
 // gone reports whether the client of a request has hung up. net/http learns of
 // that from a read in a goroutine of its own, which may not have run yet: this
@@ -25,7 +16,7 @@ func gone(r *http.Request) bool {
 	}
 	c, ok := r.Context().Value(connKey{}).(syscall.Conn)
 	if !ok {
-		return false // TLS
+		return false
 	}
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -41,15 +41,14 @@ type server struct {
 
 	tokens *atomic.Pointer[tokens] // to nil: the server is open
 
-	bodyTimeout time.Duration // for a client to send a body
+	room            *room
+	transferTimeout time.Duration // for a client to send a body, or to take an answer
 
+	ready     atomic.Bool               // the schema is there
+	draining  atomic.Bool               // and so not ready any more
 	complaint atomic.Pointer[complaint] // nil: none yet
-
-	ready    atomic.Bool  // the schema is there
-	draining atomic.Bool  // and so not ready any more
-	inHand   atomic.Int64 // bytes of the bodies of requests that are not answered yet
-	mux      *http.ServeMux
-	routes   []string // patterns of mux
+	mux       *http.ServeMux
+	routes    []string // patterns of mux
 }
 
 // Bounds of a request with many messages.
@@ -58,20 +57,28 @@ const (
 	maxBatchBody = 16 << 20 // bytes; each message is still bounded by -max-body
 )
 
-// maxInHand bounds server.inHand; a request beyond it is refused.
-const maxInHand = 256 << 20
-
 // Bounds of a connection.
 const (
 	headerTimeout = 10 * time.Second
-	bodyTimeout   = 30 * time.Second
-	writeTimeout  = 30 * time.Second
-	idleTimeout   = 3 * time.Minute
 	maxHeader     = 64 << 10
 )
 
+// Defaults of settings.
+const (
+	defaultMaxConnections  = 16_000
+	defaultMaxInHand       = 256 << 20
+	defaultTransferTimeout = 30 * time.Second
+	defaultIdleTimeout     = 3 * time.Minute
+)
+
 func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *server {
-	v := &server{log: log, store: s, engine: e, metrics: m, limits: l, bodyTimeout: bodyTimeout, tokens: new(atomic.Pointer[tokens]), mux: http.NewServeMux()}
+	v := &server{
+		log: log, store: s, engine: e, metrics: m, limits: l,
+		tokens:          new(atomic.Pointer[tokens]),
+		room:            newRoom(log, defaultMaxConnections, defaultMaxInHand),
+		transferTimeout: defaultTransferTimeout,
+		mux:             http.NewServeMux(),
+	}
 	v.handle(admin, "POST /topics", v.createTopic)
 	v.handle(anyToken, "GET /topics", v.listTopics)
 	v.handle(seeing, "GET /topics/{topic_id}", v.getTopic)
@@ -104,8 +111,9 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handleAlways(public, "GET /redoc", v.redoc)
 	scrape := m.handler()
 	v.handleAlways(scraping, "GET /metrics", func(r *request) error {
-		scrape.ServeHTTP(r.w, r.Request)
-		return nil
+		p := page{header: r.w.Header()}
+		scrape.ServeHTTP(&p, r.Request)
+		return r.w.page(&p)
 	})
 	return v
 }
@@ -143,6 +151,9 @@ func (s *server) whenReady(h handler) handler {
 		if !s.ready.Load() {
 			return errUnavailable
 		}
+		if r.w.conn.beyond {
+			return errOverloaded
+		}
 		return h(r)
 	}
 }
@@ -169,26 +180,18 @@ func (s *server) withBody(r *request, limit int64, h handler) error {
 		r.discardBody()
 		return errTooLarge
 	}
-	size := r.ContentLength
-	if size < 0 { // not known
-		size = limit
-	}
-	defer func() { s.inHand.Add(-size) }()
-	if s.inHand.Add(size) > maxInHand {
-		return errOverloaded
-	}
-	if err := r.readBody(limit, s.bodyTimeout); err != nil {
+	if err := r.readBody(limit, s.transferTimeout); err != nil {
 		return err
 	}
-	s.inHand.Add(int64(len(r.body)) - size)
-	size = int64(len(r.body))
 	return h(r)
 }
 
 // ServeHTTP is around every request, also those that no route matches.
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	start := time.Now()
-	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw)}
+	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw), conn: s.room.connOf(hr), timeout: s.transferTimeout}
+	w.conn.begin(hr.Header)
+	defer w.conn.end()
 	defer func() {
 		v := recover()
 		if v != nil && v != http.ErrAbortHandler {
@@ -210,9 +213,13 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	}()
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if w.conn.beyond {
+		w.Header().Set("Connection", "close")
+	}
 	if hr.ContentLength != 0 {
-		// net/http reads a body that no handler wants before it sends the answer.
-		w.controller.SetReadDeadline(start.Add(min(discardTimeout, s.bodyTimeout)))
+		// net/http reads a body that no handler wants before it sends the answer, which
+		// takes some of the time for the answer.
+		w.controller.SetReadDeadline(start.Add(min(discardTimeout, s.transferTimeout/2)))
 	}
 	if hr.Header.Get("Expect") != "" {
 		// net/http answers it, within the deadline of the request before on the same connection.
@@ -303,25 +310,37 @@ func consuming(h handler) handler {
 }
 
 // readBody reads the body to its end, also where none is expected: only then
-// does net/http notice a client that hangs up.
+// does net/http notice a client that hangs up. It takes room for what has come,
+// and not for what the header says will come.
 func (r *request) readBody(limit int64, timeout time.Duration) error {
 	if r.ContentLength == 0 {
 		return nil
 	}
 	r.w.controller.SetReadDeadline(time.Now().Add(timeout))
+	r.w.conn.move(transferring)
+	defer r.w.conn.move(working)
 	body := http.MaxBytesReader(r.w.ResponseWriter, r.Body, limit)
-	var err error
+	most := limit
 	if r.ContentLength > 0 {
-		r.body = make([]byte, r.ContentLength)
-		_, err = io.ReadFull(body, r.body)
-		if err == nil {
-			_, err = body.Read(make([]byte, 1)) // the end
-			if err == io.EOF {
-				err = nil
+		most = r.ContentLength
+	}
+	var b []byte
+	var err error
+	for err == nil {
+		if len(b) == cap(b) {
+			size := min(max(firstBody, 4*cap(b)), int(most)+1) // one more, to see the end
+			if !r.w.conn.take(int64(size - cap(b))) {
+				r.w.Header().Set("Connection", "close")
+				return errOverloaded
 			}
+			b = append(make([]byte, 0, size), b...)
 		}
-	} else {
-		r.body, err = io.ReadAll(body)
+		var n int
+		n, err = body.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+	}
+	if err == io.EOF {
+		r.body, err = b, nil
 	}
 	if err == nil {
 		r.w.controller.SetReadDeadline(time.Time{})
@@ -334,6 +353,9 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 	}
 	return status{http.StatusBadRequest, "the body ends before its length, or did not come in time"}
 }
+
+// firstBody is the size of the first buffer for a body.
+const firstBody = 4 << 10
 
 // Bounds of discardBody.
 const (
@@ -384,9 +406,9 @@ func (s *server) fail(r *request, err error) {
 		// Most likely nobody reads it, but saying nothing would be a 200.
 		r.w.json(statusClientGone, problem{"the client has closed the connection"})
 	case errors.As(err, &mistakes):
-		r.w.json(http.StatusUnprocessableEntity, problem{mistakes})
+		s.failWith(r, http.StatusUnprocessableEntity, mistakes)
 	case errors.As(err, &conflicts):
-		r.w.json(http.StatusConflict, problem{conflicts})
+		s.failWith(r, http.StatusConflict, conflicts)
 	case errors.As(err, &over):
 		r.w.json(http.StatusConflict, problem{over.Error()})
 	case errors.Is(err, errNotInFlight):
@@ -415,6 +437,13 @@ func (s *server) fail(r *request, err error) {
 	default:
 		s.log.Error("internal error", "method", r.Method, "path", r.URL.Path, "error", err)
 		r.w.json(http.StatusInternalServerError, problem{"internal error"})
+	}
+}
+
+// failWith answers with a list that may be long.
+func (s *server) failWith(r *request, code int, detail any) {
+	if err := r.w.json(code, problem{detail}); err != nil {
+		s.fail(r, err)
 	}
 }
 
@@ -448,6 +477,8 @@ type complaint struct {
 type response struct {
 	http.ResponseWriter
 	controller *http.ResponseController
+	conn       *conn
+	timeout    time.Duration // for the client to take the answer
 	matched    bool
 	refused    int // the status that the mux would have sent
 	status     int // 0 before the header is sent
@@ -463,8 +494,9 @@ func (w *response) WriteHeader(code int) {
 	}
 	if w.status == 0 && code >= 200 {
 		w.status = code
+		w.conn.move(transferring)
 	}
-	w.controller.SetWriteDeadline(time.Now().Add(writeTimeout))
+	w.controller.SetWriteDeadline(time.Now().Add(w.timeout))
 	w.ResponseWriter.WriteHeader(code)
 }
 
@@ -491,6 +523,10 @@ func (w *response) empty(code int) error {
 	return nil
 }
 
+// smallAnswer is what net/http has a buffer for. More than that takes room: where
+// there is none, the methods below return errOverloaded and answer nothing.
+const smallAnswer = 4 << 10
+
 // json answers with a value.
 func (w *response) json(code int, v any) error {
 	var b bytes.Buffer
@@ -499,14 +535,66 @@ func (w *response) json(code int, v any) error {
 	if err := encoder.Encode(v); err != nil {
 		return err
 	}
-	return w.body(code, bytes.TrimSuffix(b.Bytes(), []byte("\n")))
+	return w.own(code, bytes.TrimSuffix(b.Bytes(), []byte("\n")))
 }
 
-// messages answers with {"data": [message…]}.
+// own answers with JSON that nobody else holds.
+func (w *response) own(code int, b []byte) error {
+	if len(b) > smallAnswer && !w.conn.take(int64(len(b))) {
+		return errOverloaded
+	}
+	return w.shared(code, b)
+}
+
+// shared answers with JSON that is there anyway. That the client may not take it
+// is no error of ours.
+func (w *response) shared(code int, b []byte) error {
+	w.start(code, len(b))
+	w.Write(b)
+	return nil
+}
+
+// start sends the header of an answer in JSON.
+func (w *response) start(code, size int) {
+	w.refused = 0
+	w.matched = true
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Content-Length", strconv.Itoa(size))
+	w.WriteHeader(code)
+}
+
+// Sizes of an answer with messages, in bytes.
+const (
+	messageSize = 512       // of a message, beside its data and attributes
+	wholeAnswer = 1 << 20   // up to here it is made in one piece
+	answerPiece = 256 << 10 // else in some of about this size
+)
+
+// answerSize returns how much an answer takes that has n messages with so many
+// bytes of data and attributes, which are held by somebody else.
+func answerSize(n, bytes int) int64 {
+	return int64(min(bytes, wholeAnswer) + n*messageSize)
+}
+
+// takeFor takes the room for an answer with messages that nobody else holds.
+func (w *response) takeFor(messages []message) bool {
+	size := len(messages) * messageSize
+	for _, m := range messages {
+		size += len(m.Data) + len(m.Attributes)
+	}
+	return size <= smallAnswer || w.conn.take(int64(size))
+}
+
+// messages answers with {"data": [message…]}. The caller has taken the room.
 func (w *response) messages(code int, messages []message) error {
 	size := 16
 	for i := range messages {
 		size += len(messages[i].Data) + len(messages[i].Attributes) + len(messages[i].QueueID) + 320
+	}
+	if size > wholeAnswer {
+		w.pieces(code, messages)
+		return nil
 	}
 	b := append(make([]byte, 0, size), `{"data":[`...)
 	for i := range messages {
@@ -515,18 +603,56 @@ func (w *response) messages(code int, messages []message) error {
 		}
 		b = messages[i].appendJSON(b)
 	}
-	return w.body(code, append(b, "]}"...))
+	return w.shared(code, append(b, "]}"...))
 }
 
-// body answers with JSON. That the client may not take it is no error of ours.
-func (w *response) body(code int, b []byte) error {
-	w.refused = 0
-	w.matched = true
-	header := w.Header()
-	header.Set("Content-Type", "application/json")
-	header.Set("Content-Length", strconv.Itoa(len(b)))
-	w.WriteHeader(code)
-	w.Write(b)
+// pieces is messages for an answer that is too large to be held beside what it
+// is made of: copies of a message for many queues share their data.
+func (w *response) pieces(code int, messages []message) {
+	var b []byte
+	size := len(`{"data":[]}`) + len(messages) - 1
+	for i := range messages {
+		b = messages[i].appendJSON(b[:0])
+		size += len(b)
+	}
+	w.start(code, size)
+	b = append(b[:0], `{"data":[`...)
+	for i := range messages {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = messages[i].appendJSON(b)
+		if len(b) < answerPiece {
+			continue
+		}
+		if _, err := w.Write(b); err != nil {
+			return
+		}
+		b = b[:0]
+	}
+	w.Write(append(b, "]}"...))
+}
+
+// page is an answer in the making, for handlers that are not ours: nothing waits
+// for the client before it is complete.
+type page struct {
+	header http.Header
+	code   int // 0 is 200
+	bytes.Buffer
+}
+
+func (p *page) Header() http.Header  { return p.header }
+func (p *page) WriteHeader(code int) { p.code = code }
+
+// page answers with a page.
+func (w *response) page(p *page) error {
+	if p.code == http.StatusServiceUnavailable || !w.conn.take(int64(p.Cap())) {
+		p.header.Del("Content-Encoding")
+		return errOverloaded
+	}
+	p.header.Set("Content-Length", strconv.Itoa(p.Len()))
+	w.WriteHeader(cmp.Or(p.code, http.StatusOK))
+	w.Write(p.Bytes())
 	return nil
 }
 
@@ -750,13 +876,32 @@ func (s *server) publishBatch(r *request) error {
 	return s.finishPublish(r, f, p)
 }
 
+// attributesCost is how many times their size attributes take for filters to look
+// at, if they are short.
+const attributesCost = 16
+
 func (s *server) finishPublish(r *request, f *form, p *publication) error {
 	if err := f.err(); err != nil {
 		return err
 	}
+	size := 0
+	for _, m := range p.messages {
+		size += len(m.data) + len(m.attributes)*(1+attributesCost)
+	}
+	taken := answerSize(len(p.messages), size)
+	if !r.w.conn.take(taken) {
+		return errOverloaded
+	}
 	stored, err := s.engine.publish(r.Context(), p)
 	if err != nil {
 		return err
+	}
+	size = 0
+	for _, m := range stored {
+		size += len(m.Data) + len(m.Attributes)
+	}
+	if more := answerSize(len(stored), size) - taken; more > 0 && !r.w.conn.take(more) {
+		return errOverloaded
 	}
 	return r.w.messages(http.StatusCreated, stored)
 }
@@ -786,6 +931,10 @@ func (s *server) receive(r *request) error {
 	if late := time.Now().After(v.goodUntil); len(v.messages) > 0 && (late || gone(r.Request)) {
 		s.engine.giveBack(id, v.messages)
 		v.messages = nil
+	}
+	if !r.w.takeFor(v.messages) {
+		s.engine.giveBack(id, v.messages)
+		return errOverloaded
 	}
 	s.metrics.delivery(id, v.messages)
 	return r.w.messages(http.StatusOK, v.messages)
@@ -845,7 +994,7 @@ func (s *server) extend(r *request) error {
 	if err != nil {
 		return err
 	}
-	return r.w.body(http.StatusOK, m.appendJSON(nil))
+	return r.w.own(http.StatusOK, m.appendJSON(nil))
 }
 
 // settle calls the engine for those of the messages that the request may settle;
@@ -915,7 +1064,7 @@ func (s *server) getMessage(r *request) error {
 	if err != nil {
 		return err
 	}
-	return r.w.body(http.StatusOK, m.appendJSON(nil))
+	return r.w.own(http.StatusOK, m.appendJSON(nil))
 }
 
 // maxPeek is the most messages that a peek shows.
@@ -935,6 +1084,9 @@ func (s *server) peek(r *request) error {
 	all, err := s.store.peek(r.Context(), id, offset, limit)
 	if err != nil {
 		return err
+	}
+	if !r.w.takeFor(all) {
+		return errOverloaded
 	}
 	return r.w.messages(http.StatusOK, all)
 }

@@ -32,8 +32,9 @@
 //
 // All state is in PostgreSQL, in the schema that schema.sql describes, so any
 // number of these processes can share one database. cleanup.go removes what
-// expired and moves what was delivered too often. database.go makes connections
-// and cuts them when PostgreSQL does not answer, session.go is how one of the
+// expired and moves what was delivered too often. room.go bounds connections and
+// memory of clients, and says who makes way. database.go makes connections to
+// PostgreSQL and cuts them when it does not answer, session.go is how one of the
 // engine's behaves, topology.go makes queues from a file, metrics.go is what Prometheus
 // sees, count.go how many messages there are, docs.go the API described. auth.go
 // says who may do what, and secrets.go reads that and the certificate of HTTPS
@@ -55,6 +56,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -62,6 +64,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -110,6 +113,10 @@ type config struct {
 	cleanupInterval time.Duration
 	maxWait         time.Duration
 	drainDelay      time.Duration
+	maxConnections  int
+	maxInHand       int64
+	transferTimeout time.Duration
+	idleTimeout     time.Duration
 	allowedHosts    []string
 	topology        *topology // nil if there is none
 	tokenFile       string
@@ -146,6 +153,10 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.Int64Var(&l.maxBody, "max-body", 1<<20, "most `bytes` in the body of a request")
 	f.IntVar(&l.maxLimit, "max-limit", 1000, "most `items` in an answer")
 	f.DurationVar(&c.drainDelay, "drain-delay", 0, "time between SIGTERM and the end of new connections, for load balancers to notice")
+	f.IntVar(&c.maxConnections, "max-connections", defaultMaxConnections, "most open `connections`; beyond them those make way that are idle or slow the longest")
+	f.Int64Var(&c.maxInHand, "max-in-hand", defaultMaxInHand, "most `bytes` of requests and answers in memory; beyond them requests are refused,\nand before that those make way that are stalled")
+	f.DurationVar(&c.transferTimeout, "transfer-timeout", defaultTransferTimeout, "longest time for a client to send a body, or to take an answer")
+	f.DurationVar(&c.idleTimeout, "idle-timeout", defaultIdleTimeout, "longest time of a connection without a request")
 	f.StringVar(&allowedHosts, "allowed-hosts", "", "`names`, separated by commas, that requests may use for this server besides\nlocalhost and loopback addresses; checked when it listens on a loopback address")
 	f.StringVar(&topologyFile, "topology", "", "JSON `file` of topics and queues to make or update at the start")
 	f.StringVar(&c.tokenFile, "token-file", "", "JSON `file` of tokens and what each may do, read again on SIGHUP; without it\neverybody may do everything")
@@ -199,6 +210,11 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	check(l.maxBody > 0 && l.maxBody <= 64<<20, "max-body", "must be 1 to 67108864")
 	check(l.maxLimit > 0 && l.maxLimit <= 10000, "max-limit", "must be 1 to 10000")
 	check(c.drainDelay >= 0, "drain-delay", "must not be negative")
+	check(c.maxConnections > 0, "max-connections", "must be more than 0")
+	least := 4 * max(l.maxBody, maxBatchBody)
+	check(c.maxInHand >= least, "max-in-hand", fmt.Sprintf("must be at least %d, for some of the largest requests", least))
+	check(c.transferTimeout > 0, "transfer-timeout", "must be more than 0")
+	check(c.idleTimeout > 0, "idle-timeout", "must be more than 0")
 	check(c.logFormat == "text" || c.logFormat == "json", "log-format", fmt.Sprintf("%q is neither text nor json", c.logFormat))
 	for name, b := range map[string]bounds{
 		"ack-deadline-seconds":      l.ackDeadline,
@@ -322,19 +338,19 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	ballast := make([]byte, ballastSize)
 	defer runtime.KeepAlive(ballast)
 
-	listener, err := net.Listen("tcp", c.listen)
+	outer, err := net.Listen("tcp", c.listen)
 	if err != nil {
 		return fmt.Errorf("-listen: %w", err)
 	}
-	defer listener.Close()
+	defer outer.Close()
 
 	if c.debugListen != "" {
-		debug, err := net.Listen("tcp", c.debugListen)
+		l, err := net.Listen("tcp", c.debugListen)
 		if err != nil {
 			return fmt.Errorf("-debug-listen: %w", err)
 		}
-		defer debug.Close()
-		go (&http.Server{Handler: profiles(), ErrorLog: errorLog}).Serve(debug)
+		defer l.Close()
+		go (&http.Server{Handler: profiles(), ErrorLog: errorLog}).Serve(l)
 	}
 
 	databaseURL := c.databaseURL
@@ -370,20 +386,24 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	m.registry.MustRegister(counter)
 	v := newServer(log, s, e, m, c.limits)
 	v.allowedHosts = c.allowedHosts
-	address, _ := listener.Addr().(*net.TCPAddr)
+	address, _ := outer.Addr().(*net.TCPAddr)
 	v.checkHost = address != nil && address.IP.IsLoopback()
 
 	v.tokens = &files.tokens
 	if c.tokenFile == "" && !v.checkHost {
-		log.Warn("everybody who can reach this address may do everything, see -token-file", "listen", listener.Addr().String())
+		log.Warn("everybody who can reach this address may do everything, see -token-file", "listen", outer.Addr().String())
 	}
+	v.room = c.newRoom(log)
+	v.transferTimeout = c.transferTimeout
+	m.registry.MustRegister(v.room)
+	var inner net.Listener = listener{outer, v.room}
 	if c.tlsCert != "" {
-		listener = tls.NewListener(listener, files.tlsConfig())
+		inner = tls.NewListener(inner, files.tlsConfig())
 	}
 	h := &http.Server{
 		Handler:           v,
 		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
+		IdleTimeout:       c.idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnContext:       withConn,
 		ErrorLog:          errorLog,
@@ -410,11 +430,11 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 			return
 		}
 		v.ready.Store(true)
-		log.Info("ready", "url", files.scheme()+"://"+listener.Addr().String(), "access", files.access(), "data", data)
+		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "access", files.access(), "data", data)
 		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
 		clean.run(backgroundCtx, c.cleanupInterval)
 	})
-	background.Go(func() { failed <- h.Serve(listener) })
+	background.Go(func() { failed <- h.Serve(inner) })
 
 	select {
 	case err = <-failed:
@@ -454,6 +474,21 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		err = errors.Join(err, errors.New("not all statements were finished"))
 	}
 	return err
+}
+
+// newRoom returns a room with as many connections as were asked for and the
+// process may have, and has the garbage collector see to the memory that they
+// take, unless $GOMEMLIMIT does (package runtime).
+func (c *config) newRoom(log *slog.Logger) *room {
+	connections := c.maxConnections
+	if most := max(maxFiles()-spareConnections-ownFiles, 1); connections > most {
+		log.Warn("the limit of open files allows fewer than -max-connections", "connections", most)
+		connections = most
+	}
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
+		debug.SetMemoryLimit(memoryLimit(connections, c.maxInHand))
+	}
+	return newRoom(log, connections, c.maxInHand)
 }
 
 // profiles serves what go tool pprof asks for.

@@ -197,6 +197,10 @@ func (m *metrics) forget(queueID string) {
 	}
 }
 
+// maxScrapes is how many scrapes gather at the same time; others are answered
+// with 503.
+const maxScrapes = 8
+
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})
 }

@@ -191,6 +191,7 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	s.checkHost = true
 	s.ready.Store(true)
 	h := httptest.NewUnstartedServer(s)
+	h.Listener = listener{h.Listener, s.room}
 	h.Config.ConnContext = withConn
 	h.Start()
 	t.Cleanup(func() {
@@ -389,6 +390,29 @@ func (s *testServer) waiting(queueID string, receivers int) {
 		d := s.engine.dispatchers[queueID]
 		return d == nil && receivers == 0 || d != nil && len(d.line) == receivers && d.asleep && !d.woken
 	})
+}
+
+// inHand returns how many bytes of requests and answers the server holds.
+func (s *testServer) inHand() int64 {
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	return s.room.inHand
+}
+
+// setRoom leaves room for that many bytes once no request has some. It returns
+// what gives the rest back, once that is so again.
+func (s *testServer) setRoom(left int64) (giveBack func()) {
+	s.t.Helper()
+	set := func(from, to int64) {
+		s.t.Helper()
+		s.eventually(fmt.Sprintf("%d bytes in hand", from), func() bool { return s.inHand() == from })
+		s.room.mu.Lock()
+		defer s.room.mu.Unlock()
+		s.room.inHand = to
+	}
+	filled := s.room.maxInHand - left
+	set(0, filled)
+	return func() { s.t.Helper(); set(filled, 0) }
 }
 
 // eventually waits until something is true.

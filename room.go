@@ -1,0 +1,394 @@
+package main
+
+import (
+	lists "container/list" // list is an answer
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// room is what the server has for its clients: connections, and bytes in hand,
+// which are those of headers, bodies and answers. Both are bounded. Where one of
+// them runs short, those make way that the server has waited for the longest: it
+// hardly ever waits for a client that does its part.
+//
+// The mutex guards all fields below it, and those of its connections.
+type room struct {
+	log            *slog.Logger
+	maxConnections int
+	maxInHand      int64
+
+	mu     sync.Mutex
+	open   int        // connections
+	idle   lists.List // of *conn: between requests, or in a header, the longest first
+	moving lists.List // of *conn: in a header that is large, a body or an answer, by their last progress
+	inHand int64
+	cuts   int  // connections that made way
+	full   bool // and it was said
+}
+
+// Bounds of a room.
+const (
+	// spareConnections are open beyond the bound while there is nobody to make way:
+	// for health checks, and to tell others that there is no room.
+	spareConnections = 64
+
+	// ownFiles is how many files and connections the server has for itself.
+	ownFiles = 64
+
+	// Requests and answers up to smallSize find room in the last eighth of what may
+	// be in hand, where larger ones do not.
+	smallSize = 64 << 10
+
+	// Once half of what may be in hand is, connections make way that have not moved
+	// progressSize in stallTime.
+	stallTime    = time.Second
+	progressSize = 64 << 10
+
+	// A header takes up to headerCost times its size, if it has many short lines;
+	// lineCost is for a line. Headers up to plainHeader are not counted.
+	headerCost  = 32
+	lineCost    = 128
+	plainHeader = 512
+)
+
+// Memory of the process: see memoryLimit.
+const (
+	baseMemory       = 256 << 20
+	connectionMemory = 32 << 10
+)
+
+// memoryLimit returns how much memory the process should do with: what it has
+// for itself, and what it decodes, claims and stores in the bounds of the engine
+// and of its pools; what its connections take when they wait, long polls most of
+// all (22 KiB); and the bytes in hand.
+func memoryLimit(maxConnections int, maxInHand int64) int64 {
+	return baseMemory + int64(maxConnections)*connectionMemory + maxInHand
+}
+
+func newRoom(log *slog.Logger, maxConnections int, maxInHand int64) *room {
+	return &room{log: log, maxConnections: maxConnections, maxInHand: maxInHand}
+}
+
+// phase is what the server does with a connection.
+type phase int
+
+const (
+	waiting phase = iota // for a request, or the rest of its header
+	working
+	transferring // a body or an answer
+)
+
+// conn is a connection that takes some of the room.
+type conn struct {
+	*net.TCPConn
+	room   *room
+	beyond bool // the bound, when it was accepted
+
+	phase  phase
+	line   *lists.List // of the room, nil if it is in none
+	place  *lists.Element
+	since  time.Time // it is at its place
+	moved  int       // bytes since
+	header int       // bytes of the header so far, and of what came with its end
+	held   int64     // bytes in hand
+	closed bool
+}
+
+// listener lets connections into a room.
+type listener struct {
+	net.Listener // of TCP
+	room         *room
+}
+
+// Accept returns the next connection that there is room for. net/http goes on
+// after an error that passes, and not at once: files that are used up are one.
+func (l listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+			l.room.makeWay()
+		}
+		if err != nil {
+			return nil, err
+		}
+		if in := l.room.enter(c.(*net.TCPConn)); in != nil {
+			return in, nil
+		}
+		c.Close()
+	}
+}
+
+// enter returns nil if there is no room for a connection, not even a spare one.
+func (r *room) enter(t *net.TCPConn) *conn {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.open >= r.maxConnections {
+		r.cutLongest()
+	} else if r.open < r.maxConnections/2 {
+		r.full = false
+	}
+	c := &conn{TCPConn: t, room: r, beyond: r.open >= r.maxConnections}
+	if c.beyond && !r.full {
+		r.full = true
+		r.log.Warn("there is no room for more connections, see -max-connections", "open", r.open)
+	}
+	if r.open >= r.maxConnections+spareConnections {
+		return nil
+	}
+	r.open++
+	c.lineUp(&r.idle)
+	return c
+}
+
+// makeWay closes a connection that the server waits for, if there is one.
+func (r *room) makeWay() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cutLongest()
+}
+
+func (r *room) cutLongest() {
+	for _, line := range []*lists.List{&r.idle, &r.moving} {
+		if first := line.Front(); first != nil {
+			r.cut(first.Value.(*conn))
+			return
+		}
+	}
+}
+
+// cutStalled makes room for n bytes, if it can.
+func (r *room) cutStalled(n int64) {
+	for r.inHand+n > r.maxInHand/2 {
+		first := r.moving.Front()
+		if first == nil || time.Since(first.Value.(*conn).since) < stallTime {
+			return
+		}
+		r.cut(first.Value.(*conn))
+	}
+}
+
+func (r *room) cut(c *conn) {
+	r.cuts++
+	c.leave()
+	c.TCPConn.Close() // which ends the wait
+}
+
+// lineUp puts the connection at the end of a line, of none if it is nil.
+func (c *conn) lineUp(line *lists.List) {
+	if c.line != nil {
+		c.line.Remove(c.place)
+	}
+	c.line, c.moved = line, 0
+	if line != nil {
+		c.place, c.since = line.PushBack(c), time.Now()
+	}
+}
+
+// leave frees the room that the connection takes.
+func (c *conn) leave() {
+	if !c.closed {
+		c.closed = true
+		c.room.open--
+		c.lineUp(nil)
+		c.release()
+	}
+}
+
+func (c *conn) release() {
+	c.room.inHand -= c.held
+	c.held = 0
+}
+
+// begin is the start of work on a request.
+func (c *conn) begin(header http.Header) {
+	lines := 0
+	if c.header > plainHeader { // else nobody looks
+		for _, values := range header {
+			lines += len(values)
+		}
+	}
+	c.room.mu.Lock()
+	defer c.room.mu.Unlock()
+	c.release() // it is known now what the header takes
+	if c.header > plainHeader && !c.closed {
+		c.hold(int64(c.header + lines*lineCost))
+	}
+	c.enter(working)
+}
+
+// move is where the server begins to wait for the client, or to work again.
+func (c *conn) move(p phase) {
+	c.room.mu.Lock()
+	defer c.room.mu.Unlock()
+	c.enter(p)
+}
+
+// end is the end of a request.
+func (c *conn) end() {
+	c.room.mu.Lock()
+	defer c.room.mu.Unlock()
+	c.release()
+	c.header = 0
+	c.enter(waiting)
+}
+
+func (c *conn) enter(p phase) {
+	c.phase = p
+	if c.closed || c.TCPConn == nil {
+		return
+	}
+	switch p {
+	case waiting:
+		c.lineUp(&c.room.idle)
+	case working:
+		c.lineUp(nil)
+	case transferring:
+		c.lineUp(&c.room.moving)
+	}
+}
+
+// take counts bytes that will be in hand until the end of the request. It
+// reports whether there is room for them, and else counts nothing.
+func (c *conn) take(n int64) bool {
+	r := c.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return c.takeLocked(n)
+}
+
+func (c *conn) takeLocked(n int64) bool {
+	r := c.room
+	r.cutStalled(n)
+	most := r.maxInHand
+	if c.held+n > smallSize {
+		most -= most / 8
+	}
+	if c.closed || r.inHand+n > most {
+		return false
+	}
+	c.hold(n)
+	return true
+}
+
+func (c *conn) hold(n int64) {
+	c.room.inHand += n
+	c.held += n
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	if !c.mayRead() {
+		c.Close()
+		return 0, io.EOF
+	}
+	n, err := c.TCPConn.Read(b)
+	if n > 0 {
+		c.arrived(n)
+	}
+	return n, err
+}
+
+// mayRead reports whether there is room for what has come of a header, if it
+// was not all.
+func (c *conn) mayRead() bool {
+	r := c.room
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	more := int64(c.header-plainHeader)*headerCost - c.held
+	if c.phase != waiting || more <= 0 || c.closed {
+		return true
+	}
+	if c.line == &r.idle {
+		c.lineUp(&r.moving)
+	}
+	return c.takeLocked(more)
+}
+
+// arrived counts bytes that the client has sent.
+func (c *conn) arrived(n int) {
+	c.room.mu.Lock()
+	defer c.room.mu.Unlock()
+	switch c.phase {
+	case waiting:
+		c.header += n
+	case transferring:
+		c.progress(n)
+	}
+}
+
+// progress counts bytes that the client has sent or taken.
+func (c *conn) progress(n int) {
+	if c.moved += n; c.moved >= progressSize && c.line != nil {
+		c.lineUp(c.line)
+	}
+}
+
+// Write writes in pieces, to see how it goes.
+func (c *conn) Write(b []byte) (written int, err error) {
+	for {
+		piece := b[written:min(written+progressSize, len(b))]
+		n, err := c.TCPConn.Write(piece)
+		written += n
+		if err != nil || written == len(b) {
+			return written, err
+		}
+		c.room.mu.Lock()
+		c.progress(n)
+		c.room.mu.Unlock()
+	}
+}
+
+func (c *conn) Close() error {
+	c.room.mu.Lock()
+	c.leave()
+	c.room.mu.Unlock()
+	return c.TCPConn.Close()
+}
+
+type connKey struct{}
+
+// withConn lets requests find their connection; see http.Server.ConnContext.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// connOf returns the connection of a request. One that did not come through the
+// listener of the room takes no connection of it, and makes no way.
+func (r *room) connOf(hr *http.Request) *conn {
+	if c, ok := hr.Context().Value(connKey{}).(*conn); ok {
+		return c
+	}
+	return &conn{room: r}
+}
+
+var (
+	connectionsDesc = prometheus.NewDesc("queued_connections", "Open connections.", nil, nil)
+	cutsDesc        = prometheus.NewDesc("queued_connections_cut_total", "Connections that were closed because their clients were waited for and there was no room.", nil, nil)
+	inHandDesc      = prometheus.NewDesc("queued_bytes_in_hand", "Bytes of requests and answers that are held.", nil, nil)
+)
+
+func (r *room) Describe(descs chan<- *prometheus.Desc) {
+	descs <- connectionsDesc
+	descs <- cutsDesc
+	descs <- inHandDesc
+}
+
+func (r *room) Collect(all chan<- prometheus.Metric) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all <- prometheus.MustNewConstMetric(connectionsDesc, prometheus.GaugeValue, float64(r.open))
+	all <- prometheus.MustNewConstMetric(cutsDesc, prometheus.CounterValue, float64(r.cuts))
+	all <- prometheus.MustNewConstMetric(inHandDesc, prometheus.GaugeValue, float64(r.inHand))
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A receiver for whose answer there is no room leaves its messages to others, as
+// if it had never come.
+func TestReceiveWithoutRoomReleases(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.must(201, "POST", "/queues/q/messages", fmt.Sprintf(`{"data":{"n":1,"x":%q}}`, strings.Repeat("x", 10_000)))
+	giveBack := s.setRoom(10_000)
+	for _, path := range []string{"/queues/q/messages", "/queues/q/messages/peek"} {
+		got := s.do("GET", path, "")
+		if got.status != 503 || got.header.Get("Retry-After") == "" {
+			t.Errorf("GET %s without room = %d %s, want 503 with Retry-After", path, got.status, got.body)
+		}
+	}
+	if n := s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight"); n != 1 {
+		t.Errorf("%d messages are as before, want 1", n)
+	}
+	s.wantMetrics(`http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="5xx"} 1`)
+	giveBack()
+	received := s.receive("q", "")
+	checkDiff(t, "received", []int{1}, numbers(received))
+	checkDiff(t, "attempts", 1, received[0].DeliveryAttempts)
+	s.eventually("nothing is in hand", func() bool { return s.inHand() == 0 })
+}
+
+func TestPublishWithoutRoomStoresNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	body := fmt.Sprintf(`{"data":{"x":%q}}`, strings.Repeat("x", 10_000))
+	s.setRoom(int64(len(body)) + 10_000) // there is for the request, but not for the answer
+	if got := s.do("POST", "/queues/q/messages", body); got.status != 503 || s.count("SELECT count(*) FROM queued.messages") != 0 {
+		t.Errorf("a publish without room = %d, and something is stored, want 503 and nothing", got.status)
+	}
+}
+
+// The copies of a message share what they were made of.
+func TestLargeAnswerIsWhole(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	for i := range 4 {
+		s.mustQueue(fmt.Sprint("q", i), `"topic_id":"t"`)
+	}
+	got := s.do("POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":7,"x":%q}}`, strings.Repeat("x", 500_000)))
+	if got.status != 201 || got.header.Get("Content-Length") != fmt.Sprint(len(got.body)) {
+		t.Errorf("publish = %d with %d bytes of %s", got.status, len(got.body), got.header.Get("Content-Length"))
+	}
+	checkDiff(t, "stored", []int{7, 7, 7, 7}, numbers(s.messages(got.body)))
+}
+
+// While all connections are at work there are some to say so, and for health checks.
+func TestHealthChecksFindRoom(t *testing.T) {
+	t.Parallel()
+	c := newTestServer(t)
+	c.mustTopic("t")
+	var polls []<-chan polled
+	for i := range 4 {
+		polls = append(polls, c.poll(context.Background(), "t", "?wait_seconds=20"))
+		c.waiting("t", i+1)
+	}
+	c.room.mu.Lock()
+	c.room.maxConnections = 4
+	c.room.mu.Unlock()
+	got := c.do("GET", "/topics", "")
+	if got.status != 503 || got.header.Get("Retry-After") == "" {
+		t.Errorf("GET /topics without room = %d %v, want 503 with Retry-After", got.status, got.header)
+	}
+	c.must(200, "GET", "/livez", "")
+	c.must(200, "GET", "/readyz", "")
+
+	conn, err := net.Dial("tcp", strings.TrimPrefix(c.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range 2 * spareConnections { // of whom the first make way
+		other, err := net.Dial("tcp", strings.TrimPrefix(c.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+	}
+	c.must(200, "GET", "/livez", "")
+	fmt.Fprint(conn, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	if answer, err := bufio.NewReader(conn).ReadString('\n'); err == nil {
+		t.Errorf("one that did nothing is answered with %q when there is no room", answer)
+	}
+	for _, poll := range polls {
+		select {
+		case v := <-poll:
+			t.Errorf("a long poll made way: %d %s, %v", v.status, v.body, v.err)
+		default:
+		}
+	}
+}
+
+// newRoomConn returns a connection in a room and its other end.
+func newRoomConn(t *testing.T, r *room) (*conn, net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	c, err := listener{l, r}.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c.(*conn), client
+}
+
+func TestStalledConnectionsMakeWay(t *testing.T) {
+	t.Parallel()
+	r := newRoom(slog.New(slog.DiscardHandler), 10, 1<<20)
+	var all []*conn
+	for range 4 {
+		c, _ := newRoomConn(t, r)
+		c.begin(nil)
+		c.move(transferring)
+		all = append(all, c)
+	}
+	take := func(c *conn, n int64, want bool) {
+		t.Helper()
+		if got := c.take(n); got != want {
+			t.Errorf("take(%d) = %v with %d of %d in hand, want %v", n, got, r.inHand, r.maxInHand, want)
+		}
+	}
+	take(all[0], 400<<10, true)
+	take(all[1], 400<<10, true)
+	take(all[2], 200<<10, false) // large
+	take(all[2], 50<<10, true)
+	all[0].since = time.Now().Add(-time.Hour)
+	all[1].since = time.Now().Add(-time.Hour)
+	all[1].progress(progressSize)
+	take(all[2], 200<<10, true)
+	for i, want := range []bool{true, false, false, false} {
+		if all[i].closed != want {
+			t.Errorf("connection %d made way: %v, want %v", i, all[i].closed, want)
+		}
+	}
+	if _, err := all[0].Read(make([]byte, 1)); err == nil {
+		t.Error("a connection that made way can be read")
+	}
+	take(all[0], 1, false)
+	for _, c := range all {
+		c.end()
+		c.Close()
+	}
+	checkDiff(t, "in the room afterwards", []any{int64(0), 0, 0, 0}, []any{r.inHand, r.open, r.idle.Len(), r.moving.Len()})
+}
+
+func TestHeadersTakeRoom(t *testing.T) {
+	t.Parallel()
+	r := newRoom(slog.New(slog.DiscardHandler), 10, 1<<20)
+	c, client := newRoomConn(t, r)
+	b := make([]byte, 100<<10)
+	send := func(n int) (err error) {
+		if _, err := client.Write(b[:n]); err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.ReadFull(c, b[:n])
+		return err
+	}
+	if err := send(500); err != nil || r.inHand != 0 {
+		t.Errorf("a small header takes %d, %v", r.inHand, err)
+	}
+	if err := send(1000); err != nil || r.inHand != 0 {
+		t.Errorf("what may be the end of a header takes %d, %v", r.inHand, err)
+	}
+	if err := send(1); err != nil || r.inHand < 16*1000 {
+		t.Errorf("a header takes %d while it comes, %v", r.inHand, err)
+	}
+	c.begin(map[string][]string{"A": {"1", "2"}})
+	checkDiff(t, "a header that has come takes", int64(1501+2*lineCost), r.inHand)
+	c.end()
+	checkDiff(t, "in hand after the request", int64(0), r.inHand)
+	if send(60<<10) == nil && send(1) == nil {
+		t.Error("a header without room can be read")
+	}
+	checkDiff(t, "in hand afterwards", int64(0), r.inHand)
+}

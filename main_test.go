@@ -55,6 +55,16 @@ func startProcess(t testing.TB, args ...string) *running {
 	return startProgram(t, os.Args[0], args...)
 }
 
+// mustBuild builds the program as it is, without what only tests have.
+func mustBuild(t testing.TB) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "queued")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return program
+}
+
 func startProgram(t testing.TB, program string, args ...string) *running {
 	t.Helper()
 	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{})}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -22,11 +21,7 @@ var uuidPattern = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12
 // for the ids of messages and for times.
 func TestReadmeTourWorksAsPrinted(t *testing.T) {
 	t.Parallel()
-	program := filepath.Join(t.TempDir(), "queued")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	server := startProgram(t, program, "-data-dir", newDataDir(t))
+	server := startProgram(t, mustBuild(t), "-data-dir", newDataDir(t))
 	here := strings.TrimPrefix(server.url, "http://")
 
 	page, err := os.ReadFile("README.md")

@@ -317,8 +317,8 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 		return nil
 	}
 	r.w.controller.SetReadDeadline(time.Now().Add(timeout))
-	r.w.conn.move(transferring)
-	defer r.w.conn.move(working)
+	r.w.conn.beginBody()
+	defer r.w.conn.endBody()
 	body := http.MaxBytesReader(r.w.ResponseWriter, r.Body, limit)
 	most := limit
 	if r.ContentLength > 0 {
@@ -494,7 +494,6 @@ func (w *response) WriteHeader(code int) {
 	}
 	if w.status == 0 && code >= 200 {
 		w.status = code
-		w.conn.move(transferring)
 	}
 	w.controller.SetWriteDeadline(time.Now().Add(w.timeout))
 	w.ResponseWriter.WriteHeader(code)
@@ -506,6 +505,9 @@ func (w *response) Write(b []byte) (int, error) {
 	}
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
+	}
+	if len(b) > smallAnswer {
+		w.conn.move(transferring)
 	}
 	n, err := w.ResponseWriter.Write(b)
 	w.sent += int64(n)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -92,7 +93,8 @@ const (
 type conn struct {
 	*net.TCPConn
 	room   *room
-	beyond bool // the bound, when it was accepted
+	beyond bool        // the bound, when it was accepted
+	wanted atomic.Bool // a body, none of which was waited for yet
 
 	phase  phase
 	line   *lists.List // of the room, nil if it is in none
@@ -233,6 +235,16 @@ func (c *conn) move(p phase) {
 	c.enter(p)
 }
 
+// beginBody is where a handler wants the body: from the first read that has to
+// wait for it on, the server waits for the client.
+func (c *conn) beginBody() { c.wanted.Store(true) }
+
+func (c *conn) endBody() {
+	if !c.wanted.Swap(false) { // there was such a read
+		c.move(working)
+	}
+}
+
 // end is the end of a request.
 func (c *conn) end() {
 	c.room.mu.Lock()
@@ -286,6 +298,13 @@ func (c *conn) hold(n int64) {
 }
 
 func (c *conn) Read(b []byte) (int, error) {
+	if c.wanted.Load() {
+		c.room.mu.Lock()
+		if c.wanted.Swap(false) { // else the body has been read, and this looks for what comes next
+			c.enter(transferring)
+		}
+		c.room.mu.Unlock()
+	}
 	if !c.mayRead() {
 		c.Close()
 		return 0, io.EOF

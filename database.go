@@ -54,7 +54,7 @@ SET plan_cache_mode = force_generic_plan`,
 type connector struct{ *pq.Connector }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
+	conn, err := c.Connector.Connect(context.WithValue(ctx, attemptKey{}, &attempt{}))
 	if err != nil {
 		return nil, err
 	}
@@ -140,11 +140,12 @@ type database struct {
 // then PostgreSQL is asked on another connection whether it is still there. This
 // is counted in ticks, or a pause of the whole machine would look like a silence.
 const (
-	tick          = 50 * time.Millisecond
-	patience      = 4   // ticks until a statement without an answer is a reason to ask
-	pulsePatience = 10  // ticks for the answer
-	pulseInterval = 10  // ticks between two tries while there is none
-	pulseIdle     = 200 // ticks after which to ask without a reason
+	tick            = 50 * time.Millisecond
+	patience        = 4   // ticks until a statement without an answer is a reason to ask
+	pulsePatience   = 10  // ticks for the answer
+	connectPatience = 100 // ticks for it if a connection has to be made first
+	pulseInterval   = 10  // ticks between two tries while there is none
+	pulseIdle       = 200 // ticks after which to ask without a reason, to keep that connection
 )
 
 // errSilent is the error of connections that were cut or not even tried.
@@ -183,18 +184,14 @@ func (d *database) openWith(dialer dialer, conns int) (*sql.DB, error) {
 	return db, nil
 }
 
-// openPulse returns the pool that watch asks on: one connection, which is kept.
+// openPulse returns the pool that watch asks on.
 func (d *database) openPulse() (*sql.DB, error) {
-	pulse, err := d.openWith(dialer{database: d, timeout: networkTimeout, always: true}, 1)
-	if err == nil {
-		pulse.SetConnMaxIdleTime(0)
-		pulse.SetConnMaxLifetime(0)
-	}
-	return pulse, err
+	return d.openWith(dialer{database: d, timeout: networkTimeout, pulse: true}, 1)
 }
 
-// watch cuts all connections when PostgreSQL does not answer, keeps everybody
-// from trying new ones until it does, and then calls back. It ends with ctx.
+// watch cuts all connections when somebody waits and PostgreSQL does not answer,
+// keeps everybody from trying new ones until it does, and then calls back. It ends
+// with ctx.
 func (d *database) watch(ctx context.Context, pulse *sql.DB, log *slog.Logger, back func()) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
@@ -205,26 +202,24 @@ func (d *database) watch(ctx context.Context, pulse *sql.DB, log *slog.Logger, b
 		}
 		return d.ticks.Add(1)
 	}
-	asked := d.ticks.Load()
+	lost := func(err error) {
+		if !d.silent.Swap(true) {
+			log.Warn("PostgreSQL does not answer, requests are refused until it does", "error", err)
+		}
+		d.cut(false)
+	}
+	asked := d.ticks.Load() - pulseIdle
 	for ctx.Err() == nil {
 		since := next() - asked
 		silent := d.silent.Load()
 		if since < patience || silent && since < pulseInterval || !silent && since < pulseIdle && !d.waitsLong() {
 			continue
 		}
-		err := d.ask(ctx, pulse, next)
-		asked = d.ticks.Load()
-		switch {
-		case ctx.Err() != nil:
-		case err != nil:
-			if !d.silent.Swap(true) {
-				log.Warn("PostgreSQL does not answer, requests are refused until it does", "error", err)
-			}
-			d.cut()
-		case d.silent.Swap(false):
+		if d.ask(ctx, pulse, next, lost) && d.silent.Swap(false) {
 			log.Info("PostgreSQL answers again")
 			back()
 		}
+		asked = d.ticks.Load()
 	}
 }
 
@@ -234,41 +229,53 @@ func (d *database) waitsLong() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.links {
-		if since := c.waitsSince.Load(); since != 0 && now-since >= patience {
+		if since := c.waitsSince.Load(); since != 0 && now-since >= patience && !c.dialer.pulse {
 			return true
 		}
 	}
 	return false
 }
 
-// ask returns an error unless PostgreSQL answers in time, be it with an error.
-func (d *database) ask(ctx context.Context, pulse *sql.DB, next func() int64) error {
+// ask reports whether PostgreSQL answers, be it with an error. It calls lost when
+// the answer does not come in time and somebody waits: nobody does if it is only
+// to this connection that something happened.
+func (d *database) ask(ctx context.Context, pulse *sql.DB, next func() int64, lost func(error)) bool {
 	answer := make(chan error, 1)
-	go func() { answer <- pulse.PingContext(ctx) }()
-	for range pulsePatience {
+	go func() { answer <- pulse.PingContext(context.Background()) }()
+	for ticks := 0; ; ticks++ {
 		next()
 		select {
 		case err := <-answer:
-			if pq.As(err) != nil {
-				return nil
+			if err == nil || pq.As(err) != nil {
+				return true
 			}
-			return err
+			if ctx.Err() == nil && d.waitsLong() {
+				lost(err)
+			}
+			return false
 		default:
 		}
+		switch {
+		case ctx.Err() != nil || ticks >= connectPatience:
+			d.cut(true) // which ends the ping
+		case ticks >= pulsePatience && d.waitsLong():
+			lost(errSilent)
+		}
 	}
-	d.cut() // which ends the ping too
-	<-answer
-	return errSilent
 }
 
-// cut ends all connections, also those that are being made.
-func (d *database) cut() {
+// cut ends all connections but that of watch, or that one, also while they are
+// being made.
+func (d *database) cut(pulse bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.links {
-		c.cut()
+		if c.dialer.pulse == pulse {
+			c.lost = true
+			c.cut()
+			delete(d.links, c)
+		}
 	}
-	clear(d.links)
 }
 
 // requestConns is how many connections there are for what is not the engine's:
@@ -284,13 +291,21 @@ func openDB(text string, conns int) (*sql.DB, error) {
 	return d.open(conns)
 }
 
+// attempt is a try to connect, on which several connections may be made one after
+// the other: lib/pq leaves one alone, open, when PostgreSQL has no TLS to offer, and
+// goes on to the next host. Each ends the one before. None follows one that was
+// cut, or lib/pq would take that for a refusal of TLS.
+type attempt struct{ last *link }
+
+type attemptKey struct{}
+
 // dialer makes the connections of a database, whose every read and write ends
 // within timeout. It is a pq.Dialer and a pq.DialerContext.
 type dialer struct {
 	database *database
 	timeout  time.Duration
-	always   bool // tries also while the database is silent
-	listens  bool // a connection that says nothing is as it should be
+	pulse    bool     // of watch, who tries also while the database is silent
+	listener *attempt // of the one connection for notifications, which may say nothing for long
 }
 
 func (d dialer) Dial(network, address string) (net.Conn, error) {
@@ -304,7 +319,7 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 }
 
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if d.database.silent.Load() && !d.always {
+	if d.database.silent.Load() && !d.pulse {
 		return nil, errSilent
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -312,20 +327,18 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	c := &link{dialer: d, cut: cancel}
 	c.waits()
 	defer c.waited()
-	d.database.mu.Lock()
-	d.database.links[c] = true
-	d.database.mu.Unlock()
-
+	if err := d.begin(ctx, c); err != nil {
+		return nil, err
+	}
 	made, err := (&net.Dialer{}).DialContext(ctx, network, address)
 
 	d.database.mu.Lock()
 	defer d.database.mu.Unlock()
-	cut := !d.database.links[c]
 	switch {
-	case cut && err == nil:
+	case c.lost && err == nil:
 		made.Close()
 		return nil, errSilent
-	case cut:
+	case c.lost:
 		return nil, errSilent
 	case err != nil:
 		delete(d.database.links, c)
@@ -335,24 +348,62 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	return c, nil
 }
 
+// begin registers a connection that is being made.
+func (d dialer) begin(ctx context.Context, c *link) error {
+	d.database.mu.Lock()
+	defer d.database.mu.Unlock()
+	try, _ := ctx.Value(attemptKey{}).(*attempt)
+	if try == nil {
+		try = d.listener
+	}
+	if try != nil {
+		if last := try.last; last != nil {
+			if last.lost && d.listener == nil {
+				return errSilent
+			}
+			last.cut()
+			delete(d.database.links, last)
+		}
+		try.last = c
+	}
+	d.database.links[c] = true
+	return nil
+}
+
 // link is a connection. It gives each read and write its own deadline, and knows
 // since when it waits. lib/pq reads only while it waits for an answer, so an idle
 // connection does not time out.
 type link struct {
 	net.Conn
 	dialer     dialer
+	limit      time.Time    // for all reads and writes, as lib/pq sets it while it connects
 	waitsSince atomic.Int64 // tick; 0: does not wait
 	cut        func()
+	lost       bool // it was cut by the database; guarded by its mutex, as cut is
 }
 
 func (c *link) waits()  { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
 func (c *link) waited() { c.waitsSince.Store(0) }
 
+// deadline is that of a read or write that begins now.
+func (c *link) deadline() time.Time {
+	at := time.Now().Add(c.dialer.timeout)
+	if !c.limit.IsZero() && c.limit.Before(at) {
+		return c.limit
+	}
+	return at
+}
+
+func (c *link) SetDeadline(t time.Time) error {
+	c.limit = t
+	return c.Conn.SetDeadline(t)
+}
+
 func (c *link) Read(b []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(c.dialer.timeout)); err != nil {
+	if err := c.SetReadDeadline(c.deadline()); err != nil {
 		return 0, err
 	}
-	if !c.dialer.listens {
+	if c.dialer.listener == nil {
 		c.waits()
 		defer c.waited()
 	}
@@ -360,7 +411,7 @@ func (c *link) Read(b []byte) (int, error) {
 }
 
 func (c *link) Write(b []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.dialer.timeout)); err != nil {
+	if err := c.SetWriteDeadline(c.deadline()); err != nil {
 		return 0, err
 	}
 	c.waits()

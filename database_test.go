@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"database/sql/driver"
 	"fmt"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"runtime"
@@ -107,17 +109,70 @@ func TestPoolerBetweenStatementsIsRefused(t *testing.T) {
 	}
 }
 
-// newProxiedServer starts a server whose way to PostgreSQL leads through a proxy.
-func newProxiedServer(t testing.TB) (*testServer, *proxy) {
+// newProxiedDatabase makes a database, and returns a way to it that leads through a
+// proxy and on which TLS is asked for, and not offered.
+func newProxiedDatabase(t testing.TB) (dsn string, p *proxy) {
 	t.Helper()
-	dsn := newTestDatabase(t, "queued")
+	dsn = newTestDatabase(t, "queued")
 	c, err := pq.NewConfig(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newProxy(t, "unix", filepath.Join(c.Host, socketName))
+	p = newProxy(t, "unix", filepath.Join(c.Host, socketName))
 	host, port, _ := net.SplitHostPort(p.address)
-	return newTestServerOn(t, fmt.Sprintf("%s host=%s port=%s sslmode=disable", dsn, host, port)), p
+	return fmt.Sprintf("%s host=%s port=%s sslmode=prefer", dsn, host, port), p
+}
+
+func newProxiedServer(t testing.TB) (*testServer, *proxy) {
+	t.Helper()
+	dsn, p := newProxiedDatabase(t)
+	return newTestServerOn(t, dsn), p
+}
+
+// lib/pq leaves connections alone without closing them.
+func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
+	t.Parallel()
+	dsn, p := newProxiedDatabase(t)
+	d := mustDatabase(t, dsn)
+	db := mustOpen(t, d)
+	for range 3 {
+		conn, err := db.Conn(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Raw(func(any) error { return driver.ErrBadConn }) // closes it
+		conn.Close()
+	}
+	d.mu.Lock()
+	checkDiff(t, "links", 0, len(d.links))
+	d.mu.Unlock()
+	s := testServer{t: t}
+	s.eventually("no connection is open", func() bool { return p.open() == 0 })
+}
+
+// It takes longer to connect than an answer may take, and nobody is in trouble.
+func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
+	t.Parallel()
+	dsn, p := newProxiedDatabase(t)
+	p.delay = 150 * time.Millisecond
+	output := newSyncBuffer()
+	d := mustDatabase(t, dsn)
+	m := newMetrics(mustOpen(t, d))
+	e, err := newEngine(d, newLog(output, slog.LevelInfo, "text"), m, time.Hour, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.close)
+	s := testServer{t: t}
+	s.eventually("it listens", e.notifier.listening)
+	for range 5 {
+		if err := e.ack(context.Background(), settlement{id: newID()}); err != nil {
+			t.Error(err)
+		}
+	}
+	if d.silent.Load() || strings.Contains(output.String(), "does not answer") {
+		t.Errorf("a slow database is taken for a silent one:\n%s", output)
+	}
 }
 
 // What waits for a PostgreSQL that says nothing, and whatever comes then, is told
@@ -129,7 +184,6 @@ func TestSilentDatabase(t *testing.T) {
 	s.mustQueue("other")
 	id := s.publish("t", 1)[0]
 	s.receive("t", "")
-	s.eventually("notifications come", s.engine.notifier.listening)
 	ctx, cancel := context.WithTimeout(context.Background(), networkTimeout/2)
 	defer cancel()
 	poll := s.poll(ctx, "other", fmt.Sprintf("?wait_seconds=%v", testTimeout.Seconds()))

@@ -5,12 +5,14 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // proxy is a TCP port that leads elsewhere, by a way that can be broken.
 type proxy struct {
 	address string
 	to      func() (net.Conn, error)
+	delay   time.Duration // of what comes back
 
 	mu      sync.Mutex
 	refuses bool
@@ -73,18 +75,19 @@ func (p *proxy) serve(in *net.TCPConn) {
 	defer out.Close()
 	var copying sync.WaitGroup
 	copying.Go(func() {
-		p.copy(out, in)
+		p.copy(out, in, 0)
 		out.Close()
 	})
-	p.copy(in, out)
+	p.copy(in, out, p.delay)
 	in.Close()
 	copying.Wait()
 }
 
-func (p *proxy) copy(to io.Writer, from io.Reader) {
+func (p *proxy) copy(to io.Writer, from io.Reader, delay time.Duration) {
 	b := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(b)
+		<-time.After(delay)
 		p.mu.Lock()
 		frozen := p.frozen
 		p.mu.Unlock()
@@ -113,6 +116,13 @@ func (p *proxy) thaw() {
 		close(p.frozen)
 		p.frozen = nil
 	}
+}
+
+// open returns how many connections there are.
+func (p *proxy) open() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.clients)
 }
 
 // refuse decides whether new connections are reset.

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/lib/pq"
@@ -38,12 +37,15 @@ type lane[T any] struct {
 	calls   chan *call[T]
 	maxRows int // of a batch; one request is taken however large it is
 	maxSize int // bytes of a batch, likewise
-	db      *sql.DB
-	metrics *metrics
-	working sync.WaitGroup
-	workers atomic.Int32
+
+	// turn holds what a worker must have to take requests. It gives it away while its
+	// statement takes long.
+	turn    chan struct{}
+	next    *call[T] // of who has the turn: taken, but did not fit into the batch before
 	closing chan struct{}
+	drained chan struct{} // nothing waits any more, and nothing will
 	closed  chan struct{} // the workers have ended
+	working sync.WaitGroup
 }
 
 // call is a request in a lane.
@@ -59,7 +61,7 @@ type call[T any] struct {
 const (
 	laneDepth    = 10000                  // requests that wait before it refuses more
 	laneWorkers  = 2                      // one, and another while a statement of the one takes long
-	laneRelief   = 250 * time.Millisecond // which is this
+	laneRelief   = 250 * time.Millisecond // that is this
 	lanePatience = 3 * time.Second        // for members of a batch one by one, while some fail for locks
 )
 
@@ -70,12 +72,15 @@ func newLane[T any](name string, db *sql.DB, m *metrics, maxRows, maxSize int, r
 		calls:   make(chan *call[T], laneDepth),
 		maxRows: maxRows,
 		maxSize: maxSize,
-		db:      db,
-		metrics: m,
+		turn:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
+		drained: make(chan struct{}),
 		closed:  make(chan struct{}),
 	}
-	l.relieve(nil)
+	l.turn <- struct{}{}
+	for range laneWorkers {
+		l.working.Go(func() { l.work(newSession(db, m)) })
+	}
 	return l
 }
 
@@ -105,63 +110,61 @@ func (l *lane[T]) close() {
 	close(l.closed)
 }
 
-// relieve starts a worker, unless there are enough.
-func (l *lane[T]) relieve(next *call[T]) bool {
-	if l.workers.Add(1) > laneWorkers {
-		l.workers.Add(-1)
-		return false
-	}
-	l.working.Go(func() {
-		defer l.workers.Add(-1)
-		l.work(next)
-	})
-	return true
-}
-
-// work carries out what waits until the lane is closed, or until another worker
-// has taken its place while a statement took long. It begins with next, which has
-// been taken already.
-func (l *lane[T]) work(next *call[T]) {
-	s := newSession(l.db, l.metrics)
+// work carries out what waits until the lane is closed.
+func (l *lane[T]) work(s *session) {
 	defer s.close()
+	mine := false // the turn
 	for {
-		if next == nil {
+		if !mine {
 			select {
-			case next = <-l.calls:
-			case <-l.closing:
-				select {
-				case next = <-l.calls:
-				default:
-					return
-				}
+			case <-l.turn:
+				mine = true
+			case <-l.drained:
+				return
 			}
 		}
-		var batch []*call[T]
-		batch, next = l.gather(next)
-		relieved := make(chan bool, 1)
-		timer := time.AfterFunc(laneRelief, func() { relieved <- l.relieve(next) })
-		l.carryOut(s, batch)
-		if !timer.Stop() && <-relieved {
+		batch := l.gather()
+		if batch == nil {
+			close(l.drained)
 			return
 		}
+		relief := time.AfterFunc(laneRelief, func() { l.turn <- struct{}{} })
+		l.carryOut(s, batch)
+		mine = relief.Stop()
 	}
 }
 
-// gather takes what waits, up to the bounds of a batch. A call that has been
-// taken and does not fit any more is returned as next.
-func (l *lane[T]) gather(first *call[T]) (batch []*call[T], next *call[T]) {
+// gather waits for a request, and takes what waits then, up to the bounds of a
+// batch. It returns nil when the lane is closed and nothing waits. A batch may be
+// empty, if all who waited have gone.
+func (l *lane[T]) gather() []*call[T] {
+	c := l.next
+	l.next = nil
+	if c == nil {
+		select {
+		case c = <-l.calls:
+		case <-l.closing:
+			select {
+			case c = <-l.calls:
+			default:
+				return nil
+			}
+		}
+	}
+	batch := make([]*call[T], 0, 1)
 	rows, size := 0, 0
-	for c := first; ; {
+	for {
 		if c.ctx.Err() == nil {
 			if len(batch) > 0 && (rows+c.rows > l.maxRows || size+c.size > l.maxSize) {
-				return batch, c
+				l.next = c
+				return batch
 			}
 			batch, rows, size = append(batch, c), rows+c.rows, size+c.size
 		}
 		select {
 		case c = <-l.calls:
 		default:
-			return batch, nil
+			return batch
 		}
 	}
 }

@@ -68,36 +68,43 @@ func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
 	}
 }
 
-func TestLaneGoesOnWhileAStatementTakesLong(t *testing.T) {
+func TestLaneGoesOnWhileStatementsTakeLong(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	const long = -1
-	began, end := make(chan bool), make(chan bool)
+	began := make(chan int)
+	ends := make([]chan bool, 2)
 	l := newLane("test", s.db, newMetrics(s.db), 1, 10, func(_ *session, batch []int) error {
-		if batch[0] == long {
-			began <- true
-			<-end
+		if n := batch[0]; n < len(ends) {
+			began <- n
+			<-ends[n]
 		}
 		return nil
 	})
 	defer l.close()
-	slow := make(chan error)
-	for range laneWorkers - 1 {
-		go func() { slow <- l.do(context.Background(), long, 1, 1) }()
-		<-began
+	done := make(chan error)
+	do := func(n int) { done <- l.do(context.Background(), n, 1, 1) }
+	for n := range ends {
+		ends[n] = make(chan bool)
 	}
-	for n := range 10 { // the first of them may have been taken already
-		if err := l.do(context.Background(), n, 1, 1); err != nil {
+	quick := func() {
+		t.Helper()
+		if err := l.do(context.Background(), 9, 1, 1); err != nil {
 			t.Error(err)
 		}
 	}
-	for range laneWorkers - 1 {
-		end <- true
-		if err := <-slow; err != nil {
-			t.Error(err)
-		}
-	}
-	if err := l.do(context.Background(), 0, 1, 1); err != nil {
+	go do(0)
+	<-began
+	quick()
+	go do(1)
+	<-began // now both workers are at it
+	close(ends[0])
+	if err := <-done; err != nil {
 		t.Error(err)
 	}
+	quick() // the one that was first has nothing to do
+	close(ends[1])
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	quick()
 }

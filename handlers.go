@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/lib/pq"
-	"github.com/lib/pq/pqerror"
 )
 
 // server answers requests. Its handlers decode, check, make one call to the
@@ -44,11 +43,11 @@ type server struct {
 	room            *room
 	transferTimeout time.Duration // for a client to send a body, or to take an answer
 
-	ready     atomic.Bool               // the schema is there
-	draining  atomic.Bool               // and so not ready any more
-	complaint atomic.Pointer[complaint] // nil: none yet
-	mux       *http.ServeMux
-	routes    []string // patterns of mux
+	ready        atomic.Bool               // the schema is there
+	draining     atomic.Bool               // and so not ready any more
+	complainedAt atomic.Pointer[time.Time] // nil: not yet
+	mux          *http.ServeMux
+	routes       []string // patterns of mux
 }
 
 // Bounds of a request with many messages.
@@ -190,8 +189,11 @@ func (s *server) withBody(r *request, limit int64, h handler) error {
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	start := time.Now()
 	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw), conn: s.room.connOf(hr), timeout: s.transferTimeout}
-	w.conn.begin(hr.Header)
+	roomy := w.conn.begin(hr.Header)
 	defer w.conn.end()
+	if hr.ContentLength != 0 && hr.Header.Get("Expect") == "" {
+		defer w.discardRest(hr.Body)
+	}
 	defer func() {
 		v := recover()
 		if v != nil && v != http.ErrAbortHandler {
@@ -228,7 +230,12 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	if s.draining.Load() {
 		w.Header().Set("Connection", "close") // the next request goes elsewhere
 	}
-	if err := s.refuse(hr); err != nil {
+	err := s.refuse(hr)
+	if err == nil && !roomy {
+		w.Header().Set("Connection", "close")
+		err = errOverloaded
+	}
+	if err != nil {
 		s.fail(&request{Request: hr, w: w}, err)
 		return
 	}
@@ -357,6 +364,18 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 // firstBody is the size of the first buffer for a body.
 const firstBody = 4 << 10
 
+// unwantedBody is how much net/http reads of a body that no handler wants, after
+// which it closes the connection.
+const unwantedBody = 256 << 10
+
+// discardRest reads what no handler wanted: net/http would, but after the end of
+// the request, and it would look like the header of the next.
+func (w *response) discardRest(body io.Reader) {
+	w.conn.beginBody()
+	defer w.conn.endBody()
+	io.CopyN(io.Discard, body, unwantedBody)
+}
+
 // Bounds of discardBody.
 const (
 	discardSize    = 64 << 20
@@ -455,21 +474,14 @@ const complaintInterval = time.Minute
 // connections themselves has lines of its own.
 func (s *server) complain(err error) {
 	level := slog.LevelDebug
-	if e := pq.As(err); e != nil {
-		last, before := s.complaint.Load(), time.Now().Add(-complaintInterval)
-		if last == nil || last.code != e.Code || last.at.Before(before) {
-			if s.complaint.CompareAndSwap(last, &complaint{e.Code, time.Now()}) {
-				level = slog.LevelWarn
-			}
+	if pq.As(err) != nil {
+		now := time.Now()
+		last := s.complainedAt.Load()
+		if (last == nil || now.Sub(*last) > complaintInterval) && s.complainedAt.CompareAndSwap(last, &now) {
+			level = slog.LevelWarn
 		}
 	}
 	s.log.Log(context.Background(), level, "requests are answered with 503", "error", err)
-}
-
-// complaint is what was last logged about PostgreSQL.
-type complaint struct {
-	code pqerror.Code
-	at   time.Time
 }
 
 // response is a ResponseWriter that knows what was sent. Until a route has
@@ -902,9 +914,7 @@ func (s *server) finishPublish(r *request, f *form, p *publication) error {
 	for _, m := range stored {
 		size += len(m.Data) + len(m.Attributes)
 	}
-	if more := answerSize(len(stored), size) - taken; more > 0 && !r.w.conn.take(more) {
-		return errOverloaded
-	}
+	r.w.conn.add(answerSize(len(stored), size) - taken) // they are stored: no answer would be worse
 	return r.w.messages(http.StatusCreated, stored)
 }
 
@@ -924,7 +934,7 @@ func (s *server) receive(r *request) error {
 		return err
 	}
 	defer func() {
-		if r.w.status == 0 { // by a panic
+		if r.w.status == 0 { // there is no room for the answer, or a panic
 			s.engine.giveBack(id, v.messages)
 		}
 	}()
@@ -935,7 +945,6 @@ func (s *server) receive(r *request) error {
 		v.messages = nil
 	}
 	if !r.w.takeFor(v.messages) {
-		s.engine.giveBack(id, v.messages)
 		return errOverloaded
 	}
 	s.metrics.delivery(id, v.messages)

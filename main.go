@@ -396,7 +396,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	v.room = c.newRoom(log)
 	v.transferTimeout = c.transferTimeout
 	m.registry.MustRegister(v.room)
-	var inner net.Listener = listener{outer, v.room}
+	var inner net.Listener = listener{outer, v.room, c.tlsCert != ""}
 	if c.tlsCert != "" {
 		inner = tls.NewListener(inner, files.tlsConfig())
 	}

@@ -60,6 +60,8 @@ const (
 	headerCost  = 32
 	lineCost    = 128
 	plainHeader = 512
+
+	handshakeSize = 4 << 10 // bytes that clients send to begin with TLS
 )
 
 // Memory of the process: see memoryLimit.
@@ -110,6 +112,7 @@ type conn struct {
 type listener struct {
 	net.Listener // of TCP
 	room         *room
+	tls          bool // what comes first is no header
 }
 
 // Accept returns the next connection that there is room for. net/http goes on
@@ -124,6 +127,9 @@ func (l listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		if in := l.room.enter(c.(*net.TCPConn)); in != nil {
+			if l.tls {
+				in.header = -handshakeSize
+			}
 			return in, nil
 		}
 		c.Close()
@@ -133,22 +139,24 @@ func (l listener) Accept() (net.Conn, error) {
 // enter returns nil if there is no room for a connection, not even a spare one.
 func (r *room) enter(t *net.TCPConn) *conn {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.open >= r.maxConnections {
 		r.cutLongest()
 	} else if r.open < r.maxConnections/2 {
 		r.full = false
 	}
 	c := &conn{TCPConn: t, room: r, beyond: r.open >= r.maxConnections}
-	if c.beyond && !r.full {
-		r.full = true
-		r.log.Warn("there is no room for more connections, see -max-connections", "open", r.open)
+	open, said := r.open, r.full
+	r.full = r.full || c.beyond
+	if open < r.maxConnections+spareConnections {
+		r.open++
+		c.lineUp(&r.idle)
+	} else {
+		c = nil
 	}
-	if r.open >= r.maxConnections+spareConnections {
-		return nil
+	r.mu.Unlock()
+	if open >= r.maxConnections && !said {
+		r.log.Warn("there is no room for more connections, see -max-connections", "open", open)
 	}
-	r.open++
-	c.lineUp(&r.idle)
 	return c
 }
 
@@ -211,21 +219,21 @@ func (c *conn) release() {
 	c.held = 0
 }
 
-// begin is the start of work on a request.
-func (c *conn) begin(header http.Header) {
-	lines := 0
-	if c.header > plainHeader { // else nobody looks
-		for _, values := range header {
-			lines += len(values)
+// begin is the start of work on a request. It reports whether there is room for
+// its header.
+func (c *conn) begin(header http.Header) bool {
+	size := 0
+	for name, values := range header {
+		for _, v := range values {
+			size += len(name) + len(v) + lineCost
 		}
 	}
 	c.room.mu.Lock()
 	defer c.room.mu.Unlock()
 	c.release() // it is known now what the header takes
-	if c.header > plainHeader && !c.closed {
-		c.hold(int64(c.header + lines*lineCost))
-	}
+	roomy := size <= plainHeader || c.takeLocked(int64(size), false)
 	c.enter(working)
+	return roomy
 }
 
 // move is where the server begins to wait for the client, or to work again.
@@ -275,14 +283,15 @@ func (c *conn) take(n int64) bool {
 	r := c.room
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return c.takeLocked(n)
+	return c.takeLocked(n, c.held+n <= smallSize)
 }
 
-func (c *conn) takeLocked(n int64) bool {
+// takeLocked is take, with or without what is kept for small requests and answers.
+func (c *conn) takeLocked(n int64, small bool) bool {
 	r := c.room
 	r.cutStalled(n)
 	most := r.maxInHand
-	if c.held+n > smallSize {
+	if !small {
 		most -= most / 8
 	}
 	if c.closed || r.inHand+n > most {
@@ -290,6 +299,15 @@ func (c *conn) takeLocked(n int64) bool {
 	}
 	c.hold(n)
 	return true
+}
+
+// add counts bytes that are there whether or not there is room for them.
+func (c *conn) add(n int64) {
+	c.room.mu.Lock()
+	defer c.room.mu.Unlock()
+	if n > 0 && !c.closed {
+		c.hold(n)
+	}
 }
 
 func (c *conn) hold(n int64) {
@@ -329,7 +347,7 @@ func (c *conn) mayRead() bool {
 	if c.line == &r.idle {
 		c.lineUp(&r.moving)
 	}
-	return c.takeLocked(more)
+	return c.takeLocked(more, false)
 }
 
 // arrived counts bytes that the client has sent.
@@ -357,12 +375,12 @@ func (c *conn) Write(b []byte) (written int, err error) {
 		piece := b[written:min(written+progressSize, len(b))]
 		n, err := c.TCPConn.Write(piece)
 		written += n
-		if err != nil || written == len(b) {
-			return written, err
-		}
 		c.room.mu.Lock()
 		c.progress(n)
 		c.room.mu.Unlock()
+		if err != nil || written == len(b) {
+			return written, err
+		}
 	}
 }
 

@@ -122,7 +122,7 @@ func newRoomConn(t *testing.T, r *room) (*conn, net.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	c, err := listener{l, r}.Accept()
+	c, err := listener{Listener: l, room: r}.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,11 +192,97 @@ func TestHeadersTakeRoom(t *testing.T) {
 		t.Errorf("a header takes %d while it comes, %v", r.inHand, err)
 	}
 	c.begin(map[string][]string{"A": {"1", "2"}})
-	checkDiff(t, "a header that has come takes", int64(1501+2*lineCost), r.inHand)
+	checkDiff(t, "a header that has come and is small takes", int64(0), r.inHand)
+	c.begin(map[string][]string{"A": {strings.Repeat("1", 1000), "2"}})
+	checkDiff(t, "a header that has come takes", int64(1003+2*lineCost), r.inHand)
 	c.end()
 	checkDiff(t, "in hand after the request", int64(0), r.inHand)
 	if send(60<<10) == nil && send(1) == nil {
 		t.Error("a header without room can be read")
 	}
 	checkDiff(t, "in hand afterwards", int64(0), r.inHand)
+}
+
+// What a client has sent of a body that nobody wants is not the header of its
+// next request.
+func TestUnwantedBodyLeavesNothingInHand(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.room.mu.Lock()
+	s.room.maxInHand = 4 << 20
+	s.room.mu.Unlock()
+	for range 3 {
+		if got := s.do("POST", "/nowhere", strings.Repeat("x", 200_000)); got.status != 404 {
+			t.Errorf("POST /nowhere = %d %s, want 404", got.status, got.body)
+		}
+	}
+	s.eventually("nothing is in hand", func() bool { return s.inHand() == 0 })
+}
+
+// Large headers of requests that wait take room, also if they came together with
+// another request, and leave some for others.
+func TestLargeHeadersTakeRoom(t *testing.T) {
+	t.Parallel()
+	for _, first := range []string{"", "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"} {
+		s := newTestServer(t)
+		s.mustQueue("q")
+		const most = 1 << 20
+		s.room.mu.Lock()
+		s.room.maxInHand = most
+		s.room.mu.Unlock()
+		request := first + "GET /queues/q/messages?wait_seconds=20 HTTP/1.1\r\nHost: localhost\r\n"
+		for i := range 100 {
+			request += fmt.Sprintf("x%d:\r\n", i)
+		}
+		refused := false
+		for i := 0; i < 200 && !refused; i++ {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprint(conn, request+"\r\n")
+			answer := bufio.NewReader(conn)
+			if first != "" {
+				if _, err := io.ReadFull(answer, make([]byte, 100)); err != nil { // of the answer to the first
+					t.Fatal(err)
+				}
+			}
+			s.eventually("it waits, or is refused", func() bool {
+				if s.engine.waiting()["q"] == i+1 {
+					return true
+				}
+				conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+				rest, _ := io.ReadAll(answer)
+				refused = refused || strings.Contains(string(rest), "503")
+				return refused
+			})
+		}
+		if !refused || s.inHand() > most {
+			t.Errorf("after %q: %d receivers wait with large headers, and %d bytes are in hand", first, s.engine.waiting()["q"], s.inHand())
+		}
+		if got := s.do("POST", "/queues/q/messages", fmt.Sprintf(`{"data":{"x":%q}}`, strings.Repeat("x", 10_000))); got.status != 201 {
+			t.Errorf("another client's publish = %d", got.status)
+		}
+	}
+}
+
+// HTTPS writes small records, each of which is progress.
+func TestAnswerInSmallPiecesIsProgress(t *testing.T) {
+	t.Parallel()
+	r := newRoom(slog.New(slog.DiscardHandler), 10, 1<<20)
+	c, client := newRoomConn(t, r)
+	go io.Copy(io.Discard, client)
+	c.begin(nil)
+	c.move(transferring)
+	long := time.Now().Add(-time.Hour)
+	c.since = long
+	for range 2 * progressSize / (16 << 10) {
+		if _, err := c.Write(make([]byte, 16<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.since.Equal(long) {
+		t.Error("a client that takes its answer looks as if it did not move")
+	}
 }

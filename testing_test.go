@@ -191,7 +191,7 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	s.checkHost = true
 	s.ready.Store(true)
 	h := httptest.NewUnstartedServer(s)
-	h.Listener = listener{h.Listener, s.room}
+	h.Listener = listener{Listener: h.Listener, room: s.room}
 	h.Config.ConnContext = withConn
 	h.Start()
 	t.Cleanup(func() {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 // cleanup removes what nobody can receive any more: expired messages and those
@@ -65,10 +67,10 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 // finds in a table larger than walkBatches*walkPages; the next passes go on there.
 func (c *cleanup) once(ctx context.Context) (err error) {
 	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeDeleted} {
-		failed := unknown(work(ctx))
+		failed := work(ctx)
 		err = errors.Join(err, failed)
-		if errors.Is(failed, errUnavailable) {
-			break
+		if errors.Is(unknown(failed), errUnavailable) && pq.As(failed) == nil {
+			break // the database is away, and not only unwilling to do this
 		}
 	}
 	return err

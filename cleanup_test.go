@@ -192,3 +192,25 @@ func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 	}
 	checkDiff(t, "left after the walk has started over", 2500, s.count("SELECT count(*) FROM queued.messages"))
 }
+
+// What cannot be done, because the disk is full, keeps nothing else from being
+// done, least of all what frees space.
+func TestCleanupGoesOnAfterAnError(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.mustQueue("gone")
+	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
+	s.must(201, "POST", "/queues/gone/messages", `{"data":{}}`)
+	s.receive("q", "")
+	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 s'")
+	s.must(204, "DELETE", "/queues/gone", "")
+	s.exec(`CREATE FUNCTION public.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$`)
+	s.exec(`CREATE TRIGGER full_disk BEFORE INSERT ON queued.messages FOR EACH ROW EXECUTE FUNCTION public.full_disk()`)
+	c := &cleanup{db: s.store.db, log: s.log, metrics: s.metrics, announce: s.engine.announce}
+	if err := c.once(context.Background()); err == nil {
+		t.Error("the exhausted message was moved, so the test tests nothing")
+	}
+	checkDiff(t, "messages left, all of them of q", 1, s.count("SELECT count(*) FROM queued.messages"))
+}

@@ -97,12 +97,12 @@ func hideSecrets() error {
 	if name == "" || runtime.GOOS == "windows" {
 		return nil
 	}
-	program, err := os.Executable()
-	if err == nil {
-		err = os.Setenv(variable(name), value)
-	}
-	if err == nil {
+	err := os.Setenv(variable(name), value)
+	if program, failed := os.Executable(); err == nil && failed == nil {
 		err = syscall.Exec(program, args, os.Environ())
+	}
+	if _, failed := os.Stat("/proc/self/exe"); failed == nil { // Linux: also if the file was replaced
+		err = syscall.Exec("/proc/self/exe", args, os.Environ())
 	}
 	return fmt.Errorf("-%s cannot be kept from the list of processes, so put it into $%s: %w", name, variable(name), err)
 }

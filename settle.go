@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -148,7 +149,8 @@ func findConflicts(s *session, batch []*settling, done map[string]bool) error {
 	}
 	there, err := s.existing(ids)
 	if err != nil {
-		return err
+		// What came before is committed, and must not be done again.
+		return fmt.Errorf("%w: which guards held is unknown: %v", errUnavailable, err)
 	}
 	for _, v := range batch {
 		for i, item := range v.items {

@@ -195,7 +195,15 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return err
 	}
 	defer tx.Rollback()
+	// Whoever has this lock is at work for all. The steps wait for their locks no
+	// longer than other statements do: those who come after them would wait too.
+	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = 0"); err != nil {
+		return err
+	}
 	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())); err != nil {
 		return err
 	}
 	if version, err = schemaVersion(ctx, tx); err != nil {

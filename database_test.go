@@ -154,7 +154,7 @@ func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
 func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 	t.Parallel()
 	dsn, p := newProxiedDatabase(t)
-	p.delay = 150 * time.Millisecond
+	p.slow(150 * time.Millisecond)
 	output := newSyncBuffer()
 	d := mustDatabase(t, dsn)
 	m := newMetrics(mustOpen(t, d))

@@ -12,9 +12,9 @@ import (
 type proxy struct {
 	address string
 	to      func() (net.Conn, error)
-	delay   time.Duration // of what comes back
 
 	mu      sync.Mutex
+	delay   time.Duration // of what comes back
 	refuses bool
 	frozen  chan struct{} // closed when bytes pass again; nil if they do
 	clients map[*net.TCPConn]bool
@@ -75,22 +75,24 @@ func (p *proxy) serve(in *net.TCPConn) {
 	defer out.Close()
 	var copying sync.WaitGroup
 	copying.Go(func() {
-		p.copy(out, in, 0)
+		p.copy(out, in, false)
 		out.Close()
 	})
-	p.copy(in, out, p.delay)
+	p.copy(in, out, true)
 	in.Close()
 	copying.Wait()
 }
 
-func (p *proxy) copy(to io.Writer, from io.Reader, delay time.Duration) {
+func (p *proxy) copy(to io.Writer, from io.Reader, back bool) {
 	b := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(b)
-		<-time.After(delay)
 		p.mu.Lock()
-		frozen := p.frozen
+		frozen, delay := p.frozen, p.delay
 		p.mu.Unlock()
+		if back {
+			<-time.After(delay)
+		}
 		if frozen != nil {
 			<-frozen
 		}
@@ -123,6 +125,13 @@ func (p *proxy) open() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.clients)
+}
+
+// slow has all that comes back take so long.
+func (p *proxy) slow(delay time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = delay
 }
 
 // refuse decides whether new connections are reset.

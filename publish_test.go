@@ -320,15 +320,24 @@ func TestFullLaneIs503(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	free := make(chan struct{})
+	free, began := make(chan struct{}), make(chan struct{}, laneWorkers)
 	defer close(free)
 	s.engine.publications.close()
 	s.engine.publications = newLane("publish", s.engine.db, s.metrics, 1, 1, func(*session, []*publication) error {
+		select {
+		case began <- struct{}{}:
+		default: // at the end
+		}
 		<-free
 		return errUnavailable
 	})
-	for range laneDepth + 2*laneWorkers { // each may have a batch in hand and the next request
-		go s.engine.publications.do(context.Background(), &publication{}, 1, 1)
+	publish := func() { s.engine.publications.do(context.Background(), &publication{}, 1, 1) }
+	for range laneWorkers {
+		go publish()
+		<-began
+	}
+	for range laneDepth {
+		go publish()
 	}
 	s.eventually("the lane is full", func() bool { return len(s.engine.publications.calls) == laneDepth })
 	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)

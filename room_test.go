@@ -226,11 +226,11 @@ func TestLargeHeadersTakeRoom(t *testing.T) {
 	for _, first := range []string{"", "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"} {
 		s := newTestServer(t)
 		s.mustQueue("q")
-		const most = 1 << 20
+		const most = 512 << 10
 		s.room.mu.Lock()
 		s.room.maxInHand = most
 		s.room.mu.Unlock()
-		request := first + "GET /queues/q/messages?wait_seconds=20 HTTP/1.1\r\nHost: localhost\r\n"
+		request := first + "GET /queues/q/messages?wait_seconds=30 HTTP/1.1\r\nHost: localhost\r\n"
 		for i := range 100 {
 			request += fmt.Sprintf("x%d:\r\n", i)
 		}

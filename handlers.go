@@ -347,7 +347,7 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 		b = b[:len(b)+n]
 	}
 	if err == io.EOF {
-		r.body, err = b, nil
+		r.body, r.w.bodyRead, err = b, true, nil
 	}
 	if err == nil {
 		r.w.controller.SetReadDeadline(time.Time{})
@@ -371,6 +371,9 @@ const unwantedBody = 256 << 10
 // discardRest reads what no handler wanted: net/http would, but after the end of
 // the request, and it would look like the header of the next.
 func (w *response) discardRest(body io.Reader) {
+	if w.bodyRead {
+		return
+	}
 	w.conn.beginBody()
 	defer w.conn.endBody()
 	io.CopyN(io.Discard, body, unwantedBody)
@@ -492,8 +495,9 @@ type response struct {
 	conn       *conn
 	timeout    time.Duration // for the client to take the answer
 	matched    bool
-	refused    int // the status that the mux would have sent
-	status     int // 0 before the header is sent
+	bodyRead   bool // to its end
+	refused    int  // the status that the mux would have sent
+	status     int  // 0 before the header is sent
 	sent       int64
 }
 

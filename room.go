@@ -98,12 +98,13 @@ type conn struct {
 	beyond bool        // the bound, when it was accepted
 	wanted atomic.Bool // a body, none of which was waited for yet
 
-	phase  phase
+	phase  atomic.Int32 // of type phase; written under the mutex
+	header atomic.Int64 // bytes of the header so far, and of what came with its end
+
 	line   *lists.List // of the room, nil if it is in none
 	place  *lists.Element
 	since  time.Time // it is at its place
 	moved  int       // bytes since
-	header int       // bytes of the header so far, and of what came with its end
 	held   int64     // bytes in hand
 	closed bool
 }
@@ -128,7 +129,7 @@ func (l listener) Accept() (net.Conn, error) {
 		}
 		if in := l.room.enter(c.(*net.TCPConn)); in != nil {
 			if l.tls {
-				in.header = -handshakeSize
+				in.header.Store(-handshakeSize)
 			}
 			return in, nil
 		}
@@ -258,12 +259,12 @@ func (c *conn) end() {
 	c.room.mu.Lock()
 	defer c.room.mu.Unlock()
 	c.release()
-	c.header = 0
+	c.header.Store(0)
 	c.enter(waiting)
 }
 
 func (c *conn) enter(p phase) {
-	c.phase = p
+	c.phase.Store(int32(p))
 	if c.closed || c.TCPConn == nil {
 		return
 	}
@@ -337,11 +338,15 @@ func (c *conn) Read(b []byte) (int, error) {
 // mayRead reports whether there is room for what has come of a header, if it
 // was not all.
 func (c *conn) mayRead() bool {
+	header := c.header.Load()
+	if header <= plainHeader || phase(c.phase.Load()) != waiting {
+		return true
+	}
 	r := c.room
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	more := int64(c.header-plainHeader)*headerCost - c.held
-	if c.phase != waiting || more <= 0 || c.closed {
+	more := (header-plainHeader)*headerCost - c.held
+	if phase(c.phase.Load()) != waiting || more <= 0 || c.closed {
 		return true
 	}
 	if c.line == &r.idle {
@@ -352,13 +357,13 @@ func (c *conn) mayRead() bool {
 
 // arrived counts bytes that the client has sent.
 func (c *conn) arrived(n int) {
-	c.room.mu.Lock()
-	defer c.room.mu.Unlock()
-	switch c.phase {
+	switch phase(c.phase.Load()) {
 	case waiting:
-		c.header += n
+		c.header.Add(int64(n))
 	case transferring:
+		c.room.mu.Lock()
 		c.progress(n)
+		c.room.mu.Unlock()
 	}
 }
 

@@ -91,7 +91,8 @@ func TestEveryRouteTakesTheRightThatTheReadmeSays(t *testing.T) {
 		"metrics":     {"scraper": true, "admin": true},
 		"admin":       {"admin": true},
 	}
-	for _, route := range s.routes {
+	for _, r := range s.routes {
+		route := r.pattern
 		right, stated := rights[route]
 		if !stated || has[right] == nil {
 			t.Errorf("the README states no right for %s", route)

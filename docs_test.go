@@ -48,7 +48,14 @@ func TestEveryRouteIsDescribedAndNothingElse(t *testing.T) {
 		}
 	}
 	slices.Sort(described)
-	checkDiff(t, "routes", slices.Sorted(slices.Values(s.routes)), described)
+	var routes []string
+	for _, r := range s.routes {
+		if r.dialect == native {
+			routes = append(routes, r.pattern)
+		}
+	}
+	slices.Sort(routes)
+	checkDiff(t, "routes", routes, described)
 }
 
 // Whoever opens /docs can press every button from top to bottom: the examples

@@ -88,7 +88,8 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		"POST /topics/{topic_id}/messages/batch": `{"messages":[{"data":{}}]}`,
 		"POST /queues/{queue_id}/messages/batch": `{"messages":[{"data":{}}]}`,
 	}
-	for _, route := range s.routes {
+	for _, r := range s.routes {
+		route := r.pattern
 		for _, path := range []string{"/topics/t", "/queues/t", "/queues/u", "/topics/new", "/queues/new"} {
 			s.do("DELETE", path, "")
 		}

@@ -45,7 +45,7 @@ type engine struct {
 	lookNow  chan struct{} // asks for a slow look at once
 
 	mu          sync.Mutex
-	dispatchers map[string]*dispatcher // of queues that have receivers, by queue id
+	dispatchers map[outlet]*dispatcher // that have receivers
 	floors      map[string]*floor      // of queues that were claimed from lately, by queue id
 	receivers   int                    // waiting, in all of them
 	draining    bool
@@ -73,7 +73,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 		db:          db,
 		claimers:    make(chan *session, claimers),
 		lookNow:     make(chan struct{}, 1),
-		dispatchers: make(map[string]*dispatcher),
+		dispatchers: make(map[outlet]*dispatcher),
 		floors:      make(map[string]*floor),
 		stop:        stop,
 	}
@@ -102,8 +102,8 @@ func (e *engine) waiting() map[string]int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	all := make(map[string]int, len(e.dispatchers))
-	for queueID, d := range e.dispatchers {
-		all[queueID] = len(d.line)
+	for at, d := range e.dispatchers {
+		all[at.queueID] += len(d.line)
 	}
 	return all
 }
@@ -140,8 +140,23 @@ func (e *engine) close() {
 	e.db.Close()
 }
 
+// runReleases undoes deliveries: of messages that were leased, and of those that
+// were consumed.
 func (e *engine) runReleases(s *session, batch [][]message) error {
-	all, err := s.release(slices.Concat(batch...))
+	var leased, consumed []message
+	for _, m := range slices.Concat(batch...) {
+		if m.consumed {
+			consumed = append(consumed, m)
+		} else {
+			leased = append(leased, m)
+		}
+	}
+	all, err := s.restore(consumed)
+	if err == nil && len(leased) > 0 {
+		var released []touched
+		released, err = s.release(leased)
+		all = append(all, released...)
+	}
 	if err != nil && !rejected(err) {
 		e.wakeAll()
 	}
@@ -206,7 +221,7 @@ func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook
 func (e *engine) look(s *session, slow bool) error {
 	e.mu.Lock()
 	maps.DeleteFunc(e.floors, func(id string, f *floor) bool {
-		return e.dispatchers[id] == nil && time.Since(f.usedAt) > floorIdle
+		return len(e.dispatchersOf(id)) == 0 && time.Since(f.usedAt) > floorIdle
 	})
 	var ids []string
 	var since []time.Time
@@ -240,7 +255,10 @@ func (e *engine) look(s *session, slow bool) error {
 				f.lower(v.dueAt)
 			}
 		}
-		if d := e.dispatchers[v.queueID]; d != nil && (slow || hidden) {
+		if !slow && !hidden {
+			continue
+		}
+		for _, d := range e.dispatchersOf(v.queueID) {
 			d.clock.set(v.now)
 			if !v.dueAt.IsZero() {
 				d.expect(v.dueAt)
@@ -248,8 +266,10 @@ func (e *engine) look(s *session, slow bool) error {
 		}
 	}
 	for _, id := range ids {
-		if d := e.dispatchers[id]; d != nil && !exists[id] {
-			d.expect(time.Time{}) // the claim will find that the queue is gone
+		for _, d := range e.dispatchersOf(id) {
+			if !exists[id] {
+				d.expect(time.Time{}) // the claim will find that the queue is gone
+			}
 		}
 	}
 	return nil

@@ -47,7 +47,13 @@ type server struct {
 	draining     atomic.Bool               // and so not ready any more
 	complainedAt atomic.Pointer[time.Time] // nil: not yet
 	mux          *http.ServeMux
-	routes       []string // patterns of mux
+	routes       []route // of mux
+}
+
+// route is a pattern of http.ServeMux and the API that it belongs to.
+type route struct {
+	pattern string
+	dialect *dialect
 }
 
 // Bounds of a request with many messages.
@@ -120,9 +126,10 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 // request is what a handler works on.
 type request struct {
 	*http.Request
-	w     *response
-	token *token // nil if the server is open, or the route to everybody
-	body  []byte
+	w       *response
+	dialect *dialect
+	token   *token // nil if the server is open, or the route to everybody
+	body    []byte
 }
 
 // A handler answers by one of the methods of response, or returns an error for
@@ -132,17 +139,22 @@ type handler func(r *request) error
 // handle registers a handler for a pattern of http.ServeMux, and the right that
 // it takes. It is called once the database is ready.
 func (s *server) handle(need right, pattern string, h handler) {
-	s.register(need, pattern, s.limits.maxBody, s.whenReady(h))
+	s.handleAs(native, need, pattern, h)
+}
+
+// handleAs is handle for a route of another server's API.
+func (s *server) handleAs(d *dialect, need right, pattern string, h handler) {
+	s.register(d, need, pattern, s.limits.maxBody, s.whenReady(h))
 }
 
 // handleLarge is handle for requests with many messages.
 func (s *server) handleLarge(need right, pattern string, h handler) {
-	s.register(need, pattern, max(s.limits.maxBody, maxBatchBody), s.whenReady(h))
+	s.register(native, need, pattern, max(s.limits.maxBody, maxBatchBody), s.whenReady(h))
 }
 
 // handleAlways is handle for what also works without a database.
 func (s *server) handleAlways(need right, pattern string, h handler) {
-	s.register(need, pattern, s.limits.maxBody, h)
+	s.register(native, need, pattern, s.limits.maxBody, h)
 }
 
 func (s *server) whenReady(h handler) handler {
@@ -157,10 +169,10 @@ func (s *server) whenReady(h handler) handler {
 	}
 }
 
-func (s *server) register(need right, pattern string, maxBody int64, h handler) {
-	s.routes = append(s.routes, pattern)
+func (s *server) register(d *dialect, need right, pattern string, maxBody int64, h handler) {
+	s.routes = append(s.routes, route{pattern, d})
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
-		r := &request{Request: hr, w: w.(*response)}
+		r := &request{Request: hr, w: w.(*response), dialect: d}
 		r.w.matched = true
 		err := s.authorize(r, need)
 		if err == nil {
@@ -236,7 +248,7 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		err = errOverloaded
 	}
 	if err != nil {
-		s.fail(&request{Request: hr, w: w}, err)
+		s.fail(&request{Request: hr, w: w, dialect: native}, err)
 		return
 	}
 	s.mux.ServeHTTP(w, hr)
@@ -417,57 +429,68 @@ type problem struct {
 // fail answers with an error. It alone knows which status an error is, and it
 // logs what is our fault.
 func (s *server) fail(r *request, err error) {
+	code, detail := s.explain(r, err)
+	if code == http.StatusServiceUnavailable {
+		r.w.Header().Set("Retry-After", "1")
+	}
+	if err := r.dialect.problem(r.w, code, detail); err != nil { // no room for it
+		s.fail(r, err)
+	}
+}
+
+// explain returns the status that an error is answered with, and what to say.
+func (s *server) explain(r *request, err error) (code int, detail any) {
 	var known status
 	var mistakes invalid
 	var conflicts conflict
 	var over errLeaseOver
 	switch {
 	case errors.As(err, &known):
-		r.w.json(known.code, problem{known.detail})
+		return known.code, known.detail
 	case r.Context().Err() != nil:
 		// Most likely nobody reads it, but saying nothing would be a 200.
-		r.w.json(statusClientGone, problem{"the client has closed the connection"})
+		return statusClientGone, "the client has closed the connection"
 	case errors.As(err, &mistakes):
-		s.failWith(r, http.StatusUnprocessableEntity, mistakes)
+		return http.StatusUnprocessableEntity, mistakes
 	case errors.As(err, &conflicts):
-		s.failWith(r, http.StatusConflict, conflicts)
+		return http.StatusConflict, conflicts
 	case errors.As(err, &over):
-		r.w.json(http.StatusConflict, problem{over.Error()})
+		return http.StatusConflict, over.Error()
 	case errors.Is(err, errNotInFlight):
-		r.w.json(http.StatusNotFound, problem{"Message not in flight"})
+		return http.StatusNotFound, "Message not in flight"
 	case errors.Is(err, errTopicNotFound):
-		r.w.json(http.StatusNotFound, problem{"Topic not found"})
+		return http.StatusNotFound, "Topic not found"
 	case errors.Is(err, errQueueNotFound):
-		r.w.json(http.StatusNotFound, problem{"Queue not found"})
+		return http.StatusNotFound, "Queue not found"
 	case errors.Is(err, errMessageNotFound):
-		r.w.json(http.StatusNotFound, problem{"Message not found"})
+		return http.StatusNotFound, "Message not found"
 	case errors.Is(err, errTopicExists):
-		r.w.json(http.StatusUnprocessableEntity, problem{"This topic already exists"})
+		return http.StatusUnprocessableEntity, "This topic already exists"
 	case errors.Is(err, errQueueExists):
-		r.w.json(http.StatusUnprocessableEntity, problem{"This queue already exists"})
+		return http.StatusUnprocessableEntity, "This queue already exists"
 	case errors.Is(err, errTooManyCopies):
-		r.w.json(http.StatusUnprocessableEntity, problem{err.Error()})
+		return http.StatusUnprocessableEntity, err.Error()
 	case atFault(err):
-		r.w.json(http.StatusUnprocessableEntity, problem{invalid{{[]any{"body"}, "PostgreSQL refuses it: " + err.Error(), "value_error"}}})
+		return http.StatusUnprocessableEntity, invalid{{[]any{"body"}, "PostgreSQL refuses it: " + err.Error(), "value_error"}}
 	case errors.Is(err, errOverloaded):
-		r.w.Header().Set("Retry-After", "1")
-		r.w.json(http.StatusServiceUnavailable, problem{"too many requests are waiting, try again later"})
+		return http.StatusServiceUnavailable, "too many requests are waiting, try again later"
 	case errors.Is(err, errUnavailable), temporary(err):
 		s.complain(err)
-		r.w.Header().Set("Retry-After", "1")
-		r.w.json(http.StatusServiceUnavailable, problem{"the database is not available, try again later"})
+		return http.StatusServiceUnavailable, "the database is not available, try again later"
 	default:
 		s.log.Error("internal error", "method", r.Method, "path", r.URL.Path, "error", err)
-		r.w.json(http.StatusInternalServerError, problem{"internal error"})
+		return http.StatusInternalServerError, "internal error"
 	}
 }
 
-// failWith answers with a list that may be long.
-func (s *server) failWith(r *request, code int, detail any) {
-	if err := r.w.json(code, problem{detail}); err != nil {
-		s.fail(r, err)
-	}
+// dialect is an API of this server: the native one, or another server's.
+type dialect struct {
+	// problem answers with an error; detail is a string, or a list of mistakes. It
+	// returns errOverloaded, and has answered nothing, if there is no room for that.
+	problem func(w *response, code int, detail any) error
 }
+
+var native = &dialect{func(w *response, code int, detail any) error { return w.json(code, problem{detail}) }}
 
 // complaintInterval is the time between two lines about the same trouble.
 const complaintInterval = time.Minute
@@ -937,22 +960,31 @@ func (s *server) receive(r *request) error {
 	if err != nil {
 		return err
 	}
+	return s.deliver(r, id, v, func(messages []message) error {
+		return r.w.messages(http.StatusOK, messages)
+	})
+}
+
+// deliver answers with what was received, which may be nothing. What the client
+// does not get is given back.
+func (s *server) deliver(r *request, queueID string, v delivery, answer func(messages []message) error) error {
+	handed := false
 	defer func() {
-		if r.w.status == 0 { // there is no room for the answer, or a panic
-			s.engine.giveBack(id, v.messages)
+		if !handed || r.w.status == 0 { // no room for the answer, or a panic
+			s.engine.giveBack(queueID, v.messages)
 		}
 	}()
 	// Before the first byte is written a receiver can still be gone, or be so
 	// late, because the process was stopped, that its lease has ended.
 	if late := time.Now().After(v.goodUntil); len(v.messages) > 0 && (late || gone(r.Request)) {
-		s.engine.giveBack(id, v.messages)
-		v.messages = nil
+		return answer(nil)
 	}
 	if !r.w.takeFor(v.messages) {
 		return errOverloaded
 	}
-	s.metrics.delivery(id, v.messages)
-	return r.w.messages(http.StatusOK, v.messages)
+	handed = true
+	s.metrics.delivery(queueID, v.messages)
+	return answer(v.messages)
 }
 
 func (s *server) ack(r *request) error {

@@ -37,11 +37,12 @@ const (
 
 // dispatcher feeds the receivers of one queue, in the order in which they came,
 // as long as there are any. One claim serves all that wait. When nothing is due
-// it sleeps, and that is the long poll.
+// it sleeps, and that is the long poll. Receivers that consume have one of their
+// own: what they get is deleted, and not leased.
 //
 // The engine's mutex guards all fields but bell.
 type dispatcher struct {
-	queueID   string
+	outlet
 	line      []*receiver
 	turns     int           // receivers that have come
 	impatient int           // receivers in line that do not wait
@@ -51,6 +52,12 @@ type dispatcher struct {
 	asleep    bool          // nothing is due before dueAt, and nothing was announced since that was found
 	unsure    bool          // when something becomes due next could not be found out
 	bell      chan struct{} // holds one; rung when the dispatcher should look at its fields
+}
+
+// outlet is where receivers line up.
+type outlet struct {
+	queueID  string
+	consumes bool
 }
 
 func (d *dispatcher) ring() {
@@ -98,8 +105,17 @@ func (c *clock) until(t time.Time) time.Duration {
 // there is none it waits for one, for at most wait. What it returns may be
 // empty; what the caller does not deliver it hands to giveBack.
 func (e *engine) receive(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
+	return e.take(ctx, outlet{queueID: queueID}, limit, wait)
+}
+
+// consume is receive, but what it returns is deleted, as if it had been acked.
+func (e *engine) consume(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
+	return e.take(ctx, outlet{queueID: queueID, consumes: true}, limit, wait)
+}
+
+func (e *engine) take(ctx context.Context, at outlet, limit int, wait time.Duration) (delivery, error) {
 	r := &receiver{ctx: ctx, limit: limit, wait: wait > 0, reply: make(chan delivery, 1)}
-	if err := e.join(queueID, r); err != nil {
+	if err := e.join(at, r); err != nil {
 		return delivery{}, err
 	}
 	var timeout <-chan time.Time // without one the answer comes after one claim
@@ -112,21 +128,21 @@ func (e *engine) receive(ctx context.Context, queueID string, limit int, wait ti
 	case v := <-r.reply:
 		return v, v.err
 	case <-timeout:
-		if e.leave(queueID, r) {
+		if e.leave(at, r) {
 			return delivery{}, nil
 		}
 		v := <-r.reply // it was being served
 		return v, v.err
 	case <-ctx.Done():
-		if !e.leave(queueID, r) {
-			e.giveBack(queueID, (<-r.reply).messages)
+		if !e.leave(at, r) {
+			e.giveBack(at.queueID, (<-r.reply).messages)
 		}
 		return delivery{}, ctx.Err()
 	}
 }
 
 // join puts a receiver at the end of the line.
-func (e *engine) join(queueID string, r *receiver) error {
+func (e *engine) join(at outlet, r *receiver) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.draining {
@@ -137,10 +153,10 @@ func (e *engine) join(queueID string, r *receiver) error {
 		return errOverloaded
 	}
 	e.receivers++
-	d := e.dispatchers[queueID]
+	d := e.dispatchers[at]
 	if d == nil {
-		d = &dispatcher{queueID: queueID, bell: make(chan struct{}, 1)}
-		e.dispatchers[queueID] = d
+		d = &dispatcher{outlet: at, bell: make(chan struct{}, 1)}
+		e.dispatchers[at] = d
 		e.dispatching.Go(func() { e.dispatch(d) })
 	}
 	d.turns++
@@ -158,10 +174,10 @@ func (e *engine) join(queueID string, r *receiver) error {
 
 // leave takes a receiver out of the line. It returns false if the receiver is
 // not there any more: then its reply is in the channel.
-func (e *engine) leave(queueID string, r *receiver) bool {
+func (e *engine) leave(at outlet, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	d := e.dispatchers[queueID]
+	d := e.dispatchers[at]
 	if d == nil {
 		return false
 	}
@@ -200,9 +216,20 @@ func (e *engine) wake(queueID string, dueAt time.Time) {
 	if f := e.floors[queueID]; f != nil {
 		f.lower(dueAt)
 	}
-	if d := e.dispatchers[queueID]; d != nil {
+	for _, d := range e.dispatchersOf(queueID) {
 		d.expect(dueAt)
 	}
+}
+
+// dispatchersOf returns those of a queue that have receivers. Its caller holds
+// the mutex.
+func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
+	for _, consumes := range []bool{false, true} {
+		if d := e.dispatchers[outlet{queueID, consumes}]; d != nil {
+			all = append(all, d)
+		}
+	}
+	return all
 }
 
 // wakeAll makes every dispatcher look, at the cost of one statement: whatever
@@ -220,7 +247,7 @@ func (e *engine) dispatch(d *dispatcher) {
 	for {
 		e.mu.Lock()
 		if len(d.line) == 0 {
-			delete(e.dispatchers, d.queueID)
+			delete(e.dispatchers, d.outlet)
 			e.mu.Unlock()
 			return
 		}
@@ -235,10 +262,10 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		e.mu.Unlock()
 
-		v := e.claim(d.queueID, from, wanted, shares*deliverySize)
+		v := e.claim(d.outlet, from, wanted, shares*deliverySize)
 		if impatient && len(v.messages) == 0 && v.err == nil && !from.IsZero() {
 			// No look from the front will come in time for those who do not wait.
-			v = e.claim(d.queueID, time.Time{}, wanted, shares*deliverySize)
+			v = e.claim(d.outlet, time.Time{}, wanted, shares*deliverySize)
 		}
 		left, wait := e.handOut(d, asked, v)
 		// Before the next claim, or messages would overtake them.
@@ -329,13 +356,14 @@ func (e *engine) floorOf(queueID string) *floor {
 	return f
 }
 
-// claim leases up to limit messages of the queue that are due since from, and up
-// to budget bytes.
-func (e *engine) claim(queueID string, from time.Time, limit, budget int) delivery {
+// claim leases, or consumes, up to limit messages of the queue that are due since
+// from, and up to budget bytes.
+func (e *engine) claim(at outlet, from time.Time, limit, budget int) delivery {
+	queueID := at.queueID
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
 	sentAt := time.Now()
-	messages, ackDeadline, err := s.claim(queueID, from, limit, budget)
+	messages, ackDeadline, err := s.claim(at, from, limit, budget)
 	if errors.Is(err, errQueueNotFound) {
 		e.mu.Lock()
 		delete(e.floors, queueID)
@@ -360,8 +388,14 @@ func (e *engine) claim(queueID string, from time.Time, limit, budget int) delive
 	if size > budget/2 {
 		e.announce(queueID, time.Time{}) // likewise, if rows beyond the budget were locked
 	}
+	if at.consumes {
+		ackDeadline = forEver
+	}
 	return delivery{messages: messages, goodUntil: sentAt.Add(ackDeadline)}
 }
+
+// forEver is for how long what was consumed stays with its receiver.
+const forEver = 100 * 365 * 24 * time.Hour
 
 // expectNext finds out when the next message of the queue becomes due, and
 // reports whether that time is past.

@@ -48,7 +48,7 @@ func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	}
 	var got []string
 	for range 5 {
-		claimed, _, err := session.claim("q", time.Time{}, 100, deliverySize)
+		claimed, _, err := session.claim(outlet{queueID: "q"}, time.Time{}, 100, deliverySize)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,7 +174,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	for _, want := range []int{1, 2, 1} { // one in any case
-		got, _, err := session.claim("t", time.Time{}, 10, 50+100*(want-1)+want/2*50)
+		got, _, err := session.claim(outlet{queueID: "t"}, time.Time{}, 10, 50+100*(want-1)+want/2*50)
 		if err != nil || len(got) != want {
 			t.Fatalf("claim = %d messages, %v, want %d", len(got), err, want)
 		}
@@ -331,7 +331,7 @@ func TestReceiverThatJoinsUnsureOnesLooks(t *testing.T) {
 	s.waiting("t", 1)
 	s.fill("t", 2) // without a word
 	s.engine.mu.Lock()
-	s.engine.dispatchers["t"].unsure = true // as after a look that failed
+	s.engine.dispatchers[outlet{queueID: "t"}].unsure = true // as after a look that failed
 	s.engine.mu.Unlock()
 	second := s.poll(context.Background(), "t", "?wait_seconds=30&limit=1")
 	if got := len(s.await(first)) + len(s.await(second)); got != 2 {
@@ -483,7 +483,7 @@ func TestHangUp(t *testing.T) {
 		}
 		s.eventually("they wait", func() bool { return s.lineLength("t") == 20 })
 		s.engine.mu.Lock()
-		first := s.engine.dispatchers["t"].line[0]
+		first := s.engine.dispatchers[outlet{queueID: "t"}].line[0]
 		s.engine.mu.Unlock()
 		gone, leave := context.WithCancel(context.Background())
 		leave()
@@ -513,7 +513,7 @@ func (c *leavingContext) Err() error {
 func (s *testServer) lineLength(queueID string) int {
 	s.engine.mu.Lock()
 	defer s.engine.mu.Unlock()
-	if d := s.engine.dispatchers[queueID]; d != nil {
+	if d := s.engine.dispatchers[outlet{queueID: queueID}]; d != nil {
 		return len(d.line)
 	}
 	return 0
@@ -737,4 +737,46 @@ func TestNoWakeUpIsLost(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+func TestConsumeDeletesAndGiveBackRestores(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":1},"attributes":{"a":"b"}}`)
+	s.publish("t", 2, 3)
+	before := s.state()
+	ctx := context.Background()
+	v, err := s.engine.consume(ctx, "t", 2, 0)
+	if err != nil || len(v.messages) != 2 || v.messages[0].DeliveryAttempts != 1 {
+		t.Fatalf("consume = %+v, %v, want two messages in their first delivery", v.messages, err)
+	}
+	checkDiff(t, "left", 1, s.messagesIn("t"))
+	s.engine.giveBack("t", v.messages)
+	s.exec("UPDATE queued.messages SET updated_at = created_at") // the time of the move is all that differs
+	checkDiff(t, "what is there after it was given back", before, s.state())
+	checkDiff(t, "received then", []int{1, 2, 3}, numbers(s.receive("t", "")))
+}
+
+// Receivers that lease and receivers that consume wait at the same queue.
+func TestBothKindsOfReceiversAreWoken(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	consumed := make(chan delivery, 1)
+	go func() {
+		v, _ := s.engine.consume(context.Background(), "t", 1, testTimeout)
+		consumed <- v
+	}()
+	poll := s.poll(context.Background(), "t", "?limit=1&wait_seconds=20")
+	s.waiting("t", 1)
+	s.eventually("the one that consumes waits", func() bool { return s.engine.waiting()["t"] == 2 })
+	s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{}},{"data":{}}]}`)
+	if got := s.await(poll); len(got) != 1 {
+		t.Errorf("leased %d messages, want 1", len(got))
+	}
+	if v := <-consumed; len(v.messages) != 1 {
+		t.Errorf("consumed %d messages, want 1", len(v.messages))
+	}
+	checkDiff(t, "left, in flight", 1, s.messagesIn("t"))
 }

@@ -103,6 +103,7 @@ type message struct {
 	seq      int64     // order among messages due at the same time
 	size     int       // bytes of Data and Attributes
 	dueAt    timestamp // of a received message: when it was due, before it was leased
+	consumed bool      // it was received and deleted in one
 }
 
 // appendJSON appends the message in the wire format. It is written by hand
@@ -962,9 +963,9 @@ WITH inserted AS (
     FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[]) AS p (data, attributes, size, first, last)
     CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
     WHERE (SELECT version FROM queued.settings) = $10
-    RETURNING 1
+    RETURNING seq
 )
-SELECT now(), count(*), (SELECT version FROM queued.settings) = $10
+SELECT now(), array_agg(seq ORDER BY seq), (SELECT version FROM queued.settings) = $10
 FROM inserted`
 
 // outgoing is a message to be published and the queues that get it.
@@ -1002,12 +1003,12 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 		}
 	}
 	type outcome struct {
-		createdAt timestamp // the same for all: they share a statement
-		rows      int
+		createdAt timestamp     // the same for all: they share a statement
+		seqs      pq.Int64Array // in the order of the rows
 		current   bool
 	}
 	outcomes, err := read(s, "insert", func(row scanner) (o outcome, err error) {
-		err = row.Scan(&o.createdAt, &o.rows, &o.current)
+		err = row.Scan(&o.createdAt, &o.seqs, &o.current)
 		return o, err
 	}, insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version)
 	if err != nil {
@@ -1016,13 +1017,15 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 	if !outcomes[0].current {
 		return nil, errStale
 	}
-	if outcomes[0].rows != n {
-		return nil, fmt.Errorf("insert: %d of %d rows", outcomes[0].rows, n)
+	seqs := outcomes[0].seqs
+	if len(seqs) != n {
+		return nil, fmt.Errorf("insert: %d of %d rows", len(seqs), n)
 	}
 	createdAt := outcomes[0].createdAt
 	for i, m := range messages {
 		for j, to := range m.to {
 			v := &inserted[i][j]
+			v.seq, seqs = seqs[0], seqs[1:]
 			v.CreatedAt, v.UpdatedAt = createdAt, createdAt
 			v.ScheduledAt = timestamp{createdAt.Add(to.delay)}
 			v.ExpiredAt = timestamp{createdAt.Add(to.retention)}
@@ -1246,6 +1249,42 @@ func (s *session) release(messages []message) ([]touched, error) {
 	}, releaseMessages, ids, keys, leases, attempts, dues)
 }
 
+const restoreMessages = `
+WITH restored AS (
+    INSERT INTO queued.messages (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
+    OVERRIDING SYSTEM VALUE
+    SELECT u.id, u.queue_key, u.seq, u.data, u.attributes, u.size, u.delivery_attempts, u.expired_at, u.scheduled_at, u.created_at, now()
+    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[])
+        AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at)
+    RETURNING queue_key, scheduled_at
+)
+SELECT q.id, min(restored.scheduled_at)
+FROM restored
+JOIN queued.queues q ON q.key = restored.queue_key
+GROUP BY q.id`
+
+// restore undoes the delivery of messages that were consumed and that nobody got:
+// they are as they were before, at their old place.
+func (s *session) restore(messages []message) ([]touched, error) {
+	if len(messages) == 0 {
+		return nil, nil
+	}
+	var ids idArray
+	var keys, seqs, sizes, attempts intArray
+	var data, attributes jsonArray
+	var expiries, dues, created timeArray
+	for _, m := range messages {
+		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, m.seq)
+		data, attributes = append(data, m.Data), append(attributes, m.Attributes)
+		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
+		expiries, dues, created = append(expiries, m.ExpiredAt.Time), append(dues, m.dueAt.Time), append(created, m.CreatedAt.Time)
+	}
+	return read(s, "restore", func(row scanner) (t touched, err error) {
+		err = row.Scan(&t.queueID, &t.dueAt)
+		return t, err
+	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created)
+}
+
 // leaseTerms are the settings of a queue that a claim needs.
 type leaseTerms struct {
 	queueKey      int64
@@ -1283,39 +1322,52 @@ func (s *session) readLeaseTerms(queueID string) error {
 
 // One plan on every table: the walk along messages_due ends at the limit. Rows
 // go by ctid because they are locked, and so cannot move, within the statement.
-// A lease that would take the sum of sizes over the budget is not taken, but
-// for the first: the rule of share.
-const claimMessages = `
+// What would take the sum of sizes over the budget is not taken, but for the
+// first: the rule of share.
+const dueMessages = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq, size
     FROM queued.messages
     WHERE queue_key = $1
-        AND scheduled_at >= $7
+        AND scheduled_at >= $6
         AND scheduled_at <= now()
         AND expired_at > now()
         AND delivery_attempts < $2
-        AND (SELECT version FROM queued.settings) = $6
+        AND (SELECT version FROM queued.settings) = $5
     ORDER BY scheduled_at, seq
     LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), fitting AS MATERIALIZED (
     SELECT tid, scheduled_at, seq, size, sum(size) OVER (ORDER BY scheduled_at, seq) AS total
     FROM due
-)
+)`
+
+const claimMessages = dueMessages + `
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
-    scheduled_at = now() + make_interval(secs => $4), updated_at = now()
+    scheduled_at = now() + make_interval(secs => $7), updated_at = now()
 FROM fitting f
 WHERE m.ctid = f.tid
-    AND (f.total <= $5 OR f.total = f.size)
+    AND (f.total <= $4 OR f.total = f.size)
 RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
           f.scheduled_at, f.seq`
+
+const consumeMessages = dueMessages + `, consumed AS (
+    DELETE FROM queued.messages m
+    USING fitting f
+    WHERE m.ctid = f.tid
+        AND (f.total <= $4 OR f.total = f.size)
+    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq
+)
+SELECT id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq
+FROM consumed`
 
 // claim leases up to limit due messages, oldest due first and at most budget
 // bytes of them, but one in any case: each counts one delivery attempt and is
 // hidden until the queue's ack deadline. It looks at those that are due since
 // from. It also returns the ack deadline, and errQueueNotFound if there is no queue.
-func (s *session) claim(queueID string, from time.Time, limit, budget int) ([]message, time.Duration, error) {
+func (s *session) claim(at outlet, from time.Time, limit, budget int) ([]message, time.Duration, error) {
+	queueID := at.queueID
 	for range settingsAttempts {
 		terms, known := s.settings.terms[queueID]
 		if !known {
@@ -1325,7 +1377,7 @@ func (s *session) claim(queueID string, from time.Time, limit, budget int) ([]me
 			terms = s.settings.terms[queueID]
 		}
 		version := s.settings.version
-		claimed, err := s.claimOn(terms, queueID, from, limit, budget)
+		claimed, err := s.claimOn(terms, at, from, limit, budget)
 		if err != nil || len(claimed) > 0 {
 			return claimed, terms.ackDeadline, err
 		}
@@ -1341,13 +1393,18 @@ func (s *session) claim(queueID string, from time.Time, limit, budget int) ([]me
 }
 
 // claimOn is claim on terms that may have changed; then it claims nothing.
-func (s *session) claimOn(terms leaseTerms, queueID string, from time.Time, limit, budget int) ([]message, error) {
-	claimed, err := read(s, "claim", func(row scanner) (message, error) {
-		m := message{QueueID: queueID, queueKey: terms.queueKey}
+func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, budget int) ([]message, error) {
+	name, statement := "claim", claimMessages
+	args := []any{terms.queueKey, terms.maxDeliveries, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
+	if at.consumes {
+		name, statement, args = "consume", consumeMessages, args[:6]
+	}
+	claimed, err := read(s, name, func(row scanner) (message, error) {
+		m := message{QueueID: at.queueID, queueKey: terms.queueKey, consumed: at.consumes}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
 			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq)
 		return m, err
-	}, claimMessages, terms.queueKey, terms.maxDeliveries, limit, int(terms.ackDeadline/time.Second), budget, s.settings.version, since(from))
+	}, statement, args...)
 	if err != nil {
 		return nil, err
 	}

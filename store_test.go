@@ -399,7 +399,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		args      []string
 		index     string
 	}{
-		"claim":          {claimMessages, []string{"1", "10", "10", "60", "1000000", "1", "now()"}, "messages_due"},
+		"claim":          {claimMessages, []string{"1", "10", "10", "1000000", "1", "now()", "60"}, "messages_due"},
+		"consume":        {consumeMessages, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},
 		"ack":            {ackMessages, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"nack":           {nackMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"extend":         {extendMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},

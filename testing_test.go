@@ -387,7 +387,7 @@ func (s *testServer) waiting(queueID string, receivers int) {
 	s.eventually(fmt.Sprintf("%d receivers wait for %s", receivers, queueID), func() bool {
 		s.engine.mu.Lock()
 		defer s.engine.mu.Unlock()
-		d := s.engine.dispatchers[queueID]
+		d := s.engine.dispatchers[outlet{queueID: queueID}]
 		return d == nil && receivers == 0 || d != nil && len(d.line) == receivers && d.asleep && !d.woken
 	})
 }

@@ -71,12 +71,14 @@ var (
 	anyToken = right{"any", func(t *token, r *request) bool { return true }}
 )
 
-// named returns the topic or queue in the path.
+// named returns the topic or queue in the path, whatever it is called there.
 func (r *request) named() string {
-	if id := r.PathValue("topic_id"); id != "" {
-		return id
+	for _, wildcard := range []string{"topic_id", "queue_id", "channel", "queue"} {
+		if id := r.PathValue(wildcard); id != "" {
+			return id
+		}
 	}
-	return r.PathValue("queue_id")
+	return ""
 }
 
 // authorize finds the token of a request, and returns an error unless it has the
@@ -92,10 +94,15 @@ func (s *server) authorize(r *request, need right) error {
 		return status{http.StatusUnauthorized, why}
 	}
 	if !t.admin && !need.has(t, r) {
-		return status{http.StatusForbidden, fmt.Sprintf("the token has no right to do this: it needs %s", need.name)}
+		return forbidden(need)
 	}
 	r.token = t
 	return nil
+}
+
+// forbidden is the error of a request whose token lacks a right.
+func forbidden(need right) error {
+	return status{http.StatusForbidden, fmt.Sprintf("the token has no right to do this: it needs %s", need.name)}
 }
 
 // What a request without a valid token is told.
@@ -143,6 +150,11 @@ func (r *request) visible() *names {
 // mayGet reports whether a request may have what is in the queue.
 func (r *request) mayGet(queueID string) bool {
 	return r.token == nil || r.token.admin || r.token.get.match(queueID)
+}
+
+// mayPost reports whether a request may publish to the topic or queue.
+func (r *request) mayPost(id string) bool {
+	return r.token == nil || r.token.admin || r.token.post.match(id)
 }
 
 // unknownID is that of no message.

@@ -63,6 +63,21 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 	}
 }
 
+// vacuum reclaims the space of what was deleted, each time it is asked to, until
+// ctx is done. PostgreSQL does that by itself, but when it likes.
+func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-asked:
+			if _, err := c.metrics.timed("vacuum", patient).ExecContext(ctx, "VACUUM queued.messages"); err != nil && ctx.Err() == nil {
+				c.log.Warn("vacuum", "error", err)
+			}
+		}
+	}
+}
+
 // once is one pass: it does all there is to do, but for what only the walk
 // finds in a table larger than walkBatches*walkPages; the next passes go on there.
 func (c *cleanup) once(ctx context.Context) (err error) {

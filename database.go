@@ -50,15 +50,18 @@ SET jit = off;
 SET plan_cache_mode = force_generic_plan`,
 	statementTimeout.Milliseconds(), lockTimeout.Milliseconds(), networkTimeout.Milliseconds())
 
-// connector makes connections with these settings.
-type connector struct{ *pq.Connector }
+// connector makes connections with settings.
+type connector struct {
+	*pq.Connector
+	settings string
+}
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.Connector.Connect(context.WithValue(ctx, attemptKey{}, &attempt{}))
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, connectionSettings, nil); err != nil {
+	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, c.settings, nil); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -167,16 +170,22 @@ func newDatabase(text string) (*database, error) {
 // replaced now and then, or they would stay with a server that has become a
 // standby.
 func (d *database) open(conns int) (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout}, conns)
+	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings, conns)
 }
 
-func (d *database) openWith(dialer dialer, conns int) (*sql.DB, error) {
+// openPatient returns a pool of one connection for what takes its time, up to an
+// hour.
+func (d *database) openPatient() (*sql.DB, error) {
+	return d.openWith(dialer{database: d, timeout: time.Hour}, connectionSettings+"; SET statement_timeout = 0", 1)
+}
+
+func (d *database) openWith(dialer dialer, settings string, conns int) (*sql.DB, error) {
 	c, err := pq.NewConnector(d.dsn)
 	if err != nil {
 		return nil, err
 	}
 	c.Dialer(dialer)
-	db := sql.OpenDB(connector{c})
+	db := sql.OpenDB(connector{c, settings})
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
 	db.SetConnMaxIdleTime(time.Minute)
@@ -186,7 +195,7 @@ func (d *database) openWith(dialer dialer, conns int) (*sql.DB, error) {
 
 // openPulse returns the pool that watch asks on.
 func (d *database) openPulse() (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout, pulse: true}, 1)
+	return d.openWith(dialer{database: d, timeout: networkTimeout, pulse: true}, connectionSettings, 1)
 }
 
 // watch cuts all connections when somebody waits and PostgreSQL does not answer,

@@ -535,7 +535,8 @@ func (f *form) queueSettings(l *limits) queueSettings {
 	if n := f.integer("ack_deadline_seconds", l.ackDeadline, true); n != nil {
 		v.AckDeadlineSeconds = *n
 	}
-	if n := f.integer("message_retention_seconds", l.messageRetention, true); n != nil {
+	retention := l.messageRetention
+	if n := f.integer("message_retention_seconds", bounds{retention.min, keepForEver}, true); n != nil && (*n == keepForEver || f.inside(*n, retention, "message_retention_seconds")) {
 		v.MessageRetentionSeconds = *n
 	}
 	v.MessageFilters = f.filters("message_filters")

@@ -87,7 +87,10 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		"PUT /messages/nack":                     `{"ids":["MESSAGE"]}`,
 		"POST /topics/{topic_id}/messages/batch": `{"messages":[{"data":{}}]}`,
 		"POST /queues/{queue_id}/messages/batch": `{"messages":[{"data":{}}]}`,
+		"POST /message":                          `{"channel":"t","message":{}}`,
+		"POST /in/{queue}":                       `anything`,
 	}
+	consumes := map[string]bool{"GET /queues/{queue_id}/messages": true, "GET /queue/{channel}": true, "GET /out/{queue}": true}
 	for _, r := range s.routes {
 		route := r.pattern
 		for _, path := range []string{"/topics/t", "/queues/t", "/queues/u", "/topics/new", "/queues/new"} {
@@ -98,9 +101,9 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		s.publish("t", 1, 2)
 		id := s.receive("t", "?limit=1")[0].ID
 		method, path, _ := strings.Cut(route, " ")
-		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{message_id}", id).Replace(path)
+		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id).Replace(path)
 		body := strings.ReplaceAll(bodies[route], "MESSAGE", id)
-		changes := method != "GET" || route == "GET /queues/{queue_id}/messages"
+		changes := method != "GET" && method != "OPTIONS" || consumes[route]
 		before := s.state()
 		for _, headers := range elsewhere {
 			for _, method := range []string{method, "HEAD", "OPTIONS"} {

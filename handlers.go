@@ -43,6 +43,8 @@ type server struct {
 	room            *room
 	transferTimeout time.Duration // for a client to send a body, or to take an answer
 
+	compact chan struct{} // holds one: asks for a vacuum
+
 	ready        atomic.Bool               // the schema is there
 	draining     atomic.Bool               // and so not ready any more
 	complainedAt atomic.Pointer[time.Time] // nil: not yet
@@ -82,6 +84,7 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 		tokens:          new(atomic.Pointer[tokens]),
 		room:            newRoom(log, defaultMaxConnections, defaultMaxInHand),
 		transferTimeout: defaultTransferTimeout,
+		compact:         make(chan struct{}, 1),
 		mux:             http.NewServeMux(),
 	}
 	v.handle(admin, "POST /topics", v.createTopic)
@@ -108,6 +111,8 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handle(anyToken, "PUT /messages/nack", v.nackBatch)
 	v.handle(anyToken, "GET /messages/{message_id}", v.getMessage)
 	v.handle(getting, "GET /queues/{queue_id}/messages/peek", v.peek)
+	v.handlePgQueue()
+	v.handleMicroQueue()
 	v.handleAlways(public, "GET /health", v.health)
 	v.handleAlways(public, "GET /livez", v.livez)
 	v.handleAlways(public, "GET /readyz", v.readyz)
@@ -483,15 +488,6 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 	}
 }
 
-// dialect is an API of this server: the native one, or another server's.
-type dialect struct {
-	// problem answers with an error; detail is a string, or a list of mistakes. It
-	// returns errOverloaded, and has answered nothing, if there is no room for that.
-	problem func(w *response, code int, detail any) error
-}
-
-var native = &dialect{func(w *response, code int, detail any) error { return w.json(code, problem{detail}) }}
-
 // complaintInterval is the time between two lines about the same trouble.
 const complaintInterval = time.Minute
 
@@ -592,6 +588,17 @@ func (w *response) own(code int, b []byte) error {
 func (w *response) shared(code int, b []byte) error {
 	w.start(code, len(b))
 	w.Write(b)
+	return nil
+}
+
+// text answers with a line of text.
+func (w *response) text(code int, line string) error {
+	w.refused = 0
+	w.matched = true
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(line)))
+	w.WriteHeader(code)
+	w.Write([]byte(line))
 	return nil
 }
 
@@ -984,6 +991,9 @@ func (s *server) deliver(r *request, queueID string, v delivery, answer func(mes
 	}
 	handed = true
 	s.metrics.delivery(queueID, v.messages)
+	if len(v.messages) > 0 && v.messages[0].consumed {
+		s.metrics.add(s.metrics.acked, queueID, len(v.messages))
+	}
 	return answer(v.messages)
 }
 

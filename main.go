@@ -38,7 +38,8 @@
 // engine's behaves, topology.go makes queues from a file, metrics.go is what Prometheus
 // sees, count.go how many messages there are, docs.go the API described. auth.go
 // says who may do what, and secrets.go reads that and the certificate of HTTPS
-// from files. log.go keeps the log to one line an entry, whatever clients send.
+// from files. dialect.go is how other servers' APIs are spoken, pgqueue.go and
+// microqueue.go are two of them. log.go keeps the log to one line an entry, whatever clients send.
 // bench.go is a program of its own: load for a running server.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
@@ -376,6 +377,11 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		return fmt.Errorf("-database-url: %w", err)
 	}
 	defer db.Close()
+	patient, err := d.openPatient()
+	if err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
+	defer patient.Close()
 	m := newMetrics(db)
 	s := &store{db, m}
 	e, err := newEngine(d, log, m, defaultSlowLook, defaultQuickLook)
@@ -432,6 +438,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		v.ready.Store(true)
 		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "access", files.access(), "data", data)
 		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
+		background.Go(func() { clean.vacuum(backgroundCtx, patient, v.compact) })
 		clean.run(backgroundCtx, c.cleanupInterval)
 	})
 	background.Go(func() { failed <- h.Serve(inner) })

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"strconv"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -151,4 +153,13 @@ func unquote(raw []byte) string {
 func hexRune(digits []byte) rune {
 	n, _ := strconv.ParseUint(string(digits[:4]), 16, 32)
 	return rune(n)
+}
+
+// quote returns a text, which must be UTF-8, as a string of JSON.
+func quote(text string) []byte {
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	encoder.Encode(text) // cannot fail
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }

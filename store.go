@@ -530,11 +530,11 @@ func (s *store) details(ctx context.Context, queueID string) (queueDetails, erro
 	return v, unknown(err)
 }
 
-const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,` + messageState
+const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq,` + messageState
 
 func scanMessage(row scanner) (m message, err error) {
 	err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
-		&m.CreatedAt, &m.UpdatedAt, &m.State)
+		&m.CreatedAt, &m.UpdatedAt, &m.seq, &m.State)
 	return m, err
 }
 
@@ -552,6 +552,27 @@ func (s *store) message(ctx context.Context, id string) (message, error) {
 		return message{}, errMessageNotFound
 	}
 	return m, unknown(err)
+}
+
+// maxHolding is how many queues holding returns at most.
+const maxHolding = 10_000
+
+const selectHolding = `
+SELECT visible.id
+FROM (
+    SELECT id, key
+    FROM queued.queues` + visibleIDs + `
+) AS visible
+WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = visible.key)
+ORDER BY visible.id
+LIMIT $2 OFFSET $1`
+
+// holding returns the queues that hold messages, in order.
+func (s *store) holding(ctx context.Context, visible *names) ([]string, error) {
+	return collect(ctx, s.on("holding"), func(row scanner) (id string, err error) {
+		err = row.Scan(&id)
+		return id, err
+	}, selectHolding, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
 const selectQueuesOf = `

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+)
+
+// dialect is an API of this server: the native one, or another server's.
+type dialect struct {
+	// problem answers with an error; detail is a string, or a list of mistakes. It
+	// returns errOverloaded, and has answered nothing, if there is no room for that.
+	problem func(w *response, code int, detail any) error
+}
+
+var native = &dialect{func(w *response, code int, detail any) error { return w.json(code, problem{detail}) }}
+
+// words says in one line what the native API may say in a list.
+func words(detail any) string {
+	if mistakes, ok := detail.(invalid); ok {
+		detail = mistakes.Error()
+	}
+	return fmt.Sprint(detail)
+}
+
+// keepForEver is the retention of messages that do not expire, in seconds: 68 years.
+const keepForEver = math.MaxInt32
+
+// madeByUse are the settings of queues that nobody has made: other servers' users
+// publish to a name, and it is there.
+var madeByUse = queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: keepForEver}
+
+// publishTo publishes one message to a queue, which is made if it is not there.
+func (s *server) publishTo(r *request, queueID string, data []byte) (message, error) {
+	if !r.mayPost(queueID) {
+		return message{}, forbidden(posting)
+	}
+	if !r.w.conn.take(answerSize(1, len(data))) {
+		return message{}, errOverloaded
+	}
+	publish := func() ([]message, error) {
+		return s.engine.publish(r.Context(), &publication{queueID: queueID, messages: []draft{{data: data}}})
+	}
+	stored, err := publish()
+	if errors.Is(err, errQueueNotFound) {
+		if err = s.makeQueue(r.Context(), queueID); err == nil {
+			stored, err = publish()
+		}
+	}
+	if err != nil {
+		return message{}, err
+	}
+	return stored[0], nil
+}
+
+// consumeOne consumes the next message of a queue, and answers with it or, if
+// there is none, with nothing. A queue that is not there is made by those who wait
+// for it, if they may publish to it.
+func (s *server) consumeOne(r *request, queueID string, answer func(all []message) error) error {
+	f := readQuery(r.URL.RawQuery)
+	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
+	if err := f.err(); err != nil {
+		return err
+	}
+	v, err := s.engine.consume(r.Context(), queueID, 1, wait)
+	if errors.Is(err, errQueueNotFound) && wait > 0 && r.mayPost(queueID) {
+		if err = s.makeQueue(r.Context(), queueID); err == nil {
+			v, err = s.engine.consume(r.Context(), queueID, 1, wait)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return s.deliver(r, queueID, v, answer)
+}
+
+// makeQueue makes a queue unless it is there.
+func (s *server) makeQueue(ctx context.Context, queueID string) error {
+	_, err := s.store.createQueue(ctx, queueID, madeByUse)
+	if errors.Is(err, errQueueExists) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"strings"
+	"unicode/utf8"
+)
+
+// microQueue is the API of micro-queue: bodies of any kind go in, and come out as
+// they were, to the byte. Reading consumes.
+var microQueue = &dialect{func(w *response, code int, detail any) error {
+	if code == http.StatusForbidden {
+		detail = "Forbidden"
+	}
+	return w.text(code, words(detail))
+}}
+
+func (s *server) handleMicroQueue() {
+	for _, v := range []struct {
+		method, path string
+		need         right
+		handler      handler
+		help         string
+	}{
+		{"POST", "/in/{queue}", posting, s.microIn, "POST a body of any kind to put it into the queue."},
+		{"GET", "/out/{queue}", getting, consuming(s.microOut), "GET takes the oldest body out of the queue; ?wait_seconds=20 waits for one."},
+		{"GET", "/compact/{queue}", admin, consuming(s.microCompact), "GET reclaims the space of what was taken out."},
+	} {
+		s.handleAs(microQueue, v.need, v.method+" "+v.path, v.handler)
+		s.handleAs(microQueue, public, "OPTIONS "+v.path, func(r *request) error {
+			r.w.Header().Set("Allow", v.method+", OPTIONS")
+			return r.w.text(http.StatusOK, v.help)
+		})
+	}
+}
+
+var (
+	errMicroEmptyJob = status{http.StatusBadRequest, "Cannot enqueue empty job"}
+	errMicroEmpty    = status{http.StatusNotFound, "Queue is empty"}
+	errMicroUnknown  = status{http.StatusNotFound, "Unknown queue"}
+)
+
+func (s *server) microIn(r *request) error {
+	queueID := r.PathValue("queue")
+	switch {
+	case !validID(queueID):
+		return errMicroUnknown
+	case len(r.body) == 0:
+		return errMicroEmptyJob
+	}
+	data := wrap(r.body, r.Header.Get("Content-Type"))
+	if !r.w.conn.take(int64(len(data))) {
+		return errOverloaded
+	}
+	_, err := s.engine.publish(r.Context(), &publication{queueID: queueID, messages: []draft{{data: data}}})
+	if errors.Is(err, errQueueNotFound) {
+		return errMicroUnknown
+	}
+	if err != nil {
+		return err
+	}
+	return r.w.empty(http.StatusOK)
+}
+
+func (s *server) microOut(r *request) error {
+	queueID := r.PathValue("queue")
+	if !validID(queueID) {
+		return errMicroUnknown
+	}
+	err := s.consumeOne(r, queueID, func(all []message) error {
+		if len(all) == 0 {
+			return errMicroEmpty
+		}
+		r.w.Header().Set("Content-Security-Policy", "sandbox")
+		return r.w.shared(http.StatusOK, unwrap(all[0].Data))
+	})
+	if errors.Is(err, errQueueNotFound) {
+		return errMicroUnknown
+	}
+	return err
+}
+
+func (s *server) microCompact(r *request) error {
+	if _, err := s.store.queue(r.Context(), r.PathValue("queue")); err != nil {
+		return cmp.Or(map[bool]error{true: errMicroUnknown}[errors.Is(err, errQueueNotFound)], err)
+	}
+	select {
+	case s.compact <- struct{}{}:
+	default: // it is asked for already
+	}
+	return r.w.empty(http.StatusOK)
+}
+
+// wrap returns the data of a message with a body of any kind. A JSON object is
+// kept as it is. Anything else becomes a member "body", or "body_base64" if it is
+// not text, beside its "content_type".
+func wrap(body []byte, contentType string) []byte {
+	if f := readBody(body); !f.broken && !f.isWrapped() {
+		return body
+	}
+	b := append([]byte(`{"content_type":`), quote(strings.ToValidUTF8(contentType, "\uFFFD"))...)
+	if isText(body) {
+		b = append(append(b, `,"body":`...), quote(string(body))...)
+	} else {
+		b = append(b, `,"body_base64":"`...)
+		b = append(base64.StdEncoding.AppendEncode(b, body), '"')
+	}
+	return append(b, '}')
+}
+
+// unwrap returns the body that data was made of.
+func unwrap(data []byte) []byte {
+	f := readBody(data)
+	if !f.isWrapped() {
+		return data
+	}
+	if text, ok := f.find("body"); ok {
+		return []byte(unquote(text))
+	}
+	text, _ := f.find("body_base64")
+	body, _ := base64.StdEncoding.DecodeString(unquote(text))
+	return body
+}
+
+// isWrapped reports whether an object has the two members that wrap gives it.
+func (f *form) isWrapped() bool {
+	if len(f.fields) != 2 || f.fields[0].name != "content_type" || f.fields[0].value[0] != '"' || f.fields[1].value[0] != '"' {
+		return false
+	}
+	if f.fields[1].name == "body_base64" {
+		_, err := base64.StdEncoding.DecodeString(unquote(f.fields[1].value))
+		return err == nil
+	}
+	return f.fields[1].name == "body"
+}
+
+// isText reports whether a body is UTF-8 without control characters but for those
+// of lines and columns.
+func isText(body []byte) bool {
+	return utf8.Valid(body) && bytes.IndexFunc(body, func(r rune) bool {
+		return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0x7f
+	}) < 0
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"errors"
+	"math"
+	"net/http"
+	"strconv"
+)
+
+// pgQueue is the API of pgQueue, a first-in first-out broker: a channel is a
+// queue, made by its first use, and reading a message consumes it.
+var pgQueue = &dialect{func(w *response, code int, detail any) error {
+	return w.json(code, pgStatus{Status: words(detail)})
+}}
+
+// pgStatus is the body of its answers that are not messages.
+type pgStatus struct {
+	Status string `json:"status"`
+	ID     int64  `json:"id,omitempty"`
+}
+
+func (s *server) handlePgQueue() {
+	s.handleAs(pgQueue, anyToken, "POST /message", s.pgPublish)
+	s.handleAs(pgQueue, getting, "GET /queue/{channel}", consuming(s.pgConsume))
+	s.handleAs(pgQueue, anyToken, "GET /messages", s.pgBrowse)
+	s.handleAs(pgQueue, anyToken, "GET /channels", s.pgChannels)
+}
+
+// What it says of bad messages.
+var (
+	errPgJSON      = status{http.StatusBadRequest, "Malformed json"}
+	errPgNoChannel = status{http.StatusBadRequest, "Field channel not found in json"}
+	errPgNoMessage = status{http.StatusBadRequest, "Field message not found in json"}
+	errPgTypes     = status{http.StatusBadRequest, "Check the field types. Channel must be str and Message must be a json"}
+	errPgChannel   = status{http.StatusBadRequest, "A channel has 1 to 128 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"}
+)
+
+func (s *server) pgPublish(r *request) error {
+	f := readBody(r.body)
+	channel, hasChannel := f.find("channel")
+	data, hasMessage := f.find("message")
+	switch {
+	case f.broken:
+		return errPgJSON
+	case !hasChannel:
+		return errPgNoChannel
+	case !hasMessage:
+		return errPgNoMessage
+	case channel[0] != '"' || data[0] != '{':
+		return errPgTypes
+	}
+	id := unquote(channel)
+	if !validID(id) {
+		return errPgChannel
+	}
+	m, err := s.publishTo(r, id, data)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusCreated, pgStatus{"Message inserted!", m.seq})
+}
+
+func (s *server) pgConsume(r *request) error {
+	channel := r.PathValue("channel")
+	if !validID(channel) {
+		return errPgChannel
+	}
+	err := s.consumeOne(r, channel, func(all []message) error {
+		if len(all) == 0 {
+			return r.w.empty(http.StatusNoContent)
+		}
+		return r.w.shared(http.StatusOK, all[0].appendPgJSON(nil))
+	})
+	if errors.Is(err, errQueueNotFound) {
+		return r.w.empty(http.StatusNoContent)
+	}
+	return err
+}
+
+// appendPgJSON appends the message in pgQueue's format. Its id is the number that
+// orders messages, which grows from one to the next.
+func (m *message) appendPgJSON(b []byte) []byte {
+	b = append(b, `{"id":`...)
+	b = strconv.AppendInt(b, m.seq, 10)
+	b = append(b, `,"channel":"`...)
+	b = append(b, m.QueueID...)
+	b = append(b, `","message":`...)
+	b = append(b, m.Data...)
+	b = append(b, `,"created_at":"`...)
+	b = m.CreatedAt.UTC().AppendFormat(b, "2006-01-02 15:04:05.000000")
+	return append(b, `"}`...)
+}
+
+func (s *server) pgBrowse(r *request) error {
+	f := readQuery(r.URL.RawQuery)
+	channel, has := f.find("channel")
+	if !has {
+		return status{http.StatusUnprocessableEntity, "The parameter channel is required"}
+	}
+	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
+	limit := min(f.parameter("limit", 25, bounds{1, math.MaxInt}), maxPeek)
+	if err := f.err(); err != nil {
+		return err
+	}
+	id := string(channel)
+	if !validID(id) {
+		return errPgChannel
+	}
+	if !r.mayGet(id) {
+		return forbidden(getting)
+	}
+	all, err := s.store.peek(r.Context(), id, offset, limit)
+	if err != nil && !errors.Is(err, errQueueNotFound) {
+		return err
+	}
+	if len(all) == 0 {
+		return r.w.empty(http.StatusNoContent)
+	}
+	if !r.w.takeFor(all) {
+		return errOverloaded
+	}
+	b := []byte{'['}
+	for i := range all {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = all[i].appendPgJSON(b)
+	}
+	return r.w.shared(http.StatusOK, append(b, ']'))
+}
+
+// pgChannels lists the channels that hold messages.
+func (s *server) pgChannels(r *request) error {
+	type channel struct {
+		Channel string `json:"channel"`
+	}
+	ids, err := s.store.holding(r.Context(), r.visible())
+	if err != nil {
+		return err
+	}
+	if len(ids) == 0 {
+		return r.w.empty(http.StatusNoContent)
+	}
+	all := make([]channel, len(ids))
+	for i, id := range ids {
+		all[i].Channel = id
+	}
+	return r.w.json(http.StatusOK, all)
+}

@@ -428,7 +428,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 				return
 			}
 		}
-		if err := prepareUntilDone(backgroundCtx, s, c.topology, log); err != nil {
+		if err := prepareUntilDone(backgroundCtx, s, &store{patient, m}, c.topology, log); err != nil {
 			failed <- err
 			return
 		}
@@ -514,10 +514,10 @@ func shutdownNow(h *http.Server) error {
 	return h.Shutdown(ctx)
 }
 
-// prepareUntilDone brings the schema up to date and applies the topology, trying
-// again for as long as the database is not there. It returns an error if trying
-// again is in vain.
-func prepareUntilDone(ctx context.Context, s *store, t *topology, log *slog.Logger) error {
+// prepareUntilDone brings the schema up to date, by a store that is patient, and
+// applies the topology, trying again for as long as the database is not there. It
+// returns an error if trying again is in vain.
+func prepareUntilDone(ctx context.Context, s, patient *store, t *topology, log *slog.Logger) error {
 	var said string
 	for {
 		err := checkEncoding(ctx, s)
@@ -525,7 +525,7 @@ func prepareUntilDone(ctx context.Context, s *store, t *topology, log *slog.Logg
 			err = checkSessions(ctx, s)
 		}
 		if err == nil {
-			err = s.migrate(ctx, schemaSteps())
+			err = patient.migrate(ctx, schemaSteps())
 		}
 		if err == nil && t != nil {
 			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {

@@ -7,33 +7,57 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 )
 
-var updateReadme = flag.Bool("update-readme", false, "write what the commands of the README's tour print into it")
+var updateReadme = flag.Bool("update-readme", false, "write what the commands of the pages print into them")
 
 var uuidPattern = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 
-// The tour in README.md works as printed: its commands are run in a shell
-// against the real program, and what they print is compared with the page but
-// for the ids of messages and for times.
-func TestReadmeTourWorksAsPrinted(t *testing.T) {
+// The commands in these pages work as printed: they are run in a shell against the
+// real program, and what they print is compared with the page but for the ids of
+// messages and for times.
+func TestToursWorkAsPrinted(t *testing.T) {
 	t.Parallel()
-	server := startProgram(t, mustBuild(t), "-data-dir", newDataDir(t))
-	here := strings.TrimPrefix(server.url, "http://")
+	program := mustBuild(t)
+	for page, atLeast := range map[string]int{"README.md": 10, "docs/coming-from-pgqueue.md": 3, "docs/coming-from-micro-queue.md": 2} {
+		t.Run(page, func(t *testing.T) {
+			t.Parallel()
+			if commands := tour(t, program, page); commands < atLeast {
+				t.Errorf("%s has only %d commands", page, commands)
+			}
+		})
+	}
+}
 
-	page, err := os.ReadFile("README.md")
+var topologyOnPage = regexp.MustCompile("(?s)```json\n({\"queues\".*?)```")
+
+// tour runs the commands of a page, on a server with the topology that the page
+// shows, and returns how many there are.
+func tour(t *testing.T, program, path string) (commands int) {
+	page, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	args := []string{"-data-dir", newDataDir(t)}
+	if m := topologyOnPage.FindSubmatch(page); m != nil && path != "README.md" {
+		file := filepath.Join(t.TempDir(), "topology.json")
+		if err := os.WriteFile(file, m[1], 0o644); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "-topology", file)
+	}
+	server := startProgram(t, program, args...)
+	here := strings.TrimPrefix(server.url, "http://")
+
 	shell := newShell(t)
 	ids := map[string]string{} // of a message on the page, to what it is in this run
 	var rewritten strings.Builder
 	last := "" // id that was printed
 	inTour := false
-	commands := 0
 	lines := strings.Split(strings.TrimSuffix(string(page), "\n"), "\n")
 	for i := 0; i < len(lines); i++ {
 		if *updateReadme && inTour && strings.HasPrefix(lines[i], "$ ") {
@@ -67,25 +91,25 @@ func TestReadmeTourWorksAsPrinted(t *testing.T) {
 				}
 			}
 			if maskAge(got) != maskAge(wanted) && !*updateReadme {
-				t.Errorf("$ %s\nprints\n%s\nand the README says\n%s", command, got, wanted)
+				t.Errorf("$ %s\nprints\n%s\nand the page says\n%s", command, got, wanted)
 			}
 			if got != "" {
 				rewritten.WriteString(got + "\n")
 			}
 		}
 	}
-	if commands < 10 {
-		t.Errorf("the tour has only %d commands", commands)
-	}
 	if *updateReadme {
-		if err := os.WriteFile("README.md", []byte(rewritten.String()), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(rewritten.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return commands
 }
 
-// maskAge is mask, and of ages too, which grow while the machine is busy.
+// maskAge is mask, and of ages too, which grow while the machine is busy, and of
+// the times of pgQueue.
 func maskAge(s string) string {
+	s = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}`).ReplaceAllString(s, "TIME")
 	return regexp.MustCompile(`(age_seconds":)\d+`).ReplaceAllString(mask(s), "${1}AGE")
 }
 

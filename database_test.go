@@ -198,6 +198,8 @@ func TestSilentDatabase(t *testing.T) {
 			{"POST", "/queues/t/messages/batch", `{"messages":[{"data":{}}]}`},
 			{"GET", "/queues/t/messages", ""},
 			{"GET", "/queues/t/messages?wait_seconds=20", ""},
+			{"GET", "/queues/other/messages", ""}, // where somebody waits already
+			{"GET", "/queues/other/messages?wait_seconds=20", ""},
 			{"PUT", "/messages/" + id + "/ack", ""},
 			{"PUT", "/messages/" + id + "/nack", ""},
 			{"PUT", "/messages/" + id + "/extend", `{"ack_deadline_seconds":10}`},

@@ -45,6 +45,7 @@ type dispatcher struct {
 	outlet
 	line      []*receiver
 	turns     int           // receivers that have come
+	served    int           // of these, those who had come before the last claim that did not fail
 	impatient int           // receivers in line that do not wait
 	woken     bool          // since the last claim began
 	clock     clock         // of PostgreSQL
@@ -270,6 +271,10 @@ func (e *engine) dispatch(d *dispatcher) {
 		left, wait := e.handOut(d, asked, v)
 		// Before the next claim, or messages would overtake them.
 		e.giveBack(d.queueID, left)
+		if errors.Is(v.err, errUnavailable) {
+			<-time.After(outagePause) // for those who go on waiting
+			continue
+		}
 		if !wait || len(v.messages) == wanted {
 			continue
 		}
@@ -283,6 +288,9 @@ func (e *engine) dispatch(d *dispatcher) {
 	}
 }
 
+// outagePause is the time between two claims while the database is away.
+const outagePause = 100 * time.Millisecond
+
 // pause returns how long to wait before claiming again what somebody else seems
 // to have locked. The first time it may just have become due.
 func pause(fruitless int) time.Duration {
@@ -295,13 +303,20 @@ func pause(fruitless int) time.Duration {
 // handOut answers receivers with what was claimed when asked of them had come:
 // in the order of the line, each as much as it wants. It returns what nobody
 // wants any more, and whether there is reason to wait: receivers that wait, and
-// no word of anything due since the claim.
+// no word of anything due since the claim. Those who were waiting before an outage
+// go on waiting, and those who came since are told of it.
 func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, wait bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	messages := v.messages
 	line := d.line
 	d.line = nil
+	patient := 0 // turns of those who have been waiting
+	if errors.Is(v.err, errUnavailable) {
+		patient = d.served
+	} else {
+		d.served = asked
+	}
 	for i, r := range line {
 		if len(messages) == 0 && v.err == nil && d.impatient == 0 {
 			if len(d.line) == 0 {
@@ -315,7 +330,7 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, 
 			n := share(messages, r.limit)
 			d.answer(r, delivery{messages: messages[:n:n], goodUntil: v.goodUntil})
 			messages = messages[n:]
-		} else if r.ctx.Err() != nil || r.turn <= asked && (v.err != nil || !r.wait) {
+		} else if r.ctx.Err() != nil || r.turn <= asked && (v.err != nil && r.turn > patient || !r.wait) {
 			d.answer(r, delivery{err: v.err})
 		} else {
 			d.line = append(d.line, r)

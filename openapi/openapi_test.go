@@ -28,6 +28,9 @@ type reply struct {
 	Body        []byte `json:"body"`
 }
 
+// otherAPIs are the paths of the servers whose API is not described here.
+var otherAPIs = regexp.MustCompile(`^/(message|messages|channels|(queue|in|out|compact)/[^/]*)(\?.*)?$`)
+
 func TestEveryReplyFitsItsSchema(t *testing.T) {
 	text, err := os.ReadFile("../openapi.json")
 	if err != nil {
@@ -63,7 +66,7 @@ func TestEveryReplyFitsItsSchema(t *testing.T) {
 			t.Fatal(err)
 		}
 		shape := a.Method + a.Target + http.StatusText(a.Status) + mask(a.Body)
-		if a.Method == http.MethodHead || seen[shape] {
+		if a.Method == http.MethodHead || seen[shape] || otherAPIs.MatchString(a.Target) {
 			continue
 		}
 		seen[shape] = true

@@ -6,9 +6,8 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -34,20 +33,8 @@ type names struct {
 }
 
 func (n *names) match(id string) bool {
-	if n.all {
-		return true
-	}
-	for _, v := range n.exact {
-		if v == id {
-			return true
-		}
-	}
-	for _, v := range n.prefixes {
-		if strings.HasPrefix(id, v) {
-			return true
-		}
-	}
-	return false
+	return n.all || slices.Contains(n.exact, id) ||
+		slices.ContainsFunc(n.prefixes, func(prefix string) bool { return strings.HasPrefix(id, prefix) })
 }
 
 // right is what a request needs: of every route it is stated where the route is
@@ -183,28 +170,17 @@ func (s *server) hideOthers(r *request, items []settlement) error {
 
 // Bounds of a file of tokens.
 const (
-	maxTokensSize = 16 << 20 // bytes
-	maxTokens     = 10_000
-	minSecret     = 20 // characters
+	maxTokens = 10_000
+	minSecret = 20 // characters
 )
 
 // readTokens reads a file of tokens, {"tokens": [{"name": …}, …]}. Its errors name
 // the entry, and never a secret.
 func readTokens(path string) (*tokens, error) {
-	file, err := os.Open(path)
+	f, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxTokensSize+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxTokensSize {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxTokensSize)
-	}
-	f := readBody(text)
-	f.where = []any{path}
 	all := &tokens{}
 	named := make(map[string]bool)
 	hashes := make(map[[sha256.Size]byte]bool)

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -149,6 +151,31 @@ func readBody(body []byte) *form {
 	f.broken = false
 	f.read(body)
 	return f
+}
+
+// maxFileSize bounds the files that the server reads, in bytes.
+const maxFileSize = 16 << 20
+
+// readFile is readBody for a file, which mistakes name.
+func readFile(path string) (*form, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxFileSize {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxFileSize)
+	}
+	f := readBody(text)
+	f.where = []any{path}
+	for i := range f.mistakes {
+		f.mistakes[i].Loc[0] = path
+	}
+	return f, nil
 }
 
 // read takes the members of an object for the fields.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"reflect"
 )
 
@@ -22,29 +20,16 @@ type declaredQueue struct {
 	settings queueSettings
 }
 
-// Bounds of a topology.
-const (
-	maxTopologySize  = 16 << 20 // bytes
-	maxTopologyItems = 100_000  // topics, and queues
-)
+// maxTopologyItems bounds the topics, and the queues, of a topology.
+const maxTopologyItems = 100_000
 
 // readTopology reads a file, which has no mistakes if it returns no error: they
 // are named by their places.
 func readTopology(path string, l *limits) (*topology, error) {
-	file, err := os.Open(path)
+	f, err := readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxTopologySize+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxTopologySize {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxTopologySize)
-	}
-	f := readBody(text)
-	f.where = []any{path}
 	t := &topology{}
 	f.declared("topics", func(item *form, id string) {
 		t.topics = append(t.topics, id)

@@ -357,18 +357,19 @@ func (c *conn) mayRead() bool {
 
 // arrived counts bytes that the client has sent.
 func (c *conn) arrived(n int) {
-	switch phase(c.phase.Load()) {
-	case waiting:
+	if phase(c.phase.Load()) == waiting {
 		c.header.Add(int64(n))
-	case transferring:
-		c.room.mu.Lock()
-		c.progress(n)
-		c.room.mu.Unlock()
 	}
+	c.progress(n)
 }
 
-// progress counts bytes that the client has sent or taken.
+// progress counts bytes that the client has sent of a body, or taken of an answer.
 func (c *conn) progress(n int) {
+	if phase(c.phase.Load()) != transferring {
+		return
+	}
+	c.room.mu.Lock()
+	defer c.room.mu.Unlock()
 	if c.moved += n; c.moved >= progressSize && c.line != nil {
 		c.lineUp(c.line)
 	}
@@ -380,9 +381,7 @@ func (c *conn) Write(b []byte) (written int, err error) {
 		piece := b[written:min(written+progressSize, len(b))]
 		n, err := c.TCPConn.Write(piece)
 		written += n
-		c.room.mu.Lock()
 		c.progress(n)
-		c.room.mu.Unlock()
 		if err != nil || written == len(b) {
 			return written, err
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/base64"
 	"errors"
 	"net/http"
@@ -85,8 +84,12 @@ func (s *server) microOut(r *request) error {
 }
 
 func (s *server) microCompact(r *request) error {
-	if _, err := s.store.queue(r.Context(), r.PathValue("queue")); err != nil {
-		return cmp.Or(map[bool]error{true: errMicroUnknown}[errors.Is(err, errQueueNotFound)], err)
+	_, err := s.store.queue(r.Context(), r.PathValue("queue"))
+	if errors.Is(err, errQueueNotFound) {
+		return errMicroUnknown
+	}
+	if err != nil {
+		return err
 	}
 	select {
 	case s.compact <- struct{}{}:

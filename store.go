@@ -986,7 +986,7 @@ WITH inserted AS (
     WHERE (SELECT version FROM queued.settings) = $10
     RETURNING seq
 )
-SELECT now(), array_agg(seq ORDER BY seq), (SELECT version FROM queued.settings) = $10
+SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10
 FROM inserted`
 
 // outgoing is a message to be published and the queues that get it.
@@ -1024,8 +1024,8 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 		}
 	}
 	type outcome struct {
-		createdAt timestamp     // the same for all: they share a statement
-		seqs      pq.Int64Array // in the order of the rows
+		createdAt timestamp // the same for all: they share a statement
+		seqs      pq.Int64Array
 		current   bool
 	}
 	outcomes, err := read(s, "insert", func(row scanner) (o outcome, err error) {
@@ -1039,6 +1039,7 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 		return nil, errStale
 	}
 	seqs := outcomes[0].seqs
+	slices.Sort(seqs) // the rows are numbered in their order, and aggregated in any
 	if len(seqs) != n {
 		return nil, fmt.Errorf("insert: %d of %d rows", len(seqs), n)
 	}

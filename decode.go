@@ -112,6 +112,11 @@ func (f *form) find(name string) ([]byte, bool) {
 	return nil, false
 }
 
+func (f *form) has(name string) bool {
+	_, has := f.find(name)
+	return has
+}
+
 // readBody reads a body that must be a JSON object, whatever its content type.
 // Fields that nobody asks for are ignored.
 func readBody(body []byte) *form {
@@ -577,7 +582,30 @@ func (f *form) queueSettings(l *limits) queueSettings {
 			f.wrong("dead_queue_id is required for dead queue support", "value_error", "dead_queue_id")
 		}
 	}
+	v.ownSettings = f.ownSettings(l)
 	return v
+}
+
+// maxInterval is the longest delivery interval, in milliseconds: almost 25 days.
+const maxInterval = math.MaxInt32
+
+// ownSettings reads the settings of a queue that fastqueue does not have.
+func (f *form) ownSettings(l *limits) ownSettings {
+	return ownSettings{
+		DeliveryIntervalMS:       f.integer("delivery_interval_ms", bounds{0, maxInterval}, false),
+		Ordered:                  f.flag("ordered"),
+		ConsumedRetentionSeconds: f.integer("consumed_retention_seconds", bounds{1, l.messageRetention.max}, false),
+		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds")},
+	}
+}
+
+// flag reads true or false; null or missing is false.
+func (f *form) flag(name string) bool {
+	raw := f.value(name, false)
+	if raw != nil && raw[0] != 't' && raw[0] != 'f' {
+		f.wrong("value could not be parsed to a boolean", "type_error.bool", name)
+	}
+	return raw != nil && raw[0] == 't'
 }
 
 // page reads offset and limit of a list.

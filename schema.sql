@@ -125,3 +125,70 @@ BEGIN
     END IF;
 END
 $$;
+
+-- step 3
+
+ALTER TABLE queued.queues
+    -- Between two deliveries of a group's messages, unless the group has an
+    -- interval of its own. Null: none.
+    ADD COLUMN delivery_interval_ms integer CHECK (delivery_interval_ms >= 0),
+    -- A group's next message comes only after the previous one was acked, or left.
+    ADD COLUMN ordered boolean NOT NULL DEFAULT false,
+    -- For how long messages that were consumed are kept. Null: not at all.
+    ADD COLUMN consumed_retention_seconds integer CHECK (consumed_retention_seconds > 0);
+
+-- Messages with a group have the negative of their queue's key as queue_key, so
+-- that they are in nobody's way who looks for messages without one.
+ALTER TABLE queued.messages
+    ADD COLUMN group_id       text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 256),
+    -- SharQ's name of the message. Null: it came by another API.
+    ADD COLUMN job_id         text COLLATE "C",
+    -- After so many deliveries it is exhausted, whatever its queue says: moved to
+    -- the dead queue or, without one, dropped. Null: as the queue says.
+    ADD COLUMN max_deliveries integer CHECK (max_deliveries > 0);
+
+-- Where a group's deliveries stand. There is a row for every group that has
+-- messages, from the moment that they are visible.
+CREATE TABLE queued.groups (
+    queue_key            bigint      NOT NULL, -- that of its messages, and so negative
+    id                   text COLLATE "C" NOT NULL,
+    -- When to look at it for a message to deliver: never later than there is one,
+    -- but perhaps earlier. Infinity: when something happens to it.
+    ready_at             timestamptz NOT NULL,
+    limited_until        timestamptz, -- the last delivery and the interval; null: there was none
+    delivery_interval_ms integer CHECK (delivery_interval_ms >= 0), -- null: the queue's
+    kept                 boolean     NOT NULL DEFAULT false, -- a client has set the interval, and finds it again when there are no messages
+    blocked              boolean     NOT NULL DEFAULT false, -- ready_at goes by a message that the others have to wait for
+    PRIMARY KEY (queue_key, id)
+);
+
+-- The groups that are ready, the one ready longest first.
+CREATE INDEX groups_ready ON queued.groups (queue_key, ready_at, id);
+
+-- Each delivery changes its row.
+ALTER TABLE queued.groups SET (
+    fillfactor = 70,
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_limit = 2000
+);
+
+-- The messages of a group that wait, in their order.
+CREATE INDEX messages_group ON queued.messages (queue_key, group_id, seq)
+    WHERE group_id IS NOT NULL AND NOT in_flight;
+
+-- When the next message of a group is due, or the next lease ends.
+CREATE INDEX messages_group_due ON queued.messages (queue_key, group_id, in_flight, scheduled_at)
+    WHERE group_id IS NOT NULL;
+
+-- Jobs by their names.
+CREATE INDEX messages_job ON queued.messages (queue_key, group_id, job_id)
+    WHERE job_id IS NOT NULL;
+
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        PERFORM create_distributed_table('queued.groups', 'queue_key');
+    END IF;
+END
+$$;

@@ -83,6 +83,35 @@ type queueSettings struct {
 	MessageFilters          json.RawMessage `json:"message_filters"`
 	MessageMaxDeliveries    *int            `json:"message_max_deliveries"`
 	DeliveryDelaySeconds    *int            `json:"delivery_delay_seconds"`
+	ownSettings
+}
+
+// ownSettings are those that fastqueue does not have. Its clients do not see them
+// unless they are set, and do not change them by leaving them out.
+type ownSettings struct {
+	DeliveryIntervalMS       *int `json:"delivery_interval_ms,omitempty"`
+	Ordered                  bool `json:"ordered,omitempty"`
+	ConsumedRetentionSeconds *int `json:"consumed_retention_seconds,omitempty"`
+
+	leftOut leftOut // of a request
+}
+
+// leftOut says which settings stay what they are.
+type leftOut struct{ deliveryInterval, ordered, consumedRetention bool }
+
+// over returns the settings with what they leave out as in others.
+func (v ownSettings) over(others ownSettings) ownSettings {
+	if v.leftOut.deliveryInterval {
+		v.DeliveryIntervalMS = others.DeliveryIntervalMS
+	}
+	if v.leftOut.ordered {
+		v.Ordered = others.Ordered
+	}
+	if v.leftOut.consumedRetention {
+		v.ConsumedRetentionSeconds = others.ConsumedRetentionSeconds
+	}
+	v.leftOut = leftOut{}
+	return v
 }
 
 // message is one message in one queue: a publish makes one for each queue that
@@ -340,11 +369,13 @@ func scanTopic(row scanner) (t topic, err error) {
 
 // The columns of a queue, in the order of scanQueue.
 const queueColumns = `id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
-       message_filters, message_max_deliveries, delivery_delay_seconds, created_at, updated_at`
+       message_filters, message_max_deliveries, delivery_delay_seconds,
+       delivery_interval_ms, ordered, consumed_retention_seconds, created_at, updated_at`
 
 func scanQueue(row scanner) (q queue, err error) {
 	err = row.Scan(&q.ID, &q.TopicID, &q.DeadQueueID, &q.AckDeadlineSeconds, &q.MessageRetentionSeconds,
-		(*[]byte)(&q.MessageFilters), &q.MessageMaxDeliveries, &q.DeliveryDelaySeconds, &q.CreatedAt, &q.UpdatedAt)
+		(*[]byte)(&q.MessageFilters), &q.MessageMaxDeliveries, &q.DeliveryDelaySeconds,
+		&q.DeliveryIntervalMS, &q.Ordered, &q.ConsumedRetentionSeconds, &q.CreatedAt, &q.UpdatedAt)
 	return q, err
 }
 
@@ -356,8 +387,9 @@ const insertQueue = settingsChanged + `, refs AS MATERIALIZED (
     FROM changed
 ), added AS (
     INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
-                               message_filters, message_max_deliveries, delivery_delay_seconds)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8
+                               message_filters, message_max_deliveries, delivery_delay_seconds,
+                               delivery_interval_ms, ordered, consumed_retention_seconds)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
     FROM refs
     WHERE topic_found AND dead_queue_found
     RETURNING ` + queueColumns + `
@@ -382,29 +414,35 @@ const updateQueue = settingsChanged + `, refs AS MATERIALIZED (
 ), updated AS (
     UPDATE queued.queues
     SET topic_id = $2, dead_queue_id = $3, ack_deadline_seconds = $4, message_retention_seconds = $5,
-        message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8, updated_at = now()
+        message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8,
+        delivery_interval_ms = CASE WHEN $12 THEN delivery_interval_ms ELSE $9 END,
+        ordered = CASE WHEN $13 THEN ordered ELSE $10 END,
+        consumed_retention_seconds = CASE WHEN $14 THEN consumed_retention_seconds ELSE $11 END,
+        updated_at = now()
     FROM refs
     WHERE queues.id = $1 AND topic_found AND dead_queue_found
 )
 SELECT topic_found, dead_queue_found
 FROM refs`
 
-// updateQueue replaces the settings of a queue. It returns errQueueNotFound and
+// updateQueue replaces the settings of a queue, but for those that are left out. It returns errQueueNotFound and
 // errTopicNotFound as createQueue does.
 func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (queue, error) {
-	if err := s.putQueue(ctx, "update_queue", updateQueue, id, settings); err != nil {
+	v := settings.leftOut
+	if err := s.putQueue(ctx, "update_queue", updateQueue, id, settings, v.deliveryInterval, v.ordered, v.consumedRetention); err != nil {
 		return queue{}, err
 	}
 	return s.queue(ctx, id)
 }
 
-func (s *store) putQueue(ctx context.Context, name, statement, id string, v queueSettings) error {
+func (s *store) putQueue(ctx context.Context, name, statement, id string, v queueSettings, leftOut ...any) error {
 	type refs struct{ topicFound, deadQueueFound bool }
 	found, err := once(ctx, s, name, func(row scanner) (r refs, err error) {
 		err = row.Scan(&r.topicFound, &r.deadQueueFound)
 		return r, err
-	}, statement, id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
-		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds)
+	}, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
+		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
+		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds}, leftOut...)...)
 	switch e := pq.As(err); {
 	case errors.Is(err, sql.ErrNoRows):
 		return errQueueNotFound

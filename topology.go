@@ -79,6 +79,7 @@ func (t *topology) apply(ctx context.Context, s *store) error {
 	}
 	for _, q := range t.queues {
 		is, err := s.queue(ctx, q.id)
+		q.settings.ownSettings = q.settings.over(is.ownSettings)
 		if err == nil && !reflect.DeepEqual(is.queueSettings, q.settings) {
 			_, err = s.updateQueue(ctx, q.id, q.settings)
 		}

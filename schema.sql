@@ -185,10 +185,38 @@ CREATE INDEX messages_group_due ON queued.messages (queue_key, group_id, in_flig
 CREATE INDEX messages_job ON queued.messages (queue_key, group_id, job_id)
     WHERE job_id IS NOT NULL;
 
+-- Messages that were consumed, as they were delivered, of queues that keep them.
+CREATE TABLE queued.consumed (
+    queue_key         bigint      NOT NULL, -- queues.key, also of messages with a group
+    consumed_at       timestamptz NOT NULL,
+    seq               bigint      NOT NULL, -- that of the message
+    id                uuid        NOT NULL,
+    group_id          text COLLATE "C",     -- null: it had none
+    data              json        NOT NULL,
+    attributes        json,                 -- null: none were sent
+    size              integer     NOT NULL, -- bytes of data and attributes
+    delivery_attempts integer     NOT NULL, -- this one included
+    expired_at        timestamptz NOT NULL, -- when it would have expired
+    scheduled_at      timestamptz NOT NULL, -- when it was due
+    created_at        timestamptz NOT NULL,
+    PRIMARY KEY (queue_key, consumed_at, seq)
+);
+
+-- Each leaves a dead row behind, where the next ones to remove are looked for.
+ALTER TABLE queued.consumed SET (
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_limit = 2000,
+    toast.autovacuum_vacuum_threshold = 10000,
+    toast.autovacuum_vacuum_scale_factor = 0.05,
+    toast.autovacuum_vacuum_cost_limit = 2000
+);
+
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
         PERFORM create_distributed_table('queued.groups', 'queue_key');
+        PERFORM create_distributed_table('queued.consumed', 'queue_key');
     END IF;
 END
 $$;

@@ -1317,6 +1317,12 @@ WITH restored AS (
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[])
         AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at)
     RETURNING queue_key, scheduled_at
+), forgotten AS (
+    DELETE FROM queued.consumed c
+    USING unnest($2::bigint[], $3::bigint[], $11::timestamptz[]) AS u (queue_key, seq, consumed_at)
+    WHERE c.queue_key = abs(u.queue_key)
+        AND c.consumed_at = u.consumed_at
+        AND c.seq = u.seq
 )
 SELECT q.id, min(restored.scheduled_at)
 FROM restored
@@ -1324,7 +1330,7 @@ JOIN queued.queues q ON q.key = restored.queue_key
 GROUP BY q.id`
 
 // restore undoes the delivery of messages that were consumed and that nobody got:
-// they are as they were before, at their old place.
+// they are as they were before, at their old place, and not kept among the consumed.
 func (s *session) restore(messages []message) ([]touched, error) {
 	if len(messages) == 0 {
 		return nil, nil
@@ -1332,17 +1338,18 @@ func (s *session) restore(messages []message) ([]touched, error) {
 	var ids idArray
 	var keys, seqs, sizes, attempts intArray
 	var data, attributes jsonArray
-	var expiries, dues, created timeArray
+	var expiries, dues, created, consumed timeArray
 	for _, m := range messages {
 		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, m.seq)
 		data, attributes = append(data, m.Data), append(attributes, m.Attributes)
 		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
 		expiries, dues, created = append(expiries, m.ExpiredAt.Time), append(dues, m.dueAt.Time), append(created, m.CreatedAt.Time)
+		consumed = append(consumed, m.UpdatedAt.Time)
 	}
 	return read(s, "restore", func(row scanner) (t touched, err error) {
 		err = row.Scan(&t.queueID, &t.dueAt)
 		return t, err
-	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created)
+	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, consumed)
 }
 
 // leaseTerms are the settings of a queue that a claim needs.
@@ -1350,11 +1357,13 @@ type leaseTerms struct {
 	queueKey      int64
 	ackDeadline   time.Duration
 	maxDeliveries int // the largest there is if messages are never exhausted
+	keepsConsumed bool
 }
 
 const selectLeaseTerms = `
 SELECT s.version, q.key, q.ack_deadline_seconds,
-       CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END
+       CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END,
+       q.consumed_retention_seconds IS NOT NULL
 FROM queued.settings s
 CROSS JOIN queued.queues q
 WHERE q.id = $1`
@@ -1365,7 +1374,7 @@ func (s *session) readLeaseTerms(queueID string) error {
 	var version int64
 	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
 		var seconds int64
-		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.maxDeliveries)
+		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.maxDeliveries, &terms.keepsConsumed)
 		terms.ackDeadline = time.Duration(seconds) * time.Second
 		return terms, err
 	}, selectLeaseTerms, queueID)
@@ -1412,15 +1421,27 @@ WHERE m.ctid = f.tid
 RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
           f.scheduled_at, f.seq`
 
-const consumeMessages = dueMessages + `, consumed AS (
+// deleteDue ends within the columns that it returns.
+const deleteDue = dueMessages + `, consumed AS (
     DELETE FROM queued.messages m
     USING fitting f
     WHERE m.ctid = f.tid
         AND (f.total <= $4 OR f.total = f.size)
-    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq
-)
+    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq`
+
+const selectDelivered = `
 SELECT id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq
 FROM consumed`
+
+const consumeMessages = deleteDue + `
+)` + selectDelivered
+
+const consumeAndKeep = deleteDue + `, m.queue_key, m.group_id
+), kept AS (
+    INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at)
+    SELECT abs(queue_key), now(), seq, id, group_id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at
+    FROM consumed
+)` + selectDelivered
 
 // claim leases up to limit due messages, oldest due first and at most budget
 // bytes of them, but one in any case: each counts one delivery attempt and is
@@ -1458,6 +1479,9 @@ func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, bu
 	args := []any{terms.queueKey, terms.maxDeliveries, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
 	if at.consumes {
 		name, statement, args = "consume", consumeMessages, args[:6]
+		if terms.keepsConsumed {
+			statement = consumeAndKeep
+		}
 	}
 	claimed, err := read(s, name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID, queueKey: terms.queueKey, consumed: at.consumes}

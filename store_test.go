@@ -401,10 +401,12 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	}{
 		"claim":          {claimMessages, []string{"1", "10", "10", "1000000", "1", "now()", "60"}, "messages_due"},
 		"consume":        {consumeMessages, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},
+		"keep":           {consumeAndKeep, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},
 		"ack":            {ackMessages, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"nack":           {nackMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"extend":         {extendMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
+		"restore":        {restoreMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_pkey"},
 		"next due":       {selectNextDue, []string{"'{t}'", "'{now}'"}, "messages_due"},
 		"purge":          {purgeBatch, []string{"1", "100", "now()", "0", "10"}, "messages_due"},
 		"redrive":        {redriveBatch, []string{"1", "now()", "100", "now()", "0", "10", "'t'"}, "messages_due"},
@@ -427,10 +429,10 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		for name, v := range statements {
 			plan := explain1(t, conn, v.statement, v.args)
 			t.Logf("%s, %s:\n%s", name, when, plan)
-			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") {
+			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") || strings.Contains(plan, "Seq Scan on consumed") {
 				t.Errorf("%s, %s: not along %s:\n%s", name, when, v.index, plan)
 			}
-			if strings.Contains(plan, "Sort Key: messages.scheduled_at") {
+			if strings.Contains(plan, "Sort Key: messages.scheduled_at") || strings.Contains(plan, "Sort Key: consumed.consumed_at") {
 				t.Errorf("%s, %s: sorts what is due:\n%s", name, when, plan)
 			}
 		}
@@ -438,6 +440,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	check("new table")
 	s.fill("other", 30000)
 	s.fill("t", 30000)
+	s.fillConsumed("t", 30000)
 	check("full table without statistics")
 	s.exec("ANALYZE")
 	check("analyzed table")

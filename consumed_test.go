@@ -2,10 +2,18 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"testing"
 )
 
 const keeping = `"consumed_retention_seconds":3600`
+
+func (s *testServer) consumed(queueID, query string) (all []wireMessage) {
+	s.t.Helper()
+	var v struct{ Data []wireMessage }
+	mustDecode(s.t, s.must(200, "GET", "/queues/"+queueID+"/messages/consumed"+query, ""), &v)
+	return v.Data
+}
 
 func (s *testServer) keptIn(queueID string) int {
 	s.t.Helper()
@@ -22,6 +30,69 @@ func (s *testServer) fillConsumed(queueID string, many int) {
 func (s *testServer) setRetention(queueID, seconds string) {
 	s.t.Helper()
 	s.must(200, "PUT", "/queues/"+queueID, `{"ack_deadline_seconds":60,"message_retention_seconds":3600,"consumed_retention_seconds":`+seconds+`}`)
+}
+
+func TestConsumedMessagesAreListedAsDeliveredLatestFirst(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", keeping)
+	s.must(201, "POST", "/topics/t/messages", `{"data":{"n": 1},"attributes":{"a":"b"}}`)
+	s.publish("t", 2, 3)
+	s.exec("UPDATE queued.messages SET delivery_attempts = 4, scheduled_at = now() - interval '1 s' WHERE data->>'n' = '1'")
+	v, err := s.engine.consume(context.Background(), "t", 1, 0)
+	if err != nil || len(v.messages) != 1 {
+		t.Fatalf("consume = %+v, %v, want one message", v.messages, err)
+	}
+	s.play([]step{
+		{"GET", "/queues/t/messages/consumed", "", 200, `{"data":[{"id":"UUID","queue_id":"t","data":{"n": 1},"attributes":{"a":"b"},"delivery_attempts":5,` +
+			`"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME","state":"consumed","consumed_at":"TIME"}]}`},
+	})
+	var delivered wireMessage
+	mustDecode(t, string(v.messages[0].appendJSON(nil)), &delivered)
+	checkDiff(t, "listed", []wireMessage{delivered}, s.consumed("t", ""))
+	var at struct {
+		Data []struct {
+			ConsumedAt string `json:"consumed_at"`
+		}
+	}
+	mustDecode(t, s.must(200, "GET", "/queues/t/messages/consumed", ""), &at)
+	checkDiff(t, "consumed_at", delivered.UpdatedAt, at.Data[0].ConsumedAt)
+
+	s.must(200, "GET", "/queue/t", "")
+	s.must(200, "GET", "/out/t", "")
+	checkDiff(t, "listed", []int{3, 2, 1}, numbers(s.consumed("t", "")))
+	checkDiff(t, "page", []int{2, 1}, numbers(s.consumed("t", "?offset=1&limit=2")))
+	checkDiff(t, "left", 0, s.messagesIn("t"))
+}
+
+func TestListOfConsumedChecksItsParameters(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.play([]step{
+		{"GET", "/queues/q/messages/consumed", "", 200, `{"data":[]}`},
+		{"GET", "/queues/q/messages/consumed?limit=300&offset=9", "", 200, `{"data":[]}`},
+		{"GET", "/queues/nope/messages/consumed", "", 404, `{"detail":"Queue not found"}`},
+		{"GET", "/queues/q/messages/consumed?limit=301&offset=-1", "", 422, `{"detail":[` +
+			`{"loc":["query","offset"],"msg":"ensure this value is greater than or equal to 0","type":"value_error.number.not_ge"},` +
+			`{"loc":["query","limit"],"msg":"ensure this value is less than or equal to 300","type":"value_error.number.not_le"}]}`},
+		{"GET", "/queues/q/messages/consumed?limit=0", "", 422, `{"detail":[{"loc":["query","limit"],"msg":"ensure this value is greater than or equal to 1","type":"value_error.number.not_ge"}]}`},
+		{"GET", "/queues/q/messages/consumed?offset=x", "", 422, `{"detail":[{"loc":["query","offset"],"msg":"value is not a valid integer","type":"type_error.integer"}]}`},
+	})
+}
+
+func TestListOfConsumedAnswersAtMostItsSize(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", keeping)
+	s.publish("t", 1, 2, 3)
+	for range 3 {
+		s.must(200, "GET", "/queue/t", "")
+	}
+	s.exec("UPDATE queued.consumed SET size = $1", deliverySize/2)
+	checkDiff(t, "listed", []int{3, 2}, numbers(s.consumed("t", "")))
+	s.exec("UPDATE queued.consumed SET size = $1", deliverySize+1)
+	checkDiff(t, "listed", []int{3}, numbers(s.consumed("t", "")))
 }
 
 func TestOnlyQueuesWithTheSettingKeepWhatWasConsumed(t *testing.T) {
@@ -69,6 +140,19 @@ func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
 		t.Fatalf("consume = %+v, %v, want two messages again", v.messages, err)
 	}
 	s.engine.giveBack("t", v.messages[:1])
-	checkDiff(t, "kept", 1, s.keptIn("t"))
+	checkDiff(t, "listed", []int{2}, numbers(s.consumed("t", "")))
 	checkDiff(t, "received then", []int{1, 3}, numbers(s.receive("t", "")))
+}
+
+func TestLargeConsumedMessagesComeBackWhole(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", keeping)
+	data := fmt.Sprintf(`{"n":1,"text":"%0*d"}`, 500_000, 0)
+	s.must(201, "POST", "/queues/q/messages", `{"data":`+data+`}`)
+	s.must(200, "GET", "/queue/q", "")
+	got := s.consumed("q", "")
+	if len(got) != 1 || string(got[0].Data) != data {
+		t.Errorf("listed %d messages, want the one that was consumed, as it was sent", len(got))
+	}
 }

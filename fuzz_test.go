@@ -34,6 +34,7 @@ func FuzzRequests(f *testing.F) {
 		{"POST", "/topics/t/messages/batch", "", "", `{"messages":[{"data":{}},{"data":{},"delay_seconds":1}]}`},
 		{"GET", "/queues/t/messages", "limit=3&wait_seconds=0.001", "", ""},
 		{"GET", "/queues/t/messages/peek", "offset=1&limit=2", "", ""},
+		{"GET", "/queues/t/messages/consumed", "offset=1&limit=2", "", ""},
 		{"PUT", "/messages/" + id + "/ack", "scheduled_at=2022-10-05T21:48:24.724341", "", ""},
 		{"PUT", "/messages/" + id + "/nack", "", "", `{"delay_seconds":5}`},
 		{"PUT", "/messages/" + id + "/extend", "", "", `{"ack_deadline_seconds":5}`},

@@ -110,7 +110,8 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handle(anyToken, "PUT /messages/ack", v.ackBatch)
 	v.handle(anyToken, "PUT /messages/nack", v.nackBatch)
 	v.handle(anyToken, "GET /messages/{message_id}", v.getMessage)
-	v.handle(getting, "GET /queues/{queue_id}/messages/peek", v.peek)
+	v.handle(getting, "GET /queues/{queue_id}/messages/peek", v.look(s.peek))
+	v.handle(getting, "GET /queues/{queue_id}/messages/consumed", v.look(s.consumed))
 	v.handlePgQueue()
 	v.handleMicroQueue()
 	v.handleAlways(public, "GET /health", v.health)
@@ -1127,25 +1128,28 @@ func (s *server) getMessage(r *request) error {
 // maxPeek is the most messages that a peek shows.
 const maxPeek = 300
 
-func (s *server) peek(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
+// look answers with a page of messages, as a method of the store finds it.
+func (s *server) look(page func(ctx context.Context, queueID string, offset, limit int) ([]message, error)) handler {
+	return func(r *request) error {
+		id, err := r.queueID()
+		if err != nil {
+			return err
+		}
+		f := readQuery(r.URL.RawQuery)
+		offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
+		limit := f.parameter("limit", 25, bounds{1, maxPeek})
+		if err := f.err(); err != nil {
+			return err
+		}
+		all, err := page(r.Context(), id, offset, limit)
+		if err != nil {
+			return err
+		}
+		if !r.w.takeFor(all) {
+			return errOverloaded
+		}
+		return r.w.messages(http.StatusOK, all)
 	}
-	f := readQuery(r.URL.RawQuery)
-	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
-	limit := f.parameter("limit", 25, bounds{1, maxPeek})
-	if err := f.err(); err != nil {
-		return err
-	}
-	all, err := s.store.peek(r.Context(), id, offset, limit)
-	if err != nil {
-		return err
-	}
-	if !r.w.takeFor(all) {
-		return errOverloaded
-	}
-	return r.w.messages(http.StatusOK, all)
 }
 
 // success is the body of answers that say how the server is.

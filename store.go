@@ -135,6 +135,9 @@ type message struct {
 	consumed bool      // it was received and deleted in one
 }
 
+// stateConsumed is the state of messages that were consumed and are kept.
+const stateConsumed = "consumed"
+
 // appendJSON appends the message in the wire format. It is written by hand
 // because encoding/json would check and rewrite data that is kept as sent.
 func (m *message) appendJSON(b []byte) []byte {
@@ -164,6 +167,10 @@ func (m *message) appendJSON(b []byte) []byte {
 		b = append(b, `,"state":"`...)
 		b = append(b, m.State...)
 		b = append(b, '"')
+	}
+	if m.State == stateConsumed {
+		b = append(b, `,"consumed_at":`...)
+		b = m.UpdatedAt.appendJSON(b) // nothing has happened to it since
 	}
 	return append(b, '}')
 }
@@ -660,6 +667,34 @@ func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]
 		return nil, err
 	}
 	return collect(ctx, s.on("peek"), scanMessage, selectPeek, queueID, offset, limit, deliverySize)
+}
+
+const selectConsumed = `
+WITH page AS MATERIALIZED (
+    SELECT queue_key, consumed_at, seq, size
+    FROM queued.consumed
+    WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
+        AND consumed_at > now() - make_interval(secs => (SELECT consumed_retention_seconds FROM queued.queues WHERE id = $1))
+    ORDER BY consumed_at DESC, seq DESC
+    LIMIT $3 OFFSET $2
+), fitting AS MATERIALIZED (
+    SELECT queue_key, consumed_at, seq, size, sum(size) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
+    FROM page
+)
+SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq, '` + stateConsumed + `'
+FROM fitting f
+JOIN queued.consumed c ON c.queue_key = f.queue_key AND c.consumed_at = f.consumed_at AND c.seq = f.seq
+WHERE f.total <= $4
+    OR f.total = f.size
+ORDER BY f.total`
+
+// consumed looks at the messages of a queue that were consumed and are kept, the
+// latest first, and bounded as those of peek.
+func (s *store) consumed(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
+	if _, err := s.queue(ctx, queueID); err != nil {
+		return nil, err
+	}
+	return collect(ctx, s.on("consumed"), scanMessage, selectConsumed, queueID, offset, limit, deliverySize)
 }
 
 // workBatch is how many rows one statement of a large piece of work changes: a

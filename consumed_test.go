@@ -144,6 +144,18 @@ func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
 	checkDiff(t, "received then", []int{1, 3}, numbers(s.receive("t", "")))
 }
 
+func TestPurgeDeletesWhatWasConsumed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, id := range []string{"q", "other"} {
+		s.mustQueue(id, keeping)
+		s.fillConsumed(id, 2*workBatch+1)
+	}
+	s.must(204, "PUT", "/queues/q/purge", "")
+	checkDiff(t, "kept", 0, s.keptIn("q"))
+	checkDiff(t, "kept of the other queue", 2*workBatch+1, s.keptIn("other"))
+}
+
 func TestLargeConsumedMessagesComeBackWhole(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

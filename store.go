@@ -753,15 +753,45 @@ SELECT EXISTS (
         AND seq <= $2
 )`
 
+// What was consumed until a time, in batches like those of a purge.
+const removeConsumed = `
+WITH old AS MATERIALIZED (
+    SELECT ctid AS tid, consumed_at, seq
+    FROM queued.consumed
+    WHERE queue_key = $1
+        AND consumed_at <= $2
+        AND (consumed_at, seq) > ($3, $4)
+    ORDER BY consumed_at, seq
+    LIMIT $5
+    FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.consumed c
+    USING old
+    WHERE c.ctid = old.tid
+)
+SELECT consumed_at, seq, count(*) OVER ()
+FROM old
+ORDER BY consumed_at DESC, seq DESC
+LIMIT 1`
+
+const consumedLeft = `
+SELECT EXISTS (
+    SELECT
+    FROM queued.consumed
+    WHERE queue_key = $1
+        AND consumed_at <= $2
+)`
+
 // purge deletes the messages that were in the queue when it was called,
-// whatever their state, and calls purged with the number of each batch. Messages
-// that come meanwhile stay. If ctx ends or the process dies, part of them is gone.
+// whatever their state, and calls purged with the number of each batch; then
+// those that were consumed and kept. Messages that come meanwhile stay. If ctx
+// ends or the process dies, part of them is gone.
 func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) error {
 	v, err := s.snapshot(ctx, queueID)
 	if err != nil {
 		return err
 	}
-	return inBatches(ctx, func(after position) (position, error) {
+	err = inBatches(ctx, func(after position) (position, error) {
 		last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatch, v.key, v.seq, after.at, after.seq, workBatch))
 		if err == nil {
 			purged(n)
@@ -769,6 +799,16 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 		return last, err
 	}, func() (left bool, err error) {
 		err = s.on("purge_left").QueryRowContext(ctx, purgeLeft, v.key, v.seq).Scan(&left)
+		return left, err
+	})
+	if err != nil {
+		return err
+	}
+	return inBatches(ctx, func(after position) (position, error) {
+		last, _, err := scanBatch(s.on("purge_consumed").QueryRowContext(ctx, removeConsumed, v.key, v.at, after.at, after.seq, workBatch))
+		return last, err
+	}, func() (left bool, err error) {
+		err = s.on("consumed_left").QueryRowContext(ctx, consumedLeft, v.key, v.at).Scan(&left)
 		return left, err
 	})
 }

@@ -11,7 +11,8 @@ import (
 )
 
 // cleanup removes what nobody can receive any more: expired messages and those
-// of deleted queues go, exhausted ones move to their dead queues. It runs on
+// of deleted queues go, exhausted ones move to their dead queues. What was
+// consumed goes when it was kept for long enough. It runs on
 // every server; each batch is a transaction under one advisory lock, so servers
 // share the work and never do the same at once. A batch that another server has
 // the lock for is left to it.
@@ -81,7 +82,7 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 // once is one pass: it does all there is to do, but for what only the walk
 // finds in a table larger than walkBatches*walkPages; the next passes go on there.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeDeleted} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(unknown(failed), errUnavailable) && pq.As(failed) == nil {
@@ -240,6 +241,43 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 	return nil
 }
 
+// A queue that keeps nothing any more, or is deleted, has kept all long enough.
+const selectKeptLongEnough = `
+SELECT q.key, q.until
+FROM (
+    SELECT key, coalesce(now() - make_interval(secs => consumed_retention_seconds), now()) AS until
+    FROM queued.queues
+    UNION ALL
+    SELECT key, now()
+    FROM queued.deleted_queues
+) q
+WHERE (SELECT min(consumed_at) FROM queued.consumed WHERE queue_key = q.key) <= q.until
+ORDER BY q.key`
+
+// removeConsumed deletes what was consumed and kept, by what its queue says now.
+func (c *cleanup) removeConsumed(ctx context.Context) error {
+	type kept struct {
+		key   int64
+		until time.Time // consumed until then
+	}
+	all, err := collect(ctx, c.on("kept_long_enough"), func(row scanner) (k kept, err error) {
+		err = row.Scan(&k.key, &k.until)
+		return k, err
+	}, selectKeptLongEnough)
+	if err != nil {
+		return err
+	}
+	for _, k := range all {
+		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+			return scanBatch(c.metrics.timed("remove_consumed", tx).QueryRowContext(ctx, removeConsumed, k.key, k.until, after.at, after.seq, cleanupBatch))
+		}, func(int) {})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 const selectDeleted = `
 SELECT key
 FROM queued.deleted_queues d
@@ -268,7 +306,8 @@ LIMIT 1`
 const forgetDeleted = `
 DELETE FROM queued.deleted_queues d
 WHERE deleted_at < now() - make_interval(secs => $1)
-    AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)`
+    AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
+    AND NOT EXISTS (SELECT FROM queued.consumed WHERE queue_key = d.key)`
 
 // removeDeleted deletes the messages of deleted queues.
 func (c *cleanup) removeDeleted(ctx context.Context) error {

@@ -6,8 +6,10 @@ import (
 	"testing"
 )
 
+// keeping is the setting of a queue that keeps what was consumed for an hour.
 const keeping = `"consumed_retention_seconds":3600`
 
+// consumed returns what the list of consumed messages shows.
 func (s *testServer) consumed(queueID, query string) (all []wireMessage) {
 	s.t.Helper()
 	var v struct{ Data []wireMessage }
@@ -15,11 +17,13 @@ func (s *testServer) consumed(queueID, query string) (all []wireMessage) {
 	return v.Data
 }
 
+// keptIn returns how many consumed messages of a queue the database has, listed or not.
 func (s *testServer) keptIn(queueID string) int {
 	s.t.Helper()
 	return s.count("SELECT count(*) FROM queued.consumed c JOIN queued.queues q ON q.key = c.queue_key WHERE q.id = $1", queueID)
 }
 
+// fillConsumed adds messages that were consumed just now.
 func (s *testServer) fillConsumed(queueID string, many int) {
 	s.t.Helper()
 	s.exec(`INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, data, size, delivery_attempts, expired_at, scheduled_at, created_at)
@@ -27,6 +31,7 @@ func (s *testServer) fillConsumed(queueID string, many int) {
 		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
 }
 
+// setRetention changes for how long a queue keeps what was consumed.
 func (s *testServer) setRetention(queueID, seconds string) {
 	s.t.Helper()
 	s.must(200, "PUT", "/queues/"+queueID, `{"ack_deadline_seconds":60,"message_retention_seconds":3600,"consumed_retention_seconds":`+seconds+`}`)
@@ -95,6 +100,7 @@ func TestListOfConsumedAnswersAtMostItsSize(t *testing.T) {
 	checkDiff(t, "listed", []int{3}, numbers(s.consumed("t", "")))
 }
 
+// A server remembers the setting, and goes by a change at once.
 func TestOnlyQueuesWithTheSettingKeepWhatWasConsumed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -142,6 +148,70 @@ func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
 	s.engine.giveBack("t", v.messages[:1])
 	checkDiff(t, "listed", []int{2}, numbers(s.consumed("t", "")))
 	checkDiff(t, "received then", []int{1, 3}, numbers(s.receive("t", "")))
+}
+
+func TestConsumedMessagesGoWhenTheirTimeIsOver(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, id := range []string{"t", "shortened", "off"} {
+		s.mustTopic(id, keeping)
+		s.publish(id, 1, 2)
+		s.must(200, "GET", "/queue/"+id, "")
+		s.must(200, "GET", "/queue/"+id, "")
+	}
+	s.exec("UPDATE queued.consumed SET consumed_at = consumed_at - interval '10 min' WHERE data->>'n' = '1'")
+	mustCleanUp(t, s)
+	checkDiff(t, "kept within their time", 6, s.count("SELECT count(*) FROM queued.consumed"))
+
+	s.exec("UPDATE queued.consumed SET consumed_at = consumed_at - interval '50 min' WHERE data->>'n' = '1' AND queue_key = (SELECT key FROM queued.queues WHERE id = 't')")
+	s.setRetention("shortened", "300")
+	s.setRetention("off", "null")
+	want := map[string][]int{"t": {2}, "shortened": {2}, "off": {}}
+	for id := range want {
+		checkDiff(t, "listed of "+id+" before the cleanup", want[id], numbers(s.consumed(id, "")))
+		checkDiff(t, "kept of "+id+" before the cleanup", 2, s.keptIn(id))
+	}
+	mustCleanUp(t, s)
+	for id := range want {
+		checkDiff(t, "kept of "+id, len(want[id]), s.keptIn(id))
+	}
+}
+
+func TestCleanupRemovesConsumedMessagesInBatches(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", keeping)
+	s.fillConsumed("q", 2*cleanupBatch+1)
+	s.exec("UPDATE queued.consumed SET consumed_at = now() - interval '1 h'")
+	s.fillConsumed("q", 1)
+	c := &cleanup{db: s.store.db, metrics: s.server.metrics}
+	if err := c.removeConsumed(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "kept", 1, s.keptIn("q"))
+	s.wantMetrics(`queued_statement_duration_seconds_count{statement="remove_consumed"} 4`)
+}
+
+func TestConsumedMessagesOfDeletedQueuesGo(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, id := range []string{"gone", "stays"} {
+		s.mustQueue(id, keeping)
+		s.fillConsumed(id, 3)
+	}
+	s.must(204, "DELETE", "/queues/gone", "")
+	s.mustQueue("gone", keeping)
+	checkDiff(t, "listed of the queue made again", []wireMessage{}, s.consumed("gone", ""))
+	s.exec("UPDATE queued.deleted_queues SET deleted_at = now() - interval '2 h'")
+	c := &cleanup{db: s.store.db, metrics: s.server.metrics}
+	if err := c.removeDeleted(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "keys of deleted queues with consumed messages", 1, s.count("SELECT count(*) FROM queued.deleted_queues"))
+	mustCleanUp(t, s)
+	checkDiff(t, "kept", 3, s.count("SELECT count(*) FROM queued.consumed"))
+	checkDiff(t, "kept of the other queue", 3, s.keptIn("stays"))
+	checkDiff(t, "keys of deleted queues", 0, s.count("SELECT count(*) FROM queued.deleted_queues"))
 }
 
 func TestPurgeDeletesWhatWasConsumed(t *testing.T) {

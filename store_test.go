@@ -412,6 +412,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"redrive":        {redriveBatch, []string{"1", "now()", "100", "now()", "0", "10", "'t'"}, "messages_due"},
 		"peek":           {selectPeek, []string{"'t'", "0", "10", "1000000"}, "messages_due"},
 		"consumed":       {selectConsumed, []string{"'t'", "0", "10", "1000000"}, "Backward using consumed_pkey"},
+		"find old":       {selectKeptLongEnough, nil, "consumed_pkey"},
 		"remove old":     {removeConsumed, []string{"1", "now()", "now()", "0", "10"}, "consumed_pkey"},
 		"message":        {selectMessage, []string{"'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
 		"find expired":   {selectFronts, []string{"'{1}'", "'{now}'"}, "messages_due"},

@@ -23,7 +23,12 @@ var uuidPattern = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12
 func TestToursWorkAsPrinted(t *testing.T) {
 	t.Parallel()
 	program := mustBuild(t)
-	for page, atLeast := range map[string]int{"README.md": 10, "docs/coming-from-pgqueue.md": 3, "docs/coming-from-micro-queue.md": 2} {
+	for page, atLeast := range map[string]int{
+		"README.md":                       10,
+		"docs/coming-from-fastqueue.md":   6,
+		"docs/coming-from-pgqueue.md":     3,
+		"docs/coming-from-micro-queue.md": 2,
+	} {
 		t.Run(page, func(t *testing.T) {
 			t.Parallel()
 			if commands := tour(t, program, page); commands < atLeast {

@@ -54,6 +54,7 @@ type benchSettings struct {
 	producers int
 	consumers int
 	batch     int
+	groups    int
 	size      int
 	rate      float64
 	ahead     int
@@ -116,6 +117,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 	f.IntVar(&v.producers, "producers", 16, "`number` of producers")
 	f.IntVar(&v.consumers, "consumers", 16, "`number` of consumers")
 	f.IntVar(&v.batch, "batch", 1, "`messages` a request, 1 to 1000")
+	f.IntVar(&v.groups, "groups", 0, "`number` of groups that messages belong to in turns, 0 for messages without one")
 	f.IntVar(&v.size, "size", 200, "`bytes` of a message's data")
 	f.Float64Var(&v.rate, "rate", 0, "`messages` to publish each second, 0 for as many as possible; the latency of a\npublish then counts from when it was due, if the one before was answered too late")
 	f.IntVar(&v.ahead, "ahead", 1000, "`messages` that producers may be ahead of consumers, if there are any; 0 for any number")
@@ -140,6 +142,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 		{0 <= v.producers && v.producers <= 100_000, "producers", "must be 0 to 100000"},
 		{0 <= v.consumers && v.consumers <= 100_000, "consumers", "must be 0 to 100000"},
 		{1 <= v.batch && v.batch <= maxBatch, "batch", fmt.Sprintf("must be 1 to %d", maxBatch)},
+		{0 <= v.groups && v.groups <= 100_000_000, "groups", "must be 0 to 100000000"},
 		{0 <= v.size && v.size <= 16<<20, "size", "must be 0 to 16777216"},
 		{v.rate >= 0, "rate", "must not be negative"},
 		{v.ahead >= 0, "ahead", "must not be negative"},
@@ -382,7 +385,13 @@ func (b *bench) number(n int, sentAt time.Time) (first int) {
 // appendMessage appends a message whose data has the size of the settings, if
 // that is enough for its number.
 func (b *bench) appendMessage(body []byte, number int) []byte {
-	body = append(body, `{"data":`...)
+	body = append(body, '{')
+	if groups := b.settings.groups; groups > 0 {
+		body = append(body, `"group":"`...)
+		body = strconv.AppendInt(body, int64(number%groups), 10)
+		body = append(body, `",`...)
+	}
+	body = append(body, `"data":`...)
 	start := len(body)
 	body = append(body, `{"bench":"`...)
 	body = append(body, b.run...)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/lib/pq"
@@ -26,6 +27,7 @@ type cleanup struct {
 	announce func(queueID string, dueAt time.Time)
 
 	page   int64               // where the walk through the table goes on
+	group  groupKey            // where the walk through the groups goes on; zero: at the first
 	fronts map[int64]time.Time // by queue key: when the oldest message was due, at the last pass
 }
 
@@ -82,7 +84,7 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 // once is one pass: it does all there is to do, but for what only the walk
 // finds in a table larger than walkBatches*walkPages; the next passes go on there.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.removeIdleGroups} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(unknown(failed), errUnavailable) && pq.As(failed) == nil {
@@ -93,25 +95,24 @@ func (c *cleanup) once(ctx context.Context) (err error) {
 }
 
 const selectExhausted = `
-SELECT q.key, q.id, q.dead_queue_id
+SELECT k.key, q.id, coalesce(q.dead_queue_id, '')
 FROM queued.queues q
-WHERE q.dead_queue_id IS NOT NULL
-    AND EXISTS (
-        SELECT
-        FROM queued.messages m
-        WHERE m.queue_key = q.key
-            AND m.last_delivery
-            AND m.scheduled_at <= now()
-            AND m.delivery_attempts >= q.message_max_deliveries
-    )
+CROSS JOIN LATERAL (VALUES (q.key), (-q.key)) AS k (key)
+WHERE EXISTS (
+    SELECT
+    FROM queued.messages m
+    WHERE m.queue_key = k.key
+        AND m.last_delivery
+        AND m.scheduled_at <= now()
+        AND m.delivery_attempts >= ` + maxDeliveries + `
+)
 ORDER BY q.id`
 
 const moveExhausted = `
 WITH source AS MATERIALIZED (
-    SELECT message_max_deliveries, dead_queue_id
+    SELECT CASE WHEN dead_queue_id IS NOT NULL THEN message_max_deliveries END AS max_deliveries, dead_queue_id
     FROM queued.queues
-    WHERE key = $1
-        AND dead_queue_id IS NOT NULL
+    WHERE key = abs($1::bigint)
 ), due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq
     FROM queued.messages
@@ -120,7 +121,7 @@ WITH source AS MATERIALIZED (
         AND scheduled_at >= $3 -- several have the same time, and one may be left over
         AND scheduled_at <= now()
         AND expired_at > now()
-        AND delivery_attempts >= (SELECT message_max_deliveries FROM source)
+        AND delivery_attempts >= least((SELECT max_deliveries FROM source), max_deliveries, 2147483647)
     ORDER BY scheduled_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
@@ -128,16 +129,16 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
-    RETURNING m.id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, source.dead_queue_id AS destination_id
-), moved AS (` + moveMessages + `
-)
+    RETURNING ` + movedColumns + `, source.dead_queue_id AS destination_id
+), moved AS (` + moveMessages + wakeMoved + `
 SELECT scheduled_at, seq, count(*) OVER ()
 FROM due
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
 // moveExhausted moves messages whose last delivery ended without an ack to the
-// dead queue. Those that were nacked have moved already.
+// dead queue; where there is none, they are dropped. Those that were nacked are
+// gone already.
 func (c *cleanup) moveExhausted(ctx context.Context) error {
 	type move struct {
 		key             int64
@@ -154,8 +155,15 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
 			return scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
 		}, func(n int) {
-			c.metrics.add(c.metrics.deadLettered, m.id, n)
-			c.announce(m.deadQueueID, time.Time{})
+			if m.deadQueueID == "" {
+				c.metrics.add(c.metrics.dropped, m.id, n)
+			} else {
+				c.metrics.add(c.metrics.deadLettered, m.id, n)
+				c.announce(m.deadQueueID, time.Time{})
+			}
+			if m.key < 0 {
+				c.announce(m.id, time.Time{}) // others of their groups waited for them
+			}
 		})
 		if err != nil {
 			return err
@@ -169,13 +177,14 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 // the last time: as long as PostgreSQL cannot remove what is gone from there, it
 // would walk over all of it.
 const selectFronts = `
-SELECT q.key, q.id, coalesce(oldest.scheduled_at, f.front), coalesce(oldest.expired_at <= now(), false)
+SELECT k.key, q.id, coalesce(oldest.scheduled_at, f.front), coalesce(oldest.expired_at <= now(), false)
 FROM queued.queues q
-LEFT JOIN unnest($1::bigint[], $2::timestamptz[]) AS f (key, front) ON f.key = q.key
+CROSS JOIN LATERAL (VALUES (q.key), (-q.key)) AS k (key)
+LEFT JOIN unnest($1::bigint[], $2::timestamptz[]) AS f (key, front) ON f.key = k.key
 LEFT JOIN LATERAL (
     SELECT scheduled_at, expired_at
     FROM queued.messages
-    WHERE queue_key = q.key
+    WHERE queue_key = k.key
         AND scheduled_at >= coalesce(f.front, '-infinity')
     ORDER BY scheduled_at, seq
     LIMIT 1
@@ -349,14 +358,14 @@ WITH expired AS MATERIALIZED (
 )
 SELECT q.id, count(*)
 FROM removed
-JOIN queued.queues q ON q.key = removed.queue_key
+JOIN queued.queues q ON q.key = abs(removed.queue_key)
 GROUP BY q.id`
 
 	walkExhausted = `
 WITH exhausted AS MATERIALIZED (
     SELECT m.ctid AS tid
     FROM queued.messages m
-    JOIN queued.queues q ON q.key = m.queue_key
+    JOIN queued.queues q ON q.key = abs(m.queue_key)
     WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
         AND m.ctid < format('(%s,0)', $2::bigint)::tid
         AND NOT m.last_delivery
@@ -450,6 +459,95 @@ func (c *cleanup) batch(ctx context.Context, change func(*sql.Tx) error) (locked
 		return false, err
 	}
 	return true, tx.Commit()
+}
+
+// groupKey is what a group is found by.
+type groupKey struct {
+	queueKey int64
+	id       string
+}
+
+// Bounds of the walk through the groups.
+const groupWalk = 5000 // rows that one statement looks at
+
+// What has neither messages nor an interval that a client has set or that is still
+// running is locked first and looked at again then: a publisher may just have
+// added a message.
+const (
+	selectIdleGroups = `
+WITH page AS MATERIALIZED (
+    SELECT queue_key, id, kept, limited_until
+    FROM queued.groups
+    WHERE (queue_key, id) > ($1, $2)
+    ORDER BY queue_key, id
+    LIMIT $3
+), idle AS MATERIALIZED (
+    SELECT g.queue_key, g.id
+    FROM page p
+    JOIN queued.groups g ON g.queue_key = ANY (ARRAY[p.queue_key]) AND g.id = ANY (ARRAY[p.id])
+    WHERE NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = -p.queue_key)
+        OR NOT p.kept
+        AND coalesce(p.limited_until <= now(), true)
+        AND NOT EXISTS (SELECT FROM queued.messages m WHERE m.queue_key = p.queue_key AND m.group_id = p.id)
+    FOR UPDATE OF g SKIP LOCKED
+)
+SELECT p.queue_key, p.id, idle.id IS NOT NULL
+FROM page p
+LEFT JOIN idle ON idle.queue_key = p.queue_key AND idle.id = p.id
+ORDER BY p.queue_key, p.id`
+
+	removeIdleGroups = `
+DELETE FROM queued.groups g
+USING unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
+WHERE g.queue_key = u.queue_key
+    AND g.id = u.id
+    AND (NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = -g.queue_key)
+        OR NOT g.kept
+        AND coalesce(g.limited_until <= now(), true)
+        AND NOT EXISTS (SELECT FROM queued.messages m WHERE m.queue_key = g.queue_key AND m.group_id = g.id))`
+)
+
+// removeIdleGroups forgets groups that have nothing to remember.
+func (c *cleanup) removeIdleGroups(ctx context.Context) error {
+	type found struct {
+		groupKey
+		idle bool
+	}
+	for range walkBatches {
+		if c.group == (groupKey{}) {
+			c.group.queueKey = math.MinInt64
+		}
+		var page []found
+		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
+			page, err = collect(ctx, c.metrics.timed("idle_groups", tx), func(row scanner) (f found, err error) {
+				err = row.Scan(&f.queueKey, &f.id, &f.idle)
+				return f, err
+			}, selectIdleGroups, c.group.queueKey, c.group.id, groupWalk)
+			if err != nil {
+				return err
+			}
+			var keys intArray
+			var ids groupArray
+			for _, f := range page {
+				if f.idle {
+					keys, ids = append(keys, f.queueKey), append(ids, f.id)
+				}
+			}
+			if len(ids) > 0 {
+				_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroups, keys, ids)
+			}
+			return err
+		})
+		if err != nil || !locked {
+			return err
+		}
+		if len(page) < groupWalk {
+			c.group = groupKey{}
+			return nil
+		}
+		c.group = page[len(page)-1].groupKey
+	}
+	return nil
 }
 
 func scanKey(row scanner) (key int64, err error) {

@@ -158,9 +158,9 @@ WITH q AS MATERIALIZED (
     SELECT key, dead_queue_id, message_max_deliveries
     FROM queued.queues
 ), found AS (
-    SELECT m.queue_key, m.created_at, ` + messageState + ` AS state
+    SELECT q.key AS queue_key, m.created_at, ` + messageState + ` AS state
     FROM queued.messages m
-    JOIN q ON q.key = m.queue_key
+    JOIN q ON q.key = abs(m.queue_key)
     WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
         AND m.ctid < format('(%s,0)', $2::bigint)::tid
         AND m.expired_at > now()

@@ -50,6 +50,13 @@ SET jit = off;
 SET plan_cache_mode = force_generic_plan`,
 	statementTimeout.Milliseconds(), lockTimeout.Milliseconds(), networkTimeout.Milliseconds())
 
+// engineSettings are those of the engine's connections. Its statements have a few
+// rows in hand and look up others by index. Prepared while a table is empty, they
+// would be planned to read all of it, and be as slow as it grows long.
+const engineSettings = `;
+SET enable_hashjoin = off;
+SET enable_mergejoin = off`
+
 // connector makes connections with settings.
 type connector struct {
 	*pq.Connector
@@ -171,6 +178,11 @@ func newDatabase(text string) (*database, error) {
 // standby.
 func (d *database) open(conns int) (*sql.DB, error) {
 	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings, conns)
+}
+
+// openForEngine returns the pool of the engine.
+func (d *database) openForEngine() (*sql.DB, error) {
+	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, engineConns)
 }
 
 // openPatient returns a pool of one connection for what takes its time, up to an

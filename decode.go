@@ -369,7 +369,7 @@ func parseNumber(s string) (float64, bool) {
 
 // draft reads a message that is to be published.
 func (f *form) draft(l *limits) draft {
-	m := draft{data: f.data("data"), attributes: f.attributes("attributes")}
+	m := draft{data: f.data("data"), attributes: f.attributes("attributes"), group: f.group("group")}
 	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
 		f.wrong(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
 	}
@@ -381,6 +381,40 @@ func (f *form) draft(l *limits) draft {
 		m.matched = parseAttributes(m.attributes)
 	}
 	return m
+}
+
+// maxGroup is the longest id of a group, in bytes.
+const maxGroup = 256
+
+// group reads the id of a group; empty if it is null or missing.
+func (f *form) group(name string) string {
+	raw := f.value(name, false)
+	if raw == nil {
+		return ""
+	}
+	if raw[0] != '"' {
+		f.wrong("str type expected", "type_error.str", name)
+		return ""
+	}
+	id := unquote(raw)
+	if msg, kind := groupMistake(id); msg != "" {
+		f.wrong(msg, kind, name)
+		return ""
+	}
+	return id
+}
+
+// groupMistake says what is wrong with the id of a group, and of what type that is.
+func groupMistake(id string) (msg, kind string) {
+	switch {
+	case id == "":
+		return "ensure this value has at least 1 characters", "value_error.any_str.min_length"
+	case len(id) > maxGroup:
+		return fmt.Sprintf("ensure this value has at most %d bytes", maxGroup), "value_error.any_str.max_length"
+	case !utf8.ValidString(id) || strings.ContainsRune(id, 0):
+		return "the text must be UTF-8 without \\u0000", "value_error.unicode"
+	}
+	return "", ""
 }
 
 // data reads a message's data: a JSON object, as sent.
@@ -639,6 +673,15 @@ func (f *form) boolean(name string) bool {
 	}
 	f.wrong("value could not be parsed to a boolean", "type_error.bool", name)
 	return false
+}
+
+// showsGroup reads which fields of messages the client wants beside the usual ones.
+func (f *form) showsGroup() bool {
+	text, has := f.find("fields")
+	if has && string(text) != "group" {
+		f.wrong(`the one field there is to ask for is "group"`, "value_error", "fields")
+	}
+	return has
 }
 
 // waitSeconds reads for how long a long poll waits.

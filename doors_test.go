@@ -13,7 +13,7 @@ import (
 func (s *testServer) state() string {
 	s.t.Helper()
 	var b strings.Builder
-	for _, table := range []string{"topics", "queues", "messages", "consumed", "deleted_queues", "settings"} {
+	for _, table := range []string{"topics", "queues", "messages", "groups", "consumed", "deleted_queues", "settings"} {
 		var rows string
 		if err := s.store.db.QueryRow("SELECT coalesce(string_agg(v::text, E'\n' ORDER BY v::text), '') FROM queued." + table + " AS v").Scan(&rows); err != nil {
 			s.t.Fatal(err)
@@ -79,6 +79,7 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		"POST /topics":                           `{"id":"new"}`,
 		"POST /queues":                           queue,
 		"PUT /queues/{queue_id}":                 queue,
+		"PUT /queues/{queue_id}/groups/{group}":  `{"delivery_interval_ms":2}`,
 		"PUT /queues/{queue_id}/redrive":         `{"destination_queue_id":"u"}`,
 		"POST /topics/{topic_id}/messages":       `{"data":{}}`,
 		"POST /queues/{queue_id}/messages":       `{"data":{}}`,
@@ -99,9 +100,10 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		s.mustQueue("u")
 		s.mustTopic("t")
 		s.publish("t", 1, 2)
+		s.must(200, "PUT", "/queues/t/groups/g", `{"delivery_interval_ms":1}`)
 		id := s.receive("t", "?limit=1")[0].ID
 		method, path, _ := strings.Cut(route, " ")
-		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id).Replace(path)
+		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id, "{group}", "g").Replace(path)
 		body := strings.ReplaceAll(bodies[route], "MESSAGE", id)
 		changes := method != "GET" && method != "OPTIONS" || consumes[route]
 		before := s.state()

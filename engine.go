@@ -46,7 +46,7 @@ type engine struct {
 
 	mu          sync.Mutex
 	dispatchers map[outlet]*dispatcher // that have receivers
-	floors      map[string]*floor      // of queues that were claimed from lately, by queue id
+	floors      map[string]*floors     // of queues that were claimed from lately, by queue id
 	receivers   int                    // waiting, in all of them
 	draining    bool
 	dispatching sync.WaitGroup
@@ -57,7 +57,7 @@ type engine struct {
 // newEngine starts an engine on connections of its own, so that slow requests
 // of other kinds cannot take them. The caller ends it with drain and then close.
 func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook time.Duration) (*engine, error) {
-	db, err := d.open(engineConns)
+	db, err := d.openForEngine()
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 		claimers:    make(chan *session, claimers),
 		lookNow:     make(chan struct{}, 1),
 		dispatchers: make(map[outlet]*dispatcher),
-		floors:      make(map[string]*floor),
+		floors:      make(map[string]*floors),
 		stop:        stop,
 	}
 	e.publications = newLane("publish", db, m, publishRows, publishSize, e.runPublications)
@@ -220,17 +220,17 @@ func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook
 // below the floors of those that have one.
 func (e *engine) look(s *session, slow bool) error {
 	e.mu.Lock()
-	maps.DeleteFunc(e.floors, func(id string, f *floor) bool {
+	maps.DeleteFunc(e.floors, func(id string, f *floors) bool {
 		return len(e.dispatchersOf(id)) == 0 && time.Since(f.usedAt) > floorIdle
 	})
 	var ids []string
-	var since []time.Time
+	var since []claimStart
 	for id, f := range e.floors {
 		// Also where nobody waits right now: a busy queue may never be seen with a line.
 		if slow {
-			ids, since = append(ids, id), append(since, time.Time{})
-		} else if !f.at.IsZero() {
-			ids, since = append(ids, id), append(since, f.at.Add(-lookBack))
+			ids, since = append(ids, id), append(since, claimStart{})
+		} else if !f.messages.at.IsZero() || !f.groups.at.IsZero() {
+			ids, since = append(ids, id), append(since, claimStart{f.messages.below(lookBack), f.groups.below(lookBack)})
 		}
 	}
 	e.mu.Unlock()
@@ -251,17 +251,16 @@ func (e *engine) look(s *session, slow bool) error {
 		hidden := false
 		if f := e.floors[v.queueID]; f != nil {
 			f.check(v.now)
-			if hidden = v.dueAt.Before(f.at) && !v.dueAt.IsZero(); hidden {
-				f.lower(v.dueAt)
-			}
+			inMessages, inGroups := f.messages.find(v.dueAt), f.groups.find(v.readyAt)
+			hidden = inMessages || inGroups
 		}
 		if !slow && !hidden {
 			continue
 		}
 		for _, d := range e.dispatchersOf(v.queueID) {
 			d.clock.set(v.now)
-			if !v.dueAt.IsZero() {
-				d.expect(v.dueAt)
+			if next := v.soonest(); !next.IsZero() {
+				d.expect(next)
 			}
 		}
 	}

@@ -2,6 +2,40 @@ package main
 
 import "time"
 
+// floors are those of a queue.
+type floors struct {
+	messages floor     // by when they are due; of those without a group
+	groups   floor     // by when they are ready
+	claims   int       // that have begun
+	usedAt   time.Time // by the clock of this process
+}
+
+// begin returns where a claim begins.
+func (f *floors) begin() (from claimStart) {
+	f.claims, f.usedAt = f.claims+1, time.Now()
+	return claimStart{f.messages.begin(), f.groups.begin()}
+}
+
+// claimStart is where a claim begins: zero is the very front.
+type claimStart struct{ messages, groups time.Time }
+
+// raise ends a claim that began at from.
+func (f *floors) raise(from claimStart, v claimed) {
+	f.messages.raise(from.messages, v.ungrouped)
+	f.groups.raise(from.groups, v.grouped)
+}
+
+// lower makes room for something that became due at that time; zero is any time.
+func (f *floors) lower(dueAt time.Time) {
+	f.messages.lower(dueAt)
+	f.groups.lower(dueAt) // which is ready then, or later
+}
+
+func (f *floors) check(now time.Time) {
+	f.messages.check(now)
+	f.groups.check(now)
+}
+
 // floor is where the claims of a queue begin: a due time below which nothing is
 // left. Without one a claim walks over the rows at the front of the queue that
 // are gone, but that PostgreSQL cannot remove as long as a transaction somewhere
@@ -15,7 +49,6 @@ type floor struct {
 	at     time.Time // by the clock of PostgreSQL; zero: the very front
 	lowest time.Time // what wakes have named since the last claim began; zero: the very front
 	named  bool      // there was such a wake
-	usedAt time.Time // by ours
 }
 
 const (
@@ -30,7 +63,7 @@ const (
 
 // begin returns where a claim begins.
 func (f *floor) begin() (from time.Time) {
-	f.named, f.usedAt = false, time.Now()
+	f.named = false
 	return f.at
 }
 
@@ -44,17 +77,37 @@ func (f *floor) lower(dueAt time.Time) {
 	}
 }
 
-// raise ends a claim that began at from and took all that was due until last, at
-// a time that PostgreSQL's clock calls now.
-func (f *floor) raise(from, last, now time.Time) {
-	f.at = last.Add(-floorMargin)
+// find is told what is due next as a look has seen it; zero is nothing. It
+// reports whether that was hidden below the floor, which it is not any more.
+func (f *floor) find(dueAt time.Time) bool {
+	hidden := !dueAt.IsZero() && dueAt.Before(f.at)
+	if hidden {
+		f.lower(dueAt)
+	}
+	return hidden
+}
+
+// below returns a time that is so far below the floor; zero if there is none.
+func (f *floor) below(by time.Duration) time.Time {
+	if f.at.IsZero() {
+		return f.at
+	}
+	return f.at.Add(-by)
+}
+
+// raise ends a claim that began at from.
+func (f *floor) raise(from time.Time, v claimedFrom) {
+	if v.last.IsZero() {
+		return
+	}
+	f.at = v.last.Add(-floorMargin)
 	if f.at.Before(from) {
 		f.at = from
 	}
 	if f.named && f.lowest.Before(f.at) {
 		f.at = f.lowest
 	}
-	f.check(now)
+	f.check(v.now)
 }
 
 // check resets a floor that the clock of PostgreSQL has not reached: it was set

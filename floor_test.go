@@ -15,36 +15,36 @@ func TestFloorStaysBelowWhatWasNamed(t *testing.T) {
 		want time.Time
 	}{
 		"a claim raises it": {func(f *floor) {
-			f.raise(f.begin(), at(1000), at(2000))
+			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 		}, at(950)},
 		"a claim does not lower it": {func(f *floor) {
-			f.raise(f.begin(), at(1000), at(2000))
-			f.raise(f.begin(), at(960), at(2000))
+			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
+			f.raise(f.begin(), claimedFrom{last: at(960), now: at(2000)})
 		}, at(950)},
 		"a wake lowers it": {func(f *floor) {
-			f.raise(f.begin(), at(1000), at(2000))
+			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.lower(at(500))
 		}, at(500)},
 		"a wake for later does not": {func(f *floor) {
-			f.raise(f.begin(), at(1000), at(2000))
+			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.lower(at(1500))
 		}, at(950)},
 		"a wake for any time does": {func(f *floor) {
-			f.raise(f.begin(), at(1000), at(2000))
+			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.lower(time.Time{})
 		}, time.Time{}},
 		"a wake during a claim holds it down": {func(f *floor) {
 			from := f.begin()
 			f.lower(at(700))
 			f.lower(at(800))
-			f.raise(from, at(1000), at(2000))
+			f.raise(from, claimedFrom{last: at(1000), now: at(2000)})
 		}, at(700)},
 		"a wake before a claim does not": {func(f *floor) {
 			f.lower(at(700))
-			f.raise(f.begin(), at(1000), at(2000))
+			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 		}, at(950)},
 		"a clock that was set back resets it": {func(f *floor) {
-			f.raise(f.begin(), at(1000), at(2000))
+			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.check(at(900))
 		}, time.Time{}},
 	} {
@@ -65,7 +65,7 @@ func TestWhatIsBelowTheFloorIsFoundByALook(t *testing.T) {
 	ids := s.publish("t", 1, 2)
 	s.receive("t", "?limit=1&wait_seconds=5")
 	s.engine.mu.Lock()
-	raised := !s.engine.floors["t"].at.IsZero()
+	raised := !s.engine.floors["t"].messages.at.IsZero()
 	s.engine.mu.Unlock()
 	if !raised {
 		t.Error("the receive did not raise the floor of its queue")
@@ -86,7 +86,7 @@ func TestALookFindsWhatIsBelowTheFloorOfAQueueWithoutALine(t *testing.T) {
 		s.engine.mu.Lock()
 		defer s.engine.mu.Unlock()
 		if f := s.engine.floors["t"]; f != nil {
-			return f.at
+			return f.messages.at
 		}
 		t.Fatal("the floor was forgotten")
 		return time.Time{}

@@ -112,6 +112,10 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handle(anyToken, "GET /messages/{message_id}", v.getMessage)
 	v.handle(getting, "GET /queues/{queue_id}/messages/peek", v.look(s.peek))
 	v.handle(getting, "GET /queues/{queue_id}/messages/consumed", v.look(s.consumed))
+	v.handle(seeing, "GET /queues/{queue_id}/groups", v.listGroups)
+	v.handle(seeing, "GET /queues/{queue_id}/groups/{group}", v.getGroup)
+	v.handle(admin, "PUT /queues/{queue_id}/groups/{group}", v.putGroup)
+	v.handle(admin, "DELETE /queues/{queue_id}/groups/{group}", v.deleteGroup)
 	v.handlePgQueue()
 	v.handleMicroQueue()
 	v.handleAlways(public, "GET /health", v.health)
@@ -470,6 +474,8 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 		return http.StatusNotFound, "Queue not found"
 	case errors.Is(err, errMessageNotFound):
 		return http.StatusNotFound, "Message not found"
+	case errors.Is(err, errGroupNotFound):
+		return http.StatusNotFound, "Group not found"
 	case errors.Is(err, errTopicExists):
 		return http.StatusUnprocessableEntity, "This topic already exists"
 	case errors.Is(err, errQueueExists):
@@ -812,7 +818,7 @@ func (s *server) updateQueue(r *request) error {
 	if err != nil {
 		return err
 	}
-	// Messages that were exhausted may not be any more.
+	// Messages that were exhausted may not be any more, nor groups limited.
 	s.engine.announce(id, time.Time{})
 	return r.w.json(http.StatusOK, q)
 }
@@ -865,6 +871,7 @@ func (s *server) purge(r *request) error {
 	if err != nil {
 		return err
 	}
+	s.engine.announce(id, time.Time{}) // what is published meanwhile may have waited for what is gone
 	return r.w.empty(http.StatusNoContent)
 }
 
@@ -930,7 +937,9 @@ func (s *server) publishBatch(r *request) error {
 const attributesCost = 16
 
 func (s *server) finishPublish(r *request, f *form, p *publication) error {
-	if err := f.err(); err != nil {
+	q := readQuery(r.URL.RawQuery)
+	showsGroup := q.showsGroup()
+	if err := cmp.Or(f.err(), q.err()); err != nil {
 		return err
 	}
 	size := 0
@@ -950,7 +959,15 @@ func (s *server) finishPublish(r *request, f *form, p *publication) error {
 		size += len(m.Data) + len(m.Attributes)
 	}
 	r.w.conn.add(answerSize(len(stored), size) - taken) // they are stored: no answer would be worse
+	showGroups(stored, showsGroup)
 	return r.w.messages(http.StatusCreated, stored)
+}
+
+// showGroups makes messages show their groups, if that was asked for.
+func showGroups(messages []message, asked bool) {
+	for i := range messages {
+		messages[i].showsGroup = asked
+	}
 }
 
 func (s *server) receive(r *request) error {
@@ -961,6 +978,7 @@ func (s *server) receive(r *request) error {
 	f := readQuery(r.URL.RawQuery)
 	limit := min(f.parameter("limit", 10, bounds{1, math.MaxInt}), s.limits.maxLimit)
 	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
+	showsGroup := f.showsGroup()
 	if err := f.err(); err != nil {
 		return err
 	}
@@ -968,6 +986,7 @@ func (s *server) receive(r *request) error {
 	if err != nil {
 		return err
 	}
+	showGroups(v.messages, showsGroup)
 	return s.deliver(r, id, v, func(messages []message) error {
 		return r.w.messages(http.StatusOK, messages)
 	})
@@ -1039,6 +1058,7 @@ func (s *server) extend(r *request) error {
 	}
 	f := readQuery(r.URL.RawQuery)
 	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
+	showsGroup := f.showsGroup()
 	b := readBody(r.body)
 	item.after = b.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
 	if err := cmp.Or(f.err(), b.err()); err != nil {
@@ -1052,6 +1072,7 @@ func (s *server) extend(r *request) error {
 	if err != nil {
 		return err
 	}
+	m.showsGroup = showsGroup
 	return r.w.own(http.StatusOK, m.appendJSON(nil))
 }
 
@@ -1152,6 +1173,77 @@ func (s *server) look(page func(ctx context.Context, queueID string, offset, lim
 	}
 }
 
+func (s *server) listGroups(r *request) error {
+	id, err := r.queueID()
+	if err != nil {
+		return err
+	}
+	f := readQuery(r.URL.RawQuery)
+	offset, limit := f.page(&s.limits)
+	if err := f.err(); err != nil {
+		return err
+	}
+	all, err := s.store.groups(r.Context(), id, offset, limit)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusOK, list{all})
+}
+
+func (s *server) getGroup(r *request) error {
+	queueID, id, err := r.groupID()
+	if err != nil {
+		return err
+	}
+	g, err := s.store.group(r.Context(), queueID, id)
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusOK, g)
+}
+
+func (s *server) putGroup(r *request) error {
+	queueID, id, err := r.groupID()
+	if err != nil {
+		return err
+	}
+	f := readBody(r.body)
+	if !f.broken && !f.has("delivery_interval_ms") {
+		f.wrong("field required", "value_error.missing", "delivery_interval_ms")
+	}
+	interval := f.integer("delivery_interval_ms", bounds{0, maxInterval}, false)
+	if err := f.err(); err != nil {
+		return err
+	}
+	if err := s.store.setInterval(r.Context(), queueID, id, interval, interval != nil); err != nil {
+		return err
+	}
+	s.engine.announce(queueID, time.Time{})
+	g, err := s.store.group(r.Context(), queueID, id)
+	if errors.Is(err, errGroupNotFound) { // it has neither messages nor an interval of its own
+		return r.w.empty(http.StatusNoContent)
+	}
+	if err != nil {
+		return err
+	}
+	return r.w.json(http.StatusOK, g)
+}
+
+func (s *server) deleteGroup(r *request) error {
+	queueID, id, err := r.groupID()
+	if err != nil {
+		return err
+	}
+	err = s.store.deleteGroup(r.Context(), queueID, id, func(n int) {
+		s.metrics.add(s.metrics.purged, queueID, n)
+	})
+	if err != nil {
+		return err
+	}
+	s.engine.announce(queueID, time.Time{})
+	return r.w.empty(http.StatusNoContent)
+}
+
 // success is the body of answers that say how the server is.
 type success struct {
 	Success bool `json:"success"`
@@ -1194,6 +1286,16 @@ func (r *request) topicID() (string, error) {
 
 func (r *request) queueID() (string, error) {
 	return pathID(r.PathValue("queue_id"), errQueueNotFound)
+}
+
+// groupID returns the queue and the group in the path.
+func (r *request) groupID() (queueID, id string, err error) {
+	queueID, err = r.queueID()
+	id = r.PathValue("group")
+	if msg, _ := groupMistake(id); msg != "" && err == nil {
+		err = errGroupNotFound
+	}
+	return queueID, id, err
 }
 
 func pathID(id string, missing error) (string, error) {

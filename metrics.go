@@ -32,6 +32,7 @@ type metrics struct {
 	deadLettered *prometheus.CounterVec
 	redriven     *prometheus.CounterVec
 	purged       *prometheus.CounterVec
+	dropped      *prometheus.CounterVec
 	queues       sync.Map // ids of the queues that have a series in one of them
 
 	batches    *prometheus.HistogramVec // requests that shared a statement, by lane
@@ -41,7 +42,7 @@ type metrics struct {
 
 // messageCounters are those that have a series for each queue.
 func (m *metrics) messageCounters() []*prometheus.CounterVec {
-	return []*prometheus.CounterVec{m.published, m.delivered, m.redelivered, m.acked, m.nacked, m.expired, m.deadLettered, m.redriven, m.purged}
+	return []*prometheus.CounterVec{m.published, m.delivered, m.redelivered, m.acked, m.nacked, m.expired, m.deadLettered, m.redriven, m.purged, m.dropped}
 }
 
 func newMetrics(db *sql.DB) *metrics {
@@ -70,6 +71,7 @@ func newMetrics(db *sql.DB) *metrics {
 		deadLettered:  counter("queued_messages_dead_lettered_total", "Messages moved to the dead queue of this queue.", "queue"),
 		redriven:      counter("queued_messages_redriven_total", "Messages moved away by redrives.", "queue"),
 		purged:        counter("queued_messages_purged_total", "Messages deleted by purges.", "queue"),
+		dropped:       counter("queued_messages_dropped_total", "Messages deleted because they were delivered as often as their publisher allowed.", "queue"),
 		batches: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "queued_batch_requests",
 			Help:    "Requests that shared a statement.",
@@ -137,7 +139,11 @@ func (m *metrics) delivery(queueID string, messages []message) {
 		if v.DeliveryAttempts > 1 {
 			redelivered++
 		}
-		m.lateness.Observe(v.UpdatedAt.Sub(v.dueAt.Time).Seconds())
+		dueAt := v.dueAt.Time
+		if v.turn != nil && v.turn.before.Time.After(dueAt) {
+			dueAt = v.turn.before.Time // its group was limited
+		}
+		m.lateness.Observe(v.UpdatedAt.Sub(dueAt).Seconds())
 	}
 	m.add(m.delivered, queueID, len(messages))
 	m.add(m.redelivered, queueID, redelivered)

@@ -24,6 +24,7 @@ type publication struct {
 type draft struct {
 	data       []byte            // JSON as sent
 	attributes []byte            // JSON as sent; nil if there are none
+	group      string            // empty if it has none
 	matched    map[string]string // the attributes, for the filters; nil if there are none
 	delay      *time.Duration    // in place of the queue's
 }
@@ -74,12 +75,12 @@ func (e *engine) store(s *session, batch []*publication) error {
 			return nil
 		}
 		began := time.Now()
-		stored, err := s.insert(messages)
+		stored, readyAt, err := s.insert(messages)
 		if errors.Is(err, errStale) {
 			return err
 		}
 		// Even if it failed: an unknown outcome may be that they are stored.
-		e.wakePublished(messages, stored)
+		e.wakePublished(messages, stored, readyAt)
 		if time.Since(began) > floorMargin/2 {
 			// Claims at other servers may have passed the rows, which are due since the
 			// statement began. They shall know before the publisher goes on, or what it
@@ -182,19 +183,26 @@ func (p *publication) address(v *settings) (messages []outgoing, copies int, err
 		if copies += len(to); copies > maxCopies {
 			return nil, 0, errTooManyCopies
 		}
-		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, to: to})
+		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, to: to})
 	}
 	return messages, copies, nil
 }
 
-// wakePublished wakes the receivers of the queues that messages go to. Without
-// stored, what became of the messages is unknown and they count as due now.
-func (e *engine) wakePublished(messages []outgoing, stored [][]message) {
+// wakePublished wakes the receivers of the queues that messages go to, but of those
+// with a group only where one is ready sooner than it was. Without stored, what
+// became of the messages is unknown and they count as due now.
+func (e *engine) wakePublished(messages []outgoing, stored [][]message, readyAt map[int64]time.Time) {
 	dueAt := make(map[string]time.Time, 1)
 	for i, m := range messages {
 		for j, to := range m.to {
 			var at time.Time
-			if stored != nil {
+			if stored != nil && m.group != "" {
+				ready, sooner := readyAt[stored[i][j].queueKey]
+				if !sooner {
+					continue
+				}
+				at = ready
+			} else if stored != nil {
 				at = stored[i][j].ScheduledAt.Time
 			}
 			if earliest, seen := dueAt[to.queueID]; !seen || at.Before(earliest) {

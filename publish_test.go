@@ -208,11 +208,11 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 	s.must(204, "DELETE", "/queues/t", "")
 	mustCleanUp(t, s)
 	messages := []outgoing{{data: []byte(`{}`), to: session.settings.topics["t"]}}
-	if _, err := session.insert(messages); !errors.Is(err, errStale) {
+	if _, _, err := session.insert(messages); !errors.Is(err, errStale) {
 		t.Errorf("insert by old settings = %v, want errStale", err)
 	}
 	session.settings.version++ // as if the queue was deleted after the look at the version
-	if _, err := session.insert(messages); err != nil {
+	if _, _, err := session.insert(messages); err != nil {
 		t.Fatal(err)
 	}
 	checkDiff(t, "rows", 1, s.count("SELECT count(*) FROM queued.messages"))

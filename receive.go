@@ -254,7 +254,8 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		d.woken, d.asleep, d.unsure, d.dueAt = false, false, false, time.Time{}
 		asked, wanted, impatient := d.turns, 0, d.impatient > 0
-		from := e.floorOf(d.queueID).begin()
+		floors := e.floorsOf(d.queueID)
+		from, groupsFirst := floors.begin(), floors.claims%2 == 0
 		shares := min(len(d.line), claimShares)
 		for _, r := range d.line {
 			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows {
@@ -263,10 +264,10 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		e.mu.Unlock()
 
-		v := e.claim(d.outlet, from, wanted, shares*deliverySize)
-		if impatient && len(v.messages) == 0 && v.err == nil && !from.IsZero() {
+		v := e.claim(d.outlet, from, groupsFirst, wanted, shares*deliverySize)
+		if impatient && len(v.messages) == 0 && v.err == nil && from != (claimStart{}) {
 			// No look from the front will come in time for those who do not wait.
-			v = e.claim(d.outlet, time.Time{}, wanted, shares*deliverySize)
+			v = e.claim(d.outlet, claimStart{}, groupsFirst, wanted, shares*deliverySize)
 		}
 		left, wait := e.handOut(d, asked, v)
 		// Before the next claim, or messages would overtake them.
@@ -361,24 +362,24 @@ func share(messages []message, limit int) int {
 	return len(messages)
 }
 
-// floorOf returns the floor of a queue. Its caller holds the mutex.
-func (e *engine) floorOf(queueID string) *floor {
+// floorsOf returns the floors of a queue. Its caller holds the mutex.
+func (e *engine) floorsOf(queueID string) *floors {
 	f := e.floors[queueID]
 	if f == nil {
-		f = &floor{}
+		f = &floors{}
 		e.floors[queueID] = f
 	}
 	return f
 }
 
 // claim leases, or consumes, up to limit messages of the queue that are due since
-// from, and up to budget bytes.
-func (e *engine) claim(at outlet, from time.Time, limit, budget int) delivery {
+// from, and up to budget bytes: those with a group first, or those without.
+func (e *engine) claim(at outlet, from claimStart, groupsFirst bool, limit, budget int) delivery {
 	queueID := at.queueID
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
 	sentAt := time.Now()
-	messages, ackDeadline, err := s.claim(at, from, limit, budget)
+	v, err := s.claim(at, from, groupsFirst, limit, budget)
 	if errors.Is(err, errQueueNotFound) {
 		e.mu.Lock()
 		delete(e.floors, queueID)
@@ -390,23 +391,23 @@ func (e *engine) claim(at outlet, from time.Time, limit, budget int) delivery {
 		e.announce(queueID, time.Time{})
 		return delivery{err: unknown(err)}
 	}
-	size := 0
-	for _, m := range messages {
-		size += m.size
-	}
-	if len(messages) > 0 {
-		last := messages[len(messages)-1]
-		e.mu.Lock()
-		e.floorOf(queueID).raise(from, last.dueAt.Time, last.UpdatedAt.Time)
-		e.mu.Unlock()
-	}
-	if size > budget/2 {
+	e.mu.Lock()
+	e.floorsOf(queueID).raise(from, v)
+	e.mu.Unlock()
+	if sizeOf(v.messages) > budget/2 {
 		e.announce(queueID, time.Time{}) // likewise, if rows beyond the budget were locked
 	}
 	if at.consumes {
-		ackDeadline = forEver
+		v.ackDeadline = forEver
 	}
-	return delivery{messages: messages, goodUntil: sentAt.Add(ackDeadline)}
+	return delivery{messages: v.messages, goodUntil: sentAt.Add(v.ackDeadline)}
+}
+
+func sizeOf(messages []message) (size int) {
+	for _, m := range messages {
+		size += m.size
+	}
+	return size
 }
 
 // forEver is for how long what was consumed stays with its receiver.
@@ -416,10 +417,11 @@ const forEver = 100 * 365 * 24 * time.Hour
 // reports whether that time is past.
 func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	e.mu.Lock()
-	from := e.floorOf(d.queueID).at
+	f := e.floorsOf(d.queueID)
+	from := claimStart{f.messages.at, f.groups.at}
 	e.mu.Unlock()
 	s := <-e.claimers
-	all, err := s.nextDue([]string{d.queueID}, []time.Time{from})
+	all, err := s.nextDue([]string{d.queueID}, []claimStart{from})
 	e.claimers <- s
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -433,9 +435,9 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	}
 	v := all[0]
 	d.clock.set(v.now)
-	e.floorOf(d.queueID).check(v.now)
-	if !v.dueAt.IsZero() && (d.dueAt.IsZero() || v.dueAt.Before(d.dueAt)) {
-		d.dueAt = v.dueAt
+	e.floorsOf(d.queueID).check(v.now)
+	if next := v.soonest(); !next.IsZero() && (d.dueAt.IsZero() || next.Before(d.dueAt)) {
+		d.dueAt = next
 	}
 	return !d.dueAt.IsZero() && d.clock.until(d.dueAt) <= 0
 }

@@ -43,16 +43,16 @@ func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 		want = append(want, fmt.Sprintf(`{"n":%d}`, i))
 		messages = append(messages, outgoing{data: []byte(want[i]), to: to})
 	}
-	if _, err := session.insert(messages); err != nil {
+	if _, _, err := session.insert(messages); err != nil {
 		t.Fatal(err)
 	}
 	var got []string
 	for range 5 {
-		claimed, _, err := session.claim(outlet{queueID: "q"}, time.Time{}, 100, deliverySize)
+		v, err := session.claim(outlet{queueID: "q"}, claimStart{}, false, 100, deliverySize)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range claimed {
+		for _, m := range v.messages {
 			got = append(got, string(m.Data))
 		}
 	}
@@ -174,9 +174,9 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	for _, want := range []int{1, 2, 1} { // one in any case
-		got, _, err := session.claim(outlet{queueID: "t"}, time.Time{}, 10, 50+100*(want-1)+want/2*50)
-		if err != nil || len(got) != want {
-			t.Fatalf("claim = %d messages, %v, want %d", len(got), err, want)
+		v, err := session.claim(outlet{queueID: "t"}, claimStart{}, false, 10, 50+100*(want-1)+want/2*50)
+		if err != nil || len(v.messages) != want {
+			t.Fatalf("claim = %d messages, %v, want %d", len(v.messages), err, want)
 		}
 	}
 	checkDiff(t, "attempts", 4, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 1"))

@@ -155,7 +155,8 @@ CREATE TABLE queued.groups (
     -- When to look at it for a message to deliver: never later than there is one,
     -- but perhaps earlier. Infinity: when something happens to it.
     ready_at             timestamptz NOT NULL,
-    limited_until        timestamptz, -- the last delivery and the interval; null: there was none
+    delivered_at         timestamptz, -- the last delivery; null: there was none
+    limited_until        timestamptz, -- the interval after that; null: there was none
     delivery_interval_ms integer CHECK (delivery_interval_ms >= 0), -- null: the queue's
     kept                 boolean     NOT NULL DEFAULT false, -- a client has set the interval, and finds it again when there are no messages
     blocked              boolean     NOT NULL DEFAULT false, -- ready_at goes by a message that the others have to wait for
@@ -163,11 +164,10 @@ CREATE TABLE queued.groups (
 );
 
 -- The groups that are ready, the one ready longest first.
-CREATE INDEX groups_ready ON queued.groups (queue_key, ready_at, id);
+CREATE INDEX groups_ready ON queued.groups (queue_key, ready_at);
 
 -- Each delivery changes its row.
 ALTER TABLE queued.groups SET (
-    fillfactor = 70,
     autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_cost_limit = 2000

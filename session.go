@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"strings"
 	"time"
 
 	"github.com/lib/pq"
@@ -21,6 +22,7 @@ type session struct {
 	statements map[string]*sql.Stmt
 	usedAt     time.Time
 	settings   settings
+	begun      bool // a transaction, which another connection would know nothing of
 }
 
 // settings are what a session remembers of topics and queues, all as of one
@@ -82,6 +84,7 @@ func read[T any](s *session, name string, scan func(scanner) (T, error), query s
 	for rows.Next() {
 		v, err := scan(rows)
 		if err != nil {
+			rows.Close() // or close would wait for them
 			s.close()
 			return nil, err
 		}
@@ -94,8 +97,35 @@ func read[T any](s *session, name string, scan func(scanner) (T, error), query s
 	return all, nil
 }
 
+// transaction runs do between BEGIN and COMMIT, or ROLLBACK if it returns an
+// error. Each of its statements sees what was committed before that statement.
+func (s *session) transaction(do func() error) error {
+	if err := s.command("BEGIN"); err != nil {
+		return err
+	}
+	s.begun = true
+	err := do()
+	s.begun = false
+	if err == nil {
+		return s.command("COMMIT")
+	}
+	if s.conn != nil && s.command("ROLLBACK") != nil {
+		s.close()
+	}
+	return err
+}
+
+// command runs a statement that returns no rows.
+func (s *session) command(statement string) error {
+	_, err := read[any](s, strings.ToLower(statement), nil, statement)
+	return err
+}
+
 func (s *session) prepare(query string) (*sql.Stmt, error) {
-	fresh := time.Since(s.usedAt) < idleUnchecked
+	if s.begun && s.conn == nil {
+		return nil, driver.ErrBadConn
+	}
+	fresh := time.Since(s.usedAt) < idleUnchecked || s.begun
 	s.usedAt = time.Now()
 	if stmt := s.statements[query]; stmt != nil && fresh {
 		return stmt, nil

@@ -69,6 +69,9 @@ func (e *engine) runAcks(s *session, batch []*settling) error {
 		if t.queueID != "" {
 			e.metrics.add(e.metrics.acked, t.queueID, t.acked)
 		}
+		if !t.dueAt.IsZero() {
+			e.announce(t.queueID, t.dueAt)
+		}
 	}
 	return findConflicts(s, batch, guardedIn(all))
 }
@@ -85,6 +88,7 @@ func (e *engine) runNacks(s *session, batch []*settling) error {
 	for _, t := range all {
 		e.metrics.add(e.metrics.nacked, t.queueID, t.nacked)
 		e.metrics.add(e.metrics.deadLettered, t.queueID, t.dead)
+		e.metrics.add(e.metrics.dropped, t.queueID, t.dropped)
 		if !t.dueAt.IsZero() {
 			e.announce(t.queueID, t.dueAt)
 		}

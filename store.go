@@ -24,6 +24,7 @@ var (
 	errTopicNotFound   = fmt.Errorf("topic %w", errNotFound)
 	errQueueNotFound   = fmt.Errorf("queue %w", errNotFound)
 	errMessageNotFound = fmt.Errorf("message %w", errNotFound)
+	errGroupNotFound   = fmt.Errorf("group %w", errNotFound)
 
 	errExists      = errors.New("already exists")
 	errTopicExists = fmt.Errorf("topic %w", errExists)
@@ -127,12 +128,17 @@ type message struct {
 	CreatedAt        timestamp
 	UpdatedAt        timestamp
 	State            string // as of a look at it; empty in other answers
+	Group            string // empty if it has none
 
-	queueKey int64
-	seq      int64     // order among messages due at the same time
-	size     int       // bytes of Data and Attributes
-	dueAt    timestamp // of a received message: when it was due, before it was leased
-	consumed bool      // it was received and deleted in one
+	showsGroup    bool  // in the wire format
+	queueKey      int64 // negative if it has a group
+	jobID         sql.NullString
+	maxDeliveries sql.NullInt64
+	turn          *groupTurn // of a received message with a group
+	seq           int64      // order among messages due at the same time
+	size          int        // bytes of Data and Attributes
+	dueAt         timestamp  // of a received message: when it was due, before it was leased
+	consumed      bool       // it was received and deleted in one
 }
 
 // stateConsumed is the state of messages that were consumed and are kept.
@@ -172,6 +178,10 @@ func (m *message) appendJSON(b []byte) []byte {
 		b = append(b, `,"consumed_at":`...)
 		b = m.UpdatedAt.appendJSON(b) // nothing has happened to it since
 	}
+	if m.showsGroup && m.Group != "" {
+		b = append(b, `,"group":`...)
+		b = append(b, quote(m.Group)...)
+	}
 	return append(b, '}')
 }
 
@@ -184,13 +194,16 @@ type queueStats struct {
 // queueDetails is queueStats and all that is in the queue and in its dead queue.
 type queueDetails struct {
 	queueStats
-	Messages struct {
-		Ready     int64 `json:"ready"`
-		Delayed   int64 `json:"delayed"`
-		InFlight  int64 `json:"in_flight"`
-		Exhausted int64 `json:"exhausted"`
-	} `json:"messages"`
-	DeadQueueMessages *int64 `json:"dead_queue_messages"`
+	Messages          messageCounts `json:"messages"`
+	DeadQueueMessages *int64        `json:"dead_queue_messages"`
+}
+
+// messageCounts counts messages by state.
+type messageCounts struct {
+	Ready     int64 `json:"ready"`
+	Delayed   int64 `json:"delayed"`
+	InFlight  int64 `json:"in_flight"`
+	Exhausted int64 `json:"exhausted"`
 }
 
 // store is the data: every statement but those of the cleanup is here. The
@@ -439,6 +452,9 @@ func (s *store) updateQueue(ctx context.Context, id string, settings queueSettin
 	if err := s.putQueue(ctx, "update_queue", updateQueue, id, settings, v.deliveryInterval, v.ordered, v.consumedRetention); err != nil {
 		return queue{}, err
 	}
+	if err := s.lookAtGroupsOf(ctx, id); err != nil {
+		return queue{}, err
+	}
 	return s.queue(ctx, id)
 }
 
@@ -499,8 +515,9 @@ const deleteQueue = settingsChanged + `, deleted AS (
     RETURNING key
 )
 INSERT INTO queued.deleted_queues (key)
-SELECT key
+SELECT sign * key
 FROM deleted
+CROSS JOIN (VALUES (1), (-1)) AS signs (sign)
 RETURNING key`
 
 // deleteQueue makes the queue and its messages unreachable at once; the cleanup
@@ -509,14 +526,17 @@ func (s *store) deleteQueue(ctx context.Context, id string) error {
 	return s.deleteOne(ctx, "delete_queue", errQueueNotFound, deleteQueue, id)
 }
 
+// maxDeliveries is after how many deliveries a message m of a queue q is exhausted.
+const maxDeliveries = `least(CASE WHEN q.dead_queue_id IS NOT NULL THEN q.message_max_deliveries END, m.max_deliveries, 2147483647)`
+
 const selectStats = `
 SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))), 0)::bigint
 FROM queued.queues q
 LEFT JOIN queued.messages m
-    ON m.queue_key = q.key
+    ON m.queue_key IN (q.key, -q.key)
     AND m.scheduled_at <= now()
     AND m.expired_at > now()
-    AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries)
+    AND m.delivery_attempts < ` + maxDeliveries + `
 WHERE q.id = $1
 GROUP BY q.id`
 
@@ -534,7 +554,7 @@ func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 const messageState = `
     CASE
         WHEN m.in_flight AND m.scheduled_at > now() THEN 'in_flight'
-        WHEN q.dead_queue_id IS NOT NULL AND m.delivery_attempts >= q.message_max_deliveries THEN 'exhausted'
+        WHEN m.delivery_attempts >= ` + maxDeliveries + ` THEN 'exhausted'
         WHEN m.scheduled_at > now() THEN 'delayed'
         ELSE 'ready'
     END`
@@ -545,7 +565,7 @@ WITH counted AS (
     FROM (
         SELECT m.created_at, ` + messageState + ` AS state
         FROM queued.queues q
-        JOIN queued.messages m ON m.queue_key = q.key
+        JOIN queued.messages m ON m.queue_key IN (q.key, -q.key)
         WHERE q.id = $1
             AND m.expired_at > now()
     ) messages
@@ -558,7 +578,7 @@ SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
        coalesce((SELECT n FROM counted WHERE state = 'exhausted'), 0),
        (SELECT count(m.id)
         FROM queued.queues d
-        LEFT JOIN queued.messages m ON m.queue_key = d.key AND m.expired_at > now()
+        LEFT JOIN queued.messages m ON m.queue_key IN (d.key, -d.key) AND m.expired_at > now()
         WHERE d.id = q.dead_queue_id
         GROUP BY d.id)
 FROM queued.queues q
@@ -575,18 +595,19 @@ func (s *store) details(ctx context.Context, queueID string) (queueDetails, erro
 	return v, unknown(err)
 }
 
-const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq,` + messageState
+const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq, coalesce(m.group_id, ''),` + messageState
 
 func scanMessage(row scanner) (m message, err error) {
+	m.showsGroup = true
 	err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
-		&m.CreatedAt, &m.UpdatedAt, &m.seq, &m.State)
+		&m.CreatedAt, &m.UpdatedAt, &m.seq, &m.Group, &m.State)
 	return m, err
 }
 
 const selectMessage = `
 SELECT ` + messageColumns + `
 FROM queued.messages m
-JOIN queued.queues q ON q.key = m.queue_key
+JOIN queued.queues q ON q.key = abs(m.queue_key)
 WHERE m.id = $1
     AND m.expired_at > now()`
 
@@ -608,7 +629,7 @@ FROM (
     SELECT id, key
     FROM queued.queues` + visibleIDs + `
 ) AS visible
-WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = visible.key)
+WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key IN (visible.key, -visible.key))
 ORDER BY visible.id
 LIMIT $2 OFFSET $1`
 
@@ -623,7 +644,7 @@ func (s *store) holding(ctx context.Context, visible *names) ([]string, error) {
 const selectQueuesOf = `
 SELECT m.id, q.id
 FROM queued.messages m
-JOIN queued.queues q ON q.key = m.queue_key
+JOIN queued.queues q ON q.key = abs(m.queue_key)
 WHERE m.id = ANY($1::uuid[])`
 
 // queuesOf returns the queues that messages are in, by message id. Those that are
@@ -642,9 +663,16 @@ func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, e
 const selectPeek = `
 WITH page AS MATERIALIZED (
     SELECT id, queue_key, size, scheduled_at, seq
-    FROM queued.messages
-    WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
-        AND expired_at > now()
+    FROM (
+        SELECT id, queue_key, size, scheduled_at, seq, expired_at
+        FROM queued.messages
+        WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
+        UNION ALL
+        SELECT id, queue_key, size, scheduled_at, seq, expired_at
+        FROM queued.messages
+        WHERE queue_key = (SELECT -key FROM queued.queues WHERE id = $1)
+    ) messages
+    WHERE expired_at > now()
     ORDER BY scheduled_at, seq
     LIMIT $3 OFFSET $2
 ), fitting AS MATERIALIZED (
@@ -653,8 +681,8 @@ WITH page AS MATERIALIZED (
 )
 SELECT ` + messageColumns + `
 FROM fitting f
-JOIN queued.messages m ON m.id = f.id AND m.queue_key = f.queue_key
-JOIN queued.queues q ON q.key = m.queue_key
+JOIN queued.messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
+JOIN queued.queues q ON q.key = abs(m.queue_key)
 WHERE f.total <= $4
     OR f.total = f.size
 ORDER BY f.total`
@@ -681,7 +709,7 @@ WITH page AS MATERIALIZED (
     SELECT queue_key, consumed_at, seq, size, sum(size) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
     FROM page
 )
-SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq, '` + stateConsumed + `'
+SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq, coalesce(c.group_id, ''), '` + stateConsumed + `'
 FROM fitting f
 JOIN queued.consumed c ON c.queue_key = f.queue_key AND c.consumed_at = f.consumed_at AND c.seq = f.seq
 WHERE f.total <= $4
@@ -704,7 +732,7 @@ const workBatch = 500
 
 // snapshot says which messages of a queue were there at one moment.
 type snapshot struct {
-	key int64     // of the queue
+	key int64     // of the queue; negative: of its messages with a group
 	at  time.Time // the clock of PostgreSQL
 	seq int64     // messages that come later have a larger one
 }
@@ -791,17 +819,22 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 	if err != nil {
 		return err
 	}
-	err = inBatches(ctx, func(after position) (position, error) {
-		last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatch, v.key, v.seq, after.at, after.seq, workBatch))
-		if err == nil {
-			purged(n)
+	for _, key := range []int64{v.key, -v.key} {
+		err := inBatches(ctx, func(after position) (position, error) {
+			last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatch, key, v.seq, after.at, after.seq, workBatch))
+			if err == nil {
+				purged(n)
+			}
+			return last, err
+		}, func() (left bool, err error) {
+			err = s.on("purge_left").QueryRowContext(ctx, purgeLeft, key, v.seq).Scan(&left)
+			return left, err
+		})
+		if err != nil {
+			return err
 		}
-		return last, err
-	}, func() (left bool, err error) {
-		err = s.on("purge_left").QueryRowContext(ctx, purgeLeft, v.key, v.seq).Scan(&left)
-		return left, err
-	})
-	if err != nil {
+	}
+	if err := s.lookAtGroups(ctx, v.key, ""); err != nil {
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {
@@ -817,14 +850,32 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 // named gone to the queues they name as destination_id. A moved message starts
 // anew but for its id and its age.
 const moveMessages = `
-    INSERT INTO queued.messages (id, queue_key, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
-    SELECT gone.id, d.key, gone.data, gone.attributes, gone.size,
+    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
+    SELECT gone.id, CASE WHEN gone.group_id IS NULL THEN d.key ELSE -d.key END, gone.group_id, gone.job_id, gone.max_deliveries,
+           gone.data, gone.attributes, gone.size,
            now() + make_interval(secs => d.message_retention_seconds),
            now() + make_interval(secs => coalesce(d.delivery_delay_seconds, 0)),
            gone.created_at, now()
     FROM gone
     JOIN queued.queues d ON d.id = gone.destination_id
-    ORDER BY gone.scheduled_at, gone.seq`
+    ORDER BY gone.scheduled_at, gone.seq
+    RETURNING queue_key, group_id, scheduled_at`
+
+// movedColumns are those of a message m that moveMessages needs.
+const movedColumns = `m.id, m.queue_key, m.group_id, m.job_id, m.max_deliveries, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq`
+
+// wakeMoved are the last steps of statements that move messages: their groups are
+// looked at where they come to, and where they leave those who waited for them.
+const wakeMoved = `), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at
+    FROM moved
+    WHERE group_id IS NOT NULL
+    UNION ALL
+    SELECT queue_key, group_id, now()
+    FROM gone
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
+)`
 
 const redriveBatch = `
 WITH source AS MATERIALIZED (
@@ -843,7 +894,7 @@ WITH source AS MATERIALIZED (
         AND scheduled_at <= $2
         AND seq <= $3
         AND expired_at > now()
-        AND delivery_attempts < coalesce((SELECT max_deliveries FROM source), 2147483647)
+        AND delivery_attempts < least((SELECT max_deliveries FROM source), max_deliveries, 2147483647)
         AND EXISTS (SELECT FROM destination)
     ORDER BY scheduled_at, seq
     LIMIT $6
@@ -852,9 +903,8 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, destination
     WHERE m.ctid = due.tid
-    RETURNING m.id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, destination.id AS destination_id
-), moved AS (` + moveMessages + `
-)
+    RETURNING ` + movedColumns + `, destination.id AS destination_id
+), moved AS (` + moveMessages + wakeMoved + `
 SELECT scheduled_at, seq, count(*) OVER ()
 FROM due
 ORDER BY scheduled_at DESC, seq DESC
@@ -864,12 +914,12 @@ const redriveLeft = `
 SELECT EXISTS (
     SELECT
     FROM queued.messages m
-    JOIN queued.queues q ON q.key = m.queue_key
+    JOIN queued.queues q ON q.key = abs(m.queue_key)
     WHERE m.queue_key = $1
         AND m.scheduled_at <= $2
         AND m.seq <= $3
         AND m.expired_at > now()
-        AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries)
+        AND m.delivery_attempts < ` + maxDeliveries + `
 )`
 
 // redrive moves what could be received from the queue when it was called to the
@@ -882,19 +932,30 @@ func (s *store) redrive(ctx context.Context, queueID, destinationID string, limi
 	if err != nil {
 		return err
 	}
+	for _, key := range []int64{v.key, -v.key} {
+		v.key = key
+		if err := s.redriveKey(ctx, v, destinationID, &limit, moved); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// redriveKey is redrive for the messages under one key.
+func (s *store) redriveKey(ctx context.Context, v snapshot, destinationID string, limit *int, moved func(n int)) error {
 	return inBatches(ctx, func(after position) (position, error) {
 		// Deleted meanwhile, the destination would take nothing and the work not end.
 		if _, err := s.queue(ctx, destinationID); err != nil {
 			return position{}, err
 		}
-		last, n, err := scanBatch(s.on("redrive").QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(limit, workBatch), destinationID))
+		last, n, err := scanBatch(s.on("redrive").QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(*limit, workBatch), destinationID))
 		if err == nil {
-			limit -= n
+			*limit -= n
 			moved(n)
 		}
 		return last, err
 	}, func() (left bool, err error) {
-		if limit == 0 {
+		if *limit == 0 {
 			return false, nil
 		}
 		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeft, v.key, v.at, v.seq).Scan(&left)
@@ -1102,21 +1163,47 @@ WITH inserted AS (
 SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10
 FROM inserted`
 
+// insertGrouped is insertMessages for messages of which some have a group.
+const insertGrouped = `
+WITH inserted AS (
+    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.size,
+           now() + make_interval(secs => ($8::integer[])[n]),
+           now() + make_interval(secs => ($9::integer[])[n]),
+           now(), now()
+    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[]) AS p (data, attributes, size, first, last, group_id)
+    CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
+    WHERE (SELECT version FROM queued.settings) = $10
+    RETURNING seq, queue_key, group_id, scheduled_at AS due_at
+), woken AS (
+    SELECT queue_key, group_id, due_at
+    FROM inserted
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
+)
+SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10,
+       (SELECT array_agg(queue_key || ' ' || (extract(epoch FROM ready_at - now()) * 1000000)::bigint) FROM groups)
+FROM inserted`
+
 // outgoing is a message to be published and the queues that get it.
 type outgoing struct {
 	data       []byte
 	attributes []byte // nil if there are none
+	group      string // empty if it has none
 	to         []subscription
 }
 
 // insert stores all copies of all messages in one commit, and returns for each
 // message its copies in the order of its queues: an empty slice, not nil, if it
-// goes to none. It returns errStale if they go by settings that have changed.
-func (s *session) insert(messages []outgoing) ([][]message, error) {
+// goes to none. Where groups are ready sooner than they were, it says when, by the
+// key of their messages. It returns errStale if they go by settings that have changed.
+func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time, error) {
 	var payloads, attributes jsonArray
 	var sizes, firsts, lasts, retentions, delays intArray
 	var ids idArray
 	var keys intArray
+	var groups groupArray
+	grouped := false
 	inserted := make([][]message, len(messages))
 	n := 0
 	for i, m := range messages {
@@ -1124,14 +1211,18 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 		if len(m.to) == 0 {
 			continue
 		}
-		payloads, attributes = append(payloads, m.data), append(attributes, m.attributes)
+		payloads, attributes, groups = append(payloads, m.data), append(attributes, m.attributes), append(groups, m.group)
+		sign := int64(1)
+		if m.group != "" {
+			grouped, sign = true, -1
+		}
 		sizes = append(sizes, int64(len(m.data)+len(m.attributes)))
 		firsts, lasts = append(firsts, int64(n+1)), append(lasts, int64(n+len(m.to)))
 		n += len(m.to)
 		for j, to := range m.to {
-			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, queueKey: to.queueKey}
+			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, queueKey: sign * to.queueKey}
 			ids = append(ids, inserted[i][j].ID)
-			keys = append(keys, to.queueKey)
+			keys = append(keys, sign*to.queueKey)
 			retentions = append(retentions, int64(to.retention/time.Second))
 			delays = append(delays, int64(to.delay/time.Second))
 		}
@@ -1140,21 +1231,31 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 		createdAt timestamp // the same for all: they share a statement
 		seqs      pq.Int64Array
 		current   bool
+		groups    pq.StringArray // that are looked at earlier: queue key, and microseconds until then
 	}
-	outcomes, err := read(s, "insert", func(row scanner) (o outcome, err error) {
-		err = row.Scan(&o.createdAt, &o.seqs, &o.current)
+	name, statement := "insert", insertMessages
+	args := []any{payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version}
+	if grouped {
+		name, statement, args = "insert_grouped", insertGrouped, append(args, groups)
+	}
+	outcomes, err := read(s, name, func(row scanner) (o outcome, err error) {
+		columns := []any{&o.createdAt, &o.seqs, &o.current, &o.groups}
+		if !grouped {
+			columns = columns[:3]
+		}
+		err = row.Scan(columns...)
 		return o, err
-	}, insertMessages, payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version)
+	}, statement, args...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !outcomes[0].current {
-		return nil, errStale
+		return nil, nil, errStale
 	}
 	seqs := outcomes[0].seqs
 	slices.Sort(seqs) // the rows are numbered in their order, and aggregated in any
 	if len(seqs) != n {
-		return nil, fmt.Errorf("insert: %d of %d rows", len(seqs), n)
+		return nil, nil, fmt.Errorf("insert: %d of %d rows", len(seqs), n)
 	}
 	createdAt := outcomes[0].createdAt
 	for i, m := range messages {
@@ -1166,7 +1267,18 @@ func (s *session) insert(messages []outgoing) ([][]message, error) {
 			v.ExpiredAt = timestamp{createdAt.Add(to.retention)}
 		}
 	}
-	return inserted, nil
+	readyAt := make(map[int64]time.Time)
+	for _, g := range outcomes[0].groups {
+		var key, micros int64
+		if _, err := fmt.Sscan(g, &key, &micros); err != nil {
+			return nil, nil, err
+		}
+		at := createdAt.Add(time.Duration(micros) * time.Microsecond)
+		if earliest, seen := readyAt[key]; !seen || at.Before(earliest) {
+			readyAt[key] = at
+		}
+	}
+	return inserted, readyAt, nil
 }
 
 // touched is what a statement did to a queue.
@@ -1175,6 +1287,7 @@ type touched struct {
 	acked   int
 	nacked  int
 	dead    int       // of the nacked, those that moved to the dead queue
+	dropped int       // of the nacked, those that had none to move to
 	dueAt   time.Time // the earliest time that something in it became due by this; zero if nothing did
 	guarded []string  // ids of the messages that it did something to, of those with a guard
 }
@@ -1203,18 +1316,30 @@ func settlementArgs(items []settlement) (ids idArray, leases timeArray, seconds 
 // is the same for all that were leased together.
 const inLease = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
 
+// thatOne is m.id = a.id for steps that have a few ids a. As an equation, the
+// planner could turn it round and read all messages to look for each among the
+// ids, which is cheap only while there are none, and that is when it is prepared.
+const thatOne = `m.id = ANY (ARRAY[a.id])`
+
 // Messages of deleted queues go too, and have no queue.
 const ackMessages = `
 WITH acked AS (
     DELETE FROM queued.messages m
     USING unnest($1::uuid[], $2::timestamptz[]) AS a (id, leased_until)
-    WHERE m.id = a.id
+    WHERE ` + thatOne + `
         AND ` + inLease + `
-    RETURNING m.id, m.queue_key, a.leased_until
+    RETURNING m.id, m.queue_key, m.group_id, a.leased_until
+), woken AS (
+    SELECT a.queue_key, a.group_id, now() AS due_at
+    FROM acked a
+    WHERE a.group_id IS NOT NULL
+        AND (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id) -- not a join, which may read all groups
+), groups AS (` + wakeGroups + `
 )
-SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE leased_until IS NOT NULL)
+SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE leased_until IS NOT NULL), min(g.ready_at)
 FROM acked
-LEFT JOIN queued.queues q ON q.key = acked.queue_key
+LEFT JOIN queued.queues q ON q.key = abs(acked.queue_key)
+LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = acked.queue_key
 GROUP BY q.id`
 
 // ack deletes the messages, whoever holds them unless they have a guard. Ids
@@ -1227,7 +1352,9 @@ func (s *session) ack(items []settlement) (all []touched, err error) {
 	// statement sees it; usually there is none.
 	for range 2 {
 		acked, err := read(s, "ack", func(row scanner) (t touched, err error) {
-			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.guarded))
+			var readyAt sql.NullTime
+			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.guarded), &readyAt)
+			t.dueAt = readyAt.Time
 			return t, err
 		}, ackMessages, ids, leases)
 		if err != nil {
@@ -1249,44 +1376,58 @@ const nackMessages = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
            now() + make_interval(secs => a.seconds) AS due_at,
-           q.dead_queue_id IS NOT NULL AND m.delivery_attempts >= coalesce(q.message_max_deliveries, 2147483647) AS exhausted,
+           m.delivery_attempts >= ` + maxDeliveries + ` AS exhausted,
            q.dead_queue_id AS destination_id
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS a (id, leased_until, seconds)
-    JOIN queued.messages m ON m.id = a.id
-    JOIN queued.queues q ON q.key = m.queue_key
+    JOIN queued.messages m ON ` + thatOne + `
+    JOIN queued.queues q ON q.key = abs(m.queue_key)
     WHERE m.in_flight
         AND ` + inLease + `
 ), gone AS (
     DELETE FROM queued.messages m
     USING named a
     WHERE a.exhausted
-        AND m.id = a.id
-        AND m.queue_key = a.queue_key
+        AND ` + thatOne + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND m.in_flight
         AND ` + inLease + `
-    RETURNING m.id, m.queue_key, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq, a.destination_id, a.leased_until
+    RETURNING ` + movedColumns + `, a.destination_id, a.leased_until
 ), moved AS (` + moveMessages + `
-    RETURNING queue_key, scheduled_at
 ), nacked AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, scheduled_at = a.due_at, updated_at = now()
     FROM named a
     WHERE NOT a.exhausted
-        AND m.id = a.id
-        AND m.queue_key = a.queue_key
+        AND ` + thatOne + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND m.in_flight
         AND ` + inLease + `
-    RETURNING m.id, m.queue_key, m.scheduled_at, a.leased_until
+    RETURNING m.id, m.queue_key, m.group_id, m.scheduled_at, a.leased_until
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at
+    FROM nacked
+    WHERE group_id IS NOT NULL
+    UNION ALL
+    SELECT queue_key, group_id, scheduled_at
+    FROM moved
+    WHERE group_id IS NOT NULL
+    UNION ALL
+    SELECT queue_key, group_id, now()
+    FROM gone
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
 )
-SELECT q.id, sum(t.nacked), sum(t.dead), min(t.scheduled_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL)
+SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL)
 FROM (
-    SELECT queue_key, 1 AS nacked, 0 AS dead, scheduled_at, id, leased_until FROM nacked
+    SELECT queue_key, 1 AS nacked, 0 AS dead, 0 AS dropped, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at, id, leased_until FROM nacked
     UNION ALL
-    SELECT queue_key, 1, 1, NULL, id, leased_until FROM gone
+    SELECT queue_key, 1, (destination_id IS NOT NULL)::integer, (destination_id IS NULL)::integer, NULL, id, leased_until FROM gone
     UNION ALL
-    SELECT queue_key, 0, 0, scheduled_at, NULL, NULL FROM moved
+    SELECT queue_key, 0, 0, 0, scheduled_at, NULL, NULL FROM moved WHERE group_id IS NULL
+    UNION ALL
+    SELECT queue_key, 0, 0, 0, ready_at, NULL, NULL FROM groups
 ) t
-JOIN queued.queues q ON q.key = t.queue_key
+JOIN queued.queues q ON q.key = abs(t.queue_key)
 GROUP BY q.id`
 
 // nack makes messages in flight due again, or moves them to the dead queue if
@@ -1295,7 +1436,7 @@ func (s *session) nack(items []settlement) ([]touched, error) {
 	ids, leases, seconds := settlementArgs(items)
 	return read(s, "nack", func(row scanner) (t touched, err error) {
 		var dueAt sql.NullTime
-		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &dueAt, pq.Array(&t.guarded))
+		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.guarded))
 		t.dueAt = dueAt.Time
 		return t, err
 	}, nackMessages, ids, leases, seconds)
@@ -1305,22 +1446,30 @@ const extendMessages = `
 WITH asked AS MATERIALIZED (
     SELECT id, leased_until, now() + make_interval(secs => seconds) AS until
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS u (id, leased_until, seconds)
+), extended AS (
+    UPDATE queued.messages m
+    SET scheduled_at = a.until, updated_at = now()
+    FROM asked a
+    WHERE ` + thatOne + `
+        AND m.in_flight
+        AND ` + inLease + `
+    RETURNING m.id, m.queue_key, m.group_id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at
+    FROM extended
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
 )
-UPDATE queued.messages m
-SET scheduled_at = a.until, updated_at = now()
-FROM asked a, queued.queues q
-WHERE m.id = a.id
-    AND m.in_flight
-    AND ` + inLease + `
-    AND q.key = m.queue_key
-RETURNING m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at`
+SELECT e.id, q.id, e.data, e.attributes, e.delivery_attempts, e.expired_at, e.scheduled_at, e.created_at, e.updated_at, coalesce(e.group_id, '')
+FROM extended e
+JOIN queued.queues q ON q.key = abs(e.queue_key)`
 
 // extend sets when the leases of messages in flight end, and returns those
 // messages. Other ids are ignored.
 func (s *session) extend(items []settlement) ([]message, error) {
 	ids, leases, seconds := settlementArgs(items)
 	return read(s, "extend", func(row scanner) (m message, err error) {
-		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt)
+		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt, &m.Group)
 		return m, err
 	}, extendMessages, ids, leases, seconds)
 }
@@ -1348,19 +1497,28 @@ const releaseMessages = `
 WITH released AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = m.delivery_attempts - 1,
-        scheduled_at = r.due_at, updated_at = now()
+        scheduled_at = a.due_at, updated_at = now()
     FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[])
-        AS r (id, queue_key, leased_until, delivery_attempts, due_at)
-    WHERE m.id = r.id
-        AND m.queue_key = r.queue_key
+        AS a (id, queue_key, leased_until, delivery_attempts, due_at)
+    WHERE ` + thatOne + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND m.in_flight
-        AND m.scheduled_at IS NOT DISTINCT FROM r.leased_until
-        AND m.delivery_attempts = r.delivery_attempts
-    RETURNING m.queue_key, m.scheduled_at
+        AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until
+        AND m.delivery_attempts = a.delivery_attempts
+    RETURNING m.queue_key, m.group_id, m.scheduled_at
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at
+    FROM released
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
 )
-SELECT q.id, min(released.scheduled_at)
-FROM released
-JOIN queued.queues q ON q.key = released.queue_key
+SELECT q.id, min(t.due_at)
+FROM (
+    SELECT queue_key, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at FROM released
+    UNION ALL
+    SELECT queue_key, ready_at FROM groups
+) t
+JOIN queued.queues q ON q.key = abs(t.queue_key)
 GROUP BY q.id`
 
 // release undoes the delivery of messages that nobody got: due when they were
@@ -1378,30 +1536,47 @@ func (s *session) release(messages []message) ([]touched, error) {
 		attempts = append(attempts, int64(m.DeliveryAttempts))
 		dues = append(dues, m.dueAt.Time)
 	}
+	if err := s.undoTurns(messages); err != nil {
+		return nil, err
+	}
 	return read(s, "release", func(row scanner) (t touched, err error) {
-		err = row.Scan(&t.queueID, &t.dueAt)
+		var dueAt sql.NullTime
+		err = row.Scan(&t.queueID, &dueAt)
+		t.dueAt = dueAt.Time
 		return t, err
 	}, releaseMessages, ids, keys, leases, attempts, dues)
 }
 
 const restoreMessages = `
 WITH restored AS (
-    INSERT INTO queued.messages (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
+    INSERT INTO queued.messages (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, updated_at,
+                                 group_id, job_id, max_deliveries)
     OVERRIDING SYSTEM VALUE
-    SELECT u.id, u.queue_key, u.seq, u.data, u.attributes, u.size, u.delivery_attempts, u.expired_at, u.scheduled_at, u.created_at, now()
-    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[])
-        AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at)
-    RETURNING queue_key, scheduled_at
+    SELECT u.id, u.queue_key, u.seq, u.data, u.attributes, u.size, u.delivery_attempts, u.expired_at, u.scheduled_at, u.created_at, now(),
+           u.group_id, u.job_id, nullif(u.max_deliveries, 0)
+    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
+                $11::text[], $12::text[], $13::integer[])
+        AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries)
+    RETURNING queue_key, group_id, scheduled_at
 ), forgotten AS (
     DELETE FROM queued.consumed c
-    USING unnest($2::bigint[], $3::bigint[], $11::timestamptz[]) AS u (queue_key, seq, consumed_at)
+    USING unnest($2::bigint[], $3::bigint[], $14::timestamptz[]) AS u (queue_key, seq, consumed_at)
     WHERE c.queue_key = abs(u.queue_key)
         AND c.consumed_at = u.consumed_at
         AND c.seq = u.seq
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at
+    FROM restored
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
 )
-SELECT q.id, min(restored.scheduled_at)
-FROM restored
-JOIN queued.queues q ON q.key = restored.queue_key
+SELECT q.id, min(t.due_at)
+FROM (
+    SELECT queue_key, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at FROM restored
+    UNION ALL
+    SELECT queue_key, ready_at FROM groups
+) t
+JOIN queued.queues q ON q.key = abs(t.queue_key)
 GROUP BY q.id`
 
 // restore undoes the delivery of messages that were consumed and that nobody got:
@@ -1411,20 +1586,27 @@ func (s *session) restore(messages []message) ([]touched, error) {
 		return nil, nil
 	}
 	var ids idArray
-	var keys, seqs, sizes, attempts intArray
+	var keys, seqs, sizes, attempts, limits intArray
 	var data, attributes jsonArray
 	var expiries, dues, created, consumed timeArray
+	var groups, jobs groupArray
 	for _, m := range messages {
 		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, m.seq)
 		data, attributes = append(data, m.Data), append(attributes, m.Attributes)
 		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
 		expiries, dues, created = append(expiries, m.ExpiredAt.Time), append(dues, m.dueAt.Time), append(created, m.CreatedAt.Time)
 		consumed = append(consumed, m.UpdatedAt.Time)
+		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
+	}
+	if err := s.undoTurns(messages); err != nil {
+		return nil, err
 	}
 	return read(s, "restore", func(row scanner) (t touched, err error) {
-		err = row.Scan(&t.queueID, &t.dueAt)
+		var dueAt sql.NullTime
+		err = row.Scan(&t.queueID, &dueAt)
+		t.dueAt = dueAt.Time
 		return t, err
-	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, consumed)
+	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed)
 }
 
 // leaseTerms are the settings of a queue that a claim needs.
@@ -1433,11 +1615,22 @@ type leaseTerms struct {
 	ackDeadline   time.Duration
 	maxDeliveries int // the largest there is if messages are never exhausted
 	keepsConsumed bool
+
+	deliveryInterval time.Duration
+	ordered          bool
+	hasGroups        bool // that may have something to deliver
+	readAt           time.Time
 }
+
+// groupsUnnoticed is for how long a queue that is claimed from all the time may
+// have its first message with a group without anybody looking for it.
+const groupsUnnoticed = time.Second
 
 const selectLeaseTerms = `
 SELECT s.version, q.key, q.ack_deadline_seconds,
        CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END,
+       coalesce(q.delivery_interval_ms, 0), q.ordered,
+       EXISTS (SELECT FROM queued.groups g WHERE g.queue_key = -q.key AND g.ready_at < 'infinity'),
        q.consumed_retention_seconds IS NOT NULL
 FROM queued.settings s
 CROSS JOIN queued.queues q
@@ -1448,9 +1641,10 @@ WHERE q.id = $1`
 func (s *session) readLeaseTerms(queueID string) error {
 	var version int64
 	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
-		var seconds int64
-		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.maxDeliveries, &terms.keepsConsumed)
-		terms.ackDeadline = time.Duration(seconds) * time.Second
+		var seconds, ms int64
+		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.maxDeliveries, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed)
+		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
+		terms.readAt = time.Now()
 		return terms, err
 	}, selectLeaseTerms, queueID)
 	if err != nil {
@@ -1518,38 +1712,83 @@ const consumeAndKeep = deleteDue + `, m.queue_key, m.group_id
     FROM consumed
 )` + selectDelivered
 
-// claim leases up to limit due messages, oldest due first and at most budget
-// bytes of them, but one in any case: each counts one delivery attempt and is
-// hidden until the queue's ack deadline. It looks at those that are due since
-// from. It also returns the ack deadline, and errQueueNotFound if there is no queue.
-func (s *session) claim(at outlet, from time.Time, limit, budget int) ([]message, time.Duration, error) {
+// claimed is what a claim got.
+type claimed struct {
+	messages    []message
+	ackDeadline time.Duration
+	ungrouped   claimedFrom
+	grouped     claimedFrom
+}
+
+// claimedFrom is what a claim got of the messages without a group, or with one.
+type claimedFrom struct {
+	messages []message
+	last     time.Time // what was due, or ready, until then was looked at; zero: nothing was
+	now      time.Time // the clock of PostgreSQL
+}
+
+// claim leases up to limit due messages and at most budget bytes of them, but one
+// in any case: each counts one delivery attempt and is hidden until the queue's ack
+// deadline. Those without a group come oldest due first, those with one in turns
+// of their groups. It looks at what is due since from, and returns
+// errQueueNotFound if there is no queue.
+func (s *session) claim(at outlet, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
 	queueID := at.queueID
 	for range settingsAttempts {
 		terms, known := s.settings.terms[queueID]
-		if !known {
+		if !known || time.Since(terms.readAt) > groupsUnnoticed {
 			if err := s.readLeaseTerms(queueID); err != nil {
-				return nil, 0, err
+				return claimed{}, err
 			}
 			terms = s.settings.terms[queueID]
 		}
 		version := s.settings.version
-		claimed, err := s.claimOn(terms, at, from, limit, budget)
-		if err != nil || len(claimed) > 0 {
-			return claimed, terms.ackDeadline, err
+		v, err := s.claimBoth(terms, at, from, groupsFirst, limit, budget)
+		if err != nil || len(v.messages) > 0 {
+			return v, err
 		}
 		// Nothing is due, or the terms have changed, or the queue is gone.
 		if err := s.readLeaseTerms(queueID); err != nil {
-			return nil, 0, err
+			return claimed{}, err
 		}
-		if s.settings.version == version {
-			return nil, terms.ackDeadline, nil
+		if s.settings.version == version && (terms.hasGroups || !s.settings.terms[queueID].hasGroups) {
+			return v, nil
 		}
 	}
-	return nil, 0, errStale
+	return claimed{}, errStale
 }
 
-// claimOn is claim on terms that may have changed; then it claims nothing.
-func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, budget int) ([]message, error) {
+// claimBoth is claim on terms that may have changed; then it claims nothing.
+func (s *session) claimBoth(terms leaseTerms, at outlet, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
+	v := claimed{ackDeadline: terms.ackDeadline}
+	ungrouped := func(limit, budget int) (err error) {
+		v.ungrouped, err = s.claimOn(terms, at, from.messages, limit, budget)
+		v.messages = append(v.messages, v.ungrouped.messages...)
+		return err
+	}
+	grouped := func(limit, budget int) (err error) {
+		if terms.hasGroups {
+			v.grouped, err = s.claimGroups(terms, at, from.groups, limit, budget)
+			v.messages = append(v.messages, v.grouped.messages...)
+		}
+		return err
+	}
+	first, second := ungrouped, grouped
+	if groupsFirst {
+		first, second = grouped, ungrouped
+	}
+	if err := first(limit, budget); err != nil || len(v.messages) == limit {
+		return v, err
+	}
+	err := second(limit-len(v.messages), budget-sizeOf(v.messages))
+	if len(v.messages) > 0 {
+		err = nil // what the first got is not to be lost; if it stays, the next claim sees it
+	}
+	return v, err
+}
+
+// claimOn is claimBoth for messages without a group.
+func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, budget int) (c claimedFrom, err error) {
 	name, statement := "claim", claimMessages
 	args := []any{terms.queueKey, terms.maxDeliveries, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
 	if at.consumes {
@@ -1558,19 +1797,22 @@ func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, bu
 			statement = consumeAndKeep
 		}
 	}
-	claimed, err := read(s, name, func(row scanner) (message, error) {
+	c.messages, err = read(s, name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID, queueKey: terms.queueKey, consumed: at.consumes}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
 			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq)
 		return m, err
 	}, statement, args...)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
-	slices.SortFunc(claimed, func(a, b message) int {
+	slices.SortFunc(c.messages, func(a, b message) int {
 		return cmp.Or(a.dueAt.Compare(b.dueAt.Time), cmp.Compare(a.seq, b.seq))
 	})
-	return claimed, nil
+	if n := len(c.messages); n > 0 {
+		c.last, c.now = c.messages[n-1].dueAt.Time, c.messages[n-1].UpdatedAt.Time
+	}
+	return c, nil
 }
 
 // since returns a time as an argument; zero is before any other.
@@ -1585,7 +1827,15 @@ func since(t time.Time) any {
 type nextDue struct {
 	queueID string
 	now     time.Time // the clock of PostgreSQL
-	dueAt   time.Time // zero if the queue is empty
+	dueAt   time.Time // of a message without a group; zero if there is none
+	readyAt time.Time // of a group; zero if there is none
+}
+
+func (v nextDue) soonest() time.Time {
+	if v.dueAt.IsZero() || !v.readyAt.IsZero() && v.readyAt.Before(v.dueAt) {
+		return v.readyAt
+	}
+	return v.dueAt
 }
 
 // What is due now but cannot be claimed, being expired or exhausted, does not count.
@@ -1594,23 +1844,35 @@ SELECT q.id, now(), (
     SELECT m.scheduled_at
     FROM queued.messages m
     WHERE m.queue_key = q.key
-        AND m.scheduled_at >= coalesce(a.since, '-infinity')
+        AND m.scheduled_at >= coalesce(a.due_since, '-infinity')
         AND (m.scheduled_at > now()
             OR m.expired_at > now()
                 AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries))
     ORDER BY m.scheduled_at, m.seq
     LIMIT 1
+), (
+    SELECT g.ready_at
+    FROM queued.groups g
+    WHERE g.queue_key = -q.key
+        AND g.ready_at >= coalesce(a.ready_since, '-infinity')
+        AND g.ready_at < 'infinity'
+    ORDER BY g.ready_at
+    LIMIT 1
 )
-FROM unnest($1::text[], $2::timestamptz[]) AS a (id, since)
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS a (id, due_since, ready_since)
 JOIN queued.queues q ON q.id = a.id`
 
 // nextDue looks at all the queues in one statement, in each for what is due since
 // a time of its own. Those that do not exist are missing from what it returns.
-func (s *session) nextDue(queueIDs []string, since []time.Time) ([]nextDue, error) {
+func (s *session) nextDue(queueIDs []string, since []claimStart) ([]nextDue, error) {
+	var dueSince, readySince timeArray
+	for _, v := range since {
+		dueSince, readySince = append(dueSince, v.messages), append(readySince, v.groups)
+	}
 	return read(s, "next_due", func(row scanner) (v nextDue, err error) {
-		var dueAt sql.NullTime
-		err = row.Scan(&v.queueID, &v.now, &dueAt)
-		v.dueAt = dueAt.Time
+		var dueAt, readyAt sql.NullTime
+		err = row.Scan(&v.queueID, &v.now, &dueAt, &readyAt)
+		v.dueAt, v.readyAt = dueAt.Time, readyAt.Time
 		return v, err
-	}, selectNextDue, textArray(queueIDs), timeArray(since))
+	}, selectNextDue, textArray(queueIDs), dueSince, readySince)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -387,6 +388,8 @@ func TestRedriveEndsWhenItsDestinationIsDeleted(t *testing.T) {
 	checkDiff(t, "stayed", 2*workBatch, s.messagesIn("from"))
 }
 
+var wholeIndex = regexp.MustCompile(`Index (Only )?Scan using \S+ on (messages|groups)`)
+
 // Each hot statement has one plan: on a table without statistics, on a full
 // one, and on one that was analyzed.
 func TestHotStatementsWalkTheirIndex(t *testing.T) {
@@ -406,8 +409,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"nack":           {nackMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"extend":         {extendMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
-		"restore":        {restoreMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_pkey"},
-		"next due":       {selectNextDue, []string{"'{t}'", "'{now}'"}, "messages_due"},
+		"restore":        {restoreMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_pkey"},
+		"next due":       {selectNextDue, []string{"'{t}'", "'{now}'", "'{now}'"}, "messages_due"},
 		"purge":          {purgeBatch, []string{"1", "100", "now()", "0", "10"}, "messages_due"},
 		"redrive":        {redriveBatch, []string{"1", "now()", "100", "now()", "0", "10", "'t'"}, "messages_due"},
 		"peek":           {selectPeek, []string{"'t'", "0", "10", "1000000"}, "messages_due"},
@@ -420,6 +423,11 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"move exhausted": {moveExhausted, []string{"1", "10", "now()"}, "messages_last_delivery"},
 		"remove expired": {removeExpired, []string{"1", "10", "now()", "0"}, "messages_due"},
 		"remove deleted": {removeDeleted, []string{"1", "10", "now()", "0"}, "messages_due"},
+		"groups":         {lockGroups, []string{"-1", "now()", "10", "1"}, "groups_ready"},
+		"in groups":      {frontsOfGroups + leaseTaken + lookAgain, []string{"-1", "'{a,b}'", "0", "false", "10", "10", "1000000", "60", "false"}, "messages_group_due"},
+		"of groups":      {frontsOfGroups + consumeTaken + keepTaken + lookAgain, []string{"-1", "'{a,b}'", "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
+		"purge group":    {purgeGroupBatch, []string{"-1", "'a'", "100", "false", "10"}, "messages_group_due"},
+		"idle groups":    {selectIdleGroups, []string{"-9", "''", "100"}, "groups_pkey"},
 		"walk":           {walkExpired, []string{"0", "10"}, "Tid Range Scan"},
 		"walk exhausted": {walkExhausted, []string{"0", "10"}, "Tid Range Scan"},
 	}
@@ -429,11 +437,20 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
+		if _, err := conn.ExecContext(context.Background(), strings.TrimPrefix(engineSettings, ";")); err != nil {
+			t.Fatal(err)
+		}
 		for name, v := range statements {
 			plan := explain1(t, conn, v.statement, v.args)
 			t.Logf("%s, %s:\n%s", name, when, plan)
 			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") || strings.Contains(plan, "Seq Scan on consumed") {
 				t.Errorf("%s, %s: not along %s:\n%s", name, when, v.index, plan)
+			}
+			lines := strings.Split(plan, "\n")
+			for i, line := range lines {
+				if wholeIndex.MatchString(line) && !strings.Contains(lines[i+1], "Index Cond") || strings.Contains(line, "Hash Join") || strings.Contains(line, "Merge Join") {
+					t.Errorf("%s, %s: reads more than it looks for: %s\n%s", name, when, line, plan)
+				}
 			}
 			if strings.Contains(plan, "Sort Key: messages.scheduled_at") || strings.Contains(plan, "Sort Key: consumed.consumed_at") {
 				t.Errorf("%s, %s: sorts what is due:\n%s", name, when, plan)
@@ -441,6 +458,9 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		}
 	}
 	check("new table")
+	s.exec("VACUUM ANALYZE queued.messages")
+	s.exec("VACUUM ANALYZE queued.groups")
+	check("empty table")
 	s.fill("other", 30000)
 	s.fill("t", 30000)
 	s.fillConsumed("t", 30000)

@@ -60,6 +60,18 @@ func (a textArray) Value() (driver.Value, error) {
 	return joinArray(a, func(b []byte, s string) []byte { return append(b, s...) }), nil
 }
 
+// groupArray is a text[] of any strings; an empty one is NULL.
+type groupArray []string
+
+func (a groupArray) Value() (driver.Value, error) {
+	return joinArray(a, func(b []byte, s string) []byte {
+		if s == "" {
+			return append(b, "NULL"...)
+		}
+		return appendQuoted(b, s)
+	}), nil
+}
+
 // idArray is a uuid[].
 type idArray = textArray
 
@@ -93,15 +105,19 @@ func (a jsonArray) Value() (driver.Value, error) {
 		if text == nil {
 			return append(b, "NULL"...)
 		}
-		b = append(b, '"')
-		for _, c := range text {
-			if c == '"' || c == '\\' {
-				b = append(b, '\\')
-			}
-			b = append(b, c)
-		}
-		return append(b, '"')
+		return appendQuoted(b, text)
 	}), nil
+}
+
+func appendQuoted[T string | []byte](b []byte, text T) []byte {
+	b = append(b, '"')
+	for i := range len(text) {
+		if c := text[i]; c == '"' || c == '\\' {
+			b = append(b, '\\')
+		}
+		b = append(b, text[i])
+	}
+	return append(b, '"')
 }
 
 func joinArray[T any](elements []T, add func([]byte, T) []byte) []byte {

@@ -1,0 +1,507 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// publishGroups publishes messages straight into a queue, each named like "a1" for
+// the first of group a; "-1" has no group.
+func (s *testServer) publishGroups(queueID string, names ...string) {
+	s.t.Helper()
+	for _, name := range names {
+		group := fmt.Sprintf(`"group":%q,`, name[:1])
+		if name[0] == '-' {
+			group = ""
+		}
+		s.must(201, "POST", "/queues/"+queueID+"/messages", fmt.Sprintf(`{%s"data":{"name":%q}}`, group, name))
+	}
+}
+
+// namesOf returns what publishGroups called the messages.
+func namesOf(messages []wireMessage) string {
+	var all []string
+	for _, m := range messages {
+		all = append(all, strings.TrimSuffix(strings.TrimPrefix(string(m.Data), `{"name":"`), `"}`))
+	}
+	return strings.Join(all, " ")
+}
+
+// receiveNames receives and returns what publishGroups called the messages.
+func (s *testServer) receiveNames(queueID string, limit int) string {
+	s.t.Helper()
+	return namesOf(s.receive(queueID, fmt.Sprintf("?limit=%d", limit)))
+}
+
+// pass makes the intervals of all groups pass.
+func (s *testServer) pass() {
+	s.t.Helper()
+	s.exec("UPDATE queued.groups SET ready_at = least(ready_at, now()), limited_until = now() WHERE limited_until > now()")
+}
+
+func TestGroupGivesOneMessageAnInterval(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "a1", "a2", "b1", "a3", "-1", "-2")
+	checkDiff(t, "of each group one, and all without a group", "-1 -2 a1 b1", s.receiveNames("q", 10))
+	checkDiff(t, "within the interval", "", s.receiveNames("q", 10))
+	s.pass()
+	checkDiff(t, "in the next interval", "a2", s.receiveNames("q", 10))
+	s.publishGroups("q", "b2", "a4")
+	checkDiff(t, "the interval of b is over", "b2", s.receiveNames("q", 10))
+}
+
+func TestGroupsTakeTurns(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.publishGroups("q", "a1", "a2", "a3", "b1", "b2", "c1")
+	var got []string
+	for range 7 {
+		got = append(got, s.receiveNames("q", 1))
+	}
+	checkDiff(t, "order", "a1 b1 c1 a2 b2 a3 ", strings.Join(got, " "))
+}
+
+func TestReceiveOfManyTakesFromGroupsInTurns(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.publishGroups("q", "a1", "a2", "a3", "a4", "b1", "b2", "-1")
+	checkDiff(t, "received", "-1 a1 b1 a2 b2", s.receiveNames("q", 5))
+	checkDiff(t, "the rest", "a3 a4", s.receiveNames("q", 5))
+}
+
+func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
+	t.Parallel()
+	for what, back := range map[string]func(s *testServer, id string){
+		"nacked": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
+		"not acked": func(s *testServer, id string) {
+			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
+		},
+		"extended": func(s *testServer, id string) {
+			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
+		},
+		"given back":   func(s *testServer, id string) { s.giveBack(id) },
+		"not for long": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":0}`) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustQueue("q")
+			s.publishGroups("q", "a1", "a2", "a3")
+			first := s.receive("q", "?limit=1")[0]
+			if what == "extended" {
+				s.must(200, "PUT", "/messages/"+first.ID+"/extend", `{"ack_deadline_seconds":30}`)
+			}
+			back(s, first.ID)
+			checkDiff(t, "received", "a1 a2 a3", s.receiveNames("q", 10))
+		})
+	}
+}
+
+// giveBack undoes the delivery of a message, as if its receiver was gone.
+func (s *testServer) giveBack(id string) {
+	s.t.Helper()
+	var m message
+	turn := &groupTurn{}
+	err := s.store.db.QueryRow(`SELECT m.id, m.queue_key, m.group_id, m.delivery_attempts, m.scheduled_at, m.created_at, g.limited_until
+		FROM queued.messages m JOIN queued.groups g ON g.queue_key = m.queue_key AND g.id = m.group_id WHERE m.id = $1`, id).
+		Scan(&m.ID, &m.queueKey, &m.Group, &m.DeliveryAttempts, &m.ScheduledAt, &m.dueAt, &turn.after)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	m.turn = turn
+	s.engine.giveBack("q", []message{m})
+}
+
+func TestReceiverThatIsGoneUsesUpNoInterval(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "a1", "a2")
+	s.giveBack(s.receive("q", "")[0].ID)
+	again := s.receive("q", "")
+	checkDiff(t, "received", "a1", namesOf(again))
+	checkDiff(t, "attempts", 1, again[0].DeliveryAttempts)
+}
+
+func TestConsumedMessageThatNobodyGotIsBackInItsGroup(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "a1", "a2")
+	v, err := s.engine.consume(context.Background(), "q", 10, 0)
+	if err != nil || len(v.messages) != 1 {
+		t.Fatalf("consume = %v, %v", v.messages, err)
+	}
+	s.engine.giveBack("q", v.messages)
+	checkDiff(t, "received", "a1", s.receiveNames("q", 10))
+}
+
+func TestConsumingGoesByGroupsToo(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`, `"consumed_retention_seconds":600`, `"ordered":true`)
+	s.publishGroups("q", "a1", "a2", "b1")
+	for _, want := range []string{"a1", "b1", ""} {
+		v, err := s.engine.consume(context.Background(), "q", 1, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, m := range v.messages {
+			got = namesOf([]wireMessage{{Data: m.Data}})
+		}
+		checkDiff(t, "consumed", want, got)
+	}
+	s.pass()
+	checkDiff(t, "a is left", "a2", s.receiveNames("q", 10))
+	checkDiff(t, "kept", 2, len(s.consumedNames("q")))
+}
+
+// consumedNames returns the groups of the messages that were consumed and are kept.
+func (s *testServer) consumedNames(queueID string) (groups []string) {
+	s.t.Helper()
+	var v struct{ Data []struct{ Group string } }
+	if err := json.Unmarshal([]byte(s.must(200, "GET", "/queues/"+queueID+"/messages/consumed", "")), &v); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, m := range v.Data {
+		groups = append(groups, m.Group)
+	}
+	return groups
+}
+
+func TestOrderedGroupWaitsUntilTheMessageBefore(t *testing.T) {
+	t.Parallel()
+	for what, end := range map[string]func(s *testServer, id string){
+		"was acked": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/ack", "") },
+		"went to the dead queue by a nack": func(s *testServer, id string) {
+			s.must(204, "PUT", "/messages/"+id+"/nack", "")
+		},
+		"went to the dead queue in time": func(s *testServer, id string) {
+			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
+			checkDiff(s.t, "before it has left", "", s.receiveNames("q", 10))
+			mustCleanUp(s.t, s)
+		},
+		"was purged": func(s *testServer, id string) {
+			s.must(204, "PUT", "/queues/q/purge", "")
+			s.publishGroups("q", "a2")
+		},
+		"was purged with its group": func(s *testServer, id string) {
+			s.must(204, "DELETE", "/queues/q/groups/a", "")
+			s.publishGroups("q", "a2")
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustQueue("dead")
+			s.mustQueue("q", `"ordered":true`, `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+			s.publishGroups("q", "a1")
+			first := s.receive("q", "")[0]
+			s.publishGroups("q", "a2", "b1")
+			checkDiff(t, "meanwhile", "b1", s.receiveNames("q", 10))
+			poll := s.poll(context.Background(), "q", "?wait_seconds=30")
+			s.waiting("q", 1)
+			end(s, first.ID)
+			checkDiff(t, "then", "a2", namesOf(s.await(poll)))
+		})
+	}
+}
+
+func TestOrderedGroupGivesAReturnedMessageAgain(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"ordered":true`)
+	s.publishGroups("q", "a1", "a2")
+	first := s.receive("q", "")[0]
+	s.must(204, "PUT", "/messages/"+first.ID+"/nack", `{"delay_seconds":600}`)
+	checkDiff(t, "while it is delayed", "", s.receiveNames("q", 10))
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", first.ID)
+	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":0}`) // looks at the group again
+	checkDiff(t, "then", "a1", s.receiveNames("q", 10))
+	checkDiff(t, "while it is in flight", "", s.receiveNames("q", 10))
+	s.must(200, "PUT", "/queues/q", `{"ordered":false,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+	checkDiff(t, "not ordered any more", "a2", s.receiveNames("q", 10))
+}
+
+func TestReceiverIsWokenWhenAGroupBecomesReady(t *testing.T) {
+	t.Parallel()
+	for what, cause := range map[string]func(s, other *testServer){
+		"in time": func(s, other *testServer) {},
+		"by a change of its interval": func(s, other *testServer) {
+			s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
+			other.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":0}`)
+		},
+		"by a change of the queue's interval": func(s, other *testServer) {
+			other.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":null,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			other := newTestServerOn(t, s.dsn)
+			interval := 3600000
+			if what == "in time" {
+				interval = 300
+			}
+			s.mustQueue("q", fmt.Sprintf(`"delivery_interval_ms":%d`, interval))
+			s.eventually("the servers listen", func() bool { return s.engine.notifier.listening() && other.engine.notifier.listening() })
+			s.publishGroups("q", "a1", "a2")
+			checkDiff(t, "first", "a1", s.receiveNames("q", 10))
+			poll := s.poll(context.Background(), "q", "?wait_seconds=30")
+			if what != "in time" {
+				s.waiting("q", 1)
+			}
+			cause(s, other)
+			checkDiff(t, "second", "a2", namesOf(s.await(poll)))
+		})
+	}
+}
+
+// By PostgreSQL's clock, which tells when a message was received: its updated_at.
+func TestLimitsAndOrderHoldWithTwoServersAndEightReceivers(t *testing.T) {
+	t.Parallel()
+	const interval, groups, each = 50 * time.Millisecond, 5, 8
+	s := newTestServer(t)
+	servers := []*testServer{s, newTestServerOn(t, s.dsn)}
+	s.mustQueue("q", `"delivery_interval_ms":50`)
+	type received struct {
+		at time.Time
+		n  int
+	}
+	var mu sync.Mutex
+	got := make(map[string][]received)
+	left := groups * each
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		server := servers[i%2]
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				v, err := server.send(ctx, "GET", "/queues/q/messages?fields=group&wait_seconds=20&limit=3", "")
+				if ctx.Err() != nil {
+					return
+				}
+				var page struct {
+					Data []struct {
+						ID, Group string
+						UpdatedAt string `json:"updated_at"`
+						Data      struct{ N int }
+					}
+				}
+				if err == nil {
+					err = json.Unmarshal([]byte(v.body), &page)
+				}
+				if err != nil || v.status != 200 {
+					t.Errorf("receive = %d %s, %v", v.status, v.body, err)
+					stop()
+					return
+				}
+				for _, m := range page.Data {
+					at, err := time.Parse(timestampLayout, m.UpdatedAt)
+					if err != nil {
+						t.Error(err)
+					}
+					mu.Lock()
+					got[m.Group] = append(got[m.Group], received{at, m.Data.N})
+					if left--; left == 0 {
+						stop()
+					}
+					mu.Unlock()
+					if v, err := server.send(context.Background(), "PUT", "/messages/"+m.ID+"/ack", ""); err != nil || v.status != 204 {
+						t.Errorf("ack = %d, %v", v.status, err)
+					}
+				}
+			}
+		})
+	}
+	for n := range each {
+		for g := range groups {
+			servers[n%2].must(201, "POST", "/queues/q/messages", fmt.Sprintf(`{"group":"g%d","data":{"n":%d}}`, g, n))
+		}
+	}
+	wg.Wait()
+	for group, all := range got {
+		slices.SortFunc(all, func(a, b received) int { return a.at.Compare(b.at) })
+		for i, v := range all {
+			if v.n != i {
+				t.Errorf("%s: %d came in place %d", group, v.n, i)
+			}
+			if i > 0 && v.at.Sub(all[i-1].at) < interval {
+				t.Errorf("%s: %v between %d and %d, want %v", group, v.at.Sub(all[i-1].at), i-1, i, interval)
+			}
+		}
+		checkDiff(t, group+": messages", each, len(all))
+	}
+	checkDiff(t, "groups", groups, len(got))
+}
+
+func TestGroupsAreSeenAndSet(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	const published = `{"data":[{"id":"UUID","queue_id":"q","data":{},"attributes":null,"delivery_attempts":0,"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME"}]}`
+	s.play([]step{
+		{"GET", "/queues/q/groups", "", 200, `{"data":[]}`},
+		{"GET", "/queues/q/groups/a", "", 404, `{"detail":"Group not found"}`},
+		{"GET", "/queues/none/groups", "", 404, `{"detail":"Queue not found"}`},
+		{"GET", "/queues/none/groups/a", "", 404, `{"detail":"Queue not found"}`},
+		{"DELETE", "/queues/q/groups/a", "", 404, `{"detail":"Group not found"}`},
+		{"PUT", "/queues/none/groups/a", `{"delivery_interval_ms":1}`, 404, `{"detail":"Queue not found"}`},
+		{"PUT", "/queues/q/groups/a", `{}`, 422, `{"detail":[{"loc":["body","delivery_interval_ms"],"msg":"field required","type":"value_error.missing"}]}`},
+		{"PUT", "/queues/q/groups/a", `{"delivery_interval_ms":-1}`, 422, `{"detail":[{"loc":["body","delivery_interval_ms"],"msg":"ensure this value is greater than or equal to 0","type":"value_error.number.not_ge"}]}`},
+		{"PUT", "/queues/q/groups/a", `{"delivery_interval_ms":2147483648}`, 422, `{"detail":[{"loc":["body","delivery_interval_ms"],"msg":"ensure this value is less than or equal to 2147483647","type":"value_error.number.not_le"}]}`},
+		{"PUT", "/queues/q/groups/a%2Fb%20%C3%A4", `{"delivery_interval_ms":60000}`, 200, `{"queue_id":"q","group":"a/b ä","delivery_interval_ms":60000,"length":0,"state":"idle","limited_until":null,"messages":{"ready":0,"delayed":0,"in_flight":0,"exhausted":0}}`},
+		{"POST", "/queues/q/messages", `{"group":"a/b ä","data":{}}`, 201, published},
+		{"POST", "/queues/q/messages", `{"group":"a/b ä","data":{},"delay_seconds":900}`, 201, published},
+		{"POST", "/queues/q/messages", `{"group":"z","data":{}}`, 201, published},
+		{"GET", "/queues/q/groups?limit=1", "", 200, `{"data":[{"queue_id":"q","group":"a/b ä","delivery_interval_ms":60000,"length":2,"state":"ready","limited_until":null,"messages":{"ready":1,"delayed":1,"in_flight":0,"exhausted":0}}]}`},
+		{"GET", "/queues/q/messages?fields=group&limit=1", "", 200, strings.Replace(strings.Replace(published, `"delivery_attempts":0`, `"delivery_attempts":1`, 1), `"TIME"}]`, `"TIME","group":"a/b ä"}]`, 1)},
+		{"POST", "/queues/q/messages", `{"group":"a/b ä","data":{}}`, 201, published},
+		{"GET", "/queues/q/groups/a%2Fb%20%C3%A4", "", 200, `{"queue_id":"q","group":"a/b ä","delivery_interval_ms":60000,"length":2,"state":"limited","limited_until":"TIME","messages":{"ready":1,"delayed":1,"in_flight":1,"exhausted":0}}`},
+		{"DELETE", "/queues/q/groups/a%2Fb%20%C3%A4", "", 204, ""},
+		{"GET", "/queues/q/groups/a%2Fb%20%C3%A4", "", 404, `{"detail":"Group not found"}`},
+		{"GET", "/queues/q/groups?offset=1", "", 200, `{"data":[]}`},
+		{"PUT", "/queues/q/groups/z", `{"delivery_interval_ms":null}`, 200, `{"queue_id":"q","group":"z","delivery_interval_ms":0,"length":1,"state":"ready","limited_until":null,"messages":{"ready":1,"delayed":0,"in_flight":0,"exhausted":0}}`},
+		{"PUT", "/queues/q/groups/none", `{"delivery_interval_ms":null}`, 204, ""},
+		{"POST", "/queues/q/messages", `{"group":"","data":{}}`, 422, `{"detail":[{"loc":["body","group"],"msg":"ensure this value has at least 1 characters","type":"value_error.any_str.min_length"}]}`},
+		{"POST", "/queues/q/messages", `{"group":"` + strings.Repeat("ä", 129) + `","data":{}}`, 422, `{"detail":[{"loc":["body","group"],"msg":"ensure this value has at most 256 bytes","type":"value_error.any_str.max_length"}]}`},
+		{"POST", "/queues/q/messages", `{"group":7,"data":{}}`, 422, `{"detail":[{"loc":["body","group"],"msg":"str type expected","type":"type_error.str"}]}`},
+		{"POST", "/queues/q/messages", `{"group":"a\u0000","data":{}}`, 422, `{"detail":[{"loc":["body","group"],"msg":"the text must be UTF-8 without \\u0000","type":"value_error.unicode"}]}`},
+		{"POST", "/queues/q/messages", `{"group":"\ud800","data":{}}`, 422, `{"detail":[{"loc":["body","group"],"msg":"the text must be UTF-8 without \\u0000","type":"value_error.unicode"}]}`},
+		{"GET", "/queues/q/messages?fields=all", "", 422, `{"detail":[{"loc":["query","fields"],"msg":"the one field there is to ask for is \"group\"","type":"value_error"}]}`},
+	})
+}
+
+func TestGroupIsShownWhereItIsAskedFor(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	const group = `"group":"\"ä\\"`
+	shown := func(body string) bool { return strings.Contains(body, group) }
+	message := `{` + group + `,"data":{}}`
+	checkDiff(t, "published", false, shown(s.must(201, "POST", "/queues/q/messages", message)))
+	checkDiff(t, "published, asked for", true, shown(s.must(201, "POST", "/queues/q/messages?fields=group", message)))
+	checkDiff(t, "batch, asked for", true, shown(s.must(201, "POST", "/queues/q/messages/batch?fields=group", `{"messages":[`+message+`]}`)))
+	checkDiff(t, "peeked", true, shown(s.must(200, "GET", "/queues/q/messages/peek", "")))
+	checkDiff(t, "received", false, shown(s.must(200, "GET", "/queues/q/messages?limit=1", "")))
+	body := s.must(200, "GET", "/queues/q/messages?limit=1&fields=group", "")
+	checkDiff(t, "received, asked for", true, shown(body))
+	id := regexp.MustCompile(`"id":"([^"]*)"`).FindStringSubmatch(body)[1]
+	checkDiff(t, "extended", false, shown(s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":60}`)))
+	checkDiff(t, "extended, asked for", true, shown(s.must(200, "PUT", "/messages/"+id+"/extend?fields=group", `{"ack_deadline_seconds":60}`)))
+	checkDiff(t, "looked at", true, shown(s.must(200, "GET", "/messages/"+id, "")))
+}
+
+func TestMessagesKeepTheirGroupWhenTheyMove(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead", `"delivery_interval_ms":60000`)
+	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.publishGroups("q", "a1", "a2", "a3", "-1")
+	for _, m := range s.receive("q", "") {
+		s.must(204, "PUT", "/messages/"+m.ID+"/nack", "")
+	}
+	checkDiff(t, "of the dead queue", "-1 a1", s.receiveNames("dead", 10))
+	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"q"}`)
+	checkDiff(t, "redriven", "a2 a3", s.receiveNames("q", 10))
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+	mustCleanUp(t, s)
+	var v struct {
+		Data []struct{ Group string }
+	}
+	if err := json.Unmarshal([]byte(s.must(200, "GET", "/queues/dead/groups", "")), &v); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "groups", []struct{ Group string }{{"a"}}, v.Data)
+	s.must(200, "GET", "/queues/dead/stats?detail=true", "")
+}
+
+func TestIdleGroupsLeaveNothingBehind(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.must(200, "PUT", "/queues/q/groups/k", `{"delivery_interval_ms":1}`)
+	s.publishGroups("q", "a1", "b1", "b2", "k1")
+	rows := func() int { return s.count("SELECT count(*) FROM queued.groups") }
+	for _, m := range s.receive("q", "") {
+		s.must(204, "PUT", "/messages/"+m.ID+"/ack", "")
+	}
+	mustCleanUp(t, s)
+	checkDiff(t, "while they are limited", 3, rows())
+	s.pass()
+	mustCleanUp(t, s)
+	checkDiff(t, "then: what has messages, and what a client has set", 2, rows())
+	s.must(204, "DELETE", "/queues/q", "")
+	mustCleanUp(t, s)
+	checkDiff(t, "without the queue", 0, rows())
+	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+// Publishers, receivers and the cleanup meet at groups that are empty again and
+// again: none is forgotten while it has a message.
+func TestNoMessageIsStuckInAGroupThatWasJustIdle(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	s.mustQueue("q", `"ordered":true`)
+	const many = 300
+	var wg sync.WaitGroup
+	for i, server := range []*testServer{s, other} {
+		wg.Go(func() {
+			for n := range many {
+				v, err := server.send(context.Background(), "POST", "/queues/q/messages", fmt.Sprintf(`{"group":"g%d","data":{}}`, (n+i)%3))
+				if err != nil || v.status != 201 {
+					t.Errorf("publish = %d, %v", v.status, err)
+				}
+			}
+		})
+	}
+	received := make(chan int, 2*many)
+	for _, server := range []*testServer{s, other, s, other} {
+		wg.Go(func() {
+			for len(received) < 2*many {
+				v, err := server.send(context.Background(), "GET", "/queues/q/messages?wait_seconds=0.2", "")
+				messages, decodeErr := decodeMessages(v.body)
+				if err != nil || decodeErr != nil {
+					t.Errorf("receive = %s, %v", v.body, err)
+					return
+				}
+				for _, m := range messages {
+					received <- 1
+					server.send(context.Background(), "PUT", "/messages/"+m.ID+"/ack", "")
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	cleaning := make(chan struct{})
+	go func() {
+		defer close(cleaning)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				mustCleanUp(t, s)
+			}
+		}
+	}()
+	wg.Wait()
+	close(done)
+	<-cleaning
+	checkDiff(t, "received", 2*many, len(received))
+	checkDiff(t, "messages left", 0, s.count("SELECT count(*) FROM queued.messages"))
+}

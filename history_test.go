@@ -9,8 +9,8 @@ import (
 )
 
 // history is what the clients of a torture did and saw. What they publish has a
-// number, and goes to two queues: "plain", and "work", whose dead queue is "dead".
-// Each of the two ways, with the dead queue where there is one, is a line.
+// number, and goes to two queues: "plain", which is ordered, and "work", whose dead
+// queue is "dead". Most have a group. Each of the two ways, with the dead queue where there is one, is a line.
 type history struct {
 	publishes  []published
 	deliveries []seen
@@ -30,6 +30,7 @@ type seen struct {
 	n, attempt int
 	at, until  time.Time // its lease, by the clock of PostgreSQL
 	nackedAt   time.Time // when a nack was sent; zero if none was
+	ackSentAt  time.Time // when an ack was sent; zero if none was
 	ackedAt    time.Time // when the 204 to an ack was here; zero if none was
 }
 
@@ -40,6 +41,14 @@ type span struct {
 }
 
 const tortureDeliveries = 3 // of a message in work, before it goes to dead
+
+// tortureGroup returns the group of a message; empty: it has none.
+func tortureGroup(n int) string {
+	if n%3 == 0 {
+		return ""
+	}
+	return fmt.Sprintf("group %d", n%97)
+}
 
 func line(queue string) string {
 	if queue == "dead" {
@@ -114,8 +123,39 @@ func (h *history) check() *verdict {
 		slices.SortFunc(all, func(v, w *seen) int { return cmp.Or(v.at.Compare(w.at), cmp.Compare(v.attempt, w.attempt)) })
 		h.checkMessage(a, all)
 	}
+	h.checkOrdered(a)
 	slices.Sort(a.violations)
 	return a
+}
+
+// checkOrdered checks that in plain no message of a group was delivered while
+// another was in flight, and nobody had said anything of that.
+func (h *history) checkOrdered(a *verdict) {
+	settledAt := map[string]time.Time{} // by message: when the first ack of it was sent
+	byGroup := map[string][]*seen{}
+	for i := range h.deliveries {
+		v := &h.deliveries[i]
+		if first := settledAt[v.id]; !v.ackSentAt.IsZero() && (first.IsZero() || v.ackSentAt.Before(first)) {
+			settledAt[v.id] = v.ackSentAt
+		}
+		if group := tortureGroup(v.n); group != "" && v.queue == "plain" {
+			byGroup[group] = append(byGroup[group], v)
+		}
+	}
+	for group, all := range byGroup {
+		slices.SortFunc(all, func(v, w *seen) int { return v.at.Compare(w.at) })
+		for i, w := range all {
+			for _, v := range all[:i] {
+				settled := settledAt[v.id]
+				if !v.nackedAt.IsZero() && (settled.IsZero() || v.nackedAt.Before(settled)) {
+					settled = v.nackedAt
+				}
+				if v.id != w.id && v.until.After(w.at) && (settled.IsZero() || settled.After(w.at)) {
+					a.violate("out of order: %d of %s at %v, while %d was in flight from %v to %v", w.n, group, w.at, v.n, v.at, v.until)
+				}
+			}
+		}
+	}
 }
 
 // checkMessage checks the deliveries of one message, in the order of their leases.
@@ -215,6 +255,15 @@ func TestHistoryCheckFindsEveryViolation(t *testing.T) {
 			h.deliveries = slices.Delete(h.deliveries, 2, 3)
 			h.unknown = []span{{"plain", at(2), at(3)}, {"work", at(20), at(30)}}
 		}, "attempts jump"},
+		"two of an ordered group": {func(h *history) {
+			h.deliveries = append(h.deliveries, lease("plain", 98, 1, 0.5))
+			h.publishes = append(h.publishes, published{n: 98})
+		}, "out of order: 98"},
+		"the next of an ordered group": {func(h *history) {
+			h.deliveries[0].ackSentAt = at(0.4)
+			h.deliveries = append(h.deliveries, lease("plain", 98, 1, 0.5))
+			h.publishes = append(h.publishes, published{n: 98})
+		}, ""},
 		"too many attempts":    {func(h *history) { h.deliveries[4].queue, h.deliveries[4].attempt = "work", 4 }, "attempts jump"},
 		"dead too early":       {func(h *history) { h.deliveries = slices.Delete(h.deliveries, 3, 4) }, "attempts jump"},
 		"back without redrive": {func(h *history) { h.redrives = nil }, "attempts jump"},

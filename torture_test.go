@@ -145,8 +145,8 @@ func newTorture(t *testing.T) *torture {
 	})
 	c.must(201, "POST", "/topics", `{"id":"t"}`)
 	c.mustQueue("dead", `"ack_deadline_seconds":2`)
-	c.mustQueue("plain", `"ack_deadline_seconds":2`, `"topic_id":"t"`)
-	c.mustQueue("work", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"dead_queue_id":"dead"`, fmt.Sprintf(`"message_max_deliveries":%d`, tortureDeliveries))
+	c.mustQueue("plain", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"ordered":true`)
+	c.mustQueue("work", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"dead_queue_id":"dead"`, `"delivery_interval_ms":5`, fmt.Sprintf(`"message_max_deliveries":%d`, tortureDeliveries))
 	return v
 }
 
@@ -427,7 +427,8 @@ const pace = 5 * time.Millisecond
 
 func (v *torture) produce(calm <-chan struct{}) {
 	type item struct {
-		Data struct {
+		Group string `json:"group,omitempty"`
+		Data  struct {
 			N int `json:"n"`
 		} `json:"data"`
 	}
@@ -449,7 +450,7 @@ func (v *torture) produce(calm <-chan struct{}) {
 		v.next += len(all)
 		v.mu.Unlock()
 		for i := range all {
-			all[i].Data.N = first + i
+			all[i].Data.N, all[i].Group = first+i, tortureGroup(first+i)
 		}
 		var status int
 		var out []byte
@@ -539,6 +540,9 @@ func (v *torture) settle(d *seen, lease string, isCalm bool) {
 	what := rand.IntN(10)
 	if isCalm {
 		what = 9
+	}
+	if what > 2 {
+		d.ackSentAt = time.Now()
 	}
 	switch what {
 	case 0: // it dies

@@ -1,0 +1,177 @@
+// Package clients holds the server against clients of the servers whose APIs it
+// speaks, each as their users write it: in Python, in a shell with curl, and in Go.
+// It is a module of its own because the server's tests do without Python.
+package clients
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// testTimeout is how long a client may take. None that works takes as long.
+const testTimeout = time.Minute
+
+// A client gets a URL and a name for its queues. It produces twenty messages, works
+// them off, and prints a line for each: the queue and, after a space, what was in it.
+var servers = []struct {
+	id   string // folder of the clients
+	args []string
+	want func(name string) []string // lines; only the order within a queue counts
+}{
+	{
+		id: "fastqueue",
+		want: func(name string) []string { // the number of the delivery at the end
+			lines := numbered(1, 6, name+" %d 1")
+			lines = append(lines, numbered(8, 20, name+" %d 1")...)
+			return append(lines, name+" 7 2")
+		},
+	},
+}
+
+// numbered returns a line for each number from first to last.
+func numbered(first, last int, format string) (lines []string) {
+	for n := first; n <= last; n++ {
+		lines = append(lines, fmt.Sprintf(format, n))
+	}
+	return lines
+}
+
+func TestClientsWorkUnchanged(t *testing.T) {
+	t.Parallel()
+	queued := mustBuild(t, "..")
+	for _, v := range servers {
+		t.Run(v.id, func(t *testing.T) {
+			t.Parallel()
+			url := startServer(t, queued, v.args...)
+			for language, command := range map[string][]string{
+				"python": {"python3", v.id + "/worker.py"},
+				"shell":  {"sh", v.id + "/worker.sh"},
+				"go":     {mustBuild(t, v.id)},
+			} {
+				t.Run(language, func(t *testing.T) {
+					t.Parallel()
+					got := run(t, append(command, url, language)...)
+					want := byQueue(v.want(language))
+					if !reflect.DeepEqual(byQueue(got), want) {
+						t.Errorf("worked on, by queue:\n%q\nwant:\n%q", byQueue(got), want)
+					}
+				})
+			}
+		})
+	}
+}
+
+// run runs a client and returns the lines that it prints.
+func run(t *testing.T, command ...string) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	var stderr bytes.Buffer
+	client := exec.CommandContext(ctx, command[0], command[1:]...)
+	client.Stderr = &stderr
+	out, err := client.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s%s", command, err, out, stderr.Bytes())
+	}
+	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+}
+
+// byQueue groups lines by their first word, in their order.
+func byQueue(lines []string) map[string][]string {
+	queues := map[string][]string{}
+	for _, line := range lines {
+		queue, rest, _ := strings.Cut(line, " ")
+		queues[queue] = append(queues[queue], rest)
+	}
+	return queues
+}
+
+// mustBuild builds the program in a folder.
+func mustBuild(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "program")
+	build := exec.Command("go", "build", "-o", program, ".")
+	build.Dir = dir
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build in %s: %v\n%s", dir, err, out)
+	}
+	return program
+}
+
+var readyLine = regexp.MustCompile(`msg=ready url=(\S+)`)
+
+// startServer starts queued on a private PostgreSQL, and returns its URL once it
+// is ready. At the end of the test it has to stop as it should.
+func startServer(t *testing.T, queued string, args ...string) (url string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*testTimeout)
+	t.Cleanup(cancel)
+	args = append([]string{"-listen", "127.0.0.1:0", "-data-dir", newDataDir(t)}, args...)
+	server := exec.CommandContext(ctx, queued, args...)
+	logs, err := server.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(io.TeeReader(logs, t.Output()))
+	rest := make(chan struct{})
+	t.Cleanup(func() {
+		server.Process.Signal(syscall.SIGTERM)
+		<-rest
+		if err := server.Wait(); err != nil {
+			t.Errorf("the server ended with %v after SIGTERM", err)
+		}
+	})
+	for url == "" {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			close(rest)
+			t.Fatalf("the server is not ready: %v", err)
+		}
+		if m := readyLine.FindStringSubmatch(line); m != nil {
+			url = m[1]
+		}
+	}
+	go func() {
+		defer close(rest)
+		io.Copy(io.Discard, lines)
+	}()
+	answer, err := http.Get(url + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		t.Fatalf("GET /readyz = %s", answer.Status)
+	}
+	return url
+}
+
+// newDataDir returns a folder that the user PostgreSQL runs as can reach.
+func newDataDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "queued-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "data")
+}

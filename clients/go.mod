@@ -1,0 +1,3 @@
+module queued/clients
+
+go 1.26.0

@@ -39,6 +39,10 @@ var servers = []struct {
 			return append(lines, name+" 7 2")
 		},
 	},
+	{
+		id:   "pgqueue",
+		want: func(name string) []string { return numbered(1, 20, name+" %d") },
+	},
 }
 
 // numbered returns a line for each number from first to last.

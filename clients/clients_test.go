@@ -43,6 +43,11 @@ var servers = []struct {
 		id:   "pgqueue",
 		want: func(name string) []string { return numbered(1, 20, name+" %d") },
 	},
+	{
+		id:   "microqueue",
+		args: []string{"-topology", "microqueue/topology.json", "-token-file", "microqueue/tokens.json"},
+		want: func(name string) []string { return numbered(1, 20, name+` {"context": "job %d"}`) },
+	},
 }
 
 // numbered returns a line for each number from first to last.

@@ -60,7 +60,7 @@ var (
 
 // named returns the topic or queue in the path, whatever it is called there.
 func (r *request) named() string {
-	for _, wildcard := range []string{"topic_id", "queue_id", "channel", "queue"} {
+	for _, wildcard := range []string{"topic_id", "queue_id", "channel", "queue", "queue_type"} {
 		if id := r.PathValue(wildcard); id != "" {
 			return id
 		}

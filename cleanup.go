@@ -84,7 +84,7 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 // once is one pass: it does all there is to do, but for what only the walk
 // finds in a table larger than walkBatches*walkPages; the next passes go on there.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.removeIdleGroups} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.removeIdleGroups, c.removeTallies} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(unknown(failed), errUnavailable) && pq.As(failed) == nil {
@@ -548,6 +548,42 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 		c.group = page[len(page)-1].groupKey
 	}
 	return nil
+}
+
+const removeTallies = `
+WITH past AS MATERIALIZED (
+    SELECT t.ctid AS tid
+    FROM (
+        SELECT key
+        FROM queued.queues
+        UNION ALL
+        SELECT key
+        FROM queued.deleted_queues
+    ) q
+    JOIN queued.tallies t ON t.queue_key = q.key
+    WHERE t.minute < date_trunc('minute', now()) - make_interval(mins => $1)
+    LIMIT $2
+    FOR UPDATE OF t SKIP LOCKED
+)
+DELETE FROM queued.tallies t
+USING past
+WHERE t.ctid = past.tid`
+
+// removeTallies removes counts that nobody shows any more.
+func (c *cleanup) removeTallies(ctx context.Context) error {
+	for {
+		var removed int64
+		locked, err := c.batch(ctx, func(tx *sql.Tx) error {
+			done, err := c.metrics.timed("remove_tallies", tx).ExecContext(ctx, removeTallies, tallyMinutes, cleanupBatch)
+			if err == nil {
+				removed, err = done.RowsAffected()
+			}
+			return err
+		})
+		if err != nil || !locked || removed < cleanupBatch {
+			return err
+		}
+	}
 }
 
 func scanKey(row scanner) (key int64, err error) {

@@ -42,6 +42,7 @@ type limits struct {
 	messageRetention bounds // seconds
 	maxDeliveries    bounds
 	deliveryDelay    bounds  // seconds
+	requeueLimit     int     // of SharQ's jobs that say nothing of it
 	maxLimit         int     // items in an answer
 	maxWait          float64 // seconds of a long poll
 	maxBody          int64   // bytes of a message's request
@@ -627,19 +628,10 @@ const maxInterval = math.MaxInt32
 func (f *form) ownSettings(l *limits) ownSettings {
 	return ownSettings{
 		DeliveryIntervalMS:       f.integer("delivery_interval_ms", bounds{0, maxInterval}, false),
-		Ordered:                  f.flag("ordered"),
+		Ordered:                  f.bool("ordered"),
 		ConsumedRetentionSeconds: f.integer("consumed_retention_seconds", bounds{1, l.messageRetention.max}, false),
 		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds")},
 	}
-}
-
-// flag reads true or false; null or missing is false.
-func (f *form) flag(name string) bool {
-	raw := f.value(name, false)
-	if raw != nil && raw[0] != 't' && raw[0] != 'f' {
-		f.wrong("value could not be parsed to a boolean", "type_error.bool", name)
-	}
-	return raw != nil && raw[0] == 't'
 }
 
 // page reads offset and limit of a list.

@@ -33,15 +33,15 @@ const keepForEver = math.MaxInt32
 var madeByUse = queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: keepForEver}
 
 // publishTo publishes one message to a queue, which is made if it is not there.
-func (s *server) publishTo(r *request, queueID string, data []byte) (message, error) {
+func (s *server) publishTo(r *request, queueID string, m draft) (message, error) {
 	if !r.mayPost(queueID) {
 		return message{}, forbidden(posting)
 	}
-	if !r.w.conn.take(answerSize(1, len(data))) {
+	if !r.w.conn.take(answerSize(1, len(m.data))) {
 		return message{}, errOverloaded
 	}
 	publish := func() ([]message, error) {
-		return s.engine.publish(r.Context(), &publication{queueID: queueID, messages: []draft{{data: data}}})
+		return s.engine.publish(r.Context(), &publication{queueID: queueID, messages: []draft{m}})
 	}
 	stored, err := publish()
 	if errors.Is(err, errQueueNotFound) {
@@ -55,19 +55,22 @@ func (s *server) publishTo(r *request, queueID string, data []byte) (message, er
 	return stored[0], nil
 }
 
-// consumeOne consumes the next message of a queue, and answers with it or, if
-// there is none, with nothing. A queue that is not there is made by those who wait
-// for it, if they may publish to it.
-func (s *server) consumeOne(r *request, queueID string, answer func(all []message) error) error {
+// take is engine.receive or engine.consume.
+type take func(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error)
+
+// takeOne takes the next message of a queue, and answers with it or, if there is
+// none, with nothing. A queue that is not there is made by those who wait for it, if
+// they may publish to it.
+func (s *server) takeOne(r *request, queueID string, take take, answer func(all []message) error) error {
 	f := readQuery(r.URL.RawQuery)
 	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
 	if err := f.err(); err != nil {
 		return err
 	}
-	v, err := s.engine.consume(r.Context(), queueID, 1, wait)
+	v, err := take(r.Context(), queueID, 1, wait)
 	if errors.Is(err, errQueueNotFound) && wait > 0 && r.mayPost(queueID) {
 		if err = s.makeQueue(r.Context(), queueID); err == nil {
-			v, err = s.engine.consume(r.Context(), queueID, 1, wait)
+			v, err = take(r.Context(), queueID, 1, wait)
 		}
 	}
 	if err != nil {

@@ -76,34 +76,41 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 	}
 	const queue = `{"id":"new","ack_deadline_seconds":60,"message_retention_seconds":3600}`
 	bodies := map[string]string{
-		"POST /topics":                           `{"id":"new"}`,
-		"POST /queues":                           queue,
-		"PUT /queues/{queue_id}":                 queue,
-		"PUT /queues/{queue_id}/groups/{group}":  `{"delivery_interval_ms":2}`,
-		"PUT /queues/{queue_id}/redrive":         `{"destination_queue_id":"u"}`,
-		"POST /topics/{topic_id}/messages":       `{"data":{}}`,
-		"POST /queues/{queue_id}/messages":       `{"data":{}}`,
-		"PUT /messages/{message_id}/extend":      `{"ack_deadline_seconds":600}`,
-		"PUT /messages/ack":                      `{"ids":["MESSAGE"]}`,
-		"PUT /messages/nack":                     `{"ids":["MESSAGE"]}`,
-		"POST /topics/{topic_id}/messages/batch": `{"messages":[{"data":{}}]}`,
-		"POST /queues/{queue_id}/messages/batch": `{"messages":[{"data":{}}]}`,
-		"POST /message":                          `{"channel":"t","message":{}}`,
-		"POST /in/{queue}":                       `anything`,
+		"POST /topics":                            `{"id":"new"}`,
+		"POST /queues":                            queue,
+		"PUT /queues/{queue_id}":                  queue,
+		"PUT /queues/{queue_id}/groups/{group}":   `{"delivery_interval_ms":2}`,
+		"PUT /queues/{queue_id}/redrive":          `{"destination_queue_id":"u"}`,
+		"POST /topics/{topic_id}/messages":        `{"data":{}}`,
+		"POST /queues/{queue_id}/messages":        `{"data":{}}`,
+		"PUT /messages/{message_id}/extend":       `{"ack_deadline_seconds":600}`,
+		"PUT /messages/ack":                       `{"ids":["MESSAGE"]}`,
+		"PUT /messages/nack":                      `{"ids":["MESSAGE"]}`,
+		"POST /topics/{topic_id}/messages/batch":  `{"messages":[{"data":{}}]}`,
+		"POST /queues/{queue_id}/messages/batch":  `{"messages":[{"data":{}}]}`,
+		"POST /message":                           `{"channel":"t","message":{}}`,
+		"POST /in/{queue}":                        `anything`,
+		"POST /enqueue/{queue_type}/{group}/{$}":  `{"job_id":"k","payload":{},"interval":0}`,
+		"POST /interval/{queue_type}/{group}/{$}": `{"interval":1}`,
 	}
-	consumes := map[string]bool{"GET /queues/{queue_id}/messages": true, "GET /queue/{channel}": true, "GET /out/{queue}": true}
+	consumes := map[string]bool{"GET /queues/{queue_id}/messages": true, "GET /queue/{channel}": true, "GET /out/{queue}": true, "GET /dequeue/{$}": true, "GET /dequeue/{queue_type}/{$}": true}
 	for _, r := range s.routes {
 		route := r.pattern
-		for _, path := range []string{"/topics/t", "/queues/t", "/queues/u", "/topics/new", "/queues/new"} {
+		for _, path := range []string{"/topics/t", "/queues/t", "/queues/u", "/topics/new", "/queues/new", "/queues/default"} {
 			s.do("DELETE", path, "")
 		}
 		s.mustQueue("u")
 		s.mustTopic("t")
 		s.publish("t", 1, 2)
-		s.must(200, "PUT", "/queues/t/groups/g", `{"delivery_interval_ms":1}`)
+		s.must(200, "PUT", "/queues/t/groups/g", `{"delivery_interval_ms":2}`)
+		for _, path := range []string{"t/g/", "default/g/"} {
+			s.must(201, "POST", "/enqueue/"+path, `{"job_id":"j","payload":{},"interval":2}`)
+			s.must(201, "POST", "/enqueue/"+path, `{"job_id":"i","payload":{},"interval":2}`)
+		}
+		s.exec("UPDATE queued.messages SET in_flight = true, scheduled_at = now() + interval '1 h' WHERE job_id = 'j'")
 		id := s.receive("t", "?limit=1")[0].ID
 		method, path, _ := strings.Cut(route, " ")
-		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id, "{group}", "g").Replace(path)
+		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id, "{group}", "g", "{queue_type}", "t", "{job_id}", "j", "{$}", "").Replace(path)
 		body := strings.ReplaceAll(bodies[route], "MESSAGE", id)
 		changes := method != "GET" && method != "OPTIONS" || consumes[route]
 		before := s.state()

@@ -245,13 +245,16 @@ type group struct {
 	Messages           messageCounts `json:"messages"`
 }
 
+// stateIdle is the state of groups without messages.
+const stateIdle = "idle"
+
 // A group of a queue that is ordered is what its front is, or waits for the message
 // in flight. Any other waits only for its interval.
 const selectGroups = `
 SELECT q.id, g.id, coalesce(g.delivery_interval_ms, q.delivery_interval_ms, 0),
        CASE WHEN g.limited_until > now() THEN g.limited_until END,
        CASE
-           WHEN c.front IS NULL THEN 'idle'
+           WHEN c.front IS NULL THEN '` + stateIdle + `'
            WHEN q.ordered AND c.in_flight > 0 THEN 'in_flight'
            WHEN q.ordered AND c.front <> 'ready' THEN c.front
            WHEN c.ready > 0 AND g.limited_until > now() THEN 'limited'
@@ -317,17 +320,17 @@ func (s *store) groups(ctx context.Context, queueID string, offset, limit int) (
 
 const putGroup = `
 INSERT INTO queued.groups (queue_key, id, ready_at, delivery_interval_ms, kept)
-SELECT -key, $2, 'infinity', $3, $4
+SELECT -key, $2, 'infinity', $3, coalesce($4, false)
 FROM queued.queues
 WHERE id = $1
 ON CONFLICT (queue_key, id) DO UPDATE
-SET delivery_interval_ms = excluded.delivery_interval_ms, kept = excluded.kept
+SET delivery_interval_ms = excluded.delivery_interval_ms, kept = coalesce($4, groups.kept)
 RETURNING -queue_key`
 
 // setInterval sets the delivery interval of a group in milliseconds, nil for the
 // queue's, from its last delivery on. If it is kept, the group keeps it when it
-// has no messages.
-func (s *store) setInterval(ctx context.Context, queueID, id string, interval *int, kept bool) error {
+// has no messages; nil leaves that as it is.
+func (s *store) setInterval(ctx context.Context, queueID, id string, interval *int, kept *bool) error {
 	key, err := once(ctx, s, "put_group", scanKey, putGroup, queueID, id, interval, kept)
 	if errors.Is(err, sql.ErrNoRows) {
 		return errQueueNotFound

@@ -30,6 +30,7 @@ type server struct {
 	store   *store
 	engine  *engine
 	metrics *metrics
+	tally   *tally
 	limits  limits
 
 	// checkHost is set if requests must name a host that is a loopback address
@@ -80,7 +81,7 @@ const (
 
 func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *server {
 	v := &server{
-		log: log, store: s, engine: e, metrics: m, limits: l,
+		log: log, store: s, engine: e, metrics: m, tally: newTally(s), limits: l,
 		tokens:          new(atomic.Pointer[tokens]),
 		room:            newRoom(log, defaultMaxConnections, defaultMaxInHand),
 		transferTimeout: defaultTransferTimeout,
@@ -118,6 +119,7 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handle(admin, "DELETE /queues/{queue_id}/groups/{group}", v.deleteGroup)
 	v.handlePgQueue()
 	v.handleMicroQueue()
+	v.handleSharQ()
 	v.handleAlways(public, "GET /health", v.health)
 	v.handleAlways(public, "GET /livez", v.livez)
 	v.handleAlways(public, "GET /readyz", v.readyz)
@@ -261,6 +263,7 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		s.fail(&request{Request: hr, w: w, dialect: native}, err)
 		return
 	}
+	s.addSlash(hr)
 	s.mux.ServeHTTP(w, hr)
 	if !w.matched {
 		s.unmatched(w, hr)
@@ -1215,7 +1218,7 @@ func (s *server) putGroup(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	if err := s.store.setInterval(r.Context(), queueID, id, interval, interval != nil); err != nil {
+	if err := s.store.setInterval(r.Context(), queueID, id, interval, new(interval != nil)); err != nil {
 		return err
 	}
 	s.engine.announce(queueID, time.Time{})

@@ -28,7 +28,8 @@
 //     in which they came. When nothing is due it sleeps, which is the long poll,
 //     until something is: told by a publish in this process, by a notification
 //     from another (notify.go), by the clock, or by a slow look for what nobody
-//     told it. floor.go keeps claims from walking over what is gone.
+//     told it. floor.go keeps claims from walking over what is gone. groups.go is
+//     how messages of one sender are limited and kept in order.
 //
 // All state is in PostgreSQL, in the schema that schema.sql describes, so any
 // number of these processes can share one database. cleanup.go removes what
@@ -38,8 +39,8 @@
 // engine's behaves, topology.go makes queues from a file, metrics.go is what Prometheus
 // sees, count.go how many messages there are, docs.go the API described. auth.go
 // says who may do what, and secrets.go reads that and the certificate of HTTPS
-// from files. dialect.go is how other servers' APIs are spoken, pgqueue.go and
-// microqueue.go are two of them. log.go keeps the log to one line an entry, whatever clients send.
+// from files. dialect.go is how other servers' APIs are spoken: pgqueue.go,
+// microqueue.go, and sharq.go with what its jobs need beyond groups in jobs.go. log.go keeps the log to one line an entry, whatever clients send.
 // bench.go is a program of its own: load for a running server.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
@@ -153,6 +154,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "longest wait_seconds of a receive")
 	f.Int64Var(&l.maxBody, "max-body", 1<<20, "most `bytes` in the body of a request")
 	f.IntVar(&l.maxLimit, "max-limit", 1000, "most `items` in an answer")
+	f.IntVar(&l.requeueLimit, "requeue-limit", defaultRequeueLimit, "how many `times` a job that was enqueued by SharQ's API comes back, if it does not say\nso itself; -1 for as often as its queue allows")
 	f.DurationVar(&c.drainDelay, "drain-delay", 0, "time between SIGTERM and the end of new connections, for load balancers to notice")
 	f.IntVar(&c.maxConnections, "max-connections", defaultMaxConnections, "most open `connections`; beyond them those make way that are idle or slow the longest")
 	f.Int64Var(&c.maxInHand, "max-in-hand", defaultMaxInHand, "most `bytes` of requests and answers in memory; beyond them requests are refused,\nand before that those make way that are stalled")
@@ -207,6 +209,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		check(c.dataDir != "", "data-dir", "there is no home folder to put it in, so name one")
 	}
 	check(c.cleanupInterval > 0, "cleanup-interval", "must be more than 0")
+	check(-1 <= l.requeueLimit && l.requeueLimit < math.MaxInt32, "requeue-limit", "must be -1 to 2147483646")
 	check(c.maxWait >= 0 && c.maxWait <= time.Hour, "max-wait", "must be 0 to 1h")
 	check(l.maxBody > 0 && l.maxBody <= 64<<20, "max-body", "must be 1 to 67108864")
 	check(l.maxLimit > 0 && l.maxLimit <= 10000, "max-limit", "must be 1 to 10000")
@@ -438,6 +441,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		v.ready.Store(true)
 		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "access", files.access(), "data", data)
 		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
+		background.Go(func() { v.tally.run(backgroundCtx) })
 		background.Go(func() { clean.vacuum(backgroundCtx, patient, v.compact) })
 		clean.run(backgroundCtx, c.cleanupInterval)
 	})

@@ -70,7 +70,7 @@ func (s *server) microOut(r *request) error {
 	if !validID(queueID) {
 		return errMicroUnknown
 	}
-	err := s.consumeOne(r, queueID, func(all []message) error {
+	err := s.takeOne(r, queueID, s.engine.consume, func(all []message) error {
 		if len(all) == 0 {
 			return errMicroEmpty
 		}

@@ -53,7 +53,7 @@ func (s *server) pgPublish(r *request) error {
 	if !validID(id) {
 		return errPgChannel
 	}
-	m, err := s.publishTo(r, id, data)
+	m, err := s.publishTo(r, id, draft{data: data})
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (s *server) pgConsume(r *request) error {
 	if !validID(channel) {
 		return errPgChannel
 	}
-	err := s.consumeOne(r, channel, func(all []message) error {
+	err := s.takeOne(r, channel, s.engine.consume, func(all []message) error {
 		if len(all) == 0 {
 			return r.w.empty(http.StatusNoContent)
 		}

@@ -27,6 +27,7 @@ type draft struct {
 	group      string            // empty if it has none
 	matched    map[string]string // the attributes, for the filters; nil if there are none
 	delay      *time.Duration    // in place of the queue's
+	job        *job              // nil if it is none; one that is is published alone, to a queue
 }
 
 // maxCopies is the most messages that one request may make.
@@ -67,7 +68,7 @@ func (e *engine) store(s *session, batch []*publication) error {
 	if err := s.readDestinations(batch); err != nil {
 		return err
 	}
-	var matched []*publication
+	var matched, jobs []*publication
 	var messages []outgoing
 	copies := 0
 	insert := func() error {
@@ -116,6 +117,10 @@ func (e *engine) store(s *session, batch []*publication) error {
 			p.err = err
 			continue
 		}
+		if p.messages[0].job != nil {
+			jobs = append(jobs, p)
+			continue
+		}
 		if copies > 0 && copies+n > publishRows {
 			if err := insert(); err != nil {
 				return err
@@ -125,7 +130,10 @@ func (e *engine) store(s *session, batch []*publication) error {
 		messages = append(messages, addressed...)
 		copies += n
 	}
-	return insert()
+	if err := insert(); err != nil {
+		return err
+	}
+	return e.storeJobs(s, jobs)
 }
 
 // readDestinations makes s remember where the publications of a batch go to.

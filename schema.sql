@@ -212,9 +212,20 @@ ALTER TABLE queued.consumed SET (
     toast.autovacuum_vacuum_cost_limit = 2000
 );
 
+-- What went into queues and groups and came out, by the minute, for SharQ's metrics.
+CREATE TABLE queued.tallies (
+    queue_key bigint      NOT NULL, -- queues.key
+    minute    timestamptz NOT NULL, -- when it began
+    group_id  text COLLATE "C" NOT NULL, -- empty: all of the queue
+    enqueued  bigint      NOT NULL,
+    dequeued  bigint      NOT NULL,
+    PRIMARY KEY (queue_key, minute, group_id)
+);
+
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'citus') THEN
+        PERFORM create_distributed_table('queued.tallies', 'queue_key');
         PERFORM create_distributed_table('queued.groups', 'queue_key');
         PERFORM create_distributed_table('queued.consumed', 'queue_key');
     END IF;

@@ -428,6 +428,10 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"of groups":      {frontsOfGroups + consumeTaken + keepTaken + lookAgain, []string{"-1", "'{a,b}'", "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
 		"purge group":    {purgeGroupBatch, []string{"-1", "'a'", "100", "false", "10"}, "messages_group_due"},
 		"idle groups":    {selectIdleGroups, []string{"-9", "''", "100"}, "groups_pkey"},
+		"enqueue":        {insertJobs, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1"}, "messages_job"},
+		"job":            {selectJob, []string{"'t'", "'a'", "'j'"}, "messages_job"},
+		"as job":         {selectAsJob, []string{"'t'", "'a'", "'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
+		"waiting":        {selectWaiting, []string{"-1", "'a'"}, "messages_group_due"},
 		"walk":           {walkExpired, []string{"0", "10"}, "Tid Range Scan"},
 		"walk exhausted": {walkExhausted, []string{"0", "10"}, "Tid Range Scan"},
 	}

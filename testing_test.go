@@ -154,6 +154,7 @@ func testLimits() limits {
 		messageRetention: bounds{600, 1209600},
 		maxDeliveries:    bounds{1, 1000},
 		deliveryDelay:    bounds{1, 900},
+		requeueLimit:     defaultRequeueLimit,
 		maxLimit:         1000,
 		maxWait:          testTimeout.Seconds(),
 		maxBody:          1 << 20,

@@ -1,0 +1,437 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// A job is a message that has a name in its group, as SharQ's have. Of one name at
+// most one waits: the same job again replaces what waits. It may set the interval of
+// its group, be refused by a group that is long enough, and be dropped after so
+// many deliveries.
+
+// job is what a draft has that is one; its group is never empty.
+type job struct {
+	id            string
+	interval      time.Duration // of the group, from now on
+	maxDeliveries int           // 0: as many as the queue allows
+	maxWaiting    *int          // it is refused if so many wait in its group; nil: however many do
+
+	// After it was published:
+	waiting int       // how many waited before it; only with maxWaiting
+	readyAt time.Time // when its group is, by PostgreSQL's clock
+}
+
+// errGroupFull is the answer to a job that was refused.
+type errGroupFull struct{ waiting int }
+
+func (e errGroupFull) Error() string {
+	return fmt.Sprintf("%d messages wait in the group already", e.waiting)
+}
+
+// storeJobs is store for publications that are jobs, whose queues s remembers. A
+// statement takes each of them that does not depend on another in it.
+func (e *engine) storeJobs(s *session, batch []*publication) error {
+	for len(batch) > 0 {
+		type name struct{ queueID, group, id string }
+		names, groups, bounded := make(map[name]bool), make(map[name]bool), make(map[name]bool)
+		var now, later []*publication
+		for _, p := range batch {
+			m := &p.messages[0]
+			group := name{p.queueID, m.group, ""}
+			one := name{p.queueID, m.group, m.job.id}
+			if names[one] || bounded[group] || m.job.maxWaiting != nil && groups[group] {
+				later = append(later, p)
+				continue
+			}
+			names[one], groups[group] = true, true
+			bounded[group] = bounded[group] || m.job.maxWaiting != nil
+			now = append(now, p)
+		}
+		err := s.transaction(func() error { return s.enqueue(now) })
+		if errors.Is(err, errStale) {
+			return err
+		}
+		for _, p := range now {
+			if err != nil { // even so they may be stored
+				p.stored, p.messages[0].job.readyAt = nil, time.Time{}
+			}
+			e.metrics.add(e.metrics.published, p.queueID, len(p.stored))
+			if err != nil || len(p.stored) > 0 {
+				e.announce(p.queueID, p.messages[0].job.readyAt)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		batch = later
+	}
+	return nil
+}
+
+// The groups are locked, in the order of wakeGroups, before anybody looks at what
+// waits in them.
+const lockGroupsOfJobs = `
+INSERT INTO queued.groups AS g (queue_key, id, ready_at)
+SELECT DISTINCT u.queue_key, u.id, timestamptz 'infinity'
+FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
+WHERE (SELECT version FROM queued.settings) = $3
+ORDER BY u.queue_key, u.id
+ON CONFLICT (queue_key, id) DO UPDATE
+SET blocked = g.blocked
+WHERE false`
+
+const insertJobs = `
+WITH jobs AS MATERIALIZED (
+    SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.size, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.n,
+           CASE WHEN j.max_waiting >= 0 THEN (
+               SELECT count(*)
+               FROM queued.messages m
+               WHERE m.queue_key = j.queue_key
+                   AND m.group_id = j.group_id
+                   AND NOT (m.in_flight AND m.scheduled_at > now())
+           ) ELSE -1 END AS waiting
+    FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[])
+        WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, size, max_deliveries, interval_ms, max_waiting, retention, delay, n)
+    WHERE (SELECT version FROM queued.settings) = $12
+), waiting AS MATERIALIZED (
+    SELECT j.n, j.data, j.size, j.max_deliveries, w.tid
+    FROM jobs j
+    CROSS JOIN LATERAL (
+        SELECT m.ctid AS tid
+        FROM queued.messages m
+        WHERE m.queue_key = j.queue_key
+            AND m.group_id = j.group_id
+            AND m.job_id = j.job_id
+            AND m.expired_at > now()
+            AND NOT (m.in_flight AND m.scheduled_at > now())
+        ORDER BY m.seq
+        LIMIT 1
+        FOR UPDATE
+    ) w
+), replaced AS (
+    UPDATE queued.messages m
+    SET data = w.data, size = w.size, max_deliveries = nullif(w.max_deliveries, 0), delivery_attempts = 0, in_flight = false, last_delivery = false, updated_at = now()
+    FROM waiting w
+    WHERE m.ctid = w.tid
+    RETURNING w.n, m.id, m.seq
+), inserted AS (
+    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, size, expired_at, scheduled_at, created_at, updated_at)
+    SELECT j.id, j.queue_key, j.group_id, j.job_id, nullif(j.max_deliveries, 0), j.data, j.size,
+           now() + make_interval(secs => j.retention), now() + make_interval(secs => j.delay), now(), now()
+    FROM jobs j
+    WHERE j.waiting < greatest(j.max_waiting, 0)
+        AND NOT EXISTS (SELECT FROM replaced r WHERE r.n = j.n)
+    ORDER BY j.n
+    RETURNING id, seq
+), accepted AS MATERIALIZED (
+    SELECT j.queue_key, j.group_id, j.interval_ms, j.n
+    FROM jobs j
+    WHERE EXISTS (SELECT FROM replaced r WHERE r.n = j.n)
+        OR EXISTS (SELECT FROM inserted i WHERE i.id = j.id)
+), paced AS MATERIALIZED (
+    SELECT DISTINCT ON (a.queue_key, a.group_id) a.queue_key, a.group_id, a.interval_ms, now() AS at,
+           g.delivered_at + make_interval(secs => a.interval_ms / 1000.0) AS limited_until
+    FROM accepted a
+    JOIN queued.groups g ON g.queue_key = ANY (ARRAY[a.queue_key]) AND g.id = ANY (ARRAY[a.group_id])
+    ORDER BY a.queue_key, a.group_id, a.n DESC
+), groups AS (
+    UPDATE queued.groups g
+    SET delivery_interval_ms = p.interval_ms, limited_until = p.limited_until, ready_at = least(g.ready_at, greatest(p.at, p.limited_until)), blocked = false
+    FROM paced p
+    WHERE g.queue_key = ANY (ARRAY[p.queue_key])
+        AND g.id = ANY (ARRAY[p.group_id])
+    RETURNING g.queue_key, g.id, g.ready_at
+)
+SELECT j.n, j.waiting, now(), coalesce(r.id, i.id), coalesce(r.seq, i.seq), coalesce(g.ready_at, now())
+FROM jobs j
+LEFT JOIN replaced r ON r.n = j.n
+LEFT JOIN inserted i ON i.id = j.id
+LEFT JOIN groups g ON g.queue_key = j.queue_key AND g.id = j.group_id`
+
+// enqueue stores jobs and leaves in each what became of it: no name is in it twice,
+// and no group of one with maxWaiting. It returns errStale if the settings that s
+// remembers have changed.
+func (s *session) enqueue(batch []*publication) error {
+	var ids idArray
+	var keys, sizes, deliveries, intervals, waiting, retentions, delays intArray
+	var groups, names groupArray
+	var data jsonArray
+	for _, p := range batch {
+		m := &p.messages[0]
+		to := s.settings.queues[p.queueID]
+		ids, keys = append(ids, newID()), append(keys, -to.queueKey)
+		groups, names = append(groups, m.group), append(names, m.job.id)
+		data, sizes = append(data, m.data), append(sizes, int64(len(m.data)))
+		deliveries = append(deliveries, int64(m.job.maxDeliveries))
+		intervals = append(intervals, int64(m.job.interval/time.Millisecond))
+		most := int64(-1)
+		if m.job.maxWaiting != nil {
+			most = int64(*m.job.maxWaiting)
+		}
+		waiting = append(waiting, most)
+		retentions, delays = append(retentions, int64(to.retention/time.Second)), append(delays, int64(to.delay/time.Second))
+	}
+	if _, err := read[any](s, "lock_groups_of_jobs", nil, lockGroupsOfJobs, keys, groups, s.settings.version); err != nil {
+		return err
+	}
+	type outcome struct {
+		n, waiting int
+		at, ready  timestamp
+		id         sql.NullString
+		seq        sql.NullInt64
+	}
+	outcomes, err := read(s, "insert_jobs", func(row scanner) (o outcome, err error) {
+		err = row.Scan(&o.n, &o.waiting, &o.at, &o.id, &o.seq, &o.ready)
+		return o, err
+	}, insertJobs, ids, keys, groups, names, data, sizes, deliveries, intervals, waiting, retentions, delays, s.settings.version)
+	if err != nil {
+		return err
+	}
+	if len(outcomes) < len(batch) {
+		return errStale
+	}
+	for _, o := range outcomes {
+		p := batch[o.n-1]
+		m := &p.messages[0]
+		m.job.waiting, m.job.readyAt = o.waiting, o.ready.Time
+		p.stored, p.err = []message{}, errGroupFull{o.waiting}
+		if o.id.Valid {
+			stored := message{ID: o.id.String, QueueID: p.queueID, Data: m.data, Group: m.group, queueKey: keys[o.n-1], seq: o.seq.Int64, CreatedAt: o.at, UpdatedAt: o.at}
+			p.stored, p.err = []message{stored}, nil
+		}
+	}
+	return nil
+}
+
+const (
+	selectJob = `
+SELECT m.id, m.scheduled_at, ` + messageState + `
+FROM queued.queues q
+JOIN queued.messages m ON m.queue_key = -q.key AND m.group_id = $2 AND m.job_id = $3
+WHERE q.id = $1
+    AND m.expired_at > now()
+ORDER BY m.in_flight AND m.scheduled_at > now() DESC, m.seq
+LIMIT 1`
+
+	selectAsJob = `
+SELECT m.id, m.scheduled_at, ` + messageState + `
+FROM queued.queues q
+JOIN queued.messages m ON m.id = $3 AND m.queue_key IN (q.key, -q.key)
+WHERE q.id = $1
+    AND coalesce(m.group_id, $2) = $2
+    AND m.job_id IS NULL
+    AND m.expired_at > now()`
+)
+
+// job looks at a job: the one in flight, if there are two of that name. A message
+// that is none is named by its id, and found in any group if it has none.
+func (s *store) job(ctx context.Context, queueID, group, id string) (m message, err error) {
+	scan := func(row scanner) error { return row.Scan(&m.ID, &m.ScheduledAt, &m.State) }
+	err = scan(s.on("job").QueryRowContext(ctx, selectJob, queueID, group, id))
+	if uuid, ok := parseID(id); ok && errors.Is(err, sql.ErrNoRows) {
+		err = scan(s.on("message_as_job").QueryRowContext(ctx, selectAsJob, queueID, group, uuid))
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return m, errMessageNotFound
+	}
+	return m, unknown(err)
+}
+
+const selectWaiting = `
+SELECT count(*)
+FROM queued.messages
+WHERE queue_key = $1
+    AND group_id = $2
+    AND NOT (in_flight AND scheduled_at > now())`
+
+// waiting counts the messages that wait in a group: those of the queue with that key.
+func (s *store) waiting(ctx context.Context, key int64, group string) (n int64, err error) {
+	err = s.on("waiting").QueryRowContext(ctx, selectWaiting, key, group).Scan(&n)
+	return n, unknown(err)
+}
+
+const selectGroupIDs = `
+SELECT g.id
+FROM queued.queues q
+JOIN queued.groups g ON g.queue_key = -q.key
+WHERE q.id = $1
+    AND EXISTS (SELECT FROM queued.messages m WHERE m.queue_key = g.queue_key AND m.group_id = g.id)
+ORDER BY g.id
+LIMIT $2`
+
+// groupIDs returns the groups of a queue that hold messages, in order.
+func (s *store) groupIDs(ctx context.Context, queueID string) ([]string, error) {
+	return collect(ctx, s.on("group_ids"), scanID, selectGroupIDs, queueID, maxHolding)
+}
+
+const selectGrouped = `
+SELECT visible.id
+FROM (
+    SELECT id, key
+    FROM queued.queues` + visibleIDs + `
+) AS visible
+WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = -visible.key)
+ORDER BY visible.id
+LIMIT $2 OFFSET $1`
+
+// grouped returns the queues that hold messages with a group, in order.
+func (s *store) grouped(ctx context.Context, visible *names) ([]string, error) {
+	return collect(ctx, s.on("grouped"), scanID, selectGrouped, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+}
+
+func scanID(row scanner) (id string, err error) {
+	err = row.Scan(&id)
+	return id, err
+}
+
+// tally counts what goes in and out by the minute, for SharQ's metrics: in memory at
+// first, and in the database at the latest tallyInterval later, so that it costs no
+// request a commit. What a server that is killed has not written is not counted.
+type tally struct {
+	store *store
+
+	writing sync.Mutex // held while pending counts are on their way to the database
+	mu      sync.Mutex
+	pending map[tallied]*[2]int64 // enqueued and dequeued
+	bell    chan struct{}         // holds one; rung when something is pending
+}
+
+// tallied is what is counted: a group, or with an empty one the queue.
+type tallied struct{ queueID, group string }
+
+const (
+	enqueued = 0
+	dequeued = 1
+)
+
+const (
+	tallyInterval = 100 * time.Millisecond
+	tallyMinutes  = 10
+	tallyRows     = 100_000 // pending; beyond that what is new is not counted
+)
+
+func newTally(s *store) *tally {
+	return &tally{store: s, pending: make(map[tallied]*[2]int64), bell: make(chan struct{}, 1)}
+}
+
+// add counts one job, enqueued or dequeued.
+func (c *tally) add(queueID, group string, what int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, of := range []tallied{{queueID, group}, {queueID, ""}} {
+		if c.pending[of] == nil {
+			if len(c.pending) >= tallyRows {
+				continue
+			}
+			c.pending[of] = new([2]int64)
+		}
+		c.pending[of][what]++
+	}
+	select {
+	case c.bell <- struct{}{}:
+	default:
+	}
+}
+
+const addTally = `
+INSERT INTO queued.tallies AS t (queue_key, minute, group_id, enqueued, dequeued)
+SELECT q.key, date_trunc('minute', now()), u.group_id, u.enqueued, u.dequeued
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS u (queue_id, group_id, enqueued, dequeued)
+JOIN queued.queues q ON q.id = u.queue_id
+ORDER BY q.key, u.group_id
+ON CONFLICT (queue_key, minute, group_id) DO UPDATE
+SET enqueued = t.enqueued + excluded.enqueued, dequeued = t.dequeued + excluded.dequeued`
+
+// write brings what is pending into the database.
+func (c *tally) write(ctx context.Context) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.mu.Lock()
+	pending := c.pending
+	c.pending = make(map[tallied]*[2]int64)
+	c.mu.Unlock()
+	if len(pending) == 0 {
+		return nil
+	}
+	var queues textArray
+	var groups pq.StringArray
+	var in, out intArray
+	for of, n := range pending {
+		queues, groups = append(queues, of.queueID), append(groups, of.group)
+		in, out = append(in, n[enqueued]), append(out, n[dequeued])
+	}
+	_, err := c.store.on("add_tally").ExecContext(ctx, addTally, queues, groups, in, out)
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for of, n := range pending {
+			if now := c.pending[of]; now != nil {
+				n[enqueued], n[dequeued] = n[enqueued]+now[enqueued], n[dequeued]+now[dequeued]
+			}
+			if len(c.pending) < tallyRows {
+				c.pending[of] = n
+			}
+		}
+	}
+	return unknown(err)
+}
+
+// run writes until ctx is done, and once more then.
+func (c *tally) run(ctx context.Context) {
+	ticker := time.NewTicker(tallyInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			c.write(context.WithoutCancel(ctx))
+			return
+		case <-ticker.C:
+		}
+		select {
+		case <-c.bell:
+			if c.write(ctx) != nil {
+				select {
+				case c.bell <- struct{}{}:
+				default:
+				}
+			}
+		default:
+		}
+	}
+}
+
+// minuteCount is what was counted in one minute.
+type minuteCount struct {
+	minute             int64 // milliseconds since 1970, when it began
+	enqueued, dequeued int64
+}
+
+const selectTally = `
+SELECT (extract(epoch FROM m.minute) * 1000)::bigint, coalesce(sum(t.enqueued), 0), coalesce(sum(t.dequeued), 0)
+FROM generate_series(date_trunc('minute', now()) - make_interval(mins => $2::integer - 1), date_trunc('minute', now()), interval '1 minute') AS m (minute)
+LEFT JOIN (
+    SELECT key
+    FROM queued.queues` + visibleIDs + `
+) AS visible ON true
+LEFT JOIN queued.tallies t ON t.queue_key = visible.key AND t.minute = m.minute AND t.group_id = $1
+GROUP BY m.minute
+ORDER BY m.minute`
+
+// counts returns what was counted in each of the last minutes, the oldest first, of
+// the queues that are visible, or of a group in them.
+func (c *tally) counts(ctx context.Context, visible *names, group string) ([]minuteCount, error) {
+	if err := c.write(ctx); err != nil {
+		return nil, err
+	}
+	return collect(ctx, c.store.on("tally"), func(row scanner) (v minuteCount, err error) {
+		err = row.Scan(&v.minute, &v.enqueued, &v.dequeued)
+		return v, err
+	}, selectTally, group, tallyMinutes, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+}

@@ -1,0 +1,341 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The requests of SharQ's documentation, as printed there.
+func TestSharQAnswersAsItDoes(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	const job = `{"job_id":"cea84623-be35-4368-90fa-7736570dabc4","payload":{"message":"hello, world"},"interval":1000}`
+	invalid := func(name string) string {
+		return fmt.Sprintf("{\"status\":\"failure\",\"message\":\"`%s` has an invalid value.\"}", name)
+	}
+	missing := func(name string) string {
+		return fmt.Sprintf("{\"status\":\"failure\",\"message\":\"`%s` is a mandatory parameter.\"}", name)
+	}
+	const failure, success = `{"status":"failure"}`, `{"status":"success"}`
+	s.play([]step{
+		{"GET", "/", "", 200, fmt.Sprintf(`{"message":"Hello, SharQ!","server":"queued","version":%q}`, version())},
+		{"GET", "/deepstatus/", "", 200, success},
+		{"GET", "/dequeue/", "", 404, failure},
+		{"GET", "/dequeue/sms/", "", 404, failure},
+		{"POST", "/enqueue/sms/johndoe/", job, 201, `{"status":"queued"}`},
+		{"POST", "/enqueue/sms/johndoe", strings.Replace(job, "cea", "dea", 1), 201, `{"status":"queued"}`},
+		{"GET", "/dequeue/sms/", "", 200, `{"status":"success","queue_id":"johndoe","job_id":"UUID","payload":{"message":"hello, world"},"requeues_remaining":-1,"current_queue_length":1}`},
+		{"GET", "/dequeue/sms/", "", 404, failure},
+		{"POST", "/finish/sms/johndoe/dea84623-be35-4368-90fa-7736570dabc4/", "", 404, failure},
+		{"POST", "/finish/sms/johndoe/cea84623-be35-4368-90fa-7736570dabc4/", "", 200, success},
+		{"POST", "/finish/sms/johndoe/cea84623-be35-4368-90fa-7736570dabc4/", "", 404, failure},
+		{"POST", "/interval/sms/johndoe/", `{"interval":5000}`, 200, success},
+		{"POST", "/interval/sms/nobody/", `{"interval":5000}`, 404, failure},
+		{"POST", "/interval/none/nobody/", `{"interval":5000}`, 404, failure},
+		{"GET", "/metrics/sms/", "", 200, `{"status":"success","queue_ids":["johndoe"]}`},
+		{"GET", "/metrics/none/", "", 200, `{"status":"success","queue_ids":[]}`},
+		{"DELETE", "/deletequeue/sms/johndoe/", "", 200, `{"status":"Success","message":"Successfully removed all queued calls"}`},
+		{"DELETE", "/deletequeue/sms/johndoe/", `{"purge_all":true}`, 200, `{"status":"Failure","message":"No queued calls found"}`},
+		{"DELETE", "/deletequeue/none/johndoe/", "", 200, `{"status":"Failure","message":"No queued calls found"}`},
+		{"POST", "/enqueue/sms/johndoe/", job, 201, `{"status":"queued"}`},
+		{"DELETE", "/deletequeue/sms/johndoe/", `{"purge_all":true}`, 200, `{"status":"Success","message":"Successfully removed all queued calls and purged related resources"}`},
+
+		{"POST", "/enqueue/sms/johndoe/", `{"payload":{},"interval":1}`, 400, missing("job_id")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a","payload":{}}`, 400, missing("interval")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a","interval":1}`, 400, missing("payload")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a b","payload":{},"interval":1}`, 400, invalid("job_id")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":7,"payload":{},"interval":1}`, 400, invalid("job_id")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a","payload":{},"interval":-1}`, 400, invalid("interval")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a","payload":{},"interval":1.5}`, 400, invalid("interval")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a","payload":{},"interval":"1"}`, 400, invalid("interval")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a","payload":{},"interval":null}`, 400, invalid("interval")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a","payload":{},"interval":1,"requeue_limit":-2}`, 400, invalid("requeue_limit")},
+		{"POST", "/enqueue/sms/johndoe/", `{"job_id":"a","payload":{"max_queued_length":"x"},"interval":1}`, 400, invalid("max_queued_length")},
+		{"POST", "/enqueue/s.s/johndoe/", job, 400, invalid("queue_type")},
+		{"POST", "/enqueue/sms/" + strings.Repeat("a", 101) + "/", job, 400, invalid("queue_id")},
+		{"POST", "/enqueue/sms/johndoe/", `[]`, 400, `{"status":"failure","message":"[body]: value is not a valid dict"}`},
+		{"POST", "/enqueue/sms/johndoe/", ``, 400, `{"status":"failure","message":"[body]: field required"}`},
+		{"POST", "/interval/sms/johndoe/", `{"interval":"x"}`, 400, invalid("interval")},
+		{"POST", "/interval/sms/johndoe/", `{}`, 400, missing("interval")},
+		{"DELETE", "/deletequeue/sms/johndoe/", `{"purge_all":7}`, 400, invalid("purge_all")},
+		{"GET", "/dequeue/s.s/", "", 400, invalid("queue_type")},
+		{"GET", "/dequeue/sms/?wait_seconds=x", "", 422, `{"status":"failure","message":"[query wait_seconds]: value is not a valid float"}`},
+		{"POST", "/finish/sms/johndoe/no.job/", "", 404, failure},
+	})
+	if v := s.do("GET", "/metrics", ""); !strings.Contains(v.body, "http_requests_total") {
+		t.Errorf("/metrics is not Prometheus's: %.200s", v.body)
+	}
+}
+
+// enqueue enqueues a job, of the default type, whose payload is its id.
+func (s *testServer) enqueue(group, id, more string) {
+	s.t.Helper()
+	s.must(201, "POST", "/enqueue/default/"+group+"/", fmt.Sprintf(`{"job_id":%q,"payload":%q,"interval":0%s}`, id, id, more))
+}
+
+type sharQAnswer struct {
+	Status            string
+	QueueID           string `json:"queue_id"`
+	JobID             string `json:"job_id"`
+	Payload           json.RawMessage
+	RequeuesRemaining int `json:"requeues_remaining"`
+	Length            int `json:"current_queue_length"`
+}
+
+// dequeue returns the next job, none if none is ready.
+func (s *testServer) dequeue() (v sharQAnswer) {
+	s.t.Helper()
+	got := s.do("GET", "/dequeue/", "")
+	if err := json.Unmarshal([]byte(got.body), &v); err != nil {
+		s.t.Fatal(err, got.body)
+	}
+	return v
+}
+
+// expire ends all leases.
+func (s *testServer) expire() {
+	s.t.Helper()
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+	s.exec("UPDATE queued.groups SET ready_at = now()")
+}
+
+func TestSharQPayloadsComeBackAsTheyWere(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for i, payload := range []string{`{"a":1.50}`, `{}`, `[1, 2]`, `"text"`, `null`, `7`, `{"payload":1}`, `{"payload":{"payload":null}}`, `"\u0000"`} {
+		s.must(201, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":"j%d","interval":0,"payload":%s}`, i, payload))
+		checkDiff(t, "payload", payload, string(s.dequeue().Payload))
+	}
+}
+
+func TestSharQJobIsDroppedAfterItsRequeues(t *testing.T) {
+	t.Parallel()
+	for what, again := range map[string]func(s *testServer){
+		"by its deadline": func(s *testServer) { s.expire() },
+		"by a nack": func(s *testServer) {
+			var id string
+			if err := s.store.db.QueryRow("SELECT id FROM queued.messages").Scan(&id); err != nil {
+				s.t.Fatal(err)
+			}
+			s.must(204, "PUT", "/messages/"+id+"/nack", "")
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.enqueue("g", "j", `,"requeue_limit":2`)
+			for _, want := range []int{2, 1, 0} {
+				v := s.dequeue()
+				checkDiff(t, "remaining", want, v.RequeuesRemaining)
+				checkDiff(t, "job", "j", v.JobID)
+				again(s)
+			}
+			checkDiff(t, "then", "failure", s.dequeue().Status)
+			mustCleanUp(t, s)
+			checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
+			s.wantMetrics(`queued_messages_dropped_total{queue="default"} 1`)
+		})
+	}
+}
+
+func TestSharQJobIsNotQueuedTwiceWhileItWaits(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.enqueue("g", "first", "")
+	s.enqueue("g", "second", "")
+	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"first","payload":"new","interval":0}`)
+	v := s.dequeue()
+	checkDiff(t, "in its old place", sharQAnswer{"success", "g", "first", json.RawMessage(`"new"`), -1, 1}, v)
+	s.enqueue("g", "first", "") // while the other is in flight
+	s.must(200, "POST", "/finish/default/g/first/", "")
+	s.must(404, "POST", "/finish/default/g/first/", "")
+	checkDiff(t, "next", "second", s.dequeue().JobID)
+	checkDiff(t, "queued anew", "first", s.dequeue().JobID)
+	checkDiff(t, "no more", "failure", s.dequeue().Status)
+}
+
+func TestSharQJobsThatShareABatchHurtNoneOfThem(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.enqueue("g", "a", "")
+	s.dequeue()
+	draftOf := func(id string, most *int) *publication {
+		return &publication{queueID: "default", messages: []draft{{data: []byte(`{}`), group: "g", job: &job{id: id, maxWaiting: most}}}}
+	}
+	unknown := draftOf("x", nil)
+	unknown.queueID = "unknown"
+	session := newSession(s.store.db, s.server.metrics)
+	defer session.close()
+	batch := []*publication{draftOf("b", nil), draftOf("c", new(2)), unknown, draftOf("b", nil), draftOf("d", new(2)), draftOf("e", new(3)), {queueID: "default", messages: []draft{{data: []byte(`{}`)}}}}
+	if err := s.engine.runPublications(session, batch); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, p := range batch {
+		got = append(got, fmt.Sprint(len(p.stored), " ", p.err))
+	}
+	checkDiff(t, "outcomes", []string{"1 <nil>", "1 <nil>", "0 queue not found", "1 <nil>", "0 2 messages wait in the group already", "1 <nil>", "1 <nil>"}, got)
+	checkDiff(t, "the same job has one message", batch[0].stored[0].ID, batch[3].stored[0].ID)
+	checkDiff(t, "messages", 5, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestSharQRefusesMoreThanAQueueHolds(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	enqueue := func(id string, status int, want string) {
+		t.Helper()
+		got := s.must(status, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":%q,"payload":{"max_queued_length":1},"interval":0}`, id))
+		checkDiff(t, "answer", want, got)
+	}
+	enqueue("a", 201, `{"status":"queued","current_queue_length":0}`)
+	enqueue("b", 429, `{"status":"failure","message":"Max queue length reached","current_queue_length":1}`)
+	s.dequeue()
+	enqueue("b", 201, `{"status":"queued","current_queue_length":0}`)
+	s.expire()
+	enqueue("c", 429, `{"status":"failure","message":"Max queue length reached","current_queue_length":2}`)
+}
+
+func TestSharQIntervalCountsFromTheLastDequeue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.enqueue("g", "a", "")
+	checkDiff(t, "first", "a", s.dequeue().JobID)
+	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"b","payload":{},"interval":3600000}`)
+	checkDiff(t, "the new interval counts", "failure", s.dequeue().Status)
+	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"c","payload":{},"interval":0}`)
+	checkDiff(t, "and the newest", "b", s.dequeue().JobID)
+	s.must(200, "POST", "/interval/default/g/", `{"interval":3600000}`)
+	checkDiff(t, "and a change", "failure", s.dequeue().Status)
+	poll := make(chan string, 1)
+	go func() {
+		v, err := s.send(context.Background(), "GET", "/dequeue/?wait_seconds=30", "")
+		poll <- fmt.Sprint(v.body, err)
+	}()
+	s.waiting("default", 1)
+	s.must(200, "POST", "/interval/default/g/", `{"interval":0}`)
+	if got := <-poll; !strings.Contains(got, `"job_id":"c"`) {
+		t.Errorf("a waiting dequeue answers %s", got)
+	}
+}
+
+func TestSharQWaitsForTheFirstJobOfAType(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	poll := make(chan string, 1)
+	go func() {
+		v, err := s.send(context.Background(), "GET", "/dequeue/new/?wait_seconds=30", "")
+		poll <- fmt.Sprint(v.body, err)
+	}()
+	s.waiting("new", 1)
+	s.must(201, "POST", "/enqueue/new/g/", `{"job_id":"a","payload":{},"interval":0}`)
+	if got := <-poll; !strings.Contains(got, `"job_id":"a"`) {
+		t.Errorf("a waiting dequeue answers %s", got)
+	}
+}
+
+func TestSharQCountsByTheMinute(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	s.enqueue("g", "a", "")
+	s.enqueue("g", "b", "")
+	s.enqueue("h", "c", "")
+	s.dequeue()
+	other.enqueue("g", "d", "")
+	other.must(200, "GET", "/metrics/", "") // writes what is pending there
+	counts := func(path string) (in, out int64, keys int) {
+		t.Helper()
+		var v struct {
+			In  map[string]int64 `json:"enqueue_counts"`
+			Out map[string]int64 `json:"dequeue_counts"`
+		}
+		if err := json.Unmarshal([]byte(s.must(200, "GET", path, "")), &v); err != nil {
+			t.Fatal(err)
+		}
+		for key, n := range v.In {
+			if !regexp.MustCompile(`^\d+0000$`).MatchString(key) {
+				t.Errorf("key %s is no minute", key)
+			}
+			in, out = in+n, out+v.Out[key]
+		}
+		return in, out, len(v.In)
+	}
+	for path, want := range map[string][3]int64{"/metrics/": {4, 1, 10}, "/metrics/default/g/": {3, 1, 10}, "/metrics/default/h/": {1, 0, 10}, "/metrics/none/h/": {0, 0, 10}} {
+		in, out, keys := counts(path)
+		checkDiff(t, path, want, [3]int64{in, out, int64(keys)})
+	}
+	if got := s.must(200, "GET", "/metrics/default/g/", ""); !strings.HasPrefix(got, `{"status":"success","queue_length":2,"enqueue_counts":{"`) {
+		t.Errorf("metrics of a pair: %s", got)
+	}
+	if got := s.must(200, "GET", "/metrics/", ""); !strings.HasPrefix(got, `{"status":"success","queue_types":["default"],`) {
+		t.Errorf("metrics: %s", got)
+	}
+	s.exec("UPDATE queued.tallies SET minute = minute - interval '11 minutes'")
+	mustCleanUp(t, s)
+	checkDiff(t, "old counts", 0, s.count("SELECT count(*) FROM queued.tallies"))
+}
+
+func TestSharQJobsAreMessagesOfTheNativeAPI(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.enqueue("g", "a", "")
+	peeked := s.must(200, "GET", "/queues/default/messages/peek", "")
+	if !strings.Contains(peeked, `"data":{"payload":"a"}`) || !strings.Contains(peeked, `"group":"g"`) {
+		t.Errorf("peek shows %s", peeked)
+	}
+	state := func(job, want string) {
+		t.Helper()
+		checkDiff(t, "state", fmt.Sprintf(`{"status":"success","state":%q}`, want), s.must(200, "GET", "/status/default/g/"+job+"/", ""))
+	}
+	state("a", "ready")
+	id := s.receive("default", "")[0].ID
+	state("a", "in_flight")
+	s.must(204, "PUT", "/messages/"+id+"/ack", "")
+	s.must(404, "GET", "/status/default/g/a/", "")
+
+	s.must(201, "POST", "/queues/default/messages", `{"group":"ä b","data":{"n":1}}`)
+	s.must(201, "POST", "/queues/default/messages", `{"data":{"n":2}}`)
+	for range 2 {
+		v := s.dequeue()
+		path := strings.ReplaceAll(v.QueueID, " ", "%20") + "/" + v.JobID + "/"
+		checkDiff(t, "state", `{"status":"success","state":"in_flight"}`, s.must(200, "GET", "/status/default/"+path, ""))
+		s.must(200, "POST", "/finish/default/"+path, "")
+	}
+	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
+	s.wantMetrics(`queued_messages_acked_total{queue="default"} 3`, `queued_messages_published_total{queue="default"} 3`, `queued_messages_delivered_total{queue="default"} 3`)
+}
+
+func TestSharQSaysWhenTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.ready.Store(false)
+	v := s.do(http.MethodGet, "/deepstatus/", "")
+	checkDiff(t, "status", 503, v.status)
+	checkDiff(t, "body", `{"status":"failure","message":"the database is not available, try again later"}`, v.body)
+	checkDiff(t, "others", 503, s.do("GET", "/dequeue/", "").status)
+}
+
+func TestCountsThatCannotBeWrittenAreKept(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	c := newTally(s.store)
+	c.add("q", "g", enqueued)
+	s.exec("ALTER TABLE queued.tallies RENAME TO away")
+	if err := c.write(context.Background()); err == nil {
+		t.Fatal("it could be written")
+	}
+	s.exec("ALTER TABLE queued.away RENAME TO tallies")
+	c.add("q", "g", dequeued)
+	all, err := c.counts(context.Background(), &names{all: true}, "g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := all[len(all)-1]
+	checkDiff(t, "counts", [2]int64{1, 1}, [2]int64{last.enqueued + all[len(all)-2].enqueued, last.dequeued + all[len(all)-2].dequeued})
+}

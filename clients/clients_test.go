@@ -30,6 +30,9 @@ var servers = []struct {
 	id   string // folder of the clients
 	args []string
 	want func(name string) []string // lines; only the order within a queue counts
+
+	// A client cannot be done sooner, because of a limit on the rate.
+	atLeast time.Duration
 }{
 	{
 		id: "fastqueue",
@@ -47,6 +50,16 @@ var servers = []struct {
 		id:   "microqueue",
 		args: []string{"-topology", "microqueue/topology.json", "-token-file", "microqueue/tokens.json"},
 		want: func(name string) []string { return numbered(1, 20, name+` {"context": "job %d"}`) },
+	},
+	{
+		id: "sharq",
+		want: func(string) (lines []string) { // the requeues that remain at the end
+			for n := 1; n <= 20; n++ {
+				lines = append(lines, fmt.Sprintf("user-%d %d 5", n%3, n))
+			}
+			return lines
+		},
+		atLeast: 600 * time.Millisecond, // seven jobs of a user, one every 100 ms
 	},
 }
 
@@ -72,7 +85,11 @@ func TestClientsWorkUnchanged(t *testing.T) {
 			} {
 				t.Run(language, func(t *testing.T) {
 					t.Parallel()
+					began := time.Now()
 					got := run(t, append(command, url, language)...)
+					if took := time.Since(began); took < v.atLeast {
+						t.Errorf("it took %v, want at least %v", took, v.atLeast)
+					}
 					want := byQueue(v.want(language))
 					if !reflect.DeepEqual(byQueue(got), want) {
 						t.Errorf("worked on, by queue:\n%q\nwant:\n%q", byQueue(got), want)

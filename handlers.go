@@ -231,7 +231,7 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		}
 		took := time.Since(start)
 		_, route, _ := strings.Cut(hr.Pattern, " ")
-		s.metrics.observe(hr.Method, route, w.status, took, max(hr.ContentLength, 0), w.sent)
+		s.metrics.observe(hr.Method, strings.TrimSuffix(route, "{$}"), w.status, took, max(hr.ContentLength, 0), w.sent)
 		s.log.Debug("request", "method", hr.Method, "path", hr.URL.Path, "status", w.status, "took", took, "remote", hr.RemoteAddr)
 		if v != nil {
 			panic(http.ErrAbortHandler) // cuts the connection: what was sent must not look like a whole answer

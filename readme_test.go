@@ -28,6 +28,7 @@ func TestToursWorkAsPrinted(t *testing.T) {
 		"docs/coming-from-fastqueue.md":   6,
 		"docs/coming-from-pgqueue.md":     3,
 		"docs/coming-from-micro-queue.md": 2,
+		"docs/coming-from-sharq.md":       6,
 	} {
 		t.Run(page, func(t *testing.T) {
 			t.Parallel()

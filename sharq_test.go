@@ -307,7 +307,7 @@ func TestSharQJobsAreMessagesOfTheNativeAPI(t *testing.T) {
 		s.must(200, "POST", "/finish/default/"+path, "")
 	}
 	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
-	s.wantMetrics(`queued_messages_acked_total{queue="default"} 3`, `queued_messages_published_total{queue="default"} 3`, `queued_messages_delivered_total{queue="default"} 3`)
+	s.wantMetrics(`http_requests_total{handler="/dequeue/",method="GET",status="2xx"} 2`, `queued_messages_acked_total{queue="default"} 3`, `queued_messages_published_total{queue="default"} 3`, `queued_messages_delivered_total{queue="default"} 3`)
 }
 
 func TestSharQSaysWhenTheDatabaseIsAway(t *testing.T) {

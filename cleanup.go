@@ -482,14 +482,19 @@ WITH page AS MATERIALIZED (
     ORDER BY queue_key, id
     LIMIT $3
 ), idle AS MATERIALIZED (
-    SELECT g.queue_key, g.id
+    SELECT p.queue_key, p.id
     FROM page p
-    JOIN queued.groups g ON g.queue_key = ANY (ARRAY[p.queue_key]) AND g.id = ANY (ARRAY[p.id])
+    CROSS JOIN LATERAL (
+        SELECT
+        FROM queued.groups
+        WHERE queue_key = p.queue_key
+            AND id = p.id
+        FOR UPDATE SKIP LOCKED
+    ) g
     WHERE NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = -p.queue_key)
         OR NOT p.kept
         AND coalesce(p.limited_until <= now(), true)
-        AND NOT EXISTS (SELECT FROM queued.messages m WHERE m.queue_key = p.queue_key AND m.group_id = p.id)
-    FOR UPDATE OF g SKIP LOCKED
+        AND NOT EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = abs(p.queue_key) AND m.group_id = p.id)
 )
 SELECT p.queue_key, p.id, idle.id IS NOT NULL
 FROM page p
@@ -504,7 +509,7 @@ WHERE g.queue_key = u.queue_key
     AND (NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = -g.queue_key)
         OR NOT g.kept
         AND coalesce(g.limited_until <= now(), true)
-        AND NOT EXISTS (SELECT FROM queued.messages m WHERE m.queue_key = g.queue_key AND m.group_id = g.id))`
+        AND NOT EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = abs(g.queue_key) AND m.group_id = g.id))`
 )
 
 // removeIdleGroups forgets groups that have nothing to remember.

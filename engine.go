@@ -22,7 +22,7 @@ const (
 
 	// engineConns is how many connections the engine holds at most: the lanes, the
 	// claimers, the notifier and the slow look.
-	engineConns = 5*laneWorkers + claimers + 2
+	engineConns = 7*laneWorkers + claimers + 2
 )
 
 // engine carries out what is done a thousand times a second: publish, receive,
@@ -39,6 +39,8 @@ type engine struct {
 	nacks        *lane[*settling]
 	extensions   *lane[*settling]
 	releases     *lane[[]message]
+	finishes     *lane[*finishing]
+	measurings   *lane[*measuring]
 	claimers     chan *session // idle ones
 
 	notifier *notifier
@@ -81,6 +83,8 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	e.acks = newLane("ack", db, m, ackRows, publishSize, e.runAcks)
 	e.nacks = newLane("nack", db, m, ackRows, publishSize, e.runNacks)
 	e.extensions = newLane("extend", db, m, ackRows, publishSize, e.runExtensions)
+	e.finishes = newLane("finish", db, m, ackRows, publishSize, e.runFinishes)
+	e.measurings = newLane("waiting", db, m, ackRows, publishSize, e.runMeasurings)
 	e.releases = newLane("release", db, m, ackRows, publishSize, e.runReleases)
 	for range claimers {
 		e.claimers <- newSession(db, m)
@@ -132,6 +136,8 @@ func (e *engine) close() {
 	e.nacks.close()
 	e.extensions.close()
 	e.releases.close()
+	e.finishes.close()
+	e.measurings.close()
 	e.stop()
 	e.background.Wait()
 	for range claimers {

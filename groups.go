@@ -48,7 +48,7 @@ const wakeGroups = `
 const lockGroups = `
 SELECT id, ready_at, now()
 FROM queued.groups
-WHERE queue_key = $1
+WHERE abs(queue_key) = abs($1::bigint)
     AND ready_at >= $2
     AND ready_at <= now()
     AND (SELECT version FROM queued.settings) = $4
@@ -63,20 +63,26 @@ FOR UPDATE SKIP LOCKED`
 // the front is also what is not due yet, or is exhausted: the others wait for it.
 const frontsOfGroups = `
 WITH visited AS MATERIALIZED (
-    SELECT g.id, u.place, g.limited_until, g.kept,
+    SELECT g.tid, u.id, u.place, g.limited_until, g.kept,
            coalesce(g.limited_until <= now(), true) AS free,
            make_interval(secs => coalesce(g.delivery_interval_ms, $3) / 1000.0) AS pause,
            CASE WHEN $4 OR coalesce(g.delivery_interval_ms, $3) > 0 THEN 1 ELSE $6 / cardinality($2::text[]) + 1 END AS share,
            CASE WHEN $4 THEN (
                SELECT max(m.scheduled_at)
                FROM queued.messages m
-               WHERE m.queue_key = $1
-                   AND m.group_id = g.id
+               WHERE abs(m.queue_key) = abs($1::bigint)
+                   AND m.group_id = u.id
                    AND m.in_flight
                    AND m.scheduled_at > now()
            ) END AS held_until
     FROM unnest($2::text[]) WITH ORDINALITY AS u (id, place)
-    JOIN queued.groups g ON g.queue_key = $1 AND g.id = u.id
+    CROSS JOIN LATERAL (
+        SELECT ctid AS tid, limited_until, kept, delivery_interval_ms
+        FROM queued.groups
+        WHERE queue_key = $1
+            AND id = u.id
+        OFFSET 0 -- not a join, which may read all groups
+    ) g
 ), fronts AS MATERIALIZED (
     SELECT v.id AS group_id, v.place, v.limited_until, f.*,
            row_number() OVER (PARTITION BY v.id ORDER BY f.seq) AS turn,
@@ -89,7 +95,7 @@ WITH visited AS MATERIALIZED (
             (
                 SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries
                 FROM queued.messages m
-                WHERE m.queue_key = $1
+                WHERE abs(m.queue_key) = abs($1::bigint)
                     AND m.group_id = v.id
                     AND NOT m.in_flight
                     AND m.expired_at > now()
@@ -101,7 +107,7 @@ WITH visited AS MATERIALIZED (
             (
                 SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries
                 FROM queued.messages m
-                WHERE m.queue_key = $1
+                WHERE abs(m.queue_key) = abs($1::bigint)
                     AND m.group_id = v.id
                     AND m.in_flight
                     AND m.scheduled_at <= now()
@@ -165,12 +171,12 @@ const keepTaken = `kept AS (
 // something was taken after $8 seconds at the latest. A group whose front somebody
 // else has locked, or that had to stand back, keeps its place.
 const lookAgain = `soonest AS MATERIALIZED (
-    SELECT v.id, v.kept, t.taken, now() AS at_once,
+    SELECT v.tid, v.id, v.kept, t.taken, now() AS at_once,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
            EXISTS (
                SELECT
                FROM queued.messages m
-               WHERE m.queue_key = $1
+               WHERE abs(m.queue_key) = abs($1::bigint)
                    AND m.group_id = v.id
                    AND NOT ($9 AND EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid))
            ) AS holds,
@@ -184,7 +190,7 @@ const lookAgain = `soonest AS MATERIALIZED (
                ELSE least(CASE WHEN t.taken THEN now() + make_interval(secs => $8) END, (
                    SELECT m.scheduled_at
                    FROM queued.messages m
-                   WHERE m.queue_key = $1
+                   WHERE abs(m.queue_key) = abs($1::bigint)
                        AND m.group_id = v.id
                        AND NOT m.in_flight
                        AND m.expired_at > now()
@@ -195,7 +201,7 @@ const lookAgain = `soonest AS MATERIALIZED (
                ), (
                    SELECT m.scheduled_at
                    FROM queued.messages m
-                   WHERE m.queue_key = $1
+                   WHERE abs(m.queue_key) = abs($1::bigint)
                        AND m.group_id = v.id
                        AND m.in_flight
                        AND m.expired_at > now()
@@ -212,8 +218,7 @@ const lookAgain = `soonest AS MATERIALIZED (
 ), idle AS (
     DELETE FROM queued.groups g
     USING soonest s
-    WHERE g.queue_key = $1
-        AND g.id = s.id
+    WHERE g.ctid = s.tid
         AND NOT s.holds
         AND NOT s.kept
         AND coalesce(s.limited_until <= now(), true)
@@ -224,8 +229,7 @@ const lookAgain = `soonest AS MATERIALIZED (
         limited_until = s.limited_until,
         blocked = $4 AND s.holds
     FROM soonest s
-    WHERE g.queue_key = $1
-        AND g.id = s.id
+    WHERE g.ctid = s.tid
         AND (s.holds OR s.kept OR s.limited_until > now())
 )
 SELECT c.id, c.data, c.attributes, c.size, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.updated_at,
@@ -275,13 +279,13 @@ CROSS JOIN LATERAL (
     FROM (
         SELECT m.seq, ` + messageState + ` AS state
         FROM queued.messages m
-        WHERE m.queue_key = g.queue_key
+        WHERE abs(m.queue_key) = q.key
             AND m.group_id = g.id
             AND m.expired_at > now()
     ) messages
 ) c
 WHERE q.id = $1
-    AND (g.kept OR EXISTS (SELECT FROM queued.messages m WHERE m.queue_key = g.queue_key AND m.group_id = g.id))`
+    AND (g.kept OR EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id))`
 
 func scanGroup(row scanner) (g group, err error) {
 	err = row.Scan(&g.QueueID, &g.ID, &g.DeliveryIntervalMS, &g.LimitedUntil, &g.State,
@@ -344,7 +348,7 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 // The rows are locked in the order of wakeGroups.
 const lookAtGroups = `
 WITH batch AS MATERIALIZED (
-    SELECT queue_key, id, now() AS at,
+    SELECT ctid AS tid, id, now() AS at,
            delivered_at + make_interval(secs => coalesce(delivery_interval_ms, (
                SELECT delivery_interval_ms
                FROM queued.queues
@@ -361,8 +365,7 @@ WITH batch AS MATERIALIZED (
     UPDATE queued.groups g
     SET ready_at = b.at, limited_until = b.limited_until, blocked = false
     FROM batch b
-    WHERE g.queue_key = b.queue_key
-        AND g.id = b.id
+    WHERE g.ctid = b.tid
 )
 SELECT id
 FROM batch
@@ -398,9 +401,9 @@ const (
 WITH found AS MATERIALIZED (
     SELECT ctid AS tid
     FROM queued.messages
-    WHERE queue_key = $1
+    WHERE abs(queue_key) = abs($1::bigint)
         AND group_id = $2
-        AND seq <= $3
+        AND (seq <= $3) IS TRUE -- nothing to look for in an index
         AND NOT ($4 AND in_flight AND scheduled_at > now())
     LIMIT $5
     FOR UPDATE SKIP LOCKED
@@ -416,9 +419,9 @@ FROM found`
 SELECT EXISTS (
     SELECT
     FROM queued.messages
-    WHERE queue_key = $1
+    WHERE abs(queue_key) = abs($1::bigint)
         AND group_id = $2
-        AND seq <= $3
+        AND (seq <= $3) IS TRUE -- nothing to look for in an index
         AND NOT ($4 AND in_flight AND scheduled_at > now())
 )`
 
@@ -547,22 +550,26 @@ func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGr
 // A group that was delivered from once more since then is left alone.
 const undoTurns = `
 WITH undone AS MATERIALIZED (
-    SELECT g.queue_key, g.id, u.before
+    SELECT g.tid, u.before
     FROM (
         SELECT queue_key, id, min(after) AS after, min(before) AS before
         FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS u (queue_key, id, before, after)
         GROUP BY queue_key, id
+        ORDER BY queue_key, id
     ) u
-    JOIN queued.groups g ON g.queue_key = u.queue_key AND g.id = u.id
-    WHERE g.limited_until IS NOT DISTINCT FROM u.after
-    ORDER BY g.queue_key, g.id
-    FOR UPDATE OF g
+    CROSS JOIN LATERAL (
+        SELECT ctid AS tid
+        FROM queued.groups
+        WHERE queue_key = u.queue_key
+            AND id = u.id
+            AND limited_until IS NOT DISTINCT FROM u.after
+        FOR UPDATE
+    ) g
 )
 UPDATE queued.groups g
 SET limited_until = u.before
 FROM undone u
-WHERE g.queue_key = u.queue_key
-    AND g.id = u.id`
+WHERE g.ctid = u.tid`
 
 // undoTurns takes back what the delivery of messages did to their groups.
 func (s *session) undoTurns(messages []message) error {

@@ -93,7 +93,7 @@ WITH jobs AS MATERIALIZED (
            CASE WHEN j.max_waiting >= 0 THEN (
                SELECT count(*)
                FROM queued.messages m
-               WHERE m.queue_key = j.queue_key
+               WHERE abs(m.queue_key) = abs(j.queue_key)
                    AND m.group_id = j.group_id
                    AND NOT (m.in_flight AND m.scheduled_at > now())
            ) ELSE -1 END AS waiting
@@ -106,7 +106,7 @@ WITH jobs AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT m.ctid AS tid
         FROM queued.messages m
-        WHERE m.queue_key = j.queue_key
+        WHERE abs(m.queue_key) = abs(j.queue_key)
             AND m.group_id = j.group_id
             AND m.job_id = j.job_id
             AND m.expired_at > now()
@@ -137,16 +137,21 @@ WITH jobs AS MATERIALIZED (
         OR EXISTS (SELECT FROM inserted i WHERE i.id = j.id)
 ), paced AS MATERIALIZED (
     SELECT DISTINCT ON (a.queue_key, a.group_id) a.queue_key, a.group_id, a.interval_ms, now() AS at,
-           g.delivered_at + make_interval(secs => a.interval_ms / 1000.0) AS limited_until
+           g.tid, g.delivered_at + make_interval(secs => a.interval_ms / 1000.0) AS limited_until
     FROM accepted a
-    JOIN queued.groups g ON g.queue_key = ANY (ARRAY[a.queue_key]) AND g.id = ANY (ARRAY[a.group_id])
+    CROSS JOIN LATERAL (
+        SELECT ctid AS tid, delivered_at
+        FROM queued.groups
+        WHERE queue_key = a.queue_key
+            AND id = a.group_id
+        OFFSET 0 -- not a join, which may read all groups
+    ) g
     ORDER BY a.queue_key, a.group_id, a.n DESC
 ), groups AS (
     UPDATE queued.groups g
     SET delivery_interval_ms = p.interval_ms, limited_until = p.limited_until, ready_at = least(g.ready_at, greatest(p.at, p.limited_until)), blocked = false
     FROM paced p
-    WHERE g.queue_key = ANY (ARRAY[p.queue_key])
-        AND g.id = ANY (ARRAY[p.group_id])
+    WHERE g.ctid = p.tid
     RETURNING g.queue_key, g.id, g.ready_at
 )
 SELECT j.n, j.waiting, now(), coalesce(r.id, i.id), coalesce(r.seq, i.seq), coalesce(g.ready_at, now())
@@ -214,7 +219,7 @@ const (
 	selectJob = `
 SELECT m.id, m.scheduled_at, ` + messageState + `
 FROM queued.queues q
-JOIN queued.messages m ON m.queue_key = -q.key AND m.group_id = $2 AND m.job_id = $3
+JOIN queued.messages m ON abs(m.queue_key) = q.key AND m.group_id = $2 AND m.job_id = $3
 WHERE q.id = $1
     AND m.expired_at > now()
 ORDER BY m.in_flight AND m.scheduled_at > now() DESC, m.seq
@@ -244,17 +249,116 @@ func (s *store) job(ctx context.Context, queueID, group, id string) (m message, 
 	return m, unknown(err)
 }
 
-const selectWaiting = `
-SELECT count(*)
-FROM queued.messages
-WHERE queue_key = $1
-    AND group_id = $2
-    AND NOT (in_flight AND scheduled_at > now())`
+// finishing is one request to ack the job of a name that is in flight.
+type finishing struct {
+	queueID, group, jobID string
+	done                  bool // after its turn in the lane: it was in flight, and is gone
+}
 
-// waiting counts the messages that wait in a group: those of the queue with that key.
-func (s *store) waiting(ctx context.Context, key int64, group string) (n int64, err error) {
-	err = s.on("waiting").QueryRowContext(ctx, selectWaiting, key, group).Scan(&n)
-	return n, unknown(err)
+// finish acks the job of that name that is in flight, and reports whether there was one.
+func (e *engine) finish(ctx context.Context, queueID, group, jobID string) (bool, error) {
+	v := &finishing{queueID: queueID, group: group, jobID: jobID}
+	err := e.finishes.do(ctx, v, 1, 0)
+	return err == nil && v.done, err
+}
+
+func (e *engine) runFinishes(s *session, batch []*finishing) error {
+	all, err := s.finish(batch)
+	if err != nil {
+		return err
+	}
+	for _, f := range all {
+		v := batch[f.n-1]
+		v.done = true
+		e.metrics.add(e.metrics.acked, v.queueID, 1)
+		if f.readyAt.Valid {
+			e.announce(v.queueID, f.readyAt.Time)
+		}
+	}
+	return nil
+}
+
+const finishJobs = `
+WITH found AS MATERIALIZED (
+    SELECT u.n, m.tid
+    FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS u (queue_id, group_id, job_id, n)
+    JOIN queued.queues q ON q.id = u.queue_id
+    CROSS JOIN LATERAL (
+        SELECT m.ctid AS tid
+        FROM queued.messages m
+        WHERE abs(m.queue_key) = q.key
+            AND m.group_id = u.group_id
+            AND m.job_id = u.job_id
+            AND m.in_flight
+            AND m.scheduled_at > now()
+        FOR UPDATE
+    ) m
+), acked AS (
+    DELETE FROM queued.messages m
+    USING found f
+    WHERE m.ctid = f.tid
+    RETURNING f.n, m.queue_key, m.group_id
+), ` + wakeAcked + `
+SELECT a.n, g.ready_at
+FROM acked a
+LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = a.queue_key`
+
+// finished is a job that was acked: by which of a batch, and when its queue has a
+// group that is ready sooner for it.
+type finished struct {
+	n       int
+	readyAt sql.NullTime
+}
+
+func (s *session) finish(batch []*finishing) ([]finished, error) {
+	var queues textArray
+	var groups, jobs groupArray
+	for _, v := range batch {
+		queues, groups, jobs = append(queues, v.queueID), append(groups, v.group), append(jobs, v.jobID)
+	}
+	return read(s, "finish", func(row scanner) (f finished, err error) {
+		err = row.Scan(&f.n, &f.readyAt)
+		return f, err
+	}, finishJobs, queues, groups, jobs)
+}
+
+// measuring is one request for how many messages wait in a group: those of the
+// queue with that key.
+type measuring struct {
+	key     int64
+	group   string
+	waiting int64 // after its turn in the lane
+}
+
+// waitingIn counts the messages that wait in the group of a message.
+func (e *engine) waitingIn(ctx context.Context, m *message) (int64, error) {
+	v := &measuring{key: m.queueKey, group: m.Group}
+	err := e.measurings.do(ctx, v, 1, 0)
+	return v.waiting, err
+}
+
+const selectWaiting = `
+SELECT (
+    SELECT count(*)
+    FROM queued.messages m
+    WHERE abs(m.queue_key) = abs(u.queue_key)
+        AND m.group_id = u.group_id
+        AND NOT (m.in_flight AND m.scheduled_at > now())
+)
+FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS u (queue_key, group_id, n)
+ORDER BY u.n`
+
+func (e *engine) runMeasurings(s *session, batch []*measuring) error {
+	var keys intArray
+	var groups groupArray
+	for _, v := range batch {
+		keys, groups = append(keys, v.key), append(groups, v.group)
+	}
+	counts, err := read(s, "waiting", scanKey, selectWaiting, keys, groups)
+	for i, n := range counts {
+		batch[i].waiting = n
+	}
+	return err
 }
 
 const selectGroupIDs = `
@@ -262,7 +366,7 @@ SELECT g.id
 FROM queued.queues q
 JOIN queued.groups g ON g.queue_key = -q.key
 WHERE q.id = $1
-    AND EXISTS (SELECT FROM queued.messages m WHERE m.queue_key = g.queue_key AND m.group_id = g.id)
+    AND EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id)
 ORDER BY g.id
 LIMIT $2`
 

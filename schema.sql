@@ -163,8 +163,11 @@ CREATE TABLE queued.groups (
     PRIMARY KEY (queue_key, id)
 );
 
--- The groups that are ready, the one ready longest first.
-CREATE INDEX groups_ready ON queued.groups (queue_key, ready_at);
+-- The groups that are ready, the one ready longest first. This index and those of
+-- messages by group have abs(queue_key), the key of the queue, where others have
+-- queue_key: so a statement says which of them it means. Left to the planner, that
+-- would be any of them while the tables are empty, and stay so when they are not.
+CREATE INDEX groups_ready ON queued.groups (abs(queue_key), ready_at);
 
 -- Each delivery changes its row.
 ALTER TABLE queued.groups SET (
@@ -174,15 +177,15 @@ ALTER TABLE queued.groups SET (
 );
 
 -- The messages of a group that wait, in their order.
-CREATE INDEX messages_group ON queued.messages (queue_key, group_id, seq)
+CREATE INDEX messages_group ON queued.messages (abs(queue_key), group_id, seq)
     WHERE group_id IS NOT NULL AND NOT in_flight;
 
 -- When the next message of a group is due, or the next lease ends.
-CREATE INDEX messages_group_due ON queued.messages (queue_key, group_id, in_flight, scheduled_at)
+CREATE INDEX messages_group_due ON queued.messages (abs(queue_key), group_id, in_flight, scheduled_at)
     WHERE group_id IS NOT NULL;
 
 -- Jobs by their names.
-CREATE INDEX messages_job ON queued.messages (queue_key, group_id, job_id)
+CREATE INDEX messages_job ON queued.messages (abs(queue_key), group_id, job_id)
     WHERE job_id IS NOT NULL;
 
 -- Messages that were consumed, as they were delivered, of queues that keep them.

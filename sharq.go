@@ -228,7 +228,7 @@ func (s *server) sharQDequeue(r *request) error {
 		group, waiting := m.Group, int64(0)
 		if group == "" {
 			group = sharQDefault
-		} else if waiting, err = s.store.waiting(r.Context(), m.queueKey, group); err != nil {
+		} else if waiting, err = s.engine.waitingIn(r.Context(), m); err != nil {
 			return err
 		}
 		s.tally.add(p.queueID, group, dequeued)
@@ -263,6 +263,19 @@ func (m *message) appendSharQJSON(b []byte, group string, waiting int64) []byte 
 
 func (s *server) sharQFinish(r *request) error {
 	p := sharQPath{r.PathValue("queue_type"), r.PathValue("group"), r.PathValue("job_id")}
+	if validName(p.queueID) && validName(p.group) && validName(p.jobID) {
+		done, err := s.engine.finish(r.Context(), p.queueID, p.group, p.jobID)
+		if err != nil {
+			return err
+		}
+		if done {
+			return r.w.json(http.StatusOK, sharQStatus{Status: "success"})
+		}
+	}
+	if _, ok := parseID(p.jobID); !ok {
+		return errMessageNotFound
+	}
+	// It may be a message that did not come by SharQ.
 	m, err := s.sharQLook(r, p)
 	if err != nil {
 		return err

@@ -1321,6 +1321,16 @@ const inLease = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NO
 // ids, which is cheap only while there are none, and that is when it is prepared.
 const thatOne = `m.id = ANY (ARRAY[a.id])`
 
+// wakeAcked are steps of statements that ack messages: their groups are looked at
+// where the next message waited for it.
+const wakeAcked = `woken AS (
+    SELECT a.queue_key, a.group_id, now() AS due_at
+    FROM acked a
+    WHERE a.group_id IS NOT NULL
+        AND (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id) -- not a join, which may read all groups
+), groups AS (` + wakeGroups + `
+)`
+
 // Messages of deleted queues go too, and have no queue.
 const ackMessages = `
 WITH acked AS (
@@ -1329,13 +1339,7 @@ WITH acked AS (
     WHERE ` + thatOne + `
         AND ` + inLease + `
     RETURNING m.id, m.queue_key, m.group_id, a.leased_until
-), woken AS (
-    SELECT a.queue_key, a.group_id, now() AS due_at
-    FROM acked a
-    WHERE a.group_id IS NOT NULL
-        AND (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id) -- not a join, which may read all groups
-), groups AS (` + wakeGroups + `
-)
+), ` + wakeAcked + `
 SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE leased_until IS NOT NULL), min(g.ready_at)
 FROM acked
 LEFT JOIN queued.queues q ON q.key = abs(acked.queue_key)
@@ -1630,7 +1634,7 @@ const selectLeaseTerms = `
 SELECT s.version, q.key, q.ack_deadline_seconds,
        CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END,
        coalesce(q.delivery_interval_ms, 0), q.ordered,
-       EXISTS (SELECT FROM queued.groups g WHERE g.queue_key = -q.key AND g.ready_at < 'infinity'),
+       EXISTS (SELECT FROM queued.groups g WHERE abs(g.queue_key) = q.key AND g.ready_at < 'infinity'),
        q.consumed_retention_seconds IS NOT NULL
 FROM queued.settings s
 CROSS JOIN queued.queues q
@@ -1853,7 +1857,7 @@ SELECT q.id, now(), (
 ), (
     SELECT g.ready_at
     FROM queued.groups g
-    WHERE g.queue_key = -q.key
+    WHERE abs(g.queue_key) = q.key
         AND g.ready_at >= coalesce(a.ready_since, '-infinity')
         AND g.ready_at < 'infinity'
     ORDER BY g.ready_at

@@ -416,7 +416,7 @@ const (
 )
 
 const (
-	tallyInterval = 100 * time.Millisecond
+	tallyInterval = time.Second
 	tallyMinutes  = 10
 	tallyRows     = 100_000 // pending; beyond that what is new is not counted
 )

@@ -90,6 +90,8 @@ func run(ctx context.Context) error {
 		{"rabbitmq", s.besideRabbitMQ},
 		{"batches", s.batches},
 		{"backlog", s.backlog},
+		{"groups", s.groups},
+		{"apis", s.apis},
 		{"snapshot", s.snapshot},
 		{"latency", s.latency},
 		{"queues", s.queues},

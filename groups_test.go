@@ -505,3 +505,42 @@ func TestNoMessageIsStuckInAGroupThatWasJustIdle(t *testing.T) {
 	checkDiff(t, "received", 2*many, len(received))
 	checkDiff(t, "messages left", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
+
+// A claim that has seen a message in flight, and is not committed yet, makes the
+// others wait for it: an ack of that message has to tell it.
+func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"ordered":true`)
+	s.publishGroups("q", "a1")
+	first := s.receive("q", "")[0]
+	s.publishGroups("q", "a2") // the next claim looks at the group
+	claim := newSession(s.store.db, s.server.metrics)
+	defer claim.close()
+	if err := claim.readLeaseTerms("q"); err != nil {
+		t.Fatal(err)
+	}
+	terms := claim.settings.terms["q"]
+	acked := make(chan reply, 1)
+	err := claim.transaction(func() error {
+		visited, err := claim.lockGroups(terms, time.Time{}, 1)
+		if err != nil || len(visited) != 1 {
+			t.Fatalf("lockGroups = %v, %v", visited, err)
+		}
+		taken, err := claim.takeFromGroups(terms, outlet{queueID: "q"}, visited, 1, deliverySize)
+		checkDiff(t, "taken", 0, len(taken))
+		go func() {
+			v, _ := s.send(context.Background(), "PUT", "/messages/"+first.ID+"/ack", "")
+			acked <- v
+		}()
+		s.eventually("the ack is answered or waits for the claim", func() bool {
+			return len(acked) == 1 || s.count("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
+		})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "ack", 204, (<-acked).status)
+	checkDiff(t, "then", "a2", s.receiveNames("q", 10))
+}

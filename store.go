@@ -1327,7 +1327,8 @@ const wakeAcked = `woken AS (
     SELECT a.queue_key, a.group_id, now() AS due_at
     FROM acked a
     WHERE a.group_id IS NOT NULL
-        AND (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id) -- not a join, which may read all groups
+        AND ((SELECT q.ordered FROM queued.queues q WHERE q.key = -a.queue_key) -- also if a claim that saw the message is about to block its group
+            OR (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id)) -- not a join, which may read all groups
 ), groups AS (` + wakeGroups + `
 )`
 

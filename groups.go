@@ -169,9 +169,11 @@ const keepTaken = `kept AS (
 
 // lookAgain says when to look at the locked groups again, at those of which
 // something was taken after $8 seconds at the latest. A group whose front somebody
-// else has locked, or that had to stand back, keeps its place.
+// else has locked, or that had to stand back, keeps its place. One that has only
+// what is exhausted or expired is looked at from time to time: nobody says so when
+// that goes, or when it can be delivered because there is no dead queue any more.
 const lookAgain = `soonest AS MATERIALIZED (
-    SELECT v.tid, v.id, v.kept, t.taken, now() AS at_once,
+    SELECT v.tid, v.id, v.kept, t.taken, now() AS at_once, now() + interval '10 seconds' AS in_time,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
            EXISTS (
                SELECT
@@ -224,7 +226,7 @@ const lookAgain = `soonest AS MATERIALIZED (
         AND coalesce(s.limited_until <= now(), true)
 ), scheduled AS (
     UPDATE queued.groups g
-    SET ready_at = CASE WHEN s.holds THEN greatest(coalesce(s.at, 'infinity'), s.limited_until) ELSE 'infinity' END,
+    SET ready_at = CASE WHEN s.holds THEN greatest(coalesce(s.at, s.in_time), s.limited_until) ELSE 'infinity' END,
         delivered_at = CASE WHEN s.taken THEN s.at_once ELSE g.delivered_at END,
         limited_until = s.limited_until,
         blocked = $4 AND s.holds

@@ -544,3 +544,24 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	checkDiff(t, "ack", 204, (<-acked).status)
 	checkDiff(t, "then", "a2", s.receiveNames("q", 10))
 }
+
+// What is exhausted may go, or not be so any more, without a word to its group.
+func TestGroupIsLookedAtAgainThoughItHasOnlyExhaustedMessages(t *testing.T) {
+	t.Parallel()
+	for what, ordered := range map[string]string{"ordered": "true", "not ordered": "false"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustQueue("dead")
+			s.mustQueue("q", `"ordered":`+ordered, `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+			s.publishGroups("q", "a1")
+			s.receive("q", "")
+			s.exec("UPDATE queued.messages SET scheduled_at = now()")
+			s.exec("UPDATE queued.groups SET ready_at = now()")
+			checkDiff(t, "exhausted", "", s.receiveNames("q", 10))
+			s.must(204, "DELETE", "/queues/dead", "")
+			s.exec("UPDATE queued.groups SET ready_at = ready_at - interval '10 seconds'")
+			checkDiff(t, "without a dead queue", "a1", s.receiveNames("q", 10))
+		})
+	}
+}

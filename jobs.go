@@ -35,34 +35,47 @@ func (e errGroupFull) Error() string {
 	return fmt.Sprintf("%d messages wait in the group already", e.waiting)
 }
 
+// maxJobs is how many jobs one statement takes at most.
+const maxJobs = 500
+
 // storeJobs is store for publications that are jobs, whose queues s remembers. A
-// statement takes each of them that does not depend on another in it.
+// statement takes those that do not depend on others in it: of one group either
+// all have the same maxWaiting or none has any. Of one name it takes the last, as
+// if that had replaced the others, which are answered likewise.
 func (e *engine) storeJobs(s *session, batch []*publication) error {
 	for len(batch) > 0 {
 		type name struct{ queueID, group, id string }
-		names, groups, bounded := make(map[name]bool), make(map[name]bool), make(map[name]bool)
+		places, bounds := make(map[name]int), make(map[name]int)
 		var now, later []*publication
+		var replaced [][]*publication // by each of now
 		for _, p := range batch {
 			m := &p.messages[0]
 			group := name{p.queueID, m.group, ""}
 			one := name{p.queueID, m.group, m.job.id}
-			if names[one] || bounded[group] || m.job.maxWaiting != nil && groups[group] {
+			bound, seen := bounds[group]
+			place, again := places[one]
+			switch {
+			case seen && bound != m.job.bound() || !again && len(now) == maxJobs:
 				later = append(later, p)
-				continue
+			case again:
+				now[place], replaced[place] = p, append(replaced[place], now[place])
+			default:
+				places[one], bounds[group] = len(now), m.job.bound()
+				now, replaced = append(now, p), append(replaced, nil)
 			}
-			names[one], groups[group] = true, true
-			bounded[group] = bounded[group] || m.job.maxWaiting != nil
-			now = append(now, p)
 		}
 		err := s.transaction(func() error { return s.enqueue(now) })
 		if errors.Is(err, errStale) {
 			return err
 		}
-		for _, p := range now {
+		for i, p := range now {
 			if err != nil { // even so they may be stored
 				p.stored, p.messages[0].job.readyAt = nil, time.Time{}
 			}
-			e.metrics.add(e.metrics.published, p.queueID, len(p.stored))
+			for _, v := range replaced[i] {
+				v.stored, v.err, v.messages[0].job.waiting = p.stored, p.err, p.messages[0].job.waiting
+			}
+			e.metrics.add(e.metrics.published, p.queueID, len(p.stored)*(1+len(replaced[i])))
 			if err != nil || len(p.stored) > 0 {
 				e.announce(p.queueID, p.messages[0].job.readyAt)
 			}
@@ -73,6 +86,14 @@ func (e *engine) storeJobs(s *session, batch []*publication) error {
 		batch = later
 	}
 	return nil
+}
+
+// bound returns maxWaiting, -1 if there is none.
+func (j *job) bound() int {
+	if j.maxWaiting == nil {
+		return -1
+	}
+	return *j.maxWaiting
 }
 
 // The groups are locked, in the order of wakeGroups, before anybody looks at what
@@ -87,19 +108,22 @@ ON CONFLICT (queue_key, id) DO UPDATE
 SET blocked = g.blocked
 WHERE false`
 
+// Those of one group that are new come one after the other, until it is full.
 const insertJobs = `
 WITH jobs AS MATERIALIZED (
-    SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.size, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.n,
-           CASE WHEN j.max_waiting >= 0 THEN (
-               SELECT count(*)
-               FROM queued.messages m
-               WHERE abs(m.queue_key) = abs(j.queue_key)
-                   AND m.group_id = j.group_id
-                   AND NOT (m.in_flight AND m.scheduled_at > now())
-           ) ELSE -1 END AS waiting
+    SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.size, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.n
     FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[])
         WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, size, max_deliveries, interval_ms, max_waiting, retention, delay, n)
     WHERE (SELECT version FROM queued.settings) = $12
+), lengths AS MATERIALIZED (
+    SELECT g.queue_key, g.group_id, (
+               SELECT count(*)
+               FROM queued.messages m
+               WHERE abs(m.queue_key) = abs(g.queue_key)
+                   AND m.group_id = g.group_id
+                   AND NOT (m.in_flight AND m.scheduled_at > now())
+           ) AS waiting
+    FROM (SELECT DISTINCT queue_key, group_id FROM jobs WHERE max_waiting >= 0) g
 ), waiting AS MATERIALIZED (
     SELECT j.n, j.data, j.size, j.max_deliveries, w.tid
     FROM jobs j
@@ -121,12 +145,22 @@ WITH jobs AS MATERIALIZED (
     FROM waiting w
     WHERE m.ctid = w.tid
     RETURNING w.n, m.id, m.seq
+), placed AS MATERIALIZED (
+    SELECT j.n, l.waiting IS NULL OR l.waiting + j.before < j.max_waiting AS fits,
+           coalesce(least(l.waiting + j.before, greatest(l.waiting, j.max_waiting)), -1) AS waiting
+    FROM (
+        SELECT j.n, j.queue_key, j.group_id, j.max_waiting,
+               count(*) FILTER (WHERE r.n IS NULL) OVER (PARTITION BY j.queue_key, j.group_id ORDER BY j.n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+        FROM jobs j
+        LEFT JOIN replaced r ON r.n = j.n
+    ) j
+    LEFT JOIN lengths l ON l.queue_key = j.queue_key AND l.group_id = j.group_id
 ), inserted AS (
     INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, size, expired_at, scheduled_at, created_at, updated_at)
     SELECT j.id, j.queue_key, j.group_id, j.job_id, nullif(j.max_deliveries, 0), j.data, j.size,
            now() + make_interval(secs => j.retention), now() + make_interval(secs => j.delay), now(), now()
     FROM jobs j
-    WHERE j.waiting < greatest(j.max_waiting, 0)
+    WHERE EXISTS (SELECT FROM placed p WHERE p.n = j.n AND p.fits)
         AND NOT EXISTS (SELECT FROM replaced r WHERE r.n = j.n)
     ORDER BY j.n
     RETURNING id, seq
@@ -154,14 +188,15 @@ WITH jobs AS MATERIALIZED (
     WHERE g.ctid = p.tid
     RETURNING g.queue_key, g.id, g.ready_at
 )
-SELECT j.n, j.waiting, now(), coalesce(r.id, i.id), coalesce(r.seq, i.seq), coalesce(g.ready_at, now())
+SELECT j.n, p.waiting, now(), coalesce(r.id, i.id), coalesce(r.seq, i.seq), coalesce(g.ready_at, now())
 FROM jobs j
+JOIN placed p ON p.n = j.n
 LEFT JOIN replaced r ON r.n = j.n
 LEFT JOIN inserted i ON i.id = j.id
 LEFT JOIN groups g ON g.queue_key = j.queue_key AND g.id = j.group_id`
 
 // enqueue stores jobs and leaves in each what became of it: no name is in it twice,
-// and no group of one with maxWaiting. It returns errStale if the settings that s
+// and no group with two different bounds. It returns errStale if the settings that s
 // remembers have changed.
 func (s *session) enqueue(batch []*publication) error {
 	var ids idArray
@@ -176,11 +211,7 @@ func (s *session) enqueue(batch []*publication) error {
 		data, sizes = append(data, m.data), append(sizes, int64(len(m.data)))
 		deliveries = append(deliveries, int64(m.job.maxDeliveries))
 		intervals = append(intervals, int64(m.job.interval/time.Millisecond))
-		most := int64(-1)
-		if m.job.maxWaiting != nil {
-			most = int64(*m.job.maxWaiting)
-		}
-		waiting = append(waiting, most)
+		waiting = append(waiting, int64(m.job.bound()))
 		retentions, delays = append(retentions, int64(to.retention/time.Second)), append(delays, int64(to.delay/time.Second))
 	}
 	if _, err := read[any](s, "lock_groups_of_jobs", nil, lockGroupsOfJobs, keys, groups, s.settings.version); err != nil {

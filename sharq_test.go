@@ -184,6 +184,33 @@ func TestSharQJobsThatShareABatchHurtNoneOfThem(t *testing.T) {
 	checkDiff(t, "messages", 5, s.count("SELECT count(*) FROM queued.messages"))
 }
 
+// Else each of those who fill one group would cost all who publish a commit.
+func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.enqueue("g", "a", "")
+	s.enqueue("g", "b", "")
+	session := newSession(s.store.db, s.server.metrics)
+	defer session.close()
+	var batch []*publication
+	for _, id := range []string{"c", "b", "d", "e", "c", "f"} {
+		batch = append(batch, &publication{queueID: "default", messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, len(batch)), group: "g", job: &job{id: id, maxWaiting: new(4)}}}})
+	}
+	if err := s.engine.runPublications(session, batch); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, p := range batch {
+		got = append(got, fmt.Sprint(p.messages[0].job.id, " ", len(p.stored), " ", p.messages[0].job.waiting, " ", p.err))
+	}
+	const full = "4 messages wait in the group already"
+	checkDiff(t, "outcomes", []string{"c 1 2 <nil>", "b 1 3 <nil>", "d 1 3 <nil>", "e 0 4 " + full, "c 1 2 <nil>", "f 0 4 " + full}, got)
+	for _, want := range []string{`"a"`, `{"n":1}`, `{"n":4}`, `{"n":2}`, ""} {
+		checkDiff(t, "payload", want, string(s.dequeue().Payload))
+	}
+	checkDiff(t, "transactions", 1, s.count("SELECT count(DISTINCT created_at) FROM queued.messages WHERE job_id IN ('c', 'd')"))
+}
+
 func TestSharQRefusesMoreThanAQueueHolds(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

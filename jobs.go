@@ -125,7 +125,7 @@ WITH jobs AS MATERIALIZED (
            ) AS waiting
     FROM (SELECT DISTINCT queue_key, group_id FROM jobs WHERE max_waiting >= 0) g
 ), waiting AS MATERIALIZED (
-    SELECT j.n, j.data, j.size, j.max_deliveries, w.tid
+    SELECT j.n, j.data, j.size, j.max_deliveries, now() + make_interval(secs => j.retention) AS expired_at, w.tid
     FROM jobs j
     CROSS JOIN LATERAL (
         SELECT m.ctid AS tid
@@ -141,7 +141,8 @@ WITH jobs AS MATERIALIZED (
     ) w
 ), replaced AS (
     UPDATE queued.messages m
-    SET data = w.data, size = w.size, max_deliveries = nullif(w.max_deliveries, 0), delivery_attempts = 0, in_flight = false, last_delivery = false, updated_at = now()
+    SET data = w.data, size = w.size, max_deliveries = nullif(w.max_deliveries, 0), delivery_attempts = 0, in_flight = false, last_delivery = false,
+        expired_at = w.expired_at, updated_at = now()
     FROM waiting w
     WHERE m.ctid = w.tid
     RETURNING w.n, m.id, m.seq

@@ -184,6 +184,16 @@ func TestSharQJobsThatShareABatchHurtNoneOfThem(t *testing.T) {
 	checkDiff(t, "messages", 5, s.count("SELECT count(*) FROM queued.messages"))
 }
 
+func TestSharQJobThatIsQueuedAgainIsKeptAsLongAsANewOne(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("default")
+	s.enqueue("g", "j", "")
+	s.exec("UPDATE queued.messages SET expired_at = now() + interval '1 second'")
+	s.enqueue("g", "j", "")
+	checkDiff(t, "kept", 1, s.count("SELECT count(*) FROM queued.messages WHERE expired_at > now() + interval '59 minutes'"))
+}
+
 // Else each of those who fill one group would cost all who publish a commit.
 func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
 	t.Parallel()

@@ -79,7 +79,7 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		"POST /topics":                            `{"id":"new"}`,
 		"POST /queues":                            queue,
 		"PUT /queues/{queue_id}":                  queue,
-		"PUT /queues/{queue_id}/groups/{group}":   `{"delivery_interval_ms":2}`,
+		"PUT /queues/{queue_id}/groups/{group}":   `{"delivery_interval_ms":3}`,
 		"PUT /queues/{queue_id}/redrive":          `{"destination_queue_id":"u"}`,
 		"POST /topics/{topic_id}/messages":        `{"data":{}}`,
 		"POST /queues/{queue_id}/messages":        `{"data":{}}`,

@@ -365,7 +365,7 @@ WITH batch AS MATERIALIZED (
     FOR UPDATE
 ), looked AS (
     UPDATE queued.groups g
-    SET ready_at = b.at, limited_until = b.limited_until, blocked = false
+    SET ready_at = greatest(least(g.ready_at, b.at), b.limited_until), limited_until = b.limited_until, blocked = false
     FROM batch b
     WHERE g.ctid = b.tid
 )
@@ -375,7 +375,8 @@ ORDER BY id DESC
 LIMIT 1`
 
 // lookAtGroups makes the next claim look at the groups of the queue with that key,
-// or at one of them: what they go by has changed.
+// or at one of them, as soon as they are not limited: what they go by has changed.
+// Those that are ready keep their turn.
 func (s *store) lookAtGroups(ctx context.Context, key int64, id string) error {
 	after := ""
 	for {

@@ -545,6 +545,19 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	checkDiff(t, "then", "a2", s.receiveNames("q", 10))
 }
 
+func TestGroupsKeepTheirTurnWhenTheQueueChanges(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "c1", "c2")
+	checkDiff(t, "before", "c1", s.receiveNames("q", 10))
+	s.publishGroups("q", "b1", "a1")
+	s.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":30000,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+	checkDiff(t, "to be looked at", 2, s.count("SELECT count(*) FROM queued.groups WHERE ready_at <= now()"))
+	checkDiff(t, "first", "b1", s.receiveNames("q", 1))
+	checkDiff(t, "second", "a1", s.receiveNames("q", 1))
+}
+
 // What is exhausted may go, or not be so any more, without a word to its group.
 func TestGroupIsLookedAtAgainThoughItHasOnlyExhaustedMessages(t *testing.T) {
 	t.Parallel()

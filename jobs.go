@@ -108,7 +108,9 @@ ON CONFLICT (queue_key, id) DO UPDATE
 SET blocked = g.blocked
 WHERE false`
 
-// Those of one group that are new come one after the other, until it is full.
+// Those of one group that are new come one after the other, until it is full. What
+// waits but is locked does not count as the same job: who has locked it may want
+// its group next, and is about to settle or to move it.
 const insertJobs = `
 WITH jobs AS MATERIALIZED (
     SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.size, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.n
@@ -137,7 +139,7 @@ WITH jobs AS MATERIALIZED (
             AND NOT (m.in_flight AND m.scheduled_at > now())
         ORDER BY m.seq
         LIMIT 1
-        FOR UPDATE
+        FOR UPDATE SKIP LOCKED
     ) w
 ), replaced AS (
     UPDATE queued.messages m

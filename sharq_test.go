@@ -194,6 +194,27 @@ func TestSharQJobThatIsQueuedAgainIsKeptAsLongAsANewOne(t *testing.T) {
 	checkDiff(t, "kept", 1, s.count("SELECT count(*) FROM queued.messages WHERE expired_at > now() + interval '59 minutes'"))
 }
 
+// Whoever settles a message locks it first and then its group, and who enqueues a
+// job the group first: they must not wait for each other.
+func TestSharQJobIsQueuedThoughTheSameIsBeingSettled(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.enqueue("g", "j", "")
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("DELETE FROM queued.messages"); err != nil {
+		t.Fatal(err)
+	}
+	s.enqueue("g", "j", "")
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "job", "j", s.dequeue().JobID)
+}
+
 // Else each of those who fill one group would cost all who publish a commit.
 func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
 	t.Parallel()

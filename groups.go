@@ -550,10 +550,17 @@ func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGr
 		int(hidden/time.Second), at.consumes)
 }
 
-// A group that was delivered from once more since then is left alone.
+// A group that was delivered from once more since then is left alone. The delivery
+// before counts again, which was the interval before the limit that was; without an
+// interval others may have been delivered at the same time.
 const undoTurns = `
 WITH undone AS MATERIALIZED (
-    SELECT g.tid, u.before
+    SELECT g.tid, u.before,
+           coalesce(g.delivery_interval_ms, (
+               SELECT q.delivery_interval_ms
+               FROM queued.queues q
+               WHERE q.key = -u.queue_key
+           ), 0) AS interval_ms
     FROM (
         SELECT queue_key, id, min(after) AS after, min(before) AS before
         FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS u (queue_key, id, before, after)
@@ -561,7 +568,7 @@ WITH undone AS MATERIALIZED (
         ORDER BY queue_key, id
     ) u
     CROSS JOIN LATERAL (
-        SELECT ctid AS tid
+        SELECT ctid AS tid, delivery_interval_ms
         FROM queued.groups
         WHERE queue_key = u.queue_key
             AND id = u.id
@@ -570,7 +577,8 @@ WITH undone AS MATERIALIZED (
     ) g
 )
 UPDATE queued.groups g
-SET limited_until = u.before
+SET limited_until = u.before,
+    delivered_at = CASE WHEN u.interval_ms > 0 THEN u.before - make_interval(secs => u.interval_ms / 1000.0) ELSE g.delivered_at END
 FROM undone u
 WHERE g.ctid = u.tid`
 

@@ -132,6 +132,19 @@ func TestReceiverThatIsGoneUsesUpNoInterval(t *testing.T) {
 	again := s.receive("q", "")
 	checkDiff(t, "received", "a1", namesOf(again))
 	checkDiff(t, "attempts", 1, again[0].DeliveryAttempts)
+	s.giveBack(again[0].ID)
+	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
+	checkDiff(t, "received when its interval has changed", "a1", s.receiveNames("q", 10))
+}
+
+func TestReceiverThatIsGoneLeavesTheDeliveriesOfOthers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.publishGroups("q", "a1", "a2", "a3")
+	s.giveBack(s.receive("q", "?limit=2")[1].ID)
+	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
+	checkDiff(t, "received after a1", "", s.receiveNames("q", 10))
 }
 
 func TestConsumedMessageThatNobodyGotIsBackInItsGroup(t *testing.T) {

@@ -129,7 +129,7 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
-    RETURNING ` + movedColumns + `, source.dead_queue_id AS destination_id
+    RETURNING ` + movedColumns + `, NULL::integer AS max_deliveries, source.dead_queue_id AS destination_id
 ), moved AS (` + moveMessages + wakeMoved + `
 SELECT scheduled_at, seq, count(*) OVER ()
 FROM due

@@ -56,6 +56,19 @@ ORDER BY ready_at
 LIMIT $3
 FOR UPDATE SKIP LOCKED`
 
+// awaitGroup is lockGroups for the one that is ready longest, if somebody holds it:
+// most likely a publisher that commits in a moment. Who waits holds no lock.
+const awaitGroup = `
+SELECT id, ready_at, now()
+FROM queued.groups
+WHERE abs(queue_key) = abs($1::bigint)
+    AND ready_at >= $2
+    AND ready_at <= now()
+    AND (SELECT version FROM queued.settings) = $3
+ORDER BY ready_at
+LIMIT 1
+FOR UPDATE`
+
 // What a claim finds in the groups that it has locked, $2. A group with a limit
 // gives one message, others their share. The front of a group is the first by
 // number of those that wait and those whose lease has ended; the second are
@@ -498,12 +511,18 @@ func (s *session) claimGroups(terms leaseTerms, at outlet, since time.Time, limi
 		var visited []lockedGroup
 		err := s.transaction(func() (err error) {
 			visited, err = s.lockGroups(terms, since, visits)
+			if err == nil && len(visited) == 0 {
+				visited, err = s.awaitGroup(terms, since)
+			}
 			if err != nil || len(visited) == 0 {
 				return err
 			}
 			c.messages, err = s.takeFromGroups(terms, at, visited, limit, budget)
 			return err
 		})
+		if locked(err) {
+			break // for longer than it is worth to wait
+		}
 		if err != nil {
 			return claimedFrom{}, err
 		}
@@ -523,10 +542,16 @@ func (s *session) claimGroups(terms leaseTerms, at outlet, since time.Time, limi
 }
 
 func (s *session) lockGroups(terms leaseTerms, from time.Time, visits int) ([]lockedGroup, error) {
-	return read(s, "lock_groups", func(row scanner) (g lockedGroup, err error) {
-		err = row.Scan(&g.id, &g.readyAt, &g.now)
-		return g, err
-	}, lockGroups, -terms.queueKey, since(from), visits, s.settings.version)
+	return read(s, "lock_groups", scanLockedGroup, lockGroups, -terms.queueKey, since(from), visits, s.settings.version)
+}
+
+func (s *session) awaitGroup(terms leaseTerms, from time.Time) ([]lockedGroup, error) {
+	return read(s, "await_group", scanLockedGroup, awaitGroup, -terms.queueKey, since(from), s.settings.version)
+}
+
+func scanLockedGroup(row scanner) (g lockedGroup, err error) {
+	err = row.Scan(&g.id, &g.readyAt, &g.now)
+	return g, err
 }
 
 func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGroup, limit, budget int) ([]message, error) {

@@ -530,7 +530,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	s.publishGroups("q", "a2") // the next claim looks at the group
 	claim := newSession(s.store.db, s.server.metrics)
 	defer claim.close()
-	if err := claim.readLeaseTerms("q"); err != nil {
+	if err := claim.readLeaseTerms("q", time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	terms := claim.settings.terms["q"]
@@ -590,4 +590,39 @@ func TestGroupIsLookedAtAgainThoughItHasOnlyExhaustedMessages(t *testing.T) {
 			checkDiff(t, "without a dead queue", "a1", s.receiveNames("q", 10))
 		})
 	}
+}
+
+// Who adds a message to a group holds it until that is committed.
+func TestReceiveWaitsForWhoHoldsTheOnlyGroup(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.publishGroups("q", "a1")
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("SELECT FROM queued.groups FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	poll := s.poll(context.Background(), "q", "")
+	s.eventually("the receive waits", func() bool {
+		return len(poll) == 1 || s.count("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
+	})
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "received", "a1", namesOf(s.await(poll)))
+}
+
+func TestRedriveKeepsTheOrderOfGroups(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.mustQueue("to")
+	s.publishGroups("q", "a1", "b1", "a2")
+	s.must(204, "PUT", "/messages/"+s.receive("q", "?limit=1")[0].ID+"/nack", "")
+	s.must(204, "PUT", "/queues/q/redrive", `{"destination_queue_id":"to"}`)
+	checkDiff(t, "received", "a1 b1 a2", s.receiveNames("to", 10))
 }

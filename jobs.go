@@ -120,12 +120,16 @@ WITH jobs AS MATERIALIZED (
 ), lengths AS MATERIALIZED (
     SELECT g.queue_key, g.group_id, (
                SELECT count(*)
-               FROM queued.messages m
-               WHERE abs(m.queue_key) = abs(g.queue_key)
-                   AND m.group_id = g.group_id
-                   AND NOT (m.in_flight AND m.scheduled_at > now())
+               FROM (
+                   SELECT
+                   FROM queued.messages m
+                   WHERE abs(m.queue_key) = abs(g.queue_key)
+                       AND m.group_id = g.group_id
+                       AND NOT (m.in_flight AND m.scheduled_at > now())
+                   LIMIT greatest(g.max_waiting, $13)
+               ) waiting
            ) AS waiting
-    FROM (SELECT DISTINCT queue_key, group_id FROM jobs WHERE max_waiting >= 0) g
+    FROM (SELECT queue_key, group_id, max(max_waiting) AS max_waiting FROM jobs WHERE max_waiting >= 0 GROUP BY queue_key, group_id) g
 ), waiting AS MATERIALIZED (
     SELECT j.n, j.data, j.size, j.max_deliveries, now() + make_interval(secs => j.retention) AS expired_at, w.tid
     FROM jobs j
@@ -229,7 +233,7 @@ func (s *session) enqueue(batch []*publication) error {
 	outcomes, err := read(s, "insert_jobs", func(row scanner) (o outcome, err error) {
 		err = row.Scan(&o.n, &o.waiting, &o.at, &o.id, &o.seq, &o.ready)
 		return o, err
-	}, insertJobs, ids, keys, groups, names, data, sizes, deliveries, intervals, waiting, retentions, delays, s.settings.version)
+	}, insertJobs, ids, keys, groups, names, data, sizes, deliveries, intervals, waiting, retentions, delays, s.settings.version, maxMeasured)
 	if err != nil {
 		return err
 	}
@@ -364,20 +368,27 @@ type measuring struct {
 	waiting int64 // after its turn in the lane
 }
 
-// waitingIn counts the messages that wait in the group of a message.
+// waitingIn counts the messages that wait in the group of a message, to maxMeasured.
 func (e *engine) waitingIn(ctx context.Context, m *message) (int64, error) {
 	v := &measuring{key: m.queueKey, group: m.Group}
 	err := e.measurings.do(ctx, v, 1, 0)
 	return v.waiting, err
 }
 
+// maxMeasured is where waitingIn stops to count.
+const maxMeasured = 100_000
+
 const selectWaiting = `
 SELECT (
     SELECT count(*)
-    FROM queued.messages m
-    WHERE abs(m.queue_key) = abs(u.queue_key)
-        AND m.group_id = u.group_id
-        AND NOT (m.in_flight AND m.scheduled_at > now())
+    FROM (
+        SELECT
+        FROM queued.messages m
+        WHERE abs(m.queue_key) = abs(u.queue_key)
+            AND m.group_id = u.group_id
+            AND NOT (m.in_flight AND m.scheduled_at > now())
+        LIMIT $3
+    ) waiting
 )
 FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS u (queue_key, group_id, n)
 ORDER BY u.n`
@@ -388,7 +399,7 @@ func (e *engine) runMeasurings(s *session, batch []*measuring) error {
 	for _, v := range batch {
 		keys, groups = append(keys, v.key), append(groups, v.group)
 	}
-	counts, err := read(s, "waiting", scanKey, selectWaiting, keys, groups)
+	counts, err := read(s, "waiting", scanKey, selectWaiting, keys, groups, maxMeasured)
 	for i, n := range counts {
 		batch[i].waiting = n
 	}

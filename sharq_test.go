@@ -397,3 +397,23 @@ func TestCountsThatCannotBeWrittenAreKept(t *testing.T) {
 	last := all[len(all)-1]
 	checkDiff(t, "counts", [2]int64{1, 1}, [2]int64{last.enqueued + all[len(all)-2].enqueued, last.dequeued + all[len(all)-2].dequeued})
 }
+
+func TestSharQJobIsNotDroppedFromADeadQueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustQueue("default", `"dead_queue_id":"dead"`, `"message_max_deliveries":100`)
+	s.enqueue("g", "j", `,"requeue_limit":0`)
+	s.dequeue()
+	s.expire()
+	mustCleanUp(t, s)
+	for range 3 {
+		all := s.receive("dead", "")
+		if len(all) != 1 {
+			t.Fatalf("the dead queue has %v", all)
+		}
+		s.must(204, "PUT", "/messages/"+all[0].ID+"/nack", "")
+	}
+	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"default"}`)
+	checkDiff(t, "redriven", "j", s.dequeue().JobID)
+}

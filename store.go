@@ -858,11 +858,12 @@ const moveMessages = `
            gone.created_at, now()
     FROM gone
     JOIN queued.queues d ON d.id = gone.destination_id
-    ORDER BY gone.scheduled_at, gone.seq
+    ORDER BY CASE WHEN gone.group_id IS NULL THEN gone.scheduled_at END, gone.seq -- groups in their order
     RETURNING queue_key, group_id, scheduled_at`
 
-// movedColumns are those of a message m that moveMessages needs.
-const movedColumns = `m.id, m.queue_key, m.group_id, m.job_id, m.max_deliveries, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq`
+// movedColumns are those of a message m that moveMessages needs, besides
+// max_deliveries: a redrive keeps it, and in a dead queue nothing is dropped.
+const movedColumns = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq`
 
 // wakeMoved are the last steps of statements that move messages: their groups are
 // looked at where they come to, and where they leave those who waited for them.
@@ -903,7 +904,7 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, destination
     WHERE m.ctid = due.tid
-    RETURNING ` + movedColumns + `, destination.id AS destination_id
+    RETURNING ` + movedColumns + `, m.max_deliveries, destination.id AS destination_id
 ), moved AS (` + moveMessages + wakeMoved + `
 SELECT scheduled_at, seq, count(*) OVER ()
 FROM due
@@ -1396,7 +1397,7 @@ WITH named AS MATERIALIZED (
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND m.in_flight
         AND ` + inLease + `
-    RETURNING ` + movedColumns + `, a.destination_id, a.leased_until
+    RETURNING ` + movedColumns + `, NULL::integer AS max_deliveries, a.destination_id, a.leased_until
 ), moved AS (` + moveMessages + `
 ), nacked AS (
     UPDATE queued.messages m
@@ -1635,15 +1636,15 @@ const selectLeaseTerms = `
 SELECT s.version, q.key, q.ack_deadline_seconds,
        CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END,
        coalesce(q.delivery_interval_ms, 0), q.ordered,
-       EXISTS (SELECT FROM queued.groups g WHERE abs(g.queue_key) = q.key AND g.ready_at < 'infinity'),
+       EXISTS (SELECT FROM queued.groups g WHERE abs(g.queue_key) = q.key AND g.ready_at >= $2 AND g.ready_at < 'infinity'),
        q.consumed_retention_seconds IS NOT NULL
 FROM queued.settings s
 CROSS JOIN queued.queues q
 WHERE q.id = $1`
 
-// readLeaseTerms makes s remember the terms of a queue. It returns
-// errQueueNotFound if there is none.
-func (s *session) readLeaseTerms(queueID string) error {
+// readLeaseTerms makes s remember the terms of a queue, and whether it has groups
+// that are ready since a time. It returns errQueueNotFound if there is no queue.
+func (s *session) readLeaseTerms(queueID string, groupsSince time.Time) error {
 	var version int64
 	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
 		var seconds, ms int64
@@ -1651,7 +1652,7 @@ func (s *session) readLeaseTerms(queueID string) error {
 		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
 		terms.readAt = time.Now()
 		return terms, err
-	}, selectLeaseTerms, queueID)
+	}, selectLeaseTerms, queueID, since(groupsSince))
 	if err != nil {
 		return err
 	}
@@ -1742,7 +1743,7 @@ func (s *session) claim(at outlet, from claimStart, groupsFirst bool, limit, bud
 	for range settingsAttempts {
 		terms, known := s.settings.terms[queueID]
 		if !known || time.Since(terms.readAt) > groupsUnnoticed {
-			if err := s.readLeaseTerms(queueID); err != nil {
+			if err := s.readLeaseTerms(queueID, from.groups); err != nil {
 				return claimed{}, err
 			}
 			terms = s.settings.terms[queueID]
@@ -1753,7 +1754,7 @@ func (s *session) claim(at outlet, from claimStart, groupsFirst bool, limit, bud
 			return v, err
 		}
 		// Nothing is due, or the terms have changed, or the queue is gone.
-		if err := s.readLeaseTerms(queueID); err != nil {
+		if err := s.readLeaseTerms(queueID, from.groups); err != nil {
 			return claimed{}, err
 		}
 		if s.settings.version == version && (terms.hasGroups || !s.settings.terms[queueID].hasGroups) {

@@ -269,7 +269,17 @@ const stateIdle = "idle"
 
 // A group of a queue that is ordered is what its front is, or waits for the message
 // in flight. Any other waits only for its interval.
-const selectGroups = `
+const (
+	foundGroups = `
+WITH found AS MATERIALIZED (
+    SELECT g.queue_key, g.id, g.delivery_interval_ms, g.limited_until
+    FROM queued.queues q
+    JOIN queued.groups g ON g.queue_key = -q.key
+    WHERE q.id = $1
+        AND (g.kept OR EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id))`
+
+	describeGroups = `
+)
 SELECT q.id, g.id, coalesce(g.delivery_interval_ms, q.delivery_interval_ms, 0),
        CASE WHEN g.limited_until > now() THEN g.limited_until END,
        CASE
@@ -283,8 +293,8 @@ SELECT q.id, g.id, coalesce(g.delivery_interval_ms, q.delivery_interval_ms, 0),
            ELSE 'exhausted'
        END,
        c.ready, c.delayed, c.in_flight, c.exhausted
-FROM queued.queues q
-JOIN queued.groups g ON g.queue_key = -q.key
+FROM found g
+JOIN queued.queues q ON q.key = -g.queue_key
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE state = 'ready') AS ready,
            count(*) FILTER (WHERE state = 'delayed') AS delayed,
@@ -299,8 +309,15 @@ CROSS JOIN LATERAL (
             AND m.expired_at > now()
     ) messages
 ) c
-WHERE q.id = $1
-    AND (g.kept OR EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id))`
+ORDER BY g.id`
+
+	selectGroup = foundGroups + `
+        AND g.id = $2` + describeGroups
+
+	selectPageOfGroups = foundGroups + `
+    ORDER BY g.id
+    LIMIT $3 OFFSET $2` + describeGroups
+)
 
 func scanGroup(row scanner) (g group, err error) {
 	err = row.Scan(&g.QueueID, &g.ID, &g.DeliveryIntervalMS, &g.LimitedUntil, &g.State,
@@ -308,9 +325,6 @@ func scanGroup(row scanner) (g group, err error) {
 	g.Length = g.Messages.Ready + g.Messages.Delayed
 	return g, err
 }
-
-const selectGroup = selectGroups + `
-    AND g.id = $2`
 
 // group returns errGroupNotFound for a group without messages, unless a client has
 // set its interval.
@@ -324,10 +338,6 @@ func (s *store) group(ctx context.Context, queueID, id string) (group, error) {
 	}
 	return g, unknown(err)
 }
-
-const selectPageOfGroups = selectGroups + `
-ORDER BY g.id
-LIMIT $3 OFFSET $2`
 
 // groups returns those that group does, in order of their ids.
 func (s *store) groups(ctx context.Context, queueID string, offset, limit int) ([]group, error) {

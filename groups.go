@@ -30,23 +30,24 @@ type groupTurn struct {
 }
 
 // wakeGroups is the end of statements with a step named woken, of rows (queue_key,
-// group_id, due_at): messages that are due at that time, or groups that need not
-// wait for a message any more. Rows are locked in one order in all statements. It
-// returns the groups that are looked at earlier for it.
+// group_id, due_at, seq): messages that wait and are due at that time, or groups that
+// need not wait for a message any more, where seq is null. Rows are locked in one
+// order in all statements. It returns the groups that are looked at earlier for it.
 const wakeGroups = `
-    INSERT INTO queued.groups AS g (queue_key, id, ready_at)
-    SELECT queue_key, group_id, min(due_at)
+    INSERT INTO queued.groups AS g (queue_key, id, ready_at, front)
+    SELECT queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807)
     FROM woken
     GROUP BY queue_key, group_id
     ORDER BY queue_key, group_id
     ON CONFLICT (queue_key, id) DO UPDATE
-    SET ready_at = least(g.ready_at, greatest(excluded.ready_at, g.limited_until)), blocked = false
+    SET ready_at = least(g.ready_at, greatest(excluded.ready_at, g.limited_until)), front = least(g.front, excluded.front), blocked = false
     WHERE g.blocked
+        OR g.front > excluded.front
         OR g.ready_at > greatest(excluded.ready_at, g.limited_until)
     RETURNING g.queue_key, g.ready_at`
 
 const lockGroups = `
-SELECT id, ready_at, now()
+SELECT ctid, ready_at, now()
 FROM queued.groups
 WHERE abs(queue_key) = abs($1::bigint)
     AND ready_at >= $2
@@ -59,7 +60,7 @@ FOR UPDATE SKIP LOCKED`
 // awaitGroup is lockGroups for the one that is ready longest, if somebody holds it:
 // most likely a publisher that commits in a moment. Who waits holds no lock.
 const awaitGroup = `
-SELECT id, ready_at, now()
+SELECT ctid, ready_at, now()
 FROM queued.groups
 WHERE abs(queue_key) = abs($1::bigint)
     AND ready_at >= $2
@@ -69,33 +70,28 @@ ORDER BY ready_at
 LIMIT 1
 FOR UPDATE`
 
-// What a claim finds in the groups that it has locked, $2. A group with a limit
-// gives one message, others their share. The front of a group is the first by
-// number of those that wait and those whose lease has ended; the second are
-// usually few, and looked for among the first thousand. In an ordered queue ($4)
-// the front is also what is not due yet, or is exhausted: the others wait for it.
+// What a claim finds in the groups that it has locked, whose rows ($2) cannot move
+// meanwhile. A group with a limit gives one message, others their share. The front
+// of a group is the first by number of those that wait and those whose lease has
+// ended; the second are usually few, and looked for among the first thousand. In an
+// ordered queue ($4) the front is also what is not due yet, or is exhausted: the
+// others wait for it.
 const frontsOfGroups = `
 WITH visited AS MATERIALIZED (
-    SELECT g.tid, u.id, u.place, g.limited_until, g.kept,
+    SELECT u.tid, g.id, u.place, g.limited_until, g.kept, g.front,
            coalesce(g.limited_until <= now(), true) AS free,
            make_interval(secs => coalesce(g.delivery_interval_ms, $3) / 1000.0) AS pause,
-           CASE WHEN $4 OR coalesce(g.delivery_interval_ms, $3) > 0 THEN 1 ELSE $6 / cardinality($2::text[]) + 1 END AS share,
+           CASE WHEN $4 OR coalesce(g.delivery_interval_ms, $3) > 0 THEN 1 ELSE $6 / cardinality($2::tid[]) + 1 END AS share,
            CASE WHEN $4 THEN (
                SELECT max(m.scheduled_at)
                FROM queued.messages m
                WHERE abs(m.queue_key) = abs($1::bigint)
-                   AND m.group_id = u.id
+                   AND m.group_id = g.id
                    AND m.in_flight
                    AND m.scheduled_at > now()
            ) END AS held_until
-    FROM unnest($2::text[]) WITH ORDINALITY AS u (id, place)
-    CROSS JOIN LATERAL (
-        SELECT ctid AS tid, limited_until, kept, delivery_interval_ms
-        FROM queued.groups
-        WHERE queue_key = $1
-            AND id = u.id
-        OFFSET 0 -- not a join, which may read all groups
-    ) g
+    FROM unnest($2::tid[]) WITH ORDINALITY AS u (tid, place)
+    JOIN queued.groups g ON g.ctid = u.tid AND (g.queue_key = $1) IS TRUE -- nothing to look for in an index
 ), fronts AS MATERIALIZED (
     SELECT v.id AS group_id, v.place, v.limited_until, f.*,
            row_number() OVER (PARTITION BY v.id ORDER BY f.seq) AS turn,
@@ -111,6 +107,7 @@ WITH visited AS MATERIALIZED (
                 WHERE abs(m.queue_key) = abs($1::bigint)
                     AND m.group_id = v.id
                     AND NOT m.in_flight
+                    AND m.seq >= v.front
                     AND m.expired_at > now()
                     AND ($4 OR m.scheduled_at <= now() AND m.delivery_attempts < least($5, m.max_deliveries))
                 ORDER BY m.seq
@@ -134,14 +131,14 @@ WITH visited AS MATERIALIZED (
         LIMIT v.share
     ) f
 ), fitting AS MATERIALIZED (
-    SELECT tid, group_id, limited_until, scheduled_at, size, in_flight,
+    SELECT tid, group_id, limited_until, scheduled_at, seq, size, in_flight,
            row_number() OVER (ORDER BY turn, place) AS place,
            sum(size) OVER (ORDER BY turn, place) AS total
     FROM fronts
     WHERE claimable
         AND open
 ), taken AS MATERIALIZED (
-    SELECT m.ctid AS tid, f.group_id, f.place, f.scheduled_at, f.limited_until
+    SELECT m.ctid AS tid, f.group_id, f.place, f.scheduled_at, f.seq, f.limited_until
     FROM fitting f
     JOIN queued.messages m ON m.ctid = f.tid
     WHERE f.place <= $6
@@ -188,13 +185,24 @@ const keepTaken = `kept AS (
 const lookAgain = `soonest AS MATERIALIZED (
     SELECT v.tid, v.id, v.kept, t.taken, now() AS at_once, now() + interval '10 seconds' AS in_time,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
-           EXISTS (
+           t.taken AND NOT $9 OR EXISTS (
                SELECT
                FROM queued.messages m
                WHERE abs(m.queue_key) = abs($1::bigint)
                    AND m.group_id = v.id
-                   AND NOT ($9 AND EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid))
+                   AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
            ) AS holds,
+           coalesce((
+               SELECT m.seq
+               FROM queued.messages m
+               WHERE abs(m.queue_key) = abs($1::bigint)
+                   AND m.group_id = v.id
+                   AND NOT m.in_flight
+                   AND m.seq >= v.front
+                   AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
+               ORDER BY m.seq
+               LIMIT 1
+           ), greatest(v.front, (SELECT max(taken.seq) FROM taken WHERE taken.group_id = v.id))) AS front,
            CASE
                WHEN $4 AND t.taken THEN now() + make_interval(secs => $8)
                WHEN $4 THEN coalesce(v.held_until, (
@@ -202,15 +210,28 @@ const lookAgain = `soonest AS MATERIALIZED (
                    FROM fronts f
                    WHERE f.group_id = v.id
                ))
-               ELSE least(CASE WHEN t.taken THEN now() + make_interval(secs => $8) END, (
+               ELSE coalesce((
                    SELECT m.scheduled_at
                    FROM queued.messages m
                    WHERE abs(m.queue_key) = abs($1::bigint)
                        AND m.group_id = v.id
                        AND NOT m.in_flight
+                       AND m.seq >= v.front
+                       AND m.scheduled_at <= now()
                        AND m.expired_at > now()
                        AND m.delivery_attempts < least($5, m.max_deliveries)
                        AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
+                   ORDER BY m.seq
+                   LIMIT 1
+               ), least(CASE WHEN t.taken THEN now() + make_interval(secs => $8) END, (
+                   SELECT m.scheduled_at
+                   FROM queued.messages m
+                   WHERE abs(m.queue_key) = abs($1::bigint)
+                       AND m.group_id = v.id
+                       AND NOT m.in_flight
+                       AND m.scheduled_at > now()
+                       AND m.expired_at > now()
+                       AND m.delivery_attempts < least($5, m.max_deliveries)
                    ORDER BY m.scheduled_at
                    LIMIT 1
                ), (
@@ -224,7 +245,7 @@ const lookAgain = `soonest AS MATERIALIZED (
                        AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
                    ORDER BY m.scheduled_at
                    LIMIT 1
-               ))
+               )))
            END AS at
     FROM visited v
     CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM taken WHERE taken.group_id = v.id) AS taken) t
@@ -242,6 +263,7 @@ const lookAgain = `soonest AS MATERIALIZED (
     SET ready_at = CASE WHEN s.holds THEN greatest(coalesce(s.at, s.in_time), s.limited_until) ELSE 'infinity' END,
         delivered_at = CASE WHEN s.taken THEN s.at_once ELSE g.delivered_at END,
         limited_until = s.limited_until,
+        front = s.front,
         blocked = $4 AND s.holds
     FROM soonest s
     WHERE g.ctid = s.tid
@@ -501,7 +523,7 @@ func (s *store) deleteGroup(ctx context.Context, queueID, id string, purged func
 
 // lockedGroup is a group whose time has come.
 type lockedGroup struct {
-	id      string
+	tid     string // PostgreSQL's ctid
 	readyAt time.Time
 	now     time.Time // the clock of PostgreSQL
 }
@@ -560,7 +582,7 @@ func (s *session) awaitGroup(terms leaseTerms, from time.Time) ([]lockedGroup, e
 }
 
 func scanLockedGroup(row scanner) (g lockedGroup, err error) {
-	err = row.Scan(&g.id, &g.readyAt, &g.now)
+	err = row.Scan(&g.tid, &g.readyAt, &g.now)
 	return g, err
 }
 
@@ -572,16 +594,16 @@ func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGr
 	if at.consumes && terms.keepsConsumed {
 		statement = frontsOfGroups + consumeTaken + keepTaken + lookAgain
 	}
-	ids := make(groupArray, len(visited))
+	tids := make(groupArray, len(visited))
 	for i, g := range visited {
-		ids[i] = g.id
+		tids[i] = g.tid
 	}
 	return read(s, name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID, queueKey: -terms.queueKey, consumed: at.consumes, turn: &groupTurn{}}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
 			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.turn.before, &m.turn.after)
 		return m, err
-	}, statement, -terms.queueKey, ids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.maxDeliveries, limit, budget,
+	}, statement, -terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.maxDeliveries, limit, budget,
 		int(hidden/time.Second), at.consumes)
 }
 

@@ -463,6 +463,47 @@ func TestIdleGroupsLeaveNothingBehind(t *testing.T) {
 	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
+// Claims begin at the front of a group, which whatever comes before it sets back.
+func TestNothingIsHiddenBelowTheFrontOfAGroup(t *testing.T) {
+	t.Parallel()
+	for what, cause := range map[string]func(s *testServer, id string){
+		"a message that is published": func(s *testServer, id string) { s.publishGroups("q", "a3") },
+		"a job that is enqueued": func(s *testServer, id string) {
+			s.must(201, "POST", "/enqueue/q/a/", `{"job_id":"j","payload":{"name":"a3"},"interval":0}`)
+		},
+		"one that is nacked":     func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
+		"one that is given back": func(s *testServer, id string) { s.giveBack(id) },
+		"one that is redriven": func(s *testServer, id string) {
+			s.mustQueue("from")
+			s.publishGroups("from", "a3")
+			s.must(204, "PUT", "/queues/from/redrive", `{"destination_queue_id":"q"}`)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustQueue("q")
+			s.publishGroups("q", "a1", "a2")
+			all := s.receive("q", "")
+			s.exec("UPDATE queued.groups SET front = front + 1000000") // as if others had come meanwhile
+			cause(s, all[0].ID)
+			if got := s.receiveNames("q", 10); got == "" {
+				t.Error("it is hidden")
+			}
+		})
+	}
+}
+
+func TestFrontOfAGroupMovesWithItsMessages(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.publishGroups("q", "a1", "a2", "a3")
+	s.must(204, "PUT", "/messages/"+s.receive("q", "?limit=1")[0].ID+"/ack", "")
+	checkDiff(t, "at the first that waits", 0, s.count("SELECT g.front - min(m.seq) FROM queued.groups g, queued.messages m GROUP BY g.front"))
+	checkDiff(t, "received", "a2 a3", s.receiveNames("q", 10))
+}
+
 // Publishers, receivers and the cleanup meet at groups that are empty again and
 // again: none is forgotten while it has a message.
 func TestNoMessageIsStuckInAGroupThatWasJustIdle(t *testing.T) {

@@ -172,13 +172,15 @@ WITH jobs AS MATERIALIZED (
     ORDER BY j.n
     RETURNING id, seq
 ), accepted AS MATERIALIZED (
-    SELECT j.queue_key, j.group_id, j.interval_ms, j.n
+    SELECT j.queue_key, j.group_id, j.interval_ms, j.n, coalesce(r.seq, i.seq) AS seq
     FROM jobs j
-    WHERE EXISTS (SELECT FROM replaced r WHERE r.n = j.n)
-        OR EXISTS (SELECT FROM inserted i WHERE i.id = j.id)
+    LEFT JOIN replaced r ON r.n = j.n
+    LEFT JOIN inserted i ON i.id = j.id
+    WHERE r.n IS NOT NULL
+        OR i.id IS NOT NULL
 ), paced AS MATERIALIZED (
     SELECT DISTINCT ON (a.queue_key, a.group_id) a.queue_key, a.group_id, a.interval_ms, now() AS at,
-           g.tid, g.delivered_at + make_interval(secs => a.interval_ms / 1000.0) AS limited_until
+           min(a.seq) OVER (PARTITION BY a.queue_key, a.group_id) AS front, g.tid, g.delivered_at + make_interval(secs => a.interval_ms / 1000.0) AS limited_until
     FROM accepted a
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, delivered_at
@@ -190,7 +192,8 @@ WITH jobs AS MATERIALIZED (
     ORDER BY a.queue_key, a.group_id, a.n DESC
 ), groups AS (
     UPDATE queued.groups g
-    SET delivery_interval_ms = p.interval_ms, limited_until = p.limited_until, ready_at = least(g.ready_at, greatest(p.at, p.limited_until)), blocked = false
+    SET delivery_interval_ms = p.interval_ms, limited_until = p.limited_until, ready_at = least(g.ready_at, greatest(p.at, p.limited_until)),
+        front = least(g.front, p.front), blocked = false
     FROM paced p
     WHERE g.ctid = p.tid
     RETURNING g.queue_key, g.id, g.ready_at

@@ -155,6 +155,7 @@ CREATE TABLE queued.groups (
     -- When to look at it for a message to deliver: never later than there is one,
     -- but perhaps earlier. Infinity: when something happens to it.
     ready_at             timestamptz NOT NULL,
+    front                bigint      NOT NULL DEFAULT 0, -- no message that waits, and is not in flight, has a smaller seq
     delivered_at         timestamptz, -- the last delivery; null: there was none
     limited_until        timestamptz, -- the interval after that; null: there was none
     delivery_interval_ms integer CHECK (delivery_interval_ms >= 0), -- null: the queue's

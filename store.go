@@ -859,7 +859,7 @@ const moveMessages = `
     FROM gone
     JOIN queued.queues d ON d.id = gone.destination_id
     ORDER BY CASE WHEN gone.group_id IS NULL THEN gone.scheduled_at END, gone.seq -- groups in their order
-    RETURNING queue_key, group_id, scheduled_at`
+    RETURNING queue_key, group_id, scheduled_at, seq`
 
 // movedColumns are those of a message m that moveMessages needs, besides
 // max_deliveries: a redrive keeps it, and in a dead queue nothing is dropped.
@@ -868,11 +868,11 @@ const movedColumns = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attribu
 // wakeMoved are the last steps of statements that move messages: their groups are
 // looked at where they come to, and where they leave those who waited for them.
 const wakeMoved = `), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM moved
     WHERE group_id IS NOT NULL
     UNION ALL
-    SELECT queue_key, group_id, now()
+    SELECT queue_key, group_id, now(), NULL
     FROM gone
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroups + `
@@ -1177,7 +1177,7 @@ WITH inserted AS (
     WHERE (SELECT version FROM queued.settings) = $10
     RETURNING seq, queue_key, group_id, scheduled_at AS due_at
 ), woken AS (
-    SELECT queue_key, group_id, due_at
+    SELECT queue_key, group_id, due_at, seq
     FROM inserted
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroups + `
@@ -1325,7 +1325,7 @@ const thatOne = `m.id = ANY (ARRAY[a.id])`
 // wakeAcked are steps of statements that ack messages: their groups are looked at
 // where the next message waited for it.
 const wakeAcked = `woken AS (
-    SELECT a.queue_key, a.group_id, now() AS due_at
+    SELECT a.queue_key, a.group_id, now() AS due_at, NULL::bigint AS seq
     FROM acked a
     WHERE a.group_id IS NOT NULL
         AND ((SELECT q.ordered FROM queued.queues q WHERE q.key = -a.queue_key) -- also if a claim that saw the message is about to block its group
@@ -1408,17 +1408,17 @@ WITH named AS MATERIALIZED (
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND m.in_flight
         AND ` + inLease + `
-    RETURNING m.id, m.queue_key, m.group_id, m.scheduled_at, a.leased_until
+    RETURNING m.id, m.queue_key, m.group_id, m.scheduled_at, m.seq, a.leased_until
 ), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM nacked
     WHERE group_id IS NOT NULL
     UNION ALL
-    SELECT queue_key, group_id, scheduled_at
+    SELECT queue_key, group_id, scheduled_at, seq
     FROM moved
     WHERE group_id IS NOT NULL
     UNION ALL
-    SELECT queue_key, group_id, now()
+    SELECT queue_key, group_id, now(), NULL
     FROM gone
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroups + `
@@ -1461,7 +1461,7 @@ WITH asked AS MATERIALIZED (
         AND ` + inLease + `
     RETURNING m.id, m.queue_key, m.group_id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at
 ), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at
+    SELECT queue_key, group_id, scheduled_at AS due_at, NULL::bigint AS seq
     FROM extended
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroups + `
@@ -1511,9 +1511,9 @@ WITH released AS (
         AND m.in_flight
         AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until
         AND m.delivery_attempts = a.delivery_attempts
-    RETURNING m.queue_key, m.group_id, m.scheduled_at
+    RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq
 ), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM released
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroups + `
@@ -1563,7 +1563,7 @@ WITH restored AS (
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
                 $11::text[], $12::text[], $13::integer[])
         AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries)
-    RETURNING queue_key, group_id, scheduled_at
+    RETURNING queue_key, group_id, scheduled_at, seq
 ), forgotten AS (
     DELETE FROM queued.consumed c
     USING unnest($2::bigint[], $3::bigint[], $14::timestamptz[]) AS u (queue_key, seq, consumed_at)
@@ -1571,7 +1571,7 @@ WITH restored AS (
         AND c.consumed_at = u.consumed_at
         AND c.seq = u.seq
 ), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM restored
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroups + `

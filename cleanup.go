@@ -494,7 +494,7 @@ WITH page AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = -p.queue_key)
         OR NOT p.kept
         AND coalesce(p.limited_until <= now(), true)
-        AND NOT EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = abs(p.queue_key) AND m.group_id = p.id)
+        AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = abs(p.queue_key) AND m.group_id = p.id LIMIT 1) IS NULL -- not EXISTS, which may read all messages
 )
 SELECT p.queue_key, p.id, idle.id IS NOT NULL
 FROM page p
@@ -509,7 +509,7 @@ WHERE g.queue_key = u.queue_key
     AND (NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = -g.queue_key)
         OR NOT g.kept
         AND coalesce(g.limited_until <= now(), true)
-        AND NOT EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = abs(g.queue_key) AND m.group_id = g.id))`
+        AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = abs(g.queue_key) AND m.group_id = g.id LIMIT 1) IS NULL)`
 )
 
 // removeIdleGroups forgets groups that have nothing to remember.

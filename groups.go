@@ -185,13 +185,14 @@ const keepTaken = `kept AS (
 const lookAgain = `soonest AS MATERIALIZED (
     SELECT v.tid, v.id, v.kept, t.taken, now() AS at_once, now() + interval '10 seconds' AS in_time,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
-           t.taken AND NOT $9 OR EXISTS (
-               SELECT
+           t.taken AND NOT $9 OR ( -- not EXISTS, which may read all messages
+               SELECT true
                FROM queued.messages m
                WHERE abs(m.queue_key) = abs($1::bigint)
                    AND m.group_id = v.id
                    AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
-           ) AS holds,
+               LIMIT 1
+           ) IS NOT NULL AS holds,
            coalesce((
                SELECT m.seq
                FROM queued.messages m
@@ -298,7 +299,7 @@ WITH found AS MATERIALIZED (
     FROM queued.queues q
     JOIN queued.groups g ON g.queue_key = -q.key
     WHERE q.id = $1
-        AND (g.kept OR EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id))`
+        AND (g.kept OR (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id LIMIT 1))`
 
 	describeGroups = `
 )

@@ -414,7 +414,7 @@ SELECT g.id
 FROM queued.queues q
 JOIN queued.groups g ON g.queue_key = -q.key
 WHERE q.id = $1
-    AND EXISTS (SELECT FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id)
+    AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id LIMIT 1)
 ORDER BY g.id
 LIMIT $2`
 

@@ -104,8 +104,8 @@ func (s *session) transaction(do func() error) error {
 		return err
 	}
 	s.begun = true
+	defer func() { s.begun = false }() // also COMMIT is for this connection alone
 	err := do()
-	s.begun = false
 	if err == nil {
 		return s.command("COMMIT")
 	}

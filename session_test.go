@@ -21,3 +21,29 @@ func TestTimeOnTheWireIsPostgreSQLs(t *testing.T) {
 		t.Errorf("%s has %d of 2 times, %v", array, n, err)
 	}
 }
+
+// Another connection would say yes to a COMMIT, and know nothing of it.
+func TestTransactionWhoseConnectionIsGoneIsNotCommitted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	session := newSession(s.store.db, s.server.metrics)
+	defer session.close()
+	err := session.transaction(func() error {
+		pids, err := read(session, "pid", scanKey, "SELECT pg_backend_pid()")
+		if err != nil {
+			return err
+		}
+		s.exec("SELECT pg_terminate_backend($1)", pids[0])
+		s.eventually("the connection is gone", func() bool {
+			return s.count("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pids[0]) == 0
+		})
+		session.usedAt = time.Time{} // as after a statement that took long
+		return nil
+	})
+	if err == nil {
+		t.Error("it was committed")
+	}
+	if err := session.transaction(func() error { return nil }); err != nil {
+		t.Errorf("the next transaction = %v", err)
+	}
+}

@@ -46,20 +46,7 @@ const wakeGroups = `
         OR g.ready_at > greatest(excluded.ready_at, g.limited_until)
     RETURNING g.queue_key, g.ready_at`
 
-const lockGroups = `
-SELECT ctid, ready_at, now()
-FROM queued.groups
-WHERE abs(queue_key) = abs($1::bigint)
-    AND ready_at >= $2
-    AND ready_at <= now()
-    AND (SELECT version FROM queued.settings) = $4
-ORDER BY ready_at
-LIMIT $3
-FOR UPDATE SKIP LOCKED`
-
-// awaitGroup is lockGroups for the one that is ready longest, if somebody holds it:
-// most likely a publisher that commits in a moment. Who waits holds no lock.
-const awaitGroup = `
+const readyGroups = `
 SELECT ctid, ready_at, now()
 FROM queued.groups
 WHERE abs(queue_key) = abs($1::bigint)
@@ -67,8 +54,15 @@ WHERE abs(queue_key) = abs($1::bigint)
     AND ready_at <= now()
     AND (SELECT version FROM queued.settings) = $3
 ORDER BY ready_at
-LIMIT 1
+LIMIT $4
 FOR UPDATE`
+
+// lockGroups passes over those that somebody holds. awaitGroups waits for them: most
+// likely for a publisher that commits in a moment. Who waits holds no lock.
+const (
+	lockGroups  = readyGroups + ` SKIP LOCKED`
+	awaitGroups = readyGroups
+)
 
 // What a claim finds in the groups that it has locked, whose rows ($2) cannot move
 // meanwhile. A group with a limit gives one message, others their share. The front
@@ -183,7 +177,7 @@ const keepTaken = `kept AS (
 // what is exhausted or expired is looked at from time to time: nobody says so when
 // that goes, or when it can be delivered because there is no dead queue any more.
 const lookAgain = `soonest AS MATERIALIZED (
-    SELECT v.tid, v.id, v.kept, t.taken, now() AS at_once, now() + interval '10 seconds' AS in_time,
+    SELECT v.tid, v.id, v.kept, t.taken, now() AS visited_at, now() + interval '10 seconds' AS again_at,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
            t.taken AND NOT $9 OR ( -- not EXISTS, which may read all messages
                SELECT true
@@ -261,8 +255,8 @@ const lookAgain = `soonest AS MATERIALIZED (
         AND coalesce(s.limited_until <= now(), true)
 ), scheduled AS (
     UPDATE queued.groups g
-    SET ready_at = CASE WHEN s.holds THEN greatest(coalesce(s.at, s.in_time), s.limited_until) ELSE 'infinity' END,
-        delivered_at = CASE WHEN s.taken THEN s.at_once ELSE g.delivered_at END,
+    SET ready_at = CASE WHEN s.holds THEN greatest(coalesce(s.at, s.again_at), s.limited_until) ELSE 'infinity' END,
+        delivered_at = CASE WHEN s.taken THEN s.visited_at ELSE g.delivered_at END,
         limited_until = s.limited_until,
         front = s.front,
         blocked = $4 AND s.holds
@@ -537,16 +531,17 @@ const (
 )
 
 // claimGroups is claimOn for messages with a group: each of the groups that were
-// ready since a time gives what it may.
-func (s *session) claimGroups(terms leaseTerms, at outlet, since time.Time, limit, budget int) (c claimedFrom, err error) {
-	visits := limit
+// ready since a time gives what it may. Without patience those that somebody holds
+// are passed over, and with it the one ready longest is waited for.
+func (s *session) claimGroups(terms leaseTerms, at outlet, from time.Time, patient bool, limit, budget int) (c claimedFrom, err error) {
+	name, lock, visits := "lock_groups", lockGroups, limit
+	if patient {
+		name, lock, visits = "await_group", awaitGroups, 1
+	}
 	for range groupRounds {
 		var visited []lockedGroup
 		err := s.transaction(func() (err error) {
-			visited, err = s.lockGroups(terms, since, visits)
-			if err == nil && len(visited) == 0 {
-				visited, err = s.awaitGroup(terms, since)
-			}
+			visited, err = s.lockGroups(name, lock, terms, from, visits)
 			if err != nil || len(visited) == 0 {
 				return err
 			}
@@ -566,7 +561,7 @@ func (s *session) claimGroups(terms leaseTerms, at outlet, since time.Time, limi
 		if len(c.messages) < len(visited) {
 			c.last = visited[0].readyAt // some may have kept their place
 		}
-		if len(c.messages) > 0 {
+		if len(c.messages) > 0 || patient {
 			break
 		}
 		visits = max(limit, groupVisits)
@@ -574,17 +569,12 @@ func (s *session) claimGroups(terms leaseTerms, at outlet, since time.Time, limi
 	return c, nil
 }
 
-func (s *session) lockGroups(terms leaseTerms, from time.Time, visits int) ([]lockedGroup, error) {
-	return read(s, "lock_groups", scanLockedGroup, lockGroups, -terms.queueKey, since(from), visits, s.settings.version)
-}
-
-func (s *session) awaitGroup(terms leaseTerms, from time.Time) ([]lockedGroup, error) {
-	return read(s, "await_group", scanLockedGroup, awaitGroup, -terms.queueKey, since(from), s.settings.version)
-}
-
-func scanLockedGroup(row scanner) (g lockedGroup, err error) {
-	err = row.Scan(&g.tid, &g.readyAt, &g.now)
-	return g, err
+// lockGroups runs one of the two statements that lock groups.
+func (s *session) lockGroups(name, statement string, terms leaseTerms, from time.Time, visits int) ([]lockedGroup, error) {
+	return read(s, name, func(row scanner) (g lockedGroup, err error) {
+		err = row.Scan(&g.tid, &g.readyAt, &g.now)
+		return g, err
+	}, statement, -terms.queueKey, since(from), s.settings.version, visits)
 }
 
 func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGroup, limit, budget int) ([]message, error) {

@@ -577,7 +577,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	terms := claim.settings.terms["q"]
 	acked := make(chan reply, 1)
 	err := claim.transaction(func() error {
-		visited, err := claim.lockGroups(terms, time.Time{}, 1)
+		visited, err := claim.lockGroups("lock_groups", lockGroups, terms, time.Time{}, 1)
 		if err != nil || len(visited) != 1 {
 			t.Fatalf("lockGroups = %v, %v", visited, err)
 		}
@@ -655,6 +655,28 @@ func TestReceiveWaitsForWhoHoldsTheOnlyGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkDiff(t, "received", "a1", namesOf(s.await(poll)))
+}
+
+func TestMessagesWithoutAGroupDoNotWaitForWhoHoldsOne(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.publishGroups("q", "a1")
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.Exec("SELECT FROM queued.groups FOR UPDATE"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // claims alternate which come first
+		s.publishGroups("q", "-1")
+		checkDiff(t, "received", "-1", s.receiveNames("q", 10))
+	}
+	if got := s.must(200, "GET", "/metrics", ""); strings.Contains(got, `statement="await_group"`) {
+		t.Error("a receive waited for the group")
+	}
 }
 
 func TestRedriveKeepsTheOrderOfGroups(t *testing.T) {

@@ -1772,13 +1772,14 @@ func (s *session) claimBoth(terms leaseTerms, at outlet, from claimStart, groups
 		v.messages = append(v.messages, v.ungrouped.messages...)
 		return err
 	}
-	grouped := func(limit, budget int) (err error) {
+	claimGrouped := func(patient bool, limit, budget int) (err error) {
 		if terms.hasGroups {
-			v.grouped, err = s.claimGroups(terms, at, from.groups, limit, budget)
+			v.grouped, err = s.claimGroups(terms, at, from.groups, patient, limit, budget)
 			v.messages = append(v.messages, v.grouped.messages...)
 		}
 		return err
 	}
+	grouped := func(limit, budget int) error { return claimGrouped(false, limit, budget) }
 	first, second := ungrouped, grouped
 	if groupsFirst {
 		first, second = grouped, ungrouped
@@ -1787,6 +1788,9 @@ func (s *session) claimBoth(terms leaseTerms, at outlet, from claimStart, groups
 		return v, err
 	}
 	err := second(limit-len(v.messages), budget-sizeOf(v.messages))
+	if err == nil && len(v.messages) == 0 {
+		err = claimGrouped(true, limit, budget) // nobody is kept from anything by the wait
+	}
 	if len(v.messages) > 0 {
 		err = nil // what the first got is not to be lost; if it stays, the next claim sees it
 	}

@@ -212,9 +212,8 @@ func (f *form) token() *token {
 	}
 	t := &token{post: f.names("post"), get: f.names("get"), metrics: f.bool("metrics"), admin: f.bool("admin")}
 	t.name, _ = f.string("name", true)
-	_, hasSecret := f.find("token")
-	_, hasHash := f.find("token_sha256")
-	if hasSecret == hasHash {
+	hasHash := f.has("token_sha256")
+	if f.has("token") == hasHash {
 		f.wrong("either token or token_sha256 is required", "value_error", "token")
 		return t
 	}

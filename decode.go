@@ -565,12 +565,10 @@ func (f *form) messageID(raw []byte, loc ...any) string {
 
 // settlements reads "ids", or "messages" that have each an id and the guard.
 func (f *form) settlements() (items []settlement) {
-	_, hasMessages := f.find("messages")
-	_, hasIDs := f.find("ids")
 	switch {
-	case hasMessages && hasIDs:
+	case f.has("messages") && f.has("ids"):
 		f.wrong("either ids or messages", "value_error", "messages")
-	case hasMessages:
+	case f.has("messages"):
 		f.objects("messages", maxBatch, func(item *form) {
 			v := settlement{}
 			if raw := item.value("id", true); raw != nil {

@@ -452,7 +452,6 @@ type tally struct {
 	writing sync.Mutex // held while pending counts are on their way to the database
 	mu      sync.Mutex
 	pending map[tallied]*[2]int64 // enqueued and dequeued
-	bell    chan struct{}         // holds one; rung when something is pending
 }
 
 // tallied is what is counted: a group, or with an empty one the queue.
@@ -470,7 +469,7 @@ const (
 )
 
 func newTally(s *store) *tally {
-	return &tally{store: s, pending: make(map[tallied]*[2]int64), bell: make(chan struct{}, 1)}
+	return &tally{store: s, pending: make(map[tallied]*[2]int64)}
 }
 
 // add counts one job, enqueued or dequeued.
@@ -485,10 +484,6 @@ func (c *tally) add(queueID, group string, what int) {
 			c.pending[of] = new([2]int64)
 		}
 		c.pending[of][what]++
-	}
-	select {
-	case c.bell <- struct{}{}:
-	default:
 	}
 }
 
@@ -535,7 +530,8 @@ func (c *tally) write(ctx context.Context) error {
 	return unknown(err)
 }
 
-// run writes until ctx is done, and once more then.
+// run writes until ctx is done, and once more then. What cannot be written stays
+// pending.
 func (c *tally) run(ctx context.Context) {
 	ticker := time.NewTicker(tallyInterval)
 	defer ticker.Stop()
@@ -545,16 +541,7 @@ func (c *tally) run(ctx context.Context) {
 			c.write(context.WithoutCancel(ctx))
 			return
 		case <-ticker.C:
-		}
-		select {
-		case <-c.bell:
-			if c.write(ctx) != nil {
-				select {
-				case c.bell <- struct{}{}:
-				default:
-				}
-			}
-		default:
+			c.write(ctx)
 		}
 	}
 }

@@ -74,8 +74,13 @@ func validName(name string) bool {
 // sharQPath is what a path names.
 type sharQPath struct{ queueID, group, jobID string }
 
+func (r *request) sharQNames() sharQPath {
+	return sharQPath{r.PathValue("queue_type"), r.PathValue("group"), r.PathValue("job_id")}
+}
+
+// sharQPath is sharQNames for names that SharQ takes.
 func (r *request) sharQPath() (p sharQPath, err error) {
-	p = sharQPath{r.PathValue("queue_type"), r.PathValue("group"), r.PathValue("job_id")}
+	p = r.sharQNames()
 	for _, v := range []struct{ wildcard, name, value string }{{"{queue_type}", "queue_type", p.queueID}, {"{group}", "queue_id", p.group}, {"{job_id}", "job_id", p.jobID}} {
 		if strings.Contains(r.Pattern, v.wildcard) && !validName(v.value) {
 			return p, sharQInvalid(v.name)
@@ -262,7 +267,7 @@ func (m *message) appendSharQJSON(b []byte, group string, waiting int64) []byte 
 }
 
 func (s *server) sharQFinish(r *request) error {
-	p := sharQPath{r.PathValue("queue_type"), r.PathValue("group"), r.PathValue("job_id")}
+	p := r.sharQNames()
 	if validName(p.queueID) && validName(p.group) && validName(p.jobID) {
 		done, err := s.engine.finish(r.Context(), p.queueID, p.group, p.jobID)
 		if err != nil {
@@ -296,7 +301,7 @@ func (s *server) sharQFinish(r *request) error {
 
 // sharQJob says how a job is, which SharQ cannot.
 func (s *server) sharQJob(r *request) error {
-	p := sharQPath{r.PathValue("queue_type"), r.PathValue("group"), r.PathValue("job_id")}
+	p := r.sharQNames()
 	m, err := s.sharQLook(r, p)
 	if err != nil {
 		return err

@@ -104,6 +104,14 @@ func (s *testServer) expire() {
 	s.exec("UPDATE queued.groups SET ready_at = now()")
 }
 
+func TestSharQJobThatSaysNothingComesBackAsOftenAsTheServerSays(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.limits.requeueLimit = 3
+	s.enqueue("g", "j", "")
+	checkDiff(t, "remaining", 3, s.dequeue().RequeuesRemaining)
+}
+
 func TestSharQPayloadsComeBackAsTheyWere(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -83,6 +83,7 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 
 // once is one pass: it does all there is to do, but for what only the walk
 // finds in a table larger than walkBatches*walkPages; the next passes go on there.
+// What another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
 	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.removeIdleGroups, c.removeTallies} {
 		failed := work(ctx)
@@ -90,6 +91,9 @@ func (c *cleanup) once(ctx context.Context) (err error) {
 		if errors.Is(unknown(failed), errUnavailable) && pq.As(failed) == nil {
 			break // the database is away, and not only unwilling to do this
 		}
+	}
+	if err == nil {
+		c.metrics.cleanedUp.SetToCurrentTime()
 	}
 	return err
 }

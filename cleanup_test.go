@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"strconv"
 	"sync"
 	"testing"
+	"time"
 )
 
 func mustCleanUp(t testing.TB, s *testServer) {
@@ -209,8 +212,38 @@ func TestCleanupGoesOnAfterAnError(t *testing.T) {
 	s.exec(`CREATE FUNCTION public.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$`)
 	s.exec(`CREATE TRIGGER full_disk BEFORE INSERT ON queued.messages FOR EACH ROW EXECUTE FUNCTION public.full_disk()`)
 	c := &cleanup{db: s.store.db, log: s.log, metrics: s.metrics, announce: s.engine.announce}
+	s.metrics.cleanedUp.Set(1)
 	if err := c.once(context.Background()); err == nil {
 		t.Error("the exhausted message was moved, so the test tests nothing")
 	}
 	checkDiff(t, "messages left, all of them of q", 1, s.count("SELECT count(*) FROM queued.messages"))
+	s.wantMetrics("queued_cleanup_last_pass_timestamp_seconds 1\n")
+}
+
+func TestMetricsTellWhenTheCleanupLastEnded(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	last := func() (at float64) {
+		t.Helper()
+		m := regexp.MustCompile(`\nqueued_cleanup_last_pass_timestamp_seconds (\S+)`).FindStringSubmatch(s.must(200, "GET", "/metrics", ""))
+		if m == nil {
+			t.Fatal("metrics lack the time of the last pass")
+		}
+		at, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	checkRecent := func(what string, began time.Time) {
+		t.Helper()
+		if got := last(); got < float64(began.Add(-time.Second).Unix()) || got > float64(time.Now().Add(time.Second).Unix()) {
+			t.Errorf("%s the last pass ended at %v, want a moment ago", what, got)
+		}
+	}
+	checkRecent("at the start", time.Now().Add(-testTimeout))
+	s.metrics.cleanedUp.Set(1)
+	began := time.Now()
+	mustCleanUp(t, s)
+	checkRecent("after a pass", began)
 }

@@ -38,6 +38,8 @@ type metrics struct {
 	batches    *prometheus.HistogramVec // requests that shared a statement, by lane
 	lateness   prometheus.Histogram     // seconds from due to claimed
 	statements *prometheus.HistogramVec // seconds, by name
+
+	cleanedUp prometheus.Gauge // when the last complete pass of the cleanup ended
 }
 
 // messageCounters are those that have a series for each queue.
@@ -87,11 +89,16 @@ func newMetrics(db *sql.DB) *metrics {
 			Help:    "Time of statements on the database, by name: those of the engine to their end, others to their first row.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
 		}, []string{"statement"}),
+		cleanedUp: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "queued_cleanup_last_pass_timestamp_seconds",
+			Help: "When a pass of the cleanup last ended without an error here, or the server started.",
+		}),
 	}
+	m.cleanedUp.SetToCurrentTime()
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.duration, m.requestSizes, m.responseSizes, m.batches, m.lateness, m.statements,
+		m.requests, m.duration, m.requestSizes, m.responseSizes, m.batches, m.lateness, m.statements, m.cleanedUp,
 	)
 	for _, v := range m.messageCounters() {
 		m.registry.MustRegister(v)

@@ -255,3 +255,28 @@ func TestRestartedDatabase(t *testing.T) {
 	checkDiff(t, "received by who waited", []int{1}, numbers(s.await(poll)))
 	s.eventually("notifications come again", s.engine.notifier.listening)
 }
+
+func TestMetricsTellWhetherTheDatabaseIsThere(t *testing.T) {
+	t.Parallel()
+	s, p := newProxiedServer(t)
+	up := func(want string) func() bool {
+		return func() bool {
+			return strings.Contains(s.must(200, "GET", "/metrics", ""), "\nqueued_database_up "+want+"\n")
+		}
+	}
+	s.wantMetrics("queued_database_up 1\n")
+
+	p.refuse(true)
+	p.reset()
+	s.eventually("it is seen to be away", up("0"))
+	p.refuse(false)
+	s.eventually("it is seen to be back", up("1"))
+
+	p.freeze()
+	s.eventually("it is seen to be silent", up("0"))
+	p.thaw()
+	s.eventually("it is heard again", up("1"))
+
+	s.ready.Store(false)
+	s.wantMetrics("queued_database_up 0\n") // no schema yet
+}

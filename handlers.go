@@ -126,6 +126,7 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handleAlways(public, "GET /openapi.json", v.openapi)
 	v.handleAlways(public, "GET /docs", v.docs)
 	v.handleAlways(public, "GET /redoc", v.redoc)
+	m.observeDatabase(v.healthy)
 	scrape := m.handler()
 	v.handleAlways(scraping, "GET /metrics", func(r *request) error {
 		p := page{header: r.w.Header()}

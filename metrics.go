@@ -112,6 +112,25 @@ func (m *metrics) observePool(db *sql.DB, name string) {
 	m.registry.MustRegister(collectors.NewDBStatsCollector(db, name))
 }
 
+// scrapePatience is for how long a scrape waits for the database to answer.
+const scrapePatience = time.Second
+
+// observeDatabase adds whether the database is there for requests, as each scrape
+// finds it.
+func (m *metrics) observeDatabase(up func(context.Context) bool) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "queued_database_up",
+		Help: "1 if the database answers, has the schema and can be written, else 0.",
+	}, func() float64 {
+		ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
+		defer cancel()
+		if up(ctx) {
+			return 1
+		}
+		return 0
+	}))
+}
+
 // observeReceivers adds the receivers that wait, by queue.
 func (m *metrics) observeReceivers(e *engine) {
 	m.registry.MustRegister(receiversCollector{e, prometheus.NewDesc("queued_waiting_receivers", "Receivers that wait for messages.", []string{"queue"}, nil)})

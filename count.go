@@ -10,11 +10,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// queueCounter tells Prometheus how many messages are in each queue. Counting
-// takes time that grows with the messages, so a count begins only when a scrape
-// asks for it and the last one is nineteen times as long ago as it took: it
-// never takes more than a twentieth of the time. A scrape waits a little for the
-// count and then has what there is.
+// queueCounter tells Prometheus which queues there are, and how many messages are
+// in each. Counting takes time that grows with the messages, so a count begins
+// only when a scrape asks for it and the last one is nineteen times as long ago as
+// it took: it never takes more than a twentieth of the time. A scrape waits a
+// little for the count and then has what there is.
 type queueCounter struct {
 	db      *sql.DB
 	log     *slog.Logger
@@ -22,6 +22,7 @@ type queueCounter struct {
 
 	messages *prometheus.Desc
 	oldest   *prometheus.Desc
+	info     *prometheus.Desc
 
 	pages int64 // of the table that one statement counts, 8 kB each
 
@@ -38,6 +39,7 @@ type queueCounter struct {
 // queueCount is what is in a queue, by state.
 type queueCount struct {
 	queueID                             string
+	deadQueueID                         string // empty if it has none
 	ready, delayed, inFlight, exhausted int64
 	oldestSeconds                       float64 // the age of the oldest that is ready
 }
@@ -56,6 +58,7 @@ func newQueueCounter(db *sql.DB, log *slog.Logger, m *metrics) *queueCounter {
 		metrics:  m,
 		messages: prometheus.NewDesc("queued_queue_messages", "Messages in the queue, by state; the same on all servers of a database.", []string{"queue", "state"}, nil),
 		oldest:   prometheus.NewDesc("queued_queue_oldest_message_age_seconds", "Age of the oldest message that could be received, 0 if there is none.", []string{"queue"}, nil),
+		info:     prometheus.NewDesc("queued_queue_info", "1 for each queue, with the dead queue that it has, if any.", []string{"queue", "dead_queue"}, nil),
 		pages:    countPages,
 		ctx:      ctx,
 		stop:     stop,
@@ -65,6 +68,7 @@ func newQueueCounter(db *sql.DB, log *slog.Logger, m *metrics) *queueCounter {
 func (c *queueCounter) Describe(descs chan<- *prometheus.Desc) {
 	descs <- c.messages
 	descs <- c.oldest
+	descs <- c.info
 }
 
 func (c *queueCounter) Collect(all chan<- prometheus.Metric) {
@@ -73,6 +77,7 @@ func (c *queueCounter) Collect(all chan<- prometheus.Metric) {
 			all <- prometheus.MustNewConstMetric(c.messages, prometheus.GaugeValue, float64(n), q.queueID, state)
 		}
 		all <- prometheus.MustNewConstMetric(c.oldest, prometheus.GaugeValue, q.oldestSeconds, q.queueID)
+		all <- prometheus.MustNewConstMetric(c.info, prometheus.GaugeValue, 1, q.queueID, q.deadQueueID)
 	}
 }
 
@@ -147,7 +152,7 @@ func (c *queueCounter) forgetMissing() {
 }
 
 const selectKeys = `
-SELECT key, id
+SELECT key, id, coalesce(dead_queue_id, '')
 FROM queued.queues
 ORDER BY id`
 
@@ -183,7 +188,7 @@ func (c *queueCounter) query() ([]queueCount, error) {
 	}
 	on := func(name string) querier { return c.metrics.timed(name, c.db) }
 	queues, err := collect(c.ctx, on("queue_keys"), func(row scanner) (q keyed, err error) {
-		err = row.Scan(&q.key, &q.queueID)
+		err = row.Scan(&q.key, &q.queueID, &q.deadQueueID)
 		return q, err
 	}, selectKeys)
 	if err != nil {

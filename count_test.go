@@ -26,6 +26,8 @@ func TestMetricsCountMessagesByState(t *testing.T) {
 		`queued_queue_messages{queue="dead",state="ready"} 0`,
 		`queued_queue_oldest_message_age_seconds{queue="t"} 9`,
 		`queued_queue_oldest_message_age_seconds{queue="dead"} 0`,
+		`queued_queue_info{dead_queue="dead",queue="t"} 1`,
+		`queued_queue_info{dead_queue="",queue="dead"} 1`,
 	)
 	s.must(204, "DELETE", "/queues/t", "")
 	s.eventually("the deleted queue is forgotten", func() bool {

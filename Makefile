@@ -10,7 +10,8 @@ DURATION ?= 30s
 
 .PHONY: run test test-matrix torture bench build setup
 
-run: setup
+run:
+	@.ci/setup run
 	@go build -o queued . && exec ./queued
 
 test: setup
@@ -18,6 +19,7 @@ test: setup
 	QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -race -shuffle=on ./...
 	cd openapi && QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -count=1 ./...
 	cd clients && go test -count=1 ./...
+	cd deploy && go test -count=1 ./...
 
 test-matrix: setup
 	@for version in $(VERSIONS); do .ci/with-postgres $$version go test ./... || exit 1; done

@@ -1,0 +1,3 @@
+module queued/deploy
+
+go 1.26.0

@@ -86,6 +86,9 @@ func main() {
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "queued:", err)
+		if errors.As(err, new(usageError)) {
+			os.Exit(2)
+		}
 		os.Exit(1)
 	}
 }
@@ -93,10 +96,16 @@ func main() {
 // run is the program: it returns when it is done, or after ctx has ended and
 // everything it started has.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == "health" {
-		return runHealth(ctx, args[1:], getenv, stdout)
+	command := ""
+	if len(args) > 0 {
+		command = args[0]
 	}
-	if len(args) > 0 && args[0] == "bench" {
+	switch command {
+	case "version", "-version", "--version":
+		return runVersion(args[1:], getenv, stdout)
+	case "health":
+		return runHealth(ctx, args[1:], getenv, stdout)
+	case "bench":
 		return runBench(ctx, args[1:], getenv, stdout, stderr)
 	}
 	c, err := parseConfig(args, getenv, stdout)
@@ -105,6 +114,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	}
 	return serve(ctx, c, stderr)
 }
+
+// usageError is a mistake in the arguments or the environment.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
 
 // config is what the flags say.
 type config struct {
@@ -133,6 +147,7 @@ const usage = `Queued is a message queue server over PostgreSQL.
 usage: queued [flags]             serve
        queued health [-url URL]   ask a server whether it is healthy
        queued bench [flags]       load a server and say how fast it is
+       queued version             say which version this is
 
 Each flag has an environment variable as its default, QUEUED_LISTEN for -listen
 and so on. Durations are like 500ms, 20s or 1m30s.
@@ -193,7 +208,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	}
 	check := func(ok bool, name, what string) {
 		if !ok && f.err == nil {
-			f.err = fmt.Errorf("-%s: %s", name, what)
+			f.err = usageError{fmt.Errorf("-%s: %s", name, what)}
 		}
 	}
 	_, _, err := net.SplitHostPort(c.listen)
@@ -268,21 +283,22 @@ func (f *flagSet) parse(args []string, getenv func(string) string) error {
 		v.Usage += " [$" + name + "]"
 		if value := getenv(name); value != "" && f.err == nil {
 			if err := v.Value.Set(value); err != nil {
-				f.err = fmt.Errorf("$%s (-%s): invalid value %q: %w", name, v.Name, masked(v.Name, value), err)
+				f.err = usageError{fmt.Errorf("$%s (-%s): invalid value %q: %w", name, v.Name, masked(v.Name, value), err)}
 			}
 		}
 	})
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			f.help()
+			return err
 		}
-		return err
+		return usageError{fmt.Errorf("%w, see %s -help", err, f.Name())}
 	}
 	if f.NArg() > 0 {
 		if strings.ContainsAny(f.Arg(0), "=:@") { // a connection string whose flag was forgotten?
-			return errors.New("there is an argument without a flag, see queued -help")
+			return usageError{fmt.Errorf("there is an argument without a flag, see %s -help", f.Name())}
 		}
-		return fmt.Errorf("unknown argument %q, see queued -help", f.Arg(0))
+		return usageError{fmt.Errorf("unknown argument %q, see %s -help", f.Arg(0), f.Name())}
 	}
 	return f.err
 }
@@ -612,6 +628,29 @@ func hopeless(err error) bool {
 	}, string(e.Code)) || e.Code.Class() == "28") // wrong password, no such user
 }
 
+const versionUsage = `Queued version says which version of the program this is, of which Go, and for
+which system.
+
+`
+
+func runVersion(args []string, getenv func(string) string, stdout io.Writer) error {
+	f := newFlagSet("queued version", versionUsage, stdout)
+	if err := f.parse(args, getenv); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(stdout, "queued %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
+}
+
+// version returns that of the module this program was built from: its tag, or
+// the time and the hash of its commit. A build without git has none.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
 const healthUsage = `Queued health asks a server whether it is healthy, for health checks of containers.
 
 `
@@ -629,7 +668,7 @@ func runHealth(ctx context.Context, args []string, getenv func(string) string, s
 	if url == "" {
 		host, port, err := net.SplitHostPort(listen)
 		if err != nil {
-			return fmt.Errorf("-listen: %w", err)
+			return usageError{fmt.Errorf("-listen: %w", err)}
 		}
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 			host = "127.0.0.1"

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -366,6 +367,42 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^  -(\S+)`).FindAllStringSubmatch(out.String(), -1) {
 		if !bytes.Contains(readme, []byte("`-"+m[1]+"`")) {
 			t.Errorf("the README does not list -%s", m[1])
+		}
+	}
+}
+
+func TestExitCodesTellWrongUseFromFailure(t *testing.T) {
+	t.Parallel()
+	away := "http://" + freeAddress(t)
+	for args, want := range map[string]int{
+		"version":             0,
+		"bench -help":         0,
+		"health -url " + away: 1,
+		"bench -url " + away:  1,
+		"health -no-such":     2,
+		"bench -batch 0":      2,
+		"bench now":           2,
+		"-max-wait 5":         2,
+		"-max-wait -5s":       2,
+	} {
+		cmd := exec.Command(os.Args[0], strings.Fields(args)...)
+		cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+		out, err := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != want {
+			t.Errorf("queued %s exits %d, want %d: %v\n%s", args, got, want, err, out)
+		}
+	}
+}
+
+// That the version of a release names its commit is checked by .ci/run.
+func TestVersionNamesGoAndTheSystem(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"version", "-version", "--version"} {
+		var out bytes.Buffer
+		err := run(context.Background(), []string{name}, func(string) string { return "" }, nil, &out, io.Discard)
+		want := fmt.Sprintf("queued %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		if err != nil || out.String() != want || version() == "" {
+			t.Errorf("queued %s = %v, prints %q, want %q", name, err, out.String(), want)
 		}
 	}
 }

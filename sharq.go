@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"net/http"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -472,12 +471,4 @@ func (s *server) sharQGreeting(r *request) error {
 		Server  string `json:"server"`
 		Version string `json:"version"`
 	}{"Hello, SharQ!", "queued", version()})
-}
-
-// version returns that of the module this program was built from.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
 }

@@ -446,6 +446,10 @@ func TestSecretsAreTakenFromTheArguments(t *testing.T) {
 		{"queued -listen y -- -database-url x", "queued -listen y -- -database-url x", "", ""},
 		{"queued -token x -database-urls y", "queued -token x -database-urls y", "", ""},
 		{"queued bench -token x -url y", "queued bench -url y", "token", "x"},
+		{"queued publish --token=x orders file", "queued publish orders file", "token", "x"},
+		{"queued receive -token x jobs", "queued receive jobs", "token", "x"},
+		{"queued queues -token x", "queued queues", "token", "x"},
+		{"queued stats -token x jobs", "queued stats jobs", "token", "x"},
 		{"queued bench -database-url x", "queued bench -database-url x", "", ""},
 	} {
 		kept, name, value := withoutSecret(strings.Fields(v.args))

@@ -41,7 +41,10 @@
 // says who may do what, and secrets.go reads that and the certificate of HTTPS
 // from files. dialect.go is how other servers' APIs are spoken: pgqueue.go,
 // microqueue.go, and sharq.go with what its jobs need beyond groups in jobs.go. log.go keeps the log to one line an entry, whatever clients send.
-// bench.go is a program of its own: load for a running server.
+//
+// Other commands are programs of their own, which use a running server over HTTP:
+// bench.go is load for it, client.go publishes and shows queues from a shell, and
+// worker.go receives, and runs a command for each message.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
 // same code.
@@ -107,6 +110,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		return runHealth(ctx, args[1:], getenv, stdout)
 	case "bench":
 		return runBench(ctx, args[1:], getenv, stdout, stderr)
+	case "publish":
+		return runPublish(ctx, args[1:], getenv, stdin, stdout)
+	case "receive":
+		return runReceive(ctx, args[1:], getenv, stdout, stderr)
+	case "queues":
+		return runQueues(ctx, args[1:], getenv, stdout)
+	case "stats":
+		return runStats(ctx, args[1:], getenv, stdout)
 	}
 	c, err := parseConfig(args, getenv, stdout)
 	if err != nil {
@@ -144,13 +155,20 @@ type config struct {
 
 const usage = `Queued is a message queue server over PostgreSQL.
 
-usage: queued [flags]             serve
-       queued health [-url URL]   ask a server whether it is healthy
-       queued bench [flags]       load a server and say how fast it is
-       queued version             say which version this is
+usage: queued [flags]                   serve
+       queued publish [flags] TOPIC     publish what is in a file, or comes by a pipe
+       queued receive [flags] QUEUE     print messages, or run a command for each
+       queued queues [flags]            list the queues of a server
+       queued stats [flags] QUEUE       say how many messages a queue has
+       queued health [flags]            ask a server whether it is healthy
+       queued bench [flags]             load a server and say how fast it is
+       queued version                   say which version this is
+
+"queued publish -help" lists the flags of publish, and so on; these serve.
 
 Each flag has an environment variable as its default, QUEUED_LISTEN for -listen
-and so on. Durations are like 500ms, 20s or 1m30s.
+and so on. Durations are like 500ms, 20s or 1m30s. The program exits with 1 if it
+fails, and with 2 if a flag or an argument is wrong.
 
 `
 
@@ -255,8 +273,36 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 // flagSet is a flag.FlagSet whose defaults come from the environment.
 type flagSet struct {
 	*flag.FlagSet
-	help func()
-	err  error // the first
+	help            func()
+	err             error // the first
+	withoutVariable []string
+	least, most     int // arguments after the flags
+	arguments       string
+}
+
+// takes says how many arguments come after the flags, none otherwise, and what
+// they are.
+func (f *flagSet) takes(least, most int, what string) {
+	f.least, f.most, f.arguments = least, most, what
+}
+
+// optionalDuration is a duration that may be left out.
+type optionalDuration struct {
+	d     time.Duration
+	given bool
+}
+
+func (o *optionalDuration) Set(text string) (err error) {
+	o.d, err = time.ParseDuration(text)
+	o.given = true
+	return err
+}
+
+func (o *optionalDuration) String() string {
+	if o == nil || !o.given {
+		return ""
+	}
+	return o.d.String()
 }
 
 // newFlagSet returns a set whose -help prints usage and the flags to stdout.
@@ -279,6 +325,9 @@ func variable(flagName string) string {
 
 func (f *flagSet) parse(args []string, getenv func(string) string) error {
 	f.VisitAll(func(v *flag.Flag) {
+		if slices.Contains(f.withoutVariable, v.Name) {
+			return
+		}
 		name := variable(v.Name)
 		v.Usage += " [$" + name + "]"
 		if value := getenv(name); value != "" && f.err == nil {
@@ -294,11 +343,21 @@ func (f *flagSet) parse(args []string, getenv func(string) string) error {
 		}
 		return usageError{fmt.Errorf("%w, see %s -help", err, f.Name())}
 	}
-	if f.NArg() > 0 {
+	switch {
+	case f.NArg() < f.least:
+		return usageError{fmt.Errorf("%s is missing, see %s -help", f.arguments, f.Name())}
+	case f.NArg() > f.most && f.most > 0:
+		return usageError{fmt.Errorf("more arguments than %s, see %s -help", f.arguments, f.Name())}
+	case f.NArg() > f.most:
 		if strings.ContainsAny(f.Arg(0), "=:@") { // a connection string whose flag was forgotten?
 			return usageError{fmt.Errorf("there is an argument without a flag, see %s -help", f.Name())}
 		}
 		return usageError{fmt.Errorf("unknown argument %q, see %s -help", f.Arg(0), f.Name())}
+	}
+	for _, argument := range f.Args() {
+		if len(argument) > 1 && argument[0] == '-' {
+			return usageError{fmt.Errorf("flags go before the arguments: %s", argument)}
+		}
 	}
 	return f.err
 }

@@ -59,7 +59,7 @@ func tour(t *testing.T, program, path string) (commands int) {
 	server := startProgram(t, program, args...)
 	here := strings.TrimPrefix(server.url, "http://")
 
-	shell := newShell(t)
+	shell := newShell(t, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "QUEUED_URL="+server.url)
 	ids := map[string]string{} // of a message on the page, to what it is in this run
 	var rewritten strings.Builder
 	last := "" // id that was printed
@@ -116,6 +116,7 @@ func tour(t *testing.T, program, path string) (commands int) {
 // the times of pgQueue.
 func maskAge(s string) string {
 	s = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}`).ReplaceAllString(s, "TIME")
+	s = regexp.MustCompile(`(?m)  \d+s$`).ReplaceAllString(s, "  AGE") // in a table
 	return regexp.MustCompile(`(age_seconds":)\d+`).ReplaceAllString(mask(s), "${1}AGE")
 }
 
@@ -126,9 +127,10 @@ type shell struct {
 	out *bufio.Reader
 }
 
-func newShell(t testing.TB) *shell {
+func newShell(t testing.TB, env ...string) *shell {
 	t.Helper()
 	cmd := exec.Command("sh")
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Dir = t.TempDir()
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

@@ -111,7 +111,7 @@ func hideSecrets() error {
 // process, and returns its name, empty if it is not there.
 func withoutSecret(args []string) (kept []string, name, value string) {
 	secret := "database-url"
-	if len(args) > 1 && args[1] == "bench" {
+	if len(args) > 1 && slices.Contains([]string{"bench", "publish", "receive", "queues", "stats"}, args[1]) {
 		secret = "token"
 	}
 	kept = slices.Clone(args)

@@ -1,0 +1,371 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+// shell runs a command of the program for this server.
+func (s *testServer) shell(stdin io.Reader, command string, args ...string) (stdout, stderr string, err error) {
+	s.t.Helper()
+	out, errors := newSyncBuffer(), newSyncBuffer() // commands write at the same time
+	getenv := func(name string) string { return map[string]string{"QUEUED_URL": s.url, "QUEUED_TOKEN": s.token}[name] }
+	err = run(context.Background(), append([]string{command}, args...), getenv, stdin, out, errors)
+	return out.String(), errors.String(), err
+}
+
+// mustShell is shell for a command that has to succeed, and returns what it prints.
+func (s *testServer) mustShell(stdin, command string, args ...string) string {
+	s.t.Helper()
+	out, errors, err := s.shell(strings.NewReader(stdin), command, args...)
+	if err != nil || errors != "" {
+		s.t.Fatalf("queued %s %v = %v\n%s", command, args, err, errors)
+	}
+	return out
+}
+
+// copies returns what publish prints of these messages.
+func copies(messages []wireMessage) string {
+	var out strings.Builder
+	for _, m := range messages {
+		fmt.Fprintln(&out, m.ID, m.QueueID)
+	}
+	return out.String()
+}
+
+func TestPublishCommandPublishesAnObject(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustQueue("u", `"topic_id":"t"`)
+	const data = `{"b": 1.10, "a": "\u0000<", "b": {}}`
+	file := filepath.Join(t.TempDir(), "message")
+	if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []struct {
+		args       []string
+		queues     string
+		attributes string
+		shown      string // beside the usual fields
+	}{
+		{[]string{"t"}, "t u", "null", ""},
+		{[]string{"t", "-"}, "t u", "null", ""},
+		{[]string{"t", file}, "t u", "null", ""},
+		{[]string{"-to-queue", "u"}, "u", "null", ""},
+		{[]string{"-to-queue", "-attr", `k="v=`, "-attr", "é=", "-group", "a\"b", "-delay", "2m", "u", file}, "u", `{"k":"\"v=","é":""}`, `"group":"a\"b"`},
+		{[]string{"-delay", "0s", "t"}, "t u", "null", ""},
+	} {
+		printed := s.mustShell(data+"\n", "publish", v.args...)
+		var stored []wireMessage
+		for line := range strings.Lines(printed) {
+			text := s.must(200, "GET", "/messages/"+strings.Fields(line)[0], "")
+			var m wireMessage
+			mustDecode(t, text, &m)
+			stored = append(stored, m)
+			if string(m.Data) != data || string(m.Attributes) != v.attributes || !strings.Contains(text, v.shown) ||
+				strings.Contains(text, `"state":"delayed"`) != (v.shown != "") {
+				t.Errorf("publish %v stores %s", v.args, text)
+			}
+		}
+		checkDiff(t, fmt.Sprint(v.args), copies(stored), printed)
+		var queues []string
+		for _, m := range stored {
+			queues = append(queues, m.QueueID)
+		}
+		checkDiff(t, fmt.Sprint(v.args), v.queues, strings.Join(queues, " "))
+	}
+}
+
+func TestPublishCommandPublishesNothingWrong(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	for stdin, want := range map[string]string{
+		"":                 "not one JSON object",
+		"[]":               "not one JSON object",
+		"{}{}":             "not one JSON object; -lines",
+		`{},"group":"g"`:   "not one JSON object",
+		"{\"a\":\"\xff\"}": "not one JSON object",
+		`{"a":"` + strings.Repeat("a", 2<<20) + `"}`: "says 413",
+	} {
+		if out, _, err := s.shell(strings.NewReader(stdin), "publish", "t"); err == nil || out != "" || !strings.Contains(err.Error(), want) {
+			t.Errorf("publish of %.20s = %v, want %q", stdin, err, want)
+		}
+	}
+	for args, want := range map[string]string{
+		"nosuch":                               "says 404: Topic not found",
+		"-to-queue nosuch":                     "says 404: Queue not found",
+		"-delay 1h t":                          "body delay_seconds: ensure this value is less than",
+		"t /no/such/file":                      "no such file",
+		"-url http://" + freeAddress(t) + " t": "refused",
+	} {
+		if out, _, err := s.shell(strings.NewReader("{}"), "publish", strings.Fields(args)...); err == nil || out != "" || !strings.Contains(err.Error(), want) || errors.As(err, new(usageError)) {
+			t.Errorf("publish %s = %v, want %q", args, err, want)
+		}
+	}
+	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+func TestPublishCommandTakesLinesInBatches(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	p := newProxy(t, "tcp", strings.TrimPrefix(s.url, "http://"))
+	p.freeze()
+	in := newStream()
+	published := make(chan string)
+	go func() {
+		out, _, err := s.shell(in, "publish", "-url", "http://"+p.address, "-lines", "-attr", "k=v", "t")
+		published <- out + fmt.Sprint(err)
+	}()
+	var want []int
+	for n := range 1001 {
+		want = append(want, n)
+		in.text <- fmt.Sprintf("\r\n {\"n\":%d} ", n) // the first batch does not wait for the rest
+	}
+	close(in.text)
+	<-in.read
+	p.thaw()
+	printed := <-published
+	messages := s.receive("t", "?limit=1000")
+	messages = append(messages, s.receive("t", "?limit=1000")...)
+	checkDiff(t, "data", want, numbers(messages))
+	checkDiff(t, "printed", copies(messages)+"<nil>", printed)
+	checkDiff(t, "attributes", `{"k":"v"}`, string(messages[1000].Attributes))
+	s.wantMetrics(`http_requests_total{handler="/topics/{topic_id}/messages/batch",method="POST",status="2xx"} 2`)
+}
+
+// stream is a reader of what is sent to it.
+type stream struct {
+	text chan string
+	left string
+	read chan bool // has one when the end was read
+}
+
+func newStream() *stream { return &stream{text: make(chan string), read: make(chan bool, 2)} }
+
+func (s *stream) Read(p []byte) (int, error) {
+	if s.left == "" {
+		text, ok := <-s.text
+		if !ok {
+			s.read <- true
+			return 0, io.EOF
+		}
+		s.left = text
+	}
+	n := copy(p, s.left)
+	s.left = s.left[n:]
+	return n, nil
+}
+
+func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const lines, size = 40, 1_000_000
+		line := `{"a":"` + strings.Repeat("a", size-len(`{"a":""}`)-1) + "\"}\n"
+		in := strings.NewReader(strings.Repeat(line, lines))
+		g := &gathering{publisher: &publisher{}}
+		g.changed.L = &g.mu
+		go g.read(in)
+		taken := 0
+		for taken < lines {
+			synctest.Wait() // it has read all it may
+			if held := lines*size - in.Len() - taken*size; held > maxBatchBody+2*size {
+				t.Fatalf("%d bytes are read and not taken", held)
+			}
+			b, err := g.take()
+			if size := len(b.body) + len(batchEnd); err != nil || size > maxBatchBody || len(b.lines) != min(16, lines-taken) {
+				t.Fatalf("take = %d lines in %d bytes, %v", len(b.lines), size, err)
+			}
+			taken += len(b.lines)
+		}
+		if _, err := g.take(); err != io.EOF {
+			t.Errorf("take at the end = %v", err)
+		}
+	})
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+func TestPublishCommandNamesTheLineThatIsWrong(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	long := `{"a":"` + strings.Repeat("a", 1<<20) + `"}`
+	for i, v := range []struct {
+		input  string
+		stored int // of what comes before
+		want   string
+	}{
+		{"{}\n\n{}\n{\n{}\n", 2, "line 4: not a JSON object; nothing from this line on was published"},
+		{"{}\nnull", 1, "line 2: not a JSON object"},
+		{"{}\n{} {}\n", 1, "line 2: not a JSON object"},
+		{"{}\n" + strings.Repeat(" ", maxBatchBody) + "{}\n", 1, "line 2: longer than"},
+		{long, 0, "line 1: the server says 422: body messages 0 data: ensure data and attributes have at most 1048576 bytes; nothing from line 1 on was published"},
+	} {
+		queue := fmt.Sprint("q", i)
+		s.mustQueue(queue)
+		out, _, err := s.shell(strings.NewReader(v.input), "publish", "-lines", "-to-queue", queue)
+		if err == nil || !strings.Contains(err.Error(), v.want) || strings.Count(out, "\n") != v.stored {
+			t.Errorf("publish -lines of %.20q = %v, prints %s, want %q and %d lines", v.input, err, out, v.want, v.stored)
+		}
+		checkDiff(t, "stored", v.stored, s.count("SELECT count(*) FROM queued.messages JOIN queued.queues ON queues.key = queue_key WHERE queues.id = $1", queue))
+	}
+}
+
+func TestPublishCommandEndsWhileItReads(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	for _, lines := range []bool{true, false} {
+		ctx, stop := context.WithCancel(context.Background())
+		in := newStream()
+		t.Cleanup(func() { close(in.text) })
+		ended := make(chan error)
+		go func() {
+			ended <- run(ctx, []string{"publish", "-url", s.url, fmt.Sprintf("-lines=%v", lines), "-to-queue", "q"}, func(string) string { return "" }, in, io.Discard, io.Discard)
+		}()
+		in.text <- "{}\n"
+		if lines {
+			s.eventually("the line is published before the next comes", func() bool { return s.count("SELECT count(*) FROM queued.messages") == 1 })
+		}
+		stop()
+		if err := <-ended; err == nil || lines && !strings.Contains(err.Error(), "nothing from line 2 on") {
+			t.Errorf("publish that is interrupted, with -lines=%v = %v", lines, err)
+		}
+	}
+}
+
+func TestQueuesAndStatsCommandsShowAll(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	if printed := s.mustShell("", "queues", "-json"); printed != "" {
+		t.Errorf("queues of a server without any = %s", printed)
+	}
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	s.mustQueue("a-dead")
+	s.mustQueue("a", `"topic_id":"t"`, `"dead_queue_id":"a-dead"`, `"message_max_deliveries":3`, `"delivery_delay_seconds":90`, `"ack_deadline_seconds":90`)
+	checkDiff(t, "queues", `
+QUEUE   TOPIC  DEAD QUEUE  ACK DEADLINE  RETENTION  MAX DELIVERIES  DELAY
+a       t      a-dead      1m30s         1h         3               1m30s
+a-dead  -      -           1m            1h         -               -
+`, "\n"+s.mustShell("", "queues"))
+
+	for _, body := range []string{`{"data":{},"delay_seconds":0}`, `{"data":{},"delay_seconds":0}`, `{"data":{}}`} {
+		s.must(201, "POST", "/queues/a/messages", body)
+	}
+	s.receive("a", "?limit=1")
+	s.publish("t")
+	s.must(201, "POST", "/queues/a-dead/messages", `{"data":{}}`)
+	s.exec("UPDATE queued.messages SET created_at = created_at - interval '3661 s'")
+	checkDiff(t, "stats", "READY  DELAYED  IN FLIGHT  EXHAUSTED  DEAD QUEUE  OLDEST", strings.Split(s.mustShell("", "stats", "a"), "\n")[0])
+	checkDiff(t, "stats", "1 1 1 0 1", strings.Join(strings.Fields(strings.Split(s.mustShell("", "stats", "a"), "\n")[1])[:5], " "))
+	checkDiff(t, "stats of a queue without a dead queue", "1 0 0 0 -", strings.Join(strings.Fields(strings.Split(s.mustShell("", "stats", "a-dead"), "\n")[1])[:5], " "))
+	if printed := s.mustShell("", "stats", "a"); !strings.Contains(printed, "  1h1m") {
+		t.Errorf("stats does not show the age: %s", printed)
+	}
+	checkDiff(t, "stats -json", maskAge(s.must(200, "GET", "/queues/a/stats?detail=true", "")+"\n"), maskAge(s.mustShell("", "stats", "-json", "a")))
+
+	s.exec("INSERT INTO queued.queues (id, ack_deadline_seconds, message_retention_seconds, created_at, updated_at) SELECT 'q' || n, 1, 600, now(), now() FROM generate_series(1, 210) n")
+	for _, maxLimit := range []int{1000, 50} {
+		s.limits.maxLimit = maxLimit
+		seen := map[string]bool{}
+		for line := range strings.Lines(s.mustShell("", "queues", "-json")) {
+			var q struct{ ID string }
+			if err := json.Unmarshal([]byte(line), &q); err != nil {
+				t.Fatal(err)
+			}
+			seen[q.ID] = true
+		}
+		checkDiff(t, "queues of all pages", 212, len(seen))
+	}
+	if _, _, err := s.shell(nil, "stats", "nosuch"); err == nil || !strings.Contains(err.Error(), "Queue not found") {
+		t.Errorf("stats of an unknown queue = %v", err)
+	}
+}
+
+func TestShellCommandsSendTheToken(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.useTokens(map[string]string{"user": `"post":["q"],"get":["q"]`})
+	for _, args := range [][]string{{"publish", "-to-queue", "q"}, {"queues"}, {"stats", "q"}, {"receive", "-wait", "0s", "q"}} {
+		if _, _, err := s.with(secret("user")).shell(strings.NewReader("{}"), args[0], args[1:]...); err != nil {
+			t.Errorf("%v = %v", args, err)
+		}
+		if _, _, err := s.shell(strings.NewReader("{}"), args[0], args[1:]...); err == nil || !strings.Contains(err.Error(), "401") || !strings.Contains(err.Error(), "$QUEUED_TOKEN") {
+			t.Errorf("%v without a token = %v", args, err)
+		}
+	}
+}
+
+func TestShellCommandsRefuseWrongUse(t *testing.T) {
+	t.Parallel()
+	for args, want := range map[string]string{
+		"publish":                      "TOPIC to publish to, and a FILE if it is not the standard input is missing, see queued publish -help",
+		"publish a/b":                  `"a/b" is no id`,
+		"publish t f g":                "more arguments",
+		"publish t -lines":             "flags go before the arguments: -lines",
+		"publish -attr k t":            "-attr",
+		"publish -delay 1 t":           "-delay",
+		"publish -delay -1s t":         "-delay",
+		"publish -delay 1ms t":         "-delay",
+		"publish -group \xff t":        "-group",
+		"publish -url localhost t":     "-url",
+		"publish -url http://[ t":      "-url",
+		"publish -tls-cert /no/such t": "-tls-cert",
+		"receive":                      "QUEUE to receive from is missing",
+		"receive a/b":                  `"a/b" is no id`,
+		"receive -parallel 0 q":        "-parallel",
+		"receive -count -1 q":          "-count",
+		"receive -wait -1s q":          "-wait",
+		"receive -wait 1 q":            "-wait",
+		"receive q r":                  "more arguments",
+		"queues q":                     `unknown argument "q", see queued queues -help`,
+		"stats":                        "QUEUE to look at is missing",
+		"stats a/b":                    `"a/b" is no id`,
+	} {
+		err := run(context.Background(), strings.Fields(args), func(string) string { return "" }, strings.NewReader("{}"), io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, new(usageError)) {
+			t.Errorf("queued %s = %v, want wrong use: %s", args, err, want)
+		}
+	}
+}
+
+func TestHelpOfShellCommandsIsComplete(t *testing.T) {
+	t.Parallel()
+	for command, flags := range map[string]string{
+		"publish": "url token tls-cert to-queue lines attr* group* delay*",
+		"receive": "url token tls-cert exec parallel count wait",
+		"queues":  "url token tls-cert json",
+		"stats":   "url token tls-cert json",
+		"version": "",
+	} {
+		var out, all bytes.Buffer
+		getenv := func(string) string { return "" }
+		err := run(context.Background(), []string{command, "-help"}, getenv, nil, &out, io.Discard)
+		run(context.Background(), []string{"-help"}, getenv, nil, &all, io.Discard)
+		if !errors.Is(err, flag.ErrHelp) || !strings.Contains(all.String(), "queued "+command) {
+			t.Errorf("%s -help = %v, or queued -help does not list it", command, err)
+		}
+		checkDiff(t, "flags of "+command, len(strings.Fields(flags)), strings.Count(out.String(), "\n  -"))
+		for _, name := range strings.Fields(flags) {
+			name, own := strings.CutSuffix(name, "*")
+			if !strings.Contains(out.String(), "\n  -"+name) || strings.Contains(out.String(), "[$"+variable(name)+"]") == own {
+				t.Errorf("%s -help does not explain -%s and its variable, or one it has not", command, name)
+			}
+		}
+	}
+}

@@ -1,0 +1,554 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const receiveUsage = `Queued receive receives the messages of a queue until it is told to stop.
+
+usage: queued receive [flags] QUEUE
+
+Without -exec it prints each message as JSON, one a line, and acks it when it is
+written.
+
+With -exec it runs a command for each message, with "sh -c" ("cmd /c" on Windows),
+and acks the message if the command exits with 0. If it does not, the message comes
+again after 1 s, next time after 2 s, then 4 s and so on up to 15 minutes, or goes to
+the queue's dead queue. While the command runs nobody else gets the message, however
+long that takes. The command has the message's data on its standard input, as JSON
+on one line, and in its environment
+
+  QUEUED_MESSAGE_ID          id of the message
+  QUEUED_QUEUE_ID            id of its queue
+  QUEUED_DELIVERY_ATTEMPTS   1 if it is delivered for the first time
+  QUEUED_GROUP               id of its group, empty if it has none
+  QUEUED_ATTRIBUTES          its attributes as JSON, null if it has none
+  QUEUED_ATTRIBUTE_<NAME>    the attribute called name, in capitals; what is not a
+                             letter from A to Z or a digit becomes _. If several
+                             come to the same name the last one counts
+  QUEUED_URL, QUEUED_TOKEN   the server and the token, for what it does with queued
+
+A value that has a zero byte, or more than 65536 bytes, is left out.
+
+SIGTERM and SIGINT (Ctrl-C) end it: it receives nothing more, waits for the commands
+that run, and exits with 0. A second one stops the commands. If the server goes away
+it tries again until it is back.
+
+`
+
+// worker receives messages, and prints them or runs a command for each.
+type worker struct {
+	client   *client
+	queue    string
+	command  string // empty: print
+	parallel int
+	count    int // messages to receive, 0 for any number
+	wait     optionalDuration
+	stdout   io.Writer
+	stderr   io.Writer
+
+	hurry    context.Context // ended by the second signal
+	settling context.Context // and this a little later
+	slots    chan struct{}   // one is in it for each command that runs
+	running  sync.WaitGroup
+	longest  time.Duration // of a long poll
+
+	mu   sync.Mutex // of stderr and away
+	away bool       // which has been said
+}
+
+// received is a message as the worker has it.
+type received struct {
+	ID               string          `json:"id"`
+	QueueID          string          `json:"queue_id"`
+	Data             json.RawMessage `json:"data"`
+	Attributes       json.RawMessage `json:"attributes"`
+	DeliveryAttempts int             `json:"delivery_attempts"`
+	ScheduledAt      string          `json:"scheduled_at"` // end of the lease, and its guard
+	UpdatedAt        string          `json:"updated_at"`   // its beginning
+	Group            string          `json:"group"`
+	text             []byte          // all of it, on one line
+}
+
+const (
+	firstPause   = 100 * time.Millisecond // between two tries; it doubles
+	longestPause = 10 * time.Second
+	longestPoll  = 20 * time.Second // the default of -max-wait
+	mostPrinted  = 100              // messages received at once to print them
+	firstRetry   = time.Second      // of a command that failed; it doubles
+	longestRetry = 15 * time.Minute
+	maxVariable  = 64 << 10 // bytes of an attribute in the environment
+)
+
+func runReceive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	c := &client{}
+	w := &worker{client: c, stdout: stdout, stderr: stderr, longest: longestPoll}
+	f := newFlagSet("queued receive", receiveUsage, stdout)
+	f.takes(1, 1, "the QUEUE to receive from")
+	c.flags(f)
+	f.StringVar(&w.command, "exec", "", "`command` to run for each message")
+	f.IntVar(&w.parallel, "parallel", 1, "`number` of commands that run at once")
+	f.IntVar(&w.count, "count", 0, "`number` of messages to receive before it ends, 0 for any number")
+	f.Var(&w.wait, "wait", "`time` without a message after which it ends; with 0s it takes what is there now;\nwithout -wait it waits for ever")
+	if err := f.parse(args, getenv); err != nil {
+		return err
+	}
+	w.queue = f.Arg(0)
+	for _, check := range []struct {
+		ok   bool
+		what string
+	}{
+		{validID(w.queue), fmt.Sprintf("%q is no id of a queue", w.queue)},
+		{1 <= w.parallel && w.parallel <= maxBatch, fmt.Sprintf("-parallel: must be 1 to %d", maxBatch)},
+		{w.count >= 0, "-count: must not be negative"},
+		{w.wait.d >= 0, "-wait: must not be negative"},
+	} {
+		if !check.ok {
+			return usageError{errors.New(check.what)}
+		}
+	}
+	if err := c.prepare(); err != nil {
+		return err
+	}
+	return w.run(ctx)
+}
+
+// run works until ctx ends, or what the flags say is done, and then waits for the
+// commands that run.
+func (w *worker) run(ctx context.Context) error {
+	hurry, kill := context.WithCancel(context.Background())
+	settling, abandon := context.WithCancel(context.Background())
+	w.hurry, w.settling, w.slots = hurry, settling, make(chan struct{}, w.parallel)
+	ended := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		defer abandon()
+		defer kill()
+		select {
+		case <-ctx.Done():
+		case <-ended:
+			return
+		}
+		again, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		select {
+		case <-again.Done():
+			kill()
+		case <-ended:
+			return
+		}
+		select {
+		case <-time.After(2 * closeTimeout):
+		case <-ended:
+		}
+	})
+	// A reader of our output that goes away is an error of a write, and not our end:
+	// what is not written can be received again.
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, syscall.SIGPIPE)
+	defer signal.Stop(broken)
+
+	err := w.receiveAll(ctx)
+	w.running.Wait()
+	close(ended)
+	watching.Wait()
+	return err
+}
+
+// receiveAll receives and begins to work on messages until there shall be no more.
+func (w *worker) receiveAll(ctx context.Context) error {
+	var idleSince time.Time // when the first of the polls began that brought nothing
+	for got := 0; ctx.Err() == nil && (w.count == 0 || got < w.count); {
+		most := mostPrinted
+		if w.command != "" {
+			most = w.parallel
+		}
+		if w.count > 0 {
+			most = min(most, w.count-got)
+		}
+		if w.command != "" {
+			most = w.takeSlots(ctx, most)
+		}
+		if idleSince.IsZero() {
+			idleSince = time.Now()
+		}
+		messages, err := w.poll(ctx, most, idleSince)
+		if w.command != "" {
+			w.giveSlots(most - len(messages))
+		}
+		if err == nil {
+			err = w.work(ctx, messages)
+		}
+		if err != nil {
+			return err
+		}
+		got += len(messages)
+		switch {
+		case len(messages) > 0:
+			idleSince = time.Time{}
+		case w.wait.given && time.Since(idleSince) >= w.wait.d:
+			return nil
+		}
+	}
+	return nil
+}
+
+// takeSlots waits until a command may be run, and returns how many may, at most
+// so many; 0 if ctx has ended.
+func (w *worker) takeSlots(ctx context.Context, most int) int {
+	select {
+	case w.slots <- struct{}{}:
+	case <-ctx.Done():
+		return 0
+	}
+	for taken := 1; ; taken++ {
+		if taken == most {
+			return taken
+		}
+		select {
+		case w.slots <- struct{}{}:
+		default:
+			return taken
+		}
+	}
+}
+
+func (w *worker) giveSlots(n int) {
+	for range n {
+		<-w.slots
+	}
+}
+
+// poll receives up to so many messages, or none if ctx ends or for that long there
+// are none.
+func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messages []received, err error) {
+	until := ctx // tries after which there is no other
+	if w.wait.given {
+		var cancel context.CancelFunc
+		until, cancel = context.WithDeadline(ctx, idleSince.Add(w.wait.d))
+		defer cancel()
+	}
+	err = w.retry(until, func() error {
+		if ctx.Err() != nil {
+			return nil
+		}
+		began, wait := time.Now(), w.longest
+		if w.wait.given {
+			wait = min(wait, max(0, w.wait.d-time.Since(idleSince)))
+		}
+		messages = nil
+		target := fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.3f&fields=group", w.queue, most, wait.Seconds())
+		err := w.client.call(ctx, http.MethodGet, target, nil, eachOf(func(item json.RawMessage) error {
+			m, err := parseReceived(item)
+			messages = append(messages, m)
+			return err
+		}))
+		switch {
+		case len(messages) > 0, ctx.Err() != nil:
+			return nil // what was lost on the way comes again
+		case refused(err).is(http.StatusUnprocessableEntity) && w.longest > 0: // a server with a lower -max-wait
+			if w.longest /= 2; w.longest < time.Second {
+				w.longest = 0
+			}
+			return nil
+		case err == nil && len(messages) == 0 && (w.longest == 0 || time.Since(began) < wait/2): // it does not wait
+			sleep(until, time.Second)
+		}
+		return err
+	})
+	return messages, err
+}
+
+func parseReceived(text []byte) (m received, err error) {
+	if err := json.Unmarshal(text, &m); err != nil {
+		return m, err
+	}
+	for _, v := range []struct {
+		to   *[]byte
+		from []byte
+	}{{&m.text, text}, {(*[]byte)(&m.Data), m.Data}, {(*[]byte)(&m.Attributes), m.Attributes}} {
+		var b bytes.Buffer
+		if err := json.Compact(&b, v.from); err != nil {
+			return m, err
+		}
+		*v.to = b.Bytes()
+	}
+	return m, nil
+}
+
+// work prints the messages, or runs a command for each, for which there are slots.
+// What it has not begun when ctx ends others can receive.
+func (w *worker) work(ctx context.Context, messages []received) error {
+	if w.command == "" {
+		return w.print(ctx, messages)
+	}
+	for i := range messages {
+		if ctx.Err() != nil {
+			w.giveSlots(len(messages) - i)
+			return w.settleAll(ctx, "nack", messages[i:])
+		}
+		w.running.Go(func() {
+			defer w.giveSlots(1)
+			w.execute(ctx, &messages[i])
+		})
+	}
+	return nil
+}
+
+// print writes messages, a line each, and acks what is written.
+func (w *worker) print(ctx context.Context, messages []received) error {
+	written := 0
+	var err error
+	for err == nil && ctx.Err() == nil && written < len(messages) {
+		if _, err = fmt.Fprintf(w.stdout, "%s\n", messages[written].text); err == nil {
+			written++
+		}
+	}
+	return errors.Join(err, w.settleAll(ctx, "ack", messages[:written]), w.settleAll(ctx, "nack", messages[written:]))
+}
+
+// settleAll acks or nacks messages at once. Those whose leases are over stay as
+// they are, which is said.
+func (w *worker) settleAll(ctx context.Context, what string, messages []received) error {
+	if len(messages) == 0 {
+		return nil
+	}
+	type item struct {
+		ID          string `json:"id"`
+		ScheduledAt string `json:"scheduled_at"`
+	}
+	var items []item
+	for _, m := range messages {
+		items = append(items, item{m.ID, m.ScheduledAt})
+	}
+	body, err := json.Marshal(map[string]any{"messages": items})
+	if err == nil {
+		err = w.insist(ctx, func() error {
+			return w.client.call(w.settling, http.MethodPut, "/messages/"+what, body, nil)
+		})
+	}
+	if refused(err).is(http.StatusConflict) {
+		w.say("%v", err)
+		return nil
+	}
+	return err
+}
+
+// execute runs the command for a message, keeps the message meanwhile, and acks
+// or nacks it.
+func (w *worker) execute(ctx context.Context, m *received) {
+	working, done := context.WithCancel(context.Background())
+	var keeping sync.WaitGroup
+	keeping.Go(func() { w.keep(working, m) })
+	cmd := shellCommand(w.hurry, w.command)
+	cmd.Stdin = bytes.NewReader(append(m.Data, '\n'))
+	cmd.Stdout, cmd.Stderr = w.stdout, w.stderr
+	cmd.Env = append(commandEnviron(os.Environ()), w.environ(m)...)
+	cmd.WaitDelay = closeTimeout
+	failure := cmd.Run()
+	if cmd.ProcessState != nil && cmd.ProcessState.Success() {
+		failure = nil // what it left running, or did not read, does not count
+	}
+	done()
+	keeping.Wait()
+
+	what, body := "ack", []byte(nil)
+	if failure != nil {
+		delay := retryDelay(m.DeliveryAttempts)
+		what, body = "nack", fmt.Appendf(nil, `{"delay_seconds":%d}`, delay/time.Second)
+		w.say("message %s, attempt %d: %v; it comes again in %v", m.ID, m.DeliveryAttempts, failure, delay)
+	}
+	err := w.insist(ctx, func() error { return w.guarded(m, what, body, nil) })
+	if refused(err).is(http.StatusConflict) {
+		w.say("message %s: its lease was over before the command ended, and others may have received it", m.ID)
+	} else if err != nil {
+		w.say("message %s cannot be %sed and will be delivered again: %v", m.ID, what, err)
+	}
+}
+
+// retryDelay is for how long a message is hidden whose command failed.
+func retryDelay(attempts int) time.Duration {
+	return min(firstRetry<<min(max(attempts, 1)-1, 30), longestRetry)
+}
+
+// keep extends the lease of a message, well before its end, until working ends.
+func (w *worker) keep(working context.Context, m *received) {
+	lease := m.lease()
+	body := fmt.Appendf(nil, `{"ack_deadline_seconds":%.0f}`, math.Ceil(lease.Seconds()))
+	for sleep(working, lease/3) {
+		err := w.retry(working, func() error {
+			return w.guarded(m, "extend", body, func(answer io.Reader) error {
+				var now received
+				err := json.NewDecoder(answer).Decode(&now)
+				if err == nil {
+					m.ScheduledAt = now.ScheduledAt
+				}
+				return err
+			})
+		})
+		if err != nil {
+			if working.Err() == nil {
+				w.say("message %s cannot be kept from others while its command runs: %v", m.ID, err)
+			}
+			return
+		}
+	}
+}
+
+// lease returns how long the lease is, by the clock of the server: at least the
+// shortest that there is.
+func (m *received) lease() time.Duration {
+	from, err := time.Parse(timestampLayout, m.UpdatedAt)
+	to, failed := time.Parse(timestampLayout, m.ScheduledAt)
+	if err != nil || failed != nil {
+		return time.Second
+	}
+	return max(to.Sub(from), time.Second)
+}
+
+// guarded acks, nacks or extends a message that is still in its lease. An answer
+// that was lost may have extended it, so a lease is also ours if nobody else has
+// received the message since.
+func (w *worker) guarded(m *received, what string, body []byte, read func(io.Reader) error) error {
+	settle := func() error {
+		return w.client.call(w.settling, http.MethodPut, "/messages/"+m.ID+"/"+what+"?scheduled_at="+m.ScheduledAt, body, read)
+	}
+	err := settle()
+	if !refused(err).is(http.StatusConflict) {
+		return err
+	}
+	var now received
+	failed := w.client.call(w.settling, http.MethodGet, "/messages/"+m.ID, nil, func(answer io.Reader) error {
+		return json.NewDecoder(answer).Decode(&now)
+	})
+	if failed != nil || now.DeliveryAttempts != m.DeliveryAttempts || now.QueueID != m.QueueID || now.ScheduledAt == m.ScheduledAt {
+		return err
+	}
+	m.ScheduledAt = now.ScheduledAt
+	return settle()
+}
+
+// commandEnviron returns an environment without what only messages have.
+func commandEnviron(all []string) (kept []string) {
+	for _, variable := range all {
+		if !strings.HasPrefix(variable, "QUEUED_ATTRIBUTE") {
+			kept = append(kept, variable)
+		}
+	}
+	return kept
+}
+
+// environ returns what the command of a message has in its environment.
+func (w *worker) environ(m *received) (variables []string) {
+	add := func(name, value string) {
+		if len(value) <= maxVariable && !strings.ContainsRune(value, 0) {
+			variables = append(variables, name+"="+value)
+		}
+	}
+	add("QUEUED_URL", w.client.url)
+	add("QUEUED_TOKEN", w.client.token)
+	add("QUEUED_MESSAGE_ID", m.ID)
+	add("QUEUED_QUEUE_ID", m.QueueID)
+	add("QUEUED_DELIVERY_ATTEMPTS", strconv.Itoa(m.DeliveryAttempts))
+	add("QUEUED_GROUP", m.Group)
+	add("QUEUED_ATTRIBUTES", string(m.Attributes))
+	if !isNull(m.Attributes) {
+		walkObject(m.Attributes, func(name string, value []byte) {
+			add("QUEUED_ATTRIBUTE_"+variableName(name), unquote(value))
+		})
+	}
+	return variables
+}
+
+// variableName returns the name of an attribute as that of a variable.
+func variableName(name string) string {
+	return strings.Map(func(c rune) rune {
+		switch {
+		case 'a' <= c && c <= 'z':
+			return c - 'a' + 'A'
+		case 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+			return c
+		}
+		return '_'
+	}, name)
+}
+
+// insist is retry for what shall be done also after the end of the work, for a
+// while.
+func (w *worker) insist(ctx context.Context, do func() error) error {
+	late, giveUp := context.WithCancel(w.settling)
+	defer giveUp()
+	stop := context.AfterFunc(ctx, func() {
+		sleep(late, drainTimeout)
+		giveUp()
+	})
+	defer stop()
+	return w.retry(late, do)
+}
+
+// retry calls do until it succeeds, is refused for good, or ctx has ended. The
+// first of several failures is said, and that it works again.
+func (w *worker) retry(ctx context.Context, do func() error) error {
+	for wait := firstPause; ; wait = min(2*wait, longestPause) {
+		err := do()
+		if err == nil || !isAway(err) {
+			w.back()
+			return err
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		w.gone(err)
+		if !sleep(ctx, wait) {
+			return err
+		}
+	}
+}
+
+func (w *worker) gone(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.away {
+		w.away = true
+		fmt.Fprintf(w.stderr, "queued: %v; trying again until it works\n", err)
+	}
+}
+
+func (w *worker) back() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.away {
+		w.away = false
+		fmt.Fprintf(w.stderr, "queued: %s works again\n", w.client.url)
+	}
+}
+
+func (w *worker) say(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fmt.Fprintf(w.stderr, "queued: "+format+"\n", args...)
+}
+
+// sleep waits, and reports whether ctx has not ended meanwhile.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,442 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// commands is where commands of a worker and their test meet.
+type commands struct {
+	t      testing.TB
+	folder string
+	ends   *os.File
+}
+
+// newCommands returns them, and a command that writes a file when it has read its
+// message, and waits for the end.
+func newCommands(t testing.TB) (c *commands, command string) {
+	t.Helper()
+	c = &commands{t: t, folder: t.TempDir()}
+	fifo := filepath.Join(c.folder, "ends")
+	err := syscall.Mkfifo(fifo, 0o600)
+	if err == nil {
+		c.ends, err = os.OpenFile(fifo, os.O_RDWR, 0) // and not only to write: that would wait for a reader
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.ends.Close() })
+	return c, fmt.Sprintf(`cd %q && cat >$QUEUED_MESSAGE_ID && mv $QUEUED_MESSAGE_ID begun-$QUEUED_MESSAGE_ID && read status <ends && exit $status`, c.folder)
+}
+
+// begun returns how many commands have begun.
+func (c *commands) begun() int {
+	all, err := filepath.Glob(filepath.Join(c.folder, "begun-*"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return len(all)
+}
+
+// end has one of the commands that wait exit with a status.
+func (c *commands) end(status int) {
+	c.t.Helper()
+	if _, err := fmt.Fprintln(c.ends, status); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// startWorker starts receive in this process.
+func (s *testServer) startWorker(args ...string) *running {
+	s.t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	r := &running{t: s.t, output: newSyncBuffer(), ended: make(chan struct{}), stop: stop}
+	go func() {
+		r.err = run(ctx, append([]string{"receive", "-url", s.url}, args...), func(string) string { return "" }, nil, r.output, r.output)
+		close(r.ended)
+	}()
+	s.t.Cleanup(func() {
+		stop()
+		if !s.t.Failed() { // or its commands may wait for ever
+			<-r.ended
+		}
+	})
+	return r
+}
+
+func (s *testServer) unacked() int { return s.count("SELECT count(*) FROM queued.messages") }
+
+func TestReceiveCommandPrintsAndAcks(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.must(201, "POST", "/queues/q/messages", `{"data":{"a": "\u0000<",`+"\n"+`"b": 1.0},"attributes":{"k": "v"},"group":"g"}`)
+	s.must(201, "POST", "/queues/q/messages", `{"data":{},"group":"g"}`)
+	out := s.mustShell("", "receive", "-wait", "0s", "q")
+	checkDiff(t, "printed", `{"id":"UUID","queue_id":"q","data":{"a":"\u0000<","b":1.0},"attributes":{"k":"v"},"delivery_attempts":1,"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME","group":"g"}
+{"id":"UUID","queue_id":"q","data":{},"attributes":null,"delivery_attempts":1,"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME","group":"g"}
+`, mask(out))
+	checkDiff(t, "stored", 0, s.unacked())
+}
+
+func TestReceiveCommandEndsByCountWaitAndSignal(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", make([]int, 250)...)
+	for _, mode := range [][]string{{"t"}, {"-exec", "cat", "-parallel", "3", "t"}} {
+		out := s.mustShell("", "receive", append([]string{"-count", "5"}, mode...)...)
+		checkDiff(t, "messages of -count 5", 5, strings.Count(out, "\n"))
+	}
+	checkDiff(t, "stored", 240, s.unacked())
+	out := s.mustShell("", "receive", "-wait", "0s", "t")
+	checkDiff(t, "messages of -wait 0s", 240, strings.Count(out, "\n"))
+
+	r := s.startWorker("t")
+	s.waiting("t", 1) // and it does not end
+	s.publish("t", 1)
+	s.eventually("the message is printed and acked", func() bool { return s.unacked() == 0 && strings.Count(r.output.String(), "\n") == 1 })
+	s.waiting("t", 1)
+	r.stop()
+	if err := r.await(); err != nil {
+		t.Errorf("receive that was stopped = %v", err)
+	}
+	s.waiting("t", 0)
+}
+
+func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2, 3)
+	ctx, stop := context.WithCancel(context.Background())
+	out := writerFunc(func(b []byte) (int, error) {
+		stop() // at the first message
+		return len(b), nil
+	})
+	if err := run(ctx, []string{"receive", "-url", s.url, "t"}, func(string) string { return "" }, nil, out, io.Discard); err != nil {
+		t.Errorf("receive = %v", err)
+	}
+	checkDiff(t, "left", 2, s.count("SELECT count(*) FROM queued.messages WHERE scheduled_at <= now()"))
+
+	// What reads the output of the process is gone.
+	cmd := exec.Command(os.Args[0], "receive", "-url", s.url, "t")
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read.Close()
+	cmd.Stdout = write
+	err = cmd.Run()
+	write.Close()
+	if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("receive into a broken pipe = %v, want exit status 1", err)
+	}
+	checkDiff(t, "left", []int{2, 3}, numbers(s.receive("t", "")))
+}
+
+func TestReceiveCommandGivesTheMessageToACommand(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	const show = `cat; env | grep -a ^QUEUED_ | grep -v -e _TEST_ | sort; echo done >&2`
+	s.must(201, "POST", "/queues/q/messages", `{"data":{"a": 1,`+"\n"+`"b": 2},"group":"g 1","attributes":{"Content-Type": "x y", "é": "ö", "k_1": "a=b", "nul": "\u0000", "K-1": "last", "long": "`+strings.Repeat("a", maxVariable+1)+`"}}`)
+	out, stderr, err := s.shell(nil, "receive", "-exec", show, "-count", "1", "q")
+	if err != nil || stderr != "done\n" {
+		t.Errorf("receive = %v, %s", err, stderr)
+	}
+	checkDiff(t, "the command has", `{"a":1,"b":2}
+QUEUED_ATTRIBUTE_CONTENT_TYPE=x y
+QUEUED_ATTRIBUTE_K_1=last
+QUEUED_ATTRIBUTE__=ö
+QUEUED_DELIVERY_ATTEMPTS=1
+QUEUED_GROUP=g 1
+QUEUED_MESSAGE_ID=UUID
+QUEUED_QUEUE_ID=q
+QUEUED_TOKEN=
+QUEUED_URL=`+s.url+"\n", mask(out))
+
+	// Without attributes, and in the command of another worker.
+	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
+	cmd := exec.Command(os.Args[0], "receive", "-exec", show, "-count", "1", "q")
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url, "QUEUED_ATTRIBUTE_A=1", "QUEUED_GROUP=outer", "QUEUED_TOKEN=secret")
+	printed, err := cmd.Output()
+	if err != nil {
+		t.Error(err)
+	}
+	checkDiff(t, "the command has", `{}
+QUEUED_ATTRIBUTES=null
+QUEUED_DELIVERY_ATTEMPTS=1
+QUEUED_GROUP=
+QUEUED_MESSAGE_ID=UUID
+QUEUED_QUEUE_ID=q
+QUEUED_TOKEN=secret
+QUEUED_URL=`+s.url+"\n", mask(string(printed)))
+	checkDiff(t, "stored", 0, s.unacked())
+}
+
+func TestReceiveCommandNacksWithAGrowingDelay(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	id := s.publish("t", 1)[0]
+	for attempt, want := range []float64{1, 2, 4, 8} {
+		s.exec("UPDATE queued.messages SET scheduled_at = now()")
+		_, stderr, err := s.shell(nil, "receive", "-exec", "exit 3", "-count", "1", "t")
+		if err != nil || !strings.Contains(stderr, fmt.Sprintf("message %s, attempt %d: exit status 3; it comes again in %vs", id, attempt+1, want)) {
+			t.Errorf("receive = %v, %s", err, stderr)
+		}
+		var m wireMessage
+		mustDecode(t, s.must(200, "GET", "/messages/"+id, ""), &m)
+		from, _ := time.Parse(timestampLayout, m.UpdatedAt)
+		to, _ := time.Parse(timestampLayout, m.ScheduledAt)
+		checkDiff(t, "delay", want, to.Sub(from).Seconds())
+	}
+	checkDiff(t, "longest delay", 15*time.Minute, retryDelay(1000))
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	if _, stderr, err := s.shell(nil, "receive", "-exec", "kill -9 $$", "-count", "1", "t"); err != nil || !strings.Contains(stderr, "killed") {
+		t.Errorf("receive with a command that dies = %v, %s", err, stderr)
+	}
+	checkDiff(t, "stored", 1, s.unacked())
+}
+
+func TestReceiveCommandRunsCommandsInParallel(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2, 3, 4)
+	c, command := newCommands(t)
+	r := s.startWorker("-exec", command, "-parallel", "3", "-count", "4", "t")
+	s.eventually("three commands run", func() bool { return c.begun() == 3 })
+	checkDiff(t, "received", 3, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 1"))
+	c.end(0)
+	s.eventually("the fourth runs", func() bool { return c.begun() == 4 })
+	for range 3 {
+		c.end(0)
+	}
+	if err := r.await(); err != nil || r.output.String() != "" {
+		t.Errorf("receive = %v, %s", err, r.output)
+	}
+	checkDiff(t, "stored", 0, s.unacked())
+}
+
+func TestReceiveCommandKeepsTheMessageWhileTheCommandRuns(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"ack_deadline_seconds":1`)
+	id := s.publish("t", 1)[0]
+	c, command := newCommands(t)
+	r := s.startWorker("-exec", command, "-count", "1", "t")
+	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	var first wireMessage
+	mustDecode(t, s.must(200, "GET", "/messages/"+id, ""), &first)
+	s.eventually("the lease has outlived itself", func() bool {
+		var m wireMessage
+		mustDecode(t, s.must(200, "GET", "/messages/"+id, ""), &m)
+		return m.UpdatedAt > first.ScheduledAt
+	})
+	checkDiff(t, "received by another", []int{}, numbers(s.receive("t", "")))
+	c.end(0)
+	if err := r.await(); err != nil || r.output.String() != "" {
+		t.Errorf("receive = %v, %s", err, r.output)
+	}
+	checkDiff(t, "stored", 0, s.unacked())
+}
+
+// An answer to an extension may be lost: then the lease is another than it seems,
+// and still the worker's.
+func TestReceiveCommandAcksALeaseThatWasExtendedWithoutAWord(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	id := s.publish("t", 1)[0]
+	c, command := newCommands(t)
+	r := s.startWorker("-exec", command, "-count", "1", "t")
+	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":90}`)
+	c.end(0)
+	if err := r.await(); err != nil || r.output.String() != "" {
+		t.Errorf("receive = %v, %s", err, r.output)
+	}
+	checkDiff(t, "stored", 0, s.unacked())
+}
+
+func TestReceiveCommandLeavesTheLeaseOfAnotherAlone(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	for _, status := range []int{0, 1} {
+		id := s.publish("t", 1)[0]
+		c, command := newCommands(t)
+		r := s.startWorker("-exec", command, "-count", "1", "t")
+		s.eventually("the command runs", func() bool { return c.begun() == 1 })
+		s.exec("UPDATE queued.messages SET scheduled_at = now()")
+		m := s.receive("t", "?wait_seconds=20")[0]
+		c.end(status)
+		if err := r.await(); err != nil || !strings.Contains(r.output.String(), "message "+id+": its lease was over") {
+			t.Errorf("receive = %v, %s", err, r.output)
+		}
+		s.must(204, "PUT", "/messages/"+id+"/ack?scheduled_at="+m.ScheduledAt, "")
+	}
+}
+
+func TestReceiveCommandDrains(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1, 2)
+	for _, terminal := range []bool{false, true} {
+		c, command := newCommands(t)
+		r := startWorkerProcess(t, s.url, command)
+		s.eventually("a command runs", func() bool { return c.begun() == 1 })
+		if terminal { // which signals all that it runs in the foreground
+			syscall.Kill(-r.cmd.Process.Pid, syscall.SIGINT)
+		} else {
+			r.cmd.Process.Signal(syscall.SIGTERM)
+		}
+		left := s.unacked()
+		c.end(0)
+		if err := r.await(); err != nil || r.output.String() != "" {
+			t.Errorf("receive = %v\n%s", err, r.output)
+		}
+		checkDiff(t, "stored", left-1, s.unacked())
+		checkDiff(t, "begun", 1, c.begun())
+	}
+
+	// What is received and not begun when the end comes is for others.
+	s.publish("t", 3, 4)
+	ctx, stop := context.WithCancel(context.Background())
+	w := &worker{client: &client{url: s.url}, queue: "t", command: "exit 1", stdout: io.Discard, stderr: io.Discard, slots: make(chan struct{}, 2), settling: context.Background(), longest: longestPoll}
+	if err := w.client.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	messages, err := w.poll(ctx, w.takeSlots(ctx, 2), time.Now())
+	if err != nil || len(messages) != 2 {
+		t.Fatalf("poll = %d messages, %v", len(messages), err)
+	}
+	stop()
+	if err := w.work(ctx, messages); err != nil || len(w.slots) != 0 {
+		t.Errorf("work = %v, and %d slots are taken", err, len(w.slots))
+	}
+	checkDiff(t, "ready", []int{3, 4}, numbers(s.receive("t", "")))
+}
+
+// startWorkerProcess starts receive as a process, in a process group of its own.
+func startWorkerProcess(t testing.TB, url, command string) *running {
+	t.Helper()
+	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{})}
+	r.cmd = exec.Command(os.Args[0], "receive", "-url", url, "-exec", command, "t")
+	r.cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+	r.cmd.Stderr = r.output
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		r.err = r.cmd.Wait()
+		close(r.ended)
+	}()
+	t.Cleanup(func() {
+		r.cmd.Process.Kill()
+		<-r.ended
+	})
+	return r
+}
+
+func TestReceiveCommandEndsCommandsAtTheSecondSignal(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	id := s.publish("t", 1)[0]
+	c, command := newCommands(t)
+	command = strings.Replace(command, "&& read", "&& trap 'echo trapped >&2; exit 7' TERM && read", 1)
+	r := startWorkerProcess(t, s.url, command)
+	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	s.eventually("it has ended", func() bool { // the second signal is one that comes when the first was heard
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		return strings.Contains(r.output.String(), "trapped")
+	})
+	if err := r.await(); err != nil || !strings.Contains(r.output.String(), "message "+id+", attempt 1: exit status 7") {
+		t.Errorf("receive = %v\n%s", err, r.output)
+	}
+	checkDiff(t, "stored", 1, s.unacked())
+}
+
+func TestReceiveCommandSurvivesAServerThatGoesAway(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	p := newProxy(t, "tcp", strings.TrimPrefix(s.url, "http://"))
+	c, command := newCommands(t)
+	r := s.startWorker("-url", "http://"+p.address, "-exec", command, "-parallel", "2", "t")
+	s.publish("t", 1)
+	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	p.refuse(true)
+	p.reset()
+	s.eventually("it is said", func() bool { return strings.Contains(r.output.String(), "; trying again until it works\n") })
+	c.end(0) // and is acked later
+	s.publish("t", 2)
+	p.refuse(false)
+	s.eventually("the next command runs", func() bool { return c.begun() == 2 })
+	c.end(0)
+	s.eventually("both are acked", func() bool { return s.unacked() == 0 })
+	r.stop()
+	if err := r.await(); err != nil || strings.Count(r.output.String(), "\n") != 2 || !strings.HasSuffix(r.output.String(), " works again\n") {
+		t.Errorf("receive = %v, and says\n%s", err, r.output)
+	}
+
+	p.refuse(true)
+	p.reset()
+	var out bytes.Buffer
+	if err := run(context.Background(), []string{"receive", "-url", "http://" + p.address, "-wait", "0s", "t"}, func(string) string { return "" }, nil, &out, &out); err == nil || out.Len() != 0 {
+		t.Errorf("receive -wait 0s without a server = %v, %s", err, out.String())
+	}
+}
+
+func TestReceiveCommandEndsForWhatWillNotPass(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	for args, want := range map[string]string{
+		"nosuch":                       "404: Queue not found",
+		"-url " + s.url + "/docs?x= q": "the answer is not one of queued",
+	} {
+		if _, _, err := s.shell(nil, "receive", strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("receive %s = %v, want %q", args, err, want)
+		}
+	}
+	r := s.startWorker("q")
+	s.waiting("q", 1)
+	s.must(204, "DELETE", "/queues/q", "")
+	if err := r.await(); err == nil || !strings.Contains(err.Error(), "Queue not found") {
+		t.Errorf("receive from a queue that is deleted = %v", err)
+	}
+}
+
+func TestReceiveCommandWaitsNoLongerThanTheServerLets(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.limits.maxWait = 3
+	r := s.startWorker("t")
+	s.waiting("t", 1)
+	s.publish("t", 1)
+	s.eventually("it is acked", func() bool { return s.unacked() == 0 })
+	r.stop()
+	if err := r.await(); err != nil {
+		t.Errorf("receive = %v", err)
+	}
+}

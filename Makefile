@@ -2,6 +2,7 @@
 # make test      runs all tests
 # make test-matrix VERSIONS="14 18"   runs them on these versions of PostgreSQL
 # make torture DURATION=30m   kills, stops and cuts off everything for so long, and accounts for every message
+# make test-deploy   tests what is in deploy/ with a real Prometheus, which it installs
 # make bench     measures beside references and writes BENCHMARKS.md; takes an hour
 # make build     builds the static binary ./queued
 # make release   builds static binaries for all systems, with SHA256SUMS, in dist/
@@ -9,7 +10,7 @@
 VERSIONS ?= 14 15 16 17 18
 DURATION ?= 30s
 
-.PHONY: run test test-matrix torture bench build release setup
+.PHONY: run test test-matrix test-deploy torture bench build release setup
 
 run:
 	@.ci/setup run
@@ -20,6 +21,9 @@ test: setup
 	QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -race -shuffle=on ./...
 	cd openapi && QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -count=1 ./...
 	cd clients && go test -count=1 ./...
+
+test-deploy:
+	@.ci/setup deploy
 	cd deploy && go test -count=1 ./...
 
 test-matrix: setup
@@ -42,10 +46,11 @@ release:
 	@$(MAKE) --no-print-directory $(SYSTEMS:%=dist/queued-%)
 	@cd dist && { sha256sum queued-* 2>/dev/null || shasum -a 256 queued-*; } >SHA256SUMS && cat SHA256SUMS
 
-# The same commit and the same Go give the same bytes, in any folder.
+# The same commit and the same Go give the same bytes, in any folder. Outside of a
+# clone there is no commit to name.
 dist/queued-%:
 	@target=$(basename $*) && GOOS=$${target%-*} GOARCH=$${target#*-} CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly \
-		go build -trimpath -buildvcs=true -ldflags="-s -w" -o $@ .
+		go build -trimpath -buildvcs=$$(git rev-parse HEAD >/dev/null 2>&1 && echo true || echo false) -ldflags="-s -w" -o $@ .
 
 # Installs what is missing, and nothing where all is there.
 setup:

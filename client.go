@@ -299,9 +299,16 @@ func (p *publisher) appendMessage(body, data []byte) []byte {
 	return fmt.Appendf(body, `{"data":%s%s}`, data, p.members)
 }
 
+// answerTimeout is how long a publish that is under way may take when the
+// command is interrupted, to know what was stored.
+const answerTimeout = 5 * time.Second
+
 // post publishes, and prints the copies.
 func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
-	err := p.client.call(ctx, http.MethodPost, p.path+batch, body, eachOf(func(item json.RawMessage) error {
+	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(answerTimeout, cancel) })()
+	err := p.client.call(lasting, http.MethodPost, p.path+batch, body, eachOf(func(item json.RawMessage) error {
 		var m received
 		if err := json.Unmarshal(item, &m); err != nil {
 			return err

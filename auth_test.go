@@ -99,7 +99,7 @@ func TestEveryRouteTakesTheRightThatTheReadmeSays(t *testing.T) {
 			continue
 		}
 		method, path, _ := strings.Cut(route, " ")
-		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", newID(), "{group}", "g", "{queue_type}", "t", "{job_id}", "j").Replace(path)
+		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", newID(), "{group}", "g", "{queue_type}", "t", "{job_id}", "j", "{file}", "main.js").Replace(path)
 		for _, who := range []string{"nobody", "wrong", "poster", "getter", "scraper", "stranger", "admin"} {
 			client := s.with(secret(who))
 			if who == "nobody" {

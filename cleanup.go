@@ -160,9 +160,9 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 			return scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
 		}, func(n int) {
 			if m.deadQueueID == "" {
-				c.metrics.add(c.metrics.dropped, m.id, n)
+				c.metrics.add(messagesDropped, m.id, n)
 			} else {
-				c.metrics.add(c.metrics.deadLettered, m.id, n)
+				c.metrics.add(messagesDeadLettered, m.id, n)
 				c.announce(m.deadQueueID, time.Time{})
 			}
 			if m.key < 0 {
@@ -245,7 +245,7 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 			continue
 		}
 		err := c.remove(ctx, "remove_expired", removeExpired, f.key, f.at, func(n int) {
-			c.metrics.add(c.metrics.expired, f.id, n)
+			c.metrics.add(messagesExpired, f.id, n)
 		})
 		if err != nil {
 			return err
@@ -412,7 +412,7 @@ func (c *cleanup) walk(ctx context.Context) error {
 			return err
 		}
 		for _, e := range expired {
-			c.metrics.add(c.metrics.expired, e.queueID, e.count)
+			c.metrics.add(messagesExpired, e.queueID, e.count)
 		}
 		if c.page = to; to == pages {
 			break

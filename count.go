@@ -31,6 +31,7 @@ type queueCounter struct {
 
 	mu        sync.Mutex
 	counted   []queueCount
+	countedAt time.Time     // when the count of these began; zero: not yet
 	counting  chan struct{} // closed when the count that runs ends; nil if none does
 	notBefore time.Time     // of the next one
 	missing   []string      // queues that have counters here, and were not there at the last count
@@ -72,7 +73,8 @@ func (c *queueCounter) Describe(descs chan<- *prometheus.Desc) {
 }
 
 func (c *queueCounter) Collect(all chan<- prometheus.Metric) {
-	for _, q := range c.latest() {
+	counted, _ := c.latest()
+	for _, q := range counted {
 		for state, n := range map[string]int64{"ready": q.ready, "delayed": q.delayed, "in_flight": q.inFlight, "exhausted": q.exhausted} {
 			all <- prometheus.MustNewConstMetric(c.messages, prometheus.GaugeValue, float64(n), q.queueID, state)
 		}
@@ -82,8 +84,8 @@ func (c *queueCounter) Collect(all chan<- prometheus.Metric) {
 }
 
 // latest begins a count if it is time for one, waits a little for the one that
-// runs, and returns the last that ended.
-func (c *queueCounter) latest() []queueCount {
+// runs, and returns the last that ended, and when that began.
+func (c *queueCounter) latest() ([]queueCount, time.Time) {
 	c.mu.Lock()
 	if c.counting == nil && time.Now().After(c.notBefore) && c.ctx.Err() == nil {
 		c.counting = make(chan struct{})
@@ -99,7 +101,7 @@ func (c *queueCounter) latest() []queueCount {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.counted
+	return c.counted, c.countedAt
 }
 
 func (c *queueCounter) count(ended chan struct{}) {
@@ -109,7 +111,7 @@ func (c *queueCounter) count(ended chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
-		c.counted = counted
+		c.counted, c.countedAt = counted, began
 		c.forgetMissing()
 	} else if c.ctx.Err() == nil {
 		c.log.Warn("count of messages", "error", err)
@@ -144,7 +146,7 @@ func (c *queueCounter) forgetMissing() {
 		}
 	}
 	c.missing = nil
-	for queueID := range c.metrics.queues.Range {
+	for queueID := range c.metrics.messages.Range {
 		if queueID := queueID.(string); !there[queueID] {
 			c.missing = append(c.missing, queueID)
 		}

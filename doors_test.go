@@ -110,7 +110,7 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		s.exec("UPDATE queued.messages SET in_flight = true, scheduled_at = now() + interval '1 h' WHERE job_id = 'j'")
 		id := s.receive("t", "?limit=1")[0].ID
 		method, path, _ := strings.Cut(route, " ")
-		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id, "{group}", "g", "{queue_type}", "t", "{job_id}", "j", "{$}", "").Replace(path)
+		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id, "{group}", "g", "{queue_type}", "t", "{job_id}", "j", "{file}", "main.js", "{$}", "").Replace(path)
 		body := strings.ReplaceAll(bodies[route], "MESSAGE", id)
 		changes := method != "GET" && method != "OPTIONS" || consumes[route]
 		before := s.state()

@@ -31,7 +31,11 @@ type server struct {
 	engine  *engine
 	metrics *metrics
 	tally   *tally
+	counter *queueCounter
 	limits  limits
+
+	id      string // of this process
+	started time.Time
 
 	// checkHost is set if requests must name a host that is a loopback address
 	// or in allowedHosts: a web page elsewhere that has its own name point to
@@ -79,9 +83,10 @@ const (
 	defaultIdleTimeout     = 3 * time.Minute
 )
 
-func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *server {
+func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *queueCounter, l limits) *server {
 	v := &server{
-		log: log, store: s, engine: e, metrics: m, tally: newTally(s), limits: l,
+		log: log, store: s, engine: e, metrics: m, tally: newTally(s), counter: counter, limits: l,
+		id: newID(), started: time.Now(),
 		tokens:          new(atomic.Pointer[tokens]),
 		room:            newRoom(log, defaultMaxConnections, defaultMaxInHand),
 		transferTimeout: defaultTransferTimeout,
@@ -120,6 +125,7 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, l limits) *ser
 	v.handlePgQueue()
 	v.handleMicroQueue()
 	v.handleSharQ()
+	v.handleDashboard()
 	v.handleAlways(public, "GET /health", v.health)
 	v.handleAlways(public, "GET /livez", v.livez)
 	v.handleAlways(public, "GET /readyz", v.readyz)
@@ -870,7 +876,7 @@ func (s *server) purge(r *request) error {
 		return err
 	}
 	err = s.store.purge(r.Context(), id, func(n int) {
-		s.metrics.add(s.metrics.purged, id, n)
+		s.metrics.add(messagesPurged, id, n)
 	})
 	if err != nil {
 		return err
@@ -894,7 +900,7 @@ func (s *server) redrive(r *request) error {
 		return err
 	}
 	err = s.store.redrive(r.Context(), id, *destination, limit, func(n int) {
-		s.metrics.add(s.metrics.redriven, id, n)
+		s.metrics.add(messagesRedriven, id, n)
 		s.engine.announce(*destination, time.Time{})
 	})
 	if err != nil {
@@ -1016,7 +1022,7 @@ func (s *server) deliver(r *request, queueID string, v delivery, answer func(mes
 	handed = true
 	s.metrics.delivery(queueID, v.messages)
 	if len(v.messages) > 0 && v.messages[0].consumed {
-		s.metrics.add(s.metrics.acked, queueID, len(v.messages))
+		s.metrics.add(messagesAcked, queueID, len(v.messages))
 	}
 	return answer(v.messages)
 }
@@ -1239,7 +1245,7 @@ func (s *server) deleteGroup(r *request) error {
 		return err
 	}
 	err = s.store.deleteGroup(r.Context(), queueID, id, func(n int) {
-		s.metrics.add(s.metrics.purged, queueID, n)
+		s.metrics.add(messagesPurged, queueID, n)
 	})
 	if err != nil {
 		return err

@@ -75,7 +75,7 @@ func (e *engine) storeJobs(s *session, batch []*publication) error {
 			for _, v := range replaced[i] {
 				v.stored, v.err, v.messages[0].job.waiting = p.stored, p.err, p.messages[0].job.waiting
 			}
-			e.metrics.add(e.metrics.published, p.queueID, len(p.stored)*(1+len(replaced[i])))
+			e.metrics.add(messagesPublished, p.queueID, len(p.stored)*(1+len(replaced[i])))
 			if err != nil || len(p.stored) > 0 {
 				e.announce(p.queueID, p.messages[0].job.readyAt)
 			}
@@ -311,7 +311,7 @@ func (e *engine) runFinishes(s *session, batch []*finishing) error {
 	for _, f := range all {
 		v := batch[f.n-1]
 		v.done = true
-		e.metrics.add(e.metrics.acked, v.queueID, 1)
+		e.metrics.add(messagesAcked, v.queueID, 1)
 		if f.readyAt.Valid {
 			e.announce(v.queueID, f.readyAt.Time)
 		}

@@ -468,7 +468,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	}
 	counter := newQueueCounter(db, log, m)
 	m.registry.MustRegister(counter)
-	v := newServer(log, s, e, m, c.limits)
+	v := newServer(log, s, e, m, counter, c.limits)
 	v.allowedHosts = c.allowedHosts
 	address, _ := outer.Addr().(*net.TCPAddr)
 	v.checkHost = address != nil && address.IP.IsLoopback()

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,29 +23,13 @@ type metrics struct {
 	requestSizes  *prometheus.SummaryVec   // bytes, by handler
 	responseSizes *prometheus.SummaryVec   // bytes, by handler
 
-	// Messages, by queue: of those that move, the one that they leave.
-	published    *prometheus.CounterVec
-	delivered    *prometheus.CounterVec
-	redelivered  *prometheus.CounterVec
-	acked        *prometheus.CounterVec
-	nacked       *prometheus.CounterVec
-	expired      *prometheus.CounterVec
-	deadLettered *prometheus.CounterVec
-	redriven     *prometheus.CounterVec
-	purged       *prometheus.CounterVec
-	dropped      *prometheus.CounterVec
-	queues       sync.Map // ids of the queues that have a series in one of them
+	messages sync.Map // *messageTotals of queues that have had any, by id
 
 	batches    *prometheus.HistogramVec // requests that shared a statement, by lane
 	lateness   prometheus.Histogram     // seconds from due to claimed
 	statements *prometheus.HistogramVec // seconds, by name
 
 	cleanedUp prometheus.Gauge // when the last complete pass of the cleanup ended
-}
-
-// messageCounters are those that have a series for each queue.
-func (m *metrics) messageCounters() []*prometheus.CounterVec {
-	return []*prometheus.CounterVec{m.published, m.delivered, m.redelivered, m.acked, m.nacked, m.expired, m.deadLettered, m.redriven, m.purged, m.dropped}
 }
 
 func newMetrics(db *sql.DB) *metrics {
@@ -64,16 +49,6 @@ func newMetrics(db *sql.DB) *metrics {
 		}, []string{"method", "handler"}),
 		requestSizes:  summary("http_request_size_bytes", "Size of request bodies."),
 		responseSizes: summary("http_response_size_bytes", "Size of answers, without their headers."),
-		published:     counter("queued_messages_published_total", "Messages stored by publishes.", "queue"),
-		delivered:     counter("queued_messages_delivered_total", "Messages sent to receivers.", "queue"),
-		acked:         counter("queued_messages_acked_total", "Messages acked.", "queue"),
-		redelivered:   counter("queued_messages_redelivered_total", "Messages sent to receivers again.", "queue"),
-		nacked:        counter("queued_messages_nacked_total", "Messages nacked.", "queue"),
-		expired:       counter("queued_messages_expired_total", "Messages deleted because their retention was over.", "queue"),
-		deadLettered:  counter("queued_messages_dead_lettered_total", "Messages moved to the dead queue of this queue.", "queue"),
-		redriven:      counter("queued_messages_redriven_total", "Messages moved away by redrives.", "queue"),
-		purged:        counter("queued_messages_purged_total", "Messages deleted by purges.", "queue"),
-		dropped:       counter("queued_messages_dropped_total", "Messages deleted because they were delivered as often as their publisher allowed.", "queue"),
 		batches: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "queued_batch_requests",
 			Help:    "Requests that shared a statement.",
@@ -98,13 +73,70 @@ func newMetrics(db *sql.DB) *metrics {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.duration, m.requestSizes, m.responseSizes, m.batches, m.lateness, m.statements, m.cleanedUp,
+		m.requests, m.duration, m.requestSizes, m.responseSizes, m.batches, m.lateness, m.statements, m.cleanedUp, messagesCollector{m},
 	)
-	for _, v := range m.messageCounters() {
-		m.registry.MustRegister(v)
-	}
 	m.observePool(db, "requests")
 	return m
+}
+
+// messageCounter is one of the counters that each queue has. Messages that move
+// count at the queue that they leave.
+type messageCounter int
+
+const (
+	messagesPublished messageCounter = iota
+	messagesDelivered
+	messagesRedelivered
+	messagesAcked
+	messagesNacked
+	messagesExpired
+	messagesDeadLettered
+	messagesRedriven
+	messagesPurged
+	messagesDropped
+	numMessageCounters
+)
+
+// messageTotals is what has happened to the messages of a queue at this server.
+type messageTotals [numMessageCounters]atomic.Int64
+
+// messageDescs describes the counters.
+var messageDescs = func() (descs [numMessageCounters]*prometheus.Desc) {
+	for counter, v := range [numMessageCounters]struct{ name, help string }{
+		messagesPublished:    {"published", "Messages stored by publishes."},
+		messagesDelivered:    {"delivered", "Messages sent to receivers."},
+		messagesRedelivered:  {"redelivered", "Messages sent to receivers again."},
+		messagesAcked:        {"acked", "Messages acked."},
+		messagesNacked:       {"nacked", "Messages nacked."},
+		messagesExpired:      {"expired", "Messages deleted because their retention was over."},
+		messagesDeadLettered: {"dead_lettered", "Messages moved to the dead queue of this queue."},
+		messagesRedriven:     {"redriven", "Messages moved away by redrives."},
+		messagesPurged:       {"purged", "Messages deleted by purges."},
+		messagesDropped:      {"dropped", "Messages deleted because they were delivered as often as their publisher allowed."},
+	} {
+		descs[counter] = prometheus.NewDesc("queued_messages_"+v.name+"_total", v.help, []string{"queue"}, nil)
+	}
+	return descs
+}()
+
+// messagesCollector has a series for each queue and counter that has counted
+// anything.
+type messagesCollector struct{ *metrics }
+
+func (c messagesCollector) Describe(descs chan<- *prometheus.Desc) {
+	for _, d := range messageDescs {
+		descs <- d
+	}
+}
+
+func (c messagesCollector) Collect(all chan<- prometheus.Metric) {
+	for queueID, totals := range c.messages.Range {
+		for counter := range totals.(*messageTotals) {
+			if n := totals.(*messageTotals)[counter].Load(); n > 0 {
+				all <- prometheus.MustNewConstMetric(messageDescs[counter], prometheus.CounterValue, float64(n), queueID.(string))
+			}
+		}
+	}
 }
 
 // observePool adds the numbers of a pool of database connections.
@@ -151,11 +183,24 @@ func (c receiversCollector) Collect(all chan<- prometheus.Metric) {
 }
 
 // add counts messages of a queue.
-func (m *metrics) add(counter *prometheus.CounterVec, queueID string, n int) {
-	if n > 0 {
-		m.queues.LoadOrStore(queueID, true)
-		counter.WithLabelValues(queueID).Add(float64(n))
+func (m *metrics) add(counter messageCounter, queueID string, n int) {
+	if n <= 0 {
+		return
 	}
+	totals := m.totalsOf(queueID)
+	if totals == nil {
+		v, _ := m.messages.LoadOrStore(queueID, new(messageTotals))
+		totals = v.(*messageTotals)
+	}
+	totals[counter].Add(int64(n))
+}
+
+// totalsOf returns what has happened to the messages of a queue, nil if nothing
+// has.
+func (m *metrics) totalsOf(queueID string) *messageTotals {
+	totals, _ := m.messages.Load(queueID)
+	v, _ := totals.(*messageTotals)
+	return v
 }
 
 // delivery counts the messages of one answer to a receiver.
@@ -171,8 +216,8 @@ func (m *metrics) delivery(queueID string, messages []message) {
 		}
 		m.lateness.Observe(v.UpdatedAt.Sub(dueAt).Seconds())
 	}
-	m.add(m.delivered, queueID, len(messages))
-	m.add(m.redelivered, queueID, redelivered)
+	m.add(messagesDelivered, queueID, len(messages))
+	m.add(messagesRedelivered, queueID, redelivered)
 }
 
 // timed returns a database whose statements are timed, to their first row, under
@@ -223,10 +268,7 @@ func (m *metrics) observe(method, handler string, status int, took time.Duration
 
 // forget drops the series of a queue that is gone.
 func (m *metrics) forget(queueID string) {
-	m.queues.Delete(queueID)
-	for _, v := range m.messageCounters() {
-		v.DeleteLabelValues(queueID)
-	}
+	m.messages.Delete(queueID)
 }
 
 // maxScrapes is how many scrapes gather at the same time; others are answered

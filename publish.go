@@ -103,7 +103,7 @@ func (e *engine) store(s *session, batch []*publication) error {
 			stored = stored[len(p.messages):]
 		}
 		for queueID, n := range counts {
-			e.metrics.add(e.metrics.published, queueID, n)
+			e.metrics.add(messagesPublished, queueID, n)
 		}
 		matched, messages, copies = nil, nil, 0
 		return nil

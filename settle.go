@@ -67,7 +67,7 @@ func (e *engine) runAcks(s *session, batch []*settling) error {
 	}
 	for _, t := range all {
 		if t.queueID != "" {
-			e.metrics.add(e.metrics.acked, t.queueID, t.acked)
+			e.metrics.add(messagesAcked, t.queueID, t.acked)
 		}
 		if !t.dueAt.IsZero() {
 			e.announce(t.queueID, t.dueAt)
@@ -86,9 +86,9 @@ func (e *engine) runNacks(s *session, batch []*settling) error {
 		return err
 	}
 	for _, t := range all {
-		e.metrics.add(e.metrics.nacked, t.queueID, t.nacked)
-		e.metrics.add(e.metrics.deadLettered, t.queueID, t.dead)
-		e.metrics.add(e.metrics.dropped, t.queueID, t.dropped)
+		e.metrics.add(messagesNacked, t.queueID, t.nacked)
+		e.metrics.add(messagesDeadLettered, t.queueID, t.dead)
+		e.metrics.add(messagesDropped, t.queueID, t.dropped)
 		if !t.dueAt.IsZero() {
 			e.announce(t.queueID, t.dueAt)
 		}

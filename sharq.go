@@ -39,7 +39,6 @@ func (s *server) handleSharQ() {
 	s.handleAs(sharQ, seeing, "GET /metrics/{queue_type}/{$}", s.sharQGroups)
 	s.handleAs(sharQ, seeing, "GET /metrics/{queue_type}/{group}/{$}", s.sharQGroup)
 	s.register(sharQ, public, "GET /deepstatus/{$}", s.limits.maxBody, s.sharQDeepStatus)
-	s.register(sharQ, public, "GET /{$}", s.limits.maxBody, s.sharQGreeting)
 }
 
 // addSlash adds the slash that ends all of SharQ's paths, which its clients may
@@ -365,7 +364,7 @@ func (s *server) sharQDelete(r *request) error {
 	removed := 0
 	err = s.store.purgeGroup(r.Context(), p.queueID, p.group, true, func(n int) {
 		removed += n
-		s.metrics.add(s.metrics.purged, p.queueID, n)
+		s.metrics.add(messagesPurged, p.queueID, n)
 	})
 	if err != nil && !errors.Is(err, errQueueNotFound) {
 		return err
@@ -464,7 +463,7 @@ func (s *server) sharQDeepStatus(r *request) error {
 	return r.w.json(http.StatusOK, sharQStatus{Status: "success"})
 }
 
-// sharQGreeting is what SharQ's users look for to see that a server is there.
+// sharQGreeting is at /: what SharQ's users look for to see that a server is there.
 func (s *server) sharQGreeting(r *request) error {
 	return r.w.json(http.StatusOK, struct {
 		Message string `json:"message"`

@@ -188,7 +188,7 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	e := mustEngine(t, d, m, defaultQuickLook)
 	counter := newQueueCounter(db, log, m)
 	m.registry.MustRegister(counter)
-	s := newServer(log, &store{db, m}, e, m, testLimits())
+	s := newServer(log, &store{db, m}, e, m, counter, testLimits())
 	s.checkHost = true
 	s.ready.Store(true)
 	h := httptest.NewUnstartedServer(s)

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"embed"
+	"fmt"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+)
+
+// dashboardFiles is the dashboard as the browser gets it: there is no build step,
+// and it loads nothing from elsewhere.
+//
+//go:embed dashboard/*.html dashboard/*.css dashboard/*.js dashboard/*.svg
+var dashboardFiles embed.FS
+
+// dashboardPolicy is the Content-Security-Policy of the dashboard: its own files,
+// requests to this server alone, and no HTML made of text.
+const dashboardPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+
+// dashboardTypes are not asked of package mime, which may go by the settings of
+// the machine.
+var dashboardTypes = map[string]string{
+	".html": "text/html; charset=utf-8",
+	".css":  "text/css; charset=utf-8",
+	".js":   "text/javascript; charset=utf-8",
+	".svg":  "image/svg+xml",
+}
+
+func (s *server) handleDashboard() {
+	s.register(sharQ, public, "GET /{$}", s.limits.maxBody, s.home)
+	s.handleAlways(public, "GET /dashboard/{file}", s.dashboardFile)
+	s.handle(anyToken, "GET /overview", s.overview)
+}
+
+// home is the dashboard for a browser, and SharQ's greeting for all others.
+func (s *server) home(r *request) error {
+	r.w.Header().Set("Vary", "Accept")
+	if strings.Contains(r.Header.Get("Accept"), "text/html") {
+		return r.dashboard("index.html")
+	}
+	return s.sharQGreeting(r)
+}
+
+func (s *server) dashboardFile(r *request) error {
+	return r.dashboard(r.PathValue("file"))
+}
+
+// dashboard answers with a file of the dashboard.
+func (r *request) dashboard(name string) error {
+	text, err := dashboardFiles.ReadFile("dashboard/" + name)
+	if err != nil {
+		return status{http.StatusNotFound, "Not Found"}
+	}
+	header := r.w.Header()
+	header.Set("Content-Security-Policy", dashboardPolicy)
+	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("Cross-Origin-Opener-Policy", "same-origin")
+	header.Set("Content-Type", dashboardTypes[path.Ext(name)])
+	header.Set("Content-Length", fmt.Sprint(len(text)))
+	r.w.Write(text)
+	return nil
+}
+
+// overview is all that there is to see of many queues at once.
+type overview struct {
+	Server overviewServer `json:"server"`
+	Token  *overviewToken `json:"token"` // null if the server is open
+	Data   []overviewItem `json:"data"`
+	// NextOffset is where the next page begins, null at the end.
+	NextOffset *int `json:"next_offset"`
+}
+
+type overviewServer struct {
+	ID      string  `json:"id"` // of the process: totals are its own, and count from its start
+	Version string  `json:"version"`
+	Uptime  float64 `json:"uptime_seconds"`
+	// CountedAgo is how old the counts of messages are; null before the first.
+	CountedAgo *float64 `json:"counted_seconds_ago"`
+}
+
+type overviewToken struct {
+	Name  string `json:"name"`
+	Admin bool   `json:"admin"`
+}
+
+// overviewItem is a queue, what is in it, and what this server did with it.
+type overviewItem struct {
+	queue
+	Messages         *messageCounts `json:"messages"` // null: made since the last count
+	OldestAge        float64        `json:"oldest_message_age_seconds"`
+	WaitingReceivers int            `json:"waiting_receivers"`
+	PublishedTotal   int64          `json:"published_total"`
+	DeliveredTotal   int64          `json:"delivered_total"`
+	AckedTotal       int64          `json:"acked_total"`
+}
+
+// overview answers with a page of queues, as many as an answer may have.
+func (s *server) overview(r *request) error {
+	f := readQuery(r.URL.RawQuery)
+	offset, _ := f.page(&s.limits)
+	if err := f.err(); err != nil {
+		return err
+	}
+	queues, err := s.store.queues(r.Context(), r.visible(), offset, s.limits.maxLimit+1)
+	if err != nil {
+		return err
+	}
+	v := overview{Server: overviewServer{ID: s.id, Version: version()}}
+	if len(queues) > s.limits.maxLimit {
+		queues = queues[:s.limits.maxLimit]
+		v.NextOffset = new(offset + len(queues))
+	}
+	if r.token != nil {
+		v.Token = &overviewToken{r.token.name, r.token.admin}
+	}
+	counted, at := s.counter.latest()
+	counts := make(map[string]*queueCount, len(counted))
+	for i := range counted {
+		counts[counted[i].queueID] = &counted[i]
+	}
+	waiting := s.engine.waiting()
+	v.Data = make([]overviewItem, len(queues))
+	for i, q := range queues {
+		item := overviewItem{queue: q, WaitingReceivers: waiting[q.ID]}
+		if c := counts[q.ID]; c != nil {
+			item.Messages = &messageCounts{c.ready, c.delayed, c.inFlight, c.exhausted}
+			item.OldestAge = c.oldestSeconds
+		}
+		if totals := s.metrics.totalsOf(q.ID); totals != nil {
+			item.PublishedTotal = totals[messagesPublished].Load()
+			item.DeliveredTotal = totals[messagesDelivered].Load()
+			item.AckedTotal = totals[messagesAcked].Load()
+		}
+		v.Data[i] = item
+	}
+	v.Server.Uptime = time.Since(s.started).Seconds()
+	if !at.IsZero() {
+		v.Server.CountedAgo = new(time.Since(at).Seconds())
+	}
+	return r.w.json(http.StatusOK, v)
+}

@@ -1,0 +1,34 @@
+// Publishing a test message.
+
+import { call, path } from './api.js'
+import { inputs, jsonText, makeForm, note, numberIn } from './dialogs.js'
+import { field } from './dom.js'
+import { refresh } from './live.js'
+
+// publishForm returns a form that publishes to a topic ("topics") or straight to a
+// queue ("queues").
+export function publishForm(kind, id) {
+  const data = inputs.area({ name: 'data' })
+  data.value = '{"hello": "world"}'
+  const target = kind === 'topics' ? path`/topics/${id}/messages` : path`/queues/${id}/messages`
+  return makeForm({
+    fields: {
+      data: field('Data', data, 'A JSON object.'),
+      attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}' }), 'A JSON object of strings, or nothing.'),
+      group: field('Group', inputs.text({ name: 'group' }), 'What limits and orders apply to, or nothing.'),
+      delay_seconds: field('Delay, in seconds', inputs.whole({ name: 'delay_seconds' }), 'Without it that of the queue.'),
+    },
+    action: 'Publish',
+    cancel: kind === 'topics',
+    async send(input) {
+      const members = [`"data":${jsonText(input.data, 'data')}`]
+      if (input.attributes.value.trim()) members.push(`"attributes":${jsonText(input.attributes, 'attributes')}`)
+      if (input.group.value) members.push(`"group":${JSON.stringify(input.group.value)}`)
+      const delay = numberIn(input.delay_seconds)
+      if (delay !== null) members.push(`"delay_seconds":${JSON.stringify(delay)}`)
+      const stored = (await call('POST', target, `{${members.join(',')}}`)).value.data
+      note(stored.length === 0 ? 'Published, but no queue wanted it.' : `Published to ${stored.map((m) => m.queue_id).join(', ')}.`)
+      refresh()
+    },
+  })
+}

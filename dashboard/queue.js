@@ -1,0 +1,403 @@
+// The page of one queue: its numbers, messages, settings and groups, and what can be
+// done with them.
+
+import { call, get, now, parseExactly, path } from './api.js'
+import { chart } from './chart.js'
+import { attempt, confirm, inputs, note, numberIn, suggested } from './dialogs.js'
+import { count, duration, exact, field, h, rate, replace, setText, time } from './dom.js'
+import { deadQueueOf, live, mayChange, queueCalled, refresh } from './live.js'
+import { publishForm } from './publish.js'
+import { describe } from './queues.js'
+import { settingsForm } from './settings.js'
+
+const tabs = [['messages', 'Messages'], ['publish', 'Publish'], ['settings', 'Settings'], ['groups', 'Groups']]
+
+export function queuePage(id) {
+  const tiles = [
+    ['ready', 'Ready', (q) => count(q.messages?.ready)],
+    ['in_flight', 'In flight', (q) => count(q.messages?.in_flight)],
+    ['delayed', 'Delayed', (q) => count(q.messages?.delayed)],
+    ['exhausted', 'Exhausted', (q) => count(q.messages?.exhausted)],
+    ['oldest', 'Oldest', (q) => (q.oldest_message_age_seconds > 0 ? duration(q.oldest_message_age_seconds) : '–')],
+    ['receivers', 'Receivers', (q) => count(q.waiting_receivers)],
+  ].map(([name, label, show]) => ({ show, value: h('b'), label, name }))
+  const rates = chart('Messages a second', [
+    { kind: 'published', label: 'Published', show: rate },
+    { kind: 'delivered', label: 'Delivered', show: rate },
+    { kind: 'acked', label: 'Acked', show: rate },
+  ])
+  const ready = chart('Messages ready', [{ kind: 'ready', label: 'Now', show: (n) => count(Math.round(n)) }])
+  const about = h('p', { class: 'about' })
+  const actions = h('div', { class: 'buttons' },
+    h('button', { onclick: () => attempt(() => redrive(id)) }, 'Redrive…'),
+    h('button', { onclick: () => attempt(() => purge(id)) }, 'Purge…'),
+    h('button', { onclick: () => attempt(() => remove(id)) }, 'Delete…'))
+  const links = tabs.map(([name, label]) => h('a', { href: `#/queues/${encodeURIComponent(id)}/${name}`, 'data-tab': name }, label))
+  const part = h('div', { class: 'part' })
+  const gone = h('p', { class: 'panel', hidden: true }, 'There is no such queue, or the token may not see it. ', h('a', { href: '#/' }, 'All queues'))
+  const content = h('div', {},
+    h('section', { class: 'totals', 'aria-label': 'Now' },
+      h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: `tile ${t.name}` }, h('span', {}, t.label), t.value))),
+      rates.element, ready.element),
+    h('nav', { class: 'tabs', 'aria-label': 'Parts of the queue' }, links),
+    part)
+  let shown = null // {name, element, update(), close()}
+
+  const page = {
+    id,
+    element: h('div', {},
+      h('div', { class: 'title' }, h('div', {}, h('p', { class: 'soft' }, h('a', { href: '#/' }, 'Queues'), ' /'), h('h1', {}, id), about), actions),
+      gone, content),
+    tab(name) {
+      if (shown?.name === name) return
+      shown?.close?.()
+      const make = { messages: messagesPart, publish: publishPart, settings: settingsPart, groups: groupsPart }[name] ?? messagesPart
+      shown = { ...make(id), name }
+      for (const a of links) {
+        if (a.dataset.tab === name) a.setAttribute('aria-current', 'page')
+        else a.removeAttribute('aria-current')
+      }
+      part.replaceChildren(shown.element)
+    },
+    update() {
+      const q = queueCalled(id)
+      gone.hidden = !live.has || Boolean(q)
+      content.hidden = live.has && !q
+      actions.hidden = !mayChange() || !q
+      if (!q) return
+      replace(about, ...describe({ ...q, topic_id: null }, []),
+        q.topic_id && h('a', { class: 'tag', href: '#/topics' }, `topic ${q.topic_id}`),
+        ...deadQueueOf(id).map((other) => h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(other.id)}` }, `dead queue of ${other.id}`)),
+        q.dead_queue_id && h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `after ${q.message_max_deliveries} deliveries to ${q.dead_queue_id}`))
+      for (const t of tiles) setText(t.value, t.show(q))
+      rates.update([q.history.published, q.history.delivered, q.history.acked])
+      ready.update([q.history.ready])
+      shown?.update?.()
+    },
+    close() {
+      shown?.close?.()
+    },
+  }
+  return page
+}
+
+// counted asks how many messages there are right now.
+const counted = async (id) => (await get(path`/queues/${id}/stats` + '?detail=true')).messages
+
+const sum = (messages) => Object.values(messages).reduce((a, b) => a + b, 0)
+
+// listed says how many there are in each state.
+function listed(messages) {
+  const parts = Object.entries(messages).filter(([, n]) => n > 0).map(([state, n]) => `${count(n)} ${state.replace('_', ' ')}`)
+  return parts.length > 1 ? ` (${parts.join(', ')})` : ''
+}
+
+async function purge(id) {
+  const messages = await counted(id)
+  confirm({
+    title: `Purge ${id}?`,
+    text: `${exact(sum(messages))}${listed(messages)} will be deleted for good, and what was consumed and is kept.`,
+    action: `Delete ${exact(sum(messages))}`,
+    async send() {
+      await call('PUT', path`/queues/${id}/purge`)
+      note(`${id} is empty.`)
+      refresh()
+    },
+  })
+}
+
+async function remove(id) {
+  const messages = await counted(id)
+  confirm({
+    title: `Delete ${id}?`,
+    text: `The queue and ${exact(sum(messages))}${listed(messages)} will be deleted for good.`,
+    action: 'Delete the queue',
+    async send() {
+      await call('DELETE', path`/queues/${id}`)
+      note(`The queue ${id} is deleted.`)
+      refresh()
+      location.hash = '#/'
+    },
+  })
+}
+
+async function redrive(id) {
+  const { ready } = await counted(id)
+  const [home, ...others] = deadQueueOf(id)
+  confirm({
+    title: `Redrive ${id}`,
+    text: `${exact(ready)} could be received now, and will move to another queue. Deliveries count from zero there.`,
+    action: `Move ${exact(ready)}`,
+    danger: false,
+    fields: {
+      destination_queue_id: suggested('To the queue', live.queues.map((q) => q.id).filter((other) => other !== id), null,
+        { name: 'destination_queue_id', value: home && others.length === 0 ? home.id : null }),
+      limit: field('At most', inputs.whole({ name: 'limit' }), 'All of them if this is empty.'),
+    },
+    async send(input) {
+      const body = { destination_queue_id: input.destination_queue_id.value.trim() || null }
+      if (input.limit.value.trim()) body.limit = numberIn(input.limit)
+      await call('PUT', path`/queues/${id}/redrive`, body)
+      note(`Moved from ${id} to ${body.destination_queue_id}.`)
+      refresh()
+    },
+  })
+}
+
+// repeating has f called at once, and again some time after it ended, until close
+// is called.
+function repeating(f) {
+  let timer = null
+  let closed = false
+  async function again() {
+    clearTimeout(timer)
+    const began = Date.now()
+    if (!document.hidden) await f()
+    if (!closed) timer = setTimeout(again, Math.max(2000, 10 * (Date.now() - began))) // not all the time for what is slow
+  }
+  again()
+  return {
+    again,
+    close() {
+      closed = true
+      clearTimeout(timer)
+    },
+  }
+}
+
+const pageSize = 25
+
+// messagesPart peeks at the messages, page by page.
+function messagesPart(id) {
+  const rows = new Map() // by message id
+  const list = h('ul', { class: 'messages' })
+  const nothing = h('p', { class: 'nothing' }, 'Loading…')
+  const where = h('span', { class: 'soft' })
+  const previous = h('button', { onclick: () => turn(-pageSize) }, 'Previous')
+  const next = h('button', { onclick: () => turn(pageSize) }, 'Next')
+  let offset = 0
+  function turn(by) {
+    offset = Math.max(0, offset + by)
+    asking.again()
+  }
+  async function ask() {
+    let answer
+    const from = offset
+    try {
+      answer = await call('GET', path`/queues/${id}/messages/peek` + `?offset=${from}&limit=${pageSize}`)
+    } catch (error) {
+      if (!rows.size) setText(nothing, error.message)
+      return
+    }
+    if (from !== offset) return
+    const messages = answer.value.data
+    const exactly = parseExactly(answer.text).data
+    const there = new Set(messages.map((m) => m.id))
+    for (const known of rows.keys()) if (!there.has(known)) rows.delete(known)
+    const order = messages.map((m, i) => {
+      let row = rows.get(m.id)
+      if (!row) {
+        row = messageRow(m.id, () => asking.again())
+        rows.set(m.id, row)
+      }
+      row.update(m, exactly[i].data)
+      return row.element
+    })
+    if (order.length !== list.children.length || order.some((e, i) => e !== list.children[i])) list.replaceChildren(...order)
+    setText(nothing, offset > 0 ? 'No messages here any more.' : 'No messages.')
+    nothing.hidden = messages.length > 0
+    setText(where, messages.length ? `${offset + 1} to ${offset + messages.length}, oldest due first` : '')
+    previous.disabled = offset === 0
+    next.disabled = messages.length < pageSize
+  }
+  const asking = repeating(ask)
+  return {
+    element: h('section', { 'aria-label': 'Messages' }, nothing, list, h('div', { class: 'tools' }, previous, next, where)),
+    close: asking.close,
+  }
+}
+
+const longText = 20_000 // characters of data that are shown at first
+
+// messageRow shows one message, and acks and nacks it.
+function messageRow(id, changed) {
+  let message = null
+  let data = null
+  let whole = false
+  const state = h('span', { class: 'state' })
+  const facts = h('p', { class: 'facts' })
+  const tags = h('p', { class: 'about' })
+  const preview = h('span', { class: 'preview' })
+  const pretty = h('pre', { tabindex: 0 })
+  const more = h('button', { hidden: true, onclick: () => { whole = true; showData() } }, 'Show all of it')
+  const details = h('details', { ontoggle: () => showData() }, h('summary', {}, h('code', {}, id), preview), pretty, more)
+
+  function showData() {
+    if (!details.open) return
+    const text = prettyText(data)
+    more.hidden = whole || text.length <= longText
+    setText(pretty, more.hidden ? text : `${text.slice(0, longText)} …`)
+  }
+
+  // The guard: what was in flight is settled only while it is in that same lease.
+  const guard = () => (message.state === 'in_flight' ? `?scheduled_at=${encodeURIComponent(message.scheduled_at)}` : '')
+  const settle = async (how, done) => {
+    await call('PUT', path`/messages/${id}/` + how + guard())
+    note(`${id} ${done}.`)
+    changed()
+    refresh()
+  }
+  const nack = h('button', { onclick: () => attempt(() => settle('nack', 'can be received again')) }, 'Nack')
+  const ack = h('button', {
+    onclick: () => confirm({
+      title: 'Ack this message?',
+      text: `${id} will be deleted for good, as if it was done.`,
+      action: 'Ack it',
+      send: () => settle('ack', 'is acked'),
+    }),
+  }, 'Ack…')
+  return {
+    element: h('li', { class: 'message' }, h('div', { class: 'what' }, h('p', { class: 'facts' }, state, facts), details, tags), h('div', { class: 'buttons' }, nack, ack)),
+    update(m, exactData) {
+      message = m
+      data = exactData
+      const due = time(m.scheduled_at) - now()
+      setText(state, m.state.replace('_', ' '))
+      state.className = `state ${m.state}`
+      setText(facts, [
+        `${m.delivery_attempts} ${m.delivery_attempts === 1 ? 'delivery' : 'deliveries'}`,
+        `published ${ago(m.created_at)}`,
+        m.state === 'in_flight' && `leased for ${duration(due / 1000)} more`,
+        m.state === 'delayed' && `due in ${duration(due / 1000)}`,
+        `kept for ${duration((time(m.expired_at) - now()) / 1000)} more`,
+      ].filter(Boolean).join(' · '))
+      replace(tags,
+        m.group !== undefined && h('span', { class: 'tag' }, `group ${m.group}`),
+        m.request_id !== undefined && h('span', { class: 'tag' }, `request ${m.request_id}`),
+        m.traceparent !== undefined && h('span', { class: 'tag' }, `trace ${m.traceparent.slice(3, 35)}`),
+        ...Object.entries(m.attributes ?? {}).map(([name, value]) => h('span', { class: 'tag' }, `${name}: ${value}`)))
+      setText(preview, prettyText(data, 0).slice(0, 200))
+      nack.hidden = m.state !== 'in_flight'
+      showData()
+    },
+  }
+}
+
+const ago = (text) => `${duration((now() - time(text)) / 1000)} ago`
+
+function prettyText(data, space = 2) {
+  try {
+    return JSON.stringify(data, null, space)
+  } catch (error) {
+    return `This cannot be shown: ${error.message}` // it is nested too deeply
+  }
+}
+
+function publishPart(id) {
+  const form = publishForm('queues', id)
+  return { element: h('section', { class: 'panel', 'aria-label': 'Publish' }, h('p', { class: 'soft' }, 'A test message straight to this queue, whatever its topic and filters.'), form.element) }
+}
+
+function settingsPart(id) {
+  const element = h('section', { class: 'panel', 'aria-label': 'Settings' }, 'Loading…')
+  attempt(async () => {
+    const q = await get(path`/queues/${id}`)
+    element.replaceChildren(
+      mayChange() ? '' : h('p', { class: 'soft' }, 'The token has no right to change them.'),
+      await settingsForm(q, mayChange()),
+      h('p', { class: 'soft' }, `Made ${ago(q.created_at)}, changed ${ago(q.updated_at)}.`))
+  })
+  return { element }
+}
+
+// groupsPart lists the groups, page by page.
+function groupsPart(id) {
+  const size = 50
+  const rows = new Map()
+  const body = h('tbody')
+  const table = h('table', { hidden: true }, h('thead', {}, h('tr', {}, ['Group', 'State', 'Waiting', 'In flight', 'Interval', ''].map((t, i) => h('th', { scope: 'col', class: i > 1 && i < 5 ? 'number' : '' }, t)))), body)
+  const nothing = h('p', { class: 'nothing' }, 'Loading…')
+  const previous = h('button', { onclick: () => turn(-size) }, 'Previous')
+  const next = h('button', { onclick: () => turn(size) }, 'Next')
+  const pages = h('div', { class: 'tools', hidden: true }, previous, next)
+  let offset = 0
+  function turn(by) {
+    offset = Math.max(0, offset + by)
+    asking.again()
+  }
+  const asking = repeating(async () => {
+    let groups
+    const from = offset
+    try {
+      groups = (await get(path`/queues/${id}/groups` + `?offset=${from}&limit=${size}`)).data
+    } catch (error) {
+      if (!rows.size) setText(nothing, error.message)
+      return
+    }
+    if (from !== offset) return
+    const there = new Set(groups.map((g) => g.group))
+    for (const known of rows.keys()) if (!there.has(known)) rows.delete(known)
+    const order = groups.map((g) => {
+      let row = rows.get(g.group)
+      if (!row) {
+        row = groupRow(id, g.group, () => asking.again())
+        rows.set(g.group, row)
+      }
+      row.update(g)
+      return row.element
+    })
+    if (order.length !== body.children.length || order.some((e, i) => e !== body.children[i])) body.replaceChildren(...order)
+    setText(nothing, 'No group has messages or an interval of its own.')
+    nothing.hidden = groups.length > 0
+    table.hidden = groups.length === 0
+    pages.hidden = groups.length < size && offset === 0
+    previous.disabled = offset === 0
+    next.disabled = groups.length < size
+  })
+  return { element: h('section', { 'aria-label': 'Groups' }, nothing, table, pages), close: asking.close }
+}
+
+function groupRow(queueID, id, changed) {
+  const cells = Object.fromEntries(['state', 'length', 'in_flight', 'interval'].map((name) => [name, h('span')]))
+  let group = null
+  const setInterval = () => confirm({
+    title: `Interval of ${id}`,
+    text: 'At most one message of the group is delivered in this time. Nothing gives it back to the setting of the queue.',
+    action: 'Save',
+    danger: false,
+    fields: { delivery_interval_ms: field('Milliseconds', inputs.whole({ name: 'delivery_interval_ms', value: String(group.delivery_interval_ms ?? '') })) },
+    async send(input) {
+      await call('PUT', path`/queues/${queueID}/groups/${id}`, { delivery_interval_ms: numberIn(input.delivery_interval_ms) })
+      note(`The interval of ${id} is saved.`)
+      changed()
+    },
+  })
+  const remove = () => {
+    const n = sum(group.messages)
+    confirm({
+      title: `Delete the group ${id}?`,
+      text: `${exact(n)}${listed(group.messages)} of the group will be deleted for good, and its own interval.`,
+      action: `Delete ${exact(n)}`,
+      async send() {
+        await call('DELETE', path`/queues/${queueID}/groups/${id}`)
+        note(`The group ${id} is deleted.`)
+        changed()
+        refresh()
+      },
+    })
+  }
+  const admin = mayChange()
+  return {
+    element: h('tr', {}, h('th', { scope: 'row' }, id), h('td', {}, cells.state),
+      ['length', 'in_flight', 'interval'].map((name) => h('td', { class: 'number' }, cells[name])),
+      h('td', {}, admin && h('div', { class: 'buttons' }, h('button', { onclick: setInterval }, 'Interval…'), h('button', { onclick: remove }, 'Delete…')))),
+    update(g) {
+      group = g
+      setText(cells.state, g.state === 'limited' ? `limited for ${duration((time(g.limited_until) - now()) / 1000)}` : g.state.replace('_', ' '))
+      cells.state.className = `state ${g.state}`
+      setText(cells.length, count(g.length))
+      setText(cells.in_flight, count(g.messages.in_flight))
+      setText(cells.interval, !g.delivery_interval_ms ? '–' : g.delivery_interval_ms < 1000 ? `${g.delivery_interval_ms} ms` : duration(g.delivery_interval_ms / 1000))
+    },
+  }
+}

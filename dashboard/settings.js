@@ -1,0 +1,91 @@
+// The settings of a queue as a form, to make one and to change one.
+
+import { all, call, path } from './api.js'
+import { dialog, inputs, Invalid, jsonText, makeForm, note, numberIn, suggested } from './dialogs.js'
+import { field } from './dom.js'
+import { live, refresh } from './live.js'
+
+// settingFields returns the fields of all settings, with the values of a queue.
+function settingFields(q, topics) {
+  const shown = (value) => (value === null || value === undefined ? null : String(value))
+  const whole = (name, label, hint) => field(label, inputs.whole({ name, value: shown(q[name]) }), hint)
+  const filters = inputs.area({ name: 'message_filters', rows: 3, placeholder: '{"country": ["fr", "es"]}' })
+  filters.value = q.message_filters ? JSON.stringify(q.message_filters) : ''
+  return {
+    topic_id: suggested('Topic', topics, 'It gets a copy of what is published to this topic. Without one it gets what is published straight to it.', { name: 'topic_id', value: shown(q.topic_id) }),
+    ack_deadline_seconds: whole('ack_deadline_seconds', 'Ack deadline, in seconds', 'For how long a received message is hidden from the others.'),
+    message_retention_seconds: whole('message_retention_seconds', 'Retention, in seconds', 'For how long a message is kept.'),
+    message_filters: field('Filters', filters, 'JSON: attributes that a message needs, each with one of these values.'),
+    dead_queue_id: suggested('Dead queue', live.queues.map((other) => other.id).filter((id) => id !== q.id), 'Where messages go after so many deliveries.', { name: 'dead_queue_id', value: shown(q.dead_queue_id) }),
+    message_max_deliveries: whole('message_max_deliveries', 'Most deliveries', 'With a dead queue only.'),
+    delivery_delay_seconds: whole('delivery_delay_seconds', 'Delay, in seconds', 'For how long a new message is hidden.'),
+    delivery_interval_ms: whole('delivery_interval_ms', 'Interval of a group, in milliseconds', 'At most one message of a group is delivered in this time.'),
+    consumed_retention_seconds: whole('consumed_retention_seconds', 'Keep what was consumed, in seconds', 'Of clients that read and delete in one.'),
+    ordered: field('In order: the next message of a group waits until the one before was acked', inputs.check({ name: 'ordered', checked: q.ordered === true })),
+  }
+}
+
+// settingsOf returns what the fields say, as the API takes it.
+function settingsOf(input) {
+  const filters = input.message_filters.value.trim()
+  if (filters) jsonText(input.message_filters, 'message_filters')
+  return {
+    topic_id: input.topic_id.value.trim() || null,
+    ack_deadline_seconds: numberIn(input.ack_deadline_seconds),
+    message_retention_seconds: numberIn(input.message_retention_seconds),
+    message_filters: filters ? JSON.parse(filters) : null,
+    dead_queue_id: input.dead_queue_id.value.trim() || null,
+    message_max_deliveries: numberIn(input.message_max_deliveries),
+    delivery_delay_seconds: numberIn(input.delivery_delay_seconds),
+    delivery_interval_ms: numberIn(input.delivery_interval_ms),
+    consumed_retention_seconds: numberIn(input.consumed_retention_seconds),
+    ordered: input.ordered.checked,
+  }
+}
+
+// atField has a topic or dead queue that is not there shown at its field.
+async function atField(request) {
+  try {
+    return await request
+  } catch (error) {
+    if (error.status === 404 && error.message === 'Topic not found') throw new Invalid('topic_id', error.message)
+    if (error.status === 404 && error.message === 'Queue not found') throw new Invalid('dead_queue_id', error.message)
+    throw error
+  }
+}
+
+const topicIDs = async () => (await all('/topics')).map((t) => t.id)
+
+// askForQueue shows a form for a new queue, on a topic if one is given.
+export async function askForQueue(topicID = null) {
+  const topics = await topicIDs()
+  const start = { topic_id: topicID, ack_deadline_seconds: 30, message_retention_seconds: 345600 }
+  const id = field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, - . _')
+  dialog('New queue', makeForm({
+    fields: { id, ...settingFields(start, topics) },
+    action: 'Create the queue',
+    async send(input) {
+      const { value } = await atField(call('POST', '/queues', { id: input.id.value.trim(), ...settingsOf(input) }))
+      note(`The queue ${value.id} is there.`)
+      refresh()
+      location.hash = `#/queues/${encodeURIComponent(value.id)}`
+    },
+  }))
+}
+
+// settingsForm returns the form that changes a queue. Where that is not allowed it
+// can only be read.
+export async function settingsForm(q, allowed) {
+  const form = makeForm({
+    fields: settingFields(q, await topicIDs()),
+    action: 'Save',
+    cancel: false,
+    async send(input) {
+      await atField(call('PUT', path`/queues/${q.id}`, settingsOf(input)))
+      note('The settings are saved.')
+      refresh()
+    },
+  })
+  if (!allowed) for (const e of form.element.elements) e.disabled = true
+  return form.element
+}

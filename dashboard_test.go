@@ -1,0 +1,176 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// as makes a request for an answer of a kind.
+func (s *testServer) as(accept, path string) reply {
+	s.t.Helper()
+	r, err := http.NewRequest("GET", s.url+path, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.Header.Set("Accept", accept)
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply{answer.StatusCode, answer.Header, string(text)}
+}
+
+func TestHomeIsTheDashboardForBrowsersAndTheGreetingForOthers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	index, err := dashboardFiles.ReadFile("dashboard/index.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for accept, isPage := range map[string]bool{
+		"text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8": true,
+		"text/html":        true,
+		"":                 false,
+		"*/*":              false,
+		"application/json": false,
+	} {
+		got := s.as(accept, "/")
+		if got.status != 200 || (got.body == string(index)) != isPage || strings.HasPrefix(got.body, `{"message":"Hello, SharQ!"`) == isPage || got.header.Get("Vary") != "Accept" {
+			t.Errorf("GET / as %q = %d %v %.60s", accept, got.status, got.header, got.body)
+		}
+	}
+}
+
+func TestDashboardLoadsNothingFromElsewhere(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.ready.Store(false) // it is there to say that the database is not
+	files, err := fs.Glob(dashboardFiles, "dashboard/*")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("files = %v, %v", files, err)
+	}
+	for _, file := range files {
+		got := s.do("GET", "/"+file, "")
+		if got.status != 200 || got.header.Get("Content-Type") == "" {
+			t.Errorf("GET /%s = %d as %q", file, got.status, got.header.Get("Content-Type"))
+		}
+		policy := got.header.Get("Content-Security-Policy")
+		if !strings.HasPrefix(policy, "default-src 'none'; script-src 'self'; style-src 'self';") || strings.Contains(policy, "unsafe") {
+			t.Errorf("GET /%s has the policy %q", file, policy)
+		}
+		text := regexp.MustCompile(`xmlns="http://www.w3.org/2000/svg"|'http://www.w3.org/2000/svg'`).ReplaceAllString(got.body, "")
+		if found := regexp.MustCompile(`(?i)https?://[a-z]|(src|href)="(//|[^/#])|\son[a-z]+="|style="|innerHTML =|insertAdjacentHTML|document\.write`).FindString(text); found != "" {
+			t.Errorf("GET /%s has %q, which the policy or the network may refuse", file, found)
+		}
+		for _, m := range regexp.MustCompile(`(?:from '\./|"/dashboard/)([^'"]+)`).FindAllStringSubmatch(text, -1) {
+			if got := s.do("GET", "/dashboard/"+m[1], ""); got.status != 200 {
+				t.Errorf("%s loads %s, which is %d", file, m[1], got.status)
+			}
+		}
+	}
+	for _, path := range []string{"/dashboard/nosuch.js", "/dashboard/..%2Fmain.go", "/dashboard/%2e%2e", "/dashboard/.", "/dashboard/"} {
+		if got := s.do("GET", path, ""); got.status != 404 {
+			t.Errorf("GET %s = %d", path, got.status)
+		}
+	}
+}
+
+// overviewSeen is what tests look at of an overview.
+type overviewSeen struct {
+	Server struct {
+		ID      string
+		Uptime  float64  `json:"uptime_seconds"`
+		Counted *float64 `json:"counted_seconds_ago"`
+	}
+	Token *overviewToken
+	Data  []struct {
+		ID        string
+		TopicID   *string `json:"topic_id"`
+		Ordered   bool
+		Messages  *messageCounts
+		Oldest    float64 `json:"oldest_message_age_seconds"`
+		Receivers int     `json:"waiting_receivers"`
+		Published int     `json:"published_total"`
+		Delivered int     `json:"delivered_total"`
+		Acked     int     `json:"acked_total"`
+	}
+	Next *int `json:"next_offset"`
+}
+
+func (s *testServer) overview(query string) (v overviewSeen) {
+	s.t.Helper()
+	mustDecode(s.t, s.must(200, "GET", "/overview"+query, ""), &v)
+	return v
+}
+
+func TestOverviewShowsQueuesAndWhatIsInThem(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"ordered":true`)
+	s.mustQueue("u")
+	ids := s.publish("t", 1, 2, 3)
+	s.receive("t", "?limit=2")
+	s.must(204, "PUT", "/messages/"+ids[0]+"/ack", "")
+	s.must(201, "POST", "/queues/t/messages", `{"data":{},"delay_seconds":60}`)
+	s.exec("UPDATE queued.messages SET created_at = created_at - interval '90 s'")
+	s.poll(t.Context(), "u", "?wait_seconds=20")
+	s.waiting("u", 1)
+	var v overviewSeen
+	s.eventually("all are counted", func() bool {
+		v = s.overview("")
+		return len(v.Data) == 2 && v.Data[1].Messages != nil && v.Data[0].Messages != nil && *v.Data[0].Messages == messageCounts{Ready: 1, Delayed: 1, InFlight: 1}
+	})
+	q := v.Data[0]
+	if q.ID != "t" || *q.TopicID != "t" || !q.Ordered || q.Oldest < 90 || q.Oldest > 150 || q.Receivers != 0 || q.Published != 4 || q.Delivered != 2 || q.Acked != 1 {
+		t.Errorf("overview = %+v", q)
+	}
+	if u := v.Data[1]; u.ID != "u" || u.Receivers != 1 || u.Published != 0 || *u.Messages != (messageCounts{}) {
+		t.Errorf("overview = %+v", u)
+	}
+	if v.Token != nil || v.Next != nil || v.Server.ID != s.server.id || v.Server.Uptime <= 0 || v.Server.Counted == nil {
+		t.Errorf("overview = %+v", v)
+	}
+	s.must(204, "DELETE", "/queues/t", "")
+	s.mustQueue("t")
+	if q := s.overview("").Data[0]; q.Published != 0 {
+		t.Errorf("a queue made again has %d publishes", q.Published)
+	}
+}
+
+func TestOverviewHasPagesAndWhatTheTokenMaySee(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for n := range 5 {
+		s.mustQueue(fmt.Sprint("q", n))
+	}
+	s.limits.maxLimit = 2
+	var got []string
+	for next := new(0); next != nil; {
+		v := s.overview(fmt.Sprint("?offset=", *next))
+		for _, q := range v.Data {
+			got = append(got, q.ID)
+		}
+		next = v.Next
+	}
+	checkDiff(t, "queues of all pages", []string{"q0", "q1", "q2", "q3", "q4"}, got)
+	s.must(422, "GET", "/overview?offset=-1", "")
+
+	s.useTokens(map[string]string{"worker": `"get":["q3"]`, "operator": `"admin":true`})
+	v := s.with(secret("worker")).overview("")
+	if len(v.Data) != 1 || v.Data[0].ID != "q3" || *v.Token != (overviewToken{"worker", false}) {
+		t.Errorf("overview of a worker = %+v", v)
+	}
+	if v := s.with(secret("operator")).overview(""); len(v.Data) != 2 || *v.Token != (overviewToken{"operator", true}) {
+		t.Errorf("overview of an operator = %+v", v)
+	}
+}

@@ -1,6 +1,7 @@
 # make run       starts the server on its private PostgreSQL, ready for the README's tour
 # make test      runs all tests
 # make test-matrix VERSIONS="14 18"   runs them on these versions of PostgreSQL
+# make test-browser  drives the dashboard in Chromium, which it installs
 # make torture DURATION=30m   kills, stops and cuts off everything for so long, and accounts for every message
 # make test-deploy   tests what is in deploy/ with a real Prometheus, which it installs
 # make bench     measures beside references and writes BENCHMARKS.md; takes an hour
@@ -10,7 +11,7 @@
 VERSIONS ?= 14 15 16 17 18
 DURATION ?= 30s
 
-.PHONY: run test test-matrix test-deploy torture bench build release setup
+.PHONY: run test test-matrix test-deploy test-browser torture bench build release setup
 
 run:
 	@.ci/setup run
@@ -25,6 +26,10 @@ test: setup
 test-deploy:
 	@.ci/setup deploy
 	cd deploy && go test -count=1 ./...
+
+test-browser:
+	@.ci/setup browser
+	cd browser && go test -count=1 ./...
 
 test-matrix: setup
 	@for version in $(VERSIONS); do .ci/with-postgres $$version go test ./... || exit 1; done

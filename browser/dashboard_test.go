@@ -1,0 +1,714 @@
+package browser
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+)
+
+func TestEmptyServerGreetsWithCommandsThatWork(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	p := open(t, s.url())
+	p.seeText("main", "There are no queues yet")
+	p.seeText("#status", "Live")
+	for _, command := range js[[]string](p, "[...document.querySelectorAll('.steps pre')].map((e) => e.textContent)") {
+		out, err := exec.Command("sh", "-c", command+" -s -S -f").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, out)
+		}
+	}
+	p.seeText("tr[data-id=invoices]", "topic orders") // without a reload
+	p.see("the greeting is gone", "!document.querySelector('.steps')")
+	p.seeText("tr[data-id=invoices] td[data-label='In flight']", "1")
+}
+
+// rowIDs are the queues as the table shows them.
+const rowIDs = "[...document.querySelectorAll('.queues tbody tr')].map((e) => e.dataset.id).join(' ')"
+
+func TestQueuesAreShownLive(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.must("POST", "/topics", `{"id":"orders"}`)
+	s.queue("dead")
+	s.queue("mails", `"topic_id":"orders"`, `"dead_queue_id":"dead"`, `"message_max_deliveries":3`)
+	s.queue("audit", `"ordered":true`)
+	p := open(t, s.url())
+	p.seeText("tr[data-id=dead]", "dead queue of mails")
+	p.seeText("tr[data-id=audit]", "ordered")
+
+	for range 3 {
+		s.must("POST", "/topics/orders/messages", `{"data":{}}`)
+	}
+	s.must("POST", "/queues/audit/messages", `{"data":{},"delay_seconds":600}`)
+	cell := func(queue, column string) string {
+		return fmt.Sprintf("tr[data-id=%s] td[data-label=%q]", queue, column)
+	}
+	p.seeText(cell("mails", "Ready"), "3")
+	p.seeText(cell("audit", "Delayed"), "1")
+	p.see("a rate of publishes", fmt.Sprintf("parseFloat(document.querySelector(%q).innerText) > 0", cell("mails", "Published/s")))
+	p.see("a chart of it", fmt.Sprintf("document.querySelector(%q).getAttribute('points').split(' ').length > 1", cell("mails", "Published/s")+" polyline"))
+
+	waiting := make(chan struct{})
+	go func() {
+		defer close(waiting)
+		http.Get(s.url() + "/queues/dead/messages?wait_seconds=20")
+	}()
+	p.seeText(cell("dead", "Receivers"), "1")
+	s.must("POST", "/queues/dead/messages", `{"data":{}}`)
+	<-waiting
+	p.seeText(cell("dead", "In flight"), "1")
+	p.see("a rate of deliveries", fmt.Sprintf("document.querySelector(%q).querySelector('polyline').getAttribute('points') !== ''", cell("dead", "Delivered/s")))
+
+	p.see("order by name", rowIDs+" === 'audit dead mails'")
+	p.click("Ready", "//thead")
+	p.see("order by what is ready", rowIDs+" === 'mails audit dead'")
+	p.see("the order is said", "document.querySelector('th[aria-sort=descending]').innerText.startsWith('Ready')")
+	p.click("Ready", "//thead")
+	p.see("the other way round", rowIDs+" === 'audit dead mails'")
+	p.fillIn("input[type=search]", "ORD mai")
+	p.see("only what fits the filter", rowIDs+" === 'mails'")
+	p.seeText(".tools", "1 of 3")
+	p.fillIn("input[type=search]", "ORD nothing")
+	p.seeText("main", "No queue is like that")
+	p.fillIn("input[type=search]", "")
+	p.run("const s = document.querySelector('select'); s.value = 'dead'; s.dispatchEvent(new Event('change'))")
+	p.see("only dead queues", rowIDs+" === 'dead'")
+}
+
+func TestSettingsAreChangedAndMistakesShowAtTheirFields(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.must("POST", "/topics", `{"id":"orders"}`)
+	s.queue("dead")
+	s.queue("mails", `"message_filters":{"country":["fr"]}`)
+	p := open(t, s.url()+"/#/queues/mails")
+	p.click("Settings")
+	p.see("the settings", `document.querySelector('[name=message_filters]')?.value === '{"country":["fr"]}'`)
+	p.fill("ack_deadline_seconds", "0")
+	p.fill("message_retention_seconds", "soon")
+	p.fill("message_filters", `{"country": "fr"}`)
+	p.click("Save")
+	mistake := func(field, text string) {
+		t.Helper()
+		p.see(text+" at "+field, fmt.Sprintf(`(() => {
+			const f = document.querySelector('[name=%s]')
+			return f.getAttribute('aria-invalid') === 'true' && document.getElementById(f.getAttribute('aria-describedby').split(' ')[0]).textContent.includes(%q)
+		})()`, field, text))
+	}
+	p.expect("status of 422")
+	p.expect("status of 404")
+	mistake("ack_deadline_seconds", "ensure this value is greater than or equal to 1")
+	mistake("message_retention_seconds", "value is not a valid integer")
+	mistake("message_filters", "country: ")
+	p.fill("message_filters", `{"country": `)
+	p.click("Save")
+	mistake("message_filters", "This is not JSON")
+	p.fill("ack_deadline_seconds", "90")
+	p.fill("message_retention_seconds", "7200")
+	p.fill("message_filters", "")
+	p.fill("topic_id", "nosuch")
+	p.click("Save")
+	mistake("topic_id", "Topic not found")
+	p.fill("topic_id", "orders")
+	p.fill("dead_queue_id", "dead")
+	p.click("Save")
+	mistake("message_max_deliveries", "required for dead queue support")
+	p.fill("message_max_deliveries", "5")
+	p.fill("delivery_interval_ms", "250")
+	p.choose("[name=ordered]")
+	p.click("Save")
+	p.seeText("#notes", "The settings are saved")
+	p.seeText("h1 + .about", "after 5 deliveries to dead")
+	var got map[string]any
+	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails", "")), &got); err != nil {
+		t.Fatal(err)
+	}
+	delete(got, "created_at")
+	delete(got, "updated_at")
+	want := "map[ack_deadline_seconds:90 dead_queue_id:dead delivery_delay_seconds:<nil> delivery_interval_ms:250 id:mails message_filters:<nil> message_max_deliveries:5 message_retention_seconds:7200 ordered:true topic_id:orders]"
+	if fmt.Sprint(got) != want {
+		t.Errorf("the queue is\n%v, want\n%s", got, want)
+	}
+}
+
+func TestQueueIsMadeAndDeleted(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	p := open(t, s.url())
+	p.click("create a queue here")
+	p.fill("id", "in/valid")
+	p.expect("status of 422")
+	p.click("Create the queue")
+	p.seeText("dialog .wrong:not(:empty)", "string does not match regex")
+	p.press(escape)
+	p.seeNo("dialog")
+	p.click("create a queue here")
+	p.fill("id", "mails")
+	p.press(enter)
+	p.seeText("h1", "mails") // its page
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[{"data":{}},{"data":{}},{"data":{},"delay_seconds":60}]}`)
+	p.click("Delete…")
+	p.seeText("dialog", "3 messages (2 ready, 1 delayed)")
+	p.click("Cancel")
+	p.seeNo("dialog")
+	p.click("Delete…")
+	p.click("Delete the queue")
+	p.seeText("main", "There are no queues yet")
+	if queues := s.must("GET", "/queues", ""); queues != `{"data":[]}` {
+		t.Errorf("queues = %s", queues)
+	}
+}
+
+func TestMessagesAreShownPublishedNackedAndAcked(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	p := open(t, s.url()+"/#/queues/mails")
+	p.seeText(".part", "No messages.")
+	p.click("Publish", `//nav[@class="tabs"]`)
+	p.expect("status of 422")
+	p.fill("data", `{"n": 1`)
+	p.choose(".part button[type=submit]")
+	p.seeText(".part .wrong:not(:empty)", "This is not JSON")
+	p.fill("data", `[1]`)
+	p.choose(".part button[type=submit]")
+	p.seeText(".part .wrong:not(:empty)", "value is not a valid dict")
+	p.fill("data", `{"n": 12345678901234567890.12345678901, "z": {"a": [1, "two"]}}`)
+	p.fill("attributes", `{"country": "fr"}`)
+	p.fill("group", "acme")
+	p.choose(".part button[type=submit]")
+	p.seeText("#notes", "Published to mails.")
+	p.fill("data", `{"late": true}`)
+	p.fill("group", "")
+	p.fill("delay_seconds", "600")
+	p.choose(".part button[type=submit]")
+	p.see("two notes", "document.querySelectorAll('#notes .note').length === 2")
+
+	p.click("Messages")
+	p.see("both", "document.querySelectorAll('.message').length === 2")
+	const first, second = ".message:nth-child(1)", ".message:nth-child(2)"
+	p.seeText(first, "ready")
+	p.seeText(first, "group acme")
+	p.seeText(first, "country: fr")
+	p.seeText(first, "0 deliveries · published")
+	p.seeText(second, "delayed")
+	p.seeText(second, "due in 9 min")
+	p.choose(first + " summary")
+	p.see("the data as it was sent, readable", fmt.Sprintf("document.querySelector('%s pre').textContent === %q", first, "{\n  \"n\": 12345678901234567890.12345678901,\n  \"z\": {\n    \"a\": [\n      1,\n      \"two\"\n    ]\n  }\n}"))
+
+	received := s.must("GET", "/queues/mails/messages", "")
+	p.seeText(".message .state.in_flight", "in flight")
+	p.see("it stays open", "document.querySelector('.message:has(.in_flight) details').open")
+	p.seeText(".message:has(.in_flight)", "1 delivery")
+	p.seeText(".message:has(.in_flight)", "leased for")
+	p.click("Nack", `//li[.//*[contains(@class,"in_flight")]]`)
+	p.seeText(first+" .state", "ready")
+	p.seeText(second+" .state", "delayed")
+
+	// Somebody else has it by now: the lease that was seen is over.
+	s.must("GET", "/queues/mails/messages?limit=1", "")
+	p.see("it is in flight", "document.querySelectorAll('.message .in_flight').length === 1")
+	p.click("Ack…", `//li[.//*[contains(@class,"in_flight")]]`)
+	p.seeText("dialog", "deleted for good")
+	p.click("Ack it")
+	p.see("one is left", "document.querySelectorAll('.message').length === 1")
+	p.click("Ack…")
+	p.click("Ack it")
+	p.seeText(".part", "No messages.")
+	if left := s.states("mails"); left != "" {
+		t.Errorf("left: %s of %s", left, received)
+	}
+}
+
+func TestLeaseThatIsOverIsNotTouched(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
+	var received struct{ Data []struct{ ID string } }
+	json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages", "")), &received)
+	p := open(t, s.url()+"/#/queues/mails")
+	p.click("Ack…")
+	s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", "")
+	s.must("GET", "/queues/mails/messages", "") // another consumer
+	p.expect("status of 409")
+	// The page looks again all the time, so the dialog may know the new lease: what it
+	// may not do is to hold on to the old one and succeed.
+	p.run(`const real = window.fetch
+		window.fetch = (target, options) => real(target.replace(/scheduled_at=[^&]*/, 'scheduled_at=2020-01-01T00:00:00.000000'), options)`)
+	p.click("Ack it")
+	p.seeText("dialog .wrong", "not in this lease any more")
+	if states := s.states("mails"); states != "in_flight" {
+		t.Errorf("the message is %q", states)
+	}
+}
+
+func TestPagesOfMessagesAreTurned(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	var batch []string
+	for n := range 60 {
+		batch = append(batch, fmt.Sprintf(`{"data":{"n":%d,"long":%q}}`, n, strings.Repeat("x", 30_000)))
+	}
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[`+strings.Join(batch, ",")+`]}`)
+	p := open(t, s.url()+"/#/queues/mails")
+	p.seeText(".part", "1 to 25")
+	p.click("Next")
+	p.seeText(".part", "26 to 50")
+	p.seeText(".message", `{"n":25,`)
+	p.click("Next")
+	p.seeText(".part", "51 to 60")
+	p.see("the end", `document.evaluate('//button[.="Next"]', document).iterateNext().disabled`)
+	p.click("Previous")
+	p.seeText(".part", "26 to 50")
+	p.choose(".message summary")
+	p.see("a part of what is long", "document.querySelector('.message pre').textContent.length === 20002")
+	p.click("Show all of it")
+	p.see("all of it", "document.querySelector('.message pre').textContent.length > 30000")
+}
+
+func TestPurgeAndRedriveSayHowMany(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("dead")
+	s.queue("mails", `"dead_queue_id":"dead"`, `"message_max_deliveries":3`)
+	s.must("POST", "/queues/dead/messages/batch", `{"messages":[{"data":{}},{"data":{}},{"data":{}},{"data":{},"delay_seconds":900}]}`)
+	p := open(t, s.url()+"/#/queues/dead")
+	p.seeText("h1 + .about", "dead queue of mails")
+	p.click("Redrive…")
+	p.seeText("dialog", "3 messages could be received now")
+	p.see("it goes home", "document.querySelector('[name=destination_queue_id]').value === 'mails'")
+	p.expect("status of 404")
+	p.fill("destination_queue_id", "nosuch")
+	p.click("Move 3 messages")
+	p.seeText("dialog .wrong:not(:empty)", "Queue not found")
+	p.fill("destination_queue_id", "mails")
+	p.fill("limit", "2")
+	p.click("Move 3 messages")
+	p.seeText("#notes", "Moved from dead to mails")
+	p.seeNo("dialog")
+	if states := s.states("mails"); states != "ready ready" {
+		t.Errorf("in mails: %s", states)
+	}
+	p.click("Purge…")
+	p.seeText("dialog", "2 messages (1 ready, 1 delayed)")
+	p.click("Cancel")
+	p.click("Purge…")
+	p.click("Delete 2 messages")
+	p.seeText("#notes", "dead is empty")
+	p.seeText(".part", "No messages.")
+	if states := s.states("dead"); states != "" {
+		t.Errorf("in dead: %s", states)
+	}
+}
+
+func TestTopicsAreMadePublishedToAndDeleted(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("dead")
+	p := open(t, s.url()+"/#/topics")
+	p.seeText("main", "There are no topics yet")
+	p.click("New topic")
+	p.fill("id", "orders")
+	p.press(enter)
+	p.seeText("section[aria-label='Topic orders']", "No queue gets what is published here")
+	p.click("New queue")
+	p.see("its topic", "document.querySelector('dialog [name=topic_id]').value === 'orders'")
+	p.fill("id", "south")
+	p.fill("message_filters", `{"country": ["fr", "es"]}`)
+	p.fill("dead_queue_id", "dead")
+	p.fill("message_max_deliveries", "2")
+	p.click("Create the queue")
+	p.seeText("h1", "south")
+	p.click("Topics")
+	for _, text := range []string{"south", "country: fr or es", "after 2 deliveries to dead"} {
+		p.seeText("section[aria-label='Topic orders'] .tree", text)
+	}
+	p.seeText("main > div > div:last-child", "dead") // without a topic
+	p.click("Publish…")
+	p.choose("dialog button[type=submit]")
+	p.seeText("#notes", "no queue wanted it")
+	p.click("Publish…")
+	p.fill("attributes", `{"country": "es"}`)
+	p.choose("dialog button[type=submit]")
+	p.seeText("#notes", "Published to south.")
+	p.seeText(".tree", "1 ready")
+	p.click("Delete…")
+	p.seeText("dialog", "One queue hangs on it")
+	p.click("Delete the topic")
+	p.seeText("main", "There are no topics yet")
+	if states := s.states("south"); states != "ready" {
+		t.Errorf("south has %s", states)
+	}
+}
+
+func TestGroupsAreShownAndLimited(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails", `"delivery_interval_ms":60000`)
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[{"data":{},"group":"acme"},{"data":{},"group":"acme"},{"data":{},"group":".."},{"data":{},"group":"a/b?c#d"}]}`)
+	p := open(t, s.url()+"/#/queues/mails/groups")
+	row := func(id string) string { return fmt.Sprintf("//tr[th=%q]", id) }
+	p.seeText("tbody", "acme")
+	s.must("GET", "/queues/mails/messages", "")
+	p.seeText("tbody", "limited for")
+	p.click("Interval…", row("acme"))
+	p.expect("status of 422")
+	p.fill("delivery_interval_ms", "-1")
+	p.click("Save")
+	p.seeText("dialog .wrong:not(:empty)", "greater than or equal to 0")
+	p.fill("delivery_interval_ms", "250")
+	p.click("Save")
+	p.seeText("tbody", "250 ms")
+	p.click("Delete…", row("a/b?c#d"))
+	p.seeText("dialog", "1 message of the group will be deleted")
+	p.click("Delete 1 message")
+	p.see("it is gone", "!document.querySelector('tbody').innerText.includes('a/b?c#d')")
+
+	// A browser makes the path of the queue out of that of this group.
+	p.click("Delete…", row(".."))
+	p.click("Delete 1 message")
+	p.seeText("dialog .wrong", "cannot name")
+	p.click("Cancel")
+	s.must("GET", "/queues/mails", "")
+	if n := len(strings.Fields(s.states("mails"))); n != 3 {
+		t.Errorf("there are %d messages, want 3", n)
+	}
+}
+
+func TestServerGoesAwayAndComesBack(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
+	p := open(t, s.url())
+	p.expect("ERR_CONNECTION_REFUSED")
+	p.expect("ERR_EMPTY_RESPONSE")
+	p.expect("ERR_CONNECTION_RESET")
+	p.expect("status of 503")
+	p.seeText("tr[data-id=mails] td[data-label=Ready]", "1")
+	s.stop()
+	p.seeText("#status", "cannot be reached. Trying again")
+	p.seeText("tr[data-id=mails]", "mails") // what was known is still there
+	p.click("New queue")
+	p.seeText("#notes", "cannot be reached")
+	s.start()
+	p.seeText("#status", "Live")
+	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
+	p.seeText("tr[data-id=mails] td[data-label=Ready]", "2")
+}
+
+// writeTokens returns the path of a file of tokens.
+func writeTokens(t *testing.T) string {
+	path := filepath.Join(t.TempDir(), "tokens.json")
+	text := `{"tokens": [
+		{"name": "operator", "token": "the-secret-of-the-operator", "admin": true},
+		{"name": "worker", "token": "the-secret-of-the-worker-it-is", "get": ["mails"]}
+	]}`
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTokenIsAskedForAndKeptForTheTab(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, "-token-file", writeTokens(t))
+	s.token = "the-secret-of-the-operator"
+	s.queue("mails")
+	s.queue("others")
+	p := open(t, s.url())
+	p.expect("status of 401")
+	p.expect("status of 403")
+	p.seeText("h1", "This server wants a token")
+	p.see("nothing to forget", "document.getElementById('forget').hidden")
+	p.fill("token", "not a valid one")
+	p.press(enter)
+	p.seeText("form .wrong:not(:empty)", "Invalid token")
+	p.see("a wrong one is not kept", "sessionStorage.length === 0")
+	p.fill("token", "the-secret-of-the-operator")
+	p.press(enter)
+	p.see("all queues", rowIDs+" === 'mails others'")
+	p.see("it is kept for the tab alone", "sessionStorage.length === 1 && localStorage.length === 0 && document.cookie === ''")
+	p.do(chromedp.Reload())
+	p.see("and after a reload", rowIDs+" === 'mails others'")
+	p.click("Forget the token")
+	p.seeText("h1", "This server wants a token")
+
+	p.fill("token", "the-secret-of-the-worker-it-is")
+	p.press(enter)
+	p.see("only its queues", rowIDs+" === 'mails'")
+	p.seeNo(".tools .admin")
+	p.click("mails")
+	p.seeText(".part", "No messages.")
+	p.seeNo("main .title .buttons")
+	p.click("Settings")
+	p.seeText(".part", "The token has no right to change them")
+	p.see("fields that can only be read", "document.querySelector('[name=ack_deadline_seconds]').disabled")
+	p.click("Publish", `//nav[@class="tabs"]`)
+	p.choose(".part button[type=submit]")
+	p.seeText(".part .wrong:not(:empty)", "it needs post")
+
+	// The server learns that it is not valid any more.
+	if err := os.WriteFile(s.args[1], []byte(`{"tokens": [{"name": "operator", "token": "another-secret-of-the-operator", "admin": true}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.stop()
+	p.expect("ERR_")
+	s.start()
+	p.seeText("main", "The server refuses the one you gave")
+}
+
+func TestMarkupAndScriptDoNotRun(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	const attack = `<img src=x onerror=window.pwned=1><script>window.pwned=1</script>"'>{{7*7}}javascript:window.pwned=1`
+	quoted, _ := json.Marshal(attack)
+	s.must("POST", "/topics", `{"id":"t"}`)
+	s.queue("q", `"topic_id":"t"`, fmt.Sprintf(`"message_filters":{%s:[%s]}`, quoted, quoted))
+	s.must("POST", "/queues/q/messages", fmt.Sprintf(`{"data":{%s:%s},"attributes":{%s:%s},"group":%s}`, quoted, quoted, quoted, quoted, quoted))
+	p := open(t, s.url())
+	p.seeText("tr[data-id=q]", "filtered")
+	elements := func() {
+		t.Helper()
+		if n := js[int](p, "document.querySelectorAll('main img, main script, main iframe, [onerror]').length"); n != 0 {
+			t.Errorf("%d elements were made of texts", n)
+		}
+	}
+	for _, hash := range []string{"#/queues/q", "#/queues/q/groups", "#/topics"} {
+		p.goTo(hash)
+		p.seeText("main", "<img src=x onerror=window.pwned=1><script>")
+		if hash == "#/queues/q" {
+			p.choose("summary")
+			p.seeText("pre", "{{7*7}}")
+		}
+		elements()
+	}
+	p.goTo("#/queues/q/settings")
+	p.see("the filter", "document.querySelector('[name=message_filters]')?.value.includes('onerror')")
+	p.goTo("#/queues/q/groups")
+	p.click("Delete…", "//tbody")
+	p.seeText("dialog h2", "<img src=x")
+	p.click("Cancel")
+	p.expect("status of 404")
+	p.goTo("#/queues/" + strings.ReplaceAll(attack, "/", "%2F") + "/messages")
+	p.seeText("h1", "<img src=x")
+	elements()
+
+	// Whoever finds a hole in this still meets the policy.
+	p.expect("Content Security Policy")
+	p.expect("requires 'Trusted")
+	for _, attempt := range []string{
+		"document.querySelector('main').innerHTML = '<b>'",
+		"document.createElement('script').text = 'window.pwned = 1'",
+		"document.createElement('script').src = '/dashboard/main.js'",
+		"document.write('<script>window.pwned = 1</script>')",
+	} {
+		if js[string](p, "(() => { try { "+attempt+"; return 'done' } catch (e) { return 'refused' } })()") != "refused" {
+			t.Errorf("%s is not refused", attempt)
+		}
+	}
+	p.run(`const e = document.createElement('a')
+		e.href = 'javascript:window.pwned = 1'
+		document.body.append(e)
+		e.click()`)
+	for _, attempt := range []string{"https://example.com/", "http://127.0.0.1:1/"} {
+		if js[string](p, fmt.Sprintf("fetch(%q).then(() => 'done', () => 'refused')", attempt)) != "refused" {
+			t.Errorf("a request to %s is not refused", attempt)
+		}
+	}
+	if js[bool](p, "'pwned' in window") {
+		t.Error("a script ran")
+	}
+}
+
+func TestKeyboardIsEnough(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	p := open(t, s.url())
+	p.seeText("tr[data-id=mails]", "mails")
+	focused := "document.activeElement"
+	p.press(tab)
+	p.see("the way past the header", focused+".className === 'skip'")
+	p.press(enter)
+	p.see("the content", focused+".id === 'main'")
+	p.press(tab)
+	p.see("the filter", focused+".type === 'search'")
+	for range 20 {
+		if js[string](p, focused+".textContent") == "mails" {
+			break
+		}
+		p.press(tab)
+	}
+	p.press(enter)
+	p.seeText("h1", "mails")
+	p.run("[...document.querySelectorAll('button')].find((b) => b.textContent === 'Purge…').focus()")
+	p.press(enter)
+	p.see("the dialog has the focus", "document.querySelector('dialog')?.contains(document.activeElement)")
+	p.press(escape)
+	p.seeNo("dialog")
+	p.see("and gives it back", focused+".textContent === 'Purge…'")
+}
+
+// unnamed lists controls that a screen reader could say nothing of, pairs of text
+// and ground with too little contrast (WCAG 2.2, 1.4.3), and what is wider than
+// the window.
+const unnamed = `(() => {
+	const found = []
+	for (const e of document.querySelectorAll('button, a, input, select, textarea')) {
+		if (!e.checkVisibility()) continue
+		const name = e.getAttribute('aria-label') || (e.labels?.length ? e.labels[0].textContent : '') || e.textContent
+		if (!name.trim()) found.push('no name: ' + e.outerHTML)
+	}
+	for (const e of document.querySelectorAll('table')) if (!e.querySelector('th')) found.push('no heads: ' + e.outerHTML)
+	const parse = (color) => {
+		const c = document.createElement('canvas').getContext('2d')
+		c.fillStyle = color
+		c.fillRect(0, 0, 1, 1)
+		return [...c.getImageData(0, 0, 1, 1).data]
+	}
+	const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] / 255 + below[i] * (1 - top[3] / 255)).concat(255)
+	const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0)
+	const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+	for (let n; (n = walk.nextNode()); ) {
+		const e = n.parentElement
+		if (!n.data.trim() || !e.checkVisibility({ visibilityProperty: true }) || e.closest('svg, noscript, :disabled, .unseen, .skip, option')) continue
+		const grounds = []
+		for (let at = e; at; at = at.parentElement) grounds.push(parse(getComputedStyle(at).backgroundColor))
+		const ground = grounds.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 255])
+		const [a, b] = [light(over(parse(getComputedStyle(e).color), ground)), light(ground)].sort((a, b) => b - a)
+		if ((a + 0.05) / (b + 0.05) < 4.5) found.push('contrast ' + ((a + 0.05) / (b + 0.05)).toFixed(2) + ': ' + n.data)
+	}
+	const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth
+	if (wide > 0) found.push('wider than the window by ' + wide + ' pixels')
+	return found.slice(0, 10)
+})()`
+
+var screenshots = flag.String("screenshots", "", "`folder` to write pictures of all pages to")
+
+func TestEveryPageIsReadableOnEveryScreen(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.must("POST", "/topics", `{"id":"orders"}`)
+	s.must("POST", "/topics", `{"id":"users.with-a_rather.long-name-that-somebody-chose-to-give-to-a-topic"}`)
+	s.queue("orders-dead")
+	s.queue("invoices", `"topic_id":"orders"`, `"dead_queue_id":"orders-dead"`, `"message_max_deliveries":2`)
+	s.queue("a-queue-with-a-name-"+strings.Repeat("as.long-as_names-can-be.", 4), `"topic_id":"orders"`, `"message_filters":{"country":["fr","es"]}`, `"ordered":true`)
+	s.queue("mails", `"delivery_interval_ms":600000`)
+	p := open(t, s.url())
+	p.seeText("tr[data-id=invoices]", "invoices")
+	for n := range 30 {
+		s.must("POST", "/topics/orders/messages", fmt.Sprintf(`{"data":{"order":%d,"customer":{"name":"Ann %s"},"items":[{"sku":"A-1","n":2}]},"attributes":{"country":"fr"}}`, n, strings.Repeat("x", n*20)))
+	}
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[{"data":{"mail":1},"group":"acme"},{"data":{"mail":2},"group":"acme"},{"data":{"mail":3},"group":"`+strings.Repeat("zeta ", 40)+`"}]}`)
+	s.must("POST", "/queues/invoices/messages", `{"data":{"later":true},"delay_seconds":600}`)
+	s.must("GET", "/queues/invoices/messages?limit=2", "")
+	s.must("GET", "/queues/mails/messages?limit=1", "")
+	for name, v := range map[string]struct{ hash, shows string }{
+		"queues":   {"#/", "invoices"},
+		"topics":   {"#/topics", "orders-dead"},
+		"messages": {"#/queues/invoices", "kept for"},
+		"publish":  {"#/queues/invoices/publish", "Attributes"},
+		"settings": {"#/queues/invoices/settings", "Save"},
+		"groups":   {"#/queues/mails/groups", "acme"},
+	} {
+		p.goTo(v.hash)
+		p.seeText("main", v.shows)
+		for _, theme := range []string{"light", "dark"} {
+			p.theme(theme)
+			for size, width := range map[string]int64{"desktop": 1280, "phone": 390, "small": 320} {
+				p.size(width, 844)
+				for _, mistake := range js[[]string](p, unnamed) {
+					t.Errorf("%s, %s, %s: %s", name, theme, size, mistake)
+				}
+				if *screenshots != "" {
+					p.screenshot(filepath.Join(*screenshots, fmt.Sprintf("%s-%s-%s.png", name, theme, size)))
+				}
+			}
+		}
+	}
+	p.goTo("#/queues/invoices")
+	p.size(1280, 844)
+	for what, button := range map[string]string{"dialog-purge": "Purge…", "dialog-redrive": "Redrive…"} {
+		p.click(button)
+		p.seeText("dialog", "messages")
+		for _, theme := range []string{"light", "dark"} {
+			p.theme(theme)
+			for size, width := range map[string]int64{"desktop": 1280, "phone": 390} {
+				p.size(width, 844)
+				for _, mistake := range js[[]string](p, unnamed) {
+					t.Errorf("%s, %s, %s: %s", what, theme, size, mistake)
+				}
+				if *screenshots != "" {
+					p.screenshot(filepath.Join(*screenshots, fmt.Sprintf("%s-%s-%s.png", what, theme, size)))
+				}
+			}
+		}
+		p.size(1280, 844)
+		p.click("Cancel")
+	}
+}
+
+// thousand makes a server with a thousand queues.
+func thousand(t testing.TB) *server {
+	s := newServer(t)
+	for n := range 1000 {
+		s.queue(fmt.Sprintf("queue-%04d", n))
+	}
+	return s
+}
+
+// A thousand queues may change all at once: what costs time is to draw them, and
+// only those are drawn that can be seen.
+func TestOnlyWhatIsSeenIsDrawn(t *testing.T) {
+	t.Parallel()
+	s := thousand(t)
+	p := open(t, s.url())
+	p.see("all rows", "document.querySelectorAll('.queues tbody tr').length === 1000")
+	p.seeText("tr[data-id=queue-0000] td[data-label=Ready]", "0")
+	p.run(`window.touched = new Set()
+		new MutationObserver((all) => all.forEach((m) => touched.add((m.target.closest ? m.target : m.target.parentElement).closest('tr')?.dataset.id)))
+			.observe(document.querySelector('.queues tbody'), { childList: true, characterData: true, subtree: true })`)
+	for n := range 1000 {
+		s.must("POST", fmt.Sprintf("/queues/queue-%04d/messages", n), `{"data":{}}`)
+	}
+	p.seeText("tr[data-id=queue-0000] td[data-label=Ready]", "1")
+	if n := js[int](p, "touched.size"); n < 5 || n > 100 {
+		t.Errorf("%d rows were drawn, want those that can be seen", n)
+	}
+	p.run("scrollTo(0, document.body.scrollHeight)")
+	p.seeText("tr[data-id=queue-0999] td[data-label=Ready]", "1") // as soon as it can be seen
+}
+
+// BenchmarkThousandQueues says how long the page works on an answer about a thousand
+// queues, and how long it does nothing else at most.
+func BenchmarkThousandQueues(b *testing.B) {
+	s := thousand(b)
+	p := open(b, s.url())
+	p.see("all rows", "document.querySelectorAll('.queues tbody tr').length === 1000")
+	p.run(`window.longest = 0
+		new PerformanceObserver((list) => list.getEntries().forEach((e) => { longest = Math.max(longest, e.duration) })).observe({ type: 'longtask' })
+		window.answers = 0
+		const real = window.fetch
+		window.fetch = (...of) => { answers++; return real(...of) }`)
+	for b.Loop() {
+		before := js[int](p, "answers")
+		for n := range 1000 {
+			s.must("POST", fmt.Sprintf("/queues/queue-%04d/messages", n), `{"data":{}}`)
+		}
+		p.see("the next answer", fmt.Sprintf("answers > %d", before+1))
+	}
+	b.ReportMetric(js[float64](p, "longest"), "ms-longest-task")
+	b.ReportMetric(0, "ns/op")
+}

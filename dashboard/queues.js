@@ -28,14 +28,26 @@ const shownKinds = [
   ['dead', 'Dead queues', (q) => deadQueueOf(q.id).length > 0],
 ]
 
+const portion = 100 // rows that are there at first, and that come when the last is seen
+
 // view is kept while other pages are shown.
 const view = { sort: 'id', descending: false, filter: '', kind: 'all' }
 
 export function queuesPage() {
   const rows = new Map() // by queue id
   const visible = new Set() // ids of rows that can be seen
+  let room = portion // rows that may be in the table
   const observer = new IntersectionObserver((entries) => {
     for (const e of entries) {
+      if (e.target === more) {
+        if (e.isIntersecting && !more.hidden) {
+          room += portion
+          arrange(true)
+          observer.unobserve(more) // to be told again if it can still be seen
+          observer.observe(more)
+        }
+        continue
+      }
       const row = rows.get(e.target.dataset.id)
       if (!row) continue
       if (e.isIntersecting) {
@@ -51,6 +63,8 @@ export function queuesPage() {
     return { column, element: h('th', { scope: 'col', role: 'columnheader', class: column.chart ? 'number charted' : column.show ? 'number' : '' }, button) }
   })
   const body = h('tbody', { role: 'rowgroup' })
+  const more = h('p', { class: 'nothing', hidden: true }, 'More…')
+  observer.observe(more)
   const nothing = h('p', { class: 'nothing', hidden: true }, 'No queue is like that.')
   const table = h('table', { class: 'queues', role: 'table', 'aria-label': 'Queues' },
     h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element))), body)
@@ -61,10 +75,12 @@ export function queuesPage() {
   sort.value = view.sort
   filter.addEventListener('input', () => {
     view.filter = filter.value
+    room = portion
     arrange(true)
   })
   kind.addEventListener('change', () => {
     view.kind = kind.value
+    room = portion
     arrange(true)
   })
   sort.addEventListener('change', () => sortBy(sort.value))
@@ -72,7 +88,7 @@ export function queuesPage() {
   const full = h('div', { hidden: true },
     totals.element,
     h('div', { class: 'tools' }, filter, kind, sort, number, h('button', { class: 'primary admin', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'New queue')),
-    table, nothing)
+    table, more, nothing)
   const welcome = h('div')
   const loading = h('p', { class: 'nothing' }, 'Loading…')
 
@@ -81,6 +97,7 @@ export function queuesPage() {
     view.descending = view.sort === name ? !view.descending : Boolean(column.show) // largest first
     view.sort = name
     sort.value = name
+    room = portion
     arrange(true)
   }
 
@@ -101,9 +118,13 @@ export function queuesPage() {
       .map((q) => [by(q) ?? -1, q])
       .sort(([a, p], [b, q]) => (a < b ? -sign : a > b ? sign : p.id < q.id ? -1 : 1))
       .map(([, q]) => rows.get(q.id).element)
+    const found = order.length
+    order.length = Math.min(found, room)
+    more.hidden = found <= room
+    table.setAttribute('aria-rowcount', found + 1)
     if (order.length !== body.children.length || order.some((element, i) => element !== body.children[i])) body.replaceChildren(...order)
     nothing.hidden = order.length > 0
-    setText(number, order.length === live.queues.length ? `${order.length}` : `${order.length} of ${live.queues.length}`)
+    setText(number, found === live.queues.length ? `${found}` : `${found} of ${live.queues.length}`)
   }
 
   return {

@@ -96,7 +96,7 @@ async function purge(id) {
   const messages = await counted(id)
   confirm({
     title: `Purge ${id}?`,
-    text: `${exact(sum(messages))}${listed(messages)} will be deleted for good, and what was consumed and is kept.`,
+    text: `${exact(sum(messages))}${listed(messages)} will be deleted for good${queueCalled(id)?.consumed_retention_seconds ? ', and what was consumed and is kept' : ''}.`,
     action: `Delete ${exact(sum(messages))}`,
     async send() {
       await call('PUT', path`/queues/${id}/purge`)

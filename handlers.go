@@ -50,6 +50,8 @@ type server struct {
 
 	compact chan struct{} // holds one: asks for a vacuum
 
+	requestIDs *requestIDs
+
 	ready        atomic.Bool               // the schema is there
 	draining     atomic.Bool               // and so not ready any more
 	complainedAt atomic.Pointer[time.Time] // nil: not yet
@@ -91,6 +93,7 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *queue
 		room:            newRoom(log, defaultMaxConnections, defaultMaxInHand),
 		transferTimeout: defaultTransferTimeout,
 		compact:         make(chan struct{}, 1),
+		requestIDs:      newRequestIDs(),
 		mux:             http.NewServeMux(),
 	}
 	v.handle(admin, "POST /topics", v.createTopic)
@@ -220,6 +223,11 @@ func (s *server) withBody(r *request, limit int64, h handler) error {
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	start := time.Now()
 	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw), conn: s.room.connOf(hr), timeout: s.transferTimeout}
+	w.trace = readTrace(hr.Header)
+	if w.requestID = w.trace.requestID; w.requestID == "" {
+		w.requestID = s.requestIDs.next()
+	}
+	w.Header().Set("X-Request-Id", w.requestID)
 	roomy := w.conn.begin(hr.Header)
 	defer w.conn.end()
 	if hr.ContentLength != 0 && hr.Header.Get("Expect") == "" {
@@ -228,7 +236,7 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	defer func() {
 		v := recover()
 		if v != nil && v != http.ErrAbortHandler {
-			s.log.Error("panic", "method", hr.Method, "path", hr.URL.Path, "panic", v, "stack", string(debug.Stack()))
+			s.log.Error("panic", w.logged("method", hr.Method, "path", hr.URL.Path, "panic", v, "stack", string(debug.Stack()))...)
 			if w.status == 0 {
 				w.json(http.StatusInternalServerError, problem{"internal error"})
 				v = nil
@@ -239,7 +247,9 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		took := time.Since(start)
 		_, route, _ := strings.Cut(hr.Pattern, " ")
 		s.metrics.observe(hr.Method, strings.TrimSuffix(route, "{$}"), w.status, took, max(hr.ContentLength, 0), w.sent)
-		s.log.Debug("request", "method", hr.Method, "path", hr.URL.Path, "status", w.status, "took", took, "remote", hr.RemoteAddr)
+		if s.log.Enabled(hr.Context(), slog.LevelDebug) { // or the line is made for nothing
+			s.log.Debug("request", w.logged("method", hr.Method, "path", hr.URL.Path, "status", w.status, "took", took, "remote", hr.RemoteAddr)...)
+		}
 		if v != nil {
 			panic(http.ErrAbortHandler) // cuts the connection: what was sent must not look like a whole answer
 		}
@@ -500,7 +510,7 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 		s.complain(err)
 		return http.StatusServiceUnavailable, "the database is not available, try again later"
 	default:
-		s.log.Error("internal error", "method", r.Method, "path", r.URL.Path, "error", err)
+		s.log.Error("internal error", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
 		return http.StatusInternalServerError, "internal error"
 	}
 }
@@ -530,11 +540,23 @@ type response struct {
 	controller *http.ResponseController
 	conn       *conn
 	timeout    time.Duration // for the client to take the answer
+	trace      trace         // of the request
+	requestID  string        // that of the trace, or else one of ours
 	matched    bool
 	bodyRead   bool // to its end
 	refused    int  // the status that the mux would have sent
 	status     int  // 0 before the header is sent
 	sent       int64
+}
+
+// logged returns attributes of a line of the log, and those that say which request
+// it is about.
+func (w *response) logged(attributes ...any) []any {
+	attributes = append(attributes, "request_id", w.requestID)
+	if w.trace.traceparent != "" {
+		attributes = append(attributes, "traceparent", w.trace.traceparent)
+	}
+	return attributes
 }
 
 // WriteHeader gives the client its time to take the answer from now on: how long

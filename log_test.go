@@ -69,7 +69,7 @@ func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 				}
 				return r
 			}, v)
-			for _, name := range []string{"Authorization", "User-Agent", "Origin", "X-Forwarded-For", "Host"} {
+			for _, name := range []string{"Authorization", "User-Agent", "Origin", "X-Forwarded-For", "X-Request-Id", "Traceparent", "Host"} {
 				headers := []string{"Host: localhost", name + ": " + header}
 				if name == "Host" {
 					headers = headers[1:]

@@ -139,6 +139,14 @@ type testServer struct {
 	dsn   string
 	url   string
 	token string // sent with each request, if there is one
+	trace trace  // likewise
+}
+
+// tracing returns a client of the server that sends a request id and a traceparent.
+func (s *testServer) tracing(requestID, traceparent string) *testServer {
+	c := *s
+	c.trace = trace{requestID, traceparent}
+	return &c
 }
 
 // with returns a client of the server that sends a token.
@@ -223,6 +231,12 @@ func (s *testServer) send(ctx context.Context, method, path, body string) (reply
 	}
 	if s.token != "" {
 		r.Header.Set("Authorization", "Bearer "+s.token)
+	}
+	if s.trace.requestID != "" {
+		r.Header.Set("X-Request-Id", s.trace.requestID)
+	}
+	if s.trace.traceparent != "" {
+		r.Header.Set("Traceparent", s.trace.traceparent)
 	}
 	answer, err := http.DefaultClient.Do(r)
 	if err != nil {

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"crypto/rand"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+)
+
+// trace is what a request says of the work that it belongs to, for us to pass on as
+// it is: empty where it says nothing, or nothing valid, which is no mistake.
+type trace struct {
+	requestID   string // X-Request-Id
+	traceparent string // W3C Trace Context, section 3.2
+}
+
+// maxTrace is the longest that either is taken, in bytes.
+const maxTrace = 128
+
+// readTrace reads the two headers. Of what is there several times nobody knows
+// which is meant.
+func readTrace(h http.Header) (t trace) {
+	if all := h["X-Request-Id"]; len(all) == 1 && isWord(all[0]) {
+		t.requestID = all[0]
+	}
+	if all := h["Traceparent"]; len(all) == 1 && validTraceparent(all[0]) {
+		t.traceparent = all[0]
+	}
+	return t
+}
+
+// isWord reports whether a text is printable ASCII without a space.
+func isWord(text string) bool {
+	for _, c := range []byte(text) {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return 0 < len(text) && len(text) <= maxTrace
+}
+
+// validTraceparent reports whether a text is a traceparent: of version 00, or of a
+// later one, which begins like it and may go on after another dash.
+func validTraceparent(text string) bool {
+	const length = len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	if len(text) < length || !isWord(text) || text[2] != '-' || text[35] != '-' || text[52] != '-' {
+		return false
+	}
+	version, traceID, parentID, flags := text[:2], text[3:35], text[36:52], text[53:length]
+	for _, part := range []string{version, traceID, parentID, flags} {
+		if strings.Trim(part, "0123456789abcdef") != "" {
+			return false
+		}
+	}
+	if strings.Trim(traceID, "0") == "" || strings.Trim(parentID, "0") == "" || version == "ff" {
+		return false
+	}
+	return len(text) == length || version != "00" && text[length] == '-'
+}
+
+// requestIDs makes ids for requests that bring none.
+type requestIDs struct {
+	prefix string // no other server has it
+	last   atomic.Uint64
+}
+
+func newRequestIDs() *requestIDs { return &requestIDs{prefix: rand.Text()[:12] + "-"} }
+
+func (r *requestIDs) next() string {
+	b := append(make([]byte, 0, 40), r.prefix...)
+	return string(strconv.AppendUint(b, r.last.Add(1), 10))
+}

@@ -665,13 +665,26 @@ func (f *form) boolean(name string) bool {
 	return false
 }
 
-// showsGroup reads which fields of messages the client wants beside the usual ones.
-func (f *form) showsGroup() bool {
+// shown reads which members of messages the client wants beside the usual ones.
+func (f *form) shown() (v shown) {
 	text, has := f.find("fields")
-	if has && string(text) != "group" {
-		f.wrong(`the one field there is to ask for is "group"`, "value_error", "fields")
+	if !has {
+		return v
 	}
-	return has
+	for name := range strings.SplitSeq(string(text), ",") {
+		switch name {
+		case "group":
+			v.group = true
+		case "request_id":
+			v.requestID = true
+		case "traceparent":
+			v.traceparent = true
+		default:
+			f.wrong(`the fields there are to ask for, separated by commas, are "group", "request_id" and "traceparent"`, "value_error", "fields")
+			return v
+		}
+	}
+	return v
 }
 
 // waitSeconds reads for how long a long poll waits.

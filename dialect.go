@@ -41,7 +41,7 @@ func (s *server) publishTo(r *request, queueID string, m draft) (message, error)
 		return message{}, errOverloaded
 	}
 	publish := func() ([]message, error) {
-		return s.engine.publish(r.Context(), &publication{queueID: queueID, messages: []draft{m}})
+		return s.engine.publish(r.Context(), &publication{queueID: queueID, trace: r.w.trace, messages: []draft{m}})
 	}
 	stored, err := publish()
 	if errors.Is(err, errQueueNotFound) {

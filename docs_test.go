@@ -82,8 +82,8 @@ func TestDescribedExamplesWork(t *testing.T) {
 			}
 			if p.In == "path" {
 				target = strings.Replace(target, "{"+p.Name+"}", fmt.Sprint(p.Example), 1)
-			} else if p.Example != nil {
-				query.Set(p.Name, fmt.Sprint(p.Example))
+			} else if p.In == "query" && p.Example != nil {
+				query.Set(p.Name, strings.ReplaceAll(strings.Trim(fmt.Sprint(p.Example), "[]"), " ", ",")) // a list is separated by commas
 			}
 		}
 		body := string(op.RequestBody.Content["application/json"].Example)

@@ -36,6 +36,8 @@ func FuzzRequests(f *testing.F) {
 		{"GET", "/queues/t/messages/peek", "offset=1&limit=2", "", ""},
 		{"GET", "/queues/t/messages/consumed", "offset=1&limit=2", "", ""},
 		{"POST", "/queues/t/messages", "fields=group", "", `{"group":"a\u00e4/ ","data":{}}`},
+		{"POST", "/queues/t/messages/batch", "fields=traceparent,request_id", "X-Request-Id: a\"\\\r\nTraceparent: 01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-\"", `{"messages":[{"data":{}},{"group":"a","data":{}}]}`},
+		{"POST", "/enqueue/t/a/", "", "X-Request-Id: a\r\nTraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", `{"job_id":"j","interval":1,"payload":1}`},
 		{"GET", "/queues/t/groups", "offset=0&limit=2", "", ""},
 		{"GET", "/queues/t/groups/a%2F", "", "", ""},
 		{"PUT", "/queues/t/groups/a%2F", "", "", `{"delivery_interval_ms":5}`},
@@ -84,6 +86,8 @@ func FuzzRequests(f *testing.F) {
 		switch {
 		case w.Code >= 500 && w.Code != 503, w.Code < 200:
 			t.Errorf("%s %q?%q %q %q = %d %s", method, path, query, header, body, w.Code, w.Body)
+		case !isWord(w.Header().Get("X-Request-Id")):
+			t.Errorf("%s %q?%q %q %q has the request id %q", method, path, query, header, body, w.Header().Get("X-Request-Id"))
 		case w.Code >= 400 && w.Body.Len() == 0, w.Code >= 400 && !json.Valid(w.Body.Bytes()):
 			t.Errorf("%s %q?%q %q %q = %d with %q, which is no JSON", method, path, query, header, body, w.Code, w.Body)
 		case w.Code >= 400 && w.Code != 409 && w.Code != 503 && s.stored() != before:

@@ -152,7 +152,7 @@ const (
     FROM taken t
     WHERE m.ctid = t.tid
     RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
-              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, t.limited_until, t.place
+              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place
 ), `
 
 	consumeTaken = `claimed AS (
@@ -160,14 +160,14 @@ const (
     USING taken t
     WHERE m.ctid = t.tid
     RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, now() AS updated_at,
-              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, t.limited_until, t.place
+              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place
 ), `
 )
 
 // keepTaken keeps what consumeTaken takes, in a queue that wants it.
 const keepTaken = `kept AS (
-    INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at)
-    SELECT abs($1::bigint), now(), seq, id, group_id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at
+    INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
+    SELECT abs($1::bigint), now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
     FROM claimed
 ), `
 
@@ -265,7 +265,7 @@ const lookAgain = `soonest AS MATERIALIZED (
         AND (s.holds OR s.kept OR s.limited_until > now())
 )
 SELECT c.id, c.data, c.attributes, c.size, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.updated_at,
-       c.due_at, c.seq, c.group_id, c.job_id, c.max_deliveries, c.limited_until, s.limited_until
+       c.due_at, c.seq, c.group_id, c.job_id, c.max_deliveries, coalesce(c.request_id, ''), coalesce(c.traceparent, ''), c.limited_until, s.limited_until
 FROM claimed c
 JOIN soonest s ON s.id = c.group_id
 ORDER BY c.place`
@@ -592,7 +592,7 @@ func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGr
 	return read(s, name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID, queueKey: -terms.queueKey, consumed: at.consumes, turn: &groupTurn{}}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
-			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.turn.before, &m.turn.after)
+			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.trace.requestID, &m.trace.traceparent, &m.turn.before, &m.turn.after)
 		return m, err
 	}, statement, -terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.maxDeliveries, limit, budget,
 		int(hidden/time.Second), at.consumes)

@@ -668,7 +668,7 @@ func answerSize(n, bytes int) int64 {
 func (w *response) takeFor(messages []message) bool {
 	size := len(messages) * messageSize
 	for _, m := range messages {
-		size += len(m.Data) + len(m.Attributes)
+		size += len(m.Data) + len(m.Attributes) + m.trace.size()
 	}
 	return size <= smallAnswer || w.conn.take(int64(size))
 }
@@ -677,7 +677,7 @@ func (w *response) takeFor(messages []message) bool {
 func (w *response) messages(code int, messages []message) error {
 	size := 16
 	for i := range messages {
-		size += len(messages[i].Data) + len(messages[i].Attributes) + len(messages[i].QueueID) + 320
+		size += len(messages[i].Data) + len(messages[i].Attributes) + len(messages[i].QueueID) + messages[i].trace.size() + 320
 	}
 	if size > wholeAnswer {
 		w.pieces(code, messages)
@@ -933,7 +933,7 @@ func (s *server) redrive(r *request) error {
 
 // publication returns an empty publication to the topic or queue in the path.
 func (r *request) publication() (p *publication, err error) {
-	p = &publication{}
+	p = &publication{trace: r.w.trace}
 	if r.PathValue("topic_id") != "" {
 		p.topicID, err = r.topicID()
 	} else {
@@ -970,7 +970,7 @@ const attributesCost = 16
 
 func (s *server) finishPublish(r *request, f *form, p *publication) error {
 	q := readQuery(r.URL.RawQuery)
-	showsGroup := q.showsGroup()
+	shows := q.shown()
 	if err := cmp.Or(f.err(), q.err()); err != nil {
 		return err
 	}
@@ -988,17 +988,17 @@ func (s *server) finishPublish(r *request, f *form, p *publication) error {
 	}
 	size = 0
 	for _, m := range stored {
-		size += len(m.Data) + len(m.Attributes)
+		size += len(m.Data) + len(m.Attributes) + m.trace.size()
 	}
 	r.w.conn.add(answerSize(len(stored), size) - taken) // they are stored: no answer would be worse
-	showGroups(stored, showsGroup)
+	show(stored, shows)
 	return r.w.messages(http.StatusCreated, stored)
 }
 
-// showGroups makes messages show their groups, if that was asked for.
-func showGroups(messages []message, asked bool) {
+// show makes messages show what was asked for.
+func show(messages []message, asked shown) {
 	for i := range messages {
-		messages[i].showsGroup = asked
+		messages[i].shows = asked
 	}
 }
 
@@ -1010,7 +1010,7 @@ func (s *server) receive(r *request) error {
 	f := readQuery(r.URL.RawQuery)
 	limit := min(f.parameter("limit", 10, bounds{1, math.MaxInt}), s.limits.maxLimit)
 	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
-	showsGroup := f.showsGroup()
+	shows := f.shown()
 	if err := f.err(); err != nil {
 		return err
 	}
@@ -1018,7 +1018,7 @@ func (s *server) receive(r *request) error {
 	if err != nil {
 		return err
 	}
-	showGroups(v.messages, showsGroup)
+	show(v.messages, shows)
 	return s.deliver(r, id, v, func(messages []message) error {
 		return r.w.messages(http.StatusOK, messages)
 	})
@@ -1090,7 +1090,7 @@ func (s *server) extend(r *request) error {
 	}
 	f := readQuery(r.URL.RawQuery)
 	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
-	showsGroup := f.showsGroup()
+	shows := f.shown()
 	b := readBody(r.body)
 	item.after = b.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
 	if err := cmp.Or(f.err(), b.err()); err != nil {
@@ -1104,7 +1104,7 @@ func (s *server) extend(r *request) error {
 	if err != nil {
 		return err
 	}
-	m.showsGroup = showsGroup
+	m.shows = shows
 	return r.w.own(http.StatusOK, m.appendJSON(nil))
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // A job is a message that has a name in its group, as SharQ's have. Of one name at
-// most one waits: the same job again replaces what waits. It may set the interval of
+// most one waits: the same job again replaces what waits, with its trace. It may set the interval of
 // its group, be refused by a group that is long enough, and be dropped after so
 // many deliveries.
 
@@ -113,9 +113,10 @@ WHERE false`
 // its group next, and is about to settle or to move it.
 const insertJobs = `
 WITH jobs AS MATERIALIZED (
-    SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.size, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.n
-    FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[])
-        WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, size, max_deliveries, interval_ms, max_waiting, retention, delay, n)
+    SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.size, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.request_id, j.traceparent, j.n
+    FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[],
+                $14::text[], $15::text[])
+        WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, size, max_deliveries, interval_ms, max_waiting, retention, delay, request_id, traceparent, n)
     WHERE (SELECT version FROM queued.settings) = $12
 ), lengths AS MATERIALIZED (
     SELECT g.queue_key, g.group_id, (
@@ -131,7 +132,7 @@ WITH jobs AS MATERIALIZED (
            ) AS waiting
     FROM (SELECT queue_key, group_id, max(max_waiting) AS max_waiting FROM jobs WHERE max_waiting >= 0 GROUP BY queue_key, group_id) g
 ), waiting AS MATERIALIZED (
-    SELECT j.n, j.data, j.size, j.max_deliveries, now() + make_interval(secs => j.retention) AS expired_at, w.tid
+    SELECT j.n, j.data, j.size, j.max_deliveries, j.request_id, j.traceparent, now() + make_interval(secs => j.retention) AS expired_at, w.tid
     FROM jobs j
     CROSS JOIN LATERAL (
         SELECT m.ctid AS tid
@@ -147,7 +148,7 @@ WITH jobs AS MATERIALIZED (
     ) w
 ), replaced AS (
     UPDATE queued.messages m
-    SET data = w.data, size = w.size, max_deliveries = nullif(w.max_deliveries, 0), delivery_attempts = 0, in_flight = false, last_delivery = false,
+    SET data = w.data, size = w.size, request_id = w.request_id, traceparent = w.traceparent, max_deliveries = nullif(w.max_deliveries, 0), delivery_attempts = 0, in_flight = false, last_delivery = false,
         expired_at = w.expired_at, updated_at = now()
     FROM waiting w
     WHERE m.ctid = w.tid
@@ -163,8 +164,8 @@ WITH jobs AS MATERIALIZED (
     ) j
     LEFT JOIN lengths l ON l.queue_key = j.queue_key AND l.group_id = j.group_id
 ), inserted AS (
-    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, size, expired_at, scheduled_at, created_at, updated_at)
-    SELECT j.id, j.queue_key, j.group_id, j.job_id, nullif(j.max_deliveries, 0), j.data, j.size,
+    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT j.id, j.queue_key, j.group_id, j.job_id, nullif(j.max_deliveries, 0), j.data, j.size, j.request_id, j.traceparent,
            now() + make_interval(secs => j.retention), now() + make_interval(secs => j.delay), now(), now()
     FROM jobs j
     WHERE EXISTS (SELECT FROM placed p WHERE p.n = j.n AND p.fits)
@@ -213,8 +214,10 @@ func (s *session) enqueue(batch []*publication) error {
 	var keys, sizes, deliveries, intervals, waiting, retentions, delays intArray
 	var groups, names groupArray
 	var data jsonArray
-	for _, p := range batch {
+	var traces traceArrays
+	for i, p := range batch {
 		m := &p.messages[0]
+		traces.set(i, p.trace)
 		to := s.settings.queues[p.queueID]
 		ids, keys = append(ids, newID()), append(keys, -to.queueKey)
 		groups, names = append(groups, m.group), append(names, m.job.id)
@@ -236,7 +239,7 @@ func (s *session) enqueue(batch []*publication) error {
 	outcomes, err := read(s, "insert_jobs", func(row scanner) (o outcome, err error) {
 		err = row.Scan(&o.n, &o.waiting, &o.at, &o.id, &o.seq, &o.ready)
 		return o, err
-	}, insertJobs, ids, keys, groups, names, data, sizes, deliveries, intervals, waiting, retentions, delays, s.settings.version, maxMeasured)
+	}, insertJobs, ids, keys, groups, names, data, sizes, deliveries, intervals, waiting, retentions, delays, s.settings.version, maxMeasured, traces.requestIDs, traces.traceparents)
 	if err != nil {
 		return err
 	}
@@ -249,7 +252,7 @@ func (s *session) enqueue(batch []*publication) error {
 		m.job.waiting, m.job.readyAt = o.waiting, o.ready.Time
 		p.stored, p.err = []message{}, errGroupFull{o.waiting}
 		if o.id.Valid {
-			stored := message{ID: o.id.String, QueueID: p.queueID, Data: m.data, Group: m.group, queueKey: keys[o.n-1], seq: o.seq.Int64, CreatedAt: o.at, UpdatedAt: o.at}
+			stored := message{ID: o.id.String, QueueID: p.queueID, Data: m.data, Group: m.group, trace: p.trace, queueKey: keys[o.n-1], seq: o.seq.Int64, CreatedAt: o.at, UpdatedAt: o.at}
 			p.stored, p.err = []message{stored}, nil
 		}
 	}

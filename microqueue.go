@@ -55,7 +55,7 @@ func (s *server) microIn(r *request) error {
 	if !r.w.conn.take(int64(len(data))) {
 		return errOverloaded
 	}
-	_, err := s.engine.publish(r.Context(), &publication{queueID: queueID, messages: []draft{{data: data}}})
+	_, err := s.engine.publish(r.Context(), &publication{queueID: queueID, trace: r.w.trace, messages: []draft{{data: data}}})
 	if errors.Is(err, errQueueNotFound) {
 		return errMicroUnknown
 	}

@@ -14,6 +14,7 @@ import (
 type publication struct {
 	topicID  string
 	queueID  string
+	trace    trace // of all its messages
 	messages []draft
 
 	stored []message // in the order sent, copies of one in order of queue id; nil until then
@@ -191,7 +192,7 @@ func (p *publication) address(v *settings) (messages []outgoing, copies int, err
 		if copies += len(to); copies > maxCopies {
 			return nil, 0, errTooManyCopies
 		}
-		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, to: to})
+		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, trace: p.trace, to: to})
 	}
 	return messages, copies, nil
 }

@@ -235,3 +235,17 @@ BEGIN
     END IF;
 END
 $$;
+
+-- step 4
+
+-- What the request that published a message said of itself: its X-Request-Id and
+-- its traceparent (W3C Trace Context). Null: nothing. They stay with the message
+-- wherever it goes. Their lengths are not checked here: PostgreSQL would read the
+-- conditions anew for every statement, which costs a publish of one a twelfth.
+ALTER TABLE queued.messages
+    ADD COLUMN request_id  text COLLATE "C",
+    ADD COLUMN traceparent text COLLATE "C";
+
+ALTER TABLE queued.consumed
+    ADD COLUMN request_id  text COLLATE "C",
+    ADD COLUMN traceparent text COLLATE "C";

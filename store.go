@@ -130,7 +130,8 @@ type message struct {
 	State            string // as of a look at it; empty in other answers
 	Group            string // empty if it has none
 
-	showsGroup    bool  // in the wire format
+	trace         trace // of the request that published it
+	shows         shown // in the wire format
 	queueKey      int64 // negative if it has a group
 	jobID         sql.NullString
 	maxDeliveries sql.NullInt64
@@ -140,6 +141,10 @@ type message struct {
 	dueAt         timestamp  // of a received message: when it was due, before it was leased
 	consumed      bool       // it was received and deleted in one
 }
+
+// shown says which members a message has in the wire format beside the usual ones,
+// if there is something for them to show.
+type shown struct{ group, requestID, traceparent bool }
 
 // stateConsumed is the state of messages that were consumed and are kept.
 const stateConsumed = "consumed"
@@ -178,11 +183,24 @@ func (m *message) appendJSON(b []byte) []byte {
 		b = append(b, `,"consumed_at":`...)
 		b = m.UpdatedAt.appendJSON(b) // nothing has happened to it since
 	}
-	if m.showsGroup && m.Group != "" {
-		b = append(b, `,"group":`...)
-		b = append(b, quote(m.Group)...)
+	if m.shows.group {
+		b = appendOptional(b, `,"group":`, m.Group)
+	}
+	if m.shows.requestID {
+		b = appendOptional(b, `,"request_id":`, m.trace.requestID)
+	}
+	if m.shows.traceparent {
+		b = appendOptional(b, `,"traceparent":`, m.trace.traceparent)
 	}
 	return append(b, '}')
+}
+
+// appendOptional appends a member of an object, unless its text is empty.
+func appendOptional(b []byte, name, text string) []byte {
+	if text == "" {
+		return b
+	}
+	return append(append(b, name...), quote(text)...)
 }
 
 // queueStats counts the messages of a queue that could be received now.
@@ -595,12 +613,13 @@ func (s *store) details(ctx context.Context, queueID string) (queueDetails, erro
 	return v, unknown(err)
 }
 
-const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq, coalesce(m.group_id, ''),` + messageState
+const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq,
+       coalesce(m.group_id, ''), coalesce(m.request_id, ''), coalesce(m.traceparent, ''),` + messageState
 
 func scanMessage(row scanner) (m message, err error) {
-	m.showsGroup = true
+	m.shows = shown{group: true, requestID: true, traceparent: true}
 	err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
-		&m.CreatedAt, &m.UpdatedAt, &m.seq, &m.Group, &m.State)
+		&m.CreatedAt, &m.UpdatedAt, &m.seq, &m.Group, &m.trace.requestID, &m.trace.traceparent, &m.State)
 	return m, err
 }
 
@@ -709,7 +728,8 @@ WITH page AS MATERIALIZED (
     SELECT queue_key, consumed_at, seq, size, sum(size) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
     FROM page
 )
-SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq, coalesce(c.group_id, ''), '` + stateConsumed + `'
+SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq,
+       coalesce(c.group_id, ''), coalesce(c.request_id, ''), coalesce(c.traceparent, ''), '` + stateConsumed + `'
 FROM fitting f
 JOIN queued.consumed c ON c.queue_key = f.queue_key AND c.consumed_at = f.consumed_at AND c.seq = f.seq
 WHERE f.total <= $4
@@ -850,9 +870,9 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 // named gone to the queues they name as destination_id. A moved message starts
 // anew but for its id and its age.
 const moveMessages = `
-    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
+    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
     SELECT gone.id, CASE WHEN gone.group_id IS NULL THEN d.key ELSE -d.key END, gone.group_id, gone.job_id, gone.max_deliveries,
-           gone.data, gone.attributes, gone.size,
+           gone.data, gone.attributes, gone.size, gone.request_id, gone.traceparent,
            now() + make_interval(secs => d.message_retention_seconds),
            now() + make_interval(secs => coalesce(d.delivery_delay_seconds, 0)),
            gone.created_at, now()
@@ -863,7 +883,7 @@ const moveMessages = `
 
 // movedColumns are those of a message m that moveMessages needs, besides
 // max_deliveries: a redrive keeps it, and in a dead queue nothing is dropped.
-const movedColumns = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.size, m.created_at, m.scheduled_at, m.seq`
+const movedColumns = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.size, m.request_id, m.traceparent, m.created_at, m.scheduled_at, m.seq`
 
 // wakeMoved are the last steps of statements that move messages: their groups are
 // looked at where they come to, and where they leave those who waited for them.
@@ -1151,12 +1171,13 @@ var errStale = errors.New("settings of topics and queues are changing all the ti
 // and that the cleanup removes.
 const insertMessages = `
 WITH inserted AS (
-    INSERT INTO queued.messages (id, queue_key, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
-    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.size,
+    INSERT INTO queued.messages (id, queue_key, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.size, p.request_id, p.traceparent,
            now() + make_interval(secs => ($8::integer[])[n]),
            now() + make_interval(secs => ($9::integer[])[n]),
            now(), now()
-    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[]) AS p (data, attributes, size, first, last)
+    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[], $12::text[])
+        AS p (data, attributes, size, first, last, request_id, traceparent)
     CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
     WHERE (SELECT version FROM queued.settings) = $10
     RETURNING seq
@@ -1167,12 +1188,13 @@ FROM inserted`
 // insertGrouped is insertMessages for messages of which some have a group.
 const insertGrouped = `
 WITH inserted AS (
-    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, size, expired_at, scheduled_at, created_at, updated_at)
-    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.size,
+    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.size, p.request_id, p.traceparent,
            now() + make_interval(secs => ($8::integer[])[n]),
            now() + make_interval(secs => ($9::integer[])[n]),
            now(), now()
-    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[]) AS p (data, attributes, size, first, last, group_id)
+    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[], $12::text[], $13::text[])
+        AS p (data, attributes, size, first, last, request_id, traceparent, group_id)
     CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
     WHERE (SELECT version FROM queued.settings) = $10
     RETURNING seq, queue_key, group_id, scheduled_at AS due_at
@@ -1191,6 +1213,7 @@ type outgoing struct {
 	data       []byte
 	attributes []byte // nil if there are none
 	group      string // empty if it has none
+	trace      trace
 	to         []subscription
 }
 
@@ -1204,6 +1227,7 @@ func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time,
 	var ids idArray
 	var keys intArray
 	var groups groupArray
+	var traces traceArrays
 	grouped := false
 	inserted := make([][]message, len(messages))
 	n := 0
@@ -1212,6 +1236,7 @@ func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time,
 		if len(m.to) == 0 {
 			continue
 		}
+		traces.set(len(payloads), m.trace)
 		payloads, attributes, groups = append(payloads, m.data), append(attributes, m.attributes), append(groups, m.group)
 		sign := int64(1)
 		if m.group != "" {
@@ -1221,7 +1246,7 @@ func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time,
 		firsts, lasts = append(firsts, int64(n+1)), append(lasts, int64(n+len(m.to)))
 		n += len(m.to)
 		for j, to := range m.to {
-			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, queueKey: sign * to.queueKey}
+			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace, queueKey: sign * to.queueKey}
 			ids = append(ids, inserted[i][j].ID)
 			keys = append(keys, sign*to.queueKey)
 			retentions = append(retentions, int64(to.retention/time.Second))
@@ -1235,7 +1260,7 @@ func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time,
 		groups    pq.StringArray // that are looked at earlier: queue key, and microseconds until then
 	}
 	name, statement := "insert", insertMessages
-	args := []any{payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version}
+	args := []any{payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version, traces.requestIDs, traces.traceparents}
 	if grouped {
 		name, statement, args = "insert_grouped", insertGrouped, append(args, groups)
 	}
@@ -1459,14 +1484,15 @@ WITH asked AS MATERIALIZED (
     WHERE ` + thatOne + `
         AND m.in_flight
         AND ` + inLease + `
-    RETURNING m.id, m.queue_key, m.group_id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at
+    RETURNING m.id, m.queue_key, m.group_id, m.data, m.attributes, m.request_id, m.traceparent, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at
 ), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, NULL::bigint AS seq
     FROM extended
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroups + `
 )
-SELECT e.id, q.id, e.data, e.attributes, e.delivery_attempts, e.expired_at, e.scheduled_at, e.created_at, e.updated_at, coalesce(e.group_id, '')
+SELECT e.id, q.id, e.data, e.attributes, e.delivery_attempts, e.expired_at, e.scheduled_at, e.created_at, e.updated_at,
+       coalesce(e.group_id, ''), coalesce(e.request_id, ''), coalesce(e.traceparent, '')
 FROM extended e
 JOIN queued.queues q ON q.key = abs(e.queue_key)`
 
@@ -1475,7 +1501,8 @@ JOIN queued.queues q ON q.key = abs(e.queue_key)`
 func (s *session) extend(items []settlement) ([]message, error) {
 	ids, leases, seconds := settlementArgs(items)
 	return read(s, "extend", func(row scanner) (m message, err error) {
-		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt, &m.Group)
+		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
+			&m.Group, &m.trace.requestID, &m.trace.traceparent)
 		return m, err
 	}, extendMessages, ids, leases, seconds)
 }
@@ -1556,13 +1583,13 @@ func (s *session) release(messages []message) ([]touched, error) {
 const restoreMessages = `
 WITH restored AS (
     INSERT INTO queued.messages (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, updated_at,
-                                 group_id, job_id, max_deliveries)
+                                 group_id, job_id, max_deliveries, request_id, traceparent)
     OVERRIDING SYSTEM VALUE
     SELECT u.id, u.queue_key, u.seq, u.data, u.attributes, u.size, u.delivery_attempts, u.expired_at, u.scheduled_at, u.created_at, now(),
-           u.group_id, u.job_id, nullif(u.max_deliveries, 0)
+           u.group_id, u.job_id, nullif(u.max_deliveries, 0), u.request_id, u.traceparent
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-                $11::text[], $12::text[], $13::integer[])
-        AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries)
+                $11::text[], $12::text[], $13::integer[], $15::text[], $16::text[])
+        AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, request_id, traceparent)
     RETURNING queue_key, group_id, scheduled_at, seq
 ), forgotten AS (
     DELETE FROM queued.consumed c
@@ -1596,7 +1623,9 @@ func (s *session) restore(messages []message) ([]touched, error) {
 	var data, attributes jsonArray
 	var expiries, dues, created, consumed timeArray
 	var groups, jobs groupArray
-	for _, m := range messages {
+	var traces traceArrays
+	for i, m := range messages {
+		traces.set(i, m.trace)
 		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, m.seq)
 		data, attributes = append(data, m.Data), append(attributes, m.Attributes)
 		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
@@ -1612,7 +1641,7 @@ func (s *session) restore(messages []message) ([]touched, error) {
 		err = row.Scan(&t.queueID, &dueAt)
 		t.dueAt = dueAt.Time
 		return t, err
-	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed)
+	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces.requestIDs, traces.traceparents)
 }
 
 // leaseTerms are the settings of a queue that a claim needs.
@@ -1694,7 +1723,7 @@ FROM fitting f
 WHERE m.ctid = f.tid
     AND (f.total <= $4 OR f.total = f.size)
 RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
-          f.scheduled_at, f.seq`
+          f.scheduled_at, f.seq, coalesce(m.request_id, ''), coalesce(m.traceparent, '')`
 
 // deleteDue ends within the columns that it returns.
 const deleteDue = dueMessages + `, consumed AS (
@@ -1702,10 +1731,10 @@ const deleteDue = dueMessages + `, consumed AS (
     USING fitting f
     WHERE m.ctid = f.tid
         AND (f.total <= $4 OR f.total = f.size)
-    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq`
+    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq, m.request_id, m.traceparent`
 
 const selectDelivered = `
-SELECT id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq
+SELECT id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq, coalesce(request_id, ''), coalesce(traceparent, '')
 FROM consumed`
 
 const consumeMessages = deleteDue + `
@@ -1713,8 +1742,8 @@ const consumeMessages = deleteDue + `
 
 const consumeAndKeep = deleteDue + `, m.queue_key, m.group_id
 ), kept AS (
-    INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at)
-    SELECT abs(queue_key), now(), seq, id, group_id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at
+    INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
+    SELECT abs(queue_key), now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
     FROM consumed
 )` + selectDelivered
 
@@ -1810,7 +1839,7 @@ func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, bu
 	c.messages, err = read(s, name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID, queueKey: terms.queueKey, consumed: at.consumes}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
-			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq)
+			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq, &m.trace.requestID, &m.trace.traceparent)
 		return m, err
 	}, statement, args...)
 	if err != nil {

@@ -259,7 +259,7 @@ func recordReply(answer *http.Response, body []byte) {
 	}
 	line, err := json.Marshal(map[string]any{
 		"method": answer.Request.Method, "target": answer.Request.URL.RequestURI(), "status": answer.StatusCode,
-		"content_type": answer.Header.Get("Content-Type"), "body": body,
+		"header": answer.Header, "body": body,
 	})
 	if err != nil {
 		panic(err)

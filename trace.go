@@ -59,6 +59,9 @@ func validTraceparent(text string) bool {
 	return len(text) == length || version != "00" && text[length] == '-'
 }
 
+// size returns how many bytes it has.
+func (t trace) size() int { return len(t.requestID) + len(t.traceparent) }
+
 // requestIDs makes ids for requests that bring none.
 type requestIDs struct {
 	prefix string // no other server has it

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -226,4 +227,246 @@ func TestLogSaysWhichRequestALineIsAbout(t *testing.T) {
 			}
 		}
 	}
+}
+
+// traces returns what messages of an answer show of themselves: n, group, request id
+// and traceparent, each with a slash before it.
+func (s *testServer) traces(body string) string {
+	s.t.Helper()
+	var v struct {
+		Data []struct {
+			Data        struct{ N int }
+			Group       string
+			RequestID   string `json:"request_id"`
+			Traceparent string
+		}
+	}
+	mustDecode(s.t, body, &v)
+	var all []string
+	for _, m := range v.Data {
+		all = append(all, fmt.Sprintf("%d/%s/%s/%s", m.Data.N, m.Group, m.RequestID, m.Traceparent))
+	}
+	return strings.Join(all, " ")
+}
+
+// tracesIn returns the traces of all messages in a queue, oldest due first.
+func (s *testServer) tracesIn(queueID string) string {
+	s.t.Helper()
+	return s.traces(s.must(200, "GET", "/queues/"+queueID+"/messages/peek", ""))
+}
+
+const allFields = "?fields=group,request_id,traceparent"
+
+func TestMessageShowsTheTraceOfItsPublishWhereItIsAskedFor(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	c := s.tracing(`a"\`, testTraceparent)
+	const usual = `{"id":"UUID","queue_id":"t","data":{},"attributes":null,"delivery_attempts":%d,"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME"`
+	const all = `,"group":"g","request_id":"a\"\\","traceparent":"` + testTraceparent + `"}`
+	member := map[string]string{"group": `,"group":"g"`, "request_id": `,"request_id":"a\"\\"`, "traceparent": `,"traceparent":"` + testTraceparent + `"`}
+	list := func(attempts int, more string) string {
+		return `{"data":[` + fmt.Sprintf(usual, attempts) + more + `]}`
+	}
+	const one = `{"data":{},"group":"g"}`
+	for _, fields := range []string{"group", "request_id", "traceparent"} {
+		c.play([]step{{"POST", "/topics/t/messages?fields=" + fields, one, 201, list(0, member[fields]+"}")}})
+		s.play([]step{{"GET", "/queues/t/messages?fields=" + fields, "", 200, list(1, member[fields]+"}")}})
+	}
+	for _, path := range []string{"/topics/t/messages", "/queues/t/messages"} {
+		c.play([]step{
+			{"POST", path, one, 201, list(0, "}")},
+			{"POST", path + "/batch" + allFields, `{"messages":[` + one + `]}`, 201, list(0, all)},
+		})
+		s.play([]step{ // whoever receives has a trace of its own
+			{"GET", "/queues/t/messages?limit=1", "", 200, list(1, "}")},
+			{"GET", "/queues/t/messages?fields=traceparent%2Cgroup,request_id,group", "", 200, list(1, all)},
+		})
+	}
+	id := c.messages(c.must(201, "POST", "/queues/t/messages", one))[0].ID
+	other := s.tracing("other", strings.Replace(testTraceparent, "00-", "01-", 1))
+	peeked := func(state string, attempts int) string {
+		return fmt.Sprintf(usual, attempts) + `,"state":"` + state + `"` + all
+	}
+	other.play([]step{
+		{"GET", "/messages/" + id, "", 200, peeked("ready", 0)},
+		{"GET", "/queues/t/messages/peek?limit=1", "", 200, `{"data":[` + peeked("ready", 0) + `]}`},
+		{"GET", "/queues/t/messages", "", 200, list(1, "}")},
+		{"PUT", "/messages/" + id + "/extend", `{"ack_deadline_seconds":60}`, 200, fmt.Sprintf(usual, 1) + "}"},
+		{"PUT", "/messages/" + id + "/extend" + allFields, `{"ack_deadline_seconds":60}`, 200, fmt.Sprintf(usual, 1) + all},
+	})
+}
+
+func TestMessageWithoutATraceShowsNone(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	for i, c := range []*testServer{s, s.tracing("a b", "00-0"), s.tracing("a", "00-0"), s.tracing("a b", testTraceparent)} {
+		id := c.messages(c.must(201, "POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":%d}}`, i)))[0].ID
+		text := s.must(200, "GET", "/messages/"+id, "")
+		checkDiff(t, "request_id "+text, i == 2, strings.Contains(text, `"request_id"`))
+		checkDiff(t, "traceparent "+text, i == 3, strings.Contains(text, `"traceparent"`))
+	}
+	checkDiff(t, "rows of an invalid or made trace", 2, s.count("SELECT count(*) FROM queued.messages WHERE request_id IS NULL AND traceparent IS NULL"))
+	checkDiff(t, "received", "0/// 1/// 2//a/ 3///"+testTraceparent, s.traces(s.must(200, "GET", "/queues/t/messages"+allFields, "")))
+}
+
+func TestUnknownFieldsAreRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	id := s.messages(s.must(201, "POST", "/queues/q/messages", `{"data":{}}`))[0].ID
+	const refused = `{"detail":[{"loc":["query","fields"],"msg":"the fields there are to ask for, separated by commas, are \"group\", \"request_id\" and \"traceparent\"","type":"value_error"}]}`
+	for _, fields := range []string{"", "all", "Group", "group,", ",group", "group,,traceparent", "group,%20traceparent", "group;traceparent", "group,nosuch,nosuch"} {
+		s.play([]step{
+			{"GET", "/queues/q/messages?fields=" + fields, "", 422, refused},
+			{"POST", "/queues/q/messages?fields=" + fields, `{"data":{}}`, 422, refused},
+			{"POST", "/queues/q/messages/batch?fields=" + fields, `{"messages":[{"data":{}}]}`, 422, refused},
+			{"PUT", "/messages/" + id + "/extend?fields=" + fields, `{"ack_deadline_seconds":60}`, 422, refused},
+		})
+	}
+	checkDiff(t, "stored", 1, s.messagesIn("q"))
+}
+
+// Requests that share a statement keep their own.
+func TestMessagesOfOneStatementKeepTheirOwnTraces(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.mustTopic("unheard", `"message_filters":{"a":["b"]}`)
+	session := newSession(s.engine.db, s.server.metrics)
+	defer session.close()
+	one := func(n int, group string, of trace) *publication {
+		return &publication{queueID: "q", trace: of, messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n), group: group}}}
+	}
+	later := strings.Replace(testTraceparent, "00-", "01-", 1)
+	for _, group := range []string{"", "g"} {
+		batch := []*publication{
+			one(1, "", trace{}), one(2, "", trace{"b", testTraceparent}), one(3, group, trace{}), one(4, group, trace{requestID: "d"}),
+			{topicID: "unheard", trace: trace{"no", testTraceparent}, messages: []draft{{data: []byte("{}")}}},
+			one(5, "", trace{traceparent: later}), one(6, "", trace{}),
+		}
+		if err := s.engine.runPublications(session, batch); err != nil {
+			t.Fatal(err)
+		}
+		checkDiff(t, "with group "+group, fmt.Sprintf("1/// 2//b/%s 3/%s// 4/%[2]s/d/ 5///%s 6///", testTraceparent, group, later), s.tracesIn("q"))
+		s.exec("DELETE FROM queued.messages")
+	}
+}
+
+func TestTraceStaysWithTheMessageWhereverItGoes(t *testing.T) {
+	t.Parallel()
+	for _, group := range []string{"", "g"} {
+		s := newTestServer(t)
+		s.mustQueue("dead", keeping)
+		s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+		c := s.tracing("a", testTraceparent)
+		body := fmt.Sprintf(`{"data":{"n":1},"group":%q}`, group)
+		if group == "" {
+			body = `{"data":{"n":1}}`
+		}
+		want := fmt.Sprintf("1/%s/a/%s", group, testTraceparent)
+		id := c.messages(c.must(201, "POST", "/queues/q/messages", body))[0].ID
+		redrive := func() {
+			s.exec("UPDATE queued.groups SET ready_at = now()")
+			s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"q"}`)
+			checkDiff(t, "redriven", want, s.tracesIn("q"))
+		}
+
+		checkDiff(t, "received", want, s.traces(s.must(200, "GET", "/queues/q/messages"+allFields, "")))
+		s.must(204, "PUT", "/messages/"+id+"/nack", "")
+		checkDiff(t, "moved by the nack", want, s.tracesIn("dead"))
+		redrive()
+		s.receive("q", "")
+		s.exec("UPDATE queued.messages SET scheduled_at = now()")
+		mustCleanUp(t, s)
+		checkDiff(t, "moved by the cleanup", want, s.tracesIn("dead"))
+		checkDiff(t, "received there", want, s.traces(s.must(200, "GET", "/queues/dead/messages"+allFields, "")))
+		s.must(204, "PUT", "/messages/"+id+"/nack", "")
+		redrive()
+		v, err := s.engine.receive(t.Context(), "q", 1, 0)
+		if err != nil || len(v.messages) != 1 {
+			t.Fatalf("receive = %+v, %v, want one message", v.messages, err)
+		}
+		s.engine.giveBack("q", v.messages)
+		checkDiff(t, "given back", want, s.tracesIn("q"))
+
+		s.receive("q", "")
+		s.must(204, "PUT", "/messages/"+id+"/nack", "")
+		v, err = s.engine.consume(t.Context(), "dead", 1, 0)
+		if err != nil || len(v.messages) != 1 {
+			t.Fatalf("consume = %+v, %v, want one message", v.messages, err)
+		}
+		checkDiff(t, "kept as consumed", want, s.traces(s.must(200, "GET", "/queues/dead/messages/consumed", "")))
+		s.engine.giveBack("dead", v.messages)
+		checkDiff(t, "consumed and given back", want, s.tracesIn("dead"))
+		s.must(200, "GET", "/out/dead", "")
+		checkDiff(t, "consumed again", want, s.traces(s.must(200, "GET", "/queues/dead/messages/consumed", "")))
+	}
+}
+
+func TestPublishesByOtherAPIsKeepTheirTraces(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", keeping)
+	want := "//a/" + testTraceparent
+	c := s.tracing("a", testTraceparent)
+	c.must(201, "POST", "/message", `{"channel":"q","message":{"n":1}}`)
+	c.must(200, "POST", "/in/q", `{"n":2}`)
+	c.must(201, "POST", "/message", `{"channel":"made","message":{"n":3}}`)
+	checkDiff(t, "of pgQueue and micro-queue", "1"+want+" 2"+want, s.tracesIn("q"))
+	checkDiff(t, "in a queue made by the publish", "3"+want, s.tracesIn("made"))
+
+	// Of SharQ: what comes again is another request, and so is what it has.
+	job := func(c *testServer, id string, n int) {
+		t.Helper()
+		c.must(201, "POST", "/enqueue/sharq/g/", fmt.Sprintf(`{"job_id":%q,"payload":{"n":%d},"interval":1,"requeue_limit":3}`, id, n))
+	}
+	job(s, "none", 4)
+	job(c, "j", 5)
+	checkDiff(t, "jobs", "4/g// 5/g/a/"+testTraceparent, s.tracesIn("sharq"))
+	job(s.tracing("b", ""), "j", 6)
+	checkDiff(t, "a job that came again", "4/g// 6/g/b/", s.tracesIn("sharq"))
+	job(s, "j", 7)
+	checkDiff(t, "and again", "4/g// 7/g//", s.tracesIn("sharq"))
+	job(c, "none", 8)
+	s.must(200, "GET", "/dequeue/sharq/", "")
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight") // it comes back
+	checkDiff(t, "a job that comes back", "7/g// 8/g/a/"+testTraceparent, s.tracesIn("sharq"))
+}
+
+// That of the schema before messages had traces.
+func TestMessagesFromBeforeTracesAreCarriedForward(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "template1")
+	old := newTestStoreOn(t, dsn)
+	if err := old.migrate(t.Context(), schemaSteps()[:3]); err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{
+		`INSERT INTO queued.queues (id, ack_deadline_seconds, message_retention_seconds, consumed_retention_seconds) VALUES ('q', 60, 3600, 3600)`,
+		`INSERT INTO queued.groups (queue_key, id, ready_at) SELECT -key, 'g', now() FROM queued.queues`,
+		`INSERT INTO queued.messages (id, queue_key, group_id, data, size, created_at, updated_at, scheduled_at, expired_at)
+			SELECT gen_random_uuid(), sign * key, CASE WHEN sign < 0 THEN 'g' END, format('{"n":%s}', n)::json, 7, now(), now(), now(), now() + interval '1 h'
+			FROM queued.queues, (VALUES (1, 1), (2, -1)) AS m (n, sign)`,
+		`INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, data, size, delivery_attempts, expired_at, scheduled_at, created_at)
+			SELECT key, now(), 0, gen_random_uuid(), '{"n":3}', 7, 1, now() + interval '1 h', now(), now() FROM queued.queues`,
+	} {
+		if _, err := old.db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := old.migrate(t.Context(), schemaSteps()); err != nil {
+		t.Fatal(err)
+	}
+	s := newTestServerOn(t, dsn)
+	checkDiff(t, "waits", "1/// 2/g//", s.tracesIn("q"))
+	checkDiff(t, "consumed", "3///", s.traces(s.must(200, "GET", "/queues/q/messages/consumed", "")))
+	s.tracing("a", testTraceparent).must(201, "POST", "/queues/q/messages", `{"data":{"n":4}}`)
+	for _, m := range s.receive("q", "?limit=3") {
+		s.must(204, "PUT", "/messages/"+m.ID+"/nack", "")
+	}
+	got := strings.Fields(s.traces(s.must(200, "GET", "/queues/q/messages"+allFields, "")))
+	slices.Sort(got)
+	checkDiff(t, "received", []string{"1///", "2/g//", "4//a/" + testTraceparent}, got)
 }

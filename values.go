@@ -72,6 +72,22 @@ func (a groupArray) Value() (driver.Value, error) {
 	}), nil
 }
 
+// traceArrays are two arguments, the request ids and the traceparents of messages.
+// They end with the last message that has one, which is usually none: unnest fills
+// up with nulls.
+type traceArrays struct{ requestIDs, traceparents groupArray }
+
+// set says what message i has, counted from 0, after those before it.
+func (a *traceArrays) set(i int, t trace) {
+	if t == (trace{}) {
+		return
+	}
+	for len(a.requestIDs) < i {
+		a.requestIDs, a.traceparents = append(a.requestIDs, ""), append(a.traceparents, "")
+	}
+	a.requestIDs, a.traceparents = append(a.requestIDs, t.requestID), append(a.traceparents, t.traceparent)
+}
+
 // idArray is a uuid[].
 type idArray = textArray
 

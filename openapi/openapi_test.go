@@ -21,11 +21,11 @@ import (
 
 // reply is an answer that the server gave in one of its tests.
 type reply struct {
-	Method      string `json:"method"`
-	Target      string `json:"target"`
-	Status      int    `json:"status"`
-	ContentType string `json:"content_type"`
-	Body        []byte `json:"body"`
+	Method string      `json:"method"`
+	Target string      `json:"target"`
+	Status int         `json:"status"`
+	Header http.Header `json:"header"`
+	Body   []byte      `json:"body"`
 }
 
 // otherAPIs are the paths of the servers whose API is not described here.
@@ -93,7 +93,7 @@ func (a *reply) check(t *testing.T, v validator.Validator) {
 	}
 	ok, mistakes := v.ValidateHttpResponse(r, &http.Response{
 		StatusCode: a.Status,
-		Header:     http.Header{"Content-Type": {a.ContentType}},
+		Header:     a.Header,
 		Body:       io.NopCloser(bytes.NewReader(tooLarge.ReplaceAll(a.Body, []byte("e40")))),
 	})
 	if ok {

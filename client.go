@@ -26,6 +26,8 @@ type client struct {
 	token string
 	cert  string
 	http  *http.Client
+
+	traceparent string // sent if it is not empty
 }
 
 // requestTimeout is how long an answer may take to its end, which is more than
@@ -111,6 +113,9 @@ func (c *client) call(ctx context.Context, method, path string, body []byte, rea
 	if c.token != "" {
 		r.Header.Set("Authorization", "Bearer "+c.token)
 	}
+	if c.traceparent != "" {
+		r.Header.Set("Traceparent", c.traceparent)
+	}
 	answer, err := c.http.Do(r)
 	begun()
 	if err != nil {
@@ -184,6 +189,9 @@ error says from which line on nothing was published.
 A publish is not tried again, because a server that does not answer may have
 stored it.
 
+If $TRACEPARENT is a traceparent (W3C Trace Context), the messages keep it, and who
+receives them can go on with the trace.
+
 `
 
 // publisher publishes what it reads.
@@ -234,6 +242,9 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 	}
 	if err := c.prepare(); err != nil {
 		return err
+	}
+	if traceparent := getenv("TRACEPARENT"); validTraceparent(traceparent) {
+		c.traceparent = traceparent
 	}
 	p := &publisher{client: c, path: "/topics/" + id + "/messages", out: bufio.NewWriter(stdout)}
 	if toQueue {

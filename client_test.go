@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -84,6 +85,33 @@ func TestPublishCommandPublishesAnObject(t *testing.T) {
 			queues = append(queues, m.QueueID)
 		}
 		checkDiff(t, fmt.Sprint(v.args), v.queues, strings.Join(queues, " "))
+	}
+}
+
+func TestPublishCommandSendsTheTraceOfItsEnvironment(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for i, v := range []struct{ traceparent, kept string }{
+		{testTraceparent, testTraceparent},
+		{"", ""},
+		{testTraceparent + "\n", ""},
+		{testTraceparent[1:], ""},
+		{strings.ToUpper(testTraceparent), ""},
+	} {
+		queueID := fmt.Sprintf("q%d", i)
+		s.mustQueue(queueID)
+		getenv := func(name string) string {
+			return map[string]string{"QUEUED_URL": s.url, "TRACEPARENT": v.traceparent}[name]
+		}
+		for stdin, args := range map[string][]string{`{"n":1}`: nil, "{\"n\":2}\n{\"n\":3}": {"-lines"}} {
+			args = slices.Concat([]string{"publish", "-to-queue"}, args, []string{queueID})
+			if err := run(context.Background(), args, getenv, strings.NewReader(stdin), io.Discard, io.Discard); err != nil {
+				t.Errorf("%q with the traceparent %q = %v", args, v.traceparent, err)
+			}
+		}
+		got := strings.Fields(s.tracesIn(queueID))
+		slices.Sort(got)
+		checkDiff(t, fmt.Sprintf("of the traceparent %q", v.traceparent), []string{"1///" + v.kept, "2///" + v.kept, "3///" + v.kept}, got)
 	}
 }
 

@@ -23,7 +23,7 @@ const receiveUsage = `Queued receive receives the messages of a queue until it i
 usage: queued receive [flags] QUEUE
 
 Without -exec it prints each message as JSON, one a line, and acks it when it is
-written.
+written. A message shows its group, request_id and traceparent if it has them.
 
 With -exec it runs a command for each message, with "sh -c" ("cmd /c" on Windows),
 and acks the message if the command exits with 0. If it does not, the message comes
@@ -40,6 +40,9 @@ on one line, and in its environment
   QUEUED_ATTRIBUTE_<NAME>    the attribute called name, in capitals; what is not a
                              letter from A to Z or a digit becomes _. If several
                              come to the same name the last one counts
+  QUEUED_REQUEST_ID          X-Request-Id of the publish, empty if it had none
+  TRACEPARENT                traceparent of the publish, for the command to go on with
+                             the trace; not there if it had none
   QUEUED_URL, QUEUED_TOKEN   the server and the token, for what it does with queued
 
 A value that has a zero byte, or more than 65536 bytes, is left out.
@@ -81,6 +84,8 @@ type received struct {
 	ScheduledAt      string          `json:"scheduled_at"` // end of the lease, and its guard
 	UpdatedAt        string          `json:"updated_at"`   // its beginning
 	Group            string          `json:"group"`
+	RequestID        string          `json:"request_id"`
+	Traceparent      string          `json:"traceparent"`
 	text             []byte          // all of it, on one line
 }
 
@@ -251,7 +256,7 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 			wait = min(wait, max(0, w.wait.d-time.Since(idleSince)))
 		}
 		messages = nil
-		target := fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.3f&fields=group", w.queue, most, wait.Seconds())
+		target := fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.3f&fields=group,request_id,traceparent", w.queue, most, wait.Seconds())
 		err := w.client.call(ctx, http.MethodGet, target, nil, eachOf(func(item json.RawMessage) error {
 			m, err := parseReceived(item)
 			messages = append(messages, m)
@@ -442,10 +447,12 @@ func (w *worker) guarded(m *received, what string, body []byte, read func(io.Rea
 	return settle()
 }
 
-// commandEnviron returns an environment without what only messages have.
+// commandEnviron returns an environment without what only messages have: the trace
+// of whoever started the worker is not that of a message.
 func commandEnviron(all []string) (kept []string) {
 	for _, variable := range all {
-		if !strings.HasPrefix(variable, "QUEUED_ATTRIBUTE") {
+		name, _, _ := strings.Cut(variable, "=")
+		if !strings.HasPrefix(name, "QUEUED_ATTRIBUTE") && name != "TRACEPARENT" && name != "TRACESTATE" {
 			kept = append(kept, variable)
 		}
 	}
@@ -465,6 +472,10 @@ func (w *worker) environ(m *received) (variables []string) {
 	add("QUEUED_QUEUE_ID", m.QueueID)
 	add("QUEUED_DELIVERY_ATTEMPTS", strconv.Itoa(m.DeliveryAttempts))
 	add("QUEUED_GROUP", m.Group)
+	add("QUEUED_REQUEST_ID", m.RequestID)
+	if m.Traceparent != "" {
+		add("TRACEPARENT", m.Traceparent)
+	}
 	add("QUEUED_ATTRIBUTES", string(m.Attributes))
 	if !isNull(m.Attributes) {
 		walkObject(m.Attributes, func(name string, value []byte) {

@@ -83,10 +83,10 @@ func TestReceiveCommandPrintsAndAcks(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.must(201, "POST", "/queues/q/messages", `{"data":{"a": "\u0000<",`+"\n"+`"b": 1.0},"attributes":{"k": "v"},"group":"g"}`)
-	s.must(201, "POST", "/queues/q/messages", `{"data":{},"group":"g"}`)
+	s.tracing("a<", testTraceparent).must(201, "POST", "/queues/q/messages", `{"data":{},"group":"g"}`)
 	out := s.mustShell("", "receive", "-wait", "0s", "q")
 	checkDiff(t, "printed", `{"id":"UUID","queue_id":"q","data":{"a":"\u0000<","b":1.0},"attributes":{"k":"v"},"delivery_attempts":1,"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME","group":"g"}
-{"id":"UUID","queue_id":"q","data":{},"attributes":null,"delivery_attempts":1,"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME","group":"g"}
+{"id":"UUID","queue_id":"q","data":{},"attributes":null,"delivery_attempts":1,"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME","group":"g","request_id":"a<","traceparent":"`+testTraceparent+`"}
 `, mask(out))
 	checkDiff(t, "stored", 0, s.unacked())
 }
@@ -166,13 +166,14 @@ QUEUED_DELIVERY_ATTEMPTS=1
 QUEUED_GROUP=g 1
 QUEUED_MESSAGE_ID=UUID
 QUEUED_QUEUE_ID=q
+QUEUED_REQUEST_ID=
 QUEUED_TOKEN=
 QUEUED_URL=`+s.url+"\n", mask(out))
 
 	// Without attributes, and in the command of another worker.
 	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
 	cmd := exec.Command(os.Args[0], "receive", "-exec", show, "-count", "1", "q")
-	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url, "QUEUED_ATTRIBUTE_A=1", "QUEUED_GROUP=outer", "QUEUED_TOKEN=secret")
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url, "QUEUED_ATTRIBUTE_A=1", "QUEUED_GROUP=outer", "QUEUED_REQUEST_ID=outer", "QUEUED_TOKEN=secret")
 	printed, err := cmd.Output()
 	if err != nil {
 		t.Error(err)
@@ -183,9 +184,34 @@ QUEUED_DELIVERY_ATTEMPTS=1
 QUEUED_GROUP=
 QUEUED_MESSAGE_ID=UUID
 QUEUED_QUEUE_ID=q
+QUEUED_REQUEST_ID=
 QUEUED_TOKEN=secret
 QUEUED_URL=`+s.url+"\n", mask(string(printed)))
 	checkDiff(t, "stored", 0, s.unacked())
+}
+
+// Its command publishes what comes next.
+func TestTraceGoesOnThroughTheCommandOfAWorker(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("first")
+	s.mustQueue("second")
+	const odd = "`'\"$(exit)"
+	later := strings.Replace(testTraceparent, "00-", "01-", 1) + "-" + odd
+	s.tracing("a", testTraceparent).must(201, "POST", "/queues/first/messages", `{"data":{"n":1}}`)
+	s.tracing(odd, later).must(201, "POST", "/queues/first/messages", `{"data":{"n":2}}`)
+	s.must(201, "POST", "/queues/first/messages", `{"data":{"n":3}}`)
+
+	command := fmt.Sprintf(`echo "$QUEUED_REQUEST_ID ${TRACEPARENT-none} ${TRACESTATE-none}"; %q publish -to-queue second >&2`, os.Args[0])
+	cmd := exec.Command(os.Args[0], "receive", "-count", "3", "-exec", command, "first")
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url,
+		"QUEUED_REQUEST_ID=outer", "TRACEPARENT="+strings.ReplaceAll(testTraceparent, "1", "2"), "TRACESTATE=outer=1")
+	printed, err := cmd.Output()
+	if err != nil {
+		t.Errorf("receive = %v", err)
+	}
+	checkDiff(t, "the commands have", "a "+testTraceparent+" none\n"+odd+" "+later+" none\n none none\n", string(printed))
+	checkDiff(t, "published by the commands", "1///"+testTraceparent+" 2///"+later+" 3///", s.tracesIn("second"))
 }
 
 func TestReceiveCommandNacksWithAGrowingDelay(t *testing.T) {

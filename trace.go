@@ -30,7 +30,8 @@ func readTrace(h http.Header) (t trace) {
 	return t
 }
 
-// isWord reports whether a text is printable ASCII without a space.
+// isWord reports whether a text is 1 to maxTrace bytes of printable ASCII without
+// a space.
 func isWord(text string) bool {
 	for _, c := range []byte(text) {
 		if c <= ' ' || c > '~' {

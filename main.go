@@ -40,8 +40,10 @@
 // sees, count.go how many messages there are, docs.go the API described. auth.go
 // says who may do what, and secrets.go reads that and the certificate of HTTPS
 // from files. dialect.go is how other servers' APIs are spoken: pgqueue.go,
-// microqueue.go, and sharq.go with what its jobs need beyond groups in jobs.go. log.go keeps the log to one line an entry, whatever clients send, and trace.go reads
-// which request and which trace a request belongs to.
+// microqueue.go, and sharq.go with what its jobs need beyond groups in jobs.go.
+// dashboard.go serves the page in dashboard/ to browsers. log.go keeps the log to
+// one line an entry, whatever clients send, and trace.go reads which request and
+// which trace a request belongs to.
 //
 // Other commands are programs of their own, which use a running server over HTTP:
 // bench.go is load for it, client.go publishes and shows queues from a shell, and

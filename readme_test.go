@@ -17,91 +17,119 @@ var updateReadme = flag.Bool("update-readme", false, "write what the commands of
 
 var uuidPattern = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 
-// The commands in these pages work as printed: they are run in a shell against the
+// The commands in the pages work as printed: they are run in a shell against the
 // real program, and what they print is compared with the page but for the ids of
 // messages and for times.
 func TestToursWorkAsPrinted(t *testing.T) {
 	t.Parallel()
 	program := mustBuild(t)
-	for page, atLeast := range map[string]int{
-		"README.md":                       10,
-		"docs/coming-from-fastqueue.md":   6,
-		"docs/coming-from-pgqueue.md":     3,
-		"docs/coming-from-micro-queue.md": 2,
-		"docs/coming-from-sharq.md":       6,
-	} {
-		t.Run(page, func(t *testing.T) {
-			t.Parallel()
-			if commands := tour(t, program, page); commands < atLeast {
-				t.Errorf("%s has only %d commands", page, commands)
-			}
-		})
+	for _, path := range pages(t) {
+		if commands := toursOf(mustRead(t, path)); commands != "" {
+			t.Run(path, func(t *testing.T) {
+				t.Parallel()
+				tour(t, program, path, strings.Contains(commands, privateFolder))
+			})
+		}
 	}
+}
+
+// What commands on the pages name, and other places in tests: the server, another
+// one that they start, and the data folder.
+const (
+	serverOnPage  = "localhost:8000"
+	anotherOnPage = "localhost:8001"
+	privateFolder = "/var/lib/queued"
+)
+
+// toursOf returns the blocks of a page that are run.
+func toursOf(page string) (commands string) {
+	for _, b := range blocksOf(page) {
+		if b.language == "console" && !b.marked {
+			commands += b.text
+		}
+	}
+	return commands
 }
 
 var topologyOnPage = regexp.MustCompile("(?s)```json\n({\"queues\".*?)```")
 
 // tour runs the commands of a page, on a server with the topology that the page
-// shows, and returns how many there are.
-func tour(t *testing.T, program, path string) (commands int) {
-	page, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+// shows. The server has a private PostgreSQL on the README, as it has for whoever
+// follows it, and where its folder is named. What the commands start in the
+// background is on the same database.
+func tour(t *testing.T, program, path string, private bool) {
+	page := mustRead(t, path)
+	var args, env []string
+	dataDir := newDataDir(t)
+	if private = private || path == "README.md"; private {
+		args = []string{"-data-dir", dataDir}
+	} else {
+		dsn := newTestDatabase(t, "queued")
+		args, env = []string{"-database-url", dsn}, []string{"QUEUED_DATABASE_URL=" + dsn}
 	}
-	args := []string{"-data-dir", newDataDir(t)}
-	if m := topologyOnPage.FindSubmatch(page); m != nil && path != "README.md" {
+	if m := topologyOnPage.FindStringSubmatch(page); m != nil {
 		file := filepath.Join(t.TempDir(), "topology.json")
-		if err := os.WriteFile(file, m[1], 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(m[1]), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		args = append(args, "-topology", file)
 	}
 	server := startProgram(t, program, args...)
-	here := strings.TrimPrefix(server.url, "http://")
+	inThisRun := strings.NewReplacer(
+		serverOnPage, strings.TrimPrefix(server.url, "http://"),
+		anotherOnPage, freeAddress(t),
+		privateFolder, dataDir,
+	)
 
-	shell := newShell(t, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "QUEUED_URL="+server.url)
+	shell := newShell(t, append(env, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "QUEUED_URL="+server.url)...)
 	ids := map[string]string{} // of a message on the page, to what it is in this run
 	var rewritten strings.Builder
 	last := "" // id that was printed
-	inTour := false
-	lines := strings.Split(strings.TrimSuffix(string(page), "\n"), "\n")
+	runs := false
+	blocks := blocksOf(page)
+	lines := strings.Split(strings.TrimSuffix(page, "\n"), "\n")
 	for i := 0; i < len(lines); i++ {
-		if *updateReadme && inTour && strings.HasPrefix(lines[i], "$ ") {
+		if len(blocks) > 0 && blocks[0].line == i {
+			runs, blocks = blocks[0].language == "console" && !blocks[0].marked, blocks[1:]
+		} else if lines[i] == "```" {
+			runs = false
+		}
+		if *updateReadme && runs && strings.HasPrefix(lines[i], "$ ") {
 			// A command on the page acts on the message that was shown before it.
 			lines[i] = uuidPattern.ReplaceAllString(lines[i], last)
 		}
 		rewritten.WriteString(lines[i] + "\n")
-		switch {
-		case lines[i] == "```console":
-			inTour = true
-		case lines[i] == "```":
-			inTour = false
-		case inTour && strings.HasPrefix(lines[i], "$ "):
-			command := strings.TrimPrefix(lines[i], "$ ")
-			var want []string
-			for i+1 < len(lines) && lines[i+1] != "```" && !strings.HasPrefix(lines[i+1], "$ ") {
-				i++
-				want = append(want, lines[i])
+		if !runs || !strings.HasPrefix(lines[i], "$ ") {
+			continue
+		}
+		command := strings.TrimPrefix(lines[i], "$ ")
+		for strings.HasPrefix(lines[i+1], "> ") { // the command goes on
+			i++
+			rewritten.WriteString(lines[i] + "\n")
+			command += "\n" + strings.TrimPrefix(lines[i], "> ")
+		}
+		var want []string
+		for lines[i+1] != "```" && !strings.HasPrefix(lines[i+1], "$ ") {
+			i++
+			want = append(want, lines[i])
+		}
+		command = inThisRun.Replace(command)
+		for onPage, inRun := range ids {
+			command = strings.ReplaceAll(command, onPage, inRun)
+		}
+		got := shell.run(command)
+		wanted := strings.Join(want, "\n")
+		for n, id := range uuidPattern.FindAllString(got, -1) {
+			last = id
+			if onPage := uuidPattern.FindAllString(wanted, -1); n < len(onPage) {
+				ids[onPage[n]] = id
 			}
-			command = strings.ReplaceAll(command, "localhost:8000", here)
-			for onPage, inRun := range ids {
-				command = strings.ReplaceAll(command, onPage, inRun)
-			}
-			commands++
-			got := shell.run(command)
-			wanted := strings.Join(want, "\n")
-			for n, id := range uuidPattern.FindAllString(got, -1) {
-				last = id
-				if onPage := uuidPattern.FindAllString(wanted, -1); n < len(onPage) {
-					ids[onPage[n]] = id
-				}
-			}
-			if maskAge(got) != maskAge(wanted) && !*updateReadme {
-				t.Errorf("$ %s\nprints\n%s\nand the page says\n%s", command, got, wanted)
-			}
-			if got != "" {
-				rewritten.WriteString(got + "\n")
-			}
+		}
+		if maskAge(got) != maskAge(wanted) && !*updateReadme {
+			t.Errorf("$ %s\nprints\n%s\nand the page says\n%s", command, got, wanted)
+		}
+		if got != "" {
+			rewritten.WriteString(got + "\n")
 		}
 	}
 	if *updateReadme {
@@ -109,7 +137,6 @@ func tour(t *testing.T, program, path string) (commands int) {
 			t.Fatal(err)
 		}
 	}
-	return commands
 }
 
 // maskAge is mask, and of ages too, which grow while the machine is busy, and of
@@ -145,6 +172,7 @@ func newShell(t testing.TB, env ...string) *shell {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		io.WriteString(in, "kill $! 2>/dev/null\n") // what a page left running when it failed
 		in.Close()
 		cmd.Wait()
 	})

@@ -1,0 +1,331 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	gotoken "go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// pages returns all pages there are, by their paths.
+func pages(t testing.TB) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && path != "." && (strings.HasPrefix(entry.Name(), ".") || entry.Name() == "dist") {
+			return filepath.SkipDir
+		}
+		if filepath.Ext(path) == ".md" {
+			all = append(all, filepath.ToSlash(path))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func mustRead(t testing.TB, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// block is a fenced block of a page.
+type block struct {
+	line     int // of its beginning, from 0
+	language string
+	text     string
+	marked   bool // the text before it says that it is not run
+}
+
+// notRun is what the last line of text before a block says if no test runs it.
+const notRun = "(not run here)"
+
+func blocksOf(page string) (all []block) {
+	var in *block
+	before := ""
+	for i, line := range strings.Split(page, "\n") {
+		language, fence := strings.CutPrefix(line, "```")
+		switch {
+		case fence && in == nil:
+			in = &block{line: i, language: language, marked: strings.Contains(before, notRun)}
+		case fence:
+			all, in, before = append(all, *in), nil, ""
+		case in != nil:
+			in.text += line + "\n"
+		case strings.TrimSpace(line) != "":
+			before = line
+		}
+	}
+	return all
+}
+
+// Whoever reads a page knows of each command on it whether it was tried: a test
+// runs it (TestToursWorkAsPrinted), .ci/run does, or the page says that nobody does.
+func TestEveryBlockOfCommandsIsRunOrSaysThatItIsNot(t *testing.T) {
+	t.Parallel()
+	run := map[string]bool{
+		"make run": true, // TestMakeRunStartsTheServer
+		".ci/run":  true,
+	}
+	for _, m := range regexp.MustCompile(`(?m)^step (make .*?) *(?:#.*)?$`).FindAllStringSubmatch(mustRead(t, ".ci/run"), -1) {
+		run[m[1]] = true
+	}
+	for _, path := range pages(t) {
+		page := mustRead(t, path)
+		if strings.Count("\n"+page, "\n```")%2 != 0 || strings.Contains(page, "\n  ```") {
+			t.Errorf("%s has a block without an end, or one that is indented", path)
+		}
+		for _, b := range blocksOf(page) {
+			where := fmt.Sprintf("%s:%d", path, b.line+1)
+			switch b.language {
+			case "console":
+				if !strings.HasPrefix(b.text, "$ ") {
+					t.Errorf("%s: a console block begins with a command after a $", where)
+				}
+			case "sh", "shell", "bash":
+				for line := range strings.Lines(b.text) {
+					command, _, _ := strings.Cut(line, "#")
+					if command = strings.TrimSpace(command); command != "" && !b.marked && !run[command] {
+						t.Errorf("%s: nothing runs %q, and the line before its block does not say %q", where, command, notRun)
+					}
+				}
+			case "text", "json", "python":
+				if regexp.MustCompile(`(?m)^(\$|curl|queued|make|go|docker|psql|pg_\w+) `).MatchString(b.text) {
+					t.Errorf("%s: there are commands in a block of %s", where, b.language)
+				}
+			default:
+				t.Errorf("%s: %q is no language of blocks here", where, b.language)
+			}
+		}
+	}
+}
+
+func TestMakeRunStartsTheServer(t *testing.T) {
+	t.Parallel()
+	output := newSyncBuffer()
+	cmd := exec.Command("make", "run")
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // perhaps this is make test
+			cmd.Env = append(cmd.Env, v)
+		}
+	}
+	cmd.Env = append(cmd.Env, "QUEUED_LISTEN=127.0.0.1:0", "QUEUED_DATA_DIR="+newDataDir(t))
+	cmd.Stdout, cmd.Stderr = output, output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for end := time.Now().Add(2 * testTimeout); !readyLine.MatchString(output.String()) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !readyLine.MatchString(output.String()) {
+		t.Errorf("make run does not start a server:\n%s", output)
+	}
+	cmd.Process.Signal(syscall.SIGTERM) // make passes it on
+	select {
+	case <-ended:
+	case <-time.After(2 * testTimeout):
+		cmd.Process.Kill()
+		t.Errorf("make run does not end:\n%s", output)
+	}
+}
+
+var (
+	fencedBlock = regexp.MustCompile("(?ms)^```.*?^```$")
+	codeSpan    = regexp.MustCompile("`([^`]+)`")
+	linkOnPage  = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	heading     = regexp.MustCompile(`(?m)^#+ (.*)$`)
+)
+
+func TestLinksLeadSomewhere(t *testing.T) {
+	t.Parallel()
+	anchors := map[string]map[string]bool{}
+	for _, path := range pages(t) {
+		anchors[path] = map[string]bool{"": true}
+		for _, m := range heading.FindAllStringSubmatch(fencedBlock.ReplaceAllString(mustRead(t, path), ""), -1) {
+			anchors[path][anchor(m[1])] = true
+		}
+	}
+	for path := range anchors {
+		text := codeSpan.ReplaceAllString(fencedBlock.ReplaceAllString(mustRead(t, path), ""), "")
+		for _, m := range linkOnPage.FindAllStringSubmatch(text, -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			target, fragment, _ := strings.Cut(m[1], "#")
+			there := path
+			if target != "" {
+				there = filepath.ToSlash(filepath.Join(filepath.Dir(path), target))
+			}
+			if _, err := os.Stat(there); err != nil {
+				t.Errorf("%s: nothing is at %s", path, m[1])
+			} else if headings, page := anchors[there]; page && !headings[fragment] {
+				t.Errorf("%s: no heading is at %s", path, m[1])
+			}
+		}
+	}
+}
+
+// anchor returns what GitHub makes of a heading for links.
+func anchor(heading string) string {
+	heading = regexp.MustCompile(`\[([^]]*)\]\([^)]*\)`).ReplaceAllString(heading, "$1")
+	heading = regexp.MustCompile(`[^\p{L}\p{N}_ -]`).ReplaceAllString(strings.ToLower(heading), "")
+	return strings.ReplaceAll(strings.TrimSpace(heading), " ", "-")
+}
+
+// What the pages say to type exists: targets of make, commands and flags of the
+// program, variables, and tests.
+func TestPagesNameCommandsThatExist(t *testing.T) {
+	t.Parallel()
+	flags := map[string]string{} // by command, as its -help shows them
+	for _, command := range []string{"", "publish", "receive", "queues", "stats", "health", "bench", "version"} {
+		var help bytes.Buffer
+		run(context.Background(), append(strings.Fields(command), "-help"), func(string) string { return "" }, nil, &help, io.Discard)
+		flags[command] = help.String() + "\n  -help\n"
+	}
+	var everywhere strings.Builder
+	for _, help := range flags {
+		everywhere.WriteString(help)
+	}
+	everywhere.WriteString("\n  -update-readme\n  -torture\n") // of the tests
+	has := func(help, flag string) bool {
+		return regexp.MustCompile(`(?m)^  ` + regexp.QuoteMeta(flag) + `\b`).MatchString(help)
+	}
+	makefile := mustRead(t, "Makefile")
+	tests, _ := declarations(t)
+	for _, path := range pages(t) {
+		page := mustRead(t, path)
+		var commands []string
+		for _, b := range blocksOf(page) {
+			if b.language == "sh" || b.language == "console" {
+				commands = append(commands, strings.Split(b.text, "\n")...)
+			}
+		}
+		for _, m := range codeSpan.FindAllStringSubmatch(fencedBlock.ReplaceAllString(page, ""), -1) {
+			commands = append(commands, m[1])
+			if words := strings.Fields(m[1]); regexp.MustCompile(`^-[a-z][a-z-]+$`).MatchString(words[0]) && !has(everywhere.String(), words[0]) {
+				t.Errorf("%s: there is no flag %s", path, words[0])
+			}
+		}
+		for _, command := range commands {
+			words := strings.Fields(strings.TrimPrefix(command, "$ "))
+			if len(words) < 2 {
+				continue
+			}
+			switch words[0] {
+			case "make":
+				if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(words[1]) + `:`).MatchString(makefile) {
+					t.Errorf("%s: make has no target %s", path, words[1])
+				}
+			case "queued":
+				name := words[1]
+				if strings.HasPrefix(name, "-") {
+					name = ""
+				}
+				help, exists := flags[name]
+				if !exists {
+					t.Errorf("%s: %s is no command of queued", path, words[1])
+				}
+				for _, m := range regexp.MustCompile(`(?: |^)(-[a-z][a-z-]+)`).FindAllStringSubmatch(strings.Join(words[1:], " "), -1) {
+					if exists && !has(help, m[1]) {
+						t.Errorf("%s: queued %s has no flag %s", path, name, m[1])
+					}
+				}
+			case "go":
+				_, pattern, found := strings.Cut(command, "-run ")
+				if !found || words[1] != "test" {
+					continue
+				}
+				pattern = strings.Trim(strings.Fields(pattern)[0], "'")
+				if !slices.ContainsFunc(tests, regexp.MustCompile(pattern).MatchString) {
+					t.Errorf("%s: no test is run by %s", path, command)
+				}
+			}
+		}
+		for _, name := range regexp.MustCompile(`QUEUED_[A-Z_]*[A-Z]`).FindAllString(page, -1) {
+			if !strings.Contains(everywhere.String(), name) && name != "QUEUED_ATTRIBUTE_SIZE" && !strings.HasPrefix(name, "QUEUED_TEST_") {
+				t.Errorf("%s: there is no variable %s", path, name)
+			}
+		}
+	}
+}
+
+// declarations returns the names of all tests, and what is declared in each file:
+// functions, types, constants and variables, methods and fields also as
+// type.method, and receiver.method.
+func declarations(t testing.TB) (tests []string, files map[string]map[string]bool) {
+	t.Helper()
+	paths, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = map[string]map[string]bool{}
+	for _, path := range paths {
+		file, err := parser.ParseFile(gotoken.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := map[string]bool{}
+		files[path] = names
+		ast.Inspect(file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				names[n.Name.Name] = true
+				if n.Recv != nil {
+					names[typeName(n.Recv.List[0].Type)+"."+n.Name.Name] = true
+				}
+				if strings.HasPrefix(n.Name.Name, "Test") {
+					tests = append(tests, n.Name.Name)
+				}
+				return false // what is inside is nobody's business
+			case *ast.TypeSpec:
+				names[n.Name.Name] = true
+				if fields, ok := n.Type.(*ast.StructType); ok {
+					for _, field := range fields.Fields.List {
+						for _, name := range field.Names {
+							names[n.Name.Name+"."+name.Name] = true
+						}
+					}
+				}
+			case *ast.ValueSpec:
+				for _, name := range n.Names {
+					names[name.Name] = true
+				}
+			}
+			return true
+		})
+	}
+	return tests, files
+}
+
+// typeName returns the name of the type of a receiver.
+func typeName(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.StarExpr:
+		return typeName(e.X)
+	case *ast.IndexExpr:
+		return typeName(e.X)
+	case *ast.Ident:
+		return e.Name
+	}
+	return ""
+}

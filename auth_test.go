@@ -54,10 +54,10 @@ func (s *testServer) useTokens(entries map[string]string) {
 	s.server.tokens.Store(all)
 }
 
-// rightsInReadme returns the table of the README: the right of each route.
-func rightsInReadme(t testing.TB) map[string]string {
+// statedRights returns the table of docs/configuration.md: the right of each route.
+func statedRights(t testing.TB) map[string]string {
 	t.Helper()
-	page, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func rightsInReadme(t testing.TB) map[string]string {
 	return rights
 }
 
-func TestEveryRouteTakesTheRightThatTheReadmeSays(t *testing.T) {
+func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -81,7 +81,7 @@ func TestEveryRouteTakesTheRightThatTheReadmeSays(t *testing.T) {
 		"poster": `"post":["t"]`, "getter": `"get":["t"]`, "scraper": `"metrics":true`, "admin": `"admin":true`,
 		"stranger": `"post":["tt","s*"],"get":["tt","s*"]`,
 	})
-	rights := rightsInReadme(t)
+	rights := statedRights(t)
 	has := map[string]map[string]bool{
 		"none":        {"nobody": true, "wrong": true, "poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
 		"any":         {"poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
@@ -95,7 +95,7 @@ func TestEveryRouteTakesTheRightThatTheReadmeSays(t *testing.T) {
 		route := strings.TrimSuffix(r.pattern, "{$}")
 		right, stated := rights[route]
 		if !stated || has[right] == nil {
-			t.Errorf("the README states no right for %s", route)
+			t.Errorf("docs/configuration.md states no right for %s", route)
 			continue
 		}
 		method, path, _ := strings.Cut(route, " ")
@@ -124,7 +124,7 @@ func TestEveryRouteTakesTheRightThatTheReadmeSays(t *testing.T) {
 		}
 	}
 	if len(rights) != len(s.routes) {
-		t.Errorf("the README states the rights of %d routes, and there are %d", len(rights), len(s.routes))
+		t.Errorf("docs/configuration.md states the rights of %d routes, and there are %d", len(rights), len(s.routes))
 	}
 }
 

@@ -360,13 +360,10 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 			t.Errorf("-help does not explain -%s and its variable", name)
 		}
 	}
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := mustRead(t, "docs/configuration.md")
 	for _, m := range regexp.MustCompile(`(?m)^  -(\S+)`).FindAllStringSubmatch(out.String(), -1) {
-		if !bytes.Contains(readme, []byte("`-"+m[1]+"`")) {
-			t.Errorf("the README does not list -%s", m[1])
+		if !strings.Contains(page, "`-"+m[1]+"`") {
+			t.Errorf("docs/configuration.md does not list -%s", m[1])
 		}
 	}
 }

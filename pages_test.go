@@ -222,6 +222,9 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 		}
 		for _, m := range codeSpan.FindAllStringSubmatch(fencedBlock.ReplaceAllString(page, ""), -1) {
 			commands = append(commands, m[1])
+			if strings.HasPrefix(m[1], "Test") && !slices.Contains(tests, m[1]) {
+				t.Errorf("%s: there is no test %s", path, m[1])
+			}
 			if words := strings.Fields(m[1]); regexp.MustCompile(`^-[a-z][a-z-]+$`).MatchString(words[0]) && !has(everywhere.String(), words[0]) {
 				t.Errorf("%s: there is no flag %s", path, words[0])
 			}
@@ -328,4 +331,77 @@ func typeName(e ast.Expr) string {
 		return e.Name
 	}
 	return ""
+}
+
+// The walk through the program names what is there: in its table, what the file
+// in front declares, and elsewhere what any file does, or the schema.
+func TestWalkNamesWhatExists(t *testing.T) {
+	t.Parallel()
+	_, files := declarations(t)
+	schema := mustRead(t, "schema.sql")
+	const path = "docs/inside.md"
+	page := fencedBlock.ReplaceAllString(mustRead(t, path), "")
+	declared := func(in map[string]map[string]bool, name string) bool {
+		for _, names := range in {
+			if names[name] {
+				return true
+			}
+		}
+		return false
+	}
+	rows := 0
+	for line := range strings.Lines(page) {
+		here := map[string]map[string]bool{}
+		if cells := strings.Split(line, "|"); len(cells) == 5 { // file, names, what happens
+			for _, m := range codeSpan.FindAllStringSubmatch(cells[1], -1) {
+				here[m[1]] = files[m[1]]
+			}
+			for _, m := range codeSpan.FindAllStringSubmatch(cells[2], -1) {
+				rows++
+				if !declared(here, m[1]) {
+					t.Errorf("%s: %s does not declare %s", path, cells[1], m[1])
+				}
+			}
+		}
+		for _, m := range codeSpan.FindAllStringSubmatch(line, -1) {
+			switch name := m[1]; {
+			case regexp.MustCompile(`^[\w./]+\.(go|sql|html|json)$`).MatchString(name):
+				if _, err := os.Stat(name); err != nil {
+					t.Errorf("%s: there is no file %s", path, name)
+				}
+			case regexp.MustCompile(`^[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)?$`).MatchString(name):
+				if !declared(files, name) && !regexp.MustCompile(`\b`+regexp.QuoteMeta(name)+`\b`).MatchString(schema) {
+					t.Errorf("%s: nothing is called %s", path, name)
+				}
+			}
+		}
+	}
+	if rows < 30 {
+		t.Errorf("%s has only %d names in its table", path, rows)
+	}
+}
+
+// The reference has every route, and the list of metrics every metric.
+func TestPagesListEveryRouteAndMetric(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	api := mustRead(t, "docs/api.md")
+	for _, r := range s.routes {
+		if r.dialect == native && !regexp.MustCompile("`"+regexp.QuoteMeta(strings.TrimSuffix(r.pattern, "{$}"))+"[`? ]").MatchString(api) {
+			t.Errorf("docs/api.md does not list %s", r.pattern)
+		}
+	}
+	operations := mustRead(t, "docs/operations.md")
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE ((?:queued|http)_\S+)`).FindAllStringSubmatch(s.must(200, "GET", "/metrics", ""), -1) {
+		if !strings.Contains(operations, "`"+m[1]+"`") {
+			t.Errorf("docs/operations.md does not list %s", m[1])
+		}
+	}
+	for _, path := range []string{"metrics.go", "count.go", "room.go"} { // some show only when something has happened
+		for _, m := range regexp.MustCompile(`"((?:queued|http)_[a-z_]+)"`).FindAllStringSubmatch(mustRead(t, path), -1) {
+			if !strings.Contains(operations, "`"+m[1]+"`") {
+				t.Errorf("docs/operations.md does not list %s of %s", m[1], path)
+			}
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 var updateReadme = flag.Bool("update-readme", false, "write what the commands of the pages print into them")
@@ -149,9 +150,10 @@ func maskAge(s string) string {
 
 // shell is a shell that runs one command after the other, as a terminal does.
 type shell struct {
-	t   testing.TB
-	in  io.WriteCloser
-	out *bufio.Reader
+	t    testing.TB
+	in   io.WriteCloser
+	out  *bufio.Reader
+	kill func()
 }
 
 func newShell(t testing.TB, env ...string) *shell {
@@ -172,17 +174,21 @@ func newShell(t testing.TB, env ...string) *shell {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		io.WriteString(in, "kill $! 2>/dev/null\n") // what a page left running when it failed
+		io.WriteString(in, "kill $second $! 2>/dev/null\n") // what a page left running when it failed
 		in.Close()
 		cmd.Wait()
 	})
-	return &shell{t, in, bufio.NewReader(out)}
+	return &shell{t, in, bufio.NewReader(out), func() {
+		cmd.Process.Kill()
+		out.Close()
+	}}
 }
 
 // run returns what a command prints, without the end of its last line.
 func (s *shell) run(command string) string {
 	s.t.Helper()
 	const end = "-- end of the command --"
+	defer time.AfterFunc(2*testTimeout, s.kill).Stop()
 	fmt.Fprintf(s.in, "%s\nprintf '\\n%%s\\n' '%s'\n", command, end)
 	var printed strings.Builder
 	for {

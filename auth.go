@@ -40,7 +40,7 @@ func (n *names) match(id string) bool {
 // right is what a request needs: of every route it is stated where the route is
 // registered.
 type right struct {
-	name string // as in the table of the README
+	name string // as in the table of docs/configuration.md
 	has  func(t *token, r *request) bool
 }
 

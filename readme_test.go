@@ -95,7 +95,7 @@ func tour(t *testing.T, program, path string, private bool) {
 		} else if lines[i] == "```" {
 			runs = false
 		}
-		if *updateReadme && runs && strings.HasPrefix(lines[i], "$ ") {
+		if *updateReadme && runs && last != "" && strings.HasPrefix(lines[i], "$ ") {
 			// A command on the page acts on the message that was shown before it.
 			lines[i] = uuidPattern.ReplaceAllString(lines[i], last)
 		}

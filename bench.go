@@ -124,7 +124,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 	f.Float64Var(&v.rate, "rate", 0, "`messages` to publish each second, 0 for as many as possible; the latency of a\npublish then counts from when it was due, if the one before was answered too late")
 	f.IntVar(&v.ahead, "ahead", 1000, "`messages` that producers may be ahead of consumers, if there are any; 0 for any number")
 	f.IntVar(&v.backlog, "backlog", 0, "`messages` to publish before the load begins, which do not count as ahead")
-	f.DurationVar(&v.duration, "duration", 10*time.Second, "how long the load lasts")
+	f.DurationVar(&v.duration, "duration", 10*time.Second, "`time` that the load lasts")
 	f.BoolVar(&v.drain, "drain", true, "receive all there is after the load, and look for what is missing")
 	f.BoolVar(&v.json, "json", false, "report as JSON, on one line")
 	if err := f.parse(args, getenv); err != nil {

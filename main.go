@@ -186,16 +186,16 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.StringVar(&c.debugListen, "debug-listen", "", "`address` to serve profiles of the program on, see net/http/pprof; on none if empty")
 	f.StringVar(&c.databaseURL, "database-url", "", "PostgreSQL to use, as a `URL` (postgres://user:password@host/database) or as\nkey=value pairs; without it queued runs a private PostgreSQL in -data-dir")
 	f.StringVar(&c.dataDir, "data-dir", defaultDataDir(getenv), "`folder` of the private PostgreSQL, made if it is not there")
-	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "time between two passes of the cleanup")
-	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "longest wait_seconds of a receive")
+	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "`time` between two passes of the cleanup")
+	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "longest `time` that a receive may ask to wait (wait_seconds)")
 	f.Int64Var(&l.maxBody, "max-body", 1<<20, "most `bytes` in the body of a request")
 	f.IntVar(&l.maxLimit, "max-limit", 1000, "most `items` in an answer")
 	f.IntVar(&l.requeueLimit, "requeue-limit", defaultRequeueLimit, "how many `times` a job that was enqueued by SharQ's API comes back, if it does not say\nso itself; -1 for as often as its queue allows")
-	f.DurationVar(&c.drainDelay, "drain-delay", 0, "time between SIGTERM and the end of new connections, for load balancers to notice")
+	f.DurationVar(&c.drainDelay, "drain-delay", 0, "`time` between SIGTERM and the end of new connections, for load balancers to notice")
 	f.IntVar(&c.maxConnections, "max-connections", defaultMaxConnections, "most open `connections`; beyond them those make way that are idle or slow the longest")
 	f.Int64Var(&c.maxInHand, "max-in-hand", defaultMaxInHand, "most `bytes` of requests and answers in memory; beyond them requests are refused,\nand before that those make way that are stalled")
-	f.DurationVar(&c.transferTimeout, "transfer-timeout", defaultTransferTimeout, "longest time for a client to send a body, or to take an answer")
-	f.DurationVar(&c.idleTimeout, "idle-timeout", defaultIdleTimeout, "longest time of a connection without a request")
+	f.DurationVar(&c.transferTimeout, "transfer-timeout", defaultTransferTimeout, "longest `time` for a client to send a body, or to take an answer")
+	f.DurationVar(&c.idleTimeout, "idle-timeout", defaultIdleTimeout, "longest `time` of a connection without a request")
 	f.StringVar(&allowedHosts, "allowed-hosts", "", "`names`, separated by commas, that requests may use for this server besides\nlocalhost and loopback addresses; checked when it listens on a loopback address")
 	f.StringVar(&topologyFile, "topology", "", "JSON `file` of topics and queues to make or update at the start")
 	f.StringVar(&c.tokenFile, "token-file", "", "JSON `file` of tokens and what each may do, read again on SIGHUP; without it\neverybody may do everything")
@@ -289,16 +289,34 @@ func (f *flagSet) takes(least, most int, what string) {
 	f.least, f.most, f.arguments = least, most, what
 }
 
+// DurationVar is that of flag.FlagSet, but its error says what a duration is like.
+func (f *flagSet) DurationVar(d *time.Duration, name string, value time.Duration, usage string) {
+	*d = value
+	f.Var((*duration)(d), name, usage)
+}
+
+type duration time.Duration
+
+func (d *duration) Set(text string) error {
+	v, err := time.ParseDuration(text)
+	if err != nil {
+		return errors.New("it must be like 500ms, 20s or 1m30s")
+	}
+	*d = duration(v)
+	return nil
+}
+
+func (d *duration) String() string { return (*time.Duration)(d).String() }
+
 // optionalDuration is a duration that may be left out.
 type optionalDuration struct {
 	d     time.Duration
 	given bool
 }
 
-func (o *optionalDuration) Set(text string) (err error) {
-	o.d, err = time.ParseDuration(text)
+func (o *optionalDuration) Set(text string) error {
 	o.given = true
-	return err
+	return (*duration)(&o.d).Set(text)
 }
 
 func (o *optionalDuration) String() string {

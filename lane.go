@@ -59,10 +59,10 @@ type call[T any] struct {
 
 // Bounds of a lane.
 const (
-	laneDepth    = 10000                  // requests that wait before it refuses more
-	laneWorkers  = 2                      // one, and another while a statement of the one takes long
-	laneRelief   = 250 * time.Millisecond // that is this
-	lanePatience = 3 * time.Second        // for members of a batch one by one, while some fail for locks
+	laneDepth   = 10000                  // requests that wait before it refuses more
+	laneWorkers = 2                      // one, and another while a statement of the one takes long
+	laneRelief  = 250 * time.Millisecond // that is this
+	laneWaits   = 3                      // members of a batch, one by one, that may wait in vain for a lock
 )
 
 func newLane[T any](name string, db *sql.DB, m *metrics, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
@@ -183,12 +183,15 @@ func (l *lane[T]) carryOut(s *session, batch []*call[T]) {
 		err = l.run(s, requests)
 	}
 	if len(batch) > 1 && (rejected(err) && !temporary(err) || locked(err)) {
-		began := time.Now()
+		waits := 0
 		err = nil
 		for _, c := range batch {
 			// Or it would be so for the others too, one after the other.
-			if !errors.Is(err, errUnavailable) || locked(err) && time.Since(began) < lanePatience {
+			if !errors.Is(err, errUnavailable) || locked(err) && waits < laneWaits {
 				err = unknown(l.run(s, []T{c.request}))
+				if locked(err) {
+					waits++
+				}
 			}
 			c.done <- err
 		}

@@ -11,26 +11,28 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// A batch of three is carried out by a statement that fails with these errors,
-// one after the other, and then succeeds.
+// A batch, of as many as outcomes are wanted, is carried out by a statement that
+// fails with these errors, one after the other, and then succeeds.
 func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 	t.Parallel()
 	failure := func(code pqerror.Code) error { return &pq.Error{Severity: "ERROR", Code: code} }
-	poison, lost := failure("22P02"), driver.ErrBadConn
+	poison, held, lost := failure("22P02"), failure("55P03"), driver.ErrBadConn
 	for what, v := range map[string]struct {
 		failures    []error
 		wantBatches []int // their sizes
-		want        [3]error
+		want        []error
 	}{
-		"success":                 {nil, []int{3}, [3]error{}},
-		"one waits for a lock":    {[]error{failure("55P03"), nil, failure("55P03")}, []int{3, 1, 1, 1}, [3]error{nil, errUnavailable, nil}},
-		"one is guilty":           {[]error{poison, nil, poison}, []int{3, 1, 1, 1}, [3]error{nil, poison, nil}},
-		"deadlock":                {[]error{failure("40P01")}, []int{3, 3}, [3]error{}},
-		"deadlock, again":         {[]error{failure("40P01"), failure("40P01")}, []int{3, 3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
-		"out of disk":             {[]error{failure("53100")}, []int{3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
-		"unknown outcome":         {[]error{lost}, []int{3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
-		"lost while one by one":   {[]error{poison, nil, lost}, []int{3, 1, 1}, [3]error{nil, errUnavailable, errUnavailable}},
-		"shutdown is not refusal": {[]error{failure("57P01")}, []int{3}, [3]error{errUnavailable, errUnavailable, errUnavailable}},
+		"success":                 {nil, []int{3}, []error{nil, nil, nil}},
+		"one waits for a lock":    {[]error{held, nil, held}, []int{3, 1, 1, 1}, []error{nil, errUnavailable, nil}},
+		"two wait for a lock":     {[]error{held, held, nil, held}, []int{5, 1, 1, 1, 1, 1}, []error{errUnavailable, nil, errUnavailable, nil, nil}},
+		"three wait for a lock":   {[]error{held, held, nil, held, held}, []int{5, 1, 1, 1, 1}, []error{errUnavailable, nil, errUnavailable, errUnavailable, errUnavailable}},
+		"one is guilty":           {[]error{poison, nil, poison}, []int{3, 1, 1, 1}, []error{nil, poison, nil}},
+		"deadlock":                {[]error{failure("40P01")}, []int{3, 3}, []error{nil, nil, nil}},
+		"deadlock, again":         {[]error{failure("40P01"), failure("40P01")}, []int{3, 3}, []error{errUnavailable, errUnavailable, errUnavailable}},
+		"out of disk":             {[]error{failure("53100")}, []int{3}, []error{errUnavailable, errUnavailable, errUnavailable}},
+		"unknown outcome":         {[]error{lost}, []int{3}, []error{errUnavailable, errUnavailable, errUnavailable}},
+		"lost while one by one":   {[]error{poison, nil, lost}, []int{3, 1, 1}, []error{nil, errUnavailable, errUnavailable}},
+		"shutdown is not refusal": {[]error{failure("57P01")}, []int{3}, []error{errUnavailable, errUnavailable, errUnavailable}},
 	} {
 		var batches []int
 		failures := v.failures
@@ -42,7 +44,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 			return err
 		}}
 		var batch []*call[int]
-		for range 3 {
+		for range v.want {
 			batch = append(batch, &call[int]{ctx: context.Background(), done: make(chan error, 1)})
 		}
 		l.carryOut(nil, batch)

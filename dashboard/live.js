@@ -2,7 +2,7 @@
 
 import { Away, get } from './api.js'
 
-const interval = 2000 // milliseconds between an answer and the next question
+const interval = 2000 // milliseconds between an answer and the next question, at least
 const samples = 60 // that a chart shows
 
 // live is the present state. Queues have, besides what GET /overview says, their
@@ -40,6 +40,7 @@ export const queueCalled = (id) => live.queues.find((q) => q.id === id)
 // run asks for ever, but not while nobody looks.
 export async function run() {
   for (;;) {
+    const began = Date.now()
     try {
       take(await ask())
       live.error = null
@@ -49,7 +50,7 @@ export async function run() {
     }
     for (const f of [...listeners]) f()
     await new Promise((resolve) => {
-      const timer = setTimeout(resolve, interval)
+      const timer = setTimeout(resolve, Math.max(interval, 4 * (Date.now() - began))) // a fifth of the time for what is slow
       wake = () => {
         clearTimeout(timer)
         resolve()

@@ -327,13 +327,28 @@ func (p *page) seeNo(selector string) {
 // click clicks on a button or link with this text, in what an XPath finds, or anywhere.
 func (p *page) click(text string, in ...string) {
 	p.t.Helper()
-	p.do(chromedp.Click(chromedp.Search(fmt.Sprintf(`%s//*[self::button or self::a][normalize-space()=%q][not(ancestor-or-self::*[@hidden])]`, strings.Join(in, ""), text))))
+	clickOn(p, chromedp.Search(fmt.Sprintf(`%s//*[self::button or self::a][normalize-space()=%q][not(ancestor-or-self::*[@hidden])]`, strings.Join(in, ""), text)))
 }
 
 // choose clicks on what a CSS selector finds.
 func (p *page) choose(selector string) {
 	p.t.Helper()
-	p.do(chromedp.Click(chromedp.CSS(selector)))
+	clickOn(p, chromedp.CSS(selector))
+}
+
+// clickOn clicks on what is found, and looks for it again if the page has put
+// another in its place meanwhile.
+func clickOn[S chromedp.Selectable](p *page, selector S) {
+	p.t.Helper()
+	for began := time.Now(); ; {
+		err := p.try(chromedp.Click(selector))
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "Could not find node") || time.Since(began) > patience {
+			p.t.Fatal(err)
+		}
+	}
 }
 
 // fill types into a field by its name, in place of what is there.

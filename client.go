@@ -54,7 +54,8 @@ func (c *client) prepare() error {
 		}
 		transport.TLSClientConfig = config
 	}
-	c.http = &http.Client{Transport: transport}
+	// A redirect would turn a POST into a GET, which may be a receive.
+	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return nil
 }
 
@@ -126,8 +127,10 @@ func (c *client) call(ctx context.Context, method, path string, body []byte, rea
 		return readRefusal(answer)
 	}
 	if read == nil {
-		_, err = io.Copy(io.Discard, answer.Body)
-		return err
+		if answer.StatusCode != http.StatusNoContent {
+			return errNotQueued
+		}
+		return nil
 	}
 	return read(answer.Body)
 }

@@ -12,9 +12,9 @@ import (
 
 // queueCounter tells Prometheus which queues there are, and how many messages are
 // in each. Counting takes time that grows with the messages, so a count begins
-// only when a scrape asks for it and the last one is nineteen times as long ago as
-// it took: it never takes more than a twentieth of the time. A scrape waits a
-// little for the count and then has what there is.
+// only when a scrape or an overview asks for it and the last one is nineteen times
+// as long ago as it took: it never takes more than a twentieth of the time. Whoever
+// asks waits a little for the count and then has what there is.
 type queueCounter struct {
 	db      *sql.DB
 	log     *slog.Logger

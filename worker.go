@@ -96,7 +96,8 @@ const (
 	mostPrinted  = 100              // messages received at once to print them
 	firstRetry   = time.Second      // of a command that failed; it doubles
 	longestRetry = 15 * time.Minute
-	maxVariable  = 64 << 10 // bytes of an attribute in the environment
+	maxVariable  = 64 << 10  // bytes of a variable in the environment, with its name: Linux takes 128 KiB
+	maxEnviron   = 512 << 10 // bytes of all variables of attributes: Linux takes 2 MiB with the usual stack
 )
 
 func runReceive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
@@ -275,6 +276,9 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 		}
 		return err
 	})
+	if ctx.Err() != nil && isAway(err) {
+		err = nil // told to stop while the server was away
+	}
 	return messages, err
 }
 
@@ -365,6 +369,9 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	cmd.Env = append(commandEnviron(os.Environ()), w.environ(m)...)
 	cmd.WaitDelay = closeTimeout
 	failure := cmd.Run()
+	if w.hurry.Err() != nil {
+		killGroup(cmd) // what of it did not heed the signal
+	}
 	if cmd.ProcessState != nil && cmd.ProcessState.Success() {
 		failure = nil // what it left running, or did not read, does not count
 	}
@@ -462,12 +469,13 @@ func commandEnviron(all []string) (kept []string) {
 // environ returns what the command of a message has in its environment.
 func (w *worker) environ(m *received) (variables []string) {
 	add := func(name, value string) {
-		if len(value) <= maxVariable && !strings.ContainsRune(value, 0) {
+		if len(name)+len(value) <= maxVariable && !strings.ContainsRune(value, 0) {
 			variables = append(variables, name+"="+value)
 		}
 	}
 	add("QUEUED_URL", w.client.url)
 	add("QUEUED_TOKEN", w.client.token)
+	add("QUEUED_TLS_CERT", w.client.cert)
 	add("QUEUED_MESSAGE_ID", m.ID)
 	add("QUEUED_QUEUE_ID", m.QueueID)
 	add("QUEUED_DELIVERY_ATTEMPTS", strconv.Itoa(m.DeliveryAttempts))
@@ -478,8 +486,11 @@ func (w *worker) environ(m *received) (variables []string) {
 	}
 	add("QUEUED_ATTRIBUTES", string(m.Attributes))
 	if !isNull(m.Attributes) {
+		room := maxEnviron
 		walkObject(m.Attributes, func(name string, value []byte) {
-			add("QUEUED_ATTRIBUTE_"+variableName(name), unquote(value))
+			if room -= len("QUEUED_ATTRIBUTE_=") + len(name) + len(value) + 16; room >= 0 {
+				add("QUEUED_ATTRIBUTE_"+variableName(name), unquote(value))
+			}
 		})
 	}
 	return variables

@@ -5,12 +5,17 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 )
 
@@ -80,6 +85,10 @@ func TestQueuesAreShownLive(t *testing.T) {
 	p.fillIn("input[type=search]", "ORD nothing")
 	p.seeText("main", "No queue is like that")
 	p.fillIn("input[type=search]", "")
+	p.size(390, 800)
+	p.choose("[aria-label='The other way round']") // where there are no heads
+	p.see("and back", rowIDs+" === 'mails audit dead'")
+	p.size(1280, 900)
 	p.run("const s = document.querySelector('select'); s.value = 'dead'; s.dispatchEvent(new Event('change'))")
 	p.see("only dead queues", rowIDs+" === 'dead'")
 }
@@ -275,6 +284,19 @@ func TestPagesOfMessagesAreTurned(t *testing.T) {
 	p.see("a part of what is long", "document.querySelector('.message pre').textContent.length === 20002")
 	p.click("Show all of it")
 	p.see("all of it", "document.querySelector('.message pre').textContent.length > 30000")
+
+	// An answer has at most 8 MiB, so these do not fit into one.
+	s.queue("large")
+	for n := range 12 {
+		s.must("POST", "/queues/large/messages", fmt.Sprintf(`{"data":{"n":%d,"long":%q}}`, n, strings.Repeat("x", 900_000)))
+	}
+	p.goTo("#/queues/large")
+	p.seeText(".part", "1 to 9")
+	p.click("Next")
+	p.seeText(".part", "10 to 12")
+	p.seeText(".message:last-child", `{"n":11,`)
+	p.click("Previous")
+	p.seeText(".part", "1 to 9")
 }
 
 func TestPurgeAndRedriveSayHowMany(t *testing.T) {
@@ -433,7 +455,10 @@ func TestTokenIsAskedForAndKeptForTheTab(t *testing.T) {
 	p.seeText("h1", "This server wants a token")
 	p.seeText("#status", "No valid token")
 	p.see("nothing to forget", "document.getElementById('forget').hidden")
-	p.fill("token", "not a valid one")
+	p.fill("token", "not a tökén")
+	p.press(enter)
+	p.seeText("form .wrong:not(:empty)", "letters, digits and signs of ASCII")
+	p.fill("token", "not-a-valid-one")
 	p.press(enter)
 	p.seeText("form .wrong:not(:empty)", "Invalid token")
 	p.see("a wrong one is not kept", "sessionStorage.length === 0")
@@ -468,6 +493,192 @@ func TestTokenIsAskedForAndKeptForTheTab(t *testing.T) {
 	p.expect("ERR_")
 	s.start()
 	p.seeText("main", "The server refuses the one you gave")
+	p.see("the field has the focus, whatever had it", "document.activeElement.name === 'token'")
+}
+
+func TestTokenThatSeesNoQueueIsNotToldToMakeOne(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, "-token-file", writeTokens(t))
+	p := open(t, s.url())
+	p.expect("status of 401")
+	p.fill("token", "the-secret-of-the-worker-it-is")
+	p.press(enter)
+	p.seeText("main", "There are no queues that this token may see")
+	p.see("no commands", "!document.querySelector('.steps')")
+}
+
+// Behind a balancer that takes turns each answer is of another server, which knows
+// only what it did itself.
+func TestRatesOfSeveralServersAreAddedUp(t *testing.T) {
+	t.Parallel()
+	a := newServer(t)
+	b := newServer(t, "-database-url", "host="+filepath.Join(a.dir, "data", "run")+" user=queued dbname=queued")
+	a.queue("mails")
+	var turn atomic.Int64
+	var servers []*httputil.ReverseProxy
+	for _, s := range []*server{a, b} {
+		target, err := url.Parse(s.url())
+		if err != nil {
+			t.Fatal(err)
+		}
+		servers = append(servers, &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }})
+	}
+	balancer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n := int64(0)
+		if r.URL.Path == "/overview" {
+			n = turn.Add(1) % 2
+		}
+		servers[n].ServeHTTP(w, r)
+	}))
+	t.Cleanup(balancer.Close)
+	p := open(t, balancer.URL)
+	p.seeText("tr[data-id=mails]", "mails")
+	for _, s := range []*server{a, b} {
+		go http.Get(s.url() + "/queues/mails/messages?wait_seconds=20")
+	}
+	p.seeText("tr[data-id=mails] td[data-label=Receivers]", "2")
+	for range 20 { // which each server says when it is asked the next time
+		s := []*server{a, b}[turn.Load()%2]
+		s.must("POST", "/queues/mails/messages", `{"data":{}}`)
+	}
+	p.see("a rate", "parseFloat(document.querySelector(`tr[data-id=mails] td[data-label='Published/s']`).innerText) > 0")
+}
+
+func TestWhatHasTheFocusKeepsIt(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.must("POST", "/topics", `{"id":"orders"}`)
+	s.queue("dead")
+	s.queue("mails", `"topic_id":"orders"`, `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	p := open(t, s.url()+"/#/topics")
+	p.seeText(".tree", "dead")
+	p.run("document.querySelector('.tree .tag').focus()")
+	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
+	s.must("POST", "/queues/dead/messages", `{"data":{}}`)
+	p.seeText(".tree", "1 ready")
+	p.see("the link has the focus", "document.activeElement.textContent === 'dead'")
+	p.press(enter)
+	p.seeText("h1", "dead")
+	p.see("the new page has the focus", "document.activeElement.id === 'main'")
+	p.see("its name is the title", "document.title === 'dead · queued'")
+	p.click("Topics")
+	p.see("and here", "document.title === 'Topics · queued'")
+}
+
+func TestRowsUnderThePointerStayButForWhatIsGone(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("b")
+	s.queue("c")
+	p := open(t, s.url())
+	p.see("both", rowIDs+" === 'b c'")
+	at := js[[]float64](p, "(() => { const r = document.querySelector('tbody tr').getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()")
+	p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, at[0], at[1]))
+	p.see("the pointer is there", "document.querySelector('tbody').matches(':hover')")
+	s.must("DELETE", "/queues/c", "")
+	s.queue("a")
+	p.see("what is new comes after the others", rowIDs+" === 'b a'")
+	p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, 1, 1))
+	p.see("and to its place later", rowIDs+" === 'a b'")
+}
+
+// What an answer about all queues says may be older than the page.
+func TestNewQueueIsNotSaidToBeMissing(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("a")
+	p := open(t, s.url())
+	p.see("it", rowIDs+" === 'a'")
+	p.run(`const real = window.fetch
+		window.held = []
+		window.fetch = async (target, options) => {
+			const answer = await real(target, options)
+			if (target.startsWith('/overview')) await new Promise((resolve) => held.push(resolve))
+			return answer
+		}
+		window.missing = false
+		new MutationObserver(() => { missing ||= [...document.querySelectorAll('p.panel')].some((e) => e.checkVisibility() && e.innerText.includes('no such queue')) })
+			.observe(document.body, { subtree: true, childList: true, attributes: true })`)
+	p.see("an answer is on its way", "held.length === 1")
+	p.click("New queue")
+	p.fill("id", "b")
+	p.click("Create the queue")
+	p.seeText("h1", "b")
+	p.run("held.shift()()") // which does not know of it
+	p.see("the next", "held.length === 1")
+	p.run("held.shift()()")
+	p.see("it is there", "document.querySelector('.tiles').checkVisibility()")
+	if js[bool](p, "missing") {
+		t.Error("the page says that there is no such queue")
+	}
+}
+
+func TestSettingsThatSomebodyElseChangedStay(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails", `"ordered":true`)
+	p := open(t, s.url()+"/#/queues/mails/settings")
+	p.see("the form", "document.querySelector('[name=delivery_delay_seconds]')")
+	s.must("PUT", "/queues/mails", `{"ack_deadline_seconds":77,"message_retention_seconds":7200,"message_filters":{"a":["b"]}}`)
+	p.fill("delivery_delay_seconds", "5")
+	p.click("Save")
+	p.see("what it is now", "document.querySelector('[name=ack_deadline_seconds]').value === '77'")
+	p.see("the button keeps the focus", "document.activeElement.textContent === 'Save'")
+	queue := s.must("GET", "/queues/mails", "")
+	for _, part := range []string{`"ack_deadline_seconds":77`, `"message_retention_seconds":7200`, `"message_filters":{"a":["b"]}`, `"delivery_delay_seconds":5`, `"ordered":true`} {
+		if !strings.Contains(queue, part) {
+			t.Errorf("the queue is %s, want %s", queue, part)
+		}
+	}
+	p.fill("message_filters", `{"n": [12345678901234567890, 1.10]}`)
+	p.click("Save")
+	p.see("what the server made of it", `document.querySelector('[name=message_filters]').value === '{"n":["12345678901234567890","1.10"]}'`)
+}
+
+func TestTwoClicksOpenOneDialog(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	p := open(t, s.url()+"/#/queues/mails")
+	p.see("the button", "[...document.querySelectorAll('button')].some((b) => b.textContent === 'Purge…' && b.checkVisibility())")
+	p.run(`const real = window.fetch
+		window.asked = 0
+		window.fetch = async (target, options) => {
+			const answer = await real(target, options)
+			if (target.includes('/stats')) setTimeout(() => asked++)
+			return answer
+		}
+		const button = [...document.querySelectorAll('button')].find((b) => b.textContent === 'Purge…')
+		button.click()
+		button.click()`)
+	p.see("both were answered", "asked === 2 && document.querySelector('dialog')")
+	if n := js[int](p, "document.querySelectorAll('dialog').length"); n != 1 {
+		t.Errorf("%d dialogs are open", n)
+	}
+}
+
+func TestListsAreReadWithALowLimit(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, "-max-limit", "15")
+	s.queue("mails")
+	var batch []string
+	for n := range 24 {
+		batch = append(batch, fmt.Sprintf(`{"data":{},"group":"group-%02d"}`, n))
+		s.must("POST", "/topics", fmt.Sprintf(`{"id":"topic-%02d"}`, n))
+		s.queue(fmt.Sprintf("queue-%02d", n))
+	}
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[`+strings.Join(batch, ",")+`]}`)
+	p := open(t, s.url())
+	p.expect("status of 422")
+	p.see("all queues", "document.querySelectorAll('.queues tbody tr').length === 25")
+	p.goTo("#/topics")
+	p.see("all topics", "document.querySelectorAll('.cards .card').length === 24")
+	p.goTo("#/queues/mails/groups")
+	p.seeText("tbody", "group-09")
+	p.click("Next")
+	p.seeText("tbody", "group-19")
+	p.click("Previous")
+	p.seeText("tbody", "group-00")
 }
 
 func TestMarkupAndScriptDoNotRun(t *testing.T) {

@@ -85,20 +85,26 @@ export function parseExactly(text) {
   return JSON.parse(text, (_, value, context) => (typeof value === 'number' && JSON.rawJSON && context ? JSON.rawJSON(context.source) : value))
 }
 
+const pageSize = 100
+
+// page returns a page of a list, and whether there may be another.
+export async function page(target, offset) {
+  try {
+    const { data } = await get(`${target}?offset=${offset}&limit=${pageSize}`)
+    return { items: data, more: data.length === pageSize }
+  } catch (error) {
+    if (error.status !== 422) throw error
+    const { data } = await get(`${target}?offset=${offset}`) // the server's -max-limit is lower
+    return { items: data, more: data.length > 0 }
+  }
+}
+
 // all returns the items of all pages of a list.
 export async function all(target) {
   const items = []
-  let limit = '&limit=100'
   for (;;) {
-    let page
-    try {
-      page = (await get(`${target}?offset=${items.length}${limit}`)).data
-    } catch (error) {
-      if (error.status !== 422 || !limit) throw error
-      limit = '' // the server's -max-limit is lower
-      continue
-    }
-    items.push(...page)
-    if (page.length === 0 || (limit && page.length < 100)) return items
+    const { items: some, more } = await page(target, items.length)
+    items.push(...some)
+    if (!more) return items
   }
 }

@@ -24,6 +24,7 @@ export async function attempt(what) {
 // dialog shows a form in a window of its own, until it is sent and sending it
 // succeeds, or it is closed.
 export function dialog(title, form) {
+  if (document.querySelector('dialog[open]')) return // of a second click
   const element = h('dialog', { 'aria-labelledby': 'dialog-title' }, h('h2', { id: 'dialog-title' }, title), form.element)
   const opener = document.activeElement
   element.addEventListener('close', () => {

@@ -27,10 +27,33 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text
 }
 
-// replace changes the children only if their texts differ.
+// replace changes the children only where they differ, so that a link that has the
+// focus keeps it while a number beside it changes. They have no listeners.
 export function replace(element, ...children) {
-  const next = h('div', {}, ...children)
-  if (next.innerHTML !== element.innerHTML) element.replaceChildren(...next.childNodes)
+  const next = element.cloneNode(false)
+  fill(next, {}, children)
+  become(element, next)
+}
+
+function become(old, next) {
+  if (old.isEqualNode(next)) return
+  if (!old.cloneNode(false).isEqualNode(next.cloneNode(false))) old.replaceWith(next)
+  else if (old.childNodes.length !== next.childNodes.length) old.replaceChildren(...next.childNodes)
+  else [...next.childNodes].forEach((child, i) => become(old.childNodes[i], child))
+}
+
+// keep has parent show a row for each item, in their order: those there are already
+// stay as they are. Rows are {element, …} by the ids of items. It returns them in order.
+export function keep(parent, rows, items, idOf, newRow) {
+  const ids = items.map(idOf)
+  const there = new Set(ids)
+  for (const id of rows.keys()) if (!there.has(id)) rows.delete(id)
+  for (const id of ids) if (!rows.has(id)) rows.set(id, newRow(id))
+  const order = ids.map((id) => rows.get(id))
+  if (order.length !== parent.children.length || order.some((row, i) => row.element !== parent.children[i])) {
+    parent.replaceChildren(...order.map((row) => row.element))
+  }
+  return order
 }
 
 const whole = new Intl.NumberFormat('en')

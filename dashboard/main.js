@@ -2,7 +2,7 @@
 
 import { call, token } from './api.js'
 import { field, h, setText } from './dom.js'
-import { inputs, makeForm } from './dialogs.js'
+import { inputs, Invalid, makeForm } from './dialogs.js'
 import { listen, live, refresh, run } from './live.js'
 import { queuePage } from './queue.js'
 import { queuesPage } from './queues.js'
@@ -24,17 +24,20 @@ function route() {
   else if (kind === 'topics') next = topicsPage()
   else next = queuesPage()
   next.tab?.(tab || 'messages')
-  document.title = id ? `${id} · queued` : 'queued'
+  document.title = `${id || (kind === 'topics' ? 'Topics' : 'Queues')} · queued`
   for (const a of document.querySelectorAll('nav [data-page]')) {
     const here = a.dataset.page === (kind === 'topics' ? 'topics' : 'queues')
     if (here) a.setAttribute('aria-current', 'page')
     else a.removeAttribute('aria-current')
   }
   if (next === page) return
+  const turned = page !== null
   page?.close?.()
   page = next
   main.replaceChildren(page.element)
   page.update?.()
+  if (page.focus) page.focus()
+  else if (turned) main.focus({ preventScroll: true })
 }
 
 function decoded(text) {
@@ -49,12 +52,14 @@ function decoded(text) {
 function askForToken(error) {
   const refused = token.get() !== null
   const form = makeForm({
-    fields: { token: field('Token', inputs.text({ name: 'token', type: 'password', autocomplete: 'off', autofocus: true }), 'It is kept for this tab only.') },
+    fields: { token: field('Token', inputs.text({ name: 'token', type: 'password', autocomplete: 'off' }), 'It is kept for this tab only.') },
     action: 'Go on',
     cancel: false,
     async send(input) {
       const before = token.get()
-      token.set(input.token.value.trim())
+      const value = input.token.value.trim()
+      if (!/^[\x21-\x7e]+$/.test(value)) throw new Invalid('token', 'A token is of letters, digits and signs of ASCII, without spaces.')
+      token.set(value)
       try {
         await call('GET', '/overview')
       } catch (error) {
@@ -67,6 +72,7 @@ function askForToken(error) {
   })
   return {
     asks: true,
+    focus: () => form.element.elements.token.focus(),
     element: h('section', { class: 'panel narrow' },
       h('h1', {}, 'This server wants a token'),
       h('p', {}, refused ? `The server refuses the one you gave: ${error.message}.` : 'One of those in its -token-file.'),

@@ -1,10 +1,10 @@
 // The page of one queue: its numbers, messages, settings and groups, and what can be
 // done with them.
 
-import { call, get, now, parseExactly, path } from './api.js'
+import { call, get, now, page, parseExactly, path } from './api.js'
 import { chart } from './chart.js'
 import { attempt, confirm, inputs, note, numberIn, suggested } from './dialogs.js'
-import { count, duration, exact, field, h, rate, replace, setText, time } from './dom.js'
+import { count, duration, exact, field, h, keep, rate, replace, setText, time } from './dom.js'
 import { deadQueueOf, live, mayChange, queueCalled, refresh } from './live.js'
 import { publishForm } from './publish.js'
 import { describe } from './queues.js'
@@ -42,6 +42,7 @@ export function queuePage(id) {
     h('nav', { class: 'tabs', 'aria-label': 'Parts of the queue' }, links),
     part)
   let shown = null // {name, element, update(), close()}
+  const opened = performance.now()
 
   const page = {
     id,
@@ -61,7 +62,7 @@ export function queuePage(id) {
     },
     update() {
       const q = queueCalled(id)
-      gone.hidden = !live.has || Boolean(q)
+      gone.hidden = Boolean(q) || live.askedAt < opened // it may have been made since
       content.hidden = live.has && !q
       actions.hidden = !mayChange() || !q
       if (!q) return
@@ -165,54 +166,61 @@ function repeating(f) {
   }
 }
 
+// turner returns buttons that turn pages: what turn is called after, and how many
+// items the present page shows. Pages need not be of one size.
+function turner(turn, shown) {
+  const before = [] // where the pages before this one begin
+  const to = (offset) => {
+    turning.offset = offset
+    turn()
+  }
+  const previous = h('button', { onclick: () => to(before.pop() ?? 0) }, 'Previous')
+  const next = h('button', { onclick: () => { before.push(turning.offset); to(turning.offset + shown()) } }, 'Next')
+  const where = h('span', { class: 'soft' })
+  const turning = {
+    offset: 0,
+    element: h('div', { class: 'tools' }, previous, next, where),
+    // show says whether there is another page, and which this one is.
+    show(more, text = '') {
+      previous.disabled = turning.offset === 0
+      next.disabled = !more
+      turning.element.hidden = previous.disabled && next.disabled && !text
+      setText(where, text)
+    },
+  }
+  return turning
+}
+
 const pageSize = 25
+const mayBeCut = 1 << 20 // characters of an answer: a longer one may have fewer messages than there are
 
 // messagesPart peeks at the messages, page by page.
 function messagesPart(id) {
   const rows = new Map() // by message id
   const list = h('ul', { class: 'messages' })
   const nothing = h('p', { class: 'nothing' }, 'Loading…')
-  const where = h('span', { class: 'soft' })
-  const previous = h('button', { onclick: () => turn(-pageSize) }, 'Previous')
-  const next = h('button', { onclick: () => turn(pageSize) }, 'Next')
-  let offset = 0
-  function turn(by) {
-    offset = Math.max(0, offset + by)
-    asking.again()
-  }
+  const turning = turner(() => asking.again(), () => list.children.length)
   async function ask() {
     let answer
-    const from = offset
+    const from = turning.offset
     try {
       answer = await call('GET', path`/queues/${id}/messages/peek` + `?offset=${from}&limit=${pageSize}`)
     } catch (error) {
       if (!rows.size) setText(nothing, error.message)
       return
     }
-    if (from !== offset) return
+    if (from !== turning.offset) return
     const messages = answer.value.data
     const exactly = parseExactly(answer.text).data
-    const there = new Set(messages.map((m) => m.id))
-    for (const known of rows.keys()) if (!there.has(known)) rows.delete(known)
-    const order = messages.map((m, i) => {
-      let row = rows.get(m.id)
-      if (!row) {
-        row = messageRow(m.id, () => asking.again())
-        rows.set(m.id, row)
-      }
-      row.update(m, exactly[i].data)
-      return row.element
-    })
-    if (order.length !== list.children.length || order.some((e, i) => e !== list.children[i])) list.replaceChildren(...order)
-    setText(nothing, offset > 0 ? 'No messages here any more.' : 'No messages.')
+    keep(list, rows, messages, (m) => m.id, (id) => messageRow(id, () => asking.again()))
+      .forEach((row, i) => row.update(messages[i], exactly[i].data))
+    setText(nothing, from > 0 ? 'No messages here any more.' : 'No messages.')
     nothing.hidden = messages.length > 0
-    setText(where, messages.length ? `${offset + 1} to ${offset + messages.length}, oldest due first` : '')
-    previous.disabled = offset === 0
-    next.disabled = messages.length < pageSize
+    turning.show(messages.length === pageSize || answer.text.length >= mayBeCut, messages.length ? `${from + 1} to ${from + messages.length}, oldest due first` : '')
   }
   const asking = repeating(ask)
   return {
-    element: h('section', { 'aria-label': 'Messages' }, nothing, list, h('div', { class: 'tools' }, previous, next, where)),
+    element: h('section', { 'aria-label': 'Messages' }, nothing, list, turning.element),
     close: asking.close,
   }
 }
@@ -247,8 +255,9 @@ function messageRow(id, changed) {
     changed()
     refresh()
   }
-  const nack = h('button', { onclick: () => attempt(() => settle('nack', 'can be received again')) }, 'Nack')
+  const nack = h('button', { 'aria-label': `Nack ${id}`, onclick: () => attempt(() => settle('nack', 'can be received again')) }, 'Nack')
   const ack = h('button', {
+    'aria-label': `Ack ${id}`,
     onclick: () => confirm({
       title: 'Ack this message?',
       text: `${id} will be deleted for good, as if it was done.`,
@@ -300,61 +309,42 @@ function publishPart(id) {
 
 function settingsPart(id) {
   const element = h('section', { class: 'panel', 'aria-label': 'Settings' }, 'Loading…')
-  attempt(async () => {
+  const fill = () => attempt(async () => {
     const q = await get(path`/queues/${id}`)
     element.replaceChildren(
       mayChange() ? '' : h('p', { class: 'soft' }, 'The token has no right to change them.'),
-      await settingsForm(q, mayChange()),
+      await settingsForm(q, mayChange(), () => fill().then(() => element.querySelector('[type=submit]')?.focus())),
       h('p', { class: 'soft' }, `Made ${ago(q.created_at)}, changed ${ago(q.updated_at)}.`))
   })
+  fill()
   return { element }
 }
 
 // groupsPart lists the groups, page by page.
 function groupsPart(id) {
-  const size = 50
   const rows = new Map()
   const body = h('tbody')
   const table = h('table', { hidden: true }, h('thead', {}, h('tr', {}, ['Group', 'State', 'Waiting', 'In flight', 'Interval', ''].map((t, i) => h('th', { scope: 'col', class: i > 1 && i < 5 ? 'number' : '' }, t)))), body)
   const nothing = h('p', { class: 'nothing' }, 'Loading…')
-  const previous = h('button', { onclick: () => turn(-size) }, 'Previous')
-  const next = h('button', { onclick: () => turn(size) }, 'Next')
-  const pages = h('div', { class: 'tools', hidden: true }, previous, next)
-  let offset = 0
-  function turn(by) {
-    offset = Math.max(0, offset + by)
-    asking.again()
-  }
+  const turning = turner(() => asking.again(), () => body.children.length)
   const asking = repeating(async () => {
-    let groups
-    const from = offset
+    let groups, more
+    const from = turning.offset
     try {
-      groups = (await get(path`/queues/${id}/groups` + `?offset=${from}&limit=${size}`)).data
+      ({ items: groups, more } = await page(path`/queues/${id}/groups`, from))
     } catch (error) {
       if (!rows.size) setText(nothing, error.message)
       return
     }
-    if (from !== offset) return
-    const there = new Set(groups.map((g) => g.group))
-    for (const known of rows.keys()) if (!there.has(known)) rows.delete(known)
-    const order = groups.map((g) => {
-      let row = rows.get(g.group)
-      if (!row) {
-        row = groupRow(id, g.group, () => asking.again())
-        rows.set(g.group, row)
-      }
-      row.update(g)
-      return row.element
-    })
-    if (order.length !== body.children.length || order.some((e, i) => e !== body.children[i])) body.replaceChildren(...order)
+    if (from !== turning.offset) return
+    keep(body, rows, groups, (g) => g.group, (group) => groupRow(id, group, () => asking.again()))
+      .forEach((row, i) => row.update(groups[i]))
     setText(nothing, 'No group has messages or an interval of its own.')
     nothing.hidden = groups.length > 0
     table.hidden = groups.length === 0
-    pages.hidden = groups.length < size && offset === 0
-    previous.disabled = offset === 0
-    next.disabled = groups.length < size
+    turning.show(more)
   })
-  return { element: h('section', { 'aria-label': 'Groups' }, nothing, table, pages), close: asking.close }
+  return { element: h('section', { 'aria-label': 'Groups' }, nothing, table, turning.element), close: asking.close }
 }
 
 function groupRow(queueID, id, changed) {
@@ -390,7 +380,7 @@ function groupRow(queueID, id, changed) {
   return {
     element: h('tr', {}, h('th', { scope: 'row' }, id), h('td', {}, cells.state),
       ['length', 'in_flight', 'interval'].map((name) => h('td', { class: 'number' }, cells[name])),
-      h('td', {}, admin && h('div', { class: 'buttons' }, h('button', { onclick: setInterval }, 'Interval…'), h('button', { onclick: remove }, 'Delete…')))),
+      h('td', {}, admin && h('div', { class: 'buttons' }, h('button', { 'aria-label': `Interval of ${id}`, onclick: setInterval }, 'Interval…'), h('button', { 'aria-label': `Delete ${id}`, onclick: remove }, 'Delete…')))),
     update(g) {
       group = g
       setText(cells.state, g.state === 'limited' ? `limited for ${duration((time(g.limited_until) - now()) / 1000)}` : g.state.replace('_', ' '))

@@ -84,10 +84,11 @@ export function queuesPage() {
     arrange(true)
   })
   sort.addEventListener('change', () => sortBy(sort.value))
+  const turnRound = h('button', { class: 'small-only', 'aria-label': 'The other way round', onclick: () => sortBy(view.sort) }, '↑↓')
   const number = h('span', { class: 'soft' })
   const full = h('div', { hidden: true },
     totals.element,
-    h('div', { class: 'tools' }, filter, kind, sort, number, h('button', { class: 'primary admin', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'New queue')),
+    h('div', { class: 'tools' }, filter, kind, sort, turnRound, number, h('button', { class: 'primary admin', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'New queue')),
     table, more, nothing)
   const welcome = h('div')
   const loading = h('p', { class: 'nothing' }, 'Loading…')
@@ -104,7 +105,7 @@ export function queuesPage() {
   // arrange puts the rows in order. While somebody points at a row, or is in it by
   // keyboard, the rows stay where they are.
   function arrange(asked) {
-    if (!asked && (body.matches(':hover') || body.contains(document.activeElement))) return
+    const held = !asked && (body.matches(':hover') || body.contains(document.activeElement))
     for (const head of heads) {
       if (head.column.name === view.sort) head.element.setAttribute('aria-sort', view.descending ? 'descending' : 'ascending')
       else head.element.removeAttribute('aria-sort')
@@ -122,7 +123,10 @@ export function queuesPage() {
     order.length = Math.min(found, room)
     more.hidden = found <= room
     table.setAttribute('aria-rowcount', found + 1)
-    if (order.length !== body.children.length || order.some((element, i) => element !== body.children[i])) body.replaceChildren(...order)
+    if (held) {
+      for (const element of [...body.children]) if (rows.get(element.dataset.id)?.element !== element) element.remove()
+      body.append(...order.filter((element) => !element.isConnected))
+    } else if (order.length !== body.children.length || order.some((element, i) => element !== body.children[i])) body.replaceChildren(...order)
     nothing.hidden = order.length > 0
     setText(number, found === live.queues.length ? `${found}` : `${found} of ${live.queues.length}`)
   }
@@ -236,6 +240,7 @@ function totalsOf() {
 
 // greeting is what a server without queues shows: how to begin.
 function greeting() {
+  if (!mayChange()) return h('p', { class: 'panel' }, 'There are no queues that this token may see.')
   const here = location.origin
   const bearer = token.get() ? ` -H "Authorization: Bearer $TOKEN"` : ''
   const steps = [

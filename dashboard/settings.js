@@ -1,6 +1,6 @@
 // The settings of a queue as a form, to make one and to change one.
 
-import { all, call, path } from './api.js'
+import { all, call, get, path } from './api.js'
 import { dialog, inputs, Invalid, jsonText, makeForm, note, numberIn, suggested } from './dialogs.js'
 import { field } from './dom.js'
 import { live, refresh } from './live.js'
@@ -25,23 +25,23 @@ function settingFields(q, topics) {
   }
 }
 
-// settingsOf returns what the fields say, as the API takes it.
-function settingsOf(input) {
-  const filters = input.message_filters.value.trim()
-  if (filters) jsonText(input.message_filters, 'message_filters')
-  return {
+// settingsIn returns what the fields say, by name, each as JSON.
+function settingsIn(input) {
+  const settings = {
     topic_id: input.topic_id.value.trim() || null,
-    ack_deadline_seconds: numberIn(input.ack_deadline_seconds),
-    message_retention_seconds: numberIn(input.message_retention_seconds),
-    message_filters: filters ? JSON.parse(filters) : null,
     dead_queue_id: input.dead_queue_id.value.trim() || null,
-    message_max_deliveries: numberIn(input.message_max_deliveries),
-    delivery_delay_seconds: numberIn(input.delivery_delay_seconds),
-    delivery_interval_ms: numberIn(input.delivery_interval_ms),
-    consumed_retention_seconds: numberIn(input.consumed_retention_seconds),
     ordered: input.ordered.checked,
   }
+  for (const name of numbers) settings[name] = numberIn(input[name])
+  const texts = Object.fromEntries(Object.entries(settings).map(([name, value]) => [name, JSON.stringify(value)]))
+  texts.message_filters = input.message_filters.value.trim() ? jsonText(input.message_filters, 'message_filters') : 'null'
+  return texts
 }
+
+const numbers = ['ack_deadline_seconds', 'message_retention_seconds', 'message_max_deliveries', 'delivery_delay_seconds', 'delivery_interval_ms', 'consumed_retention_seconds']
+
+// bodyOf returns an object of members that are JSON.
+const bodyOf = (texts) => `{${Object.entries(texts).map(([name, text]) => `${JSON.stringify(name)}:${text}`).join(',')}}`
 
 // atField has a topic or dead queue that is not there shown at its field.
 async function atField(request) {
@@ -65,7 +65,7 @@ export async function askForQueue(topicID = null) {
     fields: { id, ...settingFields(start, topics) },
     action: 'Create the queue',
     async send(input) {
-      const { value } = await atField(call('POST', '/queues', { id: input.id.value.trim(), ...settingsOf(input) }))
+      const { value } = await atField(call('POST', '/queues', bodyOf({ id: JSON.stringify(input.id.value.trim()), ...settingsIn(input) })))
       note(`The queue ${value.id} is there.`)
       refresh()
       location.hash = `#/queues/${encodeURIComponent(value.id)}`
@@ -73,17 +73,26 @@ export async function askForQueue(topicID = null) {
   }))
 }
 
-// settingsForm returns the form that changes a queue. Where that is not allowed it
-// can only be read.
-export async function settingsForm(q, allowed) {
+// settingsForm returns the form that changes a queue, and calls saved when it has.
+// What was not changed in it stays as it is by then, whoever changed it meanwhile.
+// Where that is not allowed it can only be read.
+export async function settingsForm(q, allowed, saved) {
+  const fields = settingFields(q, await topicIDs())
+  const start = settingsIn(Object.fromEntries(Object.entries(fields).map(([name, f]) => [name, f.input])))
   const form = makeForm({
-    fields: settingFields(q, await topicIDs()),
+    fields,
     action: 'Save',
     cancel: false,
     async send(input) {
-      await atField(call('PUT', path`/queues/${q.id}`, settingsOf(input)))
+      const settings = settingsIn(input)
+      const present = await get(path`/queues/${q.id}`)
+      for (const name of Object.keys(settings)) {
+        if (settings[name] === start[name]) settings[name] = JSON.stringify(present[name] ?? (name === 'ordered' ? false : null))
+      }
+      await atField(call('PUT', path`/queues/${q.id}`, bodyOf(settings)))
       note('The settings are saved.')
       refresh()
+      saved()
     },
   })
   if (!allowed) for (const e of form.element.elements) e.disabled = true

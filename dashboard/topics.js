@@ -2,8 +2,8 @@
 
 import { all, call, path } from './api.js'
 import { attempt, confirm, dialog, inputs, makeForm, note } from './dialogs.js'
-import { count, field, h, replace, setText } from './dom.js'
-import { live, mayChange, refresh } from './live.js'
+import { count, field, h, keep, replace, setText } from './dom.js'
+import { deadQueueOf, live, mayChange, queueCalled, refresh } from './live.js'
 import { publishForm } from './publish.js'
 import { askForQueue } from './settings.js'
 
@@ -28,18 +28,8 @@ export function topicsPage() {
   }
 
   function show(topics) {
-    const there = new Set(topics.map((t) => t.id))
-    for (const id of cards.keys()) if (!there.has(id)) cards.delete(id)
-    const order = topics.map((t) => {
-      let card = cards.get(t.id)
-      if (!card) {
-        card = topicCard(t.id)
-        cards.set(t.id, card)
-      }
-      card.update(live.queues.filter((q) => q.topic_id === t.id))
-      return card.element
-    })
-    if (order.length !== list.children.length || order.some((e, i) => e !== list.children[i])) list.replaceChildren(...order)
+    keep(list, cards, topics, (t) => t.id, topicCard)
+      .forEach((card, i) => card.update(live.queues.filter((q) => q.topic_id === topics[i].id)))
     setText(nothing, 'There are no topics yet.')
     nothing.hidden = topics.length > 0
     const rest = live.queues.filter((q) => !q.topic_id)
@@ -58,9 +48,11 @@ function queueList(queues) {
   return h('ul', { class: 'tree' }, queues.map((q) => h('li', {},
     h('a', { href: `#/queues/${encodeURIComponent(q.id)}` }, q.id), ' ',
     h('span', { class: 'soft' }, `${count(q.messages?.ready)} ready`),
+    deadQueueOf(q.id).length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${deadQueueOf(q.id).map((other) => other.id).join(', ')}`),
     Object.entries(q.message_filters ?? {}).map(([name, values]) => h('span', { class: 'tag' }, `${name}: ${values.join(' or ')}`)),
     q.dead_queue_id && h('ul', {}, h('li', {}, h('span', { class: 'soft' }, `after ${q.message_max_deliveries} deliveries to `),
-      h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, q.dead_queue_id))))))
+      h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, q.dead_queue_id),
+      ' ', h('span', { class: 'soft' }, `${count(queueCalled(q.dead_queue_id)?.messages?.ready)} ready`))))))
 }
 
 function topicCard(id) {

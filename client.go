@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -43,7 +44,7 @@ func (c *client) flags(f *flagSet) {
 // prepare checks what the flags say.
 func (c *client) prepare() error {
 	c.url = strings.TrimSuffix(c.url, "/")
-	if u, err := url.Parse(c.url); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+	if u, err := url.Parse(c.url); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" {
 		return usageError{errors.New("-url: must be like http://127.0.0.1:8000 or https://queue.example")}
 	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1000, DisableCompression: true}
@@ -143,6 +144,10 @@ func readRefusal(answer *http.Response) error {
 	}
 	v := &refusal{status: answer.StatusCode}
 	var body struct{ Detail json.RawMessage }
+	if to := answer.Header.Get("Location"); to != "" {
+		v.detail = "it leads to " + to + ", see -url"
+		return v
+	}
 	if json.Unmarshal(text, &body) != nil || json.Unmarshal(body.Detail, &v.detail) != nil && json.Unmarshal(body.Detail, &v.mistakes) != nil {
 		v.detail = string(text[:min(len(text), 200)]) // of a proxy, perhaps
 	}
@@ -249,6 +254,7 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 	if traceparent := getenv("TRACEPARENT"); validTraceparent(traceparent) {
 		c.traceparent = traceparent
 	}
+	defer ignoreBrokenPipes()()
 	p := &publisher{client: c, path: "/topics/" + id + "/messages", out: bufio.NewWriter(stdout)}
 	if toQueue {
 		p.path = "/queues/" + id + "/messages"
@@ -449,6 +455,10 @@ func (g *gathering) take() (lineBatch, error) {
 func (b *lineBatch) explain(err error) error {
 	first, last := b.lines[0], b.lines[len(b.lines)-1]
 	r := refused(err)
+	var network *net.OpError
+	if r == nil && errors.As(err, &network) && network.Op == "dial" {
+		r = &refusal{} // nobody was there to store it
+	}
 	if r == nil || r.status >= 500 {
 		return fmt.Errorf("lines %d to %d: %w; whether they were stored is not known, and nothing after them was published", first, last, err)
 	}
@@ -536,16 +546,23 @@ func runQueues(ctx context.Context, args []string, getenv func(string) string, s
 func (c *client) eachQueue(ctx context.Context, each func(item json.RawMessage) error) error {
 	limit := "&limit=100"
 	for offset := 0; ; {
-		before := offset
+		var page []json.RawMessage
 		err := c.call(ctx, http.MethodGet, fmt.Sprintf("/queues?offset=%d%s", offset, limit), nil, eachOf(func(item json.RawMessage) error {
-			offset++
-			return each(item)
+			page = append(page, item)
+			return nil
 		}))
+		offset += len(page)
 		switch {
 		case refused(err).is(http.StatusUnprocessableEntity) && limit != "": // a server with a low -max-limit
 			limit = ""
-		case err != nil || offset == before:
+			continue
+		case err != nil || len(page) == 0:
 			return err
+		}
+		for _, item := range page { // in its own time: the request has ended
+			if err := each(item); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -573,26 +590,29 @@ func runStats(ctx context.Context, args []string, getenv func(string) string, st
 	if err := c.prepare(); err != nil {
 		return err
 	}
-	var text json.RawMessage
-	err := c.call(ctx, http.MethodGet, "/queues/"+f.Arg(0)+"/stats?detail=true", nil, func(body io.Reader) error {
-		return json.NewDecoder(body).Decode(&text)
-	})
-	if err != nil {
-		return err
-	}
-	if asJSON {
-		_, err := fmt.Fprintf(stdout, "%s\n", text)
-		return err
-	}
 	var v struct {
-		Messages struct {
+		Messages *struct {
 			Ready, Delayed, Exhausted int
 			InFlight                  int `json:"in_flight"`
 		}
 		DeadQueueMessages *int `json:"dead_queue_messages"`
 		Oldest            int  `json:"oldest_unacked_message_age_seconds"`
 	}
-	if err := json.Unmarshal(text, &v); err != nil {
+	var text []byte
+	err := c.call(ctx, http.MethodGet, "/queues/"+f.Arg(0)+"/stats?detail=true", nil, func(body io.Reader) (err error) {
+		if text, err = io.ReadAll(body); err != nil {
+			return err
+		}
+		if json.Unmarshal(text, &v) != nil || v.Messages == nil {
+			return errNotQueued
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		_, err := fmt.Fprintf(stdout, "%s\n", text)
 		return err
 	}
 	table := newTable(stdout, "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "DEAD QUEUE", "OLDEST")

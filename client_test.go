@@ -8,6 +8,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -253,6 +255,16 @@ func TestPublishCommandNamesTheLineThatIsWrong(t *testing.T) {
 	}
 }
 
+func TestPublishCommandSaysWhatCannotHaveBeenStored(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	_, _, err := s.shell(strings.NewReader("{}\n"), "publish", "-url", "http://"+freeAddress(t), "-lines", "-to-queue", "q")
+	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "nothing from line 1 on was published") {
+		t.Errorf("publish to nobody = %v", err)
+	}
+}
+
 func TestPublishCommandEndsWhileItReads(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -275,6 +287,74 @@ func TestPublishCommandEndsWhileItReads(t *testing.T) {
 		}
 	}
 }
+
+// A redirect, and a page that somebody on the way answers with, are not the server.
+func TestShellCommandsBelieveTheServerAlone(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	redirect := httptest.NewServer(http.RedirectHandler(s.url+"/queues/t/messages", http.StatusMovedPermanently))
+	t.Cleanup(redirect.Close)
+	// A proxy that wants somebody to log in first, but lets receives through.
+	login := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/messages") {
+			answer := s.do("GET", r.URL.RequestURI(), "")
+			fmt.Fprint(w, answer.body)
+			return
+		}
+		if strings.Contains(r.URL.Path, "/stats") {
+			fmt.Fprint(w, `{"message":"Log in"}`)
+			return
+		}
+		fmt.Fprint(w, "<html>Log in</html>")
+	}))
+	t.Cleanup(login.Close)
+	for args, want := range map[string]string{
+		"publish -url " + redirect.URL + " -to-queue t": "301: it leads to " + s.url + "/queues/t/messages, see -url",
+		"publish -url " + login.URL + " t":              errNotQueued.Error(),
+		"receive -url " + login.URL + " -count 1 t":     errNotQueued.Error(),
+		"queues -url " + login.URL:                      errNotQueued.Error(),
+		"stats -url " + login.URL + " t":                errNotQueued.Error(),
+		"stats -json -url " + login.URL + " t":          errNotQueued.Error(),
+	} {
+		command, rest, _ := strings.Cut(args, " ")
+		if out, _, err := s.shell(strings.NewReader("{}"), command, strings.Fields(rest)...); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(out, "t\n") {
+			t.Errorf("queued %s = %v, prints %s, want %q", args, err, out, want)
+		}
+	}
+	checkDiff(t, "stored", 1, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+// An answer is read to its end before any of it is shown: who reads that may take
+// all the time there is, and a request may not.
+func TestQueuesAreReadBeforeTheyAreShown(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for n := range 3 {
+		s.mustQueue(fmt.Sprint("q", n))
+	}
+	c := &client{url: s.url, http: http.DefaultClient}
+	requests, cancelled := 0, 0
+	c.http = &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		requests++
+		context.AfterFunc(r.Context(), func() { cancelled++ })
+		return http.DefaultTransport.RoundTrip(r)
+	})}
+	shown := 0
+	err := c.eachQueue(t.Context(), func(json.RawMessage) error {
+		shown++
+		s.eventually("the request has ended", func() bool { return cancelled == requests })
+		return nil
+	})
+	if err != nil || shown != 3 {
+		t.Errorf("eachQueue = %v, shows %d", err, shown)
+	}
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func TestQueuesAndStatsCommandsShowAll(t *testing.T) {
 	t.Parallel()
@@ -353,6 +433,7 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 		"publish -group \xff t":        "-group",
 		"publish -url localhost t":     "-url",
 		"publish -url http://[ t":      "-url",
+		"publish -url http://a?b t":    "-url",
 		"publish -tls-cert /no/such t": "-tls-cert",
 		"receive":                      "QUEUE to receive from is missing",
 		"receive a/b":                  `"a/b" is no id`,

@@ -43,9 +43,11 @@ on one line, and in its environment
   QUEUED_REQUEST_ID          X-Request-Id of the publish, empty if it had none
   TRACEPARENT                traceparent of the publish, for the command to go on with
                              the trace; not there if it had none
-  QUEUED_URL, QUEUED_TOKEN   the server and the token, for what it does with queued
+  QUEUED_URL, QUEUED_TOKEN,  the server, the token and the certificate, for what it
+  QUEUED_TLS_CERT            does with queued
 
-A value that has a zero byte, or more than 65536 bytes, is left out.
+A value that has a zero byte, or more than 65536 bytes with its name, is left out, and
+so are attributes beyond 524288 bytes in all: the system takes no more.
 
 SIGTERM and SIGINT (Ctrl-C) end it: it receives nothing more, waits for the commands
 that run, and exits with 0. A second one stops the commands. If the server goes away
@@ -162,17 +164,20 @@ func (w *worker) run(ctx context.Context) error {
 		case <-ended:
 		}
 	})
-	// A reader of our output that goes away is an error of a write, and not our end:
-	// what is not written can be received again.
-	broken := make(chan os.Signal, 1)
-	signal.Notify(broken, syscall.SIGPIPE)
-	defer signal.Stop(broken)
-
+	defer ignoreBrokenPipes()()
 	err := w.receiveAll(ctx)
 	w.running.Wait()
 	close(ended)
 	watching.Wait()
 	return err
+}
+
+// ignoreBrokenPipes has it that a reader of our output that goes away is an error
+// of a write, and not our end, until the function that it returns is called.
+func ignoreBrokenPipes() func() {
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, syscall.SIGPIPE)
+	return func() { signal.Stop(broken) }
 }
 
 // receiveAll receives and begins to work on messages until there shall be no more.
@@ -318,13 +323,39 @@ func (w *worker) work(ctx context.Context, messages []received) error {
 	return nil
 }
 
-// print writes messages, a line each, and acks what is written.
+var errOutputBlocked = errors.New("nobody reads what is printed")
+
+// print writes messages, a line each, and acks what is written. Once ctx has ended
+// it does not wait for whoever reads the output, or not for long.
 func (w *worker) print(ctx context.Context, messages []received) error {
+	writes := make(chan error, len(messages))
+	go func() { // which is left behind if a write does not end
+		defer close(writes)
+		for i := range messages {
+			if ctx.Err() != nil {
+				return
+			}
+			_, err := fmt.Fprintf(w.stdout, "%s\n", messages[i].text)
+			writes <- err
+			if err != nil {
+				return
+			}
+		}
+	}()
+	late, cancel := context.WithCancel(w.hurry)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(closeTimeout, cancel) })()
 	written := 0
 	var err error
-	for err == nil && ctx.Err() == nil && written < len(messages) {
-		if _, err = fmt.Fprintf(w.stdout, "%s\n", messages[written].text); err == nil {
-			written++
+	for going := true; going; {
+		select {
+		case err, going = <-writes:
+			if going && err == nil {
+				written++
+			}
+			going = going && err == nil
+		case <-late.Done():
+			err, going = errOutputBlocked, false
 		}
 	}
 	return errors.Join(err, w.settleAll(ctx, "ack", messages[:written]), w.settleAll(ctx, "nack", messages[written:]))

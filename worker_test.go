@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -120,6 +122,7 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
+	s.mustQueue("u")
 	s.publish("t", 1, 2, 3)
 	ctx, stop := context.WithCancel(context.Background())
 	out := writerFunc(func(b []byte) (int, error) {
@@ -132,20 +135,60 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 	checkDiff(t, "left", 2, s.count("SELECT count(*) FROM queued.messages WHERE scheduled_at <= now()"))
 
 	// What reads the output of the process is gone.
-	cmd := exec.Command(os.Args[0], "receive", "-url", s.url, "t")
-	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+	for _, args := range [][]string{{"receive", "t"}, {"publish", "-lines", "-to-queue", "u"}} {
+		cmd := exec.Command(os.Args[0], args...)
+		cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url)
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		read.Close()
+		stderr := newSyncBuffer()
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader("{}\n{}\n"), write, stderr
+		err = cmd.Run()
+		write.Close()
+		if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(stderr.String(), "broken pipe") {
+			t.Errorf("%v into a broken pipe = %v, %s, want exit status 1", args, err, stderr)
+		}
+	}
+	checkDiff(t, "left", []int{2, 3}, numbers(s.receive("t", "")))
+
+	// What reads it reads no more.
+	s.must(204, "PUT", "/queues/u/purge", "")
+	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{})}
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	read.Close()
-	cmd.Stdout = write
-	err = cmd.Run()
-	write.Close()
-	if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("receive into a broken pipe = %v, want exit status 1", err)
+	defer read.Close()
+	r.cmd = exec.Command(os.Args[0], "receive", "u")
+	r.cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url)
+	r.cmd.Stdout, r.cmd.Stderr = write, r.output
+	s.must(201, "POST", "/queues/u/messages", `{"data":{"n":4,"long":"`+strings.Repeat("x", 500_000)+`"}}`)
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	checkDiff(t, "left", []int{2, 3}, numbers(s.receive("t", "")))
+	write.Close()
+	go func() {
+		r.err = r.cmd.Wait()
+		close(r.ended)
+	}()
+	if _, err := read.Read(make([]byte, 1)); err != nil { // it writes, and no more than the pipe holds
+		t.Fatal(err)
+	}
+	s.eventually("it ends, at the second signal", func() bool {
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-r.ended:
+			return true
+		default:
+			return false
+		}
+	})
+	if exit := new(exec.ExitError); !errors.As(r.err, &exit) || exit.ExitCode() != 1 || !strings.Contains(r.output.String(), errOutputBlocked.Error()) {
+		t.Errorf("receive into a pipe that nobody reads = %v, %s, want exit status 1", r.err, r.output)
+	}
+	checkDiff(t, "given back", 0, s.count("SELECT count(*) FROM queued.messages JOIN queued.queues ON key = queue_key WHERE queues.id = 'u' AND in_flight"))
 }
 
 func TestReceiveCommandGivesTheMessageToACommand(t *testing.T) {
@@ -167,6 +210,7 @@ QUEUED_GROUP=g 1
 QUEUED_MESSAGE_ID=UUID
 QUEUED_QUEUE_ID=q
 QUEUED_REQUEST_ID=
+QUEUED_TLS_CERT=
 QUEUED_TOKEN=
 QUEUED_URL=`+s.url+"\n", mask(out))
 
@@ -185,8 +229,25 @@ QUEUED_GROUP=
 QUEUED_MESSAGE_ID=UUID
 QUEUED_QUEUE_ID=q
 QUEUED_REQUEST_ID=
+QUEUED_TLS_CERT=
 QUEUED_TOKEN=secret
 QUEUED_URL=`+s.url+"\n", mask(string(printed)))
+	checkDiff(t, "stored", 0, s.unacked())
+
+	// What no system would take is left out, and the command runs.
+	many := strings.Builder{}
+	for n := range 75_000 {
+		fmt.Fprintf(&many, `,"a%d":"b"`, n)
+	}
+	for _, attributes := range []string{`,"` + strings.Repeat("n", 140_000) + `":"v"`, many.String()} {
+		if got := s.do("POST", "/queues/q/messages", `{"data":{},"attributes":{"first":"1"`+attributes+`}}`); got.status != 201 {
+			t.Fatalf("publish of %d bytes of attributes = %d", len(attributes), got.status)
+		}
+		out, stderr, err = s.shell(nil, "receive", "-exec", "echo $QUEUED_ATTRIBUTE_FIRST", "-count", "1", "q")
+		if err != nil || stderr != "" || out != "1\n" {
+			t.Errorf("receive with %d bytes of attributes = %v, %.200s, prints %s", len(attributes), err, stderr, out)
+		}
+	}
 	checkDiff(t, "stored", 0, s.unacked())
 }
 
@@ -401,6 +462,45 @@ func TestReceiveCommandEndsCommandsAtTheSecondSignal(t *testing.T) {
 	checkDiff(t, "stored", 1, s.unacked())
 }
 
+func TestReceiveCommandLeavesNothingRunningAtTheSecondSignal(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	pids := filepath.Join(t.TempDir(), "pids")
+	r := startWorkerProcess(t, s.url, fmt.Sprintf(`trap "" TERM; sleep 600 & echo $! >%q.new && mv %q.new %q; wait`, pids, pids, pids))
+	s.eventually("the command runs", func() bool { _, err := os.Stat(pids); return err == nil })
+	s.eventually("it has ended", func() bool { // the second signal is one that comes when the first was heard
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-r.ended:
+			return true
+		default:
+			return false
+		}
+	})
+	var pid int
+	text, err := os.ReadFile(pids)
+	if _, scanned := fmt.Sscan(string(text), &pid); err != nil || scanned != nil {
+		t.Fatal(err, scanned)
+	}
+	s.eventually("what it started has ended", func() bool { return syscall.Kill(pid, 0) != nil })
+	checkDiff(t, "stored", 1, s.unacked())
+}
+
+func TestReceiveCommandStopsWhileTheServerIsAway(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	p := newProxy(t, "tcp", strings.TrimPrefix(s.url, "http://"))
+	p.refuse(true)
+	r := s.startWorker("-url", "http://"+p.address, "t")
+	s.eventually("it is said", func() bool { return strings.Contains(r.output.String(), "; trying again until it works\n") })
+	r.stop()
+	if err := r.await(); err != nil {
+		t.Errorf("receive = %v", err)
+	}
+}
+
 func TestReceiveCommandSurvivesAServerThatGoesAway(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -436,9 +536,11 @@ func TestReceiveCommandEndsForWhatWillNotPass(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
+	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") }))
+	t.Cleanup(page.Close)
 	for args, want := range map[string]string{
-		"nosuch":                       "404: Queue not found",
-		"-url " + s.url + "/docs?x= q": "the answer is not one of queued",
+		"nosuch":                  "404: Queue not found",
+		"-url " + page.URL + " q": errNotQueued.Error(),
 	} {
 		if _, _, err := s.shell(nil, "receive", strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("receive %s = %v, want %q", args, err, want)

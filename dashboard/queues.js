@@ -4,7 +4,7 @@ import { token } from './api.js'
 import { chart, spark } from './chart.js'
 import { inputs, note } from './dialogs.js'
 import { count, duration, h, rate, replace, setText } from './dom.js'
-import { deadQueueOf, live, mayChange } from './live.js'
+import { live, mayChange } from './live.js'
 import { askForQueue } from './settings.js'
 
 // The columns: what they show of a queue, and what they are sorted by.
@@ -21,11 +21,12 @@ const columns = [
   { name: 'acked', label: 'Acked/s', by: (q) => q.acked, show: rate, chart: true },
 ]
 
+// Which queues to show: what feeds a queue are those whose dead queue it is.
 const shownKinds = [
   ['all', 'All queues', () => true],
   ['waiting', 'With messages ready', (q) => q.messages?.ready > 0],
   ['idle', 'Ready, but no receiver', (q) => q.messages?.ready > 0 && q.waiting_receivers === 0 && !q.delivered],
-  ['dead', 'Dead queues', (q) => deadQueueOf(q.id).length > 0],
+  ['dead', 'Dead queues', (_, feeds) => feeds.length > 0],
 ]
 
 const portion = 100 // rows that are there at first, and that come when the last is seen
@@ -115,7 +116,7 @@ export function queuesPage() {
     const { by } = columns.find((c) => c.name === view.sort)
     const sign = view.descending ? -1 : 1
     const order = live.queues
-      .filter((q) => wanted(q) && words.every((w) => [q.id, q.topic_id, q.dead_queue_id].some((name) => name?.toLowerCase().includes(w))))
+      .filter((q) => wanted(q, rows.get(q.id).feeds) && words.every((w) => [q.id, q.topic_id, q.dead_queue_id].some((name) => name?.toLowerCase().includes(w))))
       .map((q) => [by(q) ?? -1, q])
       .sort(([a, p], [b, q]) => (a < b ? -sign : a > b ? sign : p.id < q.id ? -1 : 1))
       .map(([, q]) => rows.get(q.id).element)
@@ -149,7 +150,6 @@ export function queuesPage() {
         rows.delete(id)
         visible.delete(id)
       }
-      const byID = new Map(live.queues.map((q) => [q.id, q]))
       const feeds = new Map() // by dead queue, the queues that it is for
       for (const q of live.queues) if (q.dead_queue_id) feeds.set(q.dead_queue_id, [...(feeds.get(q.dead_queue_id) ?? []), q.id])
       for (const q of live.queues) {
@@ -159,7 +159,7 @@ export function queuesPage() {
           rows.set(q.id, row)
           observer.observe(row.element)
         }
-        row.queue = byID.get(q.id)
+        row.queue = q
         row.feeds = feeds.get(q.id) ?? []
       }
       arrange(false)

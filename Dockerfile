@@ -1,4 +1,4 @@
-# The image holds the static binary and nothing else; it needs -database-url.
+# The image holds the static binary and no PostgreSQL: it needs -database-url.
 FROM golang:1.26 AS build
 WORKDIR /src
 COPY go.mod go.sum ./

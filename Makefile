@@ -1,5 +1,5 @@
 # make run       starts the server on its private PostgreSQL, ready for the README's tour
-# make test      runs all tests
+# make test      runs the tests of the server, its API and its clients
 # make test-matrix VERSIONS="14 18"   runs them on these versions of PostgreSQL
 # make test-browser  drives the dashboard in Chromium, which it installs
 # make torture DURATION=30m   kills, stops and cuts off everything for so long, and accounts for every message

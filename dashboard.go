@@ -3,6 +3,7 @@ package main
 import (
 	"embed"
 	"fmt"
+	"math"
 	"net/http"
 	"path"
 	"strings"
@@ -100,7 +101,7 @@ type overviewItem struct {
 // overview answers with a page of queues, as many as an answer may have.
 func (s *server) overview(r *request) error {
 	f := readQuery(r.URL.RawQuery)
-	offset, _ := f.page(&s.limits)
+	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
 	if err := f.err(); err != nil {
 		return err
 	}

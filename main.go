@@ -189,7 +189,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "`time` between two passes of the cleanup")
 	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "longest `time` that a receive may ask to wait (wait_seconds)")
 	f.Int64Var(&l.maxBody, "max-body", 1<<20, "most `bytes` in the body of a request")
-	f.IntVar(&l.maxLimit, "max-limit", 1000, "most `items` in an answer")
+	f.IntVar(&l.maxLimit, "max-limit", 1000, "most `items` in a list, and messages in a receive")
 	f.IntVar(&l.requeueLimit, "requeue-limit", defaultRequeueLimit, "how many `times` a job that was enqueued by SharQ's API comes back, if it does not say\nso itself; -1 for as often as its queue allows")
 	f.DurationVar(&c.drainDelay, "drain-delay", 0, "`time` between SIGTERM and the end of new connections, for load balancers to notice")
 	f.IntVar(&c.maxConnections, "max-connections", defaultMaxConnections, "most open `connections`; beyond them those make way that are idle or slow the longest")

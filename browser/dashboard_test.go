@@ -312,11 +312,11 @@ func TestPurgeAndRedriveSayHowMany(t *testing.T) {
 	p.see("it goes home", "document.querySelector('[name=destination_queue_id]').value === 'mails'")
 	p.expect("status of 404")
 	p.fill("destination_queue_id", "nosuch")
-	p.click("Move 3 messages")
+	p.click("Move up to 3 messages")
 	p.seeText("dialog .wrong:not(:empty)", "Queue not found")
 	p.fill("destination_queue_id", "mails")
 	p.fill("limit", "2")
-	p.click("Move 3 messages")
+	p.click("Move up to 3 messages")
 	p.seeText("#notes", "Moved from dead to mails")
 	p.seeNo("dialog")
 	if states := s.states("mails"); states != "ready ready" {

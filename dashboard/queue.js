@@ -127,8 +127,8 @@ async function redrive(id) {
   const [home, ...others] = deadQueueOf(id)
   confirm({
     title: `Redrive ${id}`,
-    text: `${exact(ready)} could be received now, and will move to another queue. Deliveries count from zero there.`,
-    action: `Move ${exact(ready)}`,
+    text: `${exact(ready)} could be received now. They, or at most as many as you say, will move to another queue, where deliveries count from zero.`,
+    action: `Move up to ${exact(ready)}`,
     danger: false,
     fields: {
       destination_queue_id: suggested('To the queue', live.queues.map((q) => q.id).filter((other) => other !== id), null,

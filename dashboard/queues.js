@@ -251,7 +251,7 @@ function greeting() {
   ]
   return h('section', { class: 'panel' },
     h('h2', {}, 'There are no queues yet'),
-    h('p', {}, 'Type this into a terminal, or ', h('button', { class: 'link', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'create a queue here'), '.'),
+    h('p', {}, token.get() ? 'Type this into a terminal, with TOKEN set to your token, or ' : 'Type this into a terminal, or ', h('button', { class: 'link', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'create a queue here'), '.'),
     h('ol', { class: 'steps' }, steps.map(([what, command]) => h('li', {}, what, h('div', { class: 'command' }, h('pre', { tabindex: 0 }, command), copyButton(command))))))
 }
 

@@ -68,22 +68,33 @@ func mustBuild(t testing.TB) string {
 
 func startProgram(t testing.TB, program string, args ...string) *running {
 	t.Helper()
-	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{})}
-	r.cmd = exec.Command(program, append([]string{"-listen", "127.0.0.1:0"}, args...)...)
-	r.cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
-	r.cmd.Stderr = r.output
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		r.err = r.cmd.Wait()
-		close(r.ended)
-	}()
+	cmd := exec.Command(program, append([]string{"-listen", "127.0.0.1:0"}, args...)...)
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+	r := startCommand(t, cmd)
 	t.Cleanup(func() {
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		<-r.ended
 	})
 	r.awaitReady()
+	return r
+}
+
+// startCommand starts a command. At the end of the test it is killed if it runs.
+func startCommand(t testing.TB, cmd *exec.Cmd) *running {
+	t.Helper()
+	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{}), cmd: cmd}
+	cmd.Stderr = r.output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		r.err = cmd.Wait()
+		close(r.ended)
+	}()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-r.ended
+	})
 	return r
 }
 

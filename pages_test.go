@@ -17,7 +17,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -122,7 +121,7 @@ func TestEveryBlockOfCommandsIsRunOrSaysThatItIsNot(t *testing.T) {
 
 func TestMakeRunStartsTheServer(t *testing.T) {
 	t.Parallel()
-	output := newSyncBuffer()
+	mustBuild(t) // so that what follows takes no time
 	cmd := exec.Command("make", "run")
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // perhaps this is make test
@@ -130,25 +129,10 @@ func TestMakeRunStartsTheServer(t *testing.T) {
 		}
 	}
 	cmd.Env = append(cmd.Env, "QUEUED_LISTEN=127.0.0.1:0", "QUEUED_DATA_DIR="+newDataDir(t))
-	cmd.Stdout, cmd.Stderr = output, output
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	for end := time.Now().Add(2 * testTimeout); !readyLine.MatchString(output.String()) && time.Now().Before(end); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if !readyLine.MatchString(output.String()) {
-		t.Errorf("make run does not start a server:\n%s", output)
-	}
+	r := startCommand(t, cmd)
+	r.awaitReady()
 	cmd.Process.Signal(syscall.SIGTERM) // make passes it on
-	select {
-	case <-ended:
-	case <-time.After(2 * testTimeout):
-		cmd.Process.Kill()
-		t.Errorf("make run does not end:\n%s", output)
-	}
+	r.await()
 }
 
 var (

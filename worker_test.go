@@ -136,8 +136,7 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 
 	// What reads the output of the process is gone.
 	for _, args := range [][]string{{"receive", "t"}, {"publish", "-lines", "-to-queue", "u"}} {
-		cmd := exec.Command(os.Args[0], args...)
-		cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url)
+		cmd := shellProcess(s.url, args...)
 		read, write, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -155,36 +154,20 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 
 	// What reads it reads no more.
 	s.must(204, "PUT", "/queues/u/purge", "")
-	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{})}
+	s.must(201, "POST", "/queues/u/messages", `{"data":{"n":4,"long":"`+strings.Repeat("x", 500_000)+`"}}`)
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer read.Close()
-	r.cmd = exec.Command(os.Args[0], "receive", "u")
-	r.cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url)
-	r.cmd.Stdout, r.cmd.Stderr = write, r.output
-	s.must(201, "POST", "/queues/u/messages", `{"data":{"n":4,"long":"`+strings.Repeat("x", 500_000)+`"}}`)
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd := shellProcess(s.url, "receive", "u")
+	cmd.Stdout = write
+	r := startCommand(t, cmd)
 	write.Close()
-	go func() {
-		r.err = r.cmd.Wait()
-		close(r.ended)
-	}()
 	if _, err := read.Read(make([]byte, 1)); err != nil { // it writes, and no more than the pipe holds
 		t.Fatal(err)
 	}
-	s.eventually("it ends, at the second signal", func() bool {
-		r.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-r.ended:
-			return true
-		default:
-			return false
-		}
-	})
+	r.endBySignals(s)
 	if exit := new(exec.ExitError); !errors.As(r.err, &exit) || exit.ExitCode() != 1 || !strings.Contains(r.output.String(), errOutputBlocked.Error()) {
 		t.Errorf("receive into a pipe that nobody reads = %v, %s, want exit status 1", r.err, r.output)
 	}
@@ -424,23 +407,31 @@ func TestReceiveCommandDrains(t *testing.T) {
 // startWorkerProcess starts receive as a process, in a process group of its own.
 func startWorkerProcess(t testing.TB, url, command string) *running {
 	t.Helper()
-	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{})}
-	r.cmd = exec.Command(os.Args[0], "receive", "-url", url, "-exec", command, "t")
-	r.cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
-	r.cmd.Stderr = r.output
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		r.err = r.cmd.Wait()
-		close(r.ended)
-	}()
-	t.Cleanup(func() {
-		r.cmd.Process.Kill()
-		<-r.ended
+	cmd := shellProcess(url, "receive", "-exec", command, "t")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return startCommand(t, cmd)
+}
+
+// shellProcess returns a command for a shell as a process, for the server at url.
+func shellProcess(url string, args ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+url)
+	return cmd
+}
+
+// endBySignals sends signals until the process has ended. The second is one that
+// comes when the first was heard.
+func (r *running) endBySignals(s *testServer) {
+	s.t.Helper()
+	s.eventually("it has ended", func() bool {
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-r.ended:
+			return true
+		default:
+			return false
+		}
 	})
-	return r
 }
 
 func TestReceiveCommandEndsCommandsAtTheSecondSignal(t *testing.T) {
@@ -470,15 +461,7 @@ func TestReceiveCommandLeavesNothingRunningAtTheSecondSignal(t *testing.T) {
 	pids := filepath.Join(t.TempDir(), "pids")
 	r := startWorkerProcess(t, s.url, fmt.Sprintf(`trap "" TERM; sleep 600 & echo $! >%q.new && mv %q.new %q; wait`, pids, pids, pids))
 	s.eventually("the command runs", func() bool { _, err := os.Stat(pids); return err == nil })
-	s.eventually("it has ended", func() bool { // the second signal is one that comes when the first was heard
-		r.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-r.ended:
-			return true
-		default:
-			return false
-		}
-	})
+	r.endBySignals(s)
 	var pid int
 	text, err := os.ReadFile(pids)
 	if _, scanned := fmt.Sscan(string(text), &pid); err != nil || scanned != nil {

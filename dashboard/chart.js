@@ -1,6 +1,6 @@
 // Small charts, drawn as SVG.
 
-import { h, setText, svg } from './dom.js'
+import { h, rate, setText, svg } from './dom.js'
 
 const length = 60 // samples
 
@@ -54,3 +54,10 @@ export function chart(title, series) {
     },
   }
 }
+
+// ratesChart is the chart of what is published, delivered and acked.
+export const ratesChart = () => chart('Messages a second', [
+  { kind: 'published', label: 'Published', show: rate },
+  { kind: 'delivered', label: 'Delivered', show: rate },
+  { kind: 'acked', label: 'Acked', show: rate },
+])

@@ -27,6 +27,12 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text
 }
 
+// setCurrent says of a link whether it leads to what is shown.
+export function setCurrent(link, is) {
+  if (is) link.setAttribute('aria-current', 'page')
+  else link.removeAttribute('aria-current')
+}
+
 // replace changes the children only where they differ, so that a link that has the
 // focus keeps it while a number beside it changes. They have no listeners.
 export function replace(element, ...children) {

@@ -10,11 +10,10 @@ const memory = 10_000 // milliseconds for which a server counts that does not an
 // rates, and a history of these and of what is ready, oldest first.
 export const live = {
   queues: [],
-  server: null, // that answered last
+  server: null, // that answered last; null: none has yet
   token: null,
   error: null, // why the last question failed
   askedAt: 0, // when the question began whose answer this is, by performance.now()
-  has: false, // an answer has come at least once
 }
 
 const rates = ['published', 'delivered', 'acked']
@@ -119,7 +118,7 @@ function take(answer) {
   }
   histories.clear()
   for (const q of answer.data) histories.set(q.id, q.history)
-  Object.assign(live, { queues: answer.data, server: answer.server, token: answer.token, has: true })
+  Object.assign(live, { queues: answer.data, server: answer.server, token: answer.token })
 }
 
 // mayChange reports whether topics and queues may be made, changed and deleted here.

@@ -1,7 +1,7 @@
 // The dashboard: which page is shown, whether the server is there, and the token.
 
 import { call, token } from './api.js'
-import { field, h, setText } from './dom.js'
+import { field, h, setCurrent, setText } from './dom.js'
 import { inputs, Invalid, makeForm } from './dialogs.js'
 import { listen, live, refresh, run } from './live.js'
 import { queuePage } from './queue.js'
@@ -26,9 +26,7 @@ function route() {
   next.tab?.(tab || 'messages')
   document.title = `${id || (kind === 'topics' ? 'Topics' : 'Queues')} · queued`
   for (const a of document.querySelectorAll('nav [data-page]')) {
-    const here = a.dataset.page === (kind === 'topics' ? 'topics' : 'queues')
-    if (here) a.setAttribute('aria-current', 'page')
-    else a.removeAttribute('aria-current')
+    setCurrent(a, a.dataset.page === (kind === 'topics' ? 'topics' : 'queues'))
   }
   if (next === page) return
   const turned = page !== null
@@ -86,7 +84,7 @@ function showStatus() {
   const away = error && error.status !== 401
   document.body.classList.toggle('away', Boolean(away))
   status.className = error ? 'bad' : 'good'
-  if (!error) setText(status, live.has ? 'Live' : '')
+  if (!error) setText(status, live.server ? 'Live' : '')
   else if (error.status === 401) setText(status, 'No valid token')
   else setText(status, `${error.message} Trying again…`)
   status.title = live.server ? `queued ${live.server.version}` : ''

@@ -2,9 +2,9 @@
 // done with them.
 
 import { call, get, now, page, parseExactly, path } from './api.js'
-import { chart } from './chart.js'
+import { chart, ratesChart } from './chart.js'
 import { attempt, confirm, inputs, note, numberIn, suggested } from './dialogs.js'
-import { count, duration, exact, field, h, keep, rate, replace, setText, time } from './dom.js'
+import { count, duration, exact, field, h, keep, replace, setCurrent, setText, time } from './dom.js'
 import { deadQueueOf, live, mayChange, queueCalled, refresh } from './live.js'
 import { publishForm } from './publish.js'
 import { describe } from './queues.js'
@@ -21,11 +21,7 @@ export function queuePage(id) {
     ['oldest', 'Oldest', (q) => (q.oldest_message_age_seconds > 0 ? duration(q.oldest_message_age_seconds) : '–')],
     ['receivers', 'Receivers', (q) => count(q.waiting_receivers)],
   ].map(([name, label, show]) => ({ show, value: h('b'), label, name }))
-  const rates = chart('Messages a second', [
-    { kind: 'published', label: 'Published', show: rate },
-    { kind: 'delivered', label: 'Delivered', show: rate },
-    { kind: 'acked', label: 'Acked', show: rate },
-  ])
+  const rates = ratesChart()
   const ready = chart('Messages ready', [{ kind: 'ready', label: 'Now', show: (n) => count(Math.round(n)) }])
   const about = h('p', { class: 'about' })
   const actions = h('div', { class: 'buttons' },
@@ -44,7 +40,7 @@ export function queuePage(id) {
   let shown = null // {name, element, update(), close()}
   const opened = performance.now()
 
-  const page = {
+  return {
     id,
     element: h('div', {},
       h('div', { class: 'title' }, h('div', {}, h('p', { class: 'soft' }, h('a', { href: '#/' }, 'Queues'), ' /'), h('h1', {}, id), about), actions),
@@ -54,16 +50,13 @@ export function queuePage(id) {
       shown?.close?.()
       const make = { messages: messagesPart, publish: publishPart, settings: settingsPart, groups: groupsPart }[name] ?? messagesPart
       shown = { ...make(id), name }
-      for (const a of links) {
-        if (a.dataset.tab === name) a.setAttribute('aria-current', 'page')
-        else a.removeAttribute('aria-current')
-      }
+      for (const a of links) setCurrent(a, a.dataset.tab === name)
       part.replaceChildren(shown.element)
     },
     update() {
       const q = queueCalled(id)
       gone.hidden = Boolean(q) || live.askedAt < opened // it may have been made since
-      content.hidden = live.has && !q
+      content.hidden = Boolean(live.server) && !q
       actions.hidden = !mayChange() || !q
       if (!q) return
       replace(about, ...describe({ ...q, topic_id: null }, []),
@@ -79,7 +72,6 @@ export function queuePage(id) {
       shown?.close?.()
     },
   }
-  return page
 }
 
 // counted asks how many messages there are right now.

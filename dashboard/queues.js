@@ -1,7 +1,7 @@
 // The page of all queues: what is in them, how fast, and which of them to look at.
 
 import { token } from './api.js'
-import { chart, spark } from './chart.js'
+import { ratesChart, spark } from './chart.js'
 import { inputs, note } from './dialogs.js'
 import { count, duration, h, rate, replace, setText } from './dom.js'
 import { live, mayChange } from './live.js'
@@ -136,8 +136,8 @@ export function queuesPage() {
     element: h('div', {}, h('h1', { class: 'unseen' }, 'Queues'), loading, welcome, full),
     close: () => observer.disconnect(),
     update() {
-      loading.hidden = live.has
-      if (!live.has) return
+      loading.hidden = Boolean(live.server)
+      if (!live.server) return
       const empty = live.queues.length === 0
       full.hidden = empty
       if (empty && !welcome.firstChild) welcome.append(greeting())
@@ -215,11 +215,7 @@ function totalsOf() {
   const states = [['ready', 'Ready'], ['in_flight', 'In flight'], ['delayed', 'Delayed'], ['exhausted', 'Exhausted']]
   const numbers = states.map(([name, label]) => ({ name, value: h('b'), label }))
   const age = h('p', { class: 'soft' })
-  const rates = chart('Messages a second', [
-    { kind: 'published', label: 'Published', show: rate },
-    { kind: 'delivered', label: 'Delivered', show: rate },
-    { kind: 'acked', label: 'Acked', show: rate },
-  ])
+  const rates = ratesChart()
   const sums = { published: [], delivered: [], acked: [] }
   return {
     element: h('section', { class: 'totals', 'aria-label': 'All queues together' },

@@ -1,4 +1,4 @@
-# The image holds the static binary and no PostgreSQL: it needs -database-url.
+# The image holds the static binary and no PostgreSQL: it needs QUEUED_DATABASE_URL.
 FROM golang:1.26 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
@@ -14,5 +14,7 @@ COPY --from=build /queued /queued
 USER 65534:65534
 ENV QUEUED_LISTEN=0.0.0.0:8000
 EXPOSE 8000
+# Asks whether the process is alive, not whether the database is: an orchestrator
+# restarts a container for what this says.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=10s CMD ["/queued", "health"]
 ENTRYPOINT ["/queued"]

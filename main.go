@@ -163,7 +163,7 @@ usage: queued [flags]                   serve
        queued receive [flags] QUEUE     print messages, or run a command for each
        queued queues [flags]            list the queues of a server
        queued stats [flags] QUEUE       say how many messages a queue has
-       queued health [flags]            ask a server whether it is healthy
+       queued health [flags]            ask a server whether it is alive, or ready
        queued bench [flags]             load a server and say how fast it is
        queued version                   say which version this is
 
@@ -242,7 +242,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		_, err := connectionString(c.databaseURL)
 		check(err == nil, "database-url", fmt.Sprint(err))
 	} else {
-		check(c.dataDir != "", "data-dir", "there is no home folder to put it in, so name one")
+		check(c.dataDir != "", "data-dir", "no home folder to put it in; name a folder, or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 	}
 	check(c.cleanupInterval > 0, "cleanup-interval", "must be more than 0")
 	check(-1 <= l.requeueLimit && l.requeueLimit < math.MaxInt32, "requeue-limit", "must be -1 to 2147483646")
@@ -731,14 +731,18 @@ func version() string {
 	return "(devel)"
 }
 
-const healthUsage = `Queued health asks a server whether it is healthy, for health checks of containers.
+const healthUsage = `Queued health asks a server whether it is alive (GET /livez), for the health check of a container:
+a server is alive without its database, and to restart it would not bring that back. With
+-ready it asks whether the server is ready for requests (GET /readyz).
 
 `
 
 // runHealth asks the server that the same settings would start.
 func runHealth(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	var listen, url, cert string
+	var ready bool
 	f := newFlagSet("queued health", healthUsage, stdout)
+	f.BoolVar(&ready, "ready", false, "ask whether the server is ready for requests, with a database that can be written")
 	f.StringVar(&listen, "listen", "127.0.0.1:8000", "`address` of the server, as given to it")
 	f.StringVar(&url, "url", "", "`URL` of the server, in place of -listen")
 	f.StringVar(&cert, "tls-cert", "", "PEM `file` of its certificate, as given to it")
@@ -766,9 +770,13 @@ func runHealth(ctx context.Context, args []string, getenv func(string) string, s
 		}
 		client = &http.Client{Transport: &http.Transport{TLSClientConfig: config}}
 	}
+	path := "/livez"
+	if ready {
+		path = "/readyz"
+	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+"/health", nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+path, nil)
 	if err != nil {
 		return fmt.Errorf("-url: %w", err)
 	}

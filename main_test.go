@@ -418,24 +418,24 @@ func TestVersionNamesGoAndTheSystem(t *testing.T) {
 func TestHealthCommand(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	var out bytes.Buffer
-	ask := func(args ...string) error {
-		out.Reset()
-		return run(context.Background(), append([]string{"health"}, args...), func(string) string { return "" }, nil, &out, io.Discard)
+	check := func(want bool, args ...string) {
+		t.Helper()
+		var out bytes.Buffer
+		err := run(context.Background(), append([]string{"health"}, args...), func(string) string { return "" }, nil, &out, io.Discard)
+		if (err == nil) != want || want && out.String() != "{\"success\":true}\n" {
+			t.Errorf("queued health %q = %v, prints %q; want success: %v", args, err, out.String(), want)
+		}
 	}
-	if err := ask("-url", s.url); err != nil || out.String() != "{\"success\":true}\n" {
-		t.Errorf("health = %v, %s", err, out.String())
-	}
-	if err := ask("-listen", "0.0.0.0:"+s.url[strings.LastIndex(s.url, ":")+1:]); err != nil {
-		t.Errorf("health by -listen = %v", err)
-	}
-	s.ready.Store(false)
-	if err := ask("-url", s.url); err == nil {
-		t.Error("health of a server that is not healthy succeeded")
-	}
-	if err := ask("-listen", freeAddress(t)); err == nil {
-		t.Error("health of a server that is not there succeeded")
-	}
+	listen := "0.0.0.0:" + s.url[strings.LastIndex(s.url, ":")+1:]
+	check(true, "-url", s.url)
+	check(true, "-url", s.url, "-ready")
+	check(true, "-listen", listen)
+	check(true, "-listen", listen, "-ready")
+	s.ready.Store(false) // as in an outage of the database
+	check(true, "-url", s.url)
+	check(false, "-url", s.url, "-ready")
+	check(false, "-listen", freeAddress(t))
+	check(false, "-listen", freeAddress(t), "-ready")
 }
 
 func TestLogIsQuietButForDebug(t *testing.T) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -395,5 +396,31 @@ func TestPagesListEveryRouteAndMetric(t *testing.T) {
 	}
 	if metrics < 20 {
 		t.Errorf("there are only %d metrics", metrics)
+	}
+}
+
+// An orchestrator restarts a container whose health check fails: the image's must not
+// fail with the database.
+func TestHealthCheckOfTheImageDoesNotAskTheDatabase(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := regexp.MustCompile(`(?m)^HEALTHCHECK .*CMD (\[.*\])$`).FindSubmatch(text)
+	if command == nil {
+		t.Fatal("the Dockerfile has no health check")
+	}
+	var args []string
+	if err := json.Unmarshal(command[1], &args); err != nil || len(args) == 0 || args[0] != "/queued" {
+		t.Fatalf("health check %s, %v", command[1], err)
+	}
+	s := newTestServer(t)
+	s.ready.Store(false)
+	getenv := func(name string) string {
+		return map[string]string{"QUEUED_LISTEN": strings.TrimPrefix(s.url, "http://")}[name]
+	}
+	if err := run(context.Background(), args[1:], getenv, nil, io.Discard, io.Discard); err != nil {
+		t.Errorf("%q of a server without a database = %v", args, err)
 	}
 }

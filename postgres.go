@@ -60,6 +60,9 @@ type binaries struct {
 const (
 	postgresStop = 30 * time.Second // how long we wait until we stop it harder
 
+	// What to do where there is no place for a private PostgreSQL, as in a container.
+	otherPlace = "set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server, or -data-dir (QUEUED_DATA_DIR) to a folder that can be written, such as a volume"
+
 	maxSocketPath = 103 // bytes; Linux takes 107 (unix(7)), macOS 103
 	socketName    = ".s.PGSQL.5432"
 )
@@ -82,7 +85,7 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 			err = os.Chmod(dir, p.dirMode()) // whatever the umask
 		}
 		if err != nil {
-			return nil, fmt.Errorf("cannot make the data folder: %w", err)
+			return nil, fmt.Errorf("data folder: %w; %s", err, otherPlace)
 		}
 	}
 	if p.lock, err = lockFile(filepath.Join(dir, "lock")); err != nil {
@@ -367,7 +370,7 @@ func findBinaries(major string, places []string) (binaries, error) {
 	if major != "" {
 		return binaries{}, fmt.Errorf("the data folder was made by PostgreSQL %s, whose binaries were not found: install them (Debian: apt-get install postgresql-%s), or name another folder with -data-dir", major, major)
 	}
-	return binaries{}, errors.New("the binaries of PostgreSQL (initdb and postgres) were not found, neither in PATH nor in /usr/lib/postgresql/*/bin: install them (make setup, or Debian: apt-get install postgresql), or name a database with -database-url")
+	return binaries{}, errors.New("the binaries of PostgreSQL (initdb and postgres) were not found, neither in PATH nor in /usr/lib/postgresql/*/bin: install them (make setup, or Debian: apt-get install postgresql), or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 }
 
 // inspect looks for an installation in a folder.

@@ -41,8 +41,8 @@ func TestDataFolderThatCannotBeUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for dir, want := range map[string][]string{
-		filepath.Join(file, "data"): {"data folder", "not a directory"},
-		closed:                      {"data folder", "permission denied"},
+		filepath.Join(file, "data"): {"data folder", "not a directory", "QUEUED_DATABASE_URL", "-data-dir"},
+		closed:                      {"data folder", "permission denied", "-data-dir"},
 		foreign:                     {"made by PostgreSQL 9, whose binaries were not found", "postgresql-9"},
 	} {
 		p, err := startPostgres(context.Background(), dir, slog.New(slog.DiscardHandler))

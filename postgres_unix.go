@@ -58,7 +58,7 @@ func explain(err error) error {
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("cannot write to the data folder: %w", err)
+		return nil, fmt.Errorf("data folder: %w; %s", err, otherPlace)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()

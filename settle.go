@@ -31,8 +31,8 @@ func (e *engine) ack(ctx context.Context, items ...settlement) error {
 	return settle(ctx, e.acks, &settling{items: items})
 }
 
-// nack makes messages in flight due again after their time, or moves them to the
-// dead queue if that was their last delivery. Other ids are ignored.
+// nack makes messages that are in flight or delayed due after their time, or moves
+// them to the dead queue if they had their last delivery. Other ids are ignored.
 func (e *engine) nack(ctx context.Context, items ...settlement) error {
 	return settle(ctx, e.nacks, &settling{items: items})
 }

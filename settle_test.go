@@ -189,3 +189,73 @@ func TestLockedMessageHurtsNoOther(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+got[0].ID+"/ack", "")
 	checkDiff(t, "left", 1, s.count("SELECT count(*) FROM queued.messages"))
 }
+
+// A message that nobody holds, but that is not due yet, is made due by a nack, as
+// by fastqueue's. That is no delivery.
+func TestNackMakesADelayedMessageDue(t *testing.T) {
+	t.Parallel()
+	for what, v := range map[string]struct {
+		settings string
+		delay    func(s *testServer) (id string) // publishes one message, delayed
+		attempts int                             // that it has then
+	}{
+		"by its queue": {`"delivery_delay_seconds":900`, func(s *testServer) string { return s.publish("t", 1)[0] }, 0},
+		"by its publisher": {`"ordered":false`, func(s *testServer) string {
+			return s.messages(s.must(201, "POST", "/queues/t/messages", `{"data":{"n":1},"delay_seconds":900}`))[0].ID
+		}, 0},
+		"by a nack": {`"ordered":false`, func(s *testServer) string {
+			id := s.publish("t", 1)[0]
+			s.receive("t", "")
+			s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":900}`)
+			return id
+		}, 1},
+		"with a group": {`"delivery_delay_seconds":900`, func(s *testServer) string {
+			return s.messages(s.must(201, "POST", "/queues/t/messages", `{"data":{"n":1},"group":"g"}`))[0].ID
+		}, 0},
+		"with a group in order": {`"ordered":true`, func(s *testServer) string {
+			id := s.messages(s.must(201, "POST", "/queues/t/messages", `{"data":{"n":1},"group":"g"}`))[0].ID
+			s.must(201, "POST", "/queues/t/messages", `{"data":{"n":2},"group":"g"}`)
+			s.receive("t", "")
+			s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":900}`)
+			return id
+		}, 1},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustTopic("t", v.settings)
+			id := v.delay(s)
+			checkDiff(t, "received before", "[]", fmt.Sprint(numbers(s.receive("t", ""))))
+			poll := s.poll(context.Background(), "t", "?wait_seconds=30")
+			s.waiting("t", 1)
+			s.must(204, "PUT", "/messages/"+id+"/nack", "")
+			got := s.await(poll)
+			if len(got) != 1 || got[0].ID != id || got[0].DeliveryAttempts != v.attempts+1 {
+				t.Errorf("received %+v, want message %s in its delivery %d", got, id, v.attempts+1)
+			}
+		})
+	}
+}
+
+func TestNackOfADelayedMessageMayDelayItAnew(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"delivery_delay_seconds":900`)
+	published := s.messages(s.must(201, "POST", "/topics/t/messages", `{"data":{}}`))[0]
+	id, token := published.ID, published.ScheduledAt
+	s.must(409, "PUT", "/messages/"+id+"/nack?scheduled_at="+token, "") // it is in no lease
+	due := func(from, to int) int {
+		return s.count(`SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight
+			AND scheduled_at BETWEEN now() + make_interval(secs => $1) AND now() + make_interval(secs => $2)`, from, to)
+	}
+	checkDiff(t, "delayed as before", 1, due(600, 900))
+	s.must(204, "PUT", "/messages/nack", `{"ids":["`+id+`"],"delay_seconds":300}`)
+	checkDiff(t, "delayed anew", 1, due(1, 300))
+	s.must(204, "PUT", "/messages/"+id+"/nack", "")
+	checkDiff(t, "due", 1, due(-300, 0))
+
+	// One that is due, and that nobody holds, stays where it is.
+	before := s.must(200, "GET", "/messages/"+id, "")
+	s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":300}`)
+	checkDiff(t, "message", before, s.must(200, "GET", "/messages/"+id, ""))
+}

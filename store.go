@@ -1401,6 +1401,10 @@ func (s *session) ack(items []settlement) (all []touched, err error) {
 	return all, nil
 }
 
+// nackable says whether there is something to nack about a message m: somebody
+// received it, or it is not due yet. A message that is due stays in its place.
+const nackable = `(m.in_flight OR m.scheduled_at > now())`
+
 // A message in its last delivery goes to the dead queue, and any other is due
 // again after its time.
 const nackMessages = `
@@ -1412,7 +1416,7 @@ WITH named AS MATERIALIZED (
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS a (id, leased_until, seconds)
     JOIN queued.messages m ON ` + thatOne + `
     JOIN queued.queues q ON q.key = abs(m.queue_key)
-    WHERE m.in_flight
+    WHERE ` + nackable + `
         AND ` + inLease + `
 ), gone AS (
     DELETE FROM queued.messages m
@@ -1420,7 +1424,7 @@ WITH named AS MATERIALIZED (
     WHERE a.exhausted
         AND ` + thatOne + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND m.in_flight
+        AND ` + nackable + `
         AND ` + inLease + `
     RETURNING ` + movedColumns + `, NULL::integer AS max_deliveries, a.destination_id, a.leased_until
 ), moved AS (` + moveMessages + `
@@ -1431,7 +1435,7 @@ WITH named AS MATERIALIZED (
     WHERE NOT a.exhausted
         AND ` + thatOne + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND m.in_flight
+        AND ` + nackable + `
         AND ` + inLease + `
     RETURNING m.id, m.queue_key, m.group_id, m.scheduled_at, m.seq, a.leased_until
 ), woken AS (
@@ -1461,8 +1465,8 @@ FROM (
 JOIN queued.queues q ON q.key = abs(t.queue_key)
 GROUP BY q.id`
 
-// nack makes messages in flight due again, or moves them to the dead queue if
-// that was their last delivery. Other ids are ignored.
+// nack makes messages due that are in flight or delayed, or moves them to the dead
+// queue if they had their last delivery. Other ids are ignored.
 func (s *session) nack(items []settlement) ([]touched, error) {
 	ids, leases, seconds := settlementArgs(items)
 	return read(s, "nack", func(row scanner) (t touched, err error) {

@@ -185,15 +185,14 @@ func TestRedriveLeavesWhatBecomesDueMeanwhile(t *testing.T) {
 	checkDiff(t, "stayed", []int{1, 2}, numbers(s.receive("from", "")))
 }
 
-func TestNackIsForMessagesInFlight(t *testing.T) {
+func TestNackEndsALastDeliveryWhoseLeaseIsOver(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("dead")
-	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`, `"delivery_delay_seconds":900`)
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	id := s.publish("t", 1)[0]
 	s.must(204, "PUT", "/messages/"+id+"/nack", "")
-	checkDiff(t, "received before its delay is over", []int{}, numbers(s.receive("t", "")))
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	checkDiff(t, "dead queue, before a delivery", []int{}, numbers(s.receive("dead", "")))
 	s.receive("t", "")
 	s.exec("UPDATE queued.messages SET scheduled_at = now()")
 	s.must(204, "PUT", "/messages/"+id+"/nack", "") // late, but nobody else has it

@@ -2,7 +2,9 @@
 -- that may well be an application's own. Each part between "-- step" lines is
 -- one version: a database at version n gets the parts after n, in order, in one
 -- transaction (store.go, migrate). A step that has been released is never
--- edited: a change is a new step at the end.
+-- edited: a change is a new step at the end. Each table is created with its
+-- primary key in one statement: publications of logical replication need keys,
+-- and some databases refuse tables without one.
 --
 -- What keeps the door to more than one machine open (the table messages
 -- distributed by queue_key): its keys and indexes all hold queue_key, nothing
@@ -14,7 +16,7 @@
 CREATE SCHEMA IF NOT EXISTS queued;
 
 CREATE TABLE queued.schema_version (
-    version    integer     NOT NULL,
+    version    integer     PRIMARY KEY,
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -102,7 +104,8 @@ $$;
 -- that relies on it checks the version: what was answered at one server holds at
 -- all of them from then on.
 CREATE TABLE queued.settings (
-    version bigint NOT NULL
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    version  bigint  NOT NULL
 );
 
 INSERT INTO queued.settings (version) VALUES (1);
@@ -249,3 +252,13 @@ ALTER TABLE queued.messages
 ALTER TABLE queued.consumed
     ADD COLUMN request_id  text COLLATE "C",
     ADD COLUMN traceparent text COLLATE "C";
+
+-- step 5
+
+-- The primary keys of tables that builds before the first release created without.
+ALTER TABLE queued.schema_version
+    DROP CONSTRAINT IF EXISTS schema_version_pkey,
+    ADD PRIMARY KEY (version);
+
+ALTER TABLE queued.settings
+    ADD COLUMN IF NOT EXISTS only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row);

@@ -274,8 +274,8 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())); err != nil {
 		return err
 	}
-	if version, err = schemaVersion(ctx, tx); err != nil {
-		return err
+	if version, err = schemaVersion(ctx, tx); err != nil || version == len(steps) {
+		return err // another server was at work meanwhile
 	}
 	if version > len(steps) {
 		return fmt.Errorf("%w: version %d, this queued knows %d", errSchemaNewer, version, len(steps))

@@ -402,7 +402,24 @@ func (f *form) group(name string) string {
 		f.wrong(msg, kind, name)
 		return ""
 	}
+	if msg := pathMistake(id); msg != "" {
+		f.wrong(msg, "value_error", name)
+		return ""
+	}
 	return id
+}
+
+// pathMistake says what is wrong with an id that would change the path of which it
+// is a segment: clients and proxies remove "." and ".." from paths and merge
+// slashes, some of them after they have decoded %2F. Nothing new gets such an id;
+// groups that have one from before are still delivered.
+func pathMistake(id string) string {
+	for part := range strings.SplitSeq(id, "/") {
+		if part == "" || part == "." || part == ".." {
+			return `ensure that no part of this value between slashes is empty, "." or ".."`
+		}
+	}
+	return ""
 }
 
 // groupMistake says what is wrong with the id of a group, and of what type that is.

@@ -280,30 +280,46 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		s.fail(&request{Request: hr, w: w, dialect: native}, err)
 		return
 	}
-	s.addSlash(hr)
+	s.fixSlash(hr)
 	s.mux.ServeHTTP(w, hr)
 	if !w.matched {
-		s.unmatched(w, hr)
+		s.unmatched(w)
 	}
 }
 
-// unmatched answers where no route matches, in JSON: w has kept what the mux
-// wanted to say. A path of ours with a slash at the end is redirected.
-func (s *server) unmatched(w *response, r *http.Request) {
+// fixSlash gives a path the slash at its end that its route has: SharQ's clients
+// may leave it out, and those of the other servers may send one too many. From the
+// path of a PUT or DELETE none is taken: clients and proxies make "/queues/q/" of
+// "/queues/q/groups/..", and that must not delete the queue.
+func (s *server) fixSlash(r *http.Request) {
+	path, hasSlash := strings.CutSuffix(r.URL.Path, "/")
+	if strings.HasSuffix(r.URL.RawPath, "%2F") || strings.HasSuffix(r.URL.RawPath, "%2f") {
+		hasSlash = false // it is part of an id
+	}
+	if !hasSlash {
+		s.addSlash(r)
+		return
+	}
+	if r.Method == http.MethodPut || r.Method == http.MethodDelete {
+		return
+	}
+	if _, pattern := s.mux.Handler(r); pattern == "" {
+		r.URL.Path, r.URL.RawPath = path, strings.TrimSuffix(r.URL.RawPath, "/")
+	}
+}
+
+// unmatched writes the response of a request that no route matches, in JSON: w has
+// kept what the mux wanted to send. Its redirects to a path without "..", "." and
+// empty segments are not sent: a client would repeat a DELETE at a path that means
+// something else.
+func (s *server) unmatched(w *response) {
 	switch w.refused {
+	case 0: // the mux has sent something else
 	case http.StatusMethodNotAllowed:
 		w.json(w.refused, problem{"Method Not Allowed"})
-	case http.StatusNotFound:
-		if path, ok := strings.CutSuffix(r.URL.Path, "/"); ok {
-			shorter := r.Clone(r.Context())
-			shorter.URL.Path, shorter.URL.RawPath = path, ""
-			if _, pattern := s.mux.Handler(shorter); pattern != "" {
-				w.Header().Set("Location", shorter.URL.RequestURI())
-				w.empty(http.StatusTemporaryRedirect)
-				return
-			}
-		}
-		w.json(w.refused, problem{"Not Found"})
+	default:
+		w.Header().Del("Location")
+		w.json(http.StatusNotFound, problem{"Not Found"})
 	}
 }
 
@@ -562,7 +578,7 @@ func (w *response) logged(attributes ...any) []any {
 // WriteHeader gives the client its time to take the answer from now on: how long
 // the request waited before is no fault of the client's.
 func (w *response) WriteHeader(code int) {
-	if !w.matched && (code == http.StatusNotFound || code == http.StatusMethodNotAllowed) {
+	if !w.matched && (code/100 == 3 || code == http.StatusNotFound || code == http.StatusMethodNotAllowed) {
 		w.refused = code
 		return
 	}
@@ -1238,6 +1254,9 @@ func (s *server) putGroup(r *request) error {
 	queueID, id, err := r.groupID()
 	if err != nil {
 		return err
+	}
+	if msg := pathMistake(id); msg != "" {
+		return invalid{{[]any{"path", "group"}, msg, "value_error"}}
 	}
 	f := readBody(r.body)
 	if !f.broken && !f.has("delivery_interval_ms") {

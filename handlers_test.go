@@ -519,13 +519,6 @@ func TestUnknownPathsAndMethodsAreJSON(t *testing.T) {
 	}
 }
 
-func TestPathWithSlashAtTheEndRedirects(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t)
-	s.must(201, "POST", "/topics/", `{"id":"t"}`) // http.Client follows, with the body
-	s.must(200, "GET", "/topics/t/?x=1", "")
-}
-
 func TestHeadNeverConsumes(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

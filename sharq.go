@@ -41,8 +41,7 @@ func (s *server) handleSharQ() {
 	s.register(sharQ, public, "GET /deepstatus/{$}", s.limits.maxBody, s.sharQDeepStatus)
 }
 
-// addSlash adds the slash that ends all of SharQ's paths, which its clients may
-// leave out.
+// addSlash adds the slash that ends all of SharQ's paths to one of them without it.
 func (s *server) addSlash(r *http.Request) {
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch first {
@@ -50,7 +49,7 @@ func (s *server) addSlash(r *http.Request) {
 	default:
 		return
 	}
-	if _, pattern := s.mux.Handler(r); !strings.HasSuffix(r.URL.Path, "/") && strings.HasSuffix(pattern, "/{$}") { // to which the mux would redirect
+	if _, pattern := s.mux.Handler(r); strings.HasSuffix(pattern, "/{$}") { // to which the mux would redirect
 		r.URL.Path += "/"
 		if r.URL.RawPath != "" {
 			r.URL.RawPath += "/"

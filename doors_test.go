@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // state returns all that is in the database, to see whether anything changed.
@@ -71,7 +73,10 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		"0.0.0.0", "192.0.2.1", "[::]", "[::ffff:192.0.2.1]", "[2001:db8::1]", "[::1].evil.example", "",
 	} {
 		for _, host := range []string{host, host + port} {
-			elsewhere = append(elsewhere, []string{"Host: " + host, "Sec-Fetch-Site: same-origin", "Origin: http://" + host}, []string{"Host: " + host})
+			elsewhere = append(elsewhere, []string{"Host: " + host, "Sec-Fetch-Site: same-origin", "Origin: http://" + host})
+			if host != "" { // a browser always sends one
+				elsewhere = append(elsewhere, []string{"Host: " + host})
+			}
 		}
 	}
 	const queue = `{"id":"new","ack_deadline_seconds":60,"message_retention_seconds":3600}`
@@ -134,6 +139,56 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 			t.Errorf("%s = %d changes something: %v, so the test tests nothing: give it a body that does", route, answer.StatusCode, changed)
 		}
 	}
+}
+
+// HAProxy's "option httpchk GET /readyz" sends no Host, and so do many probes.
+func TestProbesWithoutHostAreServed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	for _, v := range []struct {
+		request string
+		status  string
+	}{
+		{"GET /readyz HTTP/1.0\r\n\r\n", "200"},
+		{"GET /health HTTP/1.0\r\n\r\n", "200"},
+		{"PUT /queues/q/purge HTTP/1.0\r\n\r\n", "204"},
+		{"GET /readyz HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n", "200"},
+		{"GET /readyz HTTP/1.0\r\nHost: evil.example\r\n\r\n", "403"},
+		{"GET /readyz HTTP/1.0\r\nOrigin: http://evil.example\r\n\r\n", "403"},
+		{"GET /readyz HTTP/1.0\r\nSec-Fetch-Site: same-origin\r\n\r\n", "403"},
+	} {
+		got := s.exchange(v.request)
+		if _, status, _ := strings.Cut(got, " "); !strings.HasPrefix(status, v.status+" ") {
+			t.Errorf("%q is answered with %q, want %s", v.request, got, v.status)
+		}
+	}
+}
+
+// exchange sends bytes, and returns all that comes until the server closes the
+// connection.
+func (s *testServer) exchange(request string) string {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(testTimeout))
+	fmt.Fprint(conn, request)
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		s.t.Fatalf("%q: %v", request, err)
+	}
+	return string(answer)
+}
+
+func TestAllHostsMayBeAllowed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.allowedHosts = []string{"*"}
+	checkDiff(t, "under another name", 200, s.raw("GET", "/readyz", "", "Host: any.example:80").StatusCode)
+	checkDiff(t, "from a page elsewhere", 403, s.raw("POST", "/topics", "", "Host: any.example", "Origin: https://evil.example").StatusCode)
 }
 
 func TestPagesOfTheServerAndProgramsAreServed(t *testing.T) {

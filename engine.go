@@ -147,25 +147,30 @@ func (e *engine) close() {
 	e.db.Close()
 }
 
-// runReleases undoes deliveries.
+// runReleases undoes deliveries: of messages that were leased, and of those that
+// were consumed.
 func (e *engine) runReleases(s *session, batch [][]message) error {
-	all, err := s.undoDeliveries(slices.Concat(batch...))
-	if err != nil {
-		e.wakeIfUnknown(err)
-		return err
+	var leased, consumed []message
+	for _, m := range slices.Concat(batch...) {
+		if m.consumed {
+			consumed = append(consumed, m)
+		} else {
+			leased = append(leased, m)
+		}
+	}
+	all, err := s.restore(consumed)
+	if err == nil && len(leased) > 0 {
+		var released []touched
+		released, err = s.release(leased)
+		all = append(all, released...)
+	}
+	if err != nil && !rejected(err) {
+		e.wakeAll()
 	}
 	for _, t := range all {
 		e.announce(t.queueID, t.dueAt)
 	}
-	return nil
-}
-
-// wakeIfUnknown is for statements that make messages due: one that failed may have
-// been carried out, and for which queues that was is unknown.
-func (e *engine) wakeIfUnknown(err error) {
-	if !rejected(err) {
-		e.wakeAll()
-	}
+	return err
 }
 
 // announce says that something in the queue becomes due at that time, by the

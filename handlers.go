@@ -326,7 +326,7 @@ func (s *server) unmatched(w *response) {
 // refuse keeps web pages that are open in a browser on this machine from using
 // the server: it is for programs, and reachable for browsers by accident.
 func (s *server) refuse(r *http.Request) error {
-	if s.checkHost && !s.hostAllowed(r.Host) {
+	if s.checkHost && !s.hostAllowed(r) {
 		return status{http.StatusForbidden, fmt.Sprintf("the host %q is not allowed, see -allowed-hosts", r.Host)}
 	}
 	if err := crossOrigin.Check(r); err != nil {
@@ -341,21 +341,28 @@ var crossOrigin = http.NewCrossOriginProtection()
 
 var errOtherSite = status{http.StatusForbidden, "requests from pages of other sites are not allowed"}
 
-// hostAllowed reports whether a request may name the server so. A dot at the end
+// hostAllowed reports whether a request names the server as it may. One without a
+// name is no browser's, and comes from health checks in HTTP/1.0. A dot at the end
 // is for allowed names alone: a browser may not take "localhost." for this machine,
 // and only where it does it sends Sec-Fetch-Site.
-func (s *server) hostAllowed(hostport string) bool {
-	host := hostport
-	if h, _, err := net.SplitHostPort(hostport); err == nil {
+func (s *server) hostAllowed(r *http.Request) bool {
+	host := r.Host
+	if host == "" {
+		return r.Header.Get("Origin") == "" && r.Header.Get("Sec-Fetch-Site") == ""
+	}
+	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
 	host = strings.ToLower(strings.Trim(host, "[]"))
-	if host == "localhost" || slices.Contains(s.allowedHosts, strings.TrimSuffix(host, ".")) {
+	if host == "localhost" || slices.Contains(s.allowedHosts, anyHost) || slices.Contains(s.allowedHosts, strings.TrimSuffix(host, ".")) {
 		return true
 	}
 	address, err := netip.ParseAddr(host)
 	return err == nil && address.IsLoopback()
 }
+
+// anyHost allows all names.
+const anyHost = "*"
 
 // consuming is around handlers that change something although they are GETs.
 func consuming(h handler) handler {

@@ -309,7 +309,6 @@ func (e *engine) finish(ctx context.Context, queueID, group, jobID string) (bool
 func (e *engine) runFinishes(s *session, batch []*finishing) error {
 	all, err := s.finish(batch)
 	if err != nil {
-		e.wakeIfUnknown(err)
 		return err
 	}
 	for _, f := range all {

@@ -196,7 +196,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.Int64Var(&c.maxInHand, "max-in-hand", defaultMaxInHand, "most `bytes` of requests and answers in memory; beyond them requests are refused,\nand before that those make way that are stalled")
 	f.DurationVar(&c.transferTimeout, "transfer-timeout", defaultTransferTimeout, "longest `time` for a client to send a body, or to take an answer")
 	f.DurationVar(&c.idleTimeout, "idle-timeout", defaultIdleTimeout, "longest `time` of a connection without a request")
-	f.StringVar(&allowedHosts, "allowed-hosts", "", "`names`, separated by commas, that requests may use for this server besides\nlocalhost and loopback addresses; checked when it listens on a loopback address")
+	f.StringVar(&allowedHosts, "allowed-hosts", "", "`names`, separated by commas, that requests may use for this server besides\nlocalhost and loopback addresses, or * for all; checked when it listens on a loopback address")
 	f.StringVar(&topologyFile, "topology", "", "JSON `file` of topics and queues to make or update at the start")
 	f.StringVar(&c.tokenFile, "token-file", "", "JSON `file` of tokens and what each may do, read again on SIGHUP; without it\neverybody may do everything")
 	f.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` of the certificate to serve HTTPS with, read again on SIGHUP")

@@ -62,7 +62,10 @@ func settle(ctx context.Context, l *lane[*settling], v *settling) error {
 
 func (e *engine) runAcks(s *session, batch []*settling) error {
 	all, err := s.ack(itemsOf(batch))
-	for _, t := range all { // also before an error: it is committed
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
 		if t.queueID != "" {
 			e.metrics.add(messagesAcked, t.queueID, t.acked)
 		}
@@ -70,17 +73,16 @@ func (e *engine) runAcks(s *session, batch []*settling) error {
 			e.announce(t.queueID, t.dueAt)
 		}
 	}
-	if err != nil {
-		e.wakeIfUnknown(err)
-		return err
-	}
 	return findConflicts(s, batch, guardedIn(all))
 }
 
 func (e *engine) runNacks(s *session, batch []*settling) error {
 	all, err := s.nack(itemsOf(batch))
+	if err != nil && !rejected(err) {
+		// It may have happened, and which queues that would concern is unknown.
+		e.wakeAll()
+	}
 	if err != nil {
-		e.wakeIfUnknown(err)
 		return err
 	}
 	for _, t := range all {
@@ -97,7 +99,6 @@ func (e *engine) runNacks(s *session, batch []*settling) error {
 func (e *engine) runExtensions(s *session, batch []*settling) error {
 	all, err := s.extend(itemsOf(batch))
 	if err != nil {
-		e.wakeIfUnknown(err)
 		return err
 	}
 	byID := make(map[string]message, len(all))

@@ -184,6 +184,7 @@ func readTokens(path string) (*tokens, error) {
 	all := &tokens{}
 	named := make(map[string]bool)
 	hashes := make(map[[sha256.Size]byte]bool)
+	f.only("tokens")
 	f.objects("tokens", maxTokens, func(item *form) {
 		t := item.token()
 		if named[t.name] {
@@ -203,13 +204,7 @@ func readTokens(path string) (*tokens, error) {
 
 // token reads an entry of the file.
 func (f *form) token() *token {
-	for _, v := range f.fields {
-		switch v.name {
-		case "name", "token", "token_sha256", "post", "get", "metrics", "admin":
-		default:
-			f.wrong("unexpected field", "value_error.extra", v.name)
-		}
-	}
+	f.only("name", "token", "token_sha256", "post", "get", "metrics", "admin")
 	t := &token{post: f.names("post"), get: f.names("get"), metrics: f.bool("metrics"), admin: f.bool("admin")}
 	t.name, _ = f.string("name", true)
 	hasHash := f.has("token_sha256")

@@ -223,6 +223,7 @@ func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
 		`{"tokens":[{"name":"a","token":" super-secret-super-secret"}]}`:                     "[PATH tokens 0 token]: begins or ends with white space",
 		`{"tokens":[{"name":"a","token_sha256":"super-secret"}]}`:                            "[PATH tokens 0 token_sha256]: value is not 64 hexadecimal digits",
 		`{"tokens":[{"name":"a",` + long + `,"token_sha256":"00"}]}`:                         "[PATH tokens 0 token]: either token or token_sha256 is required",
+		`{"tokens":[{"name":"a",` + long + `}],"token":[]}`:                                  "[PATH token]: unexpected field",
 		`{"tokens":[{"name":"a",` + long + `,"gets":["t"]}]}`:                                "[PATH tokens 0 gets]: unexpected field",
 		`{"tokens":[{"name":"a",` + long + `,"get":"t"}]}`:                                   "[PATH tokens 0 get]: value is not a valid list",
 		`{"tokens":[{"name":"a",` + long + `,"get":["t","a/b"]}]}`:                           "[PATH tokens 0 get 1]: is no id",

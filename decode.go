@@ -184,6 +184,16 @@ func readFile(path string) (*form, error) {
 	return f, nil
 }
 
+// only notes a mistake for each field that has none of these names. It is for
+// files: a misspelt field there would be a setting that nobody notices is missing.
+func (f *form) only(names ...string) {
+	for _, v := range f.fields {
+		if !slices.Contains(names, v.name) {
+			f.wrong("unexpected field", "value_error.extra", v.name)
+		}
+	}
+}
+
 // read takes the members of an object for the fields.
 func (f *form) read(object []byte) {
 	walkObject(object, func(name string, value []byte) {

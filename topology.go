@@ -31,10 +31,13 @@ func readTopology(path string, l *limits) (*topology, error) {
 		return nil, err
 	}
 	t := &topology{}
-	f.declared("topics", func(item *form, id string) {
+	f.only("topics", "queues")
+	f.declared("topics", []string{"id"}, func(item *form, id string) {
 		t.topics = append(t.topics, id)
 	})
-	f.declared("queues", func(item *form, id string) {
+	f.declared("queues", []string{"id", "topic_id", "dead_queue_id", "ack_deadline_seconds", "message_retention_seconds",
+		"message_filters", "message_max_deliveries", "delivery_delay_seconds",
+		"delivery_interval_ms", "ordered", "consumed_retention_seconds"}, func(item *form, id string) {
 		t.queues = append(t.queues, declaredQueue{id, item.queueSettings(l)})
 	})
 	if err := f.err(); err != nil {
@@ -43,13 +46,16 @@ func readTopology(path string, l *limits) (*topology, error) {
 	return t, nil
 }
 
-// declared reads an optional list of objects with different ids.
-func (f *form) declared(name string, each func(item *form, id string)) {
+// declared reads an optional list of objects with different ids, which have these
+// fields and the times that a server shows: what it shows may go into a topology.
+func (f *form) declared(name string, fields []string, each func(item *form, id string)) {
 	if raw := f.value(name, false); raw == nil || string(quoteNumbers(raw)) == "[]" {
 		return
 	}
 	seen := make(map[string]bool)
+	fields = append(fields, "created_at", "updated_at")
 	f.objects(name, maxTopologyItems, func(item *form) {
+		item.only(fields...)
 		id := item.id("id", true)
 		if id == nil {
 			return

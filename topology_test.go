@@ -67,6 +67,9 @@ func TestWrongTopologyIsOneClearError(t *testing.T) {
 		`{"topics":[{"id":"a b"}]}`:          "topics 0 id]: string does not match regex",
 		`{"topics":[{"id":"a"},{"id":"a"}]}`: `topics 1 id]: "a" is there twice`,
 		`{"queues":[{"id":"q"}]}`:            "queues 0 ack_deadline_seconds]: field required",
+		`{"data":[]}`:                        "topology.json data]: unexpected field",
+		`{"topics":[{"id":"a","retention_seconds":60}]}`:                                         "topics 0 retention_seconds]: unexpected field",
+		`{"queues":[{"id":"a",` + rest + `},{"id":"q","dead_queue":"a",` + rest + `}]}`:          "queues 1 dead_queue]: unexpected field",
 		`{"queues":[{"id":"q","topic_id":"nope",` + rest + `}]}`:                                 `queue "q": topic not found`,
 		`{"queues":[{"id":"q","dead_queue_id":"nope","message_max_deliveries":1,` + rest + `}]}`: `queue "q": queue not found`,
 	} {
@@ -82,5 +85,21 @@ func TestWrongTopologyIsOneClearError(t *testing.T) {
 	}
 	if _, err := readTopology(mustWriteTopology(t, `{}`), &limits{}); err != nil {
 		t.Errorf("an empty topology = %v", err)
+	}
+}
+
+// What a server shows may be written into a file, with all settings that there are.
+func TestTopologyTakesWhatAServerShows(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead","message_max_deliveries":3,"message_filters":{"k":["v"]},"delivery_delay_seconds":1,`+
+		`"delivery_interval_ms":1,"ordered":true,"consumed_retention_seconds":60`)
+	list := func(path string) string {
+		return strings.TrimSuffix(strings.TrimPrefix(s.must(200, "GET", path, ""), `{"data":`), "}")
+	}
+	_, err := readTopology(mustWriteTopology(t, `{"topics":`+list("/topics")+`,"queues":`+list("/queues")+`}`), &s.limits)
+	if err != nil {
+		t.Error(err)
 	}
 }

@@ -689,3 +689,19 @@ func TestRedriveKeepsTheOrderOfGroups(t *testing.T) {
 	s.must(204, "PUT", "/queues/q/redrive", `{"destination_queue_id":"to"}`)
 	checkDiff(t, "received", "a1 b1 a2", s.receiveNames("to", 10))
 }
+
+func TestRedriveLeavesExhaustedMessagesOfGroupsToTheDeadQueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustQueue("to")
+	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.publishGroups("q", "a1", "-1")
+	checkDiff(t, "last delivery", "-1 a1", s.receiveNames("q", 10))
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.publishGroups("q", "a2", "-2")
+	s.must(204, "PUT", "/queues/q/redrive", `{"destination_queue_id":"to"}`)
+	checkDiff(t, "redriven", "-2 a2", s.receiveNames("to", 10))
+	mustCleanUp(t, s)
+	checkDiff(t, "in the dead queue", "-1 a1", s.receiveNames("dead", 10))
+}

@@ -902,7 +902,7 @@ const redriveBatch = `
 WITH source AS MATERIALIZED (
     SELECT CASE WHEN dead_queue_id IS NULL THEN NULL ELSE message_max_deliveries END AS max_deliveries
     FROM queued.queues
-    WHERE key = $1
+    WHERE key = abs($1::bigint)
 ), destination AS MATERIALIZED (
     SELECT id
     FROM queued.queues

@@ -194,24 +194,33 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) oldest ON true`
 
+// Only what is deleted is locked: a claim passes over rows that are locked, and
+// what is not expired would come late and out of order.
 const removeExpired = `
 WITH oldest AS MATERIALIZED (
-    SELECT ctid AS tid, scheduled_at, seq, expired_at
+    SELECT ctid AS tid
     FROM queued.messages
     WHERE queue_key = $1
         AND (scheduled_at, seq) > ($3, $4)
     ORDER BY scheduled_at, seq
     LIMIT $2
-    FOR UPDATE SKIP LOCKED
+), expired AS MATERIALIZED (
+    SELECT m.tid, m.scheduled_at, m.seq
+    FROM oldest
+    CROSS JOIN LATERAL (
+        SELECT ctid AS tid, scheduled_at, seq
+        FROM queued.messages
+        WHERE ctid = oldest.tid
+            AND expired_at <= now()
+        FOR UPDATE SKIP LOCKED
+    ) m
 ), removed AS (
     DELETE FROM queued.messages m
-    USING oldest
-    WHERE m.ctid = oldest.tid
-        AND oldest.expired_at <= now()
+    USING expired
+    WHERE m.ctid = expired.tid
 )
 SELECT scheduled_at, seq, count(*) OVER ()
-FROM oldest
-WHERE expired_at <= now()
+FROM expired
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 

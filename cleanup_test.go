@@ -173,6 +173,32 @@ func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
 	}
 }
 
+// A claim passes over what the cleanup has locked, and a short poll would come
+// back without a message that is there.
+func TestCleanupOfExpiredMessagesHidesNoOthers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	ids := s.publish("t", 1, 2, 3, 4)
+	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = ANY($1::uuid[])", idArray{ids[0], ids[2]})
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	key := s.count("SELECT key FROM queued.queues")
+	_, n, err := scanBatch(tx.QueryRow(removeExpired, key, cleanupBatch, "-infinity", 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "removed", 2, n)
+	checkDiff(t, "received meanwhile", []int{2, 4}, numbers(s.receive("t", "")))
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "left", 2, s.messagesIn("t"))
+}
+
 func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -147,30 +147,25 @@ func (e *engine) close() {
 	e.db.Close()
 }
 
-// runReleases undoes deliveries: of messages that were leased, and of those that
-// were consumed.
+// runReleases undoes deliveries.
 func (e *engine) runReleases(s *session, batch [][]message) error {
-	var leased, consumed []message
-	for _, m := range slices.Concat(batch...) {
-		if m.consumed {
-			consumed = append(consumed, m)
-		} else {
-			leased = append(leased, m)
-		}
-	}
-	all, err := s.restore(consumed)
-	if err == nil && len(leased) > 0 {
-		var released []touched
-		released, err = s.release(leased)
-		all = append(all, released...)
-	}
-	if err != nil && !rejected(err) {
-		e.wakeAll()
+	all, err := s.undoDeliveries(slices.Concat(batch...))
+	if err != nil {
+		e.wakeIfUnknown(err)
+		return err
 	}
 	for _, t := range all {
 		e.announce(t.queueID, t.dueAt)
 	}
-	return err
+	return nil
+}
+
+// wakeIfUnknown is for statements that make messages due: one that failed may have
+// been carried out, and for which queues that was is unknown.
+func (e *engine) wakeIfUnknown(err error) {
+	if !rejected(err) {
+		e.wakeAll()
+	}
 }
 
 // announce says that something in the queue becomes due at that time, by the

@@ -603,7 +603,7 @@ func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGr
 // interval others may have been delivered at the same time.
 const undoTurns = `
 WITH undone AS MATERIALIZED (
-    SELECT g.tid, u.before,
+    SELECT g.tid, u.before, u.after,
            coalesce(g.delivery_interval_ms, (
                SELECT q.delivery_interval_ms
                FROM queued.queues q
@@ -620,29 +620,25 @@ WITH undone AS MATERIALIZED (
         FROM queued.groups
         WHERE queue_key = u.queue_key
             AND id = u.id
-            AND limited_until IS NOT DISTINCT FROM u.after
-        FOR UPDATE
+        FOR UPDATE -- all, in their order: the next statement needs them too
     ) g
 )
 UPDATE queued.groups g
 SET limited_until = u.before,
     delivered_at = CASE WHEN u.interval_ms > 0 THEN u.before - make_interval(secs => u.interval_ms / 1000.0) ELSE g.delivered_at END
 FROM undone u
-WHERE g.ctid = u.tid`
+WHERE g.ctid = u.tid
+    AND g.limited_until IS NOT DISTINCT FROM u.after`
 
-// undoTurns takes back what the delivery of messages did to their groups.
+// undoTurns takes back what the delivery of messages did to their groups, and locks
+// those.
 func (s *session) undoTurns(messages []message) error {
 	var keys intArray
 	var ids groupArray
 	var before, after timeArray
 	for _, m := range messages {
-		if m.turn != nil {
-			keys, ids = append(keys, m.queueKey), append(ids, m.Group)
-			before, after = append(before, m.turn.before.Time), append(after, m.turn.after.Time)
-		}
-	}
-	if len(ids) == 0 {
-		return nil
+		keys, ids = append(keys, m.queueKey), append(ids, m.Group)
+		before, after = append(before, m.turn.before.Time), append(after, m.turn.after.Time)
 	}
 	_, err := read[any](s, "undo_turns", nil, undoTurns, keys, ids, before, after)
 	return err

@@ -309,6 +309,7 @@ func (e *engine) finish(ctx context.Context, queueID, group, jobID string) (bool
 func (e *engine) runFinishes(s *session, batch []*finishing) error {
 	all, err := s.finish(batch)
 	if err != nil {
+		e.wakeIfUnknown(err)
 		return err
 	}
 	for _, f := range all {

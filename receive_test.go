@@ -778,3 +778,42 @@ func TestBothKindsOfReceiversAreWoken(t *testing.T) {
 	}
 	checkDiff(t, "left, in flight", 1, s.messagesIn("t"))
 }
+
+// The lane tries again what was refused, so a refusal must have done nothing.
+func TestGiveBackThatIsRefusedDoesNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "-1", "-2", "a1", "b1", "a2", "b2")
+	ctx := context.Background()
+	consumed, err := s.engine.consume(ctx, "q", 2, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leased, err := s.engine.receive(ctx, "q", 2, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(consumed.messages) != 2 || len(leased.messages) != 2 {
+		t.Fatalf("got %d and %d messages, want 2 and 2", len(consumed.messages), len(leased.messages))
+	}
+	s.exec(`CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '55P03'; END $$`)
+	s.exec("CREATE TRIGGER refuse BEFORE UPDATE ON queued.messages FOR EACH STATEMENT EXECUTE FUNCTION public.refuse()")
+	groups := func() int {
+		return s.count("SELECT count(*) FROM queued.groups WHERE limited_until > now()")
+	}
+	before, limited := s.state(), groups()
+	session := newSession(s.engine.db, s.metrics)
+	defer session.close()
+	batch := [][]message{consumed.messages, leased.messages}
+	if err := s.engine.runReleases(session, batch); !locked(err) {
+		t.Errorf("give back = %v, want a refusal", err)
+	}
+	checkDiff(t, "messages after the refusal", before, s.state())
+	checkDiff(t, "limited groups after the refusal", limited, groups())
+	s.exec("DROP TRIGGER refuse ON queued.messages")
+	if err := s.engine.runReleases(session, batch); err != nil {
+		t.Errorf("give back, tried again = %v", err)
+	}
+	checkDiff(t, "received then", "-1 -2 a1 b1", s.receiveNames("q", 10))
+}

@@ -62,10 +62,7 @@ func settle(ctx context.Context, l *lane[*settling], v *settling) error {
 
 func (e *engine) runAcks(s *session, batch []*settling) error {
 	all, err := s.ack(itemsOf(batch))
-	if err != nil {
-		return err
-	}
-	for _, t := range all {
+	for _, t := range all { // also before an error: it is committed
 		if t.queueID != "" {
 			e.metrics.add(messagesAcked, t.queueID, t.acked)
 		}
@@ -73,16 +70,17 @@ func (e *engine) runAcks(s *session, batch []*settling) error {
 			e.announce(t.queueID, t.dueAt)
 		}
 	}
+	if err != nil {
+		e.wakeIfUnknown(err)
+		return err
+	}
 	return findConflicts(s, batch, guardedIn(all))
 }
 
 func (e *engine) runNacks(s *session, batch []*settling) error {
 	all, err := s.nack(itemsOf(batch))
-	if err != nil && !rejected(err) {
-		// It may have happened, and which queues that would concern is unknown.
-		e.wakeAll()
-	}
 	if err != nil {
+		e.wakeIfUnknown(err)
 		return err
 	}
 	for _, t := range all {
@@ -99,6 +97,7 @@ func (e *engine) runNacks(s *session, batch []*settling) error {
 func (e *engine) runExtensions(s *session, batch []*settling) error {
 	all, err := s.extend(itemsOf(batch))
 	if err != nil {
+		e.wakeIfUnknown(err)
 		return err
 	}
 	byID := make(map[string]message, len(all))

@@ -259,3 +259,21 @@ func TestNackOfADelayedMessageMayDelayItAnew(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":300}`)
 	checkDiff(t, "message", before, s.must(200, "GET", "/messages/"+id, ""))
 }
+
+// A second statement looks again for what the first has not found.
+func TestAckThatIsRefusedKeepsWhatItHasDone(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"ordered":true`)
+	s.publishGroups("q", "a1", "a2")
+	id := s.receive("q", "")[0].ID
+	poll := s.poll(context.Background(), "q", "?wait_seconds=30")
+	s.waiting("q", 1)
+	s.exec("CREATE SEQUENCE public.deletes")
+	s.exec(`CREATE FUNCTION public.refuse_second() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		IF nextval('public.deletes') > 1 THEN RAISE EXCEPTION 'refused' USING ERRCODE = '55P03'; END IF; RETURN NULL; END $$`)
+	s.exec("CREATE TRIGGER refuse_second BEFORE DELETE ON queued.messages FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_second()")
+	s.must(503, "PUT", "/messages/ack", fmt.Sprintf(`{"ids":[%q,%q]}`, id, newID()))
+	checkDiff(t, "received after the ack", "a2", namesOf(s.await(poll)))
+	s.wantMetrics(`queued_messages_acked_total{queue="q"} 1`)
+}

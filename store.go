@@ -1374,7 +1374,8 @@ LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queu
 GROUP BY q.id`
 
 // ack deletes the messages, whoever holds them unless they have a guard. Ids
-// that are unknown are ignored.
+// that are unknown are ignored. What it returns is done, also beside an error; what
+// was done already does no harm when it is tried again.
 func (s *session) ack(items []settlement) (all []touched, err error) {
 	ids, leases, _ := settlementArgs(items)
 	missing := len(slices.Compact(slices.Clone(ids)))
@@ -1558,23 +1559,85 @@ FROM (
 JOIN queued.queues q ON q.key = abs(t.queue_key)
 GROUP BY q.id`
 
+// undoDeliveries undoes the deliveries of messages that nobody got: of those that
+// were leased, and of those that were consumed. Where that takes several statements
+// they are one transaction: what is tried again must have done nothing.
+func (s *session) undoDeliveries(messages []message) (all []touched, err error) {
+	var leased, consumed, grouped []message
+	for _, m := range messages {
+		if m.consumed {
+			consumed = append(consumed, m)
+		} else {
+			leased = append(leased, m)
+		}
+		if m.turn != nil {
+			grouped = append(grouped, m)
+		}
+	}
+	do := func() error {
+		if len(grouped) > 0 {
+			if err := s.lockMessages(leased); err != nil { // others lock messages before their groups
+				return err
+			}
+			if err := s.undoTurns(grouped); err != nil {
+				return err
+			}
+		}
+		restored, err := s.restore(consumed)
+		if err != nil {
+			return err
+		}
+		released, err := s.release(leased)
+		all = slices.Concat(restored, released)
+		return err
+	}
+	if len(grouped) == 0 && (len(leased) == 0 || len(consumed) == 0) {
+		return all, do()
+	}
+	return all, s.transaction(do)
+}
+
+const lockMessages = `
+SELECT m.seq
+FROM unnest($1::uuid[], $2::bigint[]) AS a (id, queue_key)
+JOIN queued.messages m ON ` + thatOne + ` AND m.queue_key IS NOT DISTINCT FROM a.queue_key
+FOR UPDATE OF m`
+
+// lockMessages locks those of the messages that are there.
+func (s *session) lockMessages(messages []message) error {
+	var ids idArray
+	var keys intArray
+	for _, m := range sortedByID(messages) {
+		ids, keys = append(ids, m.ID), append(keys, m.queueKey)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := read(s, "lock_messages", scanKey, lockMessages, ids, keys)
+	return err
+}
+
+// sortedByID returns the messages in the order in which statements lock them.
+func sortedByID(messages []message) []message {
+	return slices.SortedFunc(slices.Values(messages), func(a, b message) int { return cmp.Compare(a.ID, b.ID) })
+}
+
 // release undoes the delivery of messages that nobody got: due when they were
 // due before, one delivery attempt less. A message whose lease is no longer the
 // one it was received with is left alone.
 func (s *session) release(messages []message) ([]touched, error) {
-	messages = slices.SortedFunc(slices.Values(messages), func(a, b message) int { return cmp.Compare(a.ID, b.ID) })
+	if len(messages) == 0 {
+		return nil, nil
+	}
 	var ids idArray
 	var keys, attempts intArray
 	var leases, dues timeArray
-	for _, m := range messages {
+	for _, m := range sortedByID(messages) {
 		ids = append(ids, m.ID)
 		keys = append(keys, m.queueKey)
 		leases = append(leases, m.ScheduledAt.Time)
 		attempts = append(attempts, int64(m.DeliveryAttempts))
 		dues = append(dues, m.dueAt.Time)
-	}
-	if err := s.undoTurns(messages); err != nil {
-		return nil, err
 	}
 	return read(s, "release", func(row scanner) (t touched, err error) {
 		var dueAt sql.NullTime
@@ -1636,9 +1699,6 @@ func (s *session) restore(messages []message) ([]touched, error) {
 		expiries, dues, created = append(expiries, m.ExpiredAt.Time), append(dues, m.dueAt.Time), append(created, m.CreatedAt.Time)
 		consumed = append(consumed, m.UpdatedAt.Time)
 		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
-	}
-	if err := s.undoTurns(messages); err != nil {
-		return nil, err
 	}
 	return read(s, "restore", func(row scanner) (t touched, err error) {
 		var dueAt sql.NullTime

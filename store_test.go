@@ -426,6 +426,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"await group":    {awaitGroups, []string{"-1", "now()", "1", "1"}, "groups_ready"},
 		"in groups":      {frontsOfGroups + leaseTaken + lookAgain, []string{"-1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60", "false"}, "messages_group_due"},
 		"of groups":      {frontsOfGroups + consumeTaken + keepTaken + lookAgain, []string{"-1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
+		"lock messages":  {lockMessages, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"undo":           {undoTurns, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"purge group":    {purgeGroupBatch, []string{"-1", "'a'", "100", "false", "10"}, "messages_group_due"},
 		"idle groups":    {selectIdleGroups, []string{"-9", "''", "100"}, "groups_pkey"},

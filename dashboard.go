@@ -31,7 +31,7 @@ var dashboardTypes = map[string]string{
 }
 
 func (s *server) handleDashboard() {
-	s.register(sharQ, public, "GET /{$}", s.limits.maxBody, s.home)
+	s.register(sharQ, public, "GET /{$}", s.limits.maxBody, s.whenReady(s.home))
 	s.handleAlways(public, "GET /dashboard/{file}", s.dashboardFile)
 	s.handle(anyToken, "GET /overview", s.overview)
 }

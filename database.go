@@ -8,8 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
-	"os"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,62 +74,29 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// connectionString completes a PostgreSQL URL or a string of key=value pairs. As in libpq, and not as in lib/pq, TLS is used where the
-// server offers it unless sslmode says otherwise.
-func connectionString(database string) (string, error) {
-	defaults := [][2]string{
-		{"application_name", "queued"},
-		{"connect_timeout", fmt.Sprint(int(connectTimeout.Seconds()))},
-	}
-	if os.Getenv("PGSSLMODE") == "" {
-		defaults = append(defaults, [2]string{"sslmode", "prefer"})
-	}
-	dsn := database
-	if strings.HasPrefix(database, "postgres://") || strings.HasPrefix(database, "postgresql://") {
-		u, err := url.Parse(database)
-		if err != nil {
-			// The text of a url.Error holds the URL, and that the password.
-			return "", errors.New("not a valid URL")
-		}
-		if u.User == nil && strings.Contains(u.EscapedPath(), "@") {
-			// The password was cut at a slash, and its end would be shown as a database.
-			return "", errors.New("not a valid URL: what is special in a URL is written like %2F in a password")
-		}
-		q := u.Query()
-		for _, s := range defaults {
-			if !q.Has(s[0]) {
-				q.Set(s[0], s[1])
-			}
-		}
-		q.Set("binary_parameters", "no") // of lib/pq: our arrays are text
-		u.RawQuery = q.Encode()
-		dsn = u.String()
-	} else {
-		// The last of two equal keys counts.
-		var b strings.Builder
-		for _, s := range defaults {
-			fmt.Fprintf(&b, "%s=%s ", s[0], s[1])
-		}
-		b.WriteString(database)
-		b.WriteString(" binary_parameters=no")
-		dsn = b.String()
-	}
-	if _, err := pq.NewConfig(dsn); err != nil {
-		return "", errors.New("neither a PostgreSQL URL nor a list of key=value pairs that PostgreSQL knows")
-	}
-	return dsn, nil
-}
-
-// describe says which database a connection string leads to, without secrets.
-func describe(database string) string {
-	c, err := pq.NewConfig(database)
+// describe says which database a connection string of readConnection leads to,
+// without secrets.
+func describe(dsn string) string {
+	c, err := pq.NewConfig(dsn)
 	if err != nil {
 		return "?"
 	}
-	if strings.HasPrefix(c.Host, "/") || strings.HasPrefix(c.Host, "@") {
-		return fmt.Sprintf("%s in %s", c.Database, c.Host)
+	name := c.Database
+	if name == "" {
+		name = c.User
 	}
-	return fmt.Sprintf("%s at %s", c.Database, net.JoinHostPort(c.Host, fmt.Sprint(c.Port)))
+	places := make([]string, 0, 1)
+	for _, h := range append([]pq.ConfigMultihost{{Host: c.Host, Hostaddr: c.Hostaddr, Port: c.Port}}, c.Multi...) {
+		switch {
+		case h.Hostaddr.IsValid():
+			places = append(places, "at "+netip.AddrPortFrom(h.Hostaddr, h.Port).String())
+		case strings.HasPrefix(h.Host, "/") || strings.HasPrefix(h.Host, "@"):
+			places = append(places, "in "+h.Host)
+		default:
+			places = append(places, "at "+net.JoinHostPort(h.Host, fmt.Sprint(h.Port)))
+		}
+	}
+	return name + " " + strings.Join(places, " or ")
 }
 
 // database is the way to PostgreSQL. All connections of a server are made here,
@@ -162,9 +128,9 @@ const (
 var errSilent = errors.New("PostgreSQL does not answer")
 
 // newDatabase returns the way to the database that a PostgreSQL URL or a string
-// of key=value pairs names. It connects to nothing.
+// of key=value pairs names, and nothing else. It connects to nothing.
 func newDatabase(text string) (*database, error) {
-	dsn, err := connectionString(text)
+	dsn, _, err := readConnection(text, func(string) string { return "" })
 	if err != nil {
 		return nil, err
 	}

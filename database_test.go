@@ -15,49 +15,6 @@ import (
 	"github.com/lib/pq"
 )
 
-func TestConnectionStringKeepsWhatTheUserSaysAndAddsOurs(t *testing.T) {
-	for _, database := range []string{
-		"postgres://me:p%20w@db.example:5433/q?sslmode=require&application_name=mine",
-		"host=db.example port=5433 user=me password='p w' dbname=q sslmode=require application_name=mine",
-	} {
-		dsn, err := connectionString(database)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := pq.NewConfig(dsn)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c.Host != "db.example" || c.Port != 5433 || c.User != "me" || c.Password != "p w" || c.Database != "q" ||
-			c.SSLMode != pq.SSLModeRequire || c.ApplicationName != "mine" || c.ConnectTimeout != connectTimeout {
-			t.Errorf("%s became %+v", database, c)
-		}
-	}
-	dsn, err := connectionString("dbname=q")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c, err := pq.NewConfig(dsn); err != nil || c.SSLMode != pq.SSLModePrefer || c.ApplicationName != "queued" {
-		t.Errorf("%s became %+v, %v", dsn, c, err)
-	}
-}
-
-func TestBadConnectionStringIsRefusedWithoutItsPassword(t *testing.T) {
-	for _, database := range []string{
-		"postgres://me:secret@host:port/q",
-		"postgres://me:secret@host/q?sslmode=sometimes",
-		"password=secret host",
-		"password='secret",
-	} {
-		dsn, err := connectionString(database)
-		if err == nil {
-			t.Errorf("%s became %s", database, dsn)
-		} else if strings.Contains(err.Error(), "secret") {
-			t.Errorf("the error shows the password: %v", err)
-		}
-	}
-}
-
 func TestStalledConnectionTimesOut(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -81,7 +38,7 @@ func TestStalledConnectionTimesOut(t *testing.T) {
 
 func TestConnectionsHaveOurSettings(t *testing.T) {
 	t.Parallel()
-	db := newTestDB(t, newTestDatabase(t, "template1")+" statement_timeout=0 enable_sort=on")
+	db := newTestDB(t, newTestDatabase(t, "template1")+" options='-c statement_timeout=0 -c enable_sort=on'")
 	for name, want := range map[string]string{"statement_timeout": "15s", "lock_timeout": "1s", "enable_sort": "off", "timezone": "UTC", "plan_cache_mode": "force_generic_plan"} {
 		var got string
 		if err := db.QueryRow("SELECT current_setting($1)", name).Scan(&got); err != nil || got != want {

@@ -122,7 +122,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	case "stats":
 		return runStats(ctx, args[1:], getenv, stdout)
 	}
-	c, err := parseConfig(args, getenv, stdout)
+	c, err := parseConfig(args, takeLibpqVariables(getenv), stdout)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,8 @@ func (e usageError) Unwrap() error { return e.error }
 type config struct {
 	listen          string
 	debugListen     string
-	databaseURL     string
+	databaseURL     string   // for lib/pq; empty: a private PostgreSQL
+	ignored         []string // parameters in what was given
 	dataDir         string
 	cleanupInterval time.Duration
 	maxWait         time.Duration
@@ -238,8 +239,18 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		_, _, err := net.SplitHostPort(c.debugListen)
 		check(err == nil, "debug-listen", fmt.Sprintf("%q is not an address like 127.0.0.1:6060", c.debugListen))
 	}
+	for name, remedy := range map[string]string{
+		"database-url": "name a database, or leave it out for a private PostgreSQL",
+		"token-file":   "name a file, or leave it out to let everybody do everything",
+		"tls-cert":     "name a file, or leave it out to serve HTTP",
+		"tls-key":      "name a file, or leave it out to serve HTTP",
+	} {
+		// As a secret looks that is missing where the server was deployed.
+		check(!f.setEmpty(name), name, "set, but empty; "+remedy)
+	}
 	if c.databaseURL != "" {
-		_, err := connectionString(c.databaseURL)
+		var err error
+		c.databaseURL, c.ignored, err = readConnection(c.databaseURL, getenv)
 		check(err == nil, "database-url", fmt.Sprint(err))
 	} else {
 		check(c.dataDir != "", "data-dir", "no home folder to put it in; name a folder, or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
@@ -342,6 +353,14 @@ func newFlagSet(name, usage string, stdout io.Writer) *flagSet {
 
 func variable(flagName string) string {
 	return "QUEUED_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+}
+
+// setEmpty reports whether the flag, or else its variable, is set to nothing.
+func (f *flagSet) setEmpty(name string) bool {
+	given := false
+	f.Visit(func(v *flag.Flag) { given = given || v.Name == name })
+	text, set := os.LookupEnv(variable(name)) // which getenv cannot tell
+	return f.Lookup(name).Value.String() == "" && (given || set && text == "")
 }
 
 func (f *flagSet) parse(args []string, getenv func(string) string) error {
@@ -453,6 +472,9 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		go (&http.Server{Handler: profiles(), ErrorLog: errorLog}).Serve(l)
 	}
 
+	if len(c.ignored) > 0 {
+		log.Info("connection parameters are ignored", "names", strings.Join(c.ignored, " "))
+	}
 	databaseURL := c.databaseURL
 	atOnce := false // the drain was cut short
 	var postgres *privatePostgres
@@ -488,7 +510,6 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		return fmt.Errorf("-database-url: %w", err)
 	}
 	counter := newQueueCounter(db, log, m)
-	m.registry.MustRegister(counter)
 	v := newServer(log, s, e, m, counter, c.limits)
 	v.allowedHosts = c.allowedHosts
 	address, _ := outer.Addr().(*net.TCPAddr)
@@ -513,7 +534,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		ConnContext:       withConn,
 		ErrorLog:          errorLog,
 	}
-	data := describe(databaseURL)
+	data := describe(d.dsn)
 	if postgres != nil {
 		data = postgres.dir
 	}
@@ -534,7 +555,16 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		if backgroundCtx.Err() != nil {
 			return
 		}
+		m.registry.MustRegister(counter) // before, it would count in vain, and say so
 		v.ready.Store(true)
+		// A standby, or a database that is read-only, can be looked at meanwhile.
+		if err := tryUntilDone(backgroundCtx, log, func() error { return s.ping(backgroundCtx) }); err != nil {
+			failed <- err
+			return
+		}
+		if backgroundCtx.Err() != nil {
+			return
+		}
 		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "access", files.access(), "data", data)
 		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
 		background.Go(func() { v.tally.run(backgroundCtx) })
@@ -618,8 +648,7 @@ func shutdownNow(h *http.Server) error {
 // applies the topology, trying again for as long as the database is not there. It
 // returns an error if trying again is in vain.
 func prepareUntilDone(ctx context.Context, s, patient *store, t *topology, log *slog.Logger) error {
-	var said string
-	for {
+	return tryUntilDone(ctx, log, func() error {
 		err := checkEncoding(ctx, s)
 		if err == nil {
 			err = checkSessions(ctx, s)
@@ -632,10 +661,22 @@ func prepareUntilDone(ctx context.Context, s, patient *store, t *topology, log *
 				return fmt.Errorf("-topology: %w", err)
 			}
 		}
-		if err == nil || ctx.Err() != nil {
+		return err
+	})
+}
+
+// tryUntilDone tries again each second, for as long as ctx lasts, and returns an
+// error if that is in vain.
+func tryUntilDone(ctx context.Context, log *slog.Logger, try func() error) error {
+	var said string
+	for {
+		err := try()
+		switch {
+		case err == nil || ctx.Err() != nil:
 			return nil
-		}
-		if hopeless(err) {
+		case errors.Is(err, errNotFound): // what the topology refers to
+			return err
+		case hopeless(err):
 			return fmt.Errorf("database: %w", err)
 		}
 		if said != err.Error() {

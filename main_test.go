@@ -213,6 +213,9 @@ func TestDatabaseThatIsNotThereYet(t *testing.T) {
 		return err == nil && v.status == 503 && v.header.Get("Retry-After") != ""
 	})
 	c.must(500, "GET", "/health", "")
+	if v := c.do("GET", "/", ""); v.status != 503 || v.header.Get("Retry-After") == "" {
+		t.Errorf("GET / = %d %s, want 503 with Retry-After", v.status, v.body)
+	}
 	p = mustStartPostgres(t, dir)
 	t.Cleanup(func() { p.stop(true) })
 	c.eventually("it is ready", func() bool { return c.do("GET", "/topics", "").status == 200 })
@@ -255,6 +258,67 @@ func TestHopelessDatabaseEndsTheProgram(t *testing.T) {
 			t.Errorf("the password is shown: %v\n%s", err, output.String())
 		}
 	}
+}
+
+// As a secret looks that is missing where the server was deployed.
+func TestEmptyVariablesAreNoPrivatePostgresAndNoOpenServer(t *testing.T) {
+	t.Parallel()
+	for _, v := range []struct {
+		args     []string
+		variable string
+		want     string
+	}{
+		{nil, "QUEUED_DATABASE_URL=", "-database-url: set, but empty"},
+		{[]string{"-database-url", ""}, "A=", "-database-url: set, but empty"},
+		{[]string{"-database-url="}, "A=", "-database-url: set, but empty"},
+		{[]string{"-database-url", "dbname=q"}, "QUEUED_TOKEN_FILE=", "-token-file: set, but empty"},
+		{[]string{"-database-url", "dbname=q"}, "QUEUED_TLS_CERT=", "-tls-cert: set, but empty"},
+	} {
+		cmd := exec.Command(os.Args[0], append(v.args, "-listen", "127.0.0.1:0")...)
+		cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", v.variable)
+		r := startCommand(t, cmd)
+		r.await()
+		if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(r.output.String(), v.want) {
+			t.Errorf("queued %v with %s exits %d, want 2 and %s:\n%s", v.args, v.variable, cmd.ProcessState.ExitCode(), v.want, r.output)
+		}
+	}
+}
+
+func TestReadOnlyDatabaseIsNotReady(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "queued")
+	name := mustConfig(t, dsn).Database
+	admin := newTestDB(t, testPostgres.dsn("postgres"))
+	if _, err := admin.Exec("ALTER DATABASE " + name + " SET default_transaction_read_only = on"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{}), stop: stop}
+	listen := freeAddress(t)
+	go func() {
+		r.err = run(ctx, []string{"-listen", listen, "-database-url", dsn}, func(string) string { return "" }, nil, io.Discard, r.output)
+		close(r.ended)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-r.ended
+	})
+	r.url = "http://" + listen
+	c := r.client()
+	c.eventually("it says that the database is read-only", func() bool { return strings.Contains(r.output.String(), "it is read-only") })
+	c.must(200, "GET", "/queues", "")
+	c.must(503, "GET", "/readyz", "")
+	if strings.Contains(r.output.String(), "msg=ready") {
+		t.Errorf("a server on a database that is read-only says that it is ready:\n%s", r.output)
+	}
+	if _, err := admin.Exec("ALTER DATABASE " + name + " RESET default_transaction_read_only"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitReady()
+	c.eventually("it is ready", func() bool { return c.do("GET", "/readyz", "").status == 200 })
 }
 
 func TestPasswordOverTCPAndUnixSocket(t *testing.T) {
@@ -319,6 +383,12 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-max-ack-deadline-seconds", "0"}, want: "-max-ack-deadline-seconds"},
 		{args: []string{"-no-such-flag"}, want: "-no-such-flag"},
 		{args: []string{"serve"}, want: `"serve"`},
+		{args: []string{"-database-url", ""}, want: "-database-url: set, but empty; name a database, or leave it out"},
+		{args: []string{"-token-file", ""}, want: "-token-file: set, but empty"},
+		{args: []string{"-tls-cert", "", "-tls-key", ""}, want: "-tls-"},
+		{args: []string{"-database-url", "postgres://me:p@secret/w#rd@db.example/q"}, want: "-database-url: malformed URL"},
+		{args: []string{"-database-url", "postgres://me:secret@a/q?sslmod=require"}, want: "-database-url: sslmod: unknown parameter"},
+		{env: "PGCHANNELBINDING=require", args: []string{"-database-url", "dbname=q"}, want: "$PGCHANNELBINDING (channel_binding): not supported"},
 		{env: "QUEUED_MAX_WAIT=20", want: "$QUEUED_MAX_WAIT (-max-wait)"},
 		{env: "QUEUED_LOG_FORMAT=xml", want: "-log-format"},
 		{env: "QUEUED_DATABASE_URL=postgres://me:secret@host:port/", want: "-database-url"},
@@ -504,6 +574,93 @@ func TestPrivatePostgresKeepsMessagesBetweenRuns(t *testing.T) {
 	}
 	r = startProcess(t, "-data-dir", dir)
 	checkDiff(t, "received", []int{1}, numbers(r.client().receive("t", "")))
+}
+
+// Variables of libpq are for the database that -database-url names.
+func TestPrivatePostgresDoesNotListenToTheEnvironment(t *testing.T) {
+	t.Parallel()
+	dir, home := newDataDir(t), t.TempDir()
+	if err := os.WriteFile(filepath.Join(home, ".pgpass"), []byte("*:*:*:*:secret\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-listen", "127.0.0.1:0", "-data-dir", dir)
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "HOME="+home, "PGSYSCONFDIR="+home, "PGDATA="+home, "PGREALM=x", "SSLPGMINPROTOCOLVERSION=x")
+	for _, p := range parameters {
+		if p.variable != "" {
+			cmd.Env = append(cmd.Env, p.variable+"=127.0.0.1")
+		}
+	}
+	r := startCommand(t, cmd)
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		<-r.ended
+	})
+	r.awaitReady()
+	c := r.client()
+	c.mustTopic("t")
+	c.publish("t", 1)
+	var stored int
+	db := newTestDB(t, (&privatePostgres{socket: filepath.Join(dir, "run")}).dsn("queued"))
+	if err := db.QueryRow("SELECT count(*) FROM queued.messages").Scan(&stored); err != nil || stored != 1 {
+		t.Errorf("the folder has %d messages, %v, want 1", stored, err)
+	}
+	if strings.Contains(r.output.String(), "WARN") {
+		t.Errorf("it complains:\n%s", r.output)
+	}
+}
+
+func TestFirstStartWarnsOfNothingWhileItIsScraped(t *testing.T) {
+	t.Parallel()
+	listen := freeAddress(t)
+	cmd := exec.Command(os.Args[0], "-listen", listen, "-data-dir", newDataDir(t))
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+	r := startCommand(t, cmd)
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		<-r.ended
+	})
+	r.url = "http://" + listen
+	c := r.client()
+	c.eventually("it is ready", func() bool {
+		c.send(context.Background(), "GET", "/metrics", "") // refused at first
+		return strings.Contains(r.output.String(), "msg=ready")
+	})
+	if strings.Contains(r.output.String(), "WARN") {
+		t.Errorf("it warns:\n%s", r.output)
+	}
+	c.wantMetrics("queued_database_up 1\n")
+}
+
+func TestVariablesOfLibpqCompleteTheDatabaseURL(t *testing.T) {
+	t.Parallel()
+	c := mustConfig(t, newTestDatabase(t, "queued"))
+	for _, v := range []struct {
+		variable string
+		want     string // empty: it serves
+	}{
+		{"PGGSSENCMODE=disable", ""},
+		{"PGOPTIONS=-c work_mem=1MB", ""},
+		{"PGDATESTYLE=German", ""},
+		{"PGPORT=", ""},
+		{"PGGSSENCMODE=require", "-database-url: $PGGSSENCMODE (gssencmode): not supported"},
+		{"PGPORT=x", "-database-url: $PGPORT (port): not a number"},
+		{"PGSERVICE=nosuch", `service "nosuch" not found`},
+	} {
+		cmd := exec.Command(os.Args[0], "-listen", "127.0.0.1:0", "-database-url", "user=queued")
+		cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "PGHOST="+c.Host, "PGDATABASE="+c.Database, v.variable)
+		r := startCommand(t, cmd)
+		if v.want == "" {
+			r.awaitReady()
+			if want := fmt.Sprintf("data=%q", c.Database+" in "+c.Host); !strings.Contains(r.output.String(), want) {
+				t.Errorf("with %s the log lacks %s:\n%s", v.variable, want, r.output)
+			}
+			continue
+		}
+		r.await()
+		if cmd.ProcessState.ExitCode() != 2 || !strings.Contains(r.output.String(), v.want) {
+			t.Errorf("with %s it exits %d, want 2 and %s:\n%s", v.variable, cmd.ProcessState.ExitCode(), v.want, r.output)
+		}
+	}
 }
 
 func TestStartAfterKill(t *testing.T) {

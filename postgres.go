@@ -130,7 +130,8 @@ func (p *privatePostgres) dirMode() os.FileMode {
 
 // dsn returns the connection string of a database in the cluster.
 func (p *privatePostgres) dsn(database string) string {
-	return fmt.Sprintf("host='%s' port=5432 user=queued dbname=%s sslmode=disable",
+	// There is no password, so no file with some is read, and complained about.
+	return fmt.Sprintf("host='%s' port=5432 user=queued dbname=%s sslmode=disable passfile=/dev/null/none",
 		strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.socket), database)
 }
 

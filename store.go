@@ -323,7 +323,7 @@ func (s *store) ping(ctx context.Context) error {
 	var writable bool
 	err := s.on("ping").QueryRowContext(ctx, selectWritable).Scan(&writable)
 	if err == nil && !writable {
-		return errUnavailable
+		return fmt.Errorf("%w: it is read-only", errUnavailable)
 	}
 	return unknown(err)
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/lib/pq"
 )
 
 // testPostgres is the cluster that all tests share; each test has databases of
@@ -37,6 +38,7 @@ func TestMain(m *testing.M) {
 }
 
 func testMain(m *testing.M) int {
+	takeLibpqVariables(os.Getenv) // which are for who tests by hand
 	dir, err := os.MkdirTemp("", "queued-test-")
 	if err == nil {
 		defer os.RemoveAll(dir)
@@ -108,6 +110,15 @@ func mustDatabase(t testing.TB, dsn string) *database {
 		t.Fatal(err)
 	}
 	return d
+}
+
+func mustConfig(t testing.TB, dsn string) pq.Config {
+	t.Helper()
+	c, err := pq.NewConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func mustOpen(t testing.TB, d *database) *sql.DB {

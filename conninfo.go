@@ -1,0 +1,504 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/lib/pq"
+)
+
+// treatment is what becomes of a connection parameter.
+type treatment int
+
+const (
+	toDriver    treatment = iota // lib/pq honours it
+	toNobody                     // it does not change what the server promises, and is ignored
+	toService                    // it says where there are more parameters
+	unsupported                  // it matters, and lib/pq cannot honour it
+)
+
+// parameter is a connection parameter of libpq, or one that a provider or another
+// driver has in its URLs.
+type parameter struct {
+	does     treatment
+	variable string // of libpq, empty if there is none
+	harmless string // unsupported: values, separated by spaces, that are ignored
+	remedy   string // unsupported
+}
+
+// parameters are those of libpq in PostgreSQL 14 to 18 (section 34.1.2 of its
+// manual), with their environment variables (section 34.15), and then those of
+// others. All that is not here is a mistake.
+var parameters = map[string]parameter{
+	"host":                      {variable: "PGHOST"},
+	"hostaddr":                  {variable: "PGHOSTADDR"},
+	"port":                      {variable: "PGPORT"},
+	"dbname":                    {variable: "PGDATABASE"},
+	"user":                      {variable: "PGUSER"},
+	"password":                  {variable: "PGPASSWORD"},
+	"passfile":                  {variable: "PGPASSFILE"},
+	"connect_timeout":           {variable: "PGCONNECT_TIMEOUT"},
+	"options":                   {variable: "PGOPTIONS"},
+	"application_name":          {variable: "PGAPPNAME"},
+	"fallback_application_name": {},
+	"sslmode":                   {variable: "PGSSLMODE"},
+	"sslnegotiation":            {variable: "PGSSLNEGOTIATION"},
+	"sslcert":                   {variable: "PGSSLCERT"},
+	"sslkey":                    {variable: "PGSSLKEY"},
+	"sslrootcert":               {variable: "PGSSLROOTCERT"},
+	"sslsni":                    {variable: "PGSSLSNI"},
+	"ssl_min_protocol_version":  {variable: "PGSSLMINPROTOCOLVERSION"},
+	"ssl_max_protocol_version":  {variable: "PGSSLMAXPROTOCOLVERSION"},
+	"min_protocol_version":      {variable: "PGMINPROTOCOLVERSION"},
+	"max_protocol_version":      {variable: "PGMAXPROTOCOLVERSION"},
+	"load_balance_hosts":        {variable: "PGLOADBALANCEHOSTS"},
+	"target_session_attrs":      {variable: "PGTARGETSESSIONATTRS"},
+
+	"service":     {does: toService, variable: "PGSERVICE"},
+	"servicefile": {does: toService, variable: "PGSERVICEFILE"},
+
+	"client_encoding":     {does: toNobody, variable: "PGCLIENTENCODING"},
+	"datestyle":           {does: toNobody, variable: "PGDATESTYLE"}, // as a variable only, like the next two
+	"tz":                  {does: toNobody, variable: "PGTZ"},
+	"geqo":                {does: toNobody, variable: "PGGEQO"},
+	"keepalives":          {does: toNobody},
+	"keepalives_idle":     {does: toNobody},
+	"keepalives_interval": {does: toNobody},
+	"keepalives_count":    {does: toNobody},
+	"tcp_user_timeout":    {does: toNobody},
+	"sslcompression":      {does: toNobody, variable: "PGSSLCOMPRESSION"},
+	"sslkeylogfile":       {does: toNobody},
+	"krbsrvname":          {does: toNobody, variable: "PGKRBSRVNAME"},
+	"gsslib":              {does: toNobody, variable: "PGGSSLIB"},
+	"gssdelegation":       {does: toNobody, variable: "PGGSSDELEGATION"},
+
+	"channel_binding":     {does: unsupported, variable: "PGCHANNELBINDING", harmless: "prefer disable", remedy: "remove it, and set sslmode=verify-full to be sure of the server"},
+	"require_auth":        {does: unsupported, variable: "PGREQUIREAUTH", remedy: "remove it, and set sslmode=verify-full to be sure of the server"},
+	"gssencmode":          {does: unsupported, variable: "PGGSSENCMODE", harmless: "prefer disable", remedy: "encrypt with TLS (sslmode)"},
+	"sslcertmode":         {does: unsupported, variable: "PGSSLCERTMODE", harmless: "allow disable", remedy: "name a certificate with sslcert and sslkey"},
+	"sslcrl":              {does: unsupported, variable: "PGSSLCRL", remedy: "revoked certificates cannot be recognised"},
+	"sslcrldir":           {does: unsupported, variable: "PGSSLCRLDIR", remedy: "revoked certificates cannot be recognised"},
+	"sslpassword":         {does: unsupported, remedy: "name a key without a password with sslkey"},
+	"requirepeer":         {does: unsupported, variable: "PGREQUIREPEER", remedy: "let nobody else write to the folder of the socket"},
+	"requiressl":          {does: unsupported, variable: "PGREQUIRESSL", harmless: "0", remedy: "set sslmode=require"},
+	"replication":         {does: unsupported, harmless: "false off no 0", remedy: "remove it"},
+	"scram_client_key":    {does: unsupported, remedy: "set password or passfile"},
+	"scram_server_key":    {does: unsupported, remedy: "set password or passfile"},
+	"oauth_issuer":        {does: unsupported, remedy: "set password or passfile"},
+	"oauth_client_id":     {does: unsupported, remedy: "set password or passfile"},
+	"oauth_client_secret": {does: unsupported, remedy: "set password or passfile"},
+	"oauth_scope":         {does: unsupported, remedy: "set password or passfile"},
+
+	// Prisma, and Supabase and Vercel for it.
+	"pgbouncer":            {does: toNobody},
+	"schema":               {does: toNobody},
+	"connection_limit":     {does: toNobody},
+	"pool_timeout":         {does: toNobody},
+	"socket_timeout":       {does: toNobody},
+	"statement_cache_size": {does: toNobody},
+	"supa":                 {does: toNobody},
+	"workaround":           {does: toNobody},
+	"sslaccept":            {does: unsupported, harmless: "accept_invalid_certs", remedy: "set sslmode=verify-full"},
+	"sslidentity":          {does: unsupported, remedy: "set sslcert and sslkey"},
+	// pgx, node-postgres, Rails, Doctrine.
+	"pool_max_conns":             {does: toNobody},
+	"pool_min_conns":             {does: toNobody},
+	"pool_max_conn_lifetime":     {does: toNobody},
+	"pool_max_conn_idle_time":    {does: toNobody},
+	"pool_health_check_period":   {does: toNobody},
+	"default_query_exec_mode":    {does: toNobody},
+	"statement_cache_capacity":   {does: toNobody},
+	"description_cache_capacity": {does: toNobody},
+	"uselibpqcompat":             {does: toNobody},
+	"pool":                       {does: toNobody},
+	"prepared_statements":        {does: toNobody},
+	"encoding":                   {does: toNobody},
+	"serverVersion":              {does: toNobody},
+	"charset":                    {does: toNobody},
+	"ssl":                        {does: unsupported, remedy: "set sslmode"}, // but for ssl=true in a URL
+	// lib/pq.
+	"binary_parameters":              {does: toNobody},
+	"disable_prepared_binary_result": {does: toNobody},
+	"krbspn":                         {does: toNobody},
+	"sslinline":                      {}, // sslcert, sslkey and sslrootcert are PEM, and not files
+}
+
+// setting is a connection parameter with its value.
+type setting struct {
+	name, value string
+	from        string // a variable like $PGPORT, or a service; empty: the connection string
+	quoted      bool   // it has a clear end
+}
+
+func (s setting) String() string {
+	if s.from == "" {
+		return s.name
+	}
+	return fmt.Sprintf("%s (%s)", s.from, s.name)
+}
+
+// Nothing that was given is in these: it may be a part of a password.
+var (
+	errMalformedURL = errors.New("malformed URL; write special characters percent-encoded, as %40 for @, %2F for /, %23 for # and %3F for ? in a password")
+	errMalformed    = errors.New("malformed; write a URL (postgres://user:password@host/database) with special characters percent-encoded, or key=value pairs with single quotes around values that have spaces")
+)
+
+// readConnection reads a PostgreSQL URL or a string of key=value pairs as libpq
+// does, with the service that it names and libpq's environment variables for what
+// it leaves out. It returns the string for lib/pq, which must not read those
+// variables itself, and what it ignores, by name. Errors contain no secrets.
+//
+// As in libpq, and not as in lib/pq, TLS is used where the server offers it unless
+// sslmode says otherwise.
+func readConnection(text string, getenv func(string) string) (dsn string, without []string, err error) {
+	given, err := parseConnection(strings.TrimSpace(text))
+	if err != nil {
+		return "", nil, err
+	}
+	all := make(map[string]setting)
+	for i, s := range given { // the last of two equal ones counts
+		if _, known := parameters[s.name]; !known {
+			if i > 0 && strings.Contains(given[i-1].name, "password") && !given[i-1].quoted {
+				return "", nil, errMalformed // perhaps this is where the password goes on
+			}
+			return "", nil, unknownParameter(s)
+		}
+		all[s.name] = s
+	}
+	add := func(s setting) {
+		if _, given := all[s.name]; !given {
+			all[s.name] = s
+		}
+	}
+	for name, p := range parameters {
+		if p.does == toService && getenv(p.variable) != "" {
+			add(setting{name: name, value: getenv(p.variable), from: "$" + p.variable})
+		}
+	}
+	ofService, err := readService(all["service"], all["servicefile"].value, getenv)
+	if err != nil {
+		return "", nil, err
+	}
+	for _, s := range ofService {
+		if _, known := parameters[s.name]; !known {
+			return "", nil, unknownParameter(s)
+		}
+		add(s)
+	}
+	for name, p := range parameters {
+		if p.variable != "" && getenv(p.variable) != "" {
+			add(setting{name: name, value: getenv(p.variable), from: "$" + p.variable})
+		}
+	}
+
+	var kept []setting
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		s, p := all[name], parameters[name]
+		switch {
+		case s.value == "" || p.does == toService:
+		case p.does == toNobody || p.does == unsupported && slices.Contains(strings.Fields(p.harmless), s.value):
+			if s.from != "" {
+				without = append(without, s.from)
+			} else {
+				without = append(without, s.name)
+			}
+		case p.does == unsupported:
+			return "", nil, fmt.Errorf("%v: not supported; %s", s, p.remedy)
+		default:
+			if s.value, err = checkedSetting(s); err != nil {
+				return "", nil, err
+			}
+			kept = append(kept, s)
+		}
+	}
+
+	has := func(name string) bool { return all[name].value != "" }
+	if !has("application_name") && !has("fallback_application_name") {
+		kept = append(kept, setting{name: "application_name", value: "queued"})
+	}
+	if !has("connect_timeout") {
+		kept = append(kept, setting{name: "connect_timeout", value: fmt.Sprint(int(connectTimeout.Seconds()))})
+	}
+	if !has("sslmode") && all["sslrootcert"].value != "system" {
+		kept = append(kept, setting{name: "sslmode", value: "prefer"})
+	}
+	slices.SortFunc(kept, func(a, b setting) int { return strings.Compare(a.name, b.name) })
+	dsn = writePairs(kept...)
+	if _, err := pq.NewConfig(dsn); err != nil {
+		for _, s := range kept {
+			if _, alone := pq.NewConfig(writePairs(s)); alone != nil && alone.Error() == err.Error() {
+				return "", nil, fmt.Errorf("%v: %s", s, reason(alone))
+			}
+		}
+		return "", nil, errors.New(reason(err))
+	}
+	return dsn, without, nil
+}
+
+// reason is lib/pq's error about the value of a parameter, without its prefix.
+func reason(err error) string {
+	return regexp.MustCompile(`^pq: (wrong value for \S+: )?`).ReplaceAllString(err.Error(), "")
+}
+
+func unknownParameter(s setting) error {
+	if !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,62}$`).MatchString(s.name) {
+		return errMalformed
+	}
+	return fmt.Errorf("%v: unknown parameter; if it is a setting of PostgreSQL, write options='-c %s=value'", s, s.name)
+}
+
+// checkedSetting returns the value as lib/pq takes it. Its errors do not show the
+// value where a URL may have a part of a password in that place.
+func checkedSetting(s setting) (string, error) {
+	switch s.name {
+	case "host":
+		hosts := strings.Split(s.value, ",")
+		for i := range hosts {
+			if hosts[i] == "" {
+				hosts[i] = "localhost"
+			}
+		}
+		return strings.Join(hosts, ","), nil
+	case "port":
+		ports := strings.Split(s.value, ",")
+		for i, port := range ports {
+			if port == "" {
+				ports[i] = "5432"
+			} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+				return "", fmt.Errorf("%v: not a number from 1 to 65535", s)
+			}
+		}
+		return strings.Join(ports, ","), nil
+	case "hostaddr":
+		for address := range strings.SplitSeq(s.value, ",") {
+			if _, err := netip.ParseAddr(address); err != nil {
+				return "", fmt.Errorf("%v: not an IP address", s)
+			}
+		}
+	case "connect_timeout":
+		n, err := strconv.Atoi(s.value)
+		if err != nil || n > 1e6 {
+			return "", fmt.Errorf("%v: not a number of seconds", s)
+		}
+		if n <= 0 { // without a limit, in libpq
+			return fmt.Sprint(int(connectTimeout.Seconds())), nil
+		}
+	case "target_session_attrs":
+		if !slices.Contains([]string{"any", "read-write", "primary"}, s.value) {
+			return "", fmt.Errorf("%v: must be read-write, primary or any; a server writes to its database", s)
+		}
+	}
+	return s.value, nil
+}
+
+// writePairs writes a connection string. It is the one that lib/pq reads.
+func writePairs(all ...setting) string {
+	escape := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
+	pairs := make([]string, len(all))
+	for i, s := range all {
+		pairs[i] = s.name + "='" + escape.Replace(s.value) + "'"
+	}
+	return strings.Join(pairs, " ")
+}
+
+func parseConnection(text string) ([]setting, error) {
+	for _, scheme := range []string{"postgres://", "postgresql://"} {
+		if rest, is := strings.CutPrefix(text, scheme); is {
+			return parseURL(rest)
+		}
+	}
+	return parsePairs(text)
+}
+
+// parseURL reads what follows postgres:// as libpq does (section 34.1.1.2 of
+// PostgreSQL's manual), but takes no URL whose parts may have been meant otherwise.
+func parseURL(text string) ([]setting, error) {
+	end := strings.IndexAny(text, "/?")
+	if end < 0 {
+		end = len(text)
+	}
+	if strings.ContainsFunc(text, func(r rune) bool { return r == '#' || unicode.IsSpace(r) || unicode.IsControl(r) }) ||
+		strings.Count(text[:end], "@") > 1 || strings.Contains(text[end:], "@") {
+		return nil, errMalformedURL
+	}
+	var all []setting
+	var err error
+	add := func(name, encoded string) {
+		value, decoded := decode(encoded)
+		if !decoded {
+			err = errMalformedURL
+		}
+		all = append(all, setting{name: name, value: value})
+	}
+	hosts := text[:end]
+	if user, rest, is := strings.Cut(hosts, "@"); is {
+		hosts = rest
+		user, password, _ := strings.Cut(user, ":")
+		add("user", user)
+		add("password", password)
+	}
+	if hosts != "" {
+		var names, ports []string
+		for host := range strings.SplitSeq(hosts, ",") {
+			name, port, ok := cutPort(host)
+			if !ok {
+				return nil, errMalformedURL
+			}
+			names, ports = append(names, name), append(ports, port)
+		}
+		add("host", strings.Join(names, ","))
+		if strings.Join(ports, "") != "" {
+			add("port", strings.Join(ports, ","))
+		}
+	}
+	path, query, _ := strings.Cut(text[end:], "?")
+	if path = strings.TrimPrefix(path, "/"); path != "" {
+		add("dbname", path)
+	}
+	for pair := range strings.SplitSeq(query, "&") {
+		if pair == "" {
+			continue
+		}
+		name, value, is := strings.Cut(pair, "=")
+		name, decoded := decode(name)
+		switch {
+		case !is || !decoded:
+			return nil, errMalformedURL
+		case name == "ssl" && value == "true": // as JDBC has it, and libpq
+			add("sslmode", "require")
+		default:
+			add(name, value)
+		}
+	}
+	return slices.DeleteFunc(all, func(s setting) bool {
+		return s.value == "" && slices.Contains([]string{"user", "password", "host"}, s.name)
+	}), err
+}
+
+// cutPort cuts the port from one host of a URL.
+func cutPort(host string) (name, port string, ok bool) {
+	if address, is := strings.CutPrefix(host, "["); is {
+		name, rest, closed := strings.Cut(address, "]")
+		port, hasPort := strings.CutPrefix(rest, ":")
+		return name, port, closed && (hasPort || rest == "")
+	}
+	name, port, _ = strings.Cut(host, ":")
+	return name, port, !strings.Contains(port, ":")
+}
+
+func decode(text string) (string, bool) {
+	text, err := url.PathUnescape(text)
+	return text, err == nil && utf8.ValidString(text) && !strings.Contains(text, "\x00")
+}
+
+// parsePairs reads key=value pairs as libpq does (section 34.1.1.1).
+func parsePairs(text string) (all []setting, err error) {
+	space := func(r rune) bool { return unicode.IsSpace(r) }
+	for {
+		text = strings.TrimLeftFunc(text, space)
+		if text == "" {
+			return all, nil
+		}
+		name, rest, is := strings.Cut(text, "=")
+		name = strings.TrimRightFunc(name, space)
+		if !is || name == "" || strings.ContainsFunc(name, space) || !utf8.ValidString(text) || strings.Contains(text, "\x00") {
+			return nil, errMalformed
+		}
+		rest, quoted := strings.CutPrefix(strings.TrimLeftFunc(rest, space), "'")
+		var value strings.Builder
+		ended, escaped := !quoted, false
+		end := len(rest)
+		for i, r := range rest {
+			switch {
+			case escaped:
+				value.WriteRune(r)
+				escaped = false
+				continue
+			case r == '\\':
+				escaped = true
+				continue
+			case quoted && r == '\'':
+				ended, end = true, i+1
+			case !quoted && unicode.IsSpace(r):
+				end = i
+			default:
+				value.WriteRune(r)
+				continue
+			}
+			break
+		}
+		if !ended || escaped {
+			return nil, errMalformed
+		}
+		all = append(all, setting{name: name, value: value.String(), quoted: quoted})
+		text = rest[end:]
+	}
+}
+
+// readService returns the settings of a service (section 34.17), none if no
+// service is named.
+func readService(service setting, file string, getenv func(string) string) ([]setting, error) {
+	if service.value == "" {
+		return nil, nil
+	}
+	files := []string{file}
+	if file == "" {
+		files = []string{filepath.Join(getenv("HOME"), ".pg_service.conf"), filepath.Join(getenv("PGSYSCONFDIR"), "pg_service.conf")}
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		var all []setting
+		found, inside := false, false
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(line)
+			name, value, pair := strings.Cut(line, "=")
+			switch {
+			case line == "" || line[0] == '#':
+			case line[0] == '[':
+				inside = line == "["+service.value+"]"
+				found = found || inside
+			case inside && !pair:
+				return nil, fmt.Errorf("service %q: a line in %s is no key=value", service.value, file)
+			case inside:
+				all = append(all, setting{name: strings.TrimSpace(name), value: strings.TrimSpace(value), from: fmt.Sprintf("service %q", service.value), quoted: true})
+			}
+		}
+		if found {
+			return all, nil
+		}
+	}
+	return nil, fmt.Errorf("%v: service %q not found; name its file with PGSERVICEFILE", service, service.value)
+}
+
+// takeLibpqVariables removes from the environment what lib/pq would read there by
+// itself, also where it is not meant for the connection, and returns a getenv that
+// still has it.
+func takeLibpqVariables(getenv func(string) string) func(string) string {
+	taken := make(map[string]string)
+	for _, v := range os.Environ() {
+		if name, value, _ := strings.Cut(v, "="); strings.HasPrefix(name, "PG") || strings.HasPrefix(name, "SSLPG") {
+			taken[name] = value
+			os.Unsetenv(name)
+		}
+	}
+	return func(name string) string {
+		if value, is := taken[name]; is {
+			return value
+		}
+		return getenv(name)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"net/http"
@@ -78,6 +79,9 @@ func (s *server) authorize(r *request, need right) error {
 	t, why := all.find(r.Header.Get("Authorization"))
 	if t == nil {
 		r.w.Header().Set("WWW-Authenticate", `Bearer realm="queued"`)
+		if r.dialect == sharQ { // elsewhere a browser would ask for a password
+			r.w.Header().Add("WWW-Authenticate", `Basic realm="queued"`)
+		}
 		return status{http.StatusUnauthorized, why}
 	}
 	if !t.admin && !need.has(t, r) {
@@ -105,8 +109,8 @@ func (all *tokens) find(header string) (found *token, why string) {
 	if header == "" {
 		return nil, tokenMissing
 	}
-	scheme, secret, _ := strings.Cut(header, " ")
-	if secret = strings.TrimSpace(secret); !strings.EqualFold(scheme, "Bearer") || secret == "" {
+	secret := secretIn(header)
+	if secret == "" {
 		return nil, tokenMalformed
 	}
 	hash := sha256.Sum256([]byte(secret))
@@ -119,6 +123,23 @@ func (all *tokens) find(header string) (found *token, why string) {
 		return nil, tokenInvalid
 	}
 	return found, ""
+}
+
+// secretIn returns the secret in an Authorization header: what follows Bearer, or
+// the password of Basic (RFC 7617), with any user name. It is empty if there is none.
+func secretIn(header string) string {
+	scheme, rest, _ := strings.Cut(header, " ")
+	rest = strings.TrimSpace(rest)
+	switch {
+	case strings.EqualFold(scheme, "Bearer"):
+		return rest
+	case strings.EqualFold(scheme, "Basic"):
+		if pair, err := base64.StdEncoding.DecodeString(rest); err == nil {
+			_, password, _ := strings.Cut(string(pair), ":")
+			return password
+		}
+	}
+	return ""
 }
 
 // visible returns the topics and queues that a request may see in lists.

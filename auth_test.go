@@ -139,6 +139,11 @@ func TestAuthorizationHeadersAreRefusedInWords(t *testing.T) {
 		"Bearer nope":                         `{"detail":"Invalid token"}`,
 		"Bearer " + secret("admin") + "x":     `{"detail":"Invalid token"}`,
 		"bearer  " + secret("admin"):          `{"data":[]}`,
+		basic("alan", secret("admin")):        `{"data":[]}`,
+		basic("", secret("admin")):            `{"data":[]}`,
+		basic("alan", secret("admin")+"x"):    `{"detail":"Invalid token"}`,
+		basic(secret("admin"), ""):            `{"detail":"Malformed Authorization header. Use 'Authorization: Bearer <token>'."}`,
+		"Basic " + secret("admin"):            `{"detail":"Malformed Authorization header. Use 'Authorization: Bearer <token>'."}`,
 		"Bearer " + secret("admin")[:10] + "": `{"detail":"Invalid token"}`,
 	} {
 		r, err := http.NewRequest("GET", s.url+"/topics", nil)
@@ -155,6 +160,28 @@ func TestAuthorizationHeadersAreRefusedInWords(t *testing.T) {
 		body, _ := io.ReadAll(answer.Body)
 		answer.Body.Close()
 		checkDiff(t, "answer to "+header, want, string(body))
+	}
+}
+
+// basic returns the Authorization header of a client that has a user and a password.
+func basic(user, password string) string {
+	r := http.Request{Header: http.Header{}}
+	r.SetBasicAuth(user, password)
+	return r.Header.Get("Authorization")
+}
+
+// SharQ stands behind a proxy that asks for a password, and some clients send theirs
+// only when they are asked. On the other routes a browser would ask its user.
+func TestSharQAsksForAPassword(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.useTokens(map[string]string{"admin": `"admin":true`})
+	for path, want := range map[string][]string{
+		"/dequeue/sms/": {`Bearer realm="queued"`, `Basic realm="queued"`},
+		"/queues":       {`Bearer realm="queued"`},
+	} {
+		v := s.do("GET", path, "")
+		checkDiff(t, path, want, v.header.Values("WWW-Authenticate"))
 	}
 }
 

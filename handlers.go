@@ -193,6 +193,11 @@ func (s *server) whenReady(h handler) handler {
 
 func (s *server) register(d *dialect, need right, pattern string, maxBody int64, h handler) {
 	s.routes = append(s.routes, route{pattern, d})
+	s.serve(d, need, pattern, maxBody, h)
+}
+
+// serve is register for what is no route, but a mistake that an API has a text for.
+func (s *server) serve(d *dialect, need right, pattern string, maxBody int64, h handler) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := &request{Request: hr, w: w.(*response), dialect: d}
 		r.w.matched = true
@@ -245,7 +250,7 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 			}
 		}
 		took := time.Since(start)
-		_, route, _ := strings.Cut(hr.Pattern, " ")
+		route := hr.Pattern[strings.IndexByte(hr.Pattern, ' ')+1:]
 		s.metrics.observe(hr.Method, strings.TrimSuffix(route, "{$}"), w.status, took, max(hr.ContentLength, 0), w.sent)
 		if s.log.Enabled(hr.Context(), slog.LevelDebug) { // or the line is made for nothing
 			s.log.Debug("request", w.logged("method", hr.Method, "path", hr.URL.Path, "status", w.status, "took", took, "remote", hr.RemoteAddr)...)
@@ -653,14 +658,17 @@ func (w *response) shared(code int, b []byte) error {
 	return nil
 }
 
-// text answers with a line of text.
-func (w *response) text(code int, line string) error {
+// text answers with lines of text.
+func (w *response) text(code int, lines string) error {
+	if len(lines) > smallAnswer && !w.conn.take(int64(len(lines))) {
+		return errOverloaded
+	}
 	w.refused = 0
 	w.matched = true
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Content-Length", strconv.Itoa(len(line)))
+	w.Header().Set("Content-Length", strconv.Itoa(len(lines)))
 	w.WriteHeader(code)
-	w.Write([]byte(line))
+	w.Write([]byte(lines))
 	return nil
 }
 

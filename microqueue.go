@@ -4,18 +4,19 @@ import (
 	"bytes"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"unicode/utf8"
 )
 
 // microQueue is the API of micro-queue: bodies of any kind go in, and come out as
-// they were, to the byte. Reading consumes.
+// they were, to the byte. Reading consumes. Its errors are lines of text.
 var microQueue = &dialect{func(w *response, code int, detail any) error {
 	if code == http.StatusForbidden {
 		detail = "Forbidden"
 	}
-	return w.text(code, words(detail))
+	return w.text(code, words(detail)+"\n")
 }}
 
 func (s *server) handleMicroQueue() {
@@ -24,32 +25,75 @@ func (s *server) handleMicroQueue() {
 		need         right
 		handler      handler
 		help         string
+		otherMethod  string // what any other is told
 	}{
-		{"POST", "/in/{queue}", posting, s.microIn, "POST a body of any kind to put it into the queue."},
-		{"GET", "/out/{queue}", getting, consuming(s.microOut), "GET takes the oldest body out of the queue; ?wait_seconds=20 waits for one."},
-		{"GET", "/compact/{queue}", admin, consuming(s.microCompact), "GET reclaims the space of what was taken out."},
+		{"POST", "/in/{queue}", posting, s.microIn,
+			"POST: Enqueues a new job. The raw request body (e.g., JSON) is treated as the job payload.\nRequires 'post' permission for this queue.\n",
+			"Invalid method. Use POST to enqueue."},
+		{"GET", "/out/{queue}", getting, consuming(s.microOut),
+			"GET: Dequeues, claims, and returns the next job payload from the queue.\nRequires 'get' permission for this queue.\n",
+			"Invalid method. Use GET to dequeue."},
+		{"GET", "/compact/{queue}", admin, consuming(s.microCompact),
+			"GET: Triggers a background compaction of the queue's log file to remove old data.\nRequires 'admin' permission.\n",
+			"Invalid method. Use GET to compact."},
 	} {
+		allowed := v.method + ", OPTIONS"
 		s.handleAs(microQueue, v.need, v.method+" "+v.path, v.handler)
 		s.handleAs(microQueue, public, "OPTIONS "+v.path, func(r *request) error {
-			r.w.Header().Set("Allow", v.method+", OPTIONS")
+			r.w.Header().Set("Allow", allowed)
 			return r.w.text(http.StatusOK, v.help)
 		})
+		s.serve(microQueue, v.need, v.path, s.limits.maxBody, s.whenReady(func(r *request) error {
+			if err := s.microCheck(r); err != nil {
+				return err
+			}
+			r.w.Header().Set("Allow", allowed)
+			return status{http.StatusMethodNotAllowed, v.otherMethod}
+		}))
 	}
 }
 
 var (
 	errMicroEmptyJob = status{http.StatusBadRequest, "Cannot enqueue empty job"}
 	errMicroEmpty    = status{http.StatusNotFound, "Queue is empty"}
-	errMicroUnknown  = status{http.StatusNotFound, "Unknown queue"}
 )
+
+// microNames is how many queues an error names at most.
+const microNames = 100
+
+// microUnknown is the error of a request for a queue that does not exist. It names
+// those that the token may see.
+func (s *server) microUnknown(r *request) error {
+	ids, err := s.store.queueIDs(r.Context(), r.visible(), microNames)
+	if err != nil {
+		return err
+	}
+	return status{http.StatusNotFound, fmt.Sprintf("Queue not found: %s. Available: %s", r.PathValue("queue"), strings.Join(ids, ", "))}
+}
+
+// microCheck returns an error unless the queue in the path exists.
+func (s *server) microCheck(r *request) error {
+	queueID := r.PathValue("queue")
+	if !validID(queueID) {
+		return s.microUnknown(r)
+	}
+	_, err := s.store.queue(r.Context(), queueID)
+	if errors.Is(err, errQueueNotFound) {
+		return s.microUnknown(r)
+	}
+	return err
+}
 
 func (s *server) microIn(r *request) error {
 	queueID := r.PathValue("queue")
-	switch {
-	case !validID(queueID):
-		return errMicroUnknown
-	case len(r.body) == 0:
+	if len(r.body) == 0 {
+		if err := s.microCheck(r); err != nil {
+			return err
+		}
 		return errMicroEmptyJob
+	}
+	if !validID(queueID) {
+		return s.microUnknown(r)
 	}
 	data := wrap(r.body, r.Header.Get("Content-Type"))
 	if !r.w.conn.take(int64(len(data))) {
@@ -57,7 +101,7 @@ func (s *server) microIn(r *request) error {
 	}
 	_, err := s.engine.publish(r.Context(), &publication{queueID: queueID, trace: r.w.trace, messages: []draft{{data: data}}})
 	if errors.Is(err, errQueueNotFound) {
-		return errMicroUnknown
+		return s.microUnknown(r)
 	}
 	if err != nil {
 		return err
@@ -68,7 +112,7 @@ func (s *server) microIn(r *request) error {
 func (s *server) microOut(r *request) error {
 	queueID := r.PathValue("queue")
 	if !validID(queueID) {
-		return errMicroUnknown
+		return s.microUnknown(r)
 	}
 	err := s.takeOne(r, queueID, s.engine.consume, func(all []message) error {
 		if len(all) == 0 {
@@ -78,17 +122,13 @@ func (s *server) microOut(r *request) error {
 		return r.w.shared(http.StatusOK, unwrap(all[0].Data))
 	})
 	if errors.Is(err, errQueueNotFound) {
-		return errMicroUnknown
+		return s.microUnknown(r)
 	}
 	return err
 }
 
 func (s *server) microCompact(r *request) error {
-	_, err := s.store.queue(r.Context(), r.PathValue("queue"))
-	if errors.Is(err, errQueueNotFound) {
-		return errMicroUnknown
-	}
-	if err != nil {
+	if err := s.microCheck(r); err != nil {
 		return err
 	}
 	select {

@@ -99,7 +99,7 @@ func TestOneSlashTooManyIsServed(t *testing.T) {
 	}{
 		{"POST", "/in/t/", "one", 200, ""},
 		{"GET", "/out/t/", "", 200, "one"},
-		{"OPTIONS", "/in/t/", "", 200, "POST a body of any kind to put it into the queue."},
+		{"OPTIONS", "/in/t/", "", 200, "POST: Enqueues a new job. The raw request body (e.g., JSON) is treated as the job payload.\nRequires 'post' permission for this queue."},
 		{"POST", "/topics/t/messages/?x=/", `{"data":{}}`, 201, ""},
 		{"GET", "/queues/t/messages/peek/?limit=1", "", 200, ""},
 		{"HEAD", "/topics/t/", "", 200, ""},

@@ -516,6 +516,17 @@ func (s *store) queue(ctx context.Context, id string) (queue, error) {
 	return q, unknown(err)
 }
 
+const selectQueueIDs = `
+SELECT id
+FROM queued.queues` + visibleIDs + `
+ORDER BY id
+LIMIT $2 OFFSET $1`
+
+// queueIDs returns the first of the visible queues, in order.
+func (s *store) queueIDs(ctx context.Context, visible *names, limit int) ([]string, error) {
+	return collect(ctx, s.on("queue_ids"), scanID, selectQueueIDs, 0, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+}
+
 const selectQueues = `
 SELECT ` + queueColumns + `
 FROM queued.queues` + visibleIDs + `

@@ -44,8 +44,9 @@ type engine struct {
 	measurings   *lane[*measuring]
 	claimers     chan *session // idle ones
 
-	notifier *notifier
-	lookNow  chan struct{} // asks for a slow look at once
+	notifier     *notifier
+	lookNow      chan struct{} // asks for a slow look at once
+	countsWanted chan struct{} // holds one: another server asks for what the tally has not written yet
 
 	mu          sync.Mutex
 	dispatchers map[outlet]*dispatcher // that have receivers
@@ -71,14 +72,15 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	m.observePool(db, "engine")
 	ctx, stop := context.WithCancel(context.Background())
 	e := &engine{
-		log:         log,
-		metrics:     m,
-		db:          db,
-		claimers:    make(chan *session, claimers),
-		lookNow:     make(chan struct{}, 1),
-		dispatchers: make(map[outlet]*dispatcher),
-		floors:      make(map[string]*floors),
-		stop:        stop,
+		log:          log,
+		metrics:      m,
+		db:           db,
+		claimers:     make(chan *session, claimers),
+		lookNow:      make(chan struct{}, 1),
+		countsWanted: make(chan struct{}, 1),
+		dispatchers:  make(map[outlet]*dispatcher),
+		floors:       make(map[string]*floors),
+		stop:         stop,
 	}
 	e.publications = newLane("publish", db, m, publishRows, publishSize, e.runPublications)
 	e.acks = newLane("ack", db, m, ackRows, publishSize, e.runAcks)
@@ -92,7 +94,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	}
 	e.notifier = newNotifier(db, log, m)
 	e.background.Go(func() { e.notifier.send(ctx) })
-	e.background.Go(func() { e.notifier.listen(ctx, d, e.wake, e.wakeAll) })
+	e.background.Go(func() { e.notifier.listen(ctx, d, e.hear, e.wakeAll) })
 	e.background.Go(func() { e.lookAround(ctx, newSession(db, m), slowLook, quickLook) })
 	e.background.Go(func() {
 		defer pulse.Close()
@@ -174,6 +176,18 @@ func (e *engine) wakeIfUnknown(err error) {
 func (e *engine) announce(queueID string, dueAt time.Time) {
 	e.wake(queueID, dueAt)
 	e.notifier.add(queueID, dueAt)
+}
+
+// hear is called for each queue that another server announces, and with wantCounts.
+func (e *engine) hear(queueID string, dueAt time.Time) {
+	if queueID != wantCounts {
+		e.wake(queueID, dueAt)
+		return
+	}
+	select {
+	case e.countsWanted <- struct{}{}:
+	default:
+	}
 }
 
 // How often the engine looks for what no notification told it of, and how often

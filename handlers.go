@@ -87,7 +87,7 @@ const (
 
 func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *queueCounter, l limits) *server {
 	v := &server{
-		log: log, store: s, engine: e, metrics: m, tally: newTally(s), counter: counter, limits: l,
+		log: log, store: s, engine: e, metrics: m, tally: newTally(s, e), counter: counter, limits: l,
 		id: newID(), started: time.Now(),
 		tokens:          new(atomic.Pointer[tokens]),
 		room:            newRoom(log, defaultMaxConnections, defaultMaxInHand),

@@ -448,10 +448,12 @@ func scanID(row scanner) (id string, err error) {
 }
 
 // tally counts what goes in and out by the minute, for SharQ's metrics: in memory at
-// first, and in the database at the latest tallyInterval later, so that it costs no
-// request a commit. What a server that is killed has not written is not counted.
+// first, and in the database at the latest tallyInterval later, or when somebody asks
+// any server for the counts, so that it costs no request a commit. What a server that
+// is killed has not written is not counted.
 type tally struct {
-	store *store
+	store  *store
+	engine *engine // by which servers ask each other to write
 
 	writing sync.Mutex // held while pending counts are on their way to the database
 	mu      sync.Mutex
@@ -468,12 +470,13 @@ const (
 
 const (
 	tallyInterval = time.Second
+	tallyPatience = 100 * time.Millisecond // for other servers to write
 	tallyMinutes  = 10
 	tallyRows     = 100_000 // pending; beyond that what is new is not counted
 )
 
-func newTally(s *store) *tally {
-	return &tally{store: s, pending: make(map[tallied]*[2]int64)}
+func newTally(s *store, e *engine) *tally {
+	return &tally{store: s, engine: e, pending: make(map[tallied]*[2]int64)}
 }
 
 // add counts one job, enqueued or dequeued.
@@ -534,10 +537,10 @@ func (c *tally) write(ctx context.Context) error {
 	return unknown(err)
 }
 
-// run writes until ctx is done, and once more then. What cannot be written stays
-// pending.
-func (c *tally) run(ctx context.Context) {
-	ticker := time.NewTicker(tallyInterval)
+// run writes once in an interval and when another server asks for it, until ctx is
+// done, and once more then. What cannot be written stays pending.
+func (c *tally) run(ctx context.Context, interval time.Duration) {
+	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -545,8 +548,9 @@ func (c *tally) run(ctx context.Context) {
 			c.write(context.WithoutCancel(ctx))
 			return
 		case <-ticker.C:
-			c.write(ctx)
+		case <-c.engine.countsWanted:
 		}
+		c.write(ctx)
 	}
 }
 
@@ -568,10 +572,17 @@ GROUP BY m.minute
 ORDER BY m.minute`
 
 // counts returns what was counted in each of the last minutes, the oldest first, of
-// the queues that are visible, or of a group in them.
+// the queues that are visible, or of a group in them: here, and at the other servers
+// on the database, which get tallyPatience to write it.
 func (c *tally) counts(ctx context.Context, visible *names, group string) ([]minuteCount, error) {
+	c.engine.notifier.add(wantCounts, time.Time{})
 	if err := c.write(ctx); err != nil {
 		return nil, err
+	}
+	select {
+	case <-time.After(tallyPatience):
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	return collect(ctx, c.store.on("tally"), func(row scanner) (v minuteCount, err error) {
 		err = row.Scan(&v.minute, &v.enqueued, &v.dequeued)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -214,7 +215,12 @@ func newTestServerOn(t testing.TB, dsn string) *testServer {
 	h.Listener = listener{Listener: h.Listener, room: s.room}
 	h.Config.ConnContext = withConn
 	h.Start()
+	ctx, stop := context.WithCancel(context.Background())
+	var background sync.WaitGroup
+	background.Go(func() { s.tally.run(ctx, time.Hour) })
 	t.Cleanup(func() {
+		stop()
+		background.Wait()
 		e.drain()
 		h.Close()
 		counter.close()

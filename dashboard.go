@@ -36,8 +36,10 @@ func (s *server) handleDashboard() {
 	s.handle(anyToken, "GET /overview", s.overview)
 }
 
-// home is the dashboard for a browser, and SharQ's greeting for all others.
+// home is the dashboard for a browser, and SharQ's greeting for all others. Its
+// header says which server this is, for which the greeting has no place.
 func (s *server) home(r *request) error {
+	r.w.Header().Set("Server", "queued "+version())
 	r.w.Header().Set("Vary", "Accept")
 	if strings.Contains(r.Header.Get("Accept"), "text/html") {
 		return r.dashboard("index.html")

@@ -38,14 +38,15 @@ func (v invalid) Error() string {
 
 // limits are the bounds of what a request may ask for.
 type limits struct {
-	ackDeadline      bounds // seconds
-	messageRetention bounds // seconds
-	maxDeliveries    bounds
-	deliveryDelay    bounds  // seconds
-	requeueLimit     int     // of SharQ's jobs that say nothing of it
-	maxLimit         int     // items in an answer
-	maxWait          float64 // seconds of a long poll
-	maxBody          int64   // bytes of a message's request
+	ackDeadline        bounds // seconds
+	messageRetention   bounds // seconds
+	maxDeliveries      bounds
+	deliveryDelay      bounds  // seconds
+	defaultAckDeadline int     // seconds; of queues that are created by their first use
+	requeueLimit       int     // of SharQ's jobs that say nothing of it
+	maxLimit           int     // items in an answer
+	maxWait            float64 // seconds of a long poll
+	maxBody            int64   // bytes of a message's request
 }
 
 type bounds struct{ min, max int }

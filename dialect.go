@@ -30,7 +30,9 @@ const keepForEver = math.MaxInt32
 
 // madeByUse are the settings of queues that nobody has made: other servers' users
 // publish to a name, and it is there.
-var madeByUse = queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: keepForEver}
+func (l *limits) madeByUse() queueSettings {
+	return queueSettings{AckDeadlineSeconds: l.defaultAckDeadline, MessageRetentionSeconds: keepForEver}
+}
 
 // publishTo publishes one message to a queue, which is made if it is not there.
 func (s *server) publishTo(r *request, queueID string, m draft) (message, error) {
@@ -81,7 +83,7 @@ func (s *server) takeOne(r *request, queueID string, take take, answer func(all 
 
 // makeQueue makes a queue unless it is there.
 func (s *server) makeQueue(ctx context.Context, queueID string) error {
-	_, err := s.store.createQueue(ctx, queueID, madeByUse)
+	_, err := s.store.createQueue(ctx, queueID, s.limits.madeByUse())
 	if errors.Is(err, errQueueExists) {
 		return nil
 	}

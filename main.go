@@ -191,6 +191,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "longest `time` that a receive may ask to wait (wait_seconds)")
 	f.Int64Var(&l.maxBody, "max-body", 1<<20, "most `bytes` in the body of a request")
 	f.IntVar(&l.maxLimit, "max-limit", 1000, "most `items` in a list, and messages in a receive")
+	f.IntVar(&l.defaultAckDeadline, "default-ack-deadline-seconds", defaultAckDeadline, "`ack_deadline_seconds` of a queue that is created by its first use, as SharQ's and\npgQueue's are")
 	f.IntVar(&l.requeueLimit, "requeue-limit", defaultRequeueLimit, "how many `times` a job that was enqueued by SharQ's API comes back, if it does not say\nso itself; -1 for as often as its queue allows")
 	f.DurationVar(&c.drainDelay, "drain-delay", 0, "`time` between SIGTERM and the end of new connections, for load balancers to notice")
 	f.IntVar(&c.maxConnections, "max-connections", defaultMaxConnections, "most open `connections`; beyond them those make way that are idle or slow the longest")
@@ -256,6 +257,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		check(c.dataDir != "", "data-dir", "no home folder to put it in; name a folder, or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 	}
 	check(c.cleanupInterval > 0, "cleanup-interval", "must be more than 0")
+	check(l.ackDeadline.min <= l.defaultAckDeadline && l.defaultAckDeadline <= l.ackDeadline.max, "default-ack-deadline-seconds", "must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")
 	check(-1 <= l.requeueLimit && l.requeueLimit < math.MaxInt32, "requeue-limit", "must be -1 to 2147483646")
 	check(c.maxWait >= 0 && c.maxWait <= time.Hour, "max-wait", "must be 0 to 1h")
 	check(l.maxBody > 0 && l.maxBody <= 64<<20, "max-body", "must be 1 to 67108864")

@@ -60,8 +60,11 @@ func (s *server) addSlash(r *http.Request) {
 // sharQDefault is the queue of a dequeue that names none.
 const sharQDefault = "default"
 
-// defaultRequeueLimit says that a job comes back for ever.
-const defaultRequeueLimit = -1
+// Defaults of settings.
+const (
+	defaultAckDeadline  = 60 // seconds
+	defaultRequeueLimit = -1 // a job comes back for ever
+)
 
 // validName reports whether SharQ takes a name of a queue type, queue id or job.
 func validName(name string) bool {
@@ -78,7 +81,7 @@ func (r *request) sharQNames() sharQPath {
 // sharQPath is sharQNames for names that SharQ takes.
 func (r *request) sharQPath() (p sharQPath, err error) {
 	p = r.sharQNames()
-	for _, v := range []struct{ wildcard, name, value string }{{"{queue_type}", "queue_type", p.queueID}, {"{group}", "queue_id", p.group}, {"{job_id}", "job_id", p.jobID}} {
+	for _, v := range []struct{ wildcard, name, value string }{{"{job_id}", "job_id", p.jobID}, {"{group}", "queue_id", p.group}, {"{queue_type}", "queue_type", p.queueID}} { // in SharQ's order
 		if strings.Contains(r.Pattern, v.wildcard) && !validName(v.value) {
 			return p, sharQInvalid(v.name)
 		}
@@ -94,13 +97,14 @@ func sharQMandatory(name string) error {
 	return status{http.StatusBadRequest, fmt.Sprintf("`%s` is a mandatory parameter.", name)}
 }
 
-// sharQInteger reads a whole number; a mandatory one that is missing is an error.
+// sharQInteger reads a whole number. A mandatory one that is missing is an error,
+// and so is one that is null; for others that is missing.
 func (f *form) sharQInteger(name string, within bounds, missing *int) (int, error) {
 	raw, has := f.find(name)
 	if !has && missing == nil {
 		return 0, sharQMandatory(name)
 	}
-	if !has {
+	if missing != nil && (!has || isNull(raw)) {
 		return *missing, nil
 	}
 	n, ok := parseInteger(string(raw))
@@ -182,11 +186,11 @@ func (s *server) sharQDraft(f *form, group string) (m draft, err error) {
 		inside := &form{}
 		inside.read(payload)
 		if raw, bounded := inside.find("max_queued_length"); bounded && !isNull(raw) {
-			most, err := inside.sharQInteger("max_queued_length", bounds{0, math.MaxInt32}, nil)
-			if err != nil {
-				return m, err
+			most, ok := parseNumber(string(raw))
+			if !ok {
+				return m, sharQInvalid("max_queued_length")
 			}
-			m.job.maxWaiting = &most
+			m.job.maxWaiting = new(int(min(max(math.Ceil(most), 0), math.MaxInt32)))
 		}
 	}
 	m.data = wrapPayload(payload)
@@ -273,12 +277,12 @@ func (s *server) sharQFinish(r *request) error {
 		if done {
 			return r.w.json(http.StatusOK, sharQStatus{Status: "success"})
 		}
-	}
-	if _, ok := parseID(p.jobID); !ok {
-		return errMessageNotFound
+		if _, ok := parseID(p.jobID); !ok {
+			return errMessageNotFound
+		}
 	}
 	// It may be a message that did not come by SharQ.
-	m, err := s.sharQLook(r, p)
+	m, err := s.sharQLook(r)
 	if err != nil {
 		return err
 	}
@@ -298,8 +302,7 @@ func (s *server) sharQFinish(r *request) error {
 
 // sharQJob says how a job is, which SharQ cannot.
 func (s *server) sharQJob(r *request) error {
-	p := r.sharQNames()
-	m, err := s.sharQLook(r, p)
+	m, err := s.sharQLook(r)
 	if err != nil {
 		return err
 	}
@@ -309,13 +312,20 @@ func (s *server) sharQJob(r *request) error {
 	}{"success", m.State})
 }
 
-// sharQLook looks for a job, whose path may name a message that did not come by
-// SharQ, with names that it does not take. What no message has is not found.
-func (s *server) sharQLook(r *request, p sharQPath) (message, error) {
-	if msg, _ := groupMistake(p.group); msg != "" || !validID(p.queueID) || !validID(p.jobID) {
-		return message{}, errMessageNotFound
+// sharQLook looks for the job that the path names. A message that did not come by
+// SharQ may be in a group that has a name which SharQ does not take: that is an error
+// if there is none.
+func (s *server) sharQLook(r *request) (message, error) {
+	p := r.sharQNames()
+	_, mistake := r.sharQPath()
+	if msg, _ := groupMistake(p.group); msg != "" || !validName(p.queueID) || !validName(p.jobID) {
+		return message{}, mistake
 	}
-	return s.store.job(r.Context(), p.queueID, p.group, p.jobID)
+	m, err := s.store.job(r.Context(), p.queueID, p.group, p.jobID)
+	if errors.Is(err, errMessageNotFound) && mistake != nil {
+		err = mistake
+	}
+	return m, err
 }
 
 func (s *server) sharQInterval(r *request) error {
@@ -356,9 +366,8 @@ func (s *server) sharQDelete(r *request) error {
 		if err != nil {
 			return err
 		}
-		if all = f.bool("purge_all"); f.err() != nil {
-			return sharQInvalid("purge_all")
-		}
+		raw, _ := f.find("purge_all")
+		all = truthy(raw)
 	}
 	removed := 0
 	err = s.store.purgeGroup(r.Context(), p.queueID, p.group, true, func(n int) {
@@ -380,6 +389,15 @@ func (s *server) sharQDelete(r *request) error {
 	}
 	s.engine.announce(p.queueID, time.Time{})
 	return r.w.json(http.StatusOK, answer)
+}
+
+// truthy reports whether Python takes a value of JSON, or one that is missing, for true.
+func truthy(raw []byte) bool {
+	switch string(raw) {
+	case "", "null", "false", "0", `""`, "[]", "{}":
+		return false
+	}
+	return true
 }
 
 // sharQCounts are the counts of the last minutes, by the milliseconds since 1970 when
@@ -466,7 +484,5 @@ func (s *server) sharQDeepStatus(r *request) error {
 func (s *server) sharQGreeting(r *request) error {
 	return r.w.json(http.StatusOK, struct {
 		Message string `json:"message"`
-		Server  string `json:"server"`
-		Version string `json:"version"`
-	}{"Hello, SharQ!", "queued", version()})
+	}{"Hello, SharQ!"})
 }

@@ -23,7 +23,7 @@ func TestSharQAnswersAsItDoes(t *testing.T) {
 	}
 	const failure, success = `{"status":"failure"}`, `{"status":"success"}`
 	s.play([]step{
-		{"GET", "/", "", 200, fmt.Sprintf(`{"message":"Hello, SharQ!","server":"queued","version":%q}`, version())},
+		{"GET", "/", "", 200, `{"message":"Hello, SharQ!"}`},
 		{"GET", "/deepstatus/", "", 200, success},
 		{"GET", "/dequeue/", "", 404, failure},
 		{"GET", "/dequeue/sms/", "", 404, failure},
@@ -62,14 +62,157 @@ func TestSharQAnswersAsItDoes(t *testing.T) {
 		{"POST", "/enqueue/sms/johndoe/", ``, 400, `{"status":"failure","message":"[body]: field required"}`},
 		{"POST", "/interval/sms/johndoe/", `{"interval":"x"}`, 400, invalid("interval")},
 		{"POST", "/interval/sms/johndoe/", `{}`, 400, missing("interval")},
-		{"DELETE", "/deletequeue/sms/johndoe/", `{"purge_all":7}`, 400, invalid("purge_all")},
+		{"DELETE", "/deletequeue/sms/johndoe/", `[]`, 400, `{"status":"failure","message":"[body]: value is not a valid dict"}`},
 		{"GET", "/dequeue/s.s/", "", 400, invalid("queue_type")},
 		{"GET", "/dequeue/sms/?wait_seconds=x", "", 422, `{"status":"failure","message":"[query wait_seconds]: value is not a valid float"}`},
-		{"POST", "/finish/sms/johndoe/no.job/", "", 404, failure},
+		{"POST", "/finish/s.s/johndoe/a/", "", 400, invalid("queue_type")},
+		{"GET", "/status/s.s/johndoe/a/", "", 400, invalid("queue_type")},
 	})
 	if v := s.do("GET", "/metrics", ""); !strings.Contains(v.body, "http_requests_total") {
 		t.Errorf("/metrics is not Prometheus's: %.200s", v.body)
 	}
+}
+
+// The names and numbers that SharQ's own tests refuse, at every route that takes them.
+func TestSharQRefusesWhatItsTestsRefuse(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	const queueType, queueID, jobID = "5m5_qu-eue", "queue_001-", "96c82500-9f88-11e3-bb98-22000ac6964a"
+	refused := func(method, path, body, name string) {
+		t.Helper()
+		got := s.must(400, method, path, body)
+		checkDiff(t, method+" "+path+" "+body, fmt.Sprintf("{\"status\":\"failure\",\"message\":\"`%s` has an invalid value.\"}", name), got)
+	}
+	everywhere := func(queueType, queueID, name string) {
+		t.Helper()
+		pair := queueType + "/" + queueID + "/"
+		refused("POST", "/enqueue/"+pair, `{"job_id":"a","interval":1,"payload":{}}`, name)
+		refused("POST", "/finish/"+pair+jobID+"/", "", name)
+		refused("POST", "/interval/"+pair, `{"interval":5000}`, name)
+		refused("GET", "/metrics/"+pair, "", name)
+		refused("DELETE", "/deletequeue/"+pair, `{}`, name)
+	}
+	for _, v := range []string{"s!ms_queue", "s!ms%20queue"} {
+		everywhere(v, queueID, "queue_type")
+		refused("GET", "/dequeue/"+v+"/", "", "queue_type")
+		refused("GET", "/metrics/"+v+"/", "", "queue_type")
+	}
+	for _, v := range []string{"queue%23002", "queue%20002"} {
+		everywhere(queueType, v, "queue_id")
+	}
+	for _, v := range []string{"93 c8", "93)c8", ""} {
+		refused("POST", "/enqueue/sms/a/", fmt.Sprintf(`{"job_id":%q,"interval":1,"payload":{}}`, v), "job_id")
+		if v != "" {
+			refused("POST", "/finish/sms/a/"+strings.ReplaceAll(v, " ", "%20")+"/", "", "job_id")
+		}
+	}
+	for _, v := range []string{`"100"`, `"$#"`, `""`, `-1`} {
+		refused("POST", "/enqueue/sms/a/", `{"job_id":"a","payload":{},"interval":`+v+`}`, "interval")
+		refused("POST", "/interval/sms/a/", `{"interval":`+v+`}`, "interval")
+	}
+	for _, v := range []string{`"100"`, `"$#"`, `""`, `-2`} {
+		refused("POST", "/enqueue/sms/a/", `{"job_id":"a","payload":{},"interval":1,"requeue_limit":`+v+`}`, "requeue_limit")
+	}
+	for i, v := range []string{"5", "0", "-1"} {
+		s.must(201, "POST", "/enqueue/"+queueType+"/"+queueID+"/", fmt.Sprintf(`{"job_id":"j%d","payload":{},"interval":5000,"requeue_limit":%s}`, i, v))
+	}
+}
+
+// A client with an optional parameter that it has no value for sends null.
+func TestSharQTakesNullForWhatIsLeftOut(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.limits.requeueLimit = 3
+	s.enqueue("g", "j", `,"requeue_limit":null`)
+	checkDiff(t, "remaining", 3, s.dequeue().RequeuesRemaining)
+	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"k","interval":0,"payload":{"max_queued_length":null}}`)
+	checkDiff(t, "removed", `{"status":"Success","message":"Successfully removed all queued calls"}`, s.must(200, "DELETE", "/deletequeue/default/g/", `{"purge_all":null}`))
+}
+
+func TestSharQGivesAPairOneJobInItsInterval(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, id := range []string{"a", "b"} {
+		s.must(201, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":%q,"payload":{"to":"1000000000"},"interval":2000}`, id))
+	}
+	checkDiff(t, "first", sharQAnswer{"success", "g", "a", json.RawMessage(`{"to":"1000000000"}`), -1, 1}, s.dequeue())
+	checkDiff(t, "within the interval", "failure", s.dequeue().Status)
+	s.exec("UPDATE queued.groups SET ready_at = now(), limited_until = now()")
+	checkDiff(t, "after it", "b", s.dequeue().JobID)
+}
+
+func TestSharQJobWithoutALimitComesBackForEver(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.enqueue("g", "j", `,"requeue_limit":-1`)
+	for range 4 {
+		v := s.dequeue()
+		checkDiff(t, "job", "j -1", fmt.Sprint(v.JobID, " ", v.RequeuesRemaining))
+		s.expire()
+	}
+}
+
+// What SharQ forgets when the job expires: a rate that is slower than that.
+func TestSharQIntervalIsKeptBeyondTheDeadline(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"a","payload":{},"interval":3600000}`)
+	s.dequeue()
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight") // the deadline of 60 s has passed
+	checkDiff(t, "within the interval", "failure", s.dequeue().Status)
+}
+
+func TestSharQMetricsAreThoseOfItsTests(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	counts := func(path string) (v struct {
+		Types  []string         `json:"queue_types"`
+		IDs    []string         `json:"queue_ids"`
+		Length int              `json:"queue_length"`
+		In     map[string]int64 `json:"enqueue_counts"`
+		Out    map[string]int64 `json:"dequeue_counts"`
+	}) {
+		t.Helper()
+		mustDecode(t, s.must(200, "GET", path, ""), &v)
+		return v
+	}
+	check := func(when string, types, ids []string, length int, in, out int64) {
+		t.Helper()
+		checkDiff(t, "queue types "+when, types, counts("/metrics/").Types)
+		checkDiff(t, "queue ids "+when, ids, counts("/metrics/default/").IDs)
+		checkDiff(t, "queue length "+when, length, counts("/metrics/default/g/").Length)
+		for _, path := range []string{"/metrics/", "/metrics/default/g/"} {
+			v := counts(path)
+			sum := [2]int64{}
+			for minute := range v.In {
+				sum[0] += v.In[minute]
+				sum[1] += v.Out[minute]
+			}
+			checkDiff(t, path+" "+when, [4]int64{10, 10, in, out}, [4]int64{int64(len(v.In)), int64(len(v.Out)), sum[0], sum[1]})
+		}
+	}
+	check("at first", []string{}, []string{}, 0, 0, 0)
+	s.dequeue()
+	check("after a dequeue in vain", []string{}, []string{}, 0, 0, 0)
+	s.enqueue("g", "j", "")
+	check("while it waits", []string{"default"}, []string{"g"}, 1, 1, 0)
+	s.dequeue()
+	check("in flight", []string{"default"}, []string{"g"}, 0, 1, 1)
+	s.must(200, "POST", "/finish/default/g/j/", "")
+	check("when it is finished", []string{}, []string{}, 0, 1, 1)
+}
+
+func TestSharQTypesMadeByUseHaveTheDefaultDeadline(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.limits.defaultAckDeadline = 300
+	s.enqueue("g", "j", "")
+	var q struct {
+		AckDeadline int `json:"ack_deadline_seconds"`
+		Retention   int `json:"message_retention_seconds"`
+	}
+	mustDecode(t, s.must(200, "GET", "/queues/default", ""), &q)
+	checkDiff(t, "settings", [2]int{300, keepForEver}, [2]int{q.AckDeadline, q.Retention})
 }
 
 // enqueue enqueues a job, of the default type, whose payload is its id.
@@ -264,6 +407,30 @@ func TestSharQRefusesMoreThanAQueueHolds(t *testing.T) {
 	enqueue("b", 201, `{"status":"queued","current_queue_length":0}`)
 	s.expire()
 	enqueue("c", 429, `{"status":"failure","message":"Max queue length reached","current_queue_length":2}`)
+}
+
+// SharQ compares with any number, and asks whether any value is true.
+func TestSharQTakesNumbersAndConditionsAsPythonDoes(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	const more, cleared, purged = `{"status":"queued","current_queue_length":1}`, "Successfully removed all queued calls", "Successfully removed all queued calls and purged related resources"
+	full := func(waiting int) string {
+		return fmt.Sprintf(`{"status":"failure","message":"Max queue length reached","current_queue_length":%d}`, waiting)
+	}
+	s.enqueue("g", "a", "")
+	for _, v := range []struct {
+		most   string
+		status int
+		want   string
+	}{{"-1", 429, full(1)}, {"0", 429, full(1)}, {"1.0", 429, full(1)}, {"1.5", 201, more}, {"2", 429, full(2)}, {"1e99", 201, strings.Replace(more, "1", "2", 1)}} {
+		got := s.must(v.status, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":"j%s","interval":0,"payload":{"max_queued_length":%s}}`, strings.ReplaceAll(v.most, ".", "_"), v.most))
+		checkDiff(t, "answer with "+v.most, v.want, got)
+	}
+	for value, want := range map[string]string{"true": purged, "1": purged, `"yes"`: purged, "false": cleared, "0": cleared, `""`: cleared} {
+		s.enqueue("h", "a", "")
+		got := s.must(200, "DELETE", "/deletequeue/default/h/", `{"purge_all":`+value+`}`)
+		checkDiff(t, "answer to "+value, fmt.Sprintf(`{"status":"Success","message":%q}`, want), got)
+	}
 }
 
 func TestSharQIntervalCountsFromTheLastDequeue(t *testing.T) {

@@ -170,14 +170,15 @@ func (s *testServer) with(token string) *testServer {
 
 func testLimits() limits {
 	return limits{
-		ackDeadline:      bounds{1, 600},
-		messageRetention: bounds{600, 1209600},
-		maxDeliveries:    bounds{1, 1000},
-		deliveryDelay:    bounds{1, 900},
-		requeueLimit:     defaultRequeueLimit,
-		maxLimit:         1000,
-		maxWait:          testTimeout.Seconds(),
-		maxBody:          1 << 20,
+		ackDeadline:        bounds{1, 600},
+		messageRetention:   bounds{600, 1209600},
+		maxDeliveries:      bounds{1, 1000},
+		deliveryDelay:      bounds{1, 900},
+		defaultAckDeadline: defaultAckDeadline,
+		requeueLimit:       defaultRequeueLimit,
+		maxLimit:           1000,
+		maxWait:            testTimeout.Seconds(),
+		maxBody:            1 << 20,
 	}
 }
 

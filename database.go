@@ -104,7 +104,9 @@ func describe(dsn string) string {
 // waits for the answer to a statement cannot be freed in any other way, and would
 // wait for networkTimeout.
 type database struct {
-	dsn    string
+	dsn         string
+	connections connections // those that are opened at most
+
 	ticks  atomic.Int64 // of watch, from 1: a clock that stands while this process does
 	silent atomic.Bool  // PostgreSQL does not answer, so no connection is tried but that of watch
 
@@ -134,9 +136,33 @@ func newDatabase(text string) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &database{dsn: dsn, links: make(map[*link]bool)}
+	d := &database{dsn: dsn, connections: defaultConnections, links: make(map[*link]bool)}
 	d.ticks.Store(1)
 	return d, nil
+}
+
+// connections is how many connections a server opens at most, for what.
+type connections struct {
+	requests int // topics, queues, stats, purge, redrive, counts and the cleanup
+	claimers int // queues that are claimed from at the same time
+	batchers int // the workers of lanes, the notifier and the looks; fewer than those share them
+}
+
+// Bounds of -max-database-connections.
+const (
+	otherConnections     = 3 // one that is patient, the listener for notifications, and that of watch
+	leastConnections     = 8
+	maxServerConnections = 31 // with which nobody has to share one
+)
+
+var defaultConnections = shareConnections(maxServerConnections)
+
+// shareConnections divides up so many connections, at least leastConnections.
+func shareConnections(n int) connections {
+	requests := (n + 1) / 4
+	engine := n - otherConnections - requests
+	claimers := max(engine/5, 1)
+	return connections{requests, claimers, engine - claimers}
 }
 
 // open returns a pool of up to so many connections. Those in use for long are
@@ -148,7 +174,7 @@ func (d *database) open(conns int) (*sql.DB, error) {
 
 // openForEngine returns the pool of the engine.
 func (d *database) openForEngine() (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, engineConns)
+	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, d.connections.claimers+d.connections.batchers)
 }
 
 // openPatient returns a pool of one connection for what takes its time, up to an
@@ -264,10 +290,6 @@ func (d *database) cut(pulse bool) {
 		}
 	}
 }
-
-// requestConns is how many connections there are for what is not the engine's:
-// topics, queues, stats, purge, redrive and the cleanup.
-const requestConns = 8
 
 // openDB returns a pool of connections that nobody watches.
 func openDB(text string, conns int) (*sql.DB, error) {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -192,6 +193,146 @@ func TestSilentDatabase(t *testing.T) {
 	checkDiff(t, "received by who waited", []int{2}, numbers(s.await(poll)))
 	s.eventually("notifications come again", s.engine.notifier.listening)
 	s.must(204, "PUT", "/messages/"+id+"/ack", "")
+}
+
+func TestConnectionsAreSharedOut(t *testing.T) {
+	t.Parallel()
+	if c := shareConnections(leastConnections); c != (connections{requests: 2, claimers: 1, batchers: 2}) {
+		t.Errorf("the least are shared out as %+v", c)
+	}
+	if c := defaultConnections; c != (connections{requests: 8, claimers: 4, batchers: 7*laneWorkers + 2}) {
+		t.Errorf("the default is shared out as %+v", c)
+	}
+	for n := leastConnections; n <= maxServerConnections; n++ {
+		c := shareConnections(n)
+		if c.requests+c.claimers+c.batchers+otherConnections != n || c.requests < 2 || c.claimers < 1 || c.batchers < 2 {
+			t.Errorf("%d connections are shared out as %+v", n, c)
+		}
+	}
+}
+
+// Two servers, as while one replaces the other, on a PostgreSQL with 20 connections,
+// three of which are the superuser's.
+func TestFewConnectionsServeAllAPIs(t *testing.T) {
+	t.Parallel()
+	p, err := startPostgres(context.Background(), newDataDir(t), slog.New(slog.DiscardHandler), "-cfsync=off", "-cmax_connections=20")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.stop(true) })
+	if err := p.awaitReady(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	admin, err := openDB(p.dsn("postgres"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	if _, err := admin.Exec("CREATE ROLE app LOGIN; GRANT CREATE ON DATABASE queued TO app"); err != nil {
+		t.Fatal(err)
+	}
+	dsn := strings.Replace(p.dsn("queued"), "user=queued", "user=app", 1)
+	var servers []*testServer
+	for _, name := range []string{"a", "b"} {
+		r := runServer(t, "-database-url", dsn+" application_name="+name, "-max-database-connections", fmt.Sprint(leastConnections), "-cleanup-interval", "50ms")
+		servers = append(servers, r.client())
+	}
+	servers[0].mustTopic("t")
+	servers[0].mustQueue("dead")
+	ctx, cancel := context.WithTimeout(context.Background(), 4*testTimeout)
+	defer cancel()
+	ids := make(chan string, 1000)
+	const rounds = 10
+	var group sync.WaitGroup
+	for _, s := range servers {
+		for _, request := range [][3]string{
+			{"POST", "/topics/t/messages", `{"data":{}}`},
+			{"POST", "/queues/t/messages", `{"data":{},"group":"g"}`},
+			{"POST", "/queues/t/messages/batch", `{"messages":[{"data":{}},{"data":{}}]}`},
+			{"GET", "/queues/t/messages?limit=1", ""},
+			{"GET", "/queues/dead/messages?wait_seconds=0.1", ""},
+			{"PUT", "/messages/ID/ack", ""},
+			{"PUT", "/messages/ID/nack", ""},
+			{"PUT", "/messages/ID/extend", `{"ack_deadline_seconds":10}`},
+			{"GET", "/messages/ID", ""},
+			{"POST", "/queues", `{"id":"more","ack_deadline_seconds":30,"message_retention_seconds":3600}`},
+			{"DELETE", "/queues/more", ""},
+			{"GET", "/overview", ""},
+			{"GET", "/queues/t/stats", ""},
+			{"GET", "/queues/t/messages/peek", ""},
+			{"GET", "/queues/t/groups", ""},
+			{"PUT", "/queues/dead/purge", ""},
+			{"PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`},
+			{"GET", "/metrics", ""},
+			{"GET", "/readyz", ""},
+			{"GET", "/health", ""},
+			{"POST", "/enqueue/sms/g/", `{"job_id":"JOB","payload":{},"interval":1}`},
+			{"GET", "/dequeue/sms/", ""},
+			{"POST", "/finish/sms/g/JOB/", ""},
+			{"GET", "/metrics/sms/g/", ""},
+			{"POST", "/in/t", "body"},
+			{"GET", "/out/t", ""},
+			{"POST", "/message", `{"channel":"t","payload":{}}`},
+			{"GET", "/queue/t", ""},
+		} {
+			group.Go(func() {
+				for n := range rounds {
+					id := newID()
+					if strings.Contains(request[1], "/ID") {
+						select {
+						case id = <-ids:
+						default:
+						}
+					}
+					fill := strings.NewReplacer("ID", id, "JOB", fmt.Sprint("job", n))
+					v, err := s.send(ctx, request[0], fill.Replace(request[1]), fill.Replace(request[2]))
+					if err != nil || v.status >= 500 {
+						t.Errorf("%s %s = %d %s, %v", request[0], request[1], v.status, v.body, err)
+						return
+					}
+					if messages, err := decodeMessages(v.body); err == nil && strings.Contains(request[1], "limit") {
+						for _, m := range messages {
+							select {
+							case ids <- m.ID:
+							default:
+							}
+						}
+					}
+				}
+			})
+		}
+	}
+	served := make(chan struct{})
+	go func() {
+		group.Wait()
+		close(served)
+	}()
+	most := map[string]int{}
+	for done := false; !done; {
+		select {
+		case <-served:
+			done = true
+		case <-time.After(10 * time.Millisecond):
+		}
+		rows, err := admin.Query("SELECT application_name, count(*) FROM pg_stat_activity WHERE usename = 'app' GROUP BY application_name")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rows.Next() {
+			var name string
+			var n int
+			if err := rows.Scan(&name, &n); err != nil {
+				t.Fatal(err)
+			}
+			most[name] = max(most[name], n)
+		}
+		rows.Close()
+	}
+	for _, name := range []string{"a", "b"} {
+		if most[name] == 0 || most[name] > leastConnections {
+			t.Errorf("server %s has %d connections, want 1 to %d", name, most[name], leastConnections)
+		}
+	}
 }
 
 // A connection that is dead while others live stops only what waits for it.

@@ -12,17 +12,11 @@ import (
 
 // Bounds of the engine.
 const (
-	claimers = 4 // queues that are claimed from at the same time
-
 	publishRows = 2000     // messages stored by a statement, but for a single request that makes more
 	publishSize = 16 << 20 // bytes
 	ackRows     = 2000     // messages settled by a statement, likewise
 
 	maxReceivers = 100_000 // waiting, in all queues
-
-	// engineConns is how many connections the engine holds at most: the lanes, the
-	// claimers, the notifier and the slow look.
-	engineConns = 7*laneWorkers + claimers + 2
 )
 
 // engine carries out what is done a thousand times a second: publish, receive,
@@ -70,6 +64,9 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 		return nil, err
 	}
 	m.observePool(db, "engine")
+	claimers := d.connections.claimers
+	shared := newSessions(db, m, d.connections.batchers)
+	n := len(shared)
 	ctx, stop := context.WithCancel(context.Background())
 	e := &engine{
 		log:          log,
@@ -82,20 +79,24 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 		floors:       make(map[string]*floors),
 		stop:         stop,
 	}
-	e.publications = newLane("publish", db, m, publishRows, publishSize, e.runPublications)
-	e.acks = newLane("ack", db, m, ackRows, publishSize, e.runAcks)
-	e.nacks = newLane("nack", db, m, ackRows, publishSize, e.runNacks)
-	e.extensions = newLane("extend", db, m, ackRows, publishSize, e.runExtensions)
-	e.finishes = newLane("finish", db, m, ackRows, publishSize, e.runFinishes)
-	e.measurings = newLane("waiting", db, m, ackRows, publishSize, e.runMeasurings)
-	e.releases = newLane("release", db, m, ackRows, publishSize, e.runReleases)
-	for range claimers {
-		e.claimers <- newSession(db, m)
+	// With as many sessions as there are workers, each has one of its own. With fewer,
+	// those that are wanted at the same time are apart: the two workers of a lane, and
+	// lanes that follow each other here.
+	workers := func(lane int) []*session { return []*session{shared[lane%n], shared[(lane+n/2)%n]} }
+	e.publications = newLane("publish", workers(0), m, publishRows, publishSize, e.runPublications)
+	e.acks = newLane("ack", workers(1), m, ackRows, publishSize, e.runAcks)
+	e.nacks = newLane("nack", workers(2), m, ackRows, publishSize, e.runNacks)
+	e.extensions = newLane("extend", workers(3), m, ackRows, publishSize, e.runExtensions)
+	e.finishes = newLane("finish", workers(4), m, ackRows, publishSize, e.runFinishes)
+	e.measurings = newLane("waiting", workers(5), m, ackRows, publishSize, e.runMeasurings)
+	e.releases = newLane("release", workers(6), m, ackRows, publishSize, e.runReleases)
+	for _, s := range newSessions(db, m, claimers) {
+		e.claimers <- s
 	}
-	e.notifier = newNotifier(db, log, m)
+	e.notifier = newNotifier(shared[n-1], log)
 	e.background.Go(func() { e.notifier.send(ctx) })
 	e.background.Go(func() { e.notifier.listen(ctx, d, e.hear, e.wakeAll) })
-	e.background.Go(func() { e.lookAround(ctx, newSession(db, m), slowLook, quickLook) })
+	e.background.Go(func() { e.lookAround(ctx, shared[n/2-1], slowLook, quickLook) })
 	e.background.Go(func() {
 		defer pulse.Close()
 		d.watch(ctx, pulse, log, e.wakeAll)
@@ -143,8 +144,8 @@ func (e *engine) close() {
 	e.measurings.close()
 	e.stop()
 	e.background.Wait()
-	for range claimers {
-		(<-e.claimers).close()
+	for range cap(e.claimers) {
+		(<-e.claimers).end()
 	}
 	e.db.Close()
 }
@@ -209,7 +210,7 @@ const (
 // sent one, or the claims of a queue have passed it. One statement looks at all
 // queues that have receivers here, or had some lately.
 func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook time.Duration) {
-	defer s.close()
+	defer s.end()
 	next := time.Now().Add(slowLook) // slow look
 	ticker := time.NewTicker(quickLook)
 	defer ticker.Stop()
@@ -223,9 +224,11 @@ func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook
 			slow = !e.notifier.listening() || time.Now().After(next)
 		}
 		began := time.Now()
-		if err := e.look(s, slow); err != nil {
-			e.log.Debug("look for what is due", "error", err)
-		}
+		s.alone(func() {
+			if err := e.look(s, slow); err != nil {
+				e.log.Debug("look for what is due", "error", err)
+			}
+		})
 		if slow {
 			next = time.Now().Add(max(slowLook, (lookShare-1)*time.Since(began)))
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"sync"
 	"time"
@@ -60,12 +59,13 @@ type call[T any] struct {
 // Bounds of a lane.
 const (
 	laneDepth   = 10000                  // requests that wait before it refuses more
-	laneWorkers = 2                      // one, and another while a statement of the one takes long
+	laneWorkers = 2                      // of a lane: one, and another while a statement of the one takes long
 	laneRelief  = 250 * time.Millisecond // that is this
 	laneWaits   = 3                      // members of a batch, one by one, that may wait in vain for a lock
 )
 
-func newLane[T any](name string, db *sql.DB, m *metrics, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
+// newLane starts a lane with a worker for each of the sessions.
+func newLane[T any](name string, sessions []*session, m *metrics, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
 	l := &lane[T]{
 		run:     run,
 		sizes:   m.batches.WithLabelValues(name),
@@ -78,8 +78,8 @@ func newLane[T any](name string, db *sql.DB, m *metrics, maxRows, maxSize int, r
 		closed:  make(chan struct{}),
 	}
 	l.turn <- struct{}{}
-	for range laneWorkers {
-		l.working.Go(func() { l.work(newSession(db, m)) })
+	for _, s := range sessions {
+		l.working.Go(func() { l.work(s) })
 	}
 	return l
 }
@@ -112,7 +112,7 @@ func (l *lane[T]) close() {
 
 // work carries out what waits until the lane is closed.
 func (l *lane[T]) work(s *session) {
-	defer s.close()
+	defer s.end()
 	mine := false // the turn
 	for {
 		if !mine {
@@ -129,7 +129,7 @@ func (l *lane[T]) work(s *session) {
 			return
 		}
 		relief := time.AfterFunc(laneRelief, func() { l.turn <- struct{}{} })
-		l.carryOut(s, batch)
+		s.alone(func() { l.carryOut(s, batch) })
 		mine = relief.Stop()
 	}
 }

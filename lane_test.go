@@ -60,7 +60,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	l := newLane("test", s.db, newMetrics(s.db), 10, 10, func(*session, []int) error { return nil })
+	l := newLane("test", newSessions(s.db, newMetrics(s.db), laneWorkers), newMetrics(s.db), 10, 10, func(*session, []int) error { return nil })
 	if err := l.do(context.Background(), 1, 1, 1); err != nil {
 		t.Error(err)
 	}
@@ -75,7 +75,7 @@ func TestLaneGoesOnWhileStatementsTakeLong(t *testing.T) {
 	s := newTestStore(t)
 	began := make(chan int)
 	ends := make([]chan bool, 2)
-	l := newLane("test", s.db, newMetrics(s.db), 1, 10, func(_ *session, batch []int) error {
+	l := newLane("test", newSessions(s.db, newMetrics(s.db), laneWorkers), newMetrics(s.db), 1, 10, func(_ *session, batch []int) error {
 		if n := batch[0]; n < len(ends) {
 			began <- n
 			<-ends[n]

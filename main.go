@@ -136,25 +136,26 @@ func (e usageError) Unwrap() error { return e.error }
 
 // config is what the flags say.
 type config struct {
-	listen          string
-	debugListen     string
-	databaseURL     string   // for lib/pq; empty: a private PostgreSQL
-	ignored         []string // parameters in what was given
-	dataDir         string
-	cleanupInterval time.Duration
-	maxWait         time.Duration
-	drainDelay      time.Duration
-	maxConnections  int
-	maxInHand       int64
-	transferTimeout time.Duration
-	idleTimeout     time.Duration
-	allowedHosts    []string
-	topology        *topology // nil if there is none
-	tokenFile       string
-	tlsCert, tlsKey string
-	logLevel        slog.Level
-	logFormat       string
-	limits          limits
+	listen                 string
+	debugListen            string
+	databaseURL            string   // for lib/pq; empty: a private PostgreSQL
+	ignored                []string // parameters in what was given
+	dataDir                string
+	maxDatabaseConnections int
+	cleanupInterval        time.Duration
+	maxWait                time.Duration
+	drainDelay             time.Duration
+	maxConnections         int
+	maxInHand              int64
+	transferTimeout        time.Duration
+	idleTimeout            time.Duration
+	allowedHosts           []string
+	topology               *topology // nil if there is none
+	tokenFile              string
+	tlsCert, tlsKey        string
+	logLevel               slog.Level
+	logFormat              string
+	limits                 limits
 }
 
 const usage = `Queued is a message queue server over PostgreSQL.
@@ -186,6 +187,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`address` to serve on; port 0 is any free one")
 	f.StringVar(&c.debugListen, "debug-listen", "", "`address` to serve profiles of the program on, see net/http/pprof; on none if empty")
 	f.StringVar(&c.databaseURL, "database-url", "", "PostgreSQL to use, as a `URL` (postgres://user:password@host/database) or as\nkey=value pairs; without it queued runs a private PostgreSQL in -data-dir")
+	f.IntVar(&c.maxDatabaseConnections, "max-database-connections", maxServerConnections, fmt.Sprintf("maximum number of `connections` to PostgreSQL, %d to %d; with fewer, more requests share one", leastConnections, maxServerConnections))
 	f.StringVar(&c.dataDir, "data-dir", defaultDataDir(getenv), "`folder` of the private PostgreSQL, made if it is not there")
 	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "`time` between two passes of the cleanup")
 	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "longest `time` that a receive may ask to wait (wait_seconds)")
@@ -256,6 +258,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	} else {
 		check(c.dataDir != "", "data-dir", "no home folder to put it in; name a folder, or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 	}
+	check(leastConnections <= c.maxDatabaseConnections && c.maxDatabaseConnections <= maxServerConnections, "max-database-connections", fmt.Sprintf("must be %d to %d", leastConnections, maxServerConnections))
 	check(c.cleanupInterval > 0, "cleanup-interval", "must be more than 0")
 	check(l.ackDeadline.min <= l.defaultAckDeadline && l.defaultAckDeadline <= l.ackDeadline.max, "default-ack-deadline-seconds", "must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")
 	check(-1 <= l.requeueLimit && l.requeueLimit < math.MaxInt32, "requeue-limit", "must be -1 to 2147483646")
@@ -495,7 +498,8 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
-	db, err := d.open(requestConns)
+	d.connections = shareConnections(c.maxDatabaseConnections)
+	db, err := d.open(d.connections.requests)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}

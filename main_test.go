@@ -373,6 +373,7 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-max-body", "0"}, want: "-max-body"},
 		{args: []string{"-max-limit", "x"}, want: "-max-limit"},
 		{args: []string{"-drain-delay", "-1s"}, want: "-drain-delay"},
+		{args: []string{"-max-database-connections", "7"}, want: "-max-database-connections: must be 8 to 31"},
 		{args: []string{"-max-connections", "0"}, want: "-max-connections"},
 		{args: []string{"-max-in-hand", "1000000"}, want: "-max-in-hand"},
 		{args: []string{"-transfer-timeout", "0s"}, want: "-transfer-timeout"},
@@ -433,7 +434,7 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 	}
 	for _, name := range []string{
 		"listen", "debug-listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts",
-		"max-connections", "max-in-hand", "transfer-timeout", "idle-timeout",
+		"max-connections", "max-database-connections", "max-in-hand", "transfer-timeout", "idle-timeout",
 		"log-level", "log-format", "topology", "token-file", "tls-cert", "tls-key", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
 		"max-message-retention-seconds", "min-message-max-deliveries", "max-message-max-deliveries", "min-delivery-delay-seconds", "max-delivery-delay-seconds",
 	} {

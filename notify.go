@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -53,11 +52,11 @@ type notifier struct {
 	connected atomic.Bool // notifications can come
 }
 
-func newNotifier(db *sql.DB, log *slog.Logger, m *metrics) *notifier {
+func newNotifier(s *session, log *slog.Logger) *notifier {
 	return &notifier{
 		origin:  rand.Text(),
 		log:     log,
-		s:       newSession(db, m),
+		s:       s,
 		pending: make(map[string]time.Time),
 		bell:    make(chan struct{}, 1),
 		urgent:  make(chan chan struct{}),
@@ -79,7 +78,12 @@ func (n *notifier) add(queueID string, dueAt time.Time) {
 }
 
 // sendNow returns when what was added before has been sent, or that takes long.
-func (n *notifier) sendNow() {
+// It is called by who is alone with a session.
+func (n *notifier) sendNow(s *session) {
+	if s == n.s {
+		n.flushAlone()
+		return
+	}
 	sent := make(chan struct{})
 	patience := time.After(notifyPatience)
 	select {
@@ -97,7 +101,7 @@ func (n *notifier) sendNow() {
 
 // send notifies until ctx is done, and then once more.
 func (n *notifier) send(ctx context.Context) {
-	defer n.s.close()
+	defer n.s.end()
 	defer close(n.ended)
 	for {
 		select {
@@ -124,7 +128,10 @@ const sendNotifications = `
 SELECT pg_notify('` + notifyChannel + `', payload)
 FROM unnest($1::text[]) AS payload`
 
-func (n *notifier) flush() {
+func (n *notifier) flush() { n.s.alone(n.flushAlone) }
+
+// flushAlone is flush for who is alone with the session.
+func (n *notifier) flushAlone() {
 	n.mu.Lock()
 	pending := n.pending
 	n.pending = make(map[string]time.Time)

@@ -13,8 +13,8 @@ import (
 
 func TestPayloadsAreHeardByOthers(t *testing.T) {
 	t.Parallel()
-	sender := newNotifier(nil, slog.New(slog.DiscardHandler), nil)
-	listener := newNotifier(nil, slog.New(slog.DiscardHandler), nil)
+	sender := newNotifier(nil, slog.New(slog.DiscardHandler))
+	listener := newNotifier(nil, slog.New(slog.DiscardHandler))
 	want := map[string]time.Time{"now": {}, "later": time.UnixMicro(1790000000123456)}
 	for i := range 500 {
 		want[fmt.Sprintf("%d-%s", i, strings.Repeat("x", 100))] = time.UnixMicro(int64(1790000000000000 + i))
@@ -35,7 +35,7 @@ func TestPayloadsAreHeardByOthers(t *testing.T) {
 
 func TestForeignPayloadWakesEverybody(t *testing.T) {
 	t.Parallel()
-	n := newNotifier(nil, slog.New(slog.DiscardHandler), nil)
+	n := newNotifier(nil, slog.New(slog.DiscardHandler))
 	for _, payload := range []string{"", "x y", "x y 1 z"} {
 		woken := false
 		n.hear(payload, func(string, time.Time) {}, func() { woken = true })
@@ -47,7 +47,7 @@ func TestForeignPayloadWakesEverybody(t *testing.T) {
 
 func TestAnnouncementsAreCoalesced(t *testing.T) {
 	t.Parallel()
-	n := newNotifier(nil, slog.New(slog.DiscardHandler), nil)
+	n := newNotifier(nil, slog.New(slog.DiscardHandler))
 	early, late := time.UnixMicro(1000), time.UnixMicro(2000)
 	n.add("a", late)
 	n.add("a", early)
@@ -114,7 +114,7 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	other.engine.mu.Unlock()
 	for range 3 {
 		s.engine.notifier.add("q", dueAt)
-		s.engine.notifier.sendNow()
+		s.engine.notifier.sendNow(nil)
 		s.engine.notifier.mu.Lock()
 		checkDiff(t, "pending", 0, len(s.engine.notifier.pending))
 		s.engine.notifier.mu.Unlock()

@@ -87,7 +87,7 @@ func (e *engine) store(s *session, batch []*publication) error {
 			// Claims at other servers may have passed the rows, which are due since the
 			// statement began. They shall know before the publisher goes on, or what it
 			// publishes next would be received first.
-			e.notifier.sendNow()
+			e.notifier.sendNow(s)
 		}
 		if err != nil {
 			return err

@@ -184,7 +184,7 @@ func TestServersGoByTheSettingsOfThisMoment(t *testing.T) {
 	}
 	checkDiff(t, "lease", 60, lease())
 	other.must(200, "PUT", "/queues/q", `{"topic_id":"t","ack_deadline_seconds":600,"message_retention_seconds":3600}`)
-	for range claimers {
+	for range cap(s.engine.claimers) {
 		checkDiff(t, "lease after the change", 600, lease())
 	}
 	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
@@ -323,7 +323,7 @@ func TestFullLaneIs503(t *testing.T) {
 	free, began := make(chan struct{}), make(chan struct{}, laneWorkers)
 	defer close(free)
 	s.engine.publications.close()
-	s.engine.publications = newLane("publish", s.engine.db, s.metrics, 1, 1, func(*session, []*publication) error {
+	s.engine.publications = newLane("publish", newSessions(s.engine.db, s.metrics, laneWorkers), s.metrics, 1, 1, func(*session, []*publication) error {
 		select {
 		case began <- struct{}{}:
 		default: // at the end

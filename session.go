@@ -5,17 +5,19 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lib/pq"
 	"github.com/lib/pq/pqerror"
 )
 
-// session is a connection that one goroutine at a time owns, with its prepared
-// statements. It connects when first used and again after it was lost, but
+// session is a connection that one goroutine at a time uses, with its prepared
+// statements: its owner, or whoever is alone with it where several share it. It connects when first used and again after it was lost, but
 // never runs a statement twice: whether a statement whose connection broke was
 // carried out is unknown, and only the caller knows what to do then.
 type session struct {
+	sharing    sync.Mutex // held by alone
 	db         *sql.DB
 	metrics    *metrics
 	conn       *sql.Conn
@@ -59,6 +61,25 @@ const idleUnchecked = time.Second
 func newSession(db *sql.DB, m *metrics) *session {
 	return &session{db: db, metrics: m}
 }
+
+func newSessions(db *sql.DB, m *metrics, n int) []*session {
+	all := make([]*session, n)
+	for i := range all {
+		all[i] = newSession(db, m)
+	}
+	return all
+}
+
+// alone calls do while nobody else who shares the session uses it.
+func (s *session) alone(do func()) {
+	s.sharing.Lock()
+	defer s.sharing.Unlock()
+	do()
+}
+
+// end closes the session for one of those who share it. Another one that uses it
+// connects again.
+func (s *session) end() { s.alone(s.close) }
 
 // read runs a statement, which is prepared on first use and whose name is for the
 // metrics, and returns all its rows, nil if there are none. Only when the last has

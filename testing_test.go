@@ -97,7 +97,7 @@ func newTestDatabase(t testing.TB, template string) string {
 
 // testConns is how many connections a server in a test has besides its engine's:
 // some more than a real one, because the test looks through them too.
-const testConns = requestConns + 8
+var testConns = defaultConnections.requests + 8
 
 func newTestDB(t testing.TB, dsn string) *sql.DB {
 	t.Helper()

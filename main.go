@@ -260,7 +260,6 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	}
 	check(leastConnections <= c.maxDatabaseConnections && c.maxDatabaseConnections <= maxServerConnections, "max-database-connections", fmt.Sprintf("must be %d to %d", leastConnections, maxServerConnections))
 	check(c.cleanupInterval > 0, "cleanup-interval", "must be more than 0")
-	check(l.ackDeadline.min <= l.defaultAckDeadline && l.defaultAckDeadline <= l.ackDeadline.max, "default-ack-deadline-seconds", "must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")
 	check(-1 <= l.requeueLimit && l.requeueLimit < math.MaxInt32, "requeue-limit", "must be -1 to 2147483646")
 	check(c.maxWait >= 0 && c.maxWait <= time.Hour, "max-wait", "must be 0 to 1h")
 	check(l.maxBody > 0 && l.maxBody <= 64<<20, "max-body", "must be 1 to 67108864")
@@ -281,6 +280,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		check(b.min > 0, "min-"+name, "must be more than 0")
 		check(b.max >= b.min && b.max <= 1<<30, "max-"+name, fmt.Sprintf("must be at least -min-%s and at most %d", name, 1<<30))
 	}
+	check(l.ackDeadline.min <= l.defaultAckDeadline && l.defaultAckDeadline <= l.ackDeadline.max, "default-ack-deadline-seconds", "must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")
 	check((c.tlsCert == "") == (c.tlsKey == ""), "tls-key", "goes together with -tls-cert")
 	if topologyFile != "" && f.err == nil {
 		c.topology, err = readTopology(topologyFile, l)

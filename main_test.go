@@ -382,6 +382,8 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-log-format", "xml"}, want: "-log-format"},
 		{args: []string{"-min-ack-deadline-seconds", "0"}, want: "-min-ack-deadline-seconds"},
 		{args: []string{"-max-ack-deadline-seconds", "0"}, want: "-max-ack-deadline-seconds"},
+		{args: []string{"-default-ack-deadline-seconds", "700"}, want: "-default-ack-deadline-seconds: must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds"},
+		{args: []string{"-default-ack-deadline-seconds", "0"}, want: "-default-ack-deadline-seconds: "},
 		{args: []string{"-no-such-flag"}, want: "-no-such-flag"},
 		{args: []string{"serve"}, want: `"serve"`},
 		{args: []string{"-database-url", ""}, want: "-database-url: set, but empty; name a database, or leave it out"},

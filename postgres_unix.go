@@ -25,7 +25,7 @@ func postgresAccount() (*account, error) {
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
-		return nil, errors.New("PostgreSQL does not run as root, and there is no user named postgres to run it as: install PostgreSQL's package, or start queued as another user")
+		return nil, errors.New("PostgreSQL does not run as root, and there is no user named postgres to run it as: install PostgreSQL's package, start queued as another user, or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 	}
 	uid, err := strconv.Atoi(u.Uid)
 	if err != nil {

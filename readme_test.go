@@ -159,6 +159,7 @@ type shell struct {
 func newShell(t testing.TB, env ...string) *shell {
 	t.Helper()
 	cmd := exec.Command("sh")
+	thisRun.adopt(cmd)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Dir = t.TempDir()
 	cmd.Stderr = os.Stderr

@@ -26,6 +26,9 @@ import (
 // its own in it.
 var testPostgres *privatePostgres
 
+// thisRun is what these tests are, for who starts processes in them.
+var thisRun *testRun
+
 // testTimeout is how long a test waits for what should happen at once. It is
 // long because the machine may be busy; nothing that works takes as long.
 const testTimeout = 30 * time.Second
@@ -35,18 +38,20 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	if dir := os.Getenv("QUEUED_TEST_JANITOR"); dir != "" {
+		runJanitor(dir)
+		return
+	}
 	os.Exit(testMain(m))
 }
 
 func testMain(m *testing.M) int {
 	takeLibpqVariables(os.Getenv) // which are for who tests by hand
-	dir, err := os.MkdirTemp("", "queued-test-")
+	run, err := beginTestRun()
 	if err == nil {
-		defer os.RemoveAll(dir)
-		err = os.Chmod(dir, 0o755) // the user that PostgreSQL runs as may be another
-	}
-	if err == nil {
-		testPostgres, err = startPostgres(context.Background(), dir+"/data", slog.New(slog.DiscardHandler),
+		thisRun = run
+		defer run.end()
+		testPostgres, err = startPostgres(context.Background(), run.dir+"/data", slog.New(slog.DiscardHandler),
 			"-cfsync=off", "-cmax_connections=400")
 	}
 	if err == nil {
@@ -59,6 +64,10 @@ func testMain(m *testing.M) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
+	}
+	if os.Getenv("QUEUED_TEST_HANG") != "" { // see TestNothingStaysOfARunThatWasKilled
+		fmt.Fprintln(os.Stderr, run.dir)
+		select {}
 	}
 	return m.Run()
 }

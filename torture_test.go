@@ -172,6 +172,7 @@ func (s *victim) start() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	cmd := exec.Command(s.program, s.args...)
+	thisRun.adopt(cmd)
 	cmd.Stderr = s.output
 	if err := cmd.Start(); err != nil {
 		return err

@@ -408,7 +408,6 @@ func TestReceiveCommandDrains(t *testing.T) {
 func startWorkerProcess(t testing.TB, url, command string) *running {
 	t.Helper()
 	cmd := shellProcess(url, "receive", "-exec", command, "t")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return startCommand(t, cmd)
 }
 
@@ -440,12 +439,17 @@ func TestReceiveCommandEndsCommandsAtTheSecondSignal(t *testing.T) {
 	s.mustTopic("t")
 	id := s.publish("t", 1)[0]
 	c, command := newCommands(t)
-	command = strings.Replace(command, "&& read", "&& trap 'echo trapped >&2; exit 7' TERM && read", 1)
+	command = "trap 'echo trapped >&2; exit 7' TERM; " + command
 	r := startWorkerProcess(t, s.url, command)
 	s.eventually("the command runs", func() bool { return c.begun() == 1 })
 	s.eventually("it has ended", func() bool { // the second signal is one that comes when the first was heard
 		r.cmd.Process.Signal(syscall.SIGTERM)
-		return strings.Contains(r.output.String(), "trapped")
+		select {
+		case <-r.ended:
+			return true
+		default:
+			return strings.Contains(r.output.String(), "trapped")
+		}
 	})
 	if err := r.await(); err != nil || !strings.Contains(r.output.String(), "message "+id+", attempt 1: exit status 7") {
 		t.Errorf("receive = %v\n%s", err, r.output)

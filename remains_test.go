@@ -1,0 +1,179 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A run of the tests keeps everything that it makes in one folder, which is its
+// TMPDIR too. However the run ends, by Ctrl-C, a timeout or kill -9, nothing of it
+// stays: a second process, the janitor, sees the end of the first, ends what that
+// has started, and removes the folder. Where the janitor was killed too, the next
+// run does that. The folder is in use as long as its file "lock" is locked, by the
+// run or its janitor.
+type testRun struct {
+	dir     string
+	janitor *exec.Cmd
+	alive   io.Closer // the janitor sees that it is closed
+}
+
+const testRunFolder = "queued-tests-"
+
+// beginTestRun removes what dead runs have left, makes a folder, and starts its janitor.
+func beginTestRun() (*testRun, error) {
+	removeDeadRuns(os.TempDir())
+	dir, err := os.MkdirTemp("", testRunFolder)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // the user that PostgreSQL runs as may be another
+		return nil, err
+	}
+	// It has its name only when it is locked: until then nobody takes the run for dead.
+	lock, err := lockFile(filepath.Join(dir, "lock.new"))
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close() // the janitor has it too, and it stays locked
+	if err := os.Rename(lock.Name(), filepath.Join(dir, "lock")); err != nil {
+		return nil, err
+	}
+	r := &testRun{dir: dir, janitor: exec.Command(os.Args[0])}
+	r.janitor.Env = append(os.Environ(), "QUEUED_TEST_JANITOR="+dir)
+	r.janitor.ExtraFiles = []*os.File{lock}
+	r.janitor.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // or Ctrl-C would reach it
+	if r.alive, err = r.janitor.StdinPipe(); err != nil {
+		return nil, err
+	}
+	if err := r.janitor.Start(); err != nil {
+		return nil, err
+	}
+	if _, err := fmt.Fprintln(lock, r.janitor.Process.Pid); err != nil {
+		return nil, err
+	}
+	return r, os.Setenv("TMPDIR", dir)
+}
+
+// adopt has the janitor end a process that the caller is about to start, if that
+// still runs when the tests do not: it gets into the janitor's process group.
+func (r *testRun) adopt(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: r.janitor.Process.Pid}
+}
+
+// end removes the folder. PostgreSQL has been stopped.
+func (r *testRun) end() error {
+	err := os.RemoveAll(r.dir)
+	r.alive.Close()
+	return err
+}
+
+// runJanitor waits for the end of a run. It is in a process of its own.
+func runJanitor(dir string) {
+	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	io.Copy(io.Discard, os.Stdin)
+	if _, err := os.Stat(dir); err == nil { // the run did not get to its end
+		// A server, or a worker with its commands, ends at once when it hears a second signal.
+		for range 10 {
+			syscall.Kill(0, syscall.SIGTERM)
+			time.Sleep(100 * time.Millisecond)
+		}
+		removeRun(dir)
+	}
+	syscall.Kill(0, syscall.SIGKILL)
+}
+
+// removeDeadRuns removes the folders of runs that have ended, and their janitors too.
+func removeDeadRuns(temp string) {
+	locks, _ := filepath.Glob(filepath.Join(temp, testRunFolder+"*", "lock"))
+	for _, path := range locks {
+		lock, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			continue // another user's
+		}
+		if syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			removeRun(filepath.Dir(path))
+		}
+		lock.Close()
+	}
+}
+
+// removeRun stops each PostgreSQL whose cluster is in the folder of a run, and
+// removes the folder.
+func removeRun(dir string) {
+	filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Name() == "postmaster.pid" {
+			err = stopLeftovers(filepath.Dir(path))
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		return nil
+	})
+	if err := os.RemoveAll(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// A run is killed together with its janitor, and another alone. While it lives, it is
+// left alone.
+func TestNothingStaysOfARunThatWasKilled(t *testing.T) {
+	t.Parallel()
+	temp := filepath.Dir(newDataDir(t))
+	begin := func(env string) *running {
+		cmd := exec.Command(os.Args[0], "-test.run=^$")
+		cmd.Env = append(os.Environ(), "TMPDIR="+temp, env)
+		return startCommand(t, cmd)
+	}
+	s := &testServer{t: t}
+	hang := func() (r *running, dir string, postgres int) {
+		r = begin("QUEUED_TEST_HANG=1")
+		s.eventually("it hangs", func() bool {
+			dir, _, _ = strings.Cut(r.output.String(), "\n")
+			postgres = leftover(filepath.Join(dir, "data", "postgres"))
+			return postgres != 0
+		})
+		return r, dir, postgres
+	}
+	is := func(dir string, postgres int) (folder, process bool) {
+		_, err := os.Stat(dir)
+		return err == nil, syscall.Kill(postgres, 0) == nil
+	}
+	removed := func(dir string, postgres int) {
+		t.Helper()
+		s.eventually("nothing stays of "+dir, func() bool { folder, process := is(dir, postgres); return !folder && !process })
+	}
+	lives, livesIn, itsPostgres := hang()
+	dies, diesIn, left := hang()
+	text, err := os.ReadFile(filepath.Join(diesIn, "lock"))
+	var janitor int
+	if _, scanned := fmt.Sscan(string(text), &janitor); err != nil || scanned != nil {
+		t.Fatal(err, scanned)
+	}
+	if err := syscall.Kill(janitor, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	dies.cmd.Process.Kill()
+	dies.await()
+	if folder, process := is(diesIn, left); !folder || !process {
+		t.Fatal("nothing was left of the run: the test tests nothing")
+	}
+	if err := begin("").await(); err != nil {
+		t.Errorf("the next run = %v", err)
+	}
+	removed(diesIn, left)
+	if folder, process := is(livesIn, itsPostgres); !folder || !process {
+		t.Errorf("of the run that lives there is the folder: %v, its PostgreSQL: %v", folder, process)
+	}
+
+	lives.cmd.Process.Kill()
+	removed(livesIn, itsPostgres)
+}

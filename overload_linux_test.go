@@ -110,7 +110,7 @@ func TestOthersAreServedUnderAttack(t *testing.T) {
 			defer stop()
 			v.begin(ctx, t, r.url)
 			var took []time.Duration
-			for n := range 20 {
+			for n := range 10 {
 				http.DefaultClient.CloseIdleConnections()
 				took = append(took,
 					good.timed(201, "POST", "/topics/good/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n)),

@@ -69,10 +69,10 @@ func (s *server) takeOne(r *request, queueID string, take take, answer func(all 
 	if err := f.err(); err != nil {
 		return err
 	}
-	v, err := take(r.Context(), queueID, 1, wait)
+	v, err := take(r.whileHeard(), queueID, 1, wait)
 	if errors.Is(err, errQueueNotFound) && wait > 0 && r.mayPost(queueID) {
 		if err = s.makeQueue(r.Context(), queueID); err == nil {
-			v, err = take(r.Context(), queueID, 1, wait)
+			v, err = take(r.whileHeard(), queueID, 1, wait)
 		}
 	}
 	if err != nil {

@@ -2,7 +2,16 @@
 
 package main
 
-import "net/http"
+import (
+	"net/http"
+	"time"
+)
 
-// gone reports whether the client of a request is known to have hung up.
-func gone(r *http.Request) bool { return r.Context().Err() != nil }
+// hungUp reports whether the client of a request is known to have hung up. Whether
+// it still reads cannot be found out here.
+func hungUp(r *http.Request) (ended, failed bool) {
+	ended = r.Context().Err() != nil
+	return ended, ended
+}
+
+func (c *conn) isReset(time.Duration) bool { return c.ctx.Err() != nil }

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-func TestGoneAsksTheSocket(t *testing.T) {
+func TestHangUpIsAskedOfTheSocket(t *testing.T) {
 	t.Parallel()
 	s := &testServer{t: t}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -21,24 +21,34 @@ func TestGoneAsksTheSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := l.Accept()
+	accepted, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer accepted.Close()
 	// The context of this request never ends: net/http has noticed nothing.
-	r, err := http.NewRequestWithContext(withConn(context.Background(), conn), "GET", "/", nil)
+	r, err := http.NewRequestWithContext(withConn(context.Background(), accepted), "GET", "/", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if gone(r) {
-		t.Error("a client that waits is gone")
+	is := func(wantEnded, wantFailed bool) bool {
+		ended, failed := hungUp(r)
+		return ended == wantEnded && failed == wantFailed
+	}
+	if !is(false, false) {
+		t.Error("a client that waits has hung up")
 	}
 	client.Write([]byte("G")) // the next request
-	if gone(r) {
-		t.Error("a client that has sent its next request is gone")
+	if !is(false, false) {
+		t.Error("a client that has sent its next request has hung up")
 	}
-	conn.Read(make([]byte, 1))
+	accepted.Read(make([]byte, 1))
+	client.(*net.TCPConn).CloseWrite()
+	s.eventually("it has ended its side", func() bool { return is(true, false) })
+	client.(*net.TCPConn).SetLinger(0) // to reset it
 	client.Close()
-	s.eventually("it is gone", func() bool { return gone(r) })
+	c := &conn{TCPConn: accepted.(*net.TCPConn), ctx: context.Background()}
+	if !c.isReset(testTimeout) {
+		t.Error("a connection that was reset is not")
+	}
 }

@@ -154,6 +154,13 @@ type request struct {
 	body    []byte
 }
 
+// Context ends when the connection has failed, and not, as that of http.Request,
+// when the client has said all that it had to say and only reads now.
+func (r *request) Context() context.Context { return r.w.conn.ctx }
+
+// whileHeard returns the context of http.Request: long polls end with it.
+func (r *request) whileHeard() context.Context { return r.Request.Context() }
+
 // A handler answers by one of the methods of response, or returns an error for
 // handle to answer.
 type handler func(r *request) error
@@ -573,6 +580,8 @@ type response struct {
 	matched    bool
 	bodyRead   bool // to its end
 	refused    int  // the status that the mux would have sent
+	doubtful   bool // the client may have closed the connection, so that the header is to be sent alone
+	lost       bool // it had, and gets no more than the header
 	status     int  // 0 before the header is sent
 	sent       int64
 }
@@ -610,6 +619,9 @@ func (w *response) Write(b []byte) (int, error) {
 	}
 	if len(b) > smallAnswer {
 		w.conn.move(transferring)
+	}
+	if w.lost {
+		return 0, net.ErrClosed
 	}
 	n, err := w.ResponseWriter.Write(b)
 	w.sent += int64(n)
@@ -680,6 +692,10 @@ func (w *response) start(code, size int) {
 	header.Set("Content-Type", "application/json")
 	header.Set("Content-Length", strconv.Itoa(size))
 	w.WriteHeader(code)
+	if w.doubtful {
+		w.controller.Flush()
+		w.lost = w.conn.isReset(resetTime)
+	}
 }
 
 // Sizes of an answer with messages, in bytes.
@@ -1045,7 +1061,7 @@ func (s *server) receive(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	v, err := s.engine.receive(r.Context(), id, limit, wait)
+	v, err := s.engine.receive(r.whileHeard(), id, limit, wait)
 	if err != nil {
 		return err
 	}
@@ -1055,29 +1071,48 @@ func (s *server) receive(r *request) error {
 	})
 }
 
+// resetTime is how long the reset of a connection may take to come: longer than
+// the round trips of most networks.
+const resetTime = 200 * time.Millisecond
+
 // deliver answers with what was received, which may be nothing. What the client
 // does not get is given back.
 func (s *server) deliver(r *request, queueID string, v delivery, answer func(messages []message) error) error {
 	handed := false
 	defer func() {
-		if !handed || r.w.status == 0 { // no room for the answer, or a panic
+		if !handed || r.w.status == 0 || r.w.lost { // no room for the answer, or a panic
 			s.engine.giveBack(queueID, v.messages)
 		}
 	}()
+	if len(v.messages) == 0 {
+		return answer(nil)
+	}
 	// Before the first byte is written a receiver can still be gone, or be so
 	// late, because the process was stopped, that its lease has ended.
-	if late := time.Now().After(v.goodUntil); len(v.messages) > 0 && (late || gone(r.Request)) {
+	ended, failed := hungUp(r.Request)
+	if failed || time.Now().After(v.goodUntil) {
 		return answer(nil)
 	}
 	if !r.w.takeFor(v.messages) {
 		return errOverloaded
 	}
-	handed = true
-	s.metrics.delivery(queueID, v.messages)
-	if len(v.messages) > 0 && v.messages[0].consumed {
-		s.metrics.add(messagesAcked, queueID, len(v.messages))
+	count := func() {
+		s.metrics.delivery(queueID, v.messages)
+		if v.messages[0].consumed {
+			s.metrics.add(messagesAcked, queueID, len(v.messages))
+		}
 	}
-	return answer(v.messages)
+	handed = true
+	if !ended {
+		count()
+		return answer(v.messages)
+	}
+	r.w.doubtful = true
+	err := answer(v.messages)
+	if !r.w.lost {
+		count()
+	}
+	return err
 }
 
 func (s *server) ack(r *request) error {
@@ -1323,7 +1358,7 @@ func (s *server) livez(r *request) error {
 // readyz says whether requests should come here: not without a database, and
 // not any more once the server drains.
 func (s *server) readyz(r *request) error {
-	if s.draining.Load() || !s.healthy(r.Context()) {
+	if s.draining.Load() || !s.healthy(context.Background()) {
 		r.w.Header().Set("Retry-After", "1")
 		return r.w.json(http.StatusServiceUnavailable, success{false})
 	}
@@ -1332,13 +1367,15 @@ func (s *server) readyz(r *request) error {
 
 // health answers 500 without a database, and not 503, as fastqueue does.
 func (s *server) health(r *request) error {
-	if !s.healthy(r.Context()) {
+	if !s.healthy(context.Background()) {
 		return r.w.json(http.StatusInternalServerError, success{false})
 	}
 	return r.w.json(http.StatusOK, success{true})
 }
 
 // healthy reports whether the database answers, has the schema, and can be written.
+// Routes ask with a context of no request: that its client hangs up says nothing
+// about the database.
 func (s *server) healthy(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()

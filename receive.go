@@ -10,7 +10,7 @@ import (
 
 // receiver is a request that wants messages of a queue.
 type receiver struct {
-	ctx   context.Context // done when the client is gone
+	ctx   context.Context // done when the client says no more, and may be gone
 	limit int
 	wait  bool          // for something to become due; else one look is enough
 	turn  int           // its number among all that came to the dispatcher, from 1
@@ -104,7 +104,8 @@ func (c *clock) until(t time.Time) time.Duration {
 // receive leases up to limit due messages of the queue, oldest due first: each
 // counts one delivery attempt and is hidden until the queue's ack deadline. If
 // there is none it waits for one, for at most wait. What it returns may be
-// empty; what the caller does not deliver it hands to giveBack.
+// empty; what the caller does not deliver it hands to giveBack. When ctx ends, it
+// waits no longer: the client gets what is due already.
 func (e *engine) receive(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
 	return e.take(ctx, outlet{queueID: queueID}, limit, wait)
 }
@@ -115,31 +116,31 @@ func (e *engine) consume(ctx context.Context, queueID string, limit int, wait ti
 }
 
 func (e *engine) take(ctx context.Context, at outlet, limit int, wait time.Duration) (delivery, error) {
-	r := &receiver{ctx: ctx, limit: limit, wait: wait > 0, reply: make(chan delivery, 1)}
+	r := &receiver{ctx: ctx, limit: limit, wait: wait > 0 && ctx.Err() == nil, reply: make(chan delivery, 1)}
 	if err := e.join(at, r); err != nil {
 		return delivery{}, err
 	}
 	var timeout <-chan time.Time // without one the answer comes after one claim
+	var ended <-chan struct{}
 	if r.wait {
 		timer := time.NewTimer(wait)
 		defer timer.Stop()
-		timeout = timer.C
+		timeout, ended = timer.C, ctx.Done()
 	}
+	left := false
 	select {
 	case v := <-r.reply:
 		return v, v.err
 	case <-timeout:
-		if e.leave(at, r) {
-			return delivery{}, nil
-		}
-		v := <-r.reply // it was being served
-		return v, v.err
-	case <-ctx.Done():
-		if !e.leave(at, r) {
-			e.giveBack(at.queueID, (<-r.reply).messages)
-		}
-		return delivery{}, ctx.Err()
+		left = e.leave(at, r)
+	case <-ended:
+		left = e.stopWaiting(at, r)
 	}
+	if left {
+		return delivery{}, nil
+	}
+	v := <-r.reply // it is being served
+	return v, v.err
 }
 
 // join puts a receiver at the end of the line.
@@ -178,6 +179,26 @@ func (e *engine) join(at outlet, r *receiver) error {
 func (e *engine) leave(at outlet, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.leaveLocked(at, r)
+}
+
+// stopWaiting is leave for a receiver that did not want to: if nobody has looked
+// whether something is due since it came, it stays for one claim.
+func (e *engine) stopWaiting(at outlet, r *receiver) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	d := e.dispatchers[at]
+	if d == nil || r.turn <= d.served || d.asleep && !d.unsure || !slices.Contains(d.line, r) {
+		return e.leaveLocked(at, r)
+	}
+	r.wait = false
+	d.impatient++
+	d.woken = true
+	d.ring()
+	return false
+}
+
+func (e *engine) leaveLocked(at outlet, r *receiver) bool {
 	d := e.dispatchers[at]
 	if d == nil {
 		return false
@@ -312,9 +333,10 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, 
 	messages := v.messages
 	line := d.line
 	d.line = nil
+	before := d.served
 	patient := 0 // turns of those who have been waiting
 	if errors.Is(v.err, errUnavailable) {
-		patient = d.served
+		patient = before
 	} else {
 		d.served = asked
 	}
@@ -327,11 +349,12 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, 
 			}
 			break
 		}
-		if len(messages) > 0 && r.ctx.Err() == nil {
+		leaving := r.wait && r.turn <= before && r.ctx.Err() != nil
+		if len(messages) > 0 && !leaving {
 			n := share(messages, r.limit)
 			d.answer(r, delivery{messages: messages[:n:n], goodUntil: v.goodUntil})
 			messages = messages[n:]
-		} else if r.ctx.Err() != nil || r.turn <= asked && (v.err != nil && r.turn > patient || !r.wait) {
+		} else if leaving || r.turn <= asked && (v.err != nil && r.turn > patient || !r.wait) {
 			d.answer(r, delivery{err: v.err})
 		} else {
 			d.line = append(d.line, r)

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"flag"
 	"fmt"
+	"io"
 	mathrand "math/rand/v2"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"runtime"
 	"slices"
@@ -448,17 +453,6 @@ func TestHangUp(t *testing.T) {
 		s.waiting("t", 0) // or the next receiver is simply given what this one left
 		untouched(t, s)
 	})
-	t.Run("while it is given its messages", func(t *testing.T) {
-		t.Parallel()
-		s := newTestServer(t)
-		s.mustTopic("t")
-		s.publish("t", 1)
-		ctx := &leavingContext{Context: context.Background(), done: make(chan struct{})}
-		if v, err := s.engine.receive(ctx, "t", 1, testTimeout); len(v.messages) != 0 {
-			t.Errorf("a receiver that has left got %v, %v", v, err)
-		}
-		untouched(t, s)
-	})
 	t.Run("after the claim and before the answer", func(t *testing.T) {
 		t.Parallel()
 		s := newTestServer(t)
@@ -485,7 +479,7 @@ func TestHangUp(t *testing.T) {
 			c := get(t, s)
 			defer c.Close()
 		}
-		s.eventually("they wait", func() bool { return s.lineLength("t") == 20 })
+		s.waiting("t", 20)
 		s.engine.mu.Lock()
 		first := s.engine.dispatchers[outlet{queueID: "t"}].line[0]
 		s.engine.mu.Unlock()
@@ -498,20 +492,6 @@ func TestHangUp(t *testing.T) {
 		s.eventually("one got it", func() bool { return s.lineLength("t") == 18 })
 		checkDiff(t, "attempts", 1, s.count("SELECT delivery_attempts FROM queued.messages"))
 	})
-}
-
-// leavingContext is done as soon as somebody looks whether it is.
-type leavingContext struct {
-	context.Context
-	done chan struct{}
-	once sync.Once
-}
-
-func (c *leavingContext) Done() <-chan struct{} { return c.done }
-
-func (c *leavingContext) Err() error {
-	c.once.Do(func() { close(c.done) })
-	return nil
 }
 
 func (s *testServer) lineLength(queueID string) int {
@@ -822,4 +802,164 @@ func TestGiveBackThatIsRefusedDoesNothing(t *testing.T) {
 		t.Errorf("give back, tried again = %v", err)
 	}
 	checkDiff(t, "received then", "-1 -2 a1 b1", s.receiveNames("q", 10))
+}
+
+// ask sends a request and shuts down the sending side, as nc -N does. It returns the
+// connection, to read the response from.
+func (s *testServer) ask(method, target, body string) *net.TCPConn {
+	s.t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(testTimeout))
+	fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", method, target, len(body), body)
+	c.(*net.TCPConn).CloseWrite()
+	return c.(*net.TCPConn)
+}
+
+// answered reads a response.
+func (s *testServer) answered(c io.Reader) (status int, body string) {
+	s.t.Helper()
+	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	b, err := io.ReadAll(answer.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return answer.StatusCode, string(b)
+}
+
+// nc -N, and some proxies.
+func TestClientsThatShutDownTheirSideAreServed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustQueue("large")
+	for range 3 {
+		s.must(201, "POST", "/queues/large/messages", fmt.Sprintf(`{"data":{"n":1,"x":%q}}`, strings.Repeat("x", 900_000)))
+	}
+	s.must(201, "POST", "/enqueue/jobs/g/", `{"job_id":"j","payload":{"n":5},"interval":0}`)
+	for _, v := range []struct {
+		method, target, body string
+		status               int
+		want                 string // a part of the body
+	}{
+		{"GET", "/health", "", 200, "true"},
+		{"GET", "/readyz", "", 200, "true"},
+		{"GET", "/deepstatus/", "", 200, "success"},
+		{"GET", "/metrics", "", 200, "queued_database_up 1"},
+		{"GET", "/queues", "", 200, `"id":"t"`},
+		{"POST", "/topics/t/messages", `{"data":{"n":1}}`, 201, `"n":1`},
+		{"GET", "/queues/t/messages", "", 200, `"n":1`},
+		{"GET", "/queues/t/messages", "", 200, `{"data":[]}`},
+		{"POST", "/topics/t/messages/batch", `{"messages":[{"data":{"n":2}},{"data":{"n":3}},{"data":{"n":4}}]}`, 201, `"n":2`},
+		{"GET", "/queues/t/messages?wait_seconds=30&limit=1", "", 200, `"n":2`},
+		{"GET", "/out/t?wait_seconds=30", "", 200, `{"n":3}`},
+		{"GET", "/queue/t", "", 200, `"n":4`},
+		{"GET", "/queue/t?wait_seconds=30", "", 204, ""},
+		{"GET", "/dequeue/jobs/", "", 200, `"n":5`},
+		{"GET", "/queues/large/messages", "", 200, strings.Repeat("x", 900_000)},
+		{"PUT", "/queues/t/purge", "", 204, ""},
+	} {
+		c := s.ask(v.method, v.target, v.body)
+		if status, body := s.answered(c); status != v.status || !strings.Contains(body, v.want) {
+			t.Errorf("%s %s = %d %.300s, want %d and %.100s", v.method, v.target, status, body, v.status, v.want)
+		}
+		c.Close()
+	}
+	checkDiff(t, "attempts", 4, s.count("SELECT sum(delivery_attempts) FROM queued.messages")) // of the large ones and the job
+}
+
+// It has said all that it had to say, and may have closed the connection: it waits no longer.
+func TestClientThatShutsDownItsSideWaitsNoLonger(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30") // goes on
+	s.waiting("t", 1)
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprint(c, "GET /queues/t/messages?wait_seconds=30 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	s.waiting("t", 2)
+	c.(*net.TCPConn).CloseWrite()
+	status, body := s.answered(c)
+	checkDiff(t, "answer", `200 {"data":[]}`, fmt.Sprint(status, " ", body))
+	s.publish("t", 1)
+	checkDiff(t, "received by the one that waits", []int{1}, numbers(s.await(poll)))
+}
+
+// What is sent to a client that has closed the connection is answered with a reset:
+// only that tells it from one that still reads.
+func TestClientThatClosedTheConnectionTakesNothing(t *testing.T) {
+	t.Parallel()
+	for _, target := range []string{"/queues/t/messages", "/queues/t/messages?wait_seconds=30", "/out/t", "/queue/t?wait_seconds=30", "/dequeue/t/"} {
+		t.Run(target, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustTopic("t")
+			s.publish("t", 1)
+			tx, err := s.store.db.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			if _, err := tx.Exec("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE"); err != nil {
+				t.Fatal(err)
+			}
+			c := s.ask("GET", target, "")
+			s.eventually("the claim waits", func() bool {
+				return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == 1
+			})
+			c.Close()
+			if err := tx.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			s.waiting("t", 0)
+			got := s.receive("t", "?wait_seconds=30")
+			if len(got) != 1 || got[0].DeliveryAttempts != 1 {
+				t.Errorf("the next receiver got %+v, want the message in its first delivery", got)
+			}
+		})
+	}
+}
+
+func TestClientsThatEndTheirSideOfTLSAreServed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	h := httptest.NewUnstartedServer(s)
+	h.Listener = listener{Listener: h.Listener, room: s.room, tls: true}
+	h.Config.ConnContext = withConn
+	h.StartTLS()
+	t.Cleanup(h.Close)
+	ask := func(target string) *tls.Conn {
+		c, err := tls.Dial("tcp", h.Listener.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(testTimeout))
+		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", target)
+		return c
+	}
+	c := ask("/queues/t/messages")
+	defer c.Close()
+	c.CloseWrite()
+	if status, body := s.answered(c); status != 200 || !strings.Contains(body, `"n":1`) {
+		t.Errorf("answered with %d %s", status, body)
+	}
+	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 h'")
+	c = ask("/queues/t/messages?wait_seconds=30")
+	s.waiting("t", 1)
+	c.Close()
+	s.waiting("t", 0)
+	s.exec("UPDATE queued.messages SET scheduled_at = now(), in_flight = false")
+	s.engine.wake("t", time.Time{})
+	checkDiff(t, "received by another", []int{1}, numbers(s.receive("t", "?wait_seconds=30")))
 }

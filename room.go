@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -98,6 +99,11 @@ type conn struct {
 	beyond bool        // the bound, when it was accepted
 	wanted atomic.Bool // a body, none of which was waited for yet
 
+	// ctx ends when the connection has failed or is closed. A client that has only
+	// shut down its side of it still waits for its response.
+	ctx  context.Context
+	fail context.CancelFunc
+
 	phase  atomic.Int32 // of type phase; written under the mutex
 	header atomic.Int64 // bytes of the header so far, and of what came with its end
 
@@ -149,6 +155,7 @@ func (r *room) enter(t *net.TCPConn) *conn {
 	open, said := r.open, r.full
 	r.full = r.full || c.beyond
 	if open < r.maxConnections+spareConnections {
+		c.ctx, c.fail = context.WithCancel(context.Background())
 		r.open++
 		c.lineUp(&r.idle)
 	} else {
@@ -332,6 +339,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	if n > 0 {
 		c.arrived(n)
 	}
+	if err != nil && err != io.EOF && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.fail()
+	}
 	return n, err
 }
 
@@ -389,6 +399,7 @@ func (c *conn) Write(b []byte) (written int, err error) {
 }
 
 func (c *conn) Close() error {
+	c.fail()
 	c.room.mu.Lock()
 	c.leave()
 	c.room.mu.Unlock()
@@ -411,7 +422,7 @@ func (r *room) connOf(hr *http.Request) *conn {
 	if c, ok := hr.Context().Value(connKey{}).(*conn); ok {
 		return c
 	}
-	return &conn{room: r}
+	return &conn{room: r, ctx: hr.Context()}
 }
 
 var (

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -474,7 +475,7 @@ func quoteAll(texts []string) []byte {
 }
 
 func (s *server) sharQDeepStatus(r *request) error {
-	if !s.healthy(r.Context()) {
+	if !s.healthy(context.Background()) {
 		return errUnavailable
 	}
 	return r.w.json(http.StatusOK, sharQStatus{Status: "success"})

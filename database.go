@@ -29,25 +29,67 @@ const (
 	networkTimeout   = statementTimeout + 5*time.Second
 )
 
-// connectionSettings are the run-time parameters of every connection. They are
-// set by a statement: poolers like PgBouncer refuse most of them in the request
-// to connect.
+// connectionSettings are the run-time parameters that the statements rely on, for
+// every connection, whatever the role, the database and postgresql.conf say. They
+// are set by one message after the connection is made, because poolers like
+// PgBouncer refuse most of them in the request to connect; client_encoding and
+// DateStyle are in that request (lib/pq). default_transaction_read_only is left
+// alone: providers set it when a disk is full. session_replication_role, without
+// which deleted topics leave references behind, can only be reset by superusers:
+// others cannot connect where it is not origin. transaction_timeout came with
+// PostgreSQL 17.
 //
 // A table that was just created or just filled has no statistics, and the
 // planner then prefers to sort all due rows for each receive. With these
 // settings there is one plan for each statement from the first second on; jit
 // is among them because a disabled plan node looks expensive enough to compile.
 var connectionSettings = fmt.Sprintf(`
+SET search_path = pg_catalog;
 SET timezone = 'UTC';
+SET extra_float_digits = 1;
+SET array_nulls = on;
+SET default_transaction_isolation = 'read committed';
+SET exit_on_error = off;
+SET client_min_messages = 'warning';
 SET statement_timeout = %d;
 SET lock_timeout = %d;
 SET idle_in_transaction_session_timeout = %d;
+SET idle_session_timeout = 0;
+SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
+SELECT set_config('session_replication_role', 'origin', false) WHERE current_setting('session_replication_role') <> 'origin';
 SET enable_seqscan = off;
 SET enable_bitmapscan = off;
 SET enable_sort = off;
+SET enable_indexscan = on;
+SET enable_indexonlyscan = on;
+SET enable_tidscan = on;
+SET enable_nestloop = on;
+SET enable_material = on;
+SET enable_memoize = on;
+SET seq_page_cost = 1;
+SET random_page_cost = 4;
+SET cpu_tuple_cost = 0.01;
+SET cpu_index_tuple_cost = 0.005;
+SET cpu_operator_cost = 0.0025;
+SET effective_cache_size = '4GB';
+SET from_collapse_limit = 8;
+SET join_collapse_limit = 8;
+SET geqo = off;
 SET jit = off;
 SET plan_cache_mode = force_generic_plan`,
 	statementTimeout.Milliseconds(), lockTimeout.Milliseconds(), networkTimeout.Milliseconds())
+
+// commitLevels are the values of synchronous_commit, the least durable first.
+const commitLevels = "off,local,remote_write,on,remote_apply"
+
+// atLeast is the setting of synchronous_commit: what the role, the database or
+// postgresql.conf says, but no less than a level.
+func atLeast(level string) string {
+	return fmt.Sprintf(`;
+SELECT set_config('synchronous_commit', '%[2]s', false)
+FROM (SELECT '{%[1]s}'::text[] AS all) AS levels
+WHERE array_position(levels.all, current_setting('synchronous_commit')) < array_position(levels.all, '%[2]s')`, commitLevels, level)
+}
 
 // engineSettings are those of the engine's connections. Its statements have a few
 // rows in hand and look up others by index. Prepared while a table is empty, they
@@ -106,6 +148,7 @@ func describe(dsn string) string {
 type database struct {
 	dsn         string
 	connections connections // those that are opened at most
+	commit      string      // the least synchronous_commit of its connections
 
 	ticks  atomic.Int64 // of watch, from 1: a clock that stands while this process does
 	silent atomic.Bool  // PostgreSQL does not answer, so no connection is tried but that of watch
@@ -136,7 +179,7 @@ func newDatabase(text string) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &database{dsn: dsn, connections: defaultConnections, links: make(map[*link]bool)}
+	d := &database{dsn: dsn, commit: "on", connections: defaultConnections, links: make(map[*link]bool)}
 	d.ticks.Store(1)
 	return d, nil
 }
@@ -189,7 +232,7 @@ func (d *database) openWith(dialer dialer, settings string, conns int) (*sql.DB,
 		return nil, err
 	}
 	c.Dialer(dialer)
-	db := sql.OpenDB(connector{c, settings})
+	db := sql.OpenDB(connector{c, settings + atLeast(d.commit)})
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
 	db.SetConnMaxIdleTime(time.Minute)

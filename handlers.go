@@ -1355,14 +1355,31 @@ func (s *server) livez(r *request) error {
 	return r.w.json(http.StatusOK, success{true})
 }
 
+// readiness is the body of readyz when it is asked to be verbose.
+type readiness struct {
+	success
+	Warnings []string `json:"warnings"`
+}
+
 // readyz says whether requests should come here: not without a database, and
-// not any more once the server drains.
+// not any more once the server drains. With ?verbose it also has warnings.
 func (s *server) readyz(r *request) error {
 	if s.draining.Load() || !s.healthy(context.Background()) {
 		r.w.Header().Set("Retry-After", "1")
 		return r.w.json(http.StatusServiceUnavailable, success{false})
 	}
-	return r.w.json(http.StatusOK, success{true})
+	if !r.URL.Query().Has("verbose") {
+		return r.w.json(http.StatusOK, success{true})
+	}
+	off, err := s.store.undurable(r.Context())
+	if err != nil {
+		return err
+	}
+	v := readiness{success{true}, []string{}}
+	for _, setting := range off {
+		v.Warnings = append(v.Warnings, setting+" is off: PostgreSQL can lose committed messages in a crash")
+	}
+	return r.w.json(http.StatusOK, v)
 }
 
 // health answers 500 without a database, and not 503, as fastqueue does.

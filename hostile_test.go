@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/lib/pq"
 )
 
 // tellStories does what clients do, by every API, and checks what comes of it.
@@ -70,7 +73,7 @@ func (s *testServer) tellStories() {
 	checkDiff(s.t, "out", "text", s.must(200, "GET", "/out/t", ""))
 
 	s.must(200, "GET", "/queues/t/stats", "")
-	s.must(200, "GET", "/queues/t/stats?details=true", "")
+	s.must(200, "GET", "/queues/t/stats?detail=true", "")
 	s.must(200, "GET", "/queues/ordered/groups", "")
 	s.must(200, "GET", "/overview", "")
 	s.must(200, "GET", "/readyz", "")
@@ -166,4 +169,197 @@ func TestTablesWithoutAKeyGetOne(t *testing.T) {
 	}
 	checkDiff(t, "tables without a primary key", 0, s.count(`SELECT count(*) FROM pg_class c WHERE relnamespace = 'queued'::regnamespace
 		AND relkind = 'r' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary)`))
+}
+
+// hostileTexts are values of settings that are neither numbers nor a choice.
+var hostileTexts = map[string]string{
+	"DateStyle":                        "SQL, DMY",
+	"TimeZone":                         "Asia/Kathmandu",
+	"timezone_abbreviations":           "India",
+	"client_encoding":                  "LATIN1",
+	"search_path":                      "hostile, pg_catalog",
+	"default_tablespace":               "none",
+	"temp_tablespaces":                 "none",
+	"default_table_access_method":      "hostile",
+	"default_text_search_config":       "pg_catalog.german",
+	"application_name":                 "hostile",
+	"dynamic_library_path":             "/nowhere",
+	"lc_messages":                      "C",
+	"restrict_nonsystem_relation_kind": "view, foreign-table",
+}
+
+// notHostile are settings that stay as they are, and why.
+var notHostile = map[string]string{
+	"default_transaction_read_only": "honoured, because providers set it when a disk is full",
+	"transaction_read_only":         "of one transaction",
+	"transaction_isolation":         "of one transaction",
+	"transaction_deferrable":        "of one transaction",
+	"session_replication_role":      "cannot be reset without superuser: TestRoleWithoutTriggersIsRefused",
+	"role":                          "another role",
+	"session_authorization":         "another role",
+}
+
+// makeHostile gives a role or a database, as ALTER names it, the lowest, or the
+// highest, value of each setting that can be changed for it.
+func makeHostile(t testing.TB, db *sql.DB, what string, highest bool) {
+	t.Helper()
+	type setting struct {
+		name, kind    string
+		boot, low, up sql.NullString
+		choices       pq.StringArray
+	}
+	all, err := collect(context.Background(), db, func(row scanner) (v setting, err error) {
+		err = row.Scan(&v.name, &v.kind, &v.boot, &v.low, &v.up, &v.choices)
+		return v, err
+	}, `SELECT name, vartype, boot_val, min_val, max_val, enumvals FROM pg_settings
+		WHERE context IN ('user', 'superuser') AND name NOT LIKE 'log\_%' AND name NOT LIKE 'debug\_print%' AND name NOT LIKE 'trace\_%'`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := 0
+	for _, v := range all {
+		value := hostileTexts[v.name]
+		switch v.kind {
+		case "bool":
+			value = map[string]string{"on": "off", "off": "on"}[v.boot.String]
+		case "integer", "real":
+			value = v.low.String
+			if highest {
+				value = v.up.String
+			}
+		case "enum":
+			others := slices.DeleteFunc(slices.Clone(v.choices), func(choice string) bool { return choice == v.boot.String })
+			value = others[0]
+			if highest {
+				value = others[len(others)-1]
+			}
+		}
+		if notHostile[v.name] != "" || value == "" {
+			continue
+		}
+		if _, err := db.Exec(fmt.Sprintf("ALTER %s SET %s = %s", what, v.name, pq.QuoteLiteral(value))); err != nil {
+			t.Logf("%s = %s: %v", v.name, value, err)
+			continue
+		}
+		set++
+	}
+	if set < 120 {
+		t.Errorf("%d settings are hostile: the test tests little", set)
+	}
+}
+
+// hostile is something in a schema of the search path that looks like what
+// statements mean.
+const hostile = `
+CREATE SCHEMA hostile;
+CREATE ACCESS METHOD hostile TYPE TABLE HANDLER heap_tableam_handler;
+CREATE FUNCTION hostile.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT ''1970-01-01''::timestamptz';
+CREATE FUNCTION hostile.starts_with(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+GRANT USAGE ON SCHEMA hostile TO PUBLIC;
+GRANT USAGE ON SCHEMA queued TO PUBLIC;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA queued TO PUBLIC;
+GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA queued TO PUBLIC`
+
+// newHostileRole makes a database and a role for whom each setting is what it
+// should not be.
+func newHostileRole(t testing.TB, highest bool) (dsn, role string) {
+	t.Helper()
+	role = newTestRole(t)
+	dsn = newTestDatabase(t, "queued")
+	admin := newTestDB(t, dsn)
+	if _, err := admin.Exec(hostile); err != nil {
+		t.Fatal(err)
+	}
+	makeHostile(t, admin, "ROLE "+role, highest)
+	return dsn, role
+}
+
+// newTestRole makes a role that may log in. It outlives the databases that are
+// made after it.
+func newTestRole(t testing.TB) (name string) {
+	t.Helper()
+	admin, err := openDB(testPostgres.dsn("postgres"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name = fmt.Sprintf("role%d", testDatabases.Add(1))
+	if _, err := admin.Exec("CREATE ROLE " + name + " LOGIN"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		admin.Exec("DROP ROLE " + name)
+		admin.Close()
+	})
+	return name
+}
+
+func TestEverythingWorksForAHostileRole(t *testing.T) {
+	t.Parallel()
+	for _, highest := range []bool{false, true} {
+		t.Run(fmt.Sprintf("highest=%v", highest), func(t *testing.T) {
+			t.Parallel()
+			dsn, role := newHostileRole(t, highest)
+			newTestServerOn(t, dsn+" user="+role).tellStories()
+		})
+	}
+}
+
+func TestEverythingWorksInAHostileDatabase(t *testing.T) {
+	t.Parallel()
+	for _, highest := range []bool{false, true} {
+		t.Run(fmt.Sprintf("highest=%v", highest), func(t *testing.T) {
+			t.Parallel()
+			dsn := newTestDatabase(t, "queued")
+			s := newTestStoreOn(t, dsn)
+			if _, err := s.db.Exec(hostile); err != nil {
+				t.Fatal(err)
+			}
+			makeHostile(t, s.db, "DATABASE "+databaseName(t, s), highest)
+			newTestServerOn(t, dsn).tellStories()
+		})
+	}
+}
+
+// What a role or a database says of synchronous_commit holds if it asks for more
+// than -synchronous-commit does, and no connection commits with less.
+func TestCommitsAreDurableWhateverTheRoleSays(t *testing.T) {
+	t.Parallel()
+	for _, v := range []struct{ least, role, want string }{
+		{"on", "off", "on"},
+		{"on", "local", "on"},
+		{"on", "remote_write", "on"},
+		{"on", "on", "on"},
+		{"on", "remote_apply", "remote_apply"},
+		{"off", "off", "off"},
+		{"off", "local", "local"},
+		{"local", "off", "local"},
+		{"remote_apply", "on", "remote_apply"},
+	} {
+		d := mustDatabase(t, newTestDatabase(t, "queued")+" options='-c synchronous_commit="+v.role+"'")
+		d.commit = v.least
+		engine, err := d.openForEngine()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer engine.Close()
+		for _, db := range []*sql.DB{mustOpen(t, d), engine} {
+			var got string
+			if err := db.QueryRow("SELECT current_setting('synchronous_commit')").Scan(&got); err != nil || got != v.want {
+				t.Errorf("at least %s, the role has %s: %s, %v, want %s", v.least, v.role, got, err, v.want)
+			}
+		}
+	}
+}
+
+// The PostgreSQL of the tests has fsync off.
+func TestServerWarnsThatPostgreSQLMayLoseMessages(t *testing.T) {
+	t.Parallel()
+	r := runServer(t, "-database-url", newTestDatabase(t, "queued"), "-synchronous-commit", "off")
+	if !strings.Contains(r.output.String(), `level=WARN msg="PostgreSQL can lose committed messages in a crash" off=fsync`) {
+		t.Errorf("the log does not warn:\n%s", r.output)
+	}
+	r.client().play([]step{
+		{"GET", "/readyz", "", 200, `{"success":true}`},
+		{"GET", "/readyz?verbose", "", 200, `{"success":true,"warnings":["fsync is off: PostgreSQL can lose committed messages in a crash"]}`},
+	})
 }

@@ -141,6 +141,7 @@ type config struct {
 	debugListen            string
 	databaseURL            string   // for lib/pq; empty: a private PostgreSQL
 	ignored                []string // parameters in what was given
+	commit                 string   // the least synchronous_commit
 	dataDir                string
 	maxDatabaseConnections int
 	cleanupInterval        time.Duration
@@ -189,6 +190,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.StringVar(&c.debugListen, "debug-listen", "", "`address` to serve profiles of the program on, see net/http/pprof; on none if empty")
 	f.StringVar(&c.databaseURL, "database-url", "", "PostgreSQL to use, as a `URL` (postgres://user:password@host/database) or as\nkey=value pairs; without it queued runs a private PostgreSQL in -data-dir")
 	f.IntVar(&c.maxDatabaseConnections, "max-database-connections", maxServerConnections, fmt.Sprintf("maximum number of `connections` to PostgreSQL, %d to %d; with fewer, more requests share one", leastConnections, maxServerConnections))
+	f.StringVar(&c.commit, "synchronous-commit", "on", "minimum `level` of PostgreSQL's synchronous_commit: off, local, remote_write, on or\nremote_apply; a higher one of the role or the database stays")
 	f.StringVar(&c.dataDir, "data-dir", defaultDataDir(getenv), "`folder` of the private PostgreSQL, made if it is not there")
 	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "`time` between two passes of the cleanup")
 	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "longest `time` that a receive may ask to wait (wait_seconds)")
@@ -260,6 +262,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		check(c.dataDir != "", "data-dir", "no home folder to put it in; name a folder, or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 	}
 	check(leastConnections <= c.maxDatabaseConnections && c.maxDatabaseConnections <= maxServerConnections, "max-database-connections", fmt.Sprintf("must be %d to %d", leastConnections, maxServerConnections))
+	check(slices.Contains(strings.Split(commitLevels, ","), c.commit), "synchronous-commit", fmt.Sprintf("%q is none of off, local, remote_write, on and remote_apply", c.commit))
 	check(c.cleanupInterval > 0, "cleanup-interval", "must be more than 0")
 	check(-1 <= l.requeueLimit && l.requeueLimit < math.MaxInt32, "requeue-limit", "must be -1 to 2147483646")
 	check(c.maxWait >= 0 && c.maxWait <= time.Hour, "max-wait", "must be 0 to 1h")
@@ -500,6 +503,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		return fmt.Errorf("-database-url: %w", err)
 	}
 	d.connections = shareConnections(c.maxDatabaseConnections)
+	d.commit = c.commit
 	db, err := d.open(d.connections.requests)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
@@ -571,6 +575,9 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		}
 		if backgroundCtx.Err() != nil {
 			return
+		}
+		if off, err := s.undurable(backgroundCtx); err == nil && len(off) > 0 {
+			log.Warn("PostgreSQL can lose committed messages in a crash", "off", strings.Join(off, ","))
 		}
 		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "access", files.access(), "data", data)
 		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}

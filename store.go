@@ -328,6 +328,20 @@ func (s *store) ping(ctx context.Context) error {
 	return unknown(err)
 }
 
+const selectUndurable = `
+SELECT name
+FROM unnest('{fsync,full_page_writes,synchronous_commit}'::text[]) AS name
+WHERE current_setting(name) = 'off'`
+
+// undurable returns the settings of PostgreSQL that are off, and without which a
+// crash can lose what was committed.
+func (s *store) undurable(ctx context.Context) ([]string, error) {
+	return collect(ctx, s.on("undurable"), func(row scanner) (name string, err error) {
+		err = row.Scan(&name)
+		return name, err
+	}, selectUndurable)
+}
+
 // unknown turns every error but those that PostgreSQL reports about a
 // statement into errUnavailable.
 func unknown(err error) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -390,10 +391,14 @@ func TestRedriveEndsWhenItsDestinationIsDeleted(t *testing.T) {
 var wholeIndex = regexp.MustCompile(`Index (Only )?Scan using \S+ on (messages|groups)`)
 
 // Each hot statement has one plan: on a table without statistics, on a full
-// one, and on one that was analyzed.
+// one, and on one that was analyzed, also for roles with other settings.
 func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	dsn, low := newHostileRole(t, false)
+	high := newTestRole(t)
+	s := newTestServerOn(t, dsn)
+	makeHostile(t, s.store.db, "ROLE "+high, true)
+	pools := map[string]*sql.DB{"": s.store.db, " with low settings": newTestDB(t, dsn+" user="+low), " with high settings": newTestDB(t, dsn+" user="+high)}
 	s.mustTopic("t")
 	s.mustTopic("other")
 	statements := map[string]struct {
@@ -439,13 +444,13 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"walk exhausted": {walkExhausted, []string{"0", "10"}, "Tid Range Scan"},
 	}
 	aboutGroups := map[string]bool{"in groups": true, "of groups": true, "enqueue": true, "waiting": true, "finish": true, "job": true, "undo": true}
-	check := func(when string) {
-		conn, err := s.store.db.Conn(context.Background())
+	checkOn := func(when string, db *sql.DB) {
+		conn, err := db.Conn(context.Background())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if _, err := conn.ExecContext(context.Background(), strings.TrimPrefix(engineSettings, ";")); err != nil {
+		if _, err := conn.ExecContext(context.Background(), "SET quote_all_identifiers = off"+engineSettings); err != nil {
 			t.Fatal(err)
 		}
 		for name, v := range statements {
@@ -468,6 +473,11 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 			if strings.Contains(plan, "Sort Key: messages.scheduled_at") || strings.Contains(plan, "Sort Key: consumed.consumed_at") {
 				t.Errorf("%s, %s: sorts what is due:\n%s", name, when, plan)
 			}
+		}
+	}
+	check := func(when string) {
+		for whose, db := range pools {
+			checkOn(when+whose, db)
 		}
 	}
 	check("new table")

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"net/url"
@@ -482,6 +485,16 @@ func readService(service setting, file string, getenv func(string) string) ([]se
 		}
 	}
 	return nil, fmt.Errorf("%v: service %q not found; name its file with PGSERVICEFILE", service, service.value)
+}
+
+// untrusted reports whether a connection is not made because of TLS: it is not
+// offered, the certificate is not one to trust, or a file of ours is missing or open
+// to all.
+func untrusted(err error) bool {
+	return errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(x509.UnknownAuthorityError)) ||
+		errors.As(err, new(x509.CertificateInvalidError)) || errors.As(err, new(x509.HostnameError)) ||
+		errors.As(err, new(*fs.PathError)) || errors.Is(err, pq.ErrSSLNotSupported) ||
+		errors.Is(err, pq.ErrSSLKeyHasWorldPermissions) || errors.Is(err, pq.ErrSSLKeyUnknownOwnership)
 }
 
 // takeLibpqVariables removes from the environment what lib/pq would read there by

@@ -753,13 +753,16 @@ func checkDistinct(ctx context.Context, clients ...querier) error {
 // hopeless reports whether an error at the start is one that the user has to
 // do something about.
 func hopeless(err error) bool {
-	if errors.Is(err, errSchemaNewer) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) {
+	if errors.Is(err, errSchemaNewer) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) {
 		return true
 	}
 	e := pq.As(err)
 	return e != nil && (slices.Contains([]string{
 		"3D000", // no such database
 		"42501", // no right to make the schema
+		"42601", // options that are none
+		"42704", // an unknown setting in options
+		"22023", // a wrong value of one
 	}, string(e.Code)) || e.Code.Class() == "28") // wrong password, no such user
 }
 

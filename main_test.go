@@ -244,9 +244,16 @@ func TestHopelessDatabaseEndsTheProgram(t *testing.T) {
 	if _, err := newTestDB(t, newer).Exec("INSERT INTO queued.schema_version (version) VALUES (999)"); err != nil {
 		t.Fatal(err)
 	}
+	host, port, _ := net.SplitHostPort(newProxy(t, "unix", filepath.Join(testPostgres.socket, socketName)).address)
+	tcp := "host=" + host + " port=" + port
 	for dsn, want := range map[string]string{
 		testPostgres.dsn("nosuch"): "does not exist",
-		strings.Replace(testPostgres.dsn("queued"), "user=queued", "user=nobody password=secret", 1): "nobody",
+		strings.Replace(testPostgres.dsn("queued"), "user=queued", "user=nobody password=secret", 1):                  "nobody",
+		testPostgres.dsn("queued") + " options='-c nosuch=1'":                                                         `unrecognized configuration parameter "nosuch"`,
+		testPostgres.dsn("queued") + " options='-c work_mem=much'":                                                    `invalid value for parameter "work_mem"`,
+		testPostgres.dsn("queued") + " options=-x":                                                                    "invalid command-line argument",
+		testPostgres.dsn("queued") + " " + tcp + " sslmode=require":                                                   "SSL is not enabled on the server",
+		testPostgres.dsn("queued") + " " + tcp + " sslmode=verify-full sslrootcert=/nowhere/ca.crt password='secret'": "/nowhere/ca.crt: no such file",
 		latin: "encoding must be UTF8, and is LATIN1",
 		newer: "newer schema: version 999",
 	} {

@@ -478,7 +478,8 @@ func (f *form) attributes(name string) []byte {
 	return quoteNumbers(raw)
 }
 
-// filters reads an object of lists of strings, likewise.
+// filters reads an object of lists of strings, likewise, within the bounds of
+// filters.
 func (f *form) filters(name string) []byte {
 	raw := f.value(name, false)
 	if raw == nil {
@@ -488,7 +489,9 @@ func (f *form) filters(name string) []byte {
 		f.wrong("value is not a valid dict", "type_error.dict", name)
 		return nil
 	}
+	names, total := 0, 0
 	walkObject(raw, func(key string, values []byte) {
+		names++
 		if isNull(values) {
 			f.wrong("none is not an allowed value", "type_error.none.not_allowed", name, key)
 			return
@@ -502,8 +505,18 @@ func (f *form) filters(name string) []byte {
 			f.text(value, name, key, i)
 			i++
 		})
+		total += i
 	})
-	return quoteNumbers(raw)
+	filters := quoteNumbers(raw)
+	switch {
+	case names > maxFilterNames:
+		f.wrong(fmt.Sprintf("ensure this value has at most %d attributes", maxFilterNames), "value_error.size", name)
+	case total > maxFilterValues:
+		f.wrong(fmt.Sprintf("ensure this value has at most %d values in all", maxFilterValues), "value_error.size", name)
+	case len(filters) > maxFilterSize:
+		f.wrong(fmt.Sprintf("ensure this value has at most %d bytes", maxFilterSize), "value_error.size", name)
+	}
+	return filters
 }
 
 // text notes a mistake unless the value is a string, or a number to be kept as one.
@@ -635,6 +648,9 @@ func (f *form) queueSettings(l *limits) queueSettings {
 	v.MessageFilters = f.filters("message_filters")
 	v.MessageMaxDeliveries = f.integer("message_max_deliveries", l.maxDeliveries, false)
 	v.DeliveryDelaySeconds = f.integer("delivery_delay_seconds", l.deliveryDelay, false)
+	if delay, retention := v.DeliveryDelaySeconds, v.MessageRetentionSeconds; delay != nil && retention > 0 && *delay >= retention {
+		f.wrong("ensure this value is less than message_retention_seconds, or every message expires before it is due", "value_error.number.not_lt", "delivery_delay_seconds")
+	}
 	if len(f.mistakes) == 0 {
 		switch {
 		case v.DeadQueueID != nil && v.MessageMaxDeliveries == nil:

@@ -38,6 +38,8 @@ type engine struct {
 	measurings   *lane[*measuring]
 	claimers     chan *session // idle ones
 
+	directory directory
+
 	notifier     *notifier
 	lookNow      chan struct{} // asks for a slow look at once
 	countsWanted chan struct{} // holds one: another server asks for what the tally has not written yet

@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -41,6 +43,44 @@ func TestFiltersMatch(t *testing.T) {
 		if got := parseFilters([]byte(v.filters)).match(parseAttributes([]byte(v.attributes))); got != v.want {
 			t.Errorf("filter %s, attributes %s = %v, want %v", v.filters, v.attributes, got, v.want)
 		}
+	}
+}
+
+func TestFiltersAreBounded(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	values := func(n, size int) string {
+		all := make([]string, n)
+		for i := range all {
+			all[i] = fmt.Sprintf("%0*d", size, i)
+		}
+		return string(quoteAll(all))
+	}
+	names := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,"a%d":["b"]`, i)
+		}
+		return "{" + b.String()[1:] + "}"
+	}
+	for i, v := range []struct {
+		filters string
+		want    string // of the error; empty: there is none
+	}{
+		{`{"a":` + values(maxFilterValues, 1) + `}`, ""},
+		{`{"a":` + values(maxFilterValues+1, 1) + `}`, "ensure this value has at most 1000 values in all"},
+		{`{"a":` + values(maxFilterValues/2, 1) + `,"b":` + values(maxFilterValues/2+1, 1) + `}`, "ensure this value has at most 1000 values in all"},
+		{names(maxFilterNames), ""},
+		{names(maxFilterNames + 1), "ensure this value has at most 100 attributes"},
+		{`{"a":` + values(100, maxFilterSize/100-4) + `}`, ""},
+		{`{"a":` + values(100, maxFilterSize/100) + `}`, "ensure this value has at most 65536 bytes"},
+	} {
+		body := fmt.Sprintf(`{"id":"q%d","message_filters":%s,"ack_deadline_seconds":60,"message_retention_seconds":3600}`, i, v.filters)
+		if v.want == "" {
+			s.must(201, "POST", "/queues", body)
+			continue
+		}
+		checkDiff(t, "answer", `{"detail":[{"loc":["body","message_filters"],"msg":"`+v.want+`","type":"value_error.size"}]}`, s.must(422, "POST", "/queues", body))
 	}
 }
 

@@ -535,7 +535,7 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 		return http.StatusUnprocessableEntity, "This topic already exists"
 	case errors.Is(err, errQueueExists):
 		return http.StatusUnprocessableEntity, "This queue already exists"
-	case errors.Is(err, errTooManyCopies):
+	case errors.Is(err, errTooManyCopies), errors.As(err, new(errNeverDue)):
 		return http.StatusUnprocessableEntity, err.Error()
 	case atFault(err):
 		return http.StatusUnprocessableEntity, invalid{{[]any{"body"}, "PostgreSQL refuses it: " + err.Error(), "value_error"}}
@@ -996,7 +996,7 @@ func (s *server) publish(r *request) error {
 	}
 	f := readBody(r.body)
 	p.messages = []draft{f.draft(&s.limits)}
-	return s.finishPublish(r, f, p)
+	return s.finishPublish(r, f, p, func(int) []any { return []any{"body"} })
 }
 
 func (s *server) publishBatch(r *request) error {
@@ -1008,14 +1008,15 @@ func (s *server) publishBatch(r *request) error {
 	f.objects("messages", maxBatch, func(item *form) {
 		p.messages = append(p.messages, item.draft(&s.limits))
 	})
-	return s.finishPublish(r, f, p)
+	return s.finishPublish(r, f, p, func(i int) []any { return []any{"body", "messages", i} })
 }
 
 // attributesCost is how many times their size attributes take for filters to look
 // at, if they are short.
 const attributesCost = 16
 
-func (s *server) finishPublish(r *request, f *form, p *publication) error {
+// finishPublish publishes what a form had; at is where a message stands in it.
+func (s *server) finishPublish(r *request, f *form, p *publication, at func(i int) []any) error {
 	q := readQuery(r.URL.RawQuery)
 	shows := q.shown()
 	if err := cmp.Or(f.err(), q.err()); err != nil {
@@ -1030,6 +1031,10 @@ func (s *server) finishPublish(r *request, f *form, p *publication) error {
 		return errOverloaded
 	}
 	stored, err := s.engine.publish(r.Context(), p)
+	var never errNeverDue
+	if errors.As(err, &never) {
+		return invalid{{append(at(never.message), "delay_seconds"), never.Error(), "value_error.number.not_lt"}}
+	}
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -16,6 +17,8 @@ type publication struct {
 	queueID  string
 	trace    trace // of all its messages
 	messages []draft
+
+	address address // as of the last look at the topic
 
 	stored []message // in the order sent, copies of one in order of queue id; nil until then
 	err    error
@@ -36,6 +39,48 @@ const maxCopies = 100_000
 
 var errTooManyCopies = fmt.Errorf("a request makes at most %d copies of its messages", maxCopies)
 
+// errNeverDue says that a message would expire in a queue before it is due there.
+type errNeverDue struct {
+	message int // its place in the publication
+	queueID string
+}
+
+func (e errNeverDue) Error() string {
+	return fmt.Sprintf("the message would expire in queue %q before it is due: its delay must be less than the retention there", e.queueID)
+}
+
+// directory is what is known of the queues of topics, for those who match messages
+// with filters before they wait for their turn: a large filter, or a large batch, is
+// to take the time of its own request. It may be out of date, which shows in the
+// lane.
+type directory struct {
+	mu      sync.Mutex
+	byTopic map[string]*subscribers
+}
+
+// of returns the queues of a topic, nil if they are not known.
+func (d *directory) of(topicID string) *subscribers {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.byTopic[topicID]
+}
+
+// share makes known what was read of a topic. It returns the same queues, but as
+// others know them if nothing of them has changed.
+func (d *directory) share(topicID string, read *subscribers) *subscribers {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known := d.byTopic[topicID]
+	if known == read || known != nil && slices.EqualFunc(known.queues, read.queues, subscription.equal) {
+		return known
+	}
+	if d.byTopic == nil || len(d.byTopic) >= settingsKept {
+		d.byTopic = make(map[string]*subscribers)
+	}
+	d.byTopic[topicID] = read
+	return read
+}
+
 // publish stores, in one commit, one copy of each message for each queue of the
 // topic whose filter matches, or one for the queue, and wakes the receivers.
 func (e *engine) publish(ctx context.Context, p *publication) ([]message, error) {
@@ -43,16 +88,28 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 	for _, m := range p.messages {
 		size += len(m.data) + len(m.attributes)
 	}
-	err := e.publications.do(ctx, p, len(p.messages), size)
-	if err != nil && (ctx.Err() != nil || p.stored == nil) {
-		return nil, err
+	for range settingsAttempts {
+		if to := e.directory.of(p.topicID); to != nil && to != p.address.to {
+			if err := p.match(ctx, to); err != nil {
+				return nil, err
+			}
+		}
+		err := e.publications.do(ctx, p, len(p.messages), size)
+		if err != nil && (ctx.Err() != nil || p.stored == nil) {
+			return nil, err
+		}
+		if p.stored != nil || p.err != nil {
+			return p.stored, p.err
+		}
+		// The queues of the topic were not known, or have changed.
 	}
-	return p.stored, p.err
+	return nil, unknown(errStale)
 }
 
 // runPublications stores what a batch of publications makes: in one statement,
 // or in several if there are many copies, but each publication whole in one. It
-// leaves alone those that an earlier run of the batch has stored.
+// leaves alone those that an earlier run of the batch has stored, and those that were
+// matched with other queues than the topic has now.
 func (e *engine) runPublications(s *session, batch []*publication) error {
 	for range settingsAttempts {
 		if err := e.store(s, batch); !errors.Is(err, errStale) {
@@ -113,11 +170,11 @@ func (e *engine) store(s *session, batch []*publication) error {
 		if p.stored != nil {
 			continue
 		}
-		addressed, n, err := p.address(&s.settings)
-		if err != nil {
-			p.err = err
+		p.err = e.readdress(p, &s.settings)
+		if p.err != nil || p.address.to == nil {
 			continue
 		}
+		n := p.address.copies
 		if p.messages[0].job != nil {
 			jobs = append(jobs, p)
 			continue
@@ -128,7 +185,7 @@ func (e *engine) store(s *session, batch []*publication) error {
 			}
 		}
 		matched = append(matched, p)
-		messages = append(messages, addressed...)
+		messages = append(messages, p.outgoing()...)
 		copies += n
 	}
 	if err := insert(); err != nil {
@@ -163,38 +220,89 @@ func (s *session) readDestinations(batch []*publication) error {
 	return errStale
 }
 
-// address says which queues each message of a publication goes to, and how many
-// copies that makes.
-func (p *publication) address(v *settings) (messages []outgoing, copies int, err error) {
-	subscriptions, found := v.topics[p.topicID]
-	queue, named := v.queues[p.queueID]
-	switch {
-	case p.queueID != "" && !named:
-		return nil, 0, errQueueNotFound
-	case p.queueID == "" && !found:
-		return nil, 0, errTopicNotFound
+// address says which queues each message of a publication goes to.
+type address struct {
+	to     *subscribers // nil: that is not known yet
+	queues [][]int32    // for each message their places among them
+	copies int
+	err    error // why it cannot go there
+}
+
+// match addresses a publication to those of the queues whose filters match. It
+// returns the error of ctx if that ends.
+func (p *publication) match(ctx context.Context, to *subscribers) error {
+	v := address{to: to, queues: make([][]int32, len(p.messages))}
+	var all []int32
+	for i, m := range p.messages {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		first := len(all)
+		for j, queue := range to.queues {
+			if !queue.filters.match(m.matched) {
+				continue
+			}
+			if v.err == nil && m.delayIn(queue) >= queue.retention {
+				v.err = errNeverDue{i, queue.queueID}
+			}
+			all = append(all, int32(j))
+		}
+		if len(all) > maxCopies {
+			v.err = errTooManyCopies
+			break
+		}
+		v.queues[i] = all[first:]
 	}
-	for _, m := range p.messages {
-		var to []subscription
-		if named {
-			to = []subscription{queue}
+	v.copies = len(all)
+	p.address = v
+	return nil
+}
+
+// delayIn returns for how long the message is hidden in a queue.
+func (m *draft) delayIn(queue subscription) time.Duration {
+	if m.delay != nil {
+		return *m.delay
+	}
+	return queue.delay
+}
+
+// readdress makes sure that the address of a publication is as the settings say, or
+// forgets it: then its request has to match it anew. It returns why the publication
+// cannot go there.
+func (e *engine) readdress(p *publication, v *settings) error {
+	if p.queueID != "" {
+		queue, found := v.queues[p.queueID]
+		if !found {
+			return errQueueNotFound
 		}
-		for _, v := range subscriptions {
-			if v.filters.match(m.matched) {
-				to = append(to, v)
-			}
+		if err := p.match(context.Background(), &subscribers{[]subscription{queue}}); err != nil { // no filters
+			return err
 		}
-		if m.delay != nil {
-			for i := range to {
-				to[i].delay = *m.delay
-			}
-		}
-		if copies += len(to); copies > maxCopies {
-			return nil, 0, errTooManyCopies
+		return p.address.err
+	}
+	to, found := v.topics[p.topicID]
+	if !found {
+		return errTopicNotFound
+	}
+	to = e.directory.share(p.topicID, to)
+	v.topics[p.topicID] = to
+	if p.address.to != to {
+		p.address = address{}
+	}
+	return p.address.err
+}
+
+// outgoing returns the messages of a publication with the queues that each goes to.
+func (p *publication) outgoing() (messages []outgoing) {
+	for i, m := range p.messages {
+		to := make([]subscription, len(p.address.queues[i]))
+		for j, place := range p.address.queues[i] {
+			to[j] = p.address.to.queues[place]
+			to[j].delay = m.delayIn(to[j])
 		}
 		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, trace: p.trace, to: to})
 	}
-	return messages, copies, nil
+	return messages
 }
 
 // wakePublished wakes the receivers of the queues that messages go to, but of those

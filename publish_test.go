@@ -31,6 +31,22 @@ func (s *testServer) waitForLocks(n int) {
 	})
 }
 
+// match matches publications with the queues that their topic has now.
+func (s *testServer) match(topicID string, batch ...*publication) {
+	s.t.Helper()
+	session := newSession(s.store.db, s.metrics)
+	defer session.close()
+	if err := session.readSubscriptions([]string{topicID}); err != nil {
+		s.t.Fatal(err)
+	}
+	to := s.engine.directory.share(topicID, session.settings.topics[topicID])
+	for _, p := range batch {
+		if err := p.match(context.Background(), to); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
 func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -69,6 +85,7 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 	poison := &publication{topicID: "t", messages: []draft{{data: []byte(`{"n":`)}}}
 	unknownTopic := &publication{topicID: "nope", messages: []draft{{data: []byte(`{}`)}}}
 	batch := []*publication{ok(1), poison, ok(2), unknownTopic, ok(3)}
+	s.match("t", batch...)
 	var calls []*call[*publication]
 	for _, p := range batch {
 		calls = append(calls, &call[*publication]{ctx: context.Background(), request: p, done: make(chan error, 1)})
@@ -129,6 +146,7 @@ func TestPublicationsBeyondAStatementTakeSeveral(t *testing.T) {
 	for n := range 3 {
 		batch = append(batch, &publication{topicID: "t", messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n)}}})
 	}
+	s.match("t", batch...)
 	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	if err := s.engine.runPublications(session, batch); err != nil {
@@ -207,7 +225,7 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 	}
 	s.must(204, "DELETE", "/queues/t", "")
 	mustCleanUp(t, s)
-	messages := []outgoing{{data: []byte(`{}`), to: session.settings.topics["t"]}}
+	messages := []outgoing{{data: []byte(`{}`), to: session.settings.topics["t"].queues}}
 	if _, _, err := session.insert(messages); !errors.Is(err, errStale) {
 		t.Errorf("insert by old settings = %v, want errStale", err)
 	}
@@ -314,6 +332,72 @@ func TestDelayOfAMessageReplacesThatOfTheQueue(t *testing.T) {
 			t.Errorf("delay %s = %s", delay, got)
 		}
 	}
+}
+
+// Each message would expire before it is due, and so never be received.
+func TestDelaysBeyondTheRetentionAreRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	const rest = `"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":600`
+	mistake := func(loc string) string {
+		return `{"detail":[{"loc":["body",` + loc + `],"msg":"`
+	}
+	const queueDelay = `"delivery_delay_seconds"`
+	for _, delay := range []string{"600", `"600"`, "900"} {
+		checkMistake := func(method, path, body string) {
+			t.Helper()
+			if got := s.must(422, method, path, body); !strings.HasPrefix(got, mistake(queueDelay)+"ensure this value is less than message_retention_seconds") {
+				t.Errorf("%s %s %s = %s", method, path, body, got)
+			}
+		}
+		checkMistake("POST", "/queues", `{"id":"q","delivery_delay_seconds":`+delay+`,`+rest+`}`)
+		s.must(201, "POST", "/queues", `{"id":"q","delivery_delay_seconds":599,`+rest+`}`)
+		checkMistake("PUT", "/queues/q", `{"delivery_delay_seconds":`+delay+`,`+rest+`}`)
+		s.must(204, "DELETE", "/queues/q", "")
+	}
+	s.must(201, "POST", "/queues", `{"id":"short",`+rest+`,"message_filters":{"kind":["a"]}}`)
+	s.mustQueue("long", `"topic_id":"t"`)
+	for _, v := range []struct{ path, body, loc string }{
+		{"/queues/short/messages", `{"data":{},"delay_seconds":600}`, `"delay_seconds"`},
+		{"/topics/t/messages", `{"data":{},"attributes":{"kind":"a"},"delay_seconds":600}`, `"delay_seconds"`},
+		{"/queues/short/messages/batch", `{"messages":[{"data":{}},{"data":{},"delay_seconds":900}]}`, `"messages",1,"delay_seconds"`},
+		{"/topics/t/messages/batch", `{"messages":[{"data":{},"delay_seconds":900},{"data":{},"attributes":{"kind":"a"},"delay_seconds":900}]}`, `"messages",1,"delay_seconds"`},
+	} {
+		if got := s.must(422, "POST", v.path, v.body); !strings.HasPrefix(got, mistake(v.loc)+`the message would expire in queue \"short\" before it is due`) {
+			t.Errorf("%s %s = %s", v.path, v.body, got)
+		}
+	}
+	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
+	s.must(201, "POST", "/queues/short/messages", `{"data":{},"delay_seconds":599}`)
+	s.must(201, "POST", "/topics/t/messages", `{"data":{},"delay_seconds":900}`) // short does not want it
+	checkDiff(t, "stored", 2, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+// A large filter and a large batch take the time of their own request: the lane,
+// where others wait, only sees whether they were matched with the present queues.
+func TestMessagesAreMatchedBeforeTheirTurn(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t", `"message_filters":{"kind":["a"]}`)
+	session := newSession(s.engine.db, s.metrics)
+	defer session.close()
+	p := &publication{topicID: "t", messages: []draft{{data: []byte(`{}`), attributes: []byte(`{"kind":"a"}`), matched: map[string]string{"kind": "a"}}}}
+	turn := func(want int) {
+		t.Helper()
+		if err := s.engine.runPublications(session, []*publication{p}); err != nil || p.err != nil {
+			t.Fatal(err, p.err)
+		}
+		checkDiff(t, "stored", want, len(p.stored))
+		checkDiff(t, "messages", want, s.count("SELECT count(*) FROM queued.messages"))
+	}
+	turn(0) // it was not matched
+	s.match("t", p)
+	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","message_filters":{"kind":["a","b"]},"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+	turn(0) // it was matched with what is past
+	s.match("t", p)
+	s.mustQueue("another")
+	turn(1) // what has changed is no concern of this topic
 }
 
 func TestFullLaneIs503(t *testing.T) {

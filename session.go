@@ -32,10 +32,10 @@ type session struct {
 // it is not the present one.
 type settings struct {
 	version int64
-	resets  int                       // how often all was forgotten
-	topics  map[string][]subscription // by topic id
-	queues  map[string]subscription   // by queue id
-	terms   map[string]leaseTerms     // by queue id
+	resets  int                     // how often all was forgotten
+	topics  map[string]*subscribers // by topic id
+	queues  map[string]subscription // by queue id
+	terms   map[string]leaseTerms   // by queue id
 }
 
 // Bounds of what is remembered, and of how often a statement is tried with
@@ -49,7 +49,7 @@ const (
 // it is older, or too much.
 func (v *settings) at(version int64) {
 	if v.version != version || len(v.topics)+len(v.queues)+len(v.terms) > settingsKept {
-		*v = settings{version, v.resets + 1, map[string][]subscription{}, map[string]subscription{}, map[string]leaseTerms{}}
+		*v = settings{version, v.resets + 1, map[string]*subscribers{}, map[string]subscription{}, map[string]leaseTerms{}}
 	}
 }
 

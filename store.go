@@ -1108,10 +1108,18 @@ func (s *store) deleteOne(ctx context.Context, name string, missing error, query
 type subscription struct {
 	queueID   string
 	queueKey  int64
-	filters   filters
+	filters   *filters
 	retention time.Duration
 	delay     time.Duration
 }
+
+func (v subscription) equal(w subscription) bool {
+	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && v.filters.equal(w.filters)
+}
+
+// subscribers are the queues of a topic, in order of their ids. They do not change:
+// after a change of settings others take their place.
+type subscribers struct{ queues []subscription }
 
 const selectSubscriptions = `
 SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
@@ -1127,7 +1135,7 @@ func (s *session) readSubscriptions(topicIDs []string) error {
 	if len(topicIDs) == 0 {
 		return nil
 	}
-	found := make(map[string][]subscription, len(topicIDs))
+	found := make(map[string]*subscribers, len(topicIDs))
 	versions, err := read(s, "subscriptions", func(row scanner) (version int64, err error) {
 		var topicID string
 		var queueID sql.NullString
@@ -1136,9 +1144,11 @@ func (s *session) readSubscriptions(topicIDs []string) error {
 		if err := row.Scan(&version, &topicID, &queueID, &queueKey, &raw, &retention, &delay); err != nil {
 			return 0, err
 		}
-		subscriptions := found[topicID]
+		if found[topicID] == nil {
+			found[topicID] = &subscribers{}
+		}
 		if queueID.Valid {
-			subscriptions = append(subscriptions, subscription{
+			found[topicID].queues = append(found[topicID].queues, subscription{
 				queueID:   queueID.String,
 				queueKey:  queueKey.Int64,
 				filters:   parseFilters(raw),
@@ -1146,7 +1156,6 @@ func (s *session) readSubscriptions(topicIDs []string) error {
 				delay:     time.Duration(delay.Int64) * time.Second,
 			})
 		}
-		found[topicID] = subscriptions
 		return version, nil
 	}, selectSubscriptions, textArray(topicIDs))
 	if err != nil || len(versions) == 0 {

@@ -68,10 +68,11 @@ func TestWrongTopologyIsOneClearError(t *testing.T) {
 		`{"topics":[{"id":"a"},{"id":"a"}]}`: `topics 1 id]: "a" is there twice`,
 		`{"queues":[{"id":"q"}]}`:            "queues 0 ack_deadline_seconds]: field required",
 		`{"data":[]}`:                        "topology.json data]: unexpected field",
-		`{"topics":[{"id":"a","retention_seconds":60}]}`:                                         "topics 0 retention_seconds]: unexpected field",
-		`{"queues":[{"id":"a",` + rest + `},{"id":"q","dead_queue":"a",` + rest + `}]}`:          "queues 1 dead_queue]: unexpected field",
-		`{"queues":[{"id":"q","topic_id":"nope",` + rest + `}]}`:                                 `queue "q": topic not found`,
-		`{"queues":[{"id":"q","dead_queue_id":"nope","message_max_deliveries":1,` + rest + `}]}`: `queue "q": queue not found`,
+		`{"topics":[{"id":"a","retention_seconds":60}]}`:                                                                 "topics 0 retention_seconds]: unexpected field",
+		`{"queues":[{"id":"a",` + rest + `},{"id":"q","dead_queue":"a",` + rest + `}]}`:                                  "queues 1 dead_queue]: unexpected field",
+		`{"queues":[{"id":"q","delivery_delay_seconds":700,"ack_deadline_seconds":30,"message_retention_seconds":700}]}`: "queues 0 delivery_delay_seconds]: ensure this value is less than message_retention_seconds",
+		`{"queues":[{"id":"q","topic_id":"nope",` + rest + `}]}`:                                                         `queue "q": topic not found`,
+		`{"queues":[{"id":"q","dead_queue_id":"nope","message_max_deliveries":1,` + rest + `}]}`:                         `queue "q": queue not found`,
 	} {
 		err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-database-url", dsn, "-topology", mustWriteTopology(t, text)},
 			func(string) string { return "" }, nil, io.Discard, io.Discard)

@@ -241,7 +241,7 @@ func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
 	t.Parallel()
 	const long = `"token":"super-secret-super-secret"`
 	for text, want := range map[string]string{
-		`{`:                           "[PATH 1]: invalid JSON",
+		`{`:                           "[PATH 1]: Expecting property name enclosed in double quotes",
 		`{}`:                          "[PATH tokens]: field required",
 		`{"tokens":[]}`:               "[PATH tokens]: ensure this value has at least 1 items",
 		`{"tokens":[{` + long + `}]}`: "[PATH tokens 0 name]: field required",

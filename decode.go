@@ -23,7 +23,24 @@ type mistake struct {
 	Loc  []any  `json:"loc"`
 	Msg  string `json:"msg"`
 	Type string `json:"type"`
+	Ctx  any    `json:"ctx,omitempty"` // what msg is made of
 }
+
+// What fastqueue says of mistakes beside their text.
+type (
+	limitCtx struct {
+		LimitValue any `json:"limit_value"`
+	}
+	patternCtx struct {
+		Pattern string `json:"pattern"`
+	}
+	jsonCtx struct {
+		Msg    string `json:"msg"`
+		Pos    int    `json:"pos"` // characters before it
+		LineNo int    `json:"lineno"`
+		ColNo  int    `json:"colno"`
+	}
+)
 
 // invalid is an error that lists all mistakes of a request.
 type invalid []mistake
@@ -91,8 +108,13 @@ type field struct {
 const maxMistakes = 100
 
 func (f *form) wrong(msg, kind string, loc ...any) {
+	f.wrongBy(nil, msg, kind, loc...)
+}
+
+// wrongBy is wrong with a context.
+func (f *form) wrongBy(ctx any, msg, kind string, loc ...any) {
 	if len(f.mistakes) < maxMistakes {
-		f.mistakes = append(f.mistakes, mistake{slices.Concat(f.where, loc), msg, kind})
+		f.mistakes = append(f.mistakes, mistake{slices.Concat(f.where, loc), msg, kind, ctx})
 	}
 }
 
@@ -119,27 +141,21 @@ func (f *form) has(name string) bool {
 	return has
 }
 
-// readBody reads a body that must be a JSON object, whatever its content type.
-// Fields that nobody asks for are ignored.
+// readBody reads a body that must be a JSON object, whatever its content type. A
+// byte order mark before it is skipped. Fields that nobody asks for are ignored.
 func readBody(body []byte) *form {
 	f := &form{where: []any{"body"}, broken: true}
-	if len(bytes.TrimSpace(body)) == 0 {
+	if len(body) == 0 {
 		f.wrong("field required", "value_error.missing")
 		return f
 	}
+	body = withoutMark(body)
 	if !utf8.Valid(body) {
 		f.wrong("the body is not valid UTF-8", "value_error.unicode", invalidUTF8(body))
 		return f
 	}
 	if !json.Valid(body) {
-		var v any
-		err := json.Unmarshal(body, &v)
-		at := int64(len(body))
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
-			at = syntax.Offset
-		}
-		f.wrong("invalid JSON: "+strings.TrimPrefix(err.Error(), "json: "), "value_error.jsondecode", at)
+		f.wrongSyntax(body)
 		return f
 	}
 	body = body[skipSpace(body, 0):]
@@ -147,17 +163,34 @@ func readBody(body []byte) *form {
 		f.wrong("field required", "value_error.missing")
 		return f
 	}
-	if body[0] != '{' {
+	if body = asObject(body); body == nil {
 		f.wrong("value is not a valid dict", "type_error.dict")
 		return f
 	}
 	if _, deepest := nesting(body, 0); deepest > maxDepth {
-		f.wrong(fmt.Sprintf("nested deeper than %d levels", maxDepth), "value_error.depth")
+		f.wrongDepth()
 		return f
 	}
 	f.broken = false
 	f.read(body)
 	return f
+}
+
+// wrongSyntax says what is wrong with a text that is not JSON.
+func (f *form) wrongSyntax(text []byte) {
+	msg, at := syntaxMistake(text)
+	if msg == "" {
+		f.wrongDepth()
+		return
+	}
+	before := text[:at]
+	line := before[bytes.LastIndexByte(before, '\n')+1:]
+	ctx := jsonCtx{msg, utf8.RuneCount(before), bytes.Count(before, []byte("\n")) + 1, utf8.RuneCount(line) + 1}
+	f.wrongBy(ctx, fmt.Sprintf("%s: line %d column %d (char %d)", msg, ctx.LineNo, ctx.ColNo, ctx.Pos), "value_error.jsondecode", ctx.Pos)
+}
+
+func (f *form) wrongDepth() {
+	f.wrong(fmt.Sprintf("nested deeper than %d levels", maxDepth), "value_error.depth")
 }
 
 // maxFileSize bounds the files that the server reads, in bytes.
@@ -206,7 +239,7 @@ func (f *form) read(object []byte) {
 func (f *form) objects(name string, most int, each func(item *form)) {
 	f.list(name, most, func(i int, value []byte) {
 		item := &form{where: slices.Concat(f.where, []any{name, i})}
-		if value[0] != '{' {
+		if value = asObject(value); value == nil {
 			item.broken = true
 			item.wrong("value is not a valid dict", "type_error.dict")
 		} else {
@@ -235,9 +268,9 @@ func (f *form) list(name string, most int, each func(i int, value []byte)) {
 	})
 	switch {
 	case len(all) == 0:
-		f.wrong("ensure this value has at least 1 items", "value_error.list.min_items", name)
+		f.wrongBy(limitCtx{1}, "ensure this value has at least 1 items", "value_error.list.min_items", name)
 	case len(all) > most:
-		f.wrong(fmt.Sprintf("ensure this value has at most %d items", most), "value_error.list.max_items", name)
+		f.wrongBy(limitCtx{most}, fmt.Sprintf("ensure this value has at most %d items", most), "value_error.list.max_items", name)
 	default:
 		for i, value := range all {
 			each(i, value)
@@ -293,41 +326,57 @@ func (f *form) value(name string, required bool) []byte {
 	return nil
 }
 
-// id reads the id of a topic or queue; nil if it is null or missing.
-func (f *form) id(name string, required bool) *string {
+// object reads an object, as sent; nil if it is null or missing.
+func (f *form) object(name string, required bool) []byte {
 	raw := f.value(name, required)
 	if raw == nil {
 		return nil
 	}
-	if raw[0] != '"' {
+	object := asObject(raw)
+	if object == nil {
+		f.wrong("value is not a valid dict", "type_error.dict", name)
+	}
+	return object
+}
+
+// text reads a string, or what fastqueue takes for one; nil if it is null or missing.
+func (f *form) text(name string, required bool) *string {
+	raw := f.value(name, required)
+	if raw == nil {
+		return nil
+	}
+	text := asText(raw)
+	if text == nil {
 		f.wrong("str type expected", "type_error.str", name)
 		return nil
 	}
-	id := unquote(raw)
+	return new(unquote(text))
+}
+
+// id reads the id of a topic or queue; nil if it is null or missing.
+func (f *form) id(name string, required bool) *string {
+	id := f.text(name, required)
 	switch {
-	case utf8.RuneCountInString(id) > maxIDLength:
-		f.wrong(fmt.Sprintf("ensure this value has at most %d characters", maxIDLength), "value_error.any_str.max_length", name)
-	case !validID(id):
-		f.wrong(fmt.Sprintf("string does not match regex %q", idPattern), "value_error.str.regex", name)
+	case id == nil:
+		return nil
+	case utf8.RuneCountInString(*id) > maxIDLength:
+		f.wrongBy(limitCtx{maxIDLength}, fmt.Sprintf("ensure this value has at most %d characters", maxIDLength), "value_error.any_str.max_length", name)
+	case !validID(*id):
+		f.wrongBy(patternCtx{idPattern}, fmt.Sprintf("string does not match regex %q", idPattern), "value_error.str.regex", name)
 	default:
-		return &id
+		return id
 	}
 	return nil
 }
 
-// integer reads a whole number, or a string of its digits, within bounds; nil
-// if it is null or missing.
+// integer reads a whole number, or what fastqueue takes for one, within bounds;
+// nil if it is null or missing.
 func (f *form) integer(name string, within bounds, required bool) *int {
 	raw := f.value(name, required)
 	if raw == nil {
 		return nil
 	}
-	n, ok := 0, false
-	if raw[0] == '"' {
-		n, ok = parseDigits(unquote(raw))
-	} else {
-		n, ok = parseInteger(string(raw))
-	}
+	n, ok := asInteger(raw)
 	if !ok {
 		f.wrong("value is not a valid integer", "type_error.integer", name)
 		return nil
@@ -341,13 +390,39 @@ func (f *form) integer(name string, within bounds, required bool) *int {
 func (f *form) inside(n int, within bounds, name string) bool {
 	switch {
 	case n < within.min:
-		f.wrong(fmt.Sprintf("ensure this value is greater than or equal to %d", within.min), "value_error.number.not_ge", name)
+		f.wrongBy(limitCtx{within.min}, fmt.Sprintf("ensure this value is greater than or equal to %d", within.min), "value_error.number.not_ge", name)
 	case n > within.max:
-		f.wrong(fmt.Sprintf("ensure this value is less than or equal to %d", within.max), "value_error.number.not_le", name)
+		f.wrongBy(limitCtx{within.max}, fmt.Sprintf("ensure this value is less than or equal to %d", within.max), "value_error.number.not_le", name)
 	default:
 		return true
 	}
 	return false
+}
+
+// asInteger returns what fastqueue makes of a value where an integer is wanted: a
+// number without its decimals, the number in a string of digits, 1 and 0 of true
+// and false. Numbers too large for an int become the largest or smallest one.
+func asInteger(raw []byte) (int, bool) {
+	switch raw[0] {
+	case '"':
+		return parseDigits(strings.TrimSpace(unquote(raw)))
+	case 't':
+		return 1, true
+	case 'f':
+		return 0, true
+	case '{', '[':
+		return 0, false
+	}
+	if n, ok := parseDigits(string(raw)); ok {
+		return n, true
+	}
+	x, _ := parseNumber(string(raw))
+	return truncate(x), !math.IsInf(x, 0)
+}
+
+// truncate returns the integer of a number, or the largest or smallest there is.
+func truncate(x float64) int {
+	return int(max(math.MinInt64, min(x, math.MaxInt64/2)))
 }
 
 // parseDigits reads a whole number in digits. Numbers too large for an int
@@ -366,7 +441,7 @@ func parseInteger(s string) (int, bool) {
 	if !ok || x != math.Trunc(x) {
 		return 0, false
 	}
-	return int(max(math.MinInt64, min(x, math.MaxInt64/2))), true
+	return truncate(x), true
 }
 
 // parseNumber reads a decimal number; not the hexadecimal ones, the underscores,
@@ -379,9 +454,62 @@ func parseNumber(s string) (float64, bool) {
 	return x, err == nil || errors.Is(err, strconv.ErrRange)
 }
 
+// asText returns what fastqueue makes of a value where a string is wanted, as a
+// string of JSON: numbers and booleans become their text as Python writes it. It
+// is nil for null, objects and arrays.
+func asText(raw []byte) []byte {
+	switch raw[0] {
+	case '"':
+		return raw
+	case 't':
+		return []byte(`"True"`)
+	case 'f':
+		return []byte(`"False"`)
+	case 'n', '{', '[':
+		return nil
+	}
+	return fmt.Appendf(nil, `"%s"`, pythonNumber(string(raw)))
+}
+
+// pythonNumber returns a number of JSON as Python writes it: an integer with all
+// its digits, another one as the float that it is read as, with the fewest digits
+// that tell it from others.
+func pythonNumber(s string) string {
+	if !strings.ContainsAny(s, ".eE") {
+		if s == "-0" {
+			return "0"
+		}
+		return s
+	}
+	x, _ := parseNumber(s)
+	switch size := math.Abs(x); {
+	case math.IsInf(x, 0):
+		return strings.ToLower(strings.TrimPrefix(strconv.FormatFloat(x, 'f', -1, 64), "+"))
+	case size != 0 && size < 1e-4 || size >= 1e16:
+		return strconv.FormatFloat(x, 'e', -1, 64)
+	}
+	s = strconv.FormatFloat(x, 'f', -1, 64)
+	if !strings.Contains(s, ".") {
+		s += ".0"
+	}
+	return s
+}
+
+// asObject returns what fastqueue makes of a value where an object is wanted: PHP
+// writes an empty one as []. It is nil for any other value.
+func asObject(raw []byte) []byte {
+	switch {
+	case raw[0] == '{':
+		return raw
+	case raw[0] == '[' && raw[skipSpace(raw, 1)] == ']':
+		return []byte("{}")
+	}
+	return nil
+}
+
 // draft reads a message that is to be published.
 func (f *form) draft(l *limits) draft {
-	m := draft{data: f.data("data"), attributes: f.attributes("attributes"), group: f.group("group")}
+	m := draft{data: f.object("data", true), attributes: f.attributes("attributes"), group: f.group("group")}
 	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
 		f.wrong(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
 	}
@@ -446,47 +574,29 @@ func groupMistake(id string) (msg, kind string) {
 	return "", ""
 }
 
-// data reads a message's data: a JSON object, as sent.
-func (f *form) data(name string) []byte {
-	raw := f.value(name, true)
-	if raw != nil && raw[0] != '{' {
-		f.wrong("value is not a valid dict", "type_error.dict", name)
-		return nil
-	}
-	return raw
-}
-
-// attributes reads an object of strings, as sent but for numbers, which become
-// strings of their text; nil if it is null or missing.
+// attributes reads an object of strings, as sent but for what is not a string and
+// becomes one; nil if it is null or missing.
 func (f *form) attributes(name string) []byte {
-	raw := f.value(name, false)
+	raw := f.object(name, false)
 	if raw == nil {
-		return nil
-	}
-	if raw[0] != '{' {
-		f.wrong("value is not a valid dict", "type_error.dict", name)
 		return nil
 	}
 	plain := true
 	walkObject(raw, func(key string, value []byte) {
-		f.text(value, name, key)
+		f.checkText(value, name, key)
 		plain = plain && value[0] == '"'
 	})
 	if plain {
 		return raw
 	}
-	return quoteNumbers(raw)
+	return quoteScalars(raw)
 }
 
 // filters reads an object of lists of strings, likewise, within the bounds of
 // filters.
 func (f *form) filters(name string) []byte {
-	raw := f.value(name, false)
+	raw := f.object(name, false)
 	if raw == nil {
-		return nil
-	}
-	if raw[0] != '{' {
-		f.wrong("value is not a valid dict", "type_error.dict", name)
 		return nil
 	}
 	names, total := 0, 0
@@ -502,12 +612,12 @@ func (f *form) filters(name string) []byte {
 		}
 		i := 0
 		walkArray(values, func(value []byte) {
-			f.text(value, name, key, i)
+			f.checkText(value, name, key, i)
 			i++
 		})
 		total += i
 	})
-	filters := quoteNumbers(raw)
+	filters := quoteScalars(raw)
 	switch {
 	case names > maxFilterNames:
 		f.wrong(fmt.Sprintf("ensure this value has at most %d attributes", maxFilterNames), "value_error.size", name)
@@ -519,38 +629,35 @@ func (f *form) filters(name string) []byte {
 	return filters
 }
 
-// text notes a mistake unless the value is a string, or a number to be kept as one.
-func (f *form) text(value []byte, loc ...any) {
+// checkText notes a mistake unless the value is a string, or becomes one.
+func (f *form) checkText(value []byte, loc ...any) {
 	switch value[0] {
-	case '"', '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
 	case 'n':
 		f.wrong("none is not an allowed value", "type_error.none.not_allowed", loc...)
-	default:
+	case '{', '[':
 		f.wrong("str type expected", "type_error.str", loc...)
 	}
 }
 
-// quoteNumbers returns the JSON with its numbers as strings and without
-// insignificant white space.
-func quoteNumbers(raw []byte) []byte {
+// quoteScalars returns the JSON with its numbers and booleans as strings (asText)
+// and without insignificant white space.
+func quoteScalars(raw []byte) []byte {
 	b := make([]byte, 0, len(raw)+16)
 	for i := 0; i < len(raw); {
-		switch c := raw[i]; {
-		case c == '"':
-			end := skipString(raw, i)
-			b = append(b, raw[i:end]...)
-			i = end
-		case c == '-' || '0' <= c && c <= '9':
-			end := skipValue(raw, i)
-			b = append(b, '"')
-			b = append(b, raw[i:end]...)
-			b = append(b, '"')
-			i = end
-		default:
-			if skipSpace(raw, i) == i {
-				b = append(b, c)
-			}
+		switch raw[i] {
+		case '{', '}', '[', ']', ',', ':':
+			b = append(b, raw[i])
 			i++
+		case ' ', '\t', '\n', '\r':
+			i++
+		default:
+			end := skipValue(raw, i)
+			if raw[i] == 'n' {
+				b = append(b, raw[i:end]...)
+			} else {
+				b = append(b, asText(raw[i:end])...)
+			}
+			i = end
 		}
 	}
 	return b
@@ -642,7 +749,10 @@ func (f *form) queueSettings(l *limits) queueSettings {
 		v.AckDeadlineSeconds = *n
 	}
 	retention := l.messageRetention
-	if n := f.integer("message_retention_seconds", bounds{retention.min, keepForEver}, true); n != nil && (*n == keepForEver || f.inside(*n, retention, "message_retention_seconds")) {
+	if raw, _ := f.find("message_retention_seconds"); string(raw) == strconv.Itoa(keepForEver) {
+		retention.max = keepForEver
+	}
+	if n := f.integer("message_retention_seconds", retention, true); n != nil {
 		v.MessageRetentionSeconds = *n
 	}
 	v.MessageFilters = f.filters("message_filters")
@@ -651,13 +761,11 @@ func (f *form) queueSettings(l *limits) queueSettings {
 	if delay, retention := v.DeliveryDelaySeconds, v.MessageRetentionSeconds; delay != nil && retention > 0 && *delay >= retention {
 		f.wrong("ensure this value is less than message_retention_seconds, or every message expires before it is due", "value_error.number.not_lt", "delivery_delay_seconds")
 	}
-	if len(f.mistakes) == 0 {
-		switch {
-		case v.DeadQueueID != nil && v.MessageMaxDeliveries == nil:
-			f.wrong("message_max_deliveries is required for dead queue support", "value_error", "message_max_deliveries")
-		case v.DeadQueueID == nil && v.MessageMaxDeliveries != nil:
-			f.wrong("dead_queue_id is required for dead queue support", "value_error", "dead_queue_id")
-		}
+	switch { // also if one of the two is there, and wrong
+	case v.DeadQueueID != nil && v.MessageMaxDeliveries == nil:
+		f.wrong("message_max_deliveries is required for dead queue support", "value_error", "__root__")
+	case v.DeadQueueID == nil && v.MessageMaxDeliveries != nil:
+		f.wrong("dead_queue_id is required for dead queue support", "value_error", "__root__")
 	}
 	v.ownSettings = f.ownSettings(l)
 	return v
@@ -678,7 +786,7 @@ func (f *form) ownSettings(l *limits) ownSettings {
 
 // page reads offset and limit of a list.
 func (f *form) page(l *limits) (offset, limit int) {
-	return f.parameter("offset", 0, bounds{0, math.MaxInt}), f.parameter("limit", 10, bounds{1, l.maxLimit})
+	return f.parameter("offset", 0, bounds{0, math.MaxInt}), f.parameter("limit", 10, bounds{0, l.maxLimit})
 }
 
 // parameter reads a whole number from a query.
@@ -687,7 +795,7 @@ func (f *form) parameter(name string, missing int, within bounds) int {
 	if !has {
 		return missing
 	}
-	n, ok := parseDigits(string(text))
+	n, ok := parseDigits(strings.TrimSpace(string(text)))
 	if !ok {
 		f.wrong("value is not a valid integer", "type_error.integer", name)
 	} else if f.inside(n, within, name) {
@@ -743,9 +851,9 @@ func (f *form) waitSeconds(l *limits) float64 {
 	case !ok:
 		f.wrong("value is not a valid float", "type_error.float", name)
 	case seconds < 0:
-		f.wrong("ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
+		f.wrongBy(limitCtx{0}, "ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
 	case seconds > l.maxWait:
-		f.wrong(fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
+		f.wrongBy(limitCtx{l.maxWait}, fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
 	default:
 		return seconds
 	}

@@ -538,7 +538,7 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 	case errors.Is(err, errTooManyCopies), errors.As(err, new(errNeverDue)):
 		return http.StatusUnprocessableEntity, err.Error()
 	case atFault(err):
-		return http.StatusUnprocessableEntity, invalid{{[]any{"body"}, "PostgreSQL refuses it: " + err.Error(), "value_error"}}
+		return http.StatusUnprocessableEntity, invalid{{Loc: []any{"body"}, Msg: "PostgreSQL refuses it: " + err.Error(), Type: "value_error"}}
 	case errors.Is(err, errOverloaded):
 		return http.StatusServiceUnavailable, "too many requests are waiting, try again later"
 	case errors.Is(err, errUnavailable), temporary(err):
@@ -960,12 +960,15 @@ func (s *server) redrive(r *request) error {
 		return err
 	}
 	f := readBody(r.body)
-	destination := f.id("destination_queue_id", true)
+	destination := f.text("destination_queue_id", true)
 	limit := math.MaxInt
 	if n := f.integer("limit", bounds{1, math.MaxInt}, false); n != nil {
 		limit = *n
 	}
 	if err := f.err(); err != nil {
+		return err
+	}
+	if _, err := pathID(*destination, errQueueNotFound); err != nil {
 		return err
 	}
 	err = s.store.redrive(r.Context(), id, *destination, limit, func(n int) {
@@ -1033,7 +1036,7 @@ func (s *server) finishPublish(r *request, f *form, p *publication, at func(i in
 	stored, err := s.engine.publish(r.Context(), p)
 	var never errNeverDue
 	if errors.As(err, &never) {
-		return invalid{{append(at(never.message), "delay_seconds"), never.Error(), "value_error.number.not_lt"}}
+		return invalid{{Loc: append(at(never.message), "delay_seconds"), Msg: never.Error(), Type: "value_error.number.not_lt"}}
 	}
 	if err != nil {
 		return err
@@ -1060,11 +1063,17 @@ func (s *server) receive(r *request) error {
 		return err
 	}
 	f := readQuery(r.URL.RawQuery)
-	limit := min(f.parameter("limit", 10, bounds{1, math.MaxInt}), s.limits.maxLimit)
+	limit := min(f.parameter("limit", 10, bounds{0, math.MaxInt}), s.limits.maxLimit)
 	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
 	shows := f.shown()
 	if err := f.err(); err != nil {
 		return err
+	}
+	if limit == 0 {
+		if _, err := s.store.queue(r.Context(), id); err != nil {
+			return err
+		}
+		return r.w.messages(http.StatusOK, nil)
 	}
 	v, err := s.engine.receive(r.whileHeard(), id, limit, wait)
 	if err != nil {
@@ -1224,7 +1233,7 @@ func batchConflicts(err error) error {
 	}
 	var mistakes invalid
 	for _, i := range over.items {
-		mistakes = append(mistakes, mistake{[]any{"body", "messages", i, "scheduled_at"}, over.Error(), "value_error.lease"})
+		mistakes = append(mistakes, mistake{Loc: []any{"body", "messages", i, "scheduled_at"}, Msg: over.Error(), Type: "value_error.lease"})
 	}
 	return conflict(mistakes)
 }
@@ -1261,7 +1270,7 @@ func (s *server) look(page func(ctx context.Context, queueID string, offset, lim
 		}
 		f := readQuery(r.URL.RawQuery)
 		offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
-		limit := f.parameter("limit", 25, bounds{1, maxPeek})
+		limit := f.parameter("limit", 25, bounds{0, maxPeek})
 		if err := f.err(); err != nil {
 			return err
 		}
@@ -1311,7 +1320,7 @@ func (s *server) putGroup(r *request) error {
 		return err
 	}
 	if msg := pathMistake(id); msg != "" {
-		return invalid{{[]any{"path", "group"}, msg, "value_error"}}
+		return invalid{{Loc: []any{"path", "group"}, Msg: msg, Type: "value_error"}}
 	}
 	f := readBody(r.body)
 	if !f.broken && !f.has("delivery_interval_ms") {
@@ -1433,7 +1442,7 @@ func pathID(id string, missing error) (string, error) {
 func (r *request) messageID() (string, error) {
 	id, ok := parseID(r.PathValue("message_id"))
 	if !ok {
-		return "", invalid{{[]any{"path", "message_id"}, "value is not a valid uuid", "type_error.uuid"}}
+		return "", invalid{{Loc: []any{"path", "message_id"}, Msg: "value is not a valid uuid", Type: "type_error.uuid"}}
 	}
 	return id, nil
 }

@@ -142,7 +142,7 @@ func (s *server) microCompact(r *request) error {
 // kept as it is. Anything else becomes a member "body", or "body_base64" if it is
 // not text, beside its "content_type".
 func wrap(body []byte, contentType string) []byte {
-	if f := readBody(body); !f.broken && !f.isWrapped() {
+	if f := readBody(body); !f.broken && body[skipSpace(body, 0)] == '{' && !f.isWrapped() {
 		return body
 	}
 	b := append([]byte(`{"content_type":`), quote(strings.ToValidUTF8(contentType, "\uFFFD"))...)

@@ -37,7 +37,7 @@ func TestPgQueueAnswersLikePgQueue(t *testing.T) {
 
 		{"POST", "/message", ``, 400, `{"status":"Malformed json"}`},
 		{"POST", "/message", `{"channel":`, 400, `{"status":"Malformed json"}`},
-		{"POST", "/message", `[]`, 400, `{"status":"Malformed json"}`},
+		{"POST", "/message", `[]`, 400, `{"status":"Field channel not found in json"}`},
 		{"POST", "/message", `{"message":{}}`, 400, `{"status":"Field channel not found in json"}`},
 		{"POST", "/message", `{"channel":"a"}`, 400, `{"status":"Field message not found in json"}`},
 		{"POST", "/message", `{"channel":1,"message":{}}`, 400, `{"status":"Check the field types. Channel must be str and Message must be a json"}`},

@@ -327,7 +327,7 @@ func TestDelayOfAMessageReplacesThatOfTheQueue(t *testing.T) {
 			m.ID, want, m.ScheduledAt)
 		checkDiff(t, "delay "+delay, 1, n)
 	}
-	for _, delay := range []string{`-1`, `901`, `1.5`, `"x"`, `{}`} {
+	for _, delay := range []string{`-1`, `901`, `"1.5"`, `"x"`, `{}`} {
 		if got := s.must(422, "POST", "/topics/t/messages", `{"data":{},"delay_seconds":`+delay+`}`); !strings.Contains(got, `["body","delay_seconds"]`) {
 			t.Errorf("delay %s = %s", delay, got)
 		}

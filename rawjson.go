@@ -4,14 +4,15 @@ import (
 	"bytes"
 	"encoding/json"
 	"strconv"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
 // The functions here look at JSON without changing it, because what clients
 // send comes back as they sent it: encoding/json would replace lone surrogates,
-// drop all but one of equal names, and lose digits. All of them expect text
-// that json.Valid accepts.
+// drop all but one of equal names, and lose digits. All of them but syntaxMistake
+// expect text that json.Valid accepts.
 
 // isNull reports whether raw is null or nothing at all.
 func isNull(raw []byte) bool {
@@ -41,6 +42,12 @@ func walkArray(raw []byte, each func(value []byte)) {
 			i = skipSpace(raw, i+1)
 		}
 	}
+}
+
+// withoutMark returns the text without a byte order mark before it, which some
+// programs write and JSON does not know (RFC 8259, section 8.1).
+func withoutMark(text []byte) []byte {
+	return bytes.TrimPrefix(text, []byte("\ufeff"))
 }
 
 func skipSpace(raw []byte, i int) int {
@@ -162,4 +169,125 @@ func quote(text string) []byte {
 	encoder.SetEscapeHTML(false)
 	encoder.Encode(text) // cannot fail
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}
+
+// syntaxMistake says what is wrong with a text that json.Valid refuses, and at
+// which byte, in the words of Python's json module (CPython 3.11,
+// Modules/_json.c), which are fastqueue's. msg is empty if it is only too deep.
+func syntaxMistake(text []byte) (msg string, at int) {
+	is := func(i int, c byte) bool { return i < len(text) && text[i] == c }
+	var open []byte // what is around, outermost first
+	i := skipSpace(text, 0)
+	for {
+		if len(open) > 0 && open[len(open)-1] == '{' {
+			if !is(i, '"') {
+				return "Expecting property name enclosed in double quotes", i
+			}
+			if i, msg = skipBrokenString(text, i); msg != "" {
+				return msg, i
+			}
+			if i = skipSpace(text, i); !is(i, ':') {
+				return "Expecting ':' delimiter", i
+			}
+			i = skipSpace(text, i+1)
+		}
+		switch {
+		case is(i, '{'), is(i, '['):
+			end := skipSpace(text, i+1)
+			if !is(end, text[i]+2) { // the closing one
+				open = append(open, text[i])
+				i = end
+				continue
+			}
+			i = end + 1
+		case is(i, '"'):
+			if i, msg = skipBrokenString(text, i); msg != "" {
+				return msg, i
+			}
+		default:
+			end := skipScalar(text, i)
+			if end == i {
+				return "Expecting value", i
+			}
+			i = end
+		}
+		for i = skipSpace(text, i); len(open) > 0 && is(i, open[len(open)-1]+2); i = skipSpace(text, i+1) {
+			open = open[:len(open)-1]
+		}
+		switch {
+		case len(open) == 0 && i < len(text):
+			return "Extra data", i
+		case len(open) == 0:
+			return "", 0
+		case !is(i, ','):
+			return "Expecting ',' delimiter", i
+		}
+		i = skipSpace(text, i+1)
+	}
+}
+
+// skipBrokenString returns the end of the string that starts at i or, with msg,
+// where it is wrong.
+func skipBrokenString(text []byte, i int) (end int, msg string) {
+	for end = i + 1; end < len(text); end++ {
+		switch c := text[end]; {
+		case c == '"':
+			return end + 1, ""
+		case c < ' ':
+			return end, "Invalid control character at"
+		case c != '\\' || end+1 == len(text):
+		case text[end+1] == 'u':
+			if end+6 >= len(text) || len(bytes.Trim(text[end+2:end+6], "0123456789abcdefABCDEF")) > 0 {
+				return end + 1, "Invalid \\uXXXX escape"
+			}
+			end += 5
+		case bytes.IndexByte([]byte(`"\/bfnrt`), text[end+1]) < 0:
+			return end, "Invalid \\escape"
+		default:
+			end++
+		}
+	}
+	return i, "Unterminated string starting at"
+}
+
+// skipScalar returns the end of the longest number or word of JSON that starts at
+// i, which is i if none does.
+func skipScalar(text []byte, i int) int {
+	for _, word := range []string{"null", "true", "false"} {
+		if bytes.HasPrefix(text[i:], []byte(word)) {
+			return i + len(word)
+		}
+	}
+	is := func(i int, any string) bool { return i < len(text) && strings.IndexByte(any, text[i]) >= 0 }
+	skipDigits := func(i int) int {
+		for is(i, "0123456789") {
+			i++
+		}
+		return i
+	}
+	end := i
+	if is(end, "-") {
+		end++
+	}
+	switch {
+	case !is(end, "0123456789"):
+		return i
+	case is(end, "0"):
+		end++
+	default:
+		end = skipDigits(end)
+	}
+	if is(end, ".") && is(end+1, "0123456789") {
+		end = skipDigits(end + 1)
+	}
+	if is(end, "eE") {
+		exponent := end + 1
+		if is(exponent, "+-") {
+			exponent++
+		}
+		if is(exponent, "0123456789") {
+			end = skipDigits(exponent)
+		}
+	}
+	return end
 }

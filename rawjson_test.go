@@ -63,9 +63,9 @@ func FuzzRawJSON(f *testing.F) {
 				t.Errorf("accepted %d levels", deepest)
 			}
 		}
-		quoted := quoteNumbers(raw)
+		quoted := quoteScalars(raw)
 		if !json.Valid(quoted) {
-			t.Errorf("quoteNumbers(%q) = %q", raw, quoted)
+			t.Errorf("quoteScalars(%q) = %q", raw, quoted)
 		}
 	})
 }

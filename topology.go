@@ -49,7 +49,7 @@ func readTopology(path string, l *limits) (*topology, error) {
 // declared reads an optional list of objects with different ids, which have these
 // fields and the times that a server shows: what it shows may go into a topology.
 func (f *form) declared(name string, fields []string, each func(item *form, id string)) {
-	if raw := f.value(name, false); raw == nil || string(quoteNumbers(raw)) == "[]" {
+	if raw := f.value(name, false); raw == nil || string(quoteScalars(raw)) == "[]" {
 		return
 	}
 	seen := make(map[string]bool)

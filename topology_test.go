@@ -60,8 +60,8 @@ func TestWrongTopologyIsOneClearError(t *testing.T) {
 	const rest = `"ack_deadline_seconds":30,"message_retention_seconds":3600`
 	for text, want := range map[string]string{
 		``:                                   "field required",
-		`[]`:                                 "value is not a valid dict",
-		`{"topics":`:                         "invalid JSON",
+		`["a"]`:                              "value is not a valid dict",
+		`{"topics":`:                         "Expecting value: line 1 column 11",
 		`{"topics":{}}`:                      "topics]: value is not a valid list",
 		`{"topics":["a"]}`:                   "topics 0]: value is not a valid dict",
 		`{"topics":[{"id":"a b"}]}`:          "topics 0 id]: string does not match regex",

@@ -67,11 +67,11 @@ func (r *request) dashboard(name string) error {
 	return nil
 }
 
-// overview is all that there is to see of many queues at once.
+// overview is all that there is to see of many queues at once, beside its "data",
+// a list of overviewItem.
 type overview struct {
 	Server overviewServer `json:"server"`
 	Token  *overviewToken `json:"token"` // null if the server is open
-	Data   []overviewItem `json:"data"`
 	// NextOffset is where the next page begins, null at the end.
 	NextOffset *int `json:"next_offset"`
 }
@@ -107,14 +107,13 @@ func (s *server) overview(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	queues, err := s.store.queues(r.Context(), r.visible(), offset, s.limits.maxLimit+1)
+	queues, more, err := s.store.queues(r.Context(), r.visible(), offset, s.limits.maxLimit+1)
 	if err != nil {
 		return err
 	}
 	v := overview{Server: overviewServer{ID: s.id, Version: version()}}
 	if len(queues) > s.limits.maxLimit {
-		queues = queues[:s.limits.maxLimit]
-		v.NextOffset = new(offset + len(queues))
+		queues, more = queues[:s.limits.maxLimit], true
 	}
 	if r.token != nil {
 		v.Token = &overviewToken{r.token.name, r.token.admin}
@@ -125,7 +124,7 @@ func (s *server) overview(r *request) error {
 		counts[counted[i].queueID] = &counted[i]
 	}
 	waiting := s.engine.waiting()
-	v.Data = make([]overviewItem, len(queues))
+	items := make([]overviewItem, len(queues))
 	for i, q := range queues {
 		item := overviewItem{queue: q, WaitingReceivers: waiting[q.ID]}
 		if c := counts[q.ID]; c != nil {
@@ -137,11 +136,16 @@ func (s *server) overview(r *request) error {
 			item.DeliveredTotal = totals[messagesDelivered].Load()
 			item.AckedTotal = totals[messagesAcked].Load()
 		}
-		v.Data[i] = item
+		items[i] = item
 	}
 	v.Server.Uptime = time.Since(s.started).Seconds()
 	if !at.IsZero() {
 		v.Server.CountedAgo = new(time.Since(at).Seconds())
 	}
-	return r.w.json(http.StatusOK, v)
+	return writeList(r.w, items, func(n int) any {
+		if more || n < len(items) {
+			v.NextOffset = new(offset + n)
+		}
+		return v
+	})
 }

@@ -646,12 +646,21 @@ const smallAnswer = 4 << 10
 // json answers with a value.
 func (w *response) json(code int, v any) error {
 	var b bytes.Buffer
-	encoder := json.NewEncoder(&b)
+	if err := appendJSON(&b, v); err != nil {
+		return err
+	}
+	return w.own(code, b.Bytes())
+}
+
+// appendJSON appends a value, with < and the like as they are.
+func appendJSON(b *bytes.Buffer, v any) error {
+	encoder := json.NewEncoder(b)
 	encoder.SetEscapeHTML(false)
 	if err := encoder.Encode(v); err != nil {
 		return err
 	}
-	return w.own(code, bytes.TrimSuffix(b.Bytes(), []byte("\n")))
+	b.Truncate(b.Len() - 1) // the newline
+	return nil
 }
 
 // own answers with JSON that nobody else holds.
@@ -790,9 +799,63 @@ func (w *response) page(p *page) error {
 	return nil
 }
 
-// list is the body of answers with many items.
-type list struct {
-	Data any `json:"data"`
+// listed is an item of a list. Its size is about how many bytes it takes, here and as
+// JSON.
+type listed interface{ size() int }
+
+func (t topic) size() int { return 64 + len(t.ID) }
+func (q queue) size() int { return queueSize/2 + len(q.MessageFilters) }
+func (g group) size() int { return 256 + len(g.QueueID) + len(g.ID) }
+
+// list responds with {"data": [item…]}, with as many of the items as fit into
+// listSize, but one in any case.
+func list[T listed](w *response, items []T) error {
+	return writeList(w, items, func(int) any { return struct{}{} })
+}
+
+// writeList is list with the members of one more object, which may depend on how many
+// of the items are listed.
+func writeList[T listed](w *response, items []T, rest func(n int) any) error {
+	size := len(`{"data":[]}`)
+	for _, item := range items {
+		size += item.size() + 1
+	}
+	if size > smallAnswer && !w.conn.take(2*int64(size)) {
+		return errOverloaded
+	}
+	var b bytes.Buffer
+	b.Grow(size)
+	b.WriteString(`{"data":[`)
+	n := 0
+	for i, item := range items {
+		before := b.Len()
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		if err := appendJSON(&b, item); err != nil {
+			return err
+		}
+		if i > 0 && b.Len() > listSize {
+			b.Truncate(before)
+			break
+		}
+		n++
+	}
+	b.WriteByte(']')
+	end := b.Len()
+	if err := appendJSON(&b, rest(n)); err != nil {
+		return err
+	}
+	if b.Bytes()[end+1] == '}' {
+		b.Bytes()[end] = '}'
+		b.Truncate(end + 1)
+	} else {
+		b.Bytes()[end] = ','
+	}
+	if b.Len() > max(size, smallAnswer) {
+		w.conn.add(int64(b.Len() - size))
+	}
+	return w.shared(http.StatusOK, b.Bytes())
 }
 
 func (s *server) createTopic(r *request) error {
@@ -818,7 +881,7 @@ func (s *server) listTopics(r *request) error {
 	if err != nil {
 		return err
 	}
-	return r.w.json(http.StatusOK, list{all})
+	return list(r.w, all)
 }
 
 func (s *server) getTopic(r *request) error {
@@ -864,11 +927,11 @@ func (s *server) listQueues(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	all, err := s.store.queues(r.Context(), r.visible(), offset, limit)
+	all, _, err := s.store.queues(r.Context(), r.visible(), offset, limit)
 	if err != nil {
 		return err
 	}
-	return r.w.json(http.StatusOK, list{all})
+	return list(r.w, all)
 }
 
 func (s *server) getQueue(r *request) error {
@@ -1299,7 +1362,7 @@ func (s *server) listGroups(r *request) error {
 	if err != nil {
 		return err
 	}
-	return r.w.json(http.StatusOK, list{all})
+	return list(r.w, all)
 }
 
 func (s *server) getGroup(r *request) error {

@@ -126,7 +126,7 @@ func (s *server) pgBrowse(r *request) error {
 		}
 		b = all[i].appendPgJSON(b)
 	}
-	return r.w.shared(http.StatusOK, append(b, ']'))
+	return r.w.own(http.StatusOK, append(b, ']'))
 }
 
 // pgChannels lists the channels that hold messages.

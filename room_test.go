@@ -289,3 +289,73 @@ func TestAnswerInSmallPiecesIsProgress(t *testing.T) {
 		t.Error("a client that takes its answer looks as if it did not move")
 	}
 }
+
+// Filters may be large, and an older server took larger ones.
+func TestListsAreCutAndGoOn(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.limits.maxLimit = 10_000
+	var queues []string
+	for i := range 14 {
+		queues = append(queues, fmt.Sprintf("q%02d", i))
+		s.mustQueue(queues[i])
+	}
+	s.exec("UPDATE queued.queues SET message_filters = json_build_object('a', json_build_array(repeat('x', CASE id WHEN 'q05' THEN 9000000 ELSE 1500000 END)))")
+	var groups []string
+	for i := range 6000 {
+		groups = append(groups, fmt.Sprintf("%04d", i)+strings.Repeat("\x01", 252)) // six bytes each in JSON
+	}
+	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at, kept) SELECT -key, g, 'infinity', true FROM queued.queues, unnest($1::text[]) AS g WHERE queues.id = 'q00'", groupArray(groups))
+	for _, v := range []struct {
+		path string
+		want []string
+	}{{"/queues", queues}, {"/queues/q00/groups", groups}, {"/overview", queues}} {
+		var got []string
+		pages := 0
+		for {
+			body := s.must(200, "GET", fmt.Sprintf("%s?limit=10000&offset=%d", v.path, len(got)), "")
+			var page struct {
+				Data []struct {
+					ID    string
+					Group string
+				}
+				NextOffset *int `json:"next_offset"`
+			}
+			mustDecode(t, body, &page)
+			if len(page.Data) == 0 {
+				break
+			}
+			if len(body) > listSize+1000 && len(page.Data) > 1 {
+				t.Errorf("a page of %s has %d bytes in %d items", v.path, len(body), len(page.Data))
+			}
+			for _, item := range page.Data {
+				got = append(got, item.Group+item.ID)
+			}
+			pages++
+			if v.path == "/overview" && (page.NextOffset == nil) != (len(got) == len(v.want)) {
+				t.Errorf("after %d queues the next offset is %v", len(got), page.NextOffset)
+			}
+		}
+		checkDiff(t, "items of "+v.path, v.want, got)
+		if pages < 2 {
+			t.Errorf("%s has %d pages", v.path, pages)
+		}
+	}
+}
+
+func TestListWithoutRoomIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for i := range 3 {
+		s.mustQueue(fmt.Sprint("q", i))
+	}
+	s.exec("UPDATE queued.queues SET message_filters = json_build_object('a', json_build_array(repeat('x', 1000000)))")
+	giveBack := s.setRoom(5_000_000) // the rows take three, and their JSON as much
+	for _, path := range []string{"/queues", "/overview"} {
+		if got := s.do("GET", path, ""); got.status != 503 {
+			t.Errorf("GET %s without room = %d with %d bytes", path, got.status, len(got.body))
+		}
+	}
+	giveBack()
+	s.must(200, "GET", "/queues", "")
+}

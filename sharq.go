@@ -462,14 +462,18 @@ func (s *server) sharQGroup(r *request) error {
 	return r.w.own(http.StatusOK, append(sharQCounts(counts).appendJSON(b), '}'))
 }
 
-// quoteAll returns texts as a JSON list.
+// quoteAll returns texts as a JSON list, as many as fit into listSize.
 func quoteAll(texts []string) []byte {
 	b := []byte{'['}
 	for i, text := range texts {
+		quoted := quote(text)
+		if len(b)+len(quoted) > listSize {
+			break
+		}
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(b, quote(text)...)
+		b = append(b, quoted...)
 	}
 	return append(b, ']')
 }

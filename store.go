@@ -541,15 +541,50 @@ func (s *store) queueIDs(ctx context.Context, visible *names, limit int) ([]stri
 	return collect(ctx, s.on("queue_ids"), scanID, selectQueueIDs, 0, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
-const selectQueues = `
-SELECT ` + queueColumns + `
-FROM queued.queues` + visibleIDs + `
-ORDER BY id
-LIMIT $2 OFFSET $1`
+// listSize is how many bytes a page of a list has at most, from PostgreSQL as well as
+// for the client, unless its first item has more.
+const listSize = 8 << 20
 
-func (s *store) queues(ctx context.Context, visible *names, offset, limit int) ([]queue, error) {
-	return collect(ctx, s.on("queues"), scanQueue, selectQueues, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+// queueSize is the most bytes of a queue in a list, beside its filters.
+const queueSize = 1200
+
+// To find the size of a filter costs more than all else, so that is done once.
+const selectQueues = `
+WITH page AS MATERIALIZED (
+    SELECT ` + queueColumns + `, $7 + coalesce(octet_length(message_filters::text), 0) AS size
+    FROM (
+        SELECT ` + queueColumns + `
+        FROM queued.queues` + visibleIDs + `
+        ORDER BY id
+        LIMIT $2 OFFSET $1
+    ) AS queues
+), sized AS (
+    SELECT ` + queueColumns + `, count(*) OVER () AS found, size, sum(size) OVER (ORDER BY id) AS total
+    FROM page
+)
+SELECT ` + queueColumns + `, found
+FROM sized
+WHERE total <= $6
+    OR total = size
+ORDER BY id`
+
+// queues returns a page of the visible queues, in order, and whether there are more
+// of them within the limit than fit into it.
+func (s *store) queues(ctx context.Context, visible *names, offset, limit int) (all []queue, more bool, err error) {
+	found := 0
+	all, err = collect(ctx, s.on("queues"), func(row scanner) (queue, error) {
+		return scanQueue(alongside{row, &found})
+	}, selectQueues, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes), listSize, queueSize)
+	return all, len(all) < found, err
 }
+
+// alongside is a row with one more column at its end.
+type alongside struct {
+	scanner
+	last any
+}
+
+func (a alongside) Scan(columns ...any) error { return a.scanner.Scan(append(columns, a.last)...) }
 
 const deleteQueue = settingsChanged + `, deleted AS (
     DELETE FROM queued.queues

@@ -87,11 +87,15 @@ export function parseExactly(text) {
 
 const pageSize = 100
 
+// mayBeCut is how many characters a list has that may have fewer items than there
+// are: the server cuts lists at some bytes.
+export const mayBeCut = 1 << 20
+
 // page returns a page of a list, and whether there may be another.
 export async function page(target, offset) {
   try {
-    const { data } = await get(`${target}?offset=${offset}&limit=${pageSize}`)
-    return { items: data, more: data.length === pageSize }
+    const { value, text } = await call('GET', `${target}?offset=${offset}&limit=${pageSize}`)
+    return { items: value.data, more: value.data.length === pageSize || text.length >= mayBeCut }
   } catch (error) {
     if (error.status !== 422) throw error
     const { data } = await get(`${target}?offset=${offset}`) // the server's -max-limit is lower

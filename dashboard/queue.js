@@ -1,7 +1,7 @@
 // The page of one queue: its numbers, messages, settings and groups, and what can be
 // done with them.
 
-import { call, get, now, page, parseExactly, path } from './api.js'
+import { call, get, mayBeCut, now, page, parseExactly, path } from './api.js'
 import { chart, ratesChart } from './chart.js'
 import { attempt, confirm, inputs, note, numberIn, suggested } from './dialogs.js'
 import { count, duration, exact, field, h, keep, replace, setCurrent, setText, time } from './dom.js'
@@ -184,7 +184,6 @@ function turner(turn, shown) {
 }
 
 const pageSize = 25
-const mayBeCut = 1 << 20 // characters of an answer: a longer one may have fewer messages than there are
 
 // messagesPart peeks at the messages, page by page.
 function messagesPart(id) {

@@ -82,7 +82,7 @@ func tour(t *testing.T, program, path string, private bool) {
 		privateFolder, dataDir,
 	)
 
-	shell := newShell(t, append(env, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "QUEUED_URL="+server.url)...)
+	shell := newShell(t, append(env, "CURL_HOME="+curlHome(t), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "QUEUED_URL="+server.url)...)
 	ids := map[string]string{} // of a message on the page, to what it is in this run
 	var rewritten strings.Builder
 	last := "" // id that was printed
@@ -185,7 +185,24 @@ func newShell(t testing.TB, env ...string) *shell {
 	}}
 }
 
-// run returns what a command prints, without the end of its last line.
+var curlrcOnPage = regexp.MustCompile("with `(.+)` in\\s`~/.curlrc`")
+
+// curlHome returns a folder with the settings of curl that the README asks for.
+func curlHome(t *testing.T) string {
+	t.Helper()
+	settings := curlrcOnPage.FindStringSubmatch(mustRead(t, "README.md"))
+	if settings == nil {
+		t.Fatal("the README does not say what to have in ~/.curlrc")
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, ".curlrc"), []byte(settings[1]+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// run returns what a command prints, without the end of its last line, which a
+// terminal needs: else the next prompt would be on that line.
 func (s *shell) run(command string) string {
 	s.t.Helper()
 	const end = "-- end of the command --"
@@ -198,7 +215,11 @@ func (s *shell) run(command string) string {
 			s.t.Fatalf("the shell has ended in %s: %v", command, err)
 		}
 		if line == end+"\n" {
-			return strings.TrimRight(printed.String(), "\n")
+			all := strings.TrimSuffix(printed.String(), "\n")
+			if all != "" && !strings.HasSuffix(all, "\n") {
+				s.t.Errorf("$ %s\nleaves a prompt behind its output, where the page shows it on the next line", command)
+			}
+			return strings.TrimRight(all, "\n")
 		}
 		printed.WriteString(line)
 	}

@@ -303,6 +303,7 @@ func (p *publisher) publishOne(ctx context.Context, in io.Reader) error {
 	if len(data) > most {
 		return fmt.Errorf("the input has more than %d bytes; -lines takes many messages, one a line", most)
 	}
+	data = withoutMark(data)
 	if !isObject(data) {
 		return errors.New("the input is not one JSON object; -lines takes many, one a line")
 	}
@@ -474,7 +475,8 @@ func (b *lineBatch) explain(err error) error {
 
 var errLineTooLong = fmt.Errorf("longer than a batch, of %d bytes, may be", maxBatchBody)
 
-// readLine reads a line of at most so many bytes, without white space around it.
+// readLine reads a line of at most so many bytes, without white space around it and
+// without a byte order mark, as files that were put together have some.
 // It returns io.EOF when there is none left.
 func readLine(r *bufio.Reader, most int) ([]byte, error) {
 	var line []byte
@@ -487,7 +489,7 @@ func readLine(r *bufio.Reader, most int) ([]byte, error) {
 		case err == io.EOF && len(line) == 0:
 			return nil, io.EOF
 		case err == nil || err == io.EOF:
-			return bytes.TrimSpace(line), nil
+			return withoutMark(bytes.TrimSpace(line)), nil
 		case err != bufio.ErrBufferFull:
 			return nil, err
 		}

@@ -37,6 +37,36 @@ func (s *testServer) mustShell(stdin, command string, args ...string) string {
 	return out
 }
 
+// A byte order mark, as programs on Windows write it, is no part of the JSON: neither
+// in a body, nor in what is published from a shell, nor in files.
+func TestByteOrderMarkBeforeJSONIsSkipped(t *testing.T) {
+	t.Parallel()
+	const mark = "\ufeff"
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", mark+`{"id":"t"}`)
+	s.mustQueue("q", `"topic_id":"t"`)
+	s.must(201, "POST", "/topics/t/messages", mark+` {"data":{"n":1}}`)
+	s.must(201, "POST", "/queues/q/messages/batch", mark+`{"messages":[{"data":{"n":2}}]}`)
+	s.must(201, "POST", "/message", mark+`{"channel":"q","message":{"n":3}}`)
+	s.mustShell(mark+`{"n":4}`+"\r\n", "publish", "t")
+	s.mustShell(mark+`{"n":5}`+"\r\n"+mark+`{"n":6}`+"\r\n"+mark, "publish", "-lines", "t")
+	checkDiff(t, "messages", []int{1, 2, 3, 4, 5, 6}, numbers(s.receive("q", "")))
+
+	s.must(200, "POST", "/in/q", mark+`{"n":7}`) // which gives back what came in, to the byte
+	checkDiff(t, "body", mark+`{"n":7}`, s.must(200, "GET", "/out/q", ""))
+
+	path := filepath.Join(t.TempDir(), "tokens.json")
+	if err := os.WriteFile(path, []byte(mark+`{"tokens":[{"name":"a","token":"secret-secret-secret","admin":true}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := readTokens(path); err != nil || len(*all) != 1 {
+		t.Errorf("a file of tokens = %v, %v", all, err)
+	}
+	if v, err := readTopology(mustWriteTopology(t, mark+`{"topics":[{"id":"t"}]}`), &s.server.limits); err != nil || len(v.topics) != 1 {
+		t.Errorf("a topology = %v, %v", v, err)
+	}
+}
+
 // copies returns what publish prints of these messages.
 func copies(messages []wireMessage) string {
 	var out strings.Builder

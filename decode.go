@@ -24,6 +24,8 @@ type mistake struct {
 	Msg  string `json:"msg"`
 	Type string `json:"type"`
 	Ctx  any    `json:"ctx,omitempty"` // what msg is made of
+
+	input any // the text of a query's parameter; nil if it is missing
 }
 
 // What fastqueue says of mistakes beside their text.
@@ -113,9 +115,16 @@ func (f *form) wrong(msg, kind string, loc ...any) {
 
 // wrongBy is wrong with a context.
 func (f *form) wrongBy(ctx any, msg, kind string, loc ...any) {
-	if len(f.mistakes) < maxMistakes {
-		f.mistakes = append(f.mistakes, mistake{slices.Concat(f.where, loc), msg, kind, ctx})
+	if len(f.mistakes) >= maxMistakes {
+		return
 	}
+	m := mistake{Loc: slices.Concat(f.where, loc), Msg: msg, Type: kind, Ctx: ctx}
+	if f.where[0] == "query" {
+		if text, has := f.find(loc[0].(string)); has {
+			m.input = string(text)
+		}
+	}
+	f.mistakes = append(f.mistakes, m)
 }
 
 // err returns all mistakes so far, nil if there are none.

@@ -93,6 +93,98 @@ func TestQueuesAnswerLikeFastqueue(t *testing.T) {
 	})
 }
 
+// The stories of fastqueue's own tests, but for the nack of a message that is due
+// and that nobody holds: here it keeps its place.
+func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"topic"}`)
+	for n := range 5 {
+		s.must(201, "POST", "/topics", fmt.Sprintf(`{"id":"topic-%d"}`, n))
+		s.mustQueue(fmt.Sprintf("queue-%d", n), `"topic_id":"topic"`, `"message_filters":{"attr1":["attr1"]}`)
+	}
+	length := func(path string) int {
+		var v struct{ Data []json.RawMessage }
+		mustDecode(t, s.must(200, "GET", path, ""), &v)
+		return len(v.Data)
+	}
+	checkDiff(t, "lists", []int{6, 0, 5, 0}, []int{length("/topics"), length("/topics?offset=10&limit=10"), length("/queues"), length("/queues?offset=10&limit=10")})
+
+	// Each queue gets its own copy, which is hidden until its deadline, and then comes again.
+	published := s.messages(s.must(201, "POST", "/topics/topic/messages", `{"data":{"message":"Hello"},"attributes":{"attr1":"attr1","attr2":"attr2"}}`))
+	checkDiff(t, "copies", 5, len(published))
+	for n, m := range published {
+		queue := fmt.Sprintf("queue-%d", n)
+		for attempt := 1; attempt <= 2; attempt++ {
+			got := s.receive(queue, "")
+			if len(got) != 1 || got[0].ID != m.ID || string(got[0].Data) != `{"message":"Hello"}` || got[0].DeliveryAttempts != attempt || got[0].ScheduledAt <= m.ScheduledAt {
+				t.Errorf("receive %d from %s = %+v", attempt, queue, got)
+			}
+			checkDiff(t, "before the deadline", 0, len(s.receive(queue, "")))
+			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", m.ID)
+		}
+	}
+
+	// One that expired goes, and those with too many deliveries move and count anew.
+	s.mustQueue("dead")
+	s.must(200, "PUT", "/queues/queue-0", `{"dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":600,"delivery_delay_seconds":10}`)
+	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", published[1].ID)
+	mustCleanUp(t, s)
+	checkDiff(t, "left by the cleanup", []int{0, 0, 1, 1}, []int{s.messagesIn("queue-0"), s.messagesIn("queue-1"), s.messagesIn("queue-2"), s.messagesIn("dead")})
+	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"queue-1","message_count":3}`)
+	moved := s.receive("queue-1", "")
+	if len(moved) != 1 || moved[0].ID != published[0].ID || moved[0].DeliveryAttempts != 1 {
+		t.Errorf("redriven = %+v, want message %s in its first delivery", moved, published[0].ID)
+	}
+
+	s.must(204, "PUT", "/queues/queue-2/purge", "")
+	checkDiff(t, "purged", `{"num_undelivered_messages":0,"oldest_unacked_message_age_seconds":0}`, s.must(200, "GET", "/queues/queue-2/stats", ""))
+	s.must(204, "DELETE", "/queues/queue-3", "")
+	s.must(204, "PUT", "/messages/"+published[3].ID+"/ack", "") // which is gone
+	s.must(204, "DELETE", "/queues/dead", "")
+	s.must(204, "DELETE", "/topics/topic", "")
+	want := `{"id":"queue-0","topic_id":null,"dead_queue_id":null,"ack_deadline_seconds":60,"message_retention_seconds":600,` +
+		`"message_filters":null,"message_max_deliveries":2,"delivery_delay_seconds":10,"created_at":"TIME","updated_at":"TIME"}`
+	checkDiff(t, "queue without its topic and its dead queue", want, mask(s.must(200, "GET", "/queues/queue-0", "")))
+}
+
+// What a queue wants and a message has, from fastqueue's tests. Numbers are texts by
+// the time that they are compared.
+func TestFiltersOfFastqueuesTestsHold(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for n, v := range []struct {
+		filters, attributes string
+		copies              int
+	}{
+		{`{"attr1":[1]}`, `{"attr1":1}`, 1},
+		{`{"attr1":[1]}`, `{"attr1":"1"}`, 1},
+		{`{"attr1":[1]}`, `{"attr1":1.0}`, 0},
+		{`{"attr1":[1,2]}`, `{"attr1":1}`, 1},
+		{`{"attr1":[1,2]}`, `{"attr1":2}`, 1},
+		{`{"attr1":[true]}`, `{"attr1":true}`, 1},
+		{`{"attr1":["true"]}`, `{"attr1":true}`, 0},
+		{`{"attr1":[1.50]}`, `{"attr1":15e-1}`, 1},
+		{`{"attr1":[1]}`, `{"attr2":1}`, 0},
+		{`{"attr1":[1],"attr2":[2]}`, `{"attr1":1}`, 0},
+		{`{"attr1":[1],"attr2":[2]}`, `{"attr1":1,"attr2":2}`, 1},
+		{`{"attr1":[1],"attr2":[2]}`, `{"attr1":1,"attr2":2,"attr3":3}`, 1},
+		{`{"attr1":[1,2],"attr2":[1,2]}`, `{"attr1":1,"attr2":2,"attr3":3}`, 1},
+		{`null`, `{"attr1":1}`, 1},
+		{`{"attr1":[1]}`, `null`, 0},
+		{`[]`, `[]`, 1},
+		{`{}`, `null`, 0},
+		{`null`, `null`, 1},
+	} {
+		id := fmt.Sprint("t", n)
+		s.mustTopic(id, `"message_filters":`+v.filters)
+		got := s.messages(s.must(201, "POST", "/topics/"+id+"/messages", `{"data":{},"attributes":`+v.attributes+`}`))
+		if len(got) != v.copies {
+			t.Errorf("a queue with the filters %s gets %d copies of a message with %s, want %d", v.filters, len(got), v.attributes, v.copies)
+		}
+	}
+}
+
 func TestDeletedTopicAndDeadQueueLeaveNull(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"strconv"
@@ -10,8 +11,44 @@ import (
 // pgQueue is the API of pgQueue, a first-in first-out broker: a channel is a
 // queue, made by its first use, and reading a message consumes it.
 var pgQueue = &dialect{func(w *response, code int, detail any) error {
+	if mistakes, ok := detail.(invalid); ok && mistakes[0].Loc[0] == "query" {
+		return w.json(code, problem{pgMistakes(mistakes)})
+	}
 	return w.json(code, pgStatus{Status: words(detail)})
 }}
+
+// pgMistake is a mistake in a query as pgQueue's framework says it: FastAPI with
+// pydantic 2, where fastqueue has pydantic 1.
+type pgMistake struct {
+	Type  string         `json:"type"`
+	Loc   []any          `json:"loc"`
+	Msg   string         `json:"msg"`
+	Input any            `json:"input"` // as sent; null if it is missing
+	Ctx   map[string]any `json:"ctx,omitempty"`
+}
+
+func pgMistakes(mistakes invalid) (all []pgMistake) {
+	for _, v := range mistakes {
+		m := pgMistake{Type: v.Type, Loc: v.Loc, Msg: v.Msg, Input: v.input}
+		limit, _ := v.Ctx.(limitCtx)
+		switch v.Type {
+		case "value_error.missing":
+			m.Type, m.Msg = "missing", "Field required"
+		case "type_error.integer":
+			m.Type, m.Msg = "int_parsing", "Input should be a valid integer, unable to parse string as an integer"
+		case "type_error.float":
+			m.Type, m.Msg = "float_parsing", "Input should be a valid number, unable to parse string as a number"
+		case "value_error.number.not_ge":
+			m.Type, m.Ctx = "greater_than_equal", map[string]any{"ge": limit.LimitValue}
+			m.Msg = fmt.Sprintf("Input should be greater than or equal to %v", limit.LimitValue)
+		case "value_error.number.not_le":
+			m.Type, m.Ctx = "less_than_equal", map[string]any{"le": limit.LimitValue}
+			m.Msg = fmt.Sprintf("Input should be less than or equal to %v", limit.LimitValue)
+		}
+		all = append(all, m)
+	}
+	return all
+}
 
 // pgStatus is the body of its answers that are not messages.
 type pgStatus struct {
@@ -40,6 +77,8 @@ func (s *server) pgPublish(r *request) error {
 	channel, hasChannel := f.find("channel")
 	data, hasMessage := f.find("message")
 	switch {
+	case f.broken && f.mistakes[0].Type == "type_error.dict": // a list or a text has no such key in Python either
+		return errPgNoChannel
 	case f.broken:
 		return errPgJSON
 	case !hasChannel:
@@ -95,10 +134,10 @@ func (s *server) pgBrowse(r *request) error {
 	f := readQuery(r.URL.RawQuery)
 	channel, has := f.find("channel")
 	if !has {
-		return status{http.StatusUnprocessableEntity, "The parameter channel is required"}
+		f.wrong("field required", "value_error.missing", "channel")
 	}
 	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
-	limit := min(f.parameter("limit", 25, bounds{1, math.MaxInt}), maxPeek)
+	limit := min(f.parameter("limit", 25, bounds{0, math.MaxInt}), maxPeek)
 	if err := f.err(); err != nil {
 		return err
 	}

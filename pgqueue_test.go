@@ -45,9 +45,19 @@ func TestPgQueueAnswersLikePgQueue(t *testing.T) {
 		{"POST", "/message", `{"channel":"a","message":null}`, 400, `{"status":"Check the field types. Channel must be str and Message must be a json"}`},
 		{"POST", "/message", `{"channel":"a b","message":{}}`, 400, `{"status":"A channel has 1 to 128 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"}`},
 		{"GET", "/queue/a%20b", "", 400, `{"status":"A channel has 1 to 128 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"}`},
-		{"GET", "/messages", "", 422, `{"status":"The parameter channel is required"}`},
-		{"GET", "/messages?channel=a&limit=x", "", 422, `{"status":"[query limit]: value is not a valid integer"}`},
-		{"GET", "/queue/abcd?wait_seconds=x", "", 422, `{"status":"[query wait_seconds]: value is not a valid float"}`},
+		{"POST", "/message", `["channel","message"]`, 400, `{"status":"Field channel not found in json"}`},
+		{"POST", "/message", `"channel"`, 400, `{"status":"Field channel not found in json"}`},
+		{"POST", "/message", `null`, 400, `{"status":"Malformed json"}`},
+		{"POST", "/message", `{"channel":"a","message":[]}`, 400, `{"status":"Check the field types. Channel must be str and Message must be a json"}`},
+		{"GET", "/messages?channel=Ab&limit=0", "", 204, ""},
+		{"GET", "/messages?channel=Ab&limit=%201%20", "", 200, `[{"id":N,"channel":"Ab","message":{},"created_at":"TIME"}]`},
+		{"GET", "/messages", "", 422, `{"detail":[{"type":"missing","loc":["query","channel"],"msg":"Field required","input":null}]}`},
+		{"GET", "/messages?limit=x&offset=", "", 422, `{"detail":[{"type":"missing","loc":["query","channel"],"msg":"Field required","input":null},` +
+			`{"type":"int_parsing","loc":["query","offset"],"msg":"Input should be a valid integer, unable to parse string as an integer","input":""},` +
+			`{"type":"int_parsing","loc":["query","limit"],"msg":"Input should be a valid integer, unable to parse string as an integer","input":"x"}]}`},
+		{"GET", "/messages?channel=Ab&limit=-1", "", 422, `{"detail":[{"type":"greater_than_equal","loc":["query","limit"],"msg":"Input should be greater than or equal to 0","input":"-1","ctx":{"ge":0}}]}`},
+		{"GET", "/queue/abcd?wait_seconds=x", "", 422, `{"detail":[{"type":"float_parsing","loc":["query","wait_seconds"],"msg":"Input should be a valid number, unable to parse string as a number","input":"x"}]}`},
+		{"GET", "/queue/abcd?wait_seconds=31", "", 422, `{"detail":[{"type":"less_than_equal","loc":["query","wait_seconds"],"msg":"Input should be less than or equal to 30","input":"31","ctx":{"le":30}}]}`},
 	} {
 		got := s.do(v.method, v.path, v.body)
 		if got.status != v.status || maskPg(got.body) != v.want {

@@ -85,7 +85,7 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 // finds in a table larger than walkBatches*walkPages; the next passes go on there.
 // What another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.removeIdleGroups, c.removeTallies} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.lookAtChangedGroups, c.removeIdleGroups, c.removeTallies} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(unknown(failed), errUnavailable) && pq.As(failed) == nil {
@@ -566,6 +566,12 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 		c.group = page[len(page)-1].groupKey
 	}
 	return nil
+}
+
+// lookAtChangedGroups looks at groups for a change of settings that the request for
+// it did not get done.
+func (c *cleanup) lookAtChangedGroups(ctx context.Context) error {
+	return (&store{c.db, c.metrics}).lookAtChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }
 
 const removeTallies = `

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -27,6 +28,7 @@ import (
 // groupTurn is what one delivery did to the group of its message.
 type groupTurn struct {
 	before, after sql.NullTime // until when the group was limited, and is
+	manyEnded     bool         // more leases of the group have ended than were looked at
 }
 
 // wakeGroups is the end of statements with a step named woken, of rows (queue_key,
@@ -67,8 +69,8 @@ const (
 // What a claim finds in the groups that it has locked, whose rows ($2) cannot move
 // meanwhile. A group with a limit gives one message, others their share. The front
 // of a group is the first by number of those that wait and those whose lease has
-// ended; the second are usually few, and looked for among the first thousand. In an
-// ordered queue ($4) the front is also what is not due yet, or is exhausted: the
+// ended; the second are usually few, and looked for among the first endedLeases, of
+// which it says whether there are as many. In an ordered queue ($4) the front is also what is not due yet, or is exhausted: the
 // others wait for it.
 const frontsOfGroups = `
 WITH visited AS MATERIALIZED (
@@ -93,10 +95,10 @@ WITH visited AS MATERIALIZED (
            v.free AND v.held_until IS NULL AS open
     FROM visited v
     CROSS JOIN LATERAL (
-        SELECT *
+        SELECT *, bool_or(many) OVER () AS many_ended
         FROM (
             (
-                SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries
+                SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries, false AS many
                 FROM queued.messages m
                 WHERE abs(m.queue_key) = abs($1::bigint)
                     AND m.group_id = v.id
@@ -109,30 +111,33 @@ WITH visited AS MATERIALIZED (
             )
             UNION ALL
             (
-                SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries
-                FROM queued.messages m
-                WHERE abs(m.queue_key) = abs($1::bigint)
-                    AND m.group_id = v.id
-                    AND m.in_flight
-                    AND m.scheduled_at <= now()
-                    AND m.expired_at > now()
-                    AND ($4 OR m.delivery_attempts < least($5, m.max_deliveries))
-                ORDER BY m.scheduled_at
-                LIMIT 1000
+                SELECT ended.*, count(*) OVER () = 1000
+                FROM (
+                    SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries
+                    FROM queued.messages m
+                    WHERE abs(m.queue_key) = abs($1::bigint)
+                        AND m.group_id = v.id
+                        AND m.in_flight
+                        AND m.scheduled_at <= now()
+                        AND m.expired_at > now()
+                        AND ($4 OR m.delivery_attempts < least($5, m.max_deliveries))
+                    ORDER BY m.scheduled_at
+                    LIMIT 1000
+                ) ended
             )
         ) either
         ORDER BY seq
         LIMIT v.share
     ) f
 ), fitting AS MATERIALIZED (
-    SELECT tid, group_id, limited_until, scheduled_at, seq, size, in_flight,
+    SELECT tid, group_id, limited_until, scheduled_at, seq, size, in_flight, many_ended,
            row_number() OVER (ORDER BY turn, place) AS place,
            sum(size) OVER (ORDER BY turn, place) AS total
     FROM fronts
     WHERE claimable
         AND open
 ), taken AS MATERIALIZED (
-    SELECT m.ctid AS tid, f.group_id, f.place, f.scheduled_at, f.seq, f.limited_until
+    SELECT m.ctid AS tid, f.group_id, f.place, f.scheduled_at, f.seq, f.limited_until, f.many_ended
     FROM fitting f
     JOIN queued.messages m ON m.ctid = f.tid
     WHERE f.place <= $6
@@ -152,7 +157,7 @@ const (
     FROM taken t
     WHERE m.ctid = t.tid
     RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
-              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place
+              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place, t.many_ended
 ), `
 
 	consumeTaken = `claimed AS (
@@ -160,7 +165,7 @@ const (
     USING taken t
     WHERE m.ctid = t.tid
     RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, now() AS updated_at,
-              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place
+              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place, t.many_ended
 ), `
 )
 
@@ -265,7 +270,7 @@ const lookAgain = `soonest AS MATERIALIZED (
         AND (s.holds OR s.kept OR s.limited_until > now())
 )
 SELECT c.id, c.data, c.attributes, c.size, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.updated_at,
-       c.due_at, c.seq, c.group_id, c.job_id, c.max_deliveries, coalesce(c.request_id, ''), coalesce(c.traceparent, ''), c.limited_until, s.limited_until
+       c.due_at, c.seq, c.group_id, c.job_id, c.max_deliveries, coalesce(c.request_id, ''), coalesce(c.traceparent, ''), c.limited_until, s.limited_until, c.many_ended
 FROM claimed c
 JOIN soonest s ON s.id = c.group_id
 ORDER BY c.place`
@@ -375,16 +380,28 @@ RETURNING -queue_key`
 
 // setInterval sets the delivery interval of a group in milliseconds, nil for the
 // queue's, from its last delivery on. If it is kept, the group keeps it when it
-// has no messages; nil leaves that as it is.
-func (s *store) setInterval(ctx context.Context, queueID, id string, interval *int, kept *bool) error {
-	key, err := once(ctx, s, "put_group", scanKey, putGroup, queueID, id, interval, kept)
-	if errors.Is(err, sql.ErrNoRows) {
-		return errQueueNotFound
-	}
-	if err != nil {
-		return unknown(err)
-	}
-	return s.lookAtGroups(ctx, key, id)
+// has no messages; nil leaves that as it is. It returns the group, nil if it has
+// neither messages nor an interval that is kept.
+func (s *store) setInterval(ctx context.Context, queueID, id string, interval *int, kept *bool) (g *group, err error) {
+	err = s.transaction(ctx, func(tx *sql.Tx) error {
+		key, err := scanKey(s.in(tx, "put_group").QueryRowContext(ctx, putGroup, queueID, id, interval, kept))
+		if errors.Is(err, sql.ErrNoRows) {
+			return errQueueNotFound
+		}
+		if err != nil {
+			return err
+		}
+		if err := lookAtGroupsOn(ctx, s.in(tx, "look_at_groups"), key, id); err != nil {
+			return err
+		}
+		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroup, queueID, id))
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		g = &v
+		return err
+	})
+	return g, err
 }
 
 // The rows are locked in the order of wakeGroups.
@@ -408,19 +425,22 @@ WITH batch AS MATERIALIZED (
     SET ready_at = greatest(least(g.ready_at, b.at), b.limited_until), limited_until = b.limited_until, blocked = false
     FROM batch b
     WHERE g.ctid = b.tid
+        AND (g.blocked
+            OR g.limited_until IS DISTINCT FROM b.limited_until
+            OR g.ready_at <> greatest(least(g.ready_at, b.at), b.limited_until))
 )
 SELECT id
 FROM batch
 ORDER BY id DESC
 LIMIT 1`
 
-// lookAtGroups makes the next claim look at the groups of the queue with that key,
+// lookAtGroupsOn makes the next claim look at the groups of the queue with that key,
 // or at one of them, as soon as they are not limited: what they go by has changed.
 // Those that are ready keep their turn.
-func (s *store) lookAtGroups(ctx context.Context, key int64, id string) error {
+func lookAtGroupsOn(ctx context.Context, db querier, key int64, id string) error {
 	after := ""
 	for {
-		err := s.on("look_at_groups").QueryRowContext(ctx, lookAtGroups, -key, after, id, workBatch).Scan(&after)
+		err := db.QueryRowContext(ctx, lookAtGroups, -key, after, id, workBatch).Scan(&after)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -430,13 +450,47 @@ func (s *store) lookAtGroups(ctx context.Context, key int64, id string) error {
 	}
 }
 
-// lookAtGroupsOf is lookAtGroups for all groups of a queue.
-func (s *store) lookAtGroupsOf(ctx context.Context, queueID string) error {
-	v, err := s.snapshot(ctx, queueID)
+const (
+	selectChangedGroups = `
+SELECT key, id, groups_changed_in
+FROM queued.queues
+WHERE groups_changed_in IS NOT NULL
+    AND ($1 = '' OR id = $1)
+ORDER BY id`
+
+	groupsLookedAt = `
+UPDATE queued.queues
+SET groups_changed_in = NULL
+WHERE key = $1
+    AND groups_changed_in = $2`
+)
+
+// lookAtChangedGroups is lookAtGroupsOn for the groups of those queues whose
+// settings have changed and who have not been looked at since, or of one of them. It
+// calls looked with the id of each.
+func (s *store) lookAtChangedGroups(ctx context.Context, queueID string, looked func(queueID string)) error {
+	type changed struct {
+		key     int64
+		id      string
+		version int64 // a later change asks for another look
+	}
+	all, err := collect(ctx, s.on("changed_groups"), func(row scanner) (c changed, err error) {
+		err = row.Scan(&c.key, &c.id, &c.version)
+		return c, err
+	}, selectChangedGroups, queueID)
 	if err != nil {
 		return err
 	}
-	return s.lookAtGroups(ctx, v.key, "")
+	for _, c := range all {
+		if err := lookAtGroupsOn(ctx, s.on("look_at_groups"), c.key, ""); err != nil {
+			return err
+		}
+		if _, err := s.on("groups_looked_at").ExecContext(ctx, groupsLookedAt, c.key, c.version); err != nil {
+			return unknown(err)
+		}
+		looked(c.id)
+	}
+	return nil
 }
 
 const (
@@ -497,7 +551,7 @@ func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool
 	if err != nil {
 		return err
 	}
-	return s.lookAtGroups(ctx, v.key, id)
+	return lookAtGroupsOn(ctx, s.on("look_at_groups"), v.key, id)
 }
 
 // deleteGroup deletes the messages of a group and forgets its interval, but not
@@ -530,6 +584,64 @@ const (
 	groupVisits = 100
 )
 
+// endedLeases is among how many leases of a group that have ended a claim looks for
+// the front, those that ended first. Where there are more, they are returned to those
+// that wait, endedBatch at a time, before anything is delivered: only those have an
+// index in their order, and one for the others would cost on every claim.
+const (
+	endedLeases = 1000 // stands in frontsOfGroups
+	endedBatch  = 10_000
+)
+
+const returnEnded = `
+WITH ended AS MATERIALIZED (
+    SELECT m.tid
+    FROM unnest($2::text[]) AS u (group_id)
+    CROSS JOIN LATERAL (
+        SELECT ctid AS tid
+        FROM queued.messages
+        WHERE abs(queue_key) = abs($1::bigint)
+            AND group_id = u.group_id
+            AND in_flight
+            AND scheduled_at <= now()
+        ORDER BY scheduled_at
+        LIMIT $3
+        FOR UPDATE SKIP LOCKED
+    ) m
+), returned AS (
+    UPDATE queued.messages m
+    SET in_flight = false
+    FROM ended
+    WHERE m.ctid = ended.tid
+    RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
+    FROM returned
+), groups AS (` + wakeGroups + `
+)
+SELECT count(*)
+FROM returned`
+
+// errManyEnded says in which groups more leases have ended than were looked at.
+type errManyEnded struct{ groups []string }
+
+func (e errManyEnded) Error() string { return "more leases of a group have ended than were looked at" }
+
+// manyEnded returns errManyEnded if one of the messages is of such a group.
+func manyEnded(messages []message) error {
+	var groups []string
+	for _, m := range messages {
+		if m.turn.manyEnded && !slices.Contains(groups, m.Group) {
+			groups = append(groups, m.Group)
+		}
+	}
+	if groups == nil {
+		return nil
+	}
+	slices.Sort(groups)
+	return errManyEnded{groups}
+}
+
 // claimGroups is claimOn for messages with a group: each of the groups that were
 // ready since a time gives what it may. Without patience those that somebody holds
 // are passed over, and with it the one ready longest is waited for.
@@ -546,8 +658,19 @@ func (s *session) claimGroups(terms leaseTerms, at outlet, from time.Time, patie
 				return err
 			}
 			c.messages, err = s.takeFromGroups(terms, at, visited, limit, budget)
+			if err == nil {
+				err = manyEnded(c.messages)
+			}
 			return err
 		})
+		var many errManyEnded
+		if errors.As(err, &many) {
+			c.messages = nil // nothing was delivered
+			if _, err := read(s, "return_ended", scanKey, returnEnded, -terms.queueKey, groupArray(many.groups), endedBatch); err != nil {
+				return claimedFrom{}, err
+			}
+			continue
+		}
 		if locked(err) {
 			break // for longer than it is worth to wait
 		}
@@ -592,7 +715,7 @@ func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGr
 	return read(s, name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID, queueKey: -terms.queueKey, consumed: at.consumes, turn: &groupTurn{}}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
-			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.trace.requestID, &m.trace.traceparent, &m.turn.before, &m.turn.after)
+			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.trace.requestID, &m.trace.traceparent, &m.turn.before, &m.turn.after, &m.turn.manyEnded)
 		return m, err
 	}, statement, -terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.maxDeliveries, limit, budget,
 		int(hidden/time.Second), at.consumes)

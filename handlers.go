@@ -538,7 +538,8 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 	case errors.Is(err, errTooManyCopies), errors.As(err, new(errNeverDue)):
 		return http.StatusUnprocessableEntity, err.Error()
 	case atFault(err):
-		return http.StatusUnprocessableEntity, invalid{{Loc: []any{"body"}, Msg: "PostgreSQL refuses it: " + err.Error(), Type: "value_error"}}
+		s.log.Info("PostgreSQL refused what a request brought", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
+		return http.StatusUnprocessableEntity, invalid{{Loc: []any{"body"}, Msg: refusedData(err), Type: "value_error"}}
 	case errors.Is(err, errOverloaded):
 		return http.StatusServiceUnavailable, "too many requests are waiting, try again later"
 	case errors.Is(err, errUnavailable), temporary(err):
@@ -548,6 +549,18 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 		s.log.Error("internal error", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
 		return http.StatusInternalServerError, "internal error"
 	}
+}
+
+// refusedData says why PostgreSQL refuses what a request brought. Its own words name
+// what is ours.
+func refusedData(err error) string {
+	switch pq.As(err).Code.Class() {
+	case "23":
+		return "the database refuses it: it contradicts what is stored"
+	case "54":
+		return "the database refuses it: it is larger, or nested deeper, than the database takes"
+	}
+	return "the database refuses it: it cannot represent what the body holds"
 }
 
 // complaintInterval is the time between two lines about the same trouble.
@@ -1393,16 +1406,13 @@ func (s *server) putGroup(r *request) error {
 	if err := f.err(); err != nil {
 		return err
 	}
-	if err := s.store.setInterval(r.Context(), queueID, id, interval, new(interval != nil)); err != nil {
+	g, err := s.store.setInterval(r.Context(), queueID, id, interval, new(interval != nil))
+	if err != nil {
 		return err
 	}
 	s.engine.announce(queueID, time.Time{})
-	g, err := s.store.group(r.Context(), queueID, id)
-	if errors.Is(err, errGroupNotFound) { // it has neither messages nor an interval of its own
+	if g == nil {
 		return r.w.empty(http.StatusNoContent)
-	}
-	if err != nil {
-		return err
 	}
 	return r.w.json(http.StatusOK, g)
 }

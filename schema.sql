@@ -262,3 +262,10 @@ ALTER TABLE queued.schema_version
 
 ALTER TABLE queued.settings
     ADD COLUMN IF NOT EXISTS only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row);
+
+-- step 6
+
+ALTER TABLE queued.queues
+    -- The version of the settings with which something changed that the groups of
+    -- the queue have yet to be looked at for. Null: they have been.
+    ADD COLUMN groups_changed_in bigint;

@@ -349,7 +349,7 @@ func (s *server) sharQInterval(r *request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.store.setInterval(r.Context(), p.queueID, p.group, &ms, nil); err != nil {
+	if _, err := s.store.setInterval(r.Context(), p.queueID, p.group, &ms, nil); err != nil {
 		return err
 	}
 	s.engine.announce(p.queueID, time.Time{})
@@ -384,7 +384,7 @@ func (s *server) sharQDelete(r *request) error {
 	}
 	if removed > 0 && all {
 		answer.Message += " and purged related resources"
-		if err := s.store.setInterval(r.Context(), p.queueID, p.group, nil, new(false)); err != nil {
+		if _, err := s.store.setInterval(r.Context(), p.queueID, p.group, nil, new(false)); err != nil {
 			return err
 		}
 	}

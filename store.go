@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -394,18 +395,55 @@ func (s *store) topics(ctx context.Context, visible *names, offset, limit int) (
 	return collect(ctx, s.on("topics"), scanTopic, selectTopics, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
-// settingsChanged is the first step of statements that change what session.go
-// remembers. The other steps join it, and so take its lock before any other.
-const settingsChanged = `
-WITH changed AS (
-    UPDATE queued.settings
-    SET version = version + 1
-    RETURNING version
-)`
+// transaction runs change in a transaction of its own. An error means that nothing
+// was changed, but for errUnavailable, where that may be unknown.
+func (s *store) transaction(ctx context.Context, change func(tx *sql.Tx) error) error {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return unknown(err)
+	}
+	defer tx.Rollback()
+	if err := change(tx); errors.Is(err, errNotFound) || errors.Is(err, errExists) {
+		return err
+	} else if err != nil {
+		return unknown(err)
+	}
+	return unknown(tx.Commit())
+}
 
-const deleteTopic = settingsChanged + `
+// in returns a transaction for one statement, whose name is for the metrics.
+func (s *store) in(tx *sql.Tx, name string) querier { return s.metrics.timed(name, tx) }
+
+const (
+	lockSettings = `
+SELECT version
+FROM queued.settings
+FOR UPDATE`
+
+	settingsChanged = `
+UPDATE queued.settings
+SET version = version + 1
+RETURNING version`
+)
+
+// changeSettings runs a change of what session.go remembers, which reports whether
+// it has changed any of that: then all servers forget what they remember. Changes
+// come one after the other, and each sees what the one before did.
+func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (changed bool, err error)) error {
+	return s.transaction(ctx, func(tx *sql.Tx) error {
+		if _, err := s.in(tx, "lock_settings").ExecContext(ctx, lockSettings); err != nil {
+			return err
+		}
+		changed, err := change(tx)
+		if err == nil && changed {
+			_, err = s.in(tx, "settings_changed").ExecContext(ctx, settingsChanged)
+		}
+		return err
+	})
+}
+
+const deleteTopic = `
 DELETE FROM queued.topics
-USING changed
 WHERE id = $1
 RETURNING id`
 
@@ -433,10 +471,10 @@ func scanQueue(row scanner) (q queue, err error) {
 
 // The statement also says which of the references is missing: a foreign key
 // alone would report a taken id first.
-const insertQueue = settingsChanged + `, refs AS MATERIALIZED (
+const insertQueue = `
+WITH refs AS MATERIALIZED (
     SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
            $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
-    FROM changed
 ), added AS (
     INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
                                message_filters, message_max_deliveries, delivery_delay_seconds,
@@ -444,63 +482,75 @@ const insertQueue = settingsChanged + `, refs AS MATERIALIZED (
     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
     FROM refs
     WHERE topic_found AND dead_queue_found
-    RETURNING ` + queueColumns + `
 )
 SELECT topic_found, dead_queue_found
 FROM refs`
 
 // createQueue returns errTopicNotFound or errQueueNotFound if a topic or a dead
 // queue that it names is unknown, and errQueueExists if the id is taken.
-func (s *store) createQueue(ctx context.Context, id string, settings queueSettings) (queue, error) {
-	if err := s.putQueue(ctx, "insert_queue", insertQueue, id, settings); err != nil {
-		return queue{}, err
-	}
-	return s.queue(ctx, id)
+func (s *store) createQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
+	err = s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
+		if err := s.putQueue(ctx, tx, "insert_queue", insertQueue, id, settings); err != nil {
+			return false, err
+		}
+		q, err = s.queueIn(ctx, tx, id)
+		return settings.TopicID != nil, err // nobody remembers a queue that was not there
+	})
+	return q, err
 }
 
-const updateQueue = settingsChanged + `, refs AS MATERIALIZED (
+const updateQueue = `
+WITH refs AS MATERIALIZED (
     SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
            $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
-    FROM queued.queues, changed
-    WHERE id = $1
 ), updated AS (
     UPDATE queued.queues
     SET topic_id = $2, dead_queue_id = $3, ack_deadline_seconds = $4, message_retention_seconds = $5,
         message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8,
-        delivery_interval_ms = CASE WHEN $12 THEN delivery_interval_ms ELSE $9 END,
-        ordered = CASE WHEN $13 THEN ordered ELSE $10 END,
-        consumed_retention_seconds = CASE WHEN $14 THEN consumed_retention_seconds ELSE $11 END,
-        updated_at = now()
+        delivery_interval_ms = $9, ordered = $10, consumed_retention_seconds = $11, updated_at = now(),
+        groups_changed_in = CASE WHEN $12 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
     FROM refs
     WHERE queues.id = $1 AND topic_found AND dead_queue_found
 )
 SELECT topic_found, dead_queue_found
 FROM refs`
 
-// updateQueue replaces the settings of a queue, but for those that are left out. It returns errQueueNotFound and
-// errTopicNotFound as createQueue does.
-func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (queue, error) {
-	v := settings.leftOut
-	if err := s.putQueue(ctx, "update_queue", updateQueue, id, settings, v.deliveryInterval, v.ordered, v.consumedRetention); err != nil {
-		return queue{}, err
+// updateQueue replaces the settings of a queue, but for those that are left out. It
+// returns errQueueNotFound and errTopicNotFound as createQueue does.
+func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
+	regrouped := false
+	err = s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
+		before, err := s.queueIn(ctx, tx, id)
+		if err != nil {
+			return false, err
+		}
+		settings.ownSettings = settings.over(before.ownSettings)
+		regrouped = !reflect.DeepEqual(settings.ofGroups(), before.ofGroups())
+		if err := s.putQueue(ctx, tx, "update_queue", updateQueue, id, settings, regrouped); err != nil {
+			return false, err
+		}
+		q, err = s.queueIn(ctx, tx, id)
+		return !reflect.DeepEqual(settings, before.queueSettings), err
+	})
+	if err == nil && regrouped {
+		// The settings hold. What this does not get done, the cleanup does.
+		s.lookAtChangedGroups(ctx, id, func(string) {})
 	}
-	if err := s.lookAtGroupsOf(ctx, id); err != nil {
-		return queue{}, err
-	}
-	return s.queue(ctx, id)
+	return q, err
 }
 
-func (s *store) putQueue(ctx context.Context, name, statement, id string, v queueSettings, leftOut ...any) error {
-	type refs struct{ topicFound, deadQueueFound bool }
-	found, err := once(ctx, s, name, func(row scanner) (r refs, err error) {
-		err = row.Scan(&r.topicFound, &r.deadQueueFound)
-		return r, err
-	}, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
+// ofGroups returns those of the settings that say when a group is looked at.
+func (v *queueSettings) ofGroups() queueSettings {
+	return queueSettings{DeadQueueID: v.DeadQueueID, MessageMaxDeliveries: v.MessageMaxDeliveries,
+		ownSettings: ownSettings{DeliveryIntervalMS: v.DeliveryIntervalMS, Ordered: v.Ordered}}
+}
+
+func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id string, v queueSettings, more ...any) error {
+	var topicFound, deadQueueFound bool
+	err := s.in(tx, name).QueryRowContext(ctx, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
 		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
-		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds}, leftOut...)...)
+		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds}, more...)...).Scan(&topicFound, &deadQueueFound)
 	switch e := pq.As(err); {
-	case errors.Is(err, sql.ErrNoRows):
-		return errQueueNotFound
 	case e != nil && e.Code == pqerror.UniqueViolation:
 		return errQueueExists
 	case e != nil && e.Code == pqerror.ForeignKeyViolation && strings.Contains(e.Constraint, "topic_id"):
@@ -508,10 +558,10 @@ func (s *store) putQueue(ctx context.Context, name, statement, id string, v queu
 	case e != nil && e.Code == pqerror.ForeignKeyViolation:
 		return errQueueNotFound
 	case err != nil:
-		return unknown(err)
-	case !found.topicFound:
+		return err
+	case !topicFound:
 		return errTopicNotFound
-	case !found.deadQueueFound:
+	case !deadQueueFound:
 		return errQueueNotFound
 	}
 	return nil
@@ -523,11 +573,21 @@ FROM queued.queues
 WHERE id = $1`
 
 func (s *store) queue(ctx context.Context, id string) (queue, error) {
-	q, err := scanQueue(s.on("queue").QueryRowContext(ctx, selectQueue, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return queue{}, errQueueNotFound
-	}
+	q, err := queueOn(ctx, s.on("queue"), id)
 	return q, unknown(err)
+}
+
+// queueIn is queue in a transaction.
+func (s *store) queueIn(ctx context.Context, tx *sql.Tx, id string) (queue, error) {
+	return queueOn(ctx, s.in(tx, "queue"), id)
+}
+
+func queueOn(ctx context.Context, db querier, id string) (queue, error) {
+	q, err := scanQueue(db.QueryRowContext(ctx, selectQueue, id))
+	if errors.Is(err, sql.ErrNoRows) {
+		err = errQueueNotFound
+	}
+	return q, err
 }
 
 const selectQueueIDs = `
@@ -586,9 +646,9 @@ type alongside struct {
 
 func (a alongside) Scan(columns ...any) error { return a.scanner.Scan(append(columns, a.last)...) }
 
-const deleteQueue = settingsChanged + `, deleted AS (
+const deleteQueue = `
+WITH deleted AS (
     DELETE FROM queued.queues
-    USING changed
     WHERE id = $1
     RETURNING key
 )
@@ -914,7 +974,7 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 			return err
 		}
 	}
-	if err := s.lookAtGroups(ctx, v.key, ""); err != nil {
+	if err := lookAtGroupsOn(ctx, s.on("look_at_groups"), v.key, ""); err != nil {
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {
@@ -1127,14 +1187,14 @@ func once[T any](ctx context.Context, s *store, name string, scan func(scanner) 
 // deleteOne returns missing if the statement, which returns what it deletes,
 // finds nothing to delete.
 func (s *store) deleteOne(ctx context.Context, name string, missing error, query string, args ...any) error {
-	_, err := once(ctx, s, name, func(row scanner) (any, error) {
+	return s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
 		var deleted any
-		return nil, row.Scan(&deleted)
-	}, query, args...)
-	if errors.Is(err, sql.ErrNoRows) {
-		return missing
-	}
-	return unknown(err)
+		err = s.in(tx, name).QueryRowContext(ctx, query, args...).Scan(&deleted)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = missing
+		}
+		return err == nil, err
+	})
 }
 
 // What follows is the engine's: statements on a session, each for many requests.

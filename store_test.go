@@ -432,6 +432,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"in groups":      {frontsOfGroups + leaseTaken + lookAgain, []string{"-1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60", "false"}, "messages_group_due"},
 		"of groups":      {frontsOfGroups + consumeTaken + keepTaken + lookAgain, []string{"-1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
 		"lock messages":  {lockMessages, []string{"'{}'", "'{}'"}, "messages_pkey"},
+		"return ended":   {returnEnded, []string{"-1", "'{}'", "10"}, "messages_group_due"},
 		"undo":           {undoTurns, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"purge group":    {purgeGroupBatch, []string{"-1", "'a'", "100", "false", "10"}, "messages_group_due"},
 		"idle groups":    {selectIdleGroups, []string{"-9", "''", "100"}, "groups_pkey"},
@@ -443,7 +444,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"walk":           {walkExpired, []string{"0", "10"}, "Tid Range Scan"},
 		"walk exhausted": {walkExhausted, []string{"0", "10"}, "Tid Range Scan"},
 	}
-	aboutGroups := map[string]bool{"in groups": true, "of groups": true, "enqueue": true, "waiting": true, "finish": true, "job": true, "undo": true}
+	aboutGroups := map[string]bool{"in groups": true, "of groups": true, "enqueue": true, "waiting": true, "return ended": true, "finish": true, "job": true, "undo": true}
 	checkOn := func(when string, db *sql.DB) {
 		conn, err := db.Conn(context.Background())
 		if err != nil {
@@ -510,5 +511,108 @@ func TestIDsAreVersion7AndParse(t *testing.T) {
 		if id, ok := parseID(bad); ok {
 			t.Errorf("parseID(%q) = %s", bad, id)
 		}
+	}
+}
+
+// All servers forget what they remember of topics and queues when the version of the
+// settings changes, so it does so only where there is something to forget.
+func TestOnlyChangesOfSettingsAreNews(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	const rest = `"ack_deadline_seconds":60,"message_retention_seconds":3600}`
+	for _, v := range []struct {
+		status             int
+		method, path, body string
+		news               int
+	}{
+		{404, "DELETE", "/topics/t", "", 0},
+		{404, "DELETE", "/queues/q", "", 0},
+		{404, "PUT", "/queues/q", "{" + rest, 0},
+		{404, "POST", "/queues", `{"id":"q","topic_id":"t",` + rest, 0},
+		{201, "POST", "/topics", `{"id":"t"}`, 0},
+		{201, "POST", "/queues", `{"id":"q",` + rest, 0}, // nobody knows it
+		{422, "POST", "/queues", `{"id":"q",` + rest, 0},
+		{200, "PUT", "/queues/q", "{" + rest, 0},
+		{200, "PUT", "/queues/q", `{"topic_id":"t",` + rest, 1},
+		{200, "PUT", "/queues/q", `{"topic_id":"t","message_filters":{"a":["b"]},` + rest, 1},
+		{200, "PUT", "/queues/q", `{"topic_id":"t","message_filters":{"a":["b"]},` + rest, 0},
+		{201, "POST", "/queues", `{"id":"r","topic_id":"t",` + rest, 1},
+		{200, "PUT", "/queues/r", `{"topic_id":"t","ordered":true,` + rest, 1},
+		{200, "PUT", "/queues/r", `{"topic_id":"t",` + rest, 0}, // it stays ordered
+		{404, "PUT", "/queues/r", `{"topic_id":"nope",` + rest, 0},
+		{204, "DELETE", "/queues/r", "", 1},
+		{204, "DELETE", "/topics/t", "", 1},
+	} {
+		before := s.count("SELECT version FROM queued.settings")
+		s.must(v.status, v.method, v.path, v.body)
+		checkDiff(t, "news of "+v.method+" "+v.path+" "+v.body, v.news, s.count("SELECT version FROM queued.settings")-before)
+	}
+}
+
+// What is answered with an error has changed nothing, and what has changed is not
+// answered with one.
+func TestSettingsHoldOrTheAnswerIsAnError(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "a1", "a2")
+	checkDiff(t, "first", "a1", s.receiveNames("q", 10))
+	s.exec(`CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '55P03'; END $$`)
+	s.exec("CREATE TRIGGER refuse BEFORE UPDATE ON queued.groups FOR EACH ROW EXECUTE FUNCTION public.refuse()")
+
+	s.must(503, "PUT", "/queues/q/groups/b", `{"delivery_interval_ms":5}`)
+	s.must(404, "GET", "/queues/q/groups/b", "")
+
+	s.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":0,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+	c := &cleanup{db: s.store.db, metrics: s.server.metrics, announce: s.engine.announce}
+	if err := c.lookAtChangedGroups(context.Background()); err == nil {
+		t.Error("the groups were looked at, so the test tests nothing")
+	}
+	s.exec("DROP TRIGGER refuse ON queued.groups")
+	poll := s.poll(context.Background(), "q", "?wait_seconds=30")
+	s.waiting("q", 1)
+	mustCleanUp(t, s)
+	checkDiff(t, "second, by the new interval", "a2", namesOf(s.await(poll)))
+	checkDiff(t, "queues whose groups are to be looked at", 0, s.count("SELECT count(*) FROM queued.queues WHERE groups_changed_in IS NOT NULL"))
+}
+
+func TestGroupsAreLeftAloneByChangesThatAreNotTheirs(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "a1", "a2", "b1")
+	s.receive("q", "?limit=1")
+	rows := func() (all string) {
+		if err := s.store.db.QueryRow("SELECT string_agg(id || ctid || xmin, ',' ORDER BY id) FROM queued.groups").Scan(&all); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	before := rows()
+	s.must(200, "PUT", "/queues/q", `{"ack_deadline_seconds":30,"message_retention_seconds":7200,"delivery_delay_seconds":1}`)
+	checkDiff(t, "rows", before, rows())
+	s.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":30000,"ack_deadline_seconds":30,"message_retention_seconds":7200}`)
+	if rows() == before {
+		t.Error("the groups were not looked at for another interval")
+	}
+}
+
+func TestClientsDoNotReadPostgreSQLsWords(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	logged := newSyncBuffer()
+	s.server.log = slog.New(slog.NewTextHandler(logged, nil))
+	s.mustTopic("t")
+	for code, want := range map[string]string{
+		"22P02": "the database refuses it: it cannot represent what the body holds",
+		"23514": "the database refuses it: it contradicts what is stored",
+		"54001": "the database refuses it: it is larger, or nested deeper, than the database takes",
+	} {
+		s.exec(`CREATE OR REPLACE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a secret of the database' USING ERRCODE = '` + code + `'; END $$`)
+		s.exec("CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON queued.messages FOR EACH STATEMENT EXECUTE FUNCTION public.refuse()")
+		checkDiff(t, "answer", `{"detail":[{"loc":["body"],"msg":"`+want+`","type":"value_error"}]}`, s.must(422, "POST", "/topics/t/messages", `{"data":{}}`))
+	}
+	if !strings.Contains(logged.String(), "a secret of the database") {
+		t.Errorf("the log has not what PostgreSQL said:\n%s", logged)
 	}
 }

@@ -457,7 +457,12 @@ func readService(service setting, file string, getenv func(string) string) ([]se
 	}
 	files := []string{file}
 	if file == "" {
-		files = []string{filepath.Join(getenv("HOME"), ".pg_service.conf"), filepath.Join(getenv("PGSYSCONFDIR"), "pg_service.conf")}
+		files = nil
+		for _, place := range [][2]string{{"HOME", ".pg_service.conf"}, {"PGSYSCONFDIR", "pg_service.conf"}} {
+			if folder := getenv(place[0]); folder != "" {
+				files = append(files, filepath.Join(folder, place[1]))
+			}
+		}
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)

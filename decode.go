@@ -748,6 +748,14 @@ func (f *form) settlements() (items []settlement) {
 	return items
 }
 
+// nack reads after what time a nacked message is due, and whether its delivery is
+// no attempt.
+func (f *form) nack() (after time.Duration, uncounted bool) {
+	after = f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
+	uncounted = f.value("count_attempt", false) != nil && !f.bool("count_attempt")
+	return after, uncounted
+}
+
 // queueSettings reads the settings of a queue.
 func (f *form) queueSettings(l *limits) queueSettings {
 	v := queueSettings{

@@ -1229,7 +1229,7 @@ func (s *server) nack(r *request) error {
 	f := readQuery(r.URL.RawQuery)
 	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
 	b := optionalBody(r.body)
-	item.after = b.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
+	item.after, item.uncounted = b.nack()
 	if err := cmp.Or(f.err(), b.err()); err != nil {
 		return err
 	}
@@ -1288,12 +1288,12 @@ func (s *server) ackBatch(r *request) error {
 func (s *server) nackBatch(r *request) error {
 	f := readBody(r.body)
 	items := f.settlements()
-	after := f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
+	after, uncounted := f.nack()
 	if err := f.err(); err != nil {
 		return err
 	}
 	for i := range items {
-		items[i].after = after
+		items[i].after, items[i].uncounted = after, uncounted
 	}
 	if err := s.settle(r, s.engine.nack, items...); err != nil {
 		return batchConflicts(err)

@@ -122,6 +122,45 @@ func TestNackWithDelay(t *testing.T) {
 	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
 }
 
+// What could not begin its work gives messages back as if they had not been
+// delivered, however often, and a message in its last delivery too.
+func TestNackThatCountsNoAttempt(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	for _, queue := range []string{`"id":"plain"`, `"id":"ordered","ordered":true`} {
+		s.must(201, "POST", "/queues", "{"+queue+`,"ack_deadline_seconds":60,"message_retention_seconds":3600,"dead_queue_id":"dead","message_max_deliveries":2}`)
+		id := strings.Split(queue, `"`)[3]
+		s.must(201, "POST", "/queues/"+id+"/messages", `{"data":{"n":1},"group":"g"}`)
+		attempt := func(want int) wireMessage {
+			t.Helper()
+			got := s.receive(id, "")
+			if len(got) != 1 || got[0].DeliveryAttempts != want {
+				t.Fatalf("%s: received %+v, want one message with attempt %d", id, got, want)
+			}
+			return got[0]
+		}
+		nack := func(m wireMessage, members string) {
+			t.Helper()
+			s.must(204, "PUT", "/messages/"+m.ID+"/nack?scheduled_at="+m.ScheduledAt, "{"+members+"}")
+		}
+		nack(attempt(1), `"count_attempt":false`)
+		nack(attempt(1), `"count_attempt":true`)
+		m := attempt(2) // its last
+		nack(m, `"count_attempt":false,"delay_seconds":0`)
+		s.must(409, "PUT", "/messages/"+m.ID+"/nack?scheduled_at="+m.ScheduledAt, `{"count_attempt":false}`)
+		s.must(204, "PUT", "/messages/"+m.ID+"/nack", `{"count_attempt":false}`) // nobody has it
+		m = attempt(2)
+		s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q],"count_attempt":false,"delay_seconds":60}`, m.ID))
+		s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q],"count_attempt":false}`, m.ID)) // delayed, and nobody has it
+		m = attempt(2)
+		s.must(422, "PUT", "/messages/"+m.ID+"/nack", `{"count_attempt":"no"}`)
+		nack(m, `"count_attempt":null`)
+		checkDiff(t, id+": received after a last delivery that counts", 0, len(s.receive(id, "")))
+	}
+	checkDiff(t, "dead", 2, len(s.receive("dead", "")))
+}
+
 func TestBatchesOfAcksAndNacks(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -1452,18 +1452,20 @@ type settlement struct {
 	id          string
 	leasedUntil time.Time     // guard: only if the message is still in the lease that showed this scheduled_at; zero: in any
 	after       time.Duration // nack: until it is due again; extend: until the lease ends
+	uncounted   bool          // nack: the delivery is no attempt
 }
 
-// settlementArgs returns the arguments ids, leases and seconds. They are sorted:
-// statements that run at the same time take their locks in one order.
-func settlementArgs(items []settlement) (ids idArray, leases timeArray, seconds intArray) {
+// settlementArgs returns the arguments ids, leases, seconds and uncounted. They are
+// sorted: statements that run at the same time take their locks in one order.
+func settlementArgs(items []settlement) (ids idArray, leases timeArray, seconds intArray, uncounted pq.BoolArray) {
 	items = slices.SortedFunc(slices.Values(items), func(a, b settlement) int { return cmp.Compare(a.id, b.id) })
 	for _, v := range items {
 		ids = append(ids, v.id)
 		leases = append(leases, v.leasedUntil)
 		seconds = append(seconds, int64(v.after/time.Second))
+		uncounted = append(uncounted, v.uncounted)
 	}
-	return ids, leases, seconds
+	return ids, leases, seconds, uncounted
 }
 
 // inLease says whether a message m may be settled by the settlement a. It is not
@@ -1506,7 +1508,7 @@ GROUP BY q.id`
 // that are unknown are ignored. What it returns is done, also beside an error; what
 // was done already does no harm when it is tried again.
 func (s *session) ack(items []settlement) (all []touched, err error) {
-	ids, leases, _ := settlementArgs(items)
+	ids, leases, _, _ := settlementArgs(items)
 	missing := len(slices.Compact(slices.Clone(ids)))
 	// A message that is moved to another queue at this moment is in neither place
 	// for a statement that began before the move was committed. The second
@@ -1535,15 +1537,19 @@ func (s *session) ack(items []settlement) (all []touched, err error) {
 // received it, or it is not due yet. A message that is due stays in its place.
 const nackable = `(m.in_flight OR m.scheduled_at > now())`
 
-// A message in its last delivery goes to the dead queue, and any other is due
+// attemptsAfterNack is how many deliveries of a message m count after a nack a.
+const attemptsAfterNack = `m.delivery_attempts - (a.uncounted AND m.in_flight)::integer`
+
+// A message that had its last delivery goes to the dead queue, and any other is due
 // again after its time.
 const nackMessages = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
            now() + make_interval(secs => a.seconds) AS due_at,
-           m.delivery_attempts >= ` + maxDeliveries + ` AS exhausted,
+           a.uncounted,
+           ` + attemptsAfterNack + ` >= ` + maxDeliveries + ` AS exhausted,
            q.dead_queue_id AS destination_id
-    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS a (id, leased_until, seconds)
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[]) AS a (id, leased_until, seconds, uncounted)
     JOIN queued.messages m ON ` + thatOne + `
     JOIN queued.queues q ON q.key = abs(m.queue_key)
     WHERE ` + nackable + `
@@ -1560,7 +1566,8 @@ WITH named AS MATERIALIZED (
 ), moved AS (` + moveMessages + `
 ), nacked AS (
     UPDATE queued.messages m
-    SET in_flight = false, last_delivery = false, scheduled_at = a.due_at, updated_at = now()
+    SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNack + `,
+        scheduled_at = a.due_at, updated_at = now()
     FROM named a
     WHERE NOT a.exhausted
         AND ` + thatOne + `
@@ -1598,13 +1605,13 @@ GROUP BY q.id`
 // nack makes messages due that are in flight or delayed, or moves them to the dead
 // queue if they had their last delivery. Other ids are ignored.
 func (s *session) nack(items []settlement) ([]touched, error) {
-	ids, leases, seconds := settlementArgs(items)
+	ids, leases, seconds, uncounted := settlementArgs(items)
 	return read(s, "nack", func(row scanner) (t touched, err error) {
 		var dueAt sql.NullTime
 		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.guarded))
 		t.dueAt = dueAt.Time
 		return t, err
-	}, nackMessages, ids, leases, seconds)
+	}, nackMessages, ids, leases, seconds, uncounted)
 }
 
 const extendMessages = `
@@ -1633,7 +1640,7 @@ JOIN queued.queues q ON q.key = abs(e.queue_key)`
 // extend sets when the leases of messages in flight end, and returns those
 // messages. Other ids are ignored.
 func (s *session) extend(items []settlement) ([]message, error) {
-	ids, leases, seconds := settlementArgs(items)
+	ids, leases, seconds, _ := settlementArgs(items)
 	return read(s, "extend", func(row scanner) (m message, err error) {
 		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
 			&m.Group, &m.trace.requestID, &m.trace.traceparent)

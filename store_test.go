@@ -410,7 +410,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"consume":        {consumeMessages, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},
 		"keep":           {consumeAndKeep, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},
 		"ack":            {ackMessages, []string{"'{}'", "'{}'"}, "messages_pkey"},
-		"nack":           {nackMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
+		"nack":           {nackMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"extend":         {extendMessages, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"restore":        {restoreMessages, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_pkey"},

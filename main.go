@@ -91,6 +91,9 @@ func main() {
 	// program ends.
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
+	if errors.Is(err, errOutputClosed) {
+		os.Exit(128 + 13) // as a shell says of what SIGPIPE has ended
+	}
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "queued:", err)
 		if errors.As(err, new(usageError)) {

@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,13 +26,18 @@ const receiveUsage = `Queued receive receives the messages of a queue until it i
 usage: queued receive [flags] QUEUE
 
 Without -exec it prints each message as JSON, one a line, and acks it when it is
-written. A message shows its group, request_id and traceparent if it has them.
+written; into a pipe on Linux, when it is read. A message shows its group, request_id
+and traceparent if it has them. If the reader of the pipe goes away, the messages that
+it has not read are for others, and queued exits with 141, as if SIGPIPE had ended it.
 
 With -exec it runs a command for each message, with "sh -c" ("cmd /c" on Windows),
 and acks the message if the command exits with 0. If it does not, the message comes
 again after 1 s, next time after 2 s, then 4 s and so on up to 15 minutes, or goes to
 the queue's dead queue. While the command runs nobody else gets the message, however
-long that takes. The command has the message's data on its standard input, as JSON
+long that takes. If sh is missing, or exits with 126 or 127 because what it should run
+cannot be executed or is not found, the message is given back, which does not count as
+a delivery attempt, and queued receives nothing more, waits for the commands that run,
+and exits with 1. The command has the message's data on its standard input, as JSON
 on one line, and in its environment
 
   QUEUED_MESSAGE_ID          id of the message
@@ -46,6 +54,7 @@ on one line, and in its environment
   QUEUED_URL, QUEUED_TOKEN,  the server, the token and the certificate, for what it
   QUEUED_TLS_CERT            does with queued
 
+and not QUEUED_EXEC and the variables of the other flags of this command.
 A value that has a zero byte, or more than 65536 bytes with its name, is left out, and
 so are attributes beyond 524288 bytes in all: the system takes no more.
 
@@ -57,19 +66,24 @@ it tries again until it is back.
 
 // worker receives messages, and prints them or runs a command for each.
 type worker struct {
-	client   *client
-	queue    string
-	command  string // empty: print
-	parallel int
-	count    int // messages to receive, 0 for any number
-	wait     optionalDuration
-	stdout   io.Writer
-	stderr   io.Writer
+	client    *client
+	queue     string
+	command   string // empty: print
+	parallel  int
+	count     int // messages to receive, 0 for any number
+	wait      optionalDuration
+	variables []string // of the flags, which are not for commands
+	stdout    io.Writer
+	stderr    io.Writer
 
 	hurry    context.Context // ended by the second signal
 	settling context.Context // and this a little later
+	end      func(error)     // ends the work with an error
 	slots    chan struct{}   // one is in it for each command that runs
 	running  sync.WaitGroup
+	children children
+	pipe     *pipe         // that stdout is; nil if it is none
+	atOnce   int           // messages to receive to print them
 	longest  time.Duration // of a long poll
 
 	mu   sync.Mutex // of stderr and away
@@ -94,9 +108,11 @@ type received struct {
 const (
 	firstPause   = 100 * time.Millisecond // between two tries; it doubles
 	longestPause = 10 * time.Second
-	longestPoll  = 20 * time.Second // the default of -max-wait
-	mostPrinted  = 100              // messages received at once to print them
-	firstRetry   = time.Second      // of a command that failed; it doubles
+	longestPoll  = 20 * time.Second      // the default of -max-wait
+	mostPrinted  = 100                   // messages received at once to print them
+	slowPrint    = time.Second           // to print what was received at once
+	longestPeep  = 50 * time.Millisecond // between two looks at whether a pipe was read
+	firstRetry   = time.Second           // of a command that failed; it doubles
 	longestRetry = 15 * time.Minute
 	maxVariable  = 64 << 10  // bytes of a variable in the environment, with its name: Linux takes 128 KiB
 	maxEnviron   = 512 << 10 // bytes of all variables of attributes: Linux takes 2 MiB with the usual stack
@@ -104,14 +120,15 @@ const (
 
 func runReceive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client{}
-	w := &worker{client: c, stdout: stdout, stderr: stderr, longest: longestPoll}
+	w := &worker{client: c, stdout: stdout, stderr: stderr, atOnce: 1, longest: longestPoll}
 	f := newFlagSet("queued receive", receiveUsage, stdout)
 	f.takes(1, 1, "the QUEUE to receive from")
-	c.flags(f)
 	f.StringVar(&w.command, "exec", "", "`command` to run for each message")
 	f.IntVar(&w.parallel, "parallel", 1, "`number` of commands that run at once")
 	f.IntVar(&w.count, "count", 0, "`number` of messages to receive before it ends, 0 for any number")
 	f.Var(&w.wait, "wait", "`time` without a message after which it ends; with 0s it takes what is there now;\nwithout -wait it waits for ever")
+	f.VisitAll(func(v *flag.Flag) { w.variables = append(w.variables, variable(v.Name)) })
+	c.flags(f)
 	if err := f.parse(args, getenv); err != nil {
 		return err
 	}
@@ -131,6 +148,9 @@ func runReceive(ctx context.Context, args []string, getenv func(string) string, 
 	}
 	if err := c.prepare(); err != nil {
 		return err
+	}
+	if err := shellCommand(ctx, w.command).Err; err != nil && w.command != "" {
+		return fmt.Errorf("-exec: %w", err)
 	}
 	return w.run(ctx)
 }
@@ -165,12 +185,29 @@ func (w *worker) run(ctx context.Context) error {
 		}
 	})
 	defer ignoreBrokenPipes()()
-	err := w.receiveAll(ctx)
+	defer w.children.inherit()()
+	working, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	w.end = end
+	if w.pipe = asPipe(w.stdout); w.pipe != nil {
+		go func() { // which is left behind: nothing ends its wait
+			w.pipe.closed(-1)
+			end(errOutputClosed)
+		}()
+	}
+	err := w.receiveAll(working)
 	w.running.Wait()
 	close(ended)
 	watching.Wait()
+	if cause := context.Cause(working); err == nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
 	return err
 }
+
+// errOutputClosed says that what read our output is gone: nobody wants to read
+// what is wrong with that.
+var errOutputClosed = errors.New("the reader of the output has gone away")
 
 // ignoreBrokenPipes has it that a reader of our output that goes away is an error
 // of a write, and not our end, until the function that it returns is called.
@@ -184,7 +221,7 @@ func ignoreBrokenPipes() func() {
 func (w *worker) receiveAll(ctx context.Context) error {
 	var idleSince time.Time // when the first of the polls began that brought nothing
 	for got := 0; ctx.Err() == nil && (w.count == 0 || got < w.count); {
-		most := mostPrinted
+		most := w.atOnce
 		if w.command != "" {
 			most = w.parallel
 		}
@@ -325,44 +362,82 @@ func (w *worker) work(ctx context.Context, messages []received) error {
 
 var errOutputBlocked = errors.New("nobody reads what is printed")
 
-// print writes messages, a line each, and acks what is written. Once ctx has ended
-// it does not wait for whoever reads the output, or not for long.
+// print writes messages, a line each, and acks what was read, or is written where
+// nobody knows whether it is read. If that takes long, only the message that it takes
+// so long for is kept, and others can receive the rest. Once ctx has ended it does
+// not wait for whoever reads the output, or not for long.
 func (w *worker) print(ctx context.Context, messages []received) error {
-	writes := make(chan error, len(messages))
-	go func() { // which is left behind if a write does not end
-		defer close(writes)
-		for i := range messages {
-			if ctx.Err() != nil {
-				return
-			}
-			_, err := fmt.Fprintf(w.stdout, "%s\n", messages[i].text)
-			writes <- err
-			if err != nil {
-				return
-			}
-		}
-	}()
 	late, cancel := context.WithCancel(w.hurry)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(closeTimeout, cancel) })()
-	written := 0
+	if len(messages) == 0 {
+		return nil
+	}
+	slow := time.NewTimer(min(slowPrint, messages[0].lease()/3))
+	defer slow.Stop()
+	w.atOnce = min(2*w.atOnce, mostPrinted)
+	printed := 0
 	var err error
-	for going := true; going; {
+	for printed < len(messages) && err == nil && ctx.Err() == nil {
+		m := &messages[printed]
+		done := make(chan error, 1)
+		go func() { done <- w.printOne(late, m) }() // which is left behind if its write does not end
 		select {
-		case err, going = <-writes:
-			if going && err == nil {
-				written++
-			}
-			going = going && err == nil
+		case err = <-done:
 		case <-late.Done():
-			err, going = errOutputBlocked, false
+			err = errOutputBlocked
+		case <-slow.C:
+			w.atOnce = 1
+			err = errors.Join(w.settleAll(ctx, "ack", messages[:printed]), w.settleAll(ctx, "nack", messages[printed+1:]))
+			messages, printed = messages[printed:printed+1], 0
+			if err == nil {
+				err = w.keepUntil(m, late, done)
+			}
+		}
+		if err == nil {
+			printed++
 		}
 	}
-	return errors.Join(err, w.settleAll(ctx, "ack", messages[:written]), w.settleAll(ctx, "nack", messages[written:]))
+	return errors.Join(err, w.settleAll(ctx, "ack", messages[:printed]), w.settleAll(ctx, "nack", messages[printed:]))
 }
 
-// settleAll acks or nacks messages at once. Those whose leases are over stay as
-// they are, which is said.
+// keepUntil keeps a message until it was printed, and returns what came of that.
+func (w *worker) keepUntil(m *received, late context.Context, done <-chan error) error {
+	working, end := context.WithCancel(late)
+	var keeping sync.WaitGroup
+	keeping.Go(func() { w.keep(working, m) })
+	defer keeping.Wait()
+	defer end()
+	select {
+	case err := <-done:
+		return err
+	case <-late.Done():
+		return errOutputBlocked
+	}
+}
+
+// printOne writes a message, and waits until it was read, if the output is a pipe.
+func (w *worker) printOne(late context.Context, m *received) error {
+	_, err := fmt.Fprintf(w.stdout, "%s\n", m.text)
+	if errors.Is(err, syscall.EPIPE) {
+		return errOutputClosed
+	}
+	if err != nil || w.pipe == nil {
+		return err
+	}
+	for pause := 50 * time.Microsecond; w.pipe.unread(); pause = min(2*pause, longestPeep) {
+		if w.pipe.closed(pause) {
+			return errOutputClosed
+		}
+		if late.Err() != nil {
+			return errOutputBlocked
+		}
+	}
+	return nil
+}
+
+// settleAll acks messages at once, or nacks those with which nothing was done, which
+// counts no attempt. Those whose leases are over stay as they are, which is said.
 func (w *worker) settleAll(ctx context.Context, what string, messages []received) error {
 	if len(messages) == 0 {
 		return nil
@@ -375,7 +450,11 @@ func (w *worker) settleAll(ctx context.Context, what string, messages []received
 	for _, m := range messages {
 		items = append(items, item{m.ID, m.ScheduledAt})
 	}
-	body, err := json.Marshal(map[string]any{"messages": items})
+	request := map[string]any{"messages": items}
+	if what == "nack" {
+		request["count_attempt"] = false
+	}
+	body, err := json.Marshal(request)
 	if err == nil {
 		err = w.insist(ctx, func() error {
 			return w.client.call(w.settling, http.MethodPut, "/messages/"+what, body, nil)
@@ -397,9 +476,9 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	cmd := shellCommand(w.hurry, w.command)
 	cmd.Stdin = bytes.NewReader(append(m.Data, '\n'))
 	cmd.Stdout, cmd.Stderr = w.stdout, w.stderr
-	cmd.Env = append(commandEnviron(os.Environ()), w.environ(m)...)
+	cmd.Env = append(w.commandEnviron(os.Environ()), w.environ(m)...)
 	cmd.WaitDelay = closeTimeout
-	failure := cmd.Run()
+	failure := w.children.run(cmd)
 	if w.hurry.Err() != nil {
 		killGroup(cmd) // what of it did not heed the signal
 	}
@@ -410,7 +489,11 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	keeping.Wait()
 
 	what, body := "ack", []byte(nil)
-	if failure != nil {
+	if err := w.notItsFault(cmd, failure); err != nil {
+		w.end(err)
+		// Not at once, or the poll that is being given up could receive it again.
+		what, body = "nack", fmt.Appendf(nil, `{"count_attempt":false,"delay_seconds":%d}`, firstRetry/time.Second)
+	} else if failure != nil {
 		delay := retryDelay(m.DeliveryAttempts)
 		what, body = "nack", fmt.Appendf(nil, `{"delay_seconds":%d}`, delay/time.Second)
 		w.say("message %s, attempt %d: %v; it comes again in %v", m.ID, m.DeliveryAttempts, failure, delay)
@@ -421,6 +504,24 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	} else if err != nil {
 		w.say("message %s cannot be %sed and will be delivered again: %v", m.ID, what, err)
 	}
+}
+
+// notItsFault returns why a command failed, if that is no fault of its message and
+// others would fail likewise, else nil.
+func (w *worker) notItsFault(cmd *exec.Cmd, failure error) error {
+	switch {
+	case failure == nil:
+		return nil
+	case w.pipe != nil && w.pipe.closed(0):
+		return errOutputClosed
+	case cmd.ProcessState == nil && w.hurry.Err() != nil:
+		return w.hurry.Err() // it was not begun
+	case cmd.ProcessState == nil && !errors.Is(failure, syscall.E2BIG): // which may be for the message's attributes
+		return fmt.Errorf("-exec: the shell cannot be started: %w", failure)
+	case cmd.ProcessState != nil && slices.Contains(shellFailures, cmd.ProcessState.ExitCode()):
+		return fmt.Errorf("-exec: %w: what the shell should run cannot be executed or is not found; the message was given back", failure)
+	}
+	return nil
 }
 
 // retryDelay is for how long a message is hidden whose command failed.
@@ -486,11 +587,12 @@ func (w *worker) guarded(m *received, what string, body []byte, read func(io.Rea
 }
 
 // commandEnviron returns an environment without what only messages have: the trace
-// of whoever started the worker is not that of a message.
-func commandEnviron(all []string) (kept []string) {
+// of whoever started the worker is not that of a message. And what the worker shall
+// do, such as -exec, is not for a queued receive in the command.
+func (w *worker) commandEnviron(all []string) (kept []string) {
 	for _, variable := range all {
 		name, _, _ := strings.Cut(variable, "=")
-		if !strings.HasPrefix(name, "QUEUED_ATTRIBUTE") && name != "TRACEPARENT" && name != "TRACESTATE" {
+		if !strings.HasPrefix(name, "QUEUED_ATTRIBUTE") && name != "TRACEPARENT" && name != "TRACESTATE" && !slices.Contains(w.variables, name) {
 			kept = append(kept, variable)
 		}
 	}

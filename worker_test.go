@@ -135,8 +135,15 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 	checkDiff(t, "left", 2, s.count("SELECT count(*) FROM queued.messages WHERE scheduled_at <= now()"))
 
 	// What reads the output of the process is gone.
-	for _, args := range [][]string{{"receive", "t"}, {"publish", "-lines", "-to-queue", "u"}} {
-		cmd := shellProcess(s.url, args...)
+	for _, v := range []struct {
+		args   []string
+		status int
+		says   string
+	}{
+		{[]string{"receive", "t"}, 141, ""},
+		{[]string{"publish", "-lines", "-to-queue", "u"}, 1, "broken pipe"},
+	} {
+		cmd := shellProcess(s.url, v.args...)
 		read, write, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -146,8 +153,9 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader("{}\n{}\n"), write, stderr
 		err = cmd.Run()
 		write.Close()
-		if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(stderr.String(), "broken pipe") {
-			t.Errorf("%v into a broken pipe = %v, %s, want exit status 1", args, err, stderr)
+		exit := new(exec.ExitError)
+		if !errors.As(err, &exit) || exit.ExitCode() != v.status || !strings.Contains(stderr.String(), v.says) || v.says == "" && stderr.String() != "" {
+			t.Errorf("%v into a broken pipe = %v, %s, want exit status %d", v.args, err, stderr, v.status)
 		}
 	}
 	checkDiff(t, "left", []int{2, 3}, numbers(s.receive("t", "")))
@@ -473,6 +481,102 @@ func TestReceiveCommandLeavesNothingRunningAtTheSecondSignal(t *testing.T) {
 	}
 	s.eventually("what it started has ended", func() bool { return syscall.Kill(pid, 0) != nil })
 	checkDiff(t, "stored", 1, s.unacked())
+}
+
+// A command that is not there fails for every message: it must not cost them all
+// their attempts.
+func TestReceiveCommandEndsWhenItCannotRunCommands(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead","message_max_deliveries":1`)
+	s.publish("t", make([]int, 50)...)
+	folder := t.TempDir()
+	notExecutable := filepath.Join(folder, "script")
+	if err := os.WriteFile(notExecutable, []byte("#!/bin/sh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for what, v := range map[string]struct {
+		command, path, want string
+	}{
+		"a command that is not there":  {"nosuchcommand", os.Getenv("PATH"), "-exec: exit status 127: "},
+		"a last command that is not":   {"true; nosuchcommand", os.Getenv("PATH"), "-exec: exit status 127: "},
+		"a file that is no program":    {notExecutable, os.Getenv("PATH"), "-exec: exit status 126: "},
+		"no shell":                     {"true", folder, `-exec: exec: "sh": executable file not found in $PATH`},
+		"a shell that cannot be begun": {"true", mustMakeBrokenShell(t), "-exec: the shell cannot be started: fork/exec"},
+	} {
+		for _, parallel := range []string{"1", "5"} {
+			cmd := shellProcess(s.url, "receive", "-parallel", parallel, "-exec", v.command, "t")
+			cmd.Env = append(cmd.Env, "PATH="+v.path)
+			r := startCommand(t, cmd)
+			exit := new(exec.ExitError)
+			if err := r.await(); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(r.output.String(), "queued: "+v.want) {
+				t.Errorf("receive -parallel %s with %s = %v, %s, want exit status 1 and %q", parallel, what, err, r.output, v.want)
+			}
+		}
+	}
+	checkDiff(t, "messages without an attempt, and not in flight", 50, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight"))
+	checkDiff(t, "dead", 0, len(s.receive("dead", "")))
+
+	// Other statuses are the message's fault.
+	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	for _, command := range []string{"exit 125", "exit 128", "kill -9 $$"} {
+		if _, stderr, err := s.shell(nil, "receive", "-exec", command, "-count", "1", "t"); err != nil {
+			t.Errorf("receive -exec %q = %v, %s", command, err, stderr)
+		}
+	}
+	checkDiff(t, "dead", 3, len(s.receive("dead", "")))
+}
+
+// mustMakeBrokenShell returns a folder in which sh is a file that no system can run.
+func mustMakeBrokenShell(t testing.TB) (folder string) {
+	t.Helper()
+	folder = t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "sh"), []byte("no program"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
+// What a command finishes meanwhile is done, and the worker ends all the same.
+func TestReceiveCommandLetsCommandsEndWhenAnotherCannotRun(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	c, command := newCommands(t)
+	r := s.startWorker("-exec", `[ "$(cat)" = '{"n":1}' ] || exec nosuchcommand; echo '{"n":1}' | (`+command+`)`, "-parallel", "2", "t")
+	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	s.publish("t", 2)
+	s.eventually("the other is given back", func() bool {
+		return s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND scheduled_at > updated_at") == 1
+	})
+	c.end(0)
+	if err := r.await(); err == nil || !strings.Contains(err.Error(), "exit status 127") {
+		t.Errorf("receive = %v\n%s", err, r.output)
+	}
+	checkDiff(t, "stored", 1, s.unacked())
+}
+
+// The flags of a worker are not those of a queued receive in its command.
+func TestReceiveCommandKeepsItsFlagsFromItsCommand(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("first")
+	s.mustQueue("second")
+	for n := range 3 {
+		s.must(201, "POST", "/queues/first/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n))
+		s.must(201, "POST", "/queues/second/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n))
+	}
+	cmd := shellProcess(s.url, "receive", "first")
+	cmd.Env = append(cmd.Env, "QUEUED_COUNT=1", "QUEUED_PARALLEL=2", "QUEUED_WAIT=20s",
+		fmt.Sprintf(`QUEUED_EXEC=env | grep -c -e ^QUEUED_EXEC -e ^QUEUED_COUNT -e ^QUEUED_PARALLEL -e ^QUEUED_WAIT; %q receive -wait 0s second | grep -c '"n":'`, os.Args[0]))
+	out, err := cmd.Output()
+	checkDiff(t, "variables left, and messages of the inner queued receive", "0\n3\n", string(out))
+	if err != nil {
+		t.Errorf("receive = %v", err)
+	}
+	checkDiff(t, "left", 2, s.unacked())
 }
 
 func TestReceiveCommandStopsWhileTheServerIsAway(t *testing.T) {

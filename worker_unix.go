@@ -17,6 +17,10 @@ func shellCommand(ctx context.Context, command string) *exec.Cmd {
 	return cmd
 }
 
+// shellFailures are exit statuses of a shell that could not run its command: what it
+// found cannot be executed, or it found nothing. See POSIX, Shell Command Language, 2.8.2.
+var shellFailures = []int{126, 127}
+
 // killGroup ends what is left of a command that was started.
 func killGroup(cmd *exec.Cmd) {
 	if cmd.Process != nil {

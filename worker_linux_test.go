@@ -1,0 +1,172 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// init is for a test's process that shall inherit orphans, as the first
+// process in a container does.
+func init() {
+	const set = 36 // PR_SET_CHILD_SUBREAPER
+	if os.Getenv("QUEUED_TEST_SUBREAPER") != "" {
+		if _, _, err := syscall.Syscall(syscall.SYS_PRCTL, set, 1, 0); err != 0 {
+			panic(err)
+		}
+	}
+}
+
+func TestReceiveCommandReapsWhatItInherits(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	c, _ := newCommands(t) // for its fifo
+	const orphans = 20
+	s.publish("t", make([]int, orphans)...)
+	command := fmt.Sprintf(`cd %q; (read status <ends; exit 3) & echo $! >pid-$QUEUED_MESSAGE_ID; exit 0`, c.folder)
+	cmd := shellProcess(s.url, "receive", "-parallel", "4", "-exec", command, "t")
+	cmd.Env = append(cmd.Env, "QUEUED_TEST_SUBREAPER=1")
+	r := startCommand(t, cmd)
+	s.eventually("all commands have exited with 0, and are acked", func() bool { return s.unacked() == 0 })
+	files, err := filepath.Glob(filepath.Join(c.folder, "pid-*"))
+	if err != nil || len(files) != orphans {
+		t.Fatalf("%d orphans, %v", len(files), err)
+	}
+	var pids []int
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		var pid int
+		if _, scanned := fmt.Sscan(string(text), &pid); err != nil || scanned != nil {
+			t.Fatal(err, scanned)
+		}
+		if parent := parentOf(t, pid); parent != r.cmd.Process.Pid {
+			t.Fatalf("the parent of an orphan is %d, want the worker", parent)
+		}
+		pids = append(pids, pid)
+	}
+	for range orphans {
+		c.end(0)
+	}
+	for _, pid := range pids {
+		s.eventually("an orphan is gone, and no zombie", func() bool { return syscall.Kill(pid, 0) != nil })
+	}
+	s.publish("t", 1) // and it goes on
+	s.eventually("the next one is acked", func() bool { return s.unacked() == 0 })
+	c.end(0) // its orphan, which has the worker's standard error
+	r.cmd.Process.Signal(syscall.SIGTERM)
+	if err := r.await(); err != nil || r.output.String() != "" {
+		t.Errorf("receive = %v\n%s", err, r.output)
+	}
+}
+
+func parentOf(t testing.TB, pid int) (parent int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var state string
+	if _, err := fmt.Sscan(string(text[strings.LastIndexByte(string(text), ')')+1:]), &state, &parent); err != nil {
+		t.Fatal(err)
+	}
+	return parent
+}
+
+// startReceive starts receive as a process whose output goes into a pipe.
+func startReceive(t testing.TB, url string, args ...string) (r *running, output *os.File) {
+	t.Helper()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { read.Close() })
+	cmd := shellProcess(url, append([]string{"receive"}, args...)...)
+	cmd.Stdout = write
+	r = startCommand(t, cmd)
+	write.Close()
+	return r, read
+}
+
+// awaitSIGPIPE waits for a process to end without a word, as SIGPIPE ends others.
+func (r *running) awaitSIGPIPE() {
+	r.t.Helper()
+	exit := new(exec.ExitError)
+	if err := r.await(); !errors.As(err, &exit) || exit.ExitCode() != 141 || r.output.String() != "" {
+		r.t.Errorf("receive = %v, %s, want exit status 141 and nothing else", err, r.output)
+	}
+}
+
+func TestReceiveCommandAcksWhatWasRead(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	untouched := func() int {
+		return s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight AND scheduled_at <= now()")
+	}
+	s.publish("t", make([]int, 20)...)
+	r, output := startReceive(t, s.url, "t")
+	head := exec.Command("head", "-n", "3")
+	head.Stdin = output
+	printed, err := head.Output()
+	if err != nil || strings.Count(string(printed), "\n") != 3 {
+		t.Errorf("head = %v, %s", err, printed)
+	}
+	output.Close()
+	r.awaitSIGPIPE()
+	checkDiff(t, "left as if never received", 17, untouched())
+	checkDiff(t, "stored", 17, s.unacked())
+
+	// A reader that goes away while there is nothing to print.
+	s.must(204, "PUT", "/queues/t/purge", "")
+	r, output = startReceive(t, s.url, "t")
+	s.waiting("t", 1)
+	output.Close()
+	r.awaitSIGPIPE()
+
+	// And one that reads no more: what it is not given others can receive.
+	s.publish("t", make([]int, 20)...)
+	r, output = startReceive(t, s.url, "t")
+	lines := bufio.NewReader(output)
+	for range 5 { // so some are received at once
+		if _, err := lines.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.eventually("all but one are for others", func() bool { return s.unacked()-untouched() == 1 })
+	if _, err := lines.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, lines, 1); err != nil { // it goes on
+		t.Fatal(err)
+	}
+	output.Close()
+	r.awaitSIGPIPE()
+	checkDiff(t, "left as if never received, but for what was read", s.unacked(), untouched())
+}
+
+// Commands whose output nobody reads fail for every message.
+func TestReceiveCommandEndsWithTheReaderOfItsCommands(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead","message_max_deliveries":1`)
+	s.publish("t", make([]int, 20)...)
+	r, output := startReceive(t, s.url, "-exec", "cat", "t")
+	if _, err := bufio.NewReader(output).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	output.Close()
+	r.awaitSIGPIPE()
+	s.eventually("the others have counted no attempt", func() bool {
+		return s.unacked() == s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0")
+	})
+	checkDiff(t, "dead", 0, len(s.receive("dead", "")))
+}

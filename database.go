@@ -101,10 +101,21 @@ SET enable_mergejoin = off`
 // connector makes connections with settings.
 type connector struct {
 	*pq.Connector
+	gate     *gate
 	settings string
 }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	probe, err := c.gate.enter()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := c.connect(ctx)
+	c.gate.leave(probe, err)
+	return conn, err
+}
+
+func (c connector) connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.Connector.Connect(context.WithValue(ctx, attemptKey{}, &attempt{}))
 	if err != nil {
 		return nil, err
@@ -151,7 +162,8 @@ type database struct {
 	commit      string      // the least synchronous_commit of its connections
 
 	ticks  atomic.Int64 // of watch, from 1: a clock that stands while this process does
-	silent atomic.Bool  // PostgreSQL does not answer, so no connection is tried but that of watch
+	gate   gate
+	silent atomic.Bool // PostgreSQL does not answer, so no connection is tried but that of watch
 
 	mu    sync.Mutex
 	links map[*link]bool // open or being made
@@ -232,7 +244,7 @@ func (d *database) openWith(dialer dialer, settings string, conns int) (*sql.DB,
 		return nil, err
 	}
 	c.Dialer(dialer)
-	db := sql.OpenDB(connector{c, settings + atLeast(d.commit)})
+	db := sql.OpenDB(connector{c, &d.gate, settings + atLeast(d.commit)})
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
 	db.SetConnMaxIdleTime(time.Minute)
@@ -351,13 +363,32 @@ type attempt struct{ last *link }
 
 type attemptKey struct{}
 
+// listening is the way of the one connection for notifications through the gate:
+// lib/pq makes it by itself, and says by an event what came of it.
+type listening struct {
+	attempt
+	probe bool
+}
+
+func (l *listening) enter(d *database) (err error) {
+	if !l.probe { // else it is in, and connects again without TLS or to the next host
+		l.probe, err = d.gate.enter()
+	}
+	return err
+}
+
+func (l *listening) leave(d *database, err error) {
+	d.gate.leave(l.probe, err)
+	l.probe = false
+}
+
 // dialer makes the connections of a database, whose every read and write ends
 // within timeout. It is a pq.Dialer and a pq.DialerContext.
 type dialer struct {
 	database *database
 	timeout  time.Duration
-	pulse    bool     // of watch, who tries also while the database is silent
-	listener *attempt // of the one connection for notifications, which may say nothing for long
+	pulse    bool       // of watch, who tries also while the database is silent
+	listener *listening // of the one connection for notifications, which may say nothing for long
 }
 
 func (d dialer) Dial(network, address string) (net.Conn, error) {
@@ -373,6 +404,11 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if d.database.silent.Load() && !d.pulse {
 		return nil, errSilent
+	}
+	if d.listener != nil {
+		if err := d.listener.enter(d.database); err != nil {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -405,8 +441,8 @@ func (d dialer) begin(ctx context.Context, c *link) error {
 	d.database.mu.Lock()
 	defer d.database.mu.Unlock()
 	try, _ := ctx.Value(attemptKey{}).(*attempt)
-	if try == nil {
-		try = d.listener
+	if try == nil && d.listener != nil {
+		try = &d.listener.attempt
 	}
 	if try != nil {
 		if last := try.last; last != nil {

@@ -52,11 +52,10 @@ type server struct {
 
 	requestIDs *requestIDs
 
-	ready        atomic.Bool               // the schema is there
-	draining     atomic.Bool               // and so not ready any more
-	complainedAt atomic.Pointer[time.Time] // nil: not yet
-	mux          *http.ServeMux
-	routes       []route // of mux
+	ready    atomic.Bool // the schema is there
+	draining atomic.Bool // and so not ready any more
+	mux      *http.ServeMux
+	routes   []route // of mux
 }
 
 // route is a pattern of http.ServeMux and the API that it belongs to.
@@ -542,7 +541,7 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 		return http.StatusUnprocessableEntity, invalid{{Loc: []any{"body"}, Msg: refusedData(err), Type: "value_error"}}
 	case errors.Is(err, errOverloaded):
 		return http.StatusServiceUnavailable, "too many requests are waiting, try again later"
-	case errors.Is(err, errUnavailable), temporary(err):
+	case errors.Is(err, errUnavailable), pq.As(err) != nil:
 		s.complain(err)
 		return http.StatusServiceUnavailable, "the database is not available, try again later"
 	default:
@@ -563,20 +562,12 @@ func refusedData(err error) string {
 	return "the database refuses it: it cannot represent what the body holds"
 }
 
-// complaintInterval is the time between two lines about the same trouble.
-const complaintInterval = time.Minute
-
 // complain logs why PostgreSQL does not do what requests want, like that its disk
-// is full: once in a while, and not once a request. What is wrong with the
-// connections themselves has lines of its own.
+// is full. What is wrong with the connections themselves has lines of its own.
 func (s *server) complain(err error) {
 	level := slog.LevelDebug
 	if pq.As(err) != nil {
-		now := time.Now()
-		last := s.complainedAt.Load()
-		if (last == nil || now.Sub(*last) > complaintInterval) && s.complainedAt.CompareAndSwap(last, &now) {
-			level = slog.LevelWarn
-		}
+		level = slog.LevelWarn
 	}
 	s.log.Log(context.Background(), level, "requests are answered with 503", "error", err)
 }

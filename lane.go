@@ -182,7 +182,7 @@ func (l *lane[T]) carryOut(s *session, batch []*call[T]) {
 	if pq.As(err, pqerror.TRDeadlockDetected) != nil {
 		err = l.run(s, requests)
 	}
-	if len(batch) > 1 && (rejected(err) && !temporary(err) || locked(err)) {
+	if len(batch) > 1 && (blamable(err) || locked(err)) {
 		waits := 0
 		err = nil
 		for _, c := range batch {

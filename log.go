@@ -5,18 +5,21 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
-// newLog returns a log in a format, text or json, that is written line by line.
+// newLog returns a log in a format, text or json, that is written line by line,
+// and says only once in a while what PostgreSQL refuses.
 func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
+	var h slog.Handler = slog.NewTextHandler(printable{w}, options)
 	if format == "json" {
-		return slog.New(slog.NewJSONHandler(printable{w}, options))
+		h = slog.NewJSONHandler(printable{w}, options)
 	}
-	return slog.New(slog.NewTextHandler(printable{w}, options))
+	return slog.New(onceInAWhile{h, new(sync.Map)})
 }
 
 // printable writes lines with all that is not printable as \uXXXX, which both

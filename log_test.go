@@ -39,12 +39,12 @@ func wantLines(t *testing.T, b *syncBuffer, seen *int, format, what string, want
 func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.exec(`CREATE FUNCTION echo(payload text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '%', payload; END $$`)
+	s.exec(`CREATE FUNCTION public.echo(payload text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '%', payload; END $$`)
 	var payload string
 	s.handle(public, "POST /panic", func(*request) error { panic(payload) })
 	s.handle(public, "POST /panic-error", func(*request) error { panic(errors.New(payload)) })
 	s.handle(public, "POST /echo", func(r *request) error {
-		_, err := s.store.db.ExecContext(r.Context(), "SELECT echo($1)", payload)
+		_, err := s.store.db.ExecContext(r.Context(), "SELECT public.echo($1)", payload)
 		return err
 	})
 	const fake = "time=2026-11-23T06:14:05.210Z level=INFO msg=ready"
@@ -93,7 +93,7 @@ func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 			s.must(500, "POST", "/panic-error", "")
 			wantLines(t, b, &seen, format, "panic with an error "+what, 2)
 			if utf8.ValidString(v) && !strings.Contains(v, "\x00") { // else it is the client's fault
-				s.must(500, "POST", "/echo", "")
+				s.must(503, "POST", "/echo", "")
 				wantLines(t, b, &seen, format, "error of PostgreSQL "+what, 2)
 			}
 			slog.NewLogLogger(s.log.Handler(), slog.LevelDebug).Print("http: ", v)

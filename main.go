@@ -78,8 +78,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/lib/pq"
 )
 
 func main() {
@@ -507,6 +505,9 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	}
 	d.connections = shareConnections(c.maxDatabaseConnections)
 	d.commit = c.commit
+	if postgres != nil {
+		d.gate.close()
+	}
 	db, err := d.open(d.connections.requests)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
@@ -561,6 +562,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 				failed <- fmt.Errorf("private PostgreSQL: %w", err)
 				return
 			}
+			d.gate.open()
 		}
 		if err := prepareUntilDone(backgroundCtx, s, &store{patient, m}, c.topology, log); err != nil {
 			failed <- err
@@ -673,6 +675,9 @@ func prepareUntilDone(ctx context.Context, s, patient *store, t *topology, log *
 		if err == nil {
 			err = patient.migrate(ctx, schemaSteps())
 		}
+		if err == nil {
+			err = s.check(ctx)
+		}
 		if err == nil && t != nil {
 			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {
 				return fmt.Errorf("-topology: %w", err)
@@ -694,6 +699,9 @@ func tryUntilDone(ctx context.Context, log *slog.Logger, try func() error) error
 		case errors.Is(err, errNotFound): // what the topology refers to
 			return err
 		case hopeless(err):
+			if _, remedy, _ := effectOf(err); remedy != "" {
+				return fmt.Errorf("database: %w; %s", err, remedy)
+			}
 			return fmt.Errorf("database: %w", err)
 		}
 		if said != err.Error() {
@@ -756,17 +764,7 @@ func checkDistinct(ctx context.Context, clients ...querier) error {
 // hopeless reports whether an error at the start is one that the user has to
 // do something about.
 func hopeless(err error) bool {
-	if errors.Is(err, errSchemaNewer) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) {
-		return true
-	}
-	e := pq.As(err)
-	return e != nil && (slices.Contains([]string{
-		"3D000", // no such database
-		"42501", // no right to make the schema
-		"42601", // options that are none
-		"42704", // an unknown setting in options
-		"22023", // a wrong value of one
-	}, string(e.Code)) || e.Code.Class() == "28") // wrong password, no such user
+	return errors.Is(err, errSchemaNewer) || errors.Is(err, errSchema) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) || means(err, lasting)
 }
 
 const versionUsage = `Queued version says which version of the program this is, of which Go, and for

@@ -205,12 +205,16 @@ func (n *notifier) listening() bool { return n.connected.Load() }
 // listen hears notifications until ctx is done. It connects, and connects again,
 // by itself; what may have been missed meanwhile is a call of wakeAll.
 func (n *notifier) listen(ctx context.Context, d *database, wake func(queueID string, dueAt time.Time), wakeAll func()) {
-	l := pq.NewDialListener(dialer{database: d, timeout: listenTimeout, listener: &attempt{}}, d.dsn, 100*time.Millisecond, time.Second, func(event pq.ListenerEventType, err error) {
+	way := &listening{}
+	l := pq.NewDialListener(dialer{database: d, timeout: listenTimeout, listener: way}, d.dsn, 100*time.Millisecond, time.Second, func(event pq.ListenerEventType, err error) {
 		switch event {
+		case pq.ListenerEventConnected, pq.ListenerEventConnectionAttemptFailed:
+			way.leave(d, err)
 		case pq.ListenerEventDisconnected:
 			n.connected.Store(false)
 			n.log.Warn("lost the connection for notifications", "error", err)
 		case pq.ListenerEventReconnected:
+			way.leave(d, nil)
 			n.connected.Store(true)
 			n.log.Info("notifications are back")
 		}

@@ -18,6 +18,7 @@ type proxy struct {
 	refuses bool
 	frozen  chan struct{} // closed when bytes pass again; nil if they do
 	clients map[*net.TCPConn]bool
+	came    int // connections so far
 }
 
 func newProxy(t testing.TB, network, address string) *proxy {
@@ -55,6 +56,7 @@ func (p *proxy) serve(in *net.TCPConn) {
 	defer in.Close()
 	p.mu.Lock()
 	refuses := p.refuses
+	p.came++
 	if !refuses {
 		p.clients[in] = true
 	}
@@ -125,6 +127,13 @@ func (p *proxy) open() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.clients)
+}
+
+// accepted returns how many connections there have been.
+func (p *proxy) accepted() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.came
 }
 
 // slow has all that comes back take so long.

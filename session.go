@@ -7,9 +7,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/lib/pq"
-	"github.com/lib/pq/pqerror"
 )
 
 // session is a connection that one goroutine at a time uses, with its prepared
@@ -17,14 +14,15 @@ import (
 // never runs a statement twice: whether a statement whose connection broke was
 // carried out is unknown, and only the caller knows what to do then.
 type session struct {
-	sharing    sync.Mutex // held by alone
-	db         *sql.DB
-	metrics    *metrics
-	conn       *sql.Conn
-	statements map[string]*sql.Stmt
-	usedAt     time.Time
-	settings   settings
-	begun      bool // a transaction, which another connection would know nothing of
+	sharing     sync.Mutex // held by alone
+	db          *sql.DB
+	metrics     *metrics
+	conn        *sql.Conn
+	statements  map[string]*sql.Stmt
+	usedAt      time.Time
+	connectedAt time.Time
+	settings    settings
+	begun       bool // a transaction, which another connection would know nothing of
 }
 
 // settings are what a session remembers of topics and queues, all as of one
@@ -161,7 +159,7 @@ func (s *session) prepare(query string) (*sql.Stmt, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.conn, s.statements = conn, make(map[string]*sql.Stmt)
+		s.conn, s.connectedAt, s.statements = conn, time.Now(), make(map[string]*sql.Stmt)
 	}
 	if stmt := s.statements[query]; stmt != nil {
 		return stmt, nil
@@ -175,9 +173,11 @@ func (s *session) prepare(query string) (*sql.Stmt, error) {
 }
 
 // check drops the connection if err leaves it, or what is prepared on it, in a
-// state that is not known to be good. Whoever reads rows calls it too.
+// state that is not known to be good. Whoever reads rows calls it too. Where the
+// trouble lasts, the next connection is no better than one that was just made.
 func (s *session) check(err error) {
-	if err == nil || rejected(err) && !stale(err) {
+	young := time.Since(s.connectedAt) < idleUnchecked
+	if err == nil || rejected(err) && (!stale(err) || means(err, lasting) && young) {
 		return
 	}
 	s.close()
@@ -190,62 +190,4 @@ func (s *session) close() {
 	}
 	s.conn, s.statements = nil, nil
 	s.settings = settings{} // the next connection may lead to a server that lost the last versions
-}
-
-// rejected reports whether PostgreSQL refused the statement and so did nothing:
-// it answered with an error, and not with one that ends the connection. Those
-// lib/pq turns into driver.ErrBadConn, if PostgreSQL speaks English.
-func rejected(err error) bool {
-	e := pq.As(err)
-	if e == nil {
-		return false
-	}
-	switch e.Code.Class() {
-	case "08", "58", "XX": // connection, system error, internal error
-		return false
-	case "57":
-		return e.Code == "57014" // query_canceled; the others are shutdowns
-	}
-	return true
-}
-
-// stale reports whether another connection may do better: what this one has
-// prepared is out of date since the schema changed (0A000), or gone because a
-// pooler gave us another one (26000), or this one leads to a server that is
-// read-only (25006), as after a failover.
-func stale(err error) bool {
-	return pq.As(err, "0A000", "26000", pqerror.ReadOnlySQLTransaction) != nil
-}
-
-// temporary reports whether PostgreSQL rejected a statement for a reason that
-// has nothing to do with it: the database is read-only (class 25), the statement
-// lost against others (40, 55), resources are exhausted (53), it was cancelled (57).
-func temporary(err error) bool {
-	e := pq.As(err)
-	if e == nil {
-		return false
-	}
-	switch e.Code.Class() {
-	case "25", "40", "53", "55", "57":
-		return true
-	}
-	return false
-}
-
-// locked reports whether a statement waited for a lock until lockTimeout.
-func locked(err error) bool { return pq.As(err, pqerror.LockNotAvailable) != nil }
-
-// atFault reports whether PostgreSQL rejected what a request brought, so that
-// the same request will fail again: data it cannot represent (class 22),
-// constraints (23), and limits (54).
-func atFault(err error) bool {
-	e := pq.As(err)
-	if e == nil {
-		return false
-	}
-	switch e.Code.Class() {
-	case "22", "23", "54":
-		return true
-	}
-	return false
 }

@@ -314,6 +314,42 @@ func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 	return version, err
 }
 
+// errSchema is returned by check if the schema is not as the statements need it.
+var errSchema = errors.New("the database lacks what queued needs")
+
+const selectLacking = `
+SELECT CASE
+           WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
+           WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is no table'
+           ELSE 'the role ' || current_user || ' lacks rights on queued.' || name
+       END
+FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed,tallies,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
+LEFT JOIN pg_namespace n ON n.nspname = 'queued'
+LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
+WHERE CASE
+          WHEN c.relkind = 'S' THEN NOT (has_sequence_privilege(c.oid, 'SELECT') AND has_sequence_privilege(c.oid, 'UPDATE'))
+          WHEN name = 'schema_version' THEN NOT has_table_privilege(c.oid, 'SELECT')
+          ELSE NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+              AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+      END IS NOT FALSE
+    OR c.relkind NOT IN ('r', 'p', 'S')
+    OR NOT has_schema_privilege(n.oid, 'USAGE')
+ORDER BY name
+LIMIT 3`
+
+// check returns errSchema if tables are missing, are no tables but have their
+// names, or may not be read and written.
+func (s *store) check(ctx context.Context) error {
+	lacking, err := collect(ctx, s.on("lacking"), func(row scanner) (what string, err error) {
+		err = row.Scan(&what)
+		return what, err
+	}, selectLacking)
+	if err == nil && len(lacking) > 0 {
+		return fmt.Errorf("%w: %s; %s", errSchema, strings.Join(lacking, ", "), notOurs)
+	}
+	return err
+}
+
 const selectWritable = `
 SELECT EXISTS (SELECT FROM queued.settings)
     AND current_setting('transaction_read_only') = 'off'`
@@ -321,6 +357,9 @@ SELECT EXISTS (SELECT FROM queued.settings)
 // ping returns an error unless the database answers, has the schema, and can be
 // written: a standby cannot.
 func (s *store) ping(ctx context.Context) error {
+	if err := s.check(ctx); err != nil {
+		return unknown(err)
+	}
 	var writable bool
 	err := s.on("ping").QueryRowContext(ctx, selectWritable).Scan(&writable)
 	if err == nil && !writable {
@@ -343,11 +382,11 @@ func (s *store) undurable(ctx context.Context) ([]string, error) {
 	}, selectUndurable)
 }
 
-// unknown turns every error but those that PostgreSQL reports about a
-// statement into errUnavailable.
+// unknown turns every error but those for which a request may be the reason into
+// errUnavailable.
 func unknown(err error) error {
 	if err == nil || errors.Is(err, errUnavailable) || errors.Is(err, sql.ErrNoRows) ||
-		errors.Is(err, context.Canceled) || rejected(err) && !temporary(err) {
+		errors.Is(err, context.Canceled) || blamable(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", errUnavailable, err)
@@ -420,9 +459,11 @@ SELECT version
 FROM queued.settings
 FOR UPDATE`
 
+	// The version goes by the clock, so that a database that was restored, or
+	// created anew, does not come to one that servers remember.
 	settingsChanged = `
 UPDATE queued.settings
-SET version = version + 1
+SET version = greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
 RETURNING version`
 )
 

@@ -271,7 +271,7 @@ func TestServerRecoversFromAReadOnlyDatabase(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	output := newSyncBuffer()
-	s.log = slog.New(slog.NewTextHandler(output, nil))
+	s.log = newLog(output, slog.LevelInfo, "text")
 	s.mustTopic("t")
 	outside := newTestDB(t, s.dsn) // connected while it can be written to
 	exec := func(statement string) {

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// effect is what an error of PostgreSQL means to the server.
+type effect uint8
+
+const (
+	harmless  effect = 1 << iota // the statement did nothing, and the connection is as good as before
+	guilty                       // the request is at fault: 422, where all others are 503
+	single                       // one of the requests that share the statement may be the reason: each is tried on its own
+	elsewhere                    // another connection may do better
+	lasting                      // somebody has to mend it: at the start it is an error, and new connections wait longer and longer
+)
+
+// refusals say what the errors of PostgreSQL mean, by SQLSTATE or by class, which
+// is its first two characters; see the appendix of PostgreSQL's manual. An
+// SQLSTATE goes before its class.
+//
+// The remedy is for the start, where waiting is in vain.
+var refusals = []struct {
+	codes  string // separated by spaces
+	effect effect
+	remedy string
+}{
+	{"57014", harmless, ""},                                // cancelled: it took too long
+	{"08 57 58 XX", 0, ""},                                 // connection, shutdown, system error, internal error: what became of it is unknown
+	{"25P03 25P04", 0, ""},                                 // a transaction that took too long, which ends the connection
+	{"25006 26", harmless | elsewhere, ""},                 // read-only, as after a failover; a prepared statement that a pooler has lost
+	{"25 40 53 55P03 55006", harmless, ""},                 // lost against others, or out of a resource
+	{"22 23 54", harmless | guilty | single | lasting, ""}, // data, constraints, limits
+	{"22023", harmless | guilty | single | lasting, inOptions},
+	{"42601 42704", harmless | lasting, inOptions},
+	{"28", harmless | lasting, "check the user and the password in -database-url, and pg_hba.conf"},
+	{"3D", harmless | lasting, "create the database, or name another one in -database-url"},
+	{"42501", harmless | lasting, "grant the rights"},
+	{"0A", harmless | elsewhere | lasting, notOurs}, // also a plan that is out of date since the schema changed
+	{"3F 42 55", harmless | lasting, notOurs},
+}
+
+const inOptions = "check options in -database-url"
+
+const notOurs = `the schema "queued" must be as this program creates it; use another database, or move away what is in the way`
+
+// raised is what all other errors mean, like those of triggers.
+const raised = harmless | single | lasting
+
+// effectOf returns what an error means, and false if it is not PostgreSQL's.
+// Errors that end the connection lib/pq turns into driver.ErrBadConn, if
+// PostgreSQL speaks English.
+func effectOf(err error) (v effect, remedy string, ok bool) {
+	e := pq.As(err)
+	if e == nil {
+		return 0, "", false
+	}
+	for _, code := range []string{string(e.Code), string(e.Code.Class())} {
+		for _, r := range refusals {
+			for known := range strings.SplitSeq(r.codes, " ") {
+				if known == code {
+					return r.effect, r.remedy, true
+				}
+			}
+		}
+	}
+	return raised, "look for a trigger or an event trigger that raises it", true
+}
+
+func means(err error, what effect) bool {
+	v, _, _ := effectOf(err)
+	return v&what != 0
+}
+
+// rejected reports whether PostgreSQL refused the statement and so did nothing.
+func rejected(err error) bool { return means(err, harmless) }
+
+// stale reports whether another connection may do better.
+func stale(err error) bool { return means(err, elsewhere) }
+
+// blamable reports whether one of the requests that share a statement may be the
+// reason that PostgreSQL refused it.
+func blamable(err error) bool { return means(err, single) }
+
+// atFault reports whether PostgreSQL rejected what a request brought, so that
+// the same request will fail again.
+func atFault(err error) bool { return means(err, guilty) }
+
+// locked reports whether a statement waited for a lock until lockTimeout.
+func locked(err error) bool { return pq.As(err, "55P03") != nil }
+
+// complaintInterval is the time between two lines about the same trouble.
+const complaintInterval = time.Minute
+
+// onceInAWhile is a log that says once a minute, for each SQLSTATE, what
+// PostgreSQL refuses, however many requests and tasks meet it. The other lines
+// are of level debug.
+type onceInAWhile struct {
+	slog.Handler
+	said *sync.Map // time.Time by pqerror.Code
+}
+
+func (h onceInAWhile) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn && !h.isNew(r) {
+		if r.Level = slog.LevelDebug; !h.Enabled(ctx, r.Level) {
+			return nil
+		}
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// isNew reports whether a line is not about what another has said lately.
+func (h onceInAWhile) isNew(r slog.Record) bool {
+	is := true
+	r.Attrs(func(a slog.Attr) bool {
+		err, _ := a.Value.Any().(error)
+		e := pq.As(err)
+		if e == nil {
+			return true
+		}
+		now := time.Now()
+		last, loaded := h.said.LoadOrStore(e.Code, now)
+		is = !loaded || now.Sub(last.(time.Time)) > complaintInterval && h.said.CompareAndSwap(e.Code, last, now)
+		return false
+	})
+	return is
+}
+
+func (h onceInAWhile) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return onceInAWhile{h.Handler.WithAttrs(attrs), h.said}
+}
+
+func (h onceInAWhile) WithGroup(name string) slog.Handler {
+	return onceInAWhile{h.Handler.WithGroup(name), h.said}
+}
+
+// gate keeps a server from connecting again and again where PostgreSQL refuses it
+// for a reason that somebody has to mend. Then one connection is tried at a time,
+// after a wait that doubles, and all others fail like the last.
+type gate struct {
+	mu    sync.Mutex
+	err   error     // of the last try; nil: open
+	until time.Time // no connection is tried
+	wait  time.Duration
+}
+
+// Bounds of the wait.
+const (
+	firstWait   = 100 * time.Millisecond
+	longestWait = 5 * time.Second
+)
+
+// errNotYet is the error of connections to a private PostgreSQL before it is ready.
+var errNotYet = errors.New("PostgreSQL is starting")
+
+// close has no connection tried until open is called.
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.err, g.until = errNotYet, time.Now().Add(forEver)
+}
+
+func (g *gate) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.err = nil
+}
+
+// enter returns an error if no connection may be tried now. Otherwise the caller
+// tries one, and hands its outcome and probe to leave.
+func (g *gate) enter() (probe bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err == nil {
+		return false, nil
+	}
+	if now := time.Now(); now.Before(g.until) {
+		return false, g.err
+	} else {
+		g.until = now.Add(connectTimeout) // at most: until it is known what became of this one
+	}
+	return true, nil
+}
+
+func (g *gate) leave(probe bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		g.until = time.Time{} // nobody knows
+		return
+	case !means(err, lasting):
+		if err == nil || probe {
+			g.err, g.wait = nil, 0
+		}
+		return
+	case g.err == nil:
+		g.wait = firstWait
+	case probe:
+		g.wait = min(2*g.wait, longestWait)
+	default:
+		return // one that was under way already
+	}
+	g.err, g.until = err, time.Now().Add(g.wait)
+}

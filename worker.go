@@ -426,7 +426,7 @@ func (w *worker) printOne(late context.Context, m *received) error {
 		return err
 	}
 	for pause := 50 * time.Microsecond; w.pipe.unread(); pause = min(2*pause, longestPeep) {
-		if w.pipe.closed(pause) {
+		if w.pipe.closed(pause) && w.pipe.unread() { // it may have read its last message just before
 			return errOutputClosed
 		}
 		if late.Err() != nil {

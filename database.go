@@ -101,17 +101,17 @@ SET enable_mergejoin = off`
 // connector makes connections with settings.
 type connector struct {
 	*pq.Connector
-	gate     *gate
+	database *database
 	settings string
 }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
-	probe, err := c.gate.enter()
+	probe, err := c.database.gate.enter()
 	if err != nil {
 		return nil, err
 	}
 	conn, err := c.connect(ctx)
-	c.gate.leave(probe, err)
+	c.database.gate.leave(probe, err)
 	return conn, err
 }
 
@@ -120,7 +120,11 @@ func (c connector) connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, c.settings, nil); err != nil {
+	_, err = conn.(driver.ExecerContext).ExecContext(ctx, c.settings, nil)
+	if err == nil {
+		err = c.database.sequences.check(ctx, conn)
+	}
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -161,9 +165,10 @@ type database struct {
 	connections connections // those that are opened at most
 	commit      string      // the least synchronous_commit of its connections
 
-	ticks  atomic.Int64 // of watch, from 1: a clock that stands while this process does
-	gate   gate
-	silent atomic.Bool // PostgreSQL does not answer, so no connection is tried but that of watch
+	ticks     atomic.Int64 // of watch, from 1: a clock that stands while this process does
+	gate      gate
+	sequences sequences
+	silent    atomic.Bool // PostgreSQL does not answer, so no connection is tried but that of watch
 
 	mu    sync.Mutex
 	links map[*link]bool // open or being made
@@ -244,7 +249,7 @@ func (d *database) openWith(dialer dialer, settings string, conns int) (*sql.DB,
 		return nil, err
 	}
 	c.Dialer(dialer)
-	db := sql.OpenDB(connector{c, &d.gate, settings + atLeast(d.commit)})
+	db := sql.OpenDB(connector{c, d, settings + atLeast(d.commit)})
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
 	db.SetConnMaxIdleTime(time.Minute)
@@ -495,7 +500,11 @@ func (c *link) Read(b []byte) (int, error) {
 		c.waits()
 		defer c.waited()
 	}
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.dialer.database.sequences.unsure.Store(true)
+	}
+	return n, err
 }
 
 func (c *link) Write(b []byte) (int, error) {
@@ -504,7 +513,11 @@ func (c *link) Write(b []byte) (int, error) {
 	}
 	c.waits()
 	defer c.waited()
-	return c.Conn.Write(b)
+	n, err := c.Conn.Write(b)
+	if err != nil {
+		c.dialer.database.sequences.unsure.Store(true)
+	}
+	return n, err
 }
 
 func (c *link) Close() error {

@@ -678,6 +678,9 @@ func prepareUntilDone(ctx context.Context, s, patient *store, t *topology, log *
 		if err == nil {
 			err = s.check(ctx)
 		}
+		if err == nil {
+			err = s.raiseSequences(ctx)
+		}
 		if err == nil && t != nil {
 			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {
 				return fmt.Errorf("-topology: %w", err)

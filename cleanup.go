@@ -26,8 +26,9 @@ type cleanup struct {
 	// announce tells receivers of the queue that messages have moved into it.
 	announce func(queueID string, dueAt time.Time)
 
-	page   int64               // where the walk through the table goes on
-	group  groupKey            // where the walk through the groups goes on; zero: at the first
+	round  round    // of the walk through the table
+	group  groupKey // where the walk through the groups goes on; zero: at the first
+	rests  struct{ table, groups rest }
 	fronts map[int64]time.Time // by queue key: when the oldest message was due, at the last pass
 }
 
@@ -40,7 +41,22 @@ const (
 	cleanupBatch = 1000 // rows
 	walkPages    = 1024 // pages of the table, 8 kB each
 	walkBatches  = 8
+
+	walkRest  = 10 * time.Minute // between the beginnings of two walks through a table, at least
+	walkShare = 20               // a walk takes at most one part in so many of the time
 )
+
+// rest is when a walk goes on, by the clock of this process; zero: at once.
+type rest struct{ until time.Time }
+
+// after makes a walk that has begun then, and ends now, take no more than its share,
+// and rest for so long at least.
+func (r *rest) after(began time.Time, least time.Duration) {
+	r.until = time.Now().Add(max((walkShare-1)*time.Since(began), least))
+}
+
+// over reports whether the walk may go on.
+func (r *rest) over() bool { return !time.Now().Before(r.until) }
 
 // deletedQueueGrace is how long the key of a deleted queue is remembered: a
 // publish that found the queue just before may still write to it.
@@ -81,8 +97,7 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 	}
 }
 
-// once is one pass: it does all there is to do, but for what only the walk
-// finds in a table larger than walkBatches*walkPages; the next passes go on there.
+// once is one pass: it does all there is to do, but for what only the walks find.
 // What another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
 	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.lookAtChangedGroups, c.removeIdleGroups, c.removeTallies} {
@@ -349,11 +364,21 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 // The walk looks at every row from time to time, in the order of the table: for
 // what the other searches cannot find without an index that every receive would
 // pay for. It deletes what expired behind messages that did not, and marks what
-// a change of its queue's settings has exhausted, for moveExhausted to move. It
-// is the one statement that is not about a queue.
+// a change of its queue's settings has exhausted, for moveExhausted to move. Its
+// statements alone are not about a queue.
 const (
-	selectPages = `
-SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
+	selectWalk = `
+SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint,
+       coalesce(min(message_retention_seconds), 0),
+       coalesce(hashtextextended(string_agg(key || ' ' || message_max_deliveries, ',' ORDER BY key) FILTER (WHERE dead_queue_id IS NOT NULL), 0), 0)
+FROM queued.queues`
+
+	selectExpiry = `
+SELECT count(*) FILTER (WHERE expired_at <= now()),
+       extract(epoch FROM min(expired_at) FILTER (WHERE expired_at > now()) - now())::double precision
+FROM queued.messages
+WHERE ctid >= format('(%s,0)', $1::bigint)::tid
+    AND ctid < format('(%s,0)', $2::bigint)::tid`
 
 	walkExpired = `
 WITH expired AS MATERIALIZED (
@@ -392,42 +417,103 @@ FROM exhausted
 WHERE m.ctid = exhausted.tid`
 )
 
+// round is one walk through the whole table. Times are by the clock of this process.
+type round struct {
+	page   int64     // where it goes on
+	began  time.Time // zero: there was none yet
+	ended  bool
+	limits int64     // a hash of how often queues delivered when it began
+	expiry time.Time // of what it has seen and left, the earliest; zero: it has left nothing
+}
+
+// due reports whether there may be something for another round to find: what the last
+// one has left expires, or what came since, or the limits of queues have changed.
+func (r *round) due(limits int64, retention time.Duration) bool {
+	if r.began.IsZero() || limits != r.limits {
+		return true
+	}
+	at := r.began.Add(retention)
+	if !r.expiry.IsZero() && r.expiry.Before(at) {
+		at = r.expiry
+	}
+	now := time.Now()
+	return !now.Before(at) && now.Sub(r.began) >= walkRest
+}
+
+// sees notes that something that was left expires after that time.
+func (r *round) sees(after time.Duration) {
+	if at := time.Now().Add(after); r.expiry.IsZero() || at.Before(r.expiry) {
+		r.expiry = at
+	}
+}
+
+// walk goes on with a round, or begins one if that is due.
 func (c *cleanup) walk(ctx context.Context) error {
-	var pages int64
-	if err := c.on("pages").QueryRowContext(ctx, selectPages).Scan(&pages); err != nil {
+	if !c.rests.table.over() {
+		return nil
+	}
+	defer c.rests.table.after(time.Now(), 0)
+	var pages, retention, limits int64
+	if err := c.on("walk").QueryRowContext(ctx, selectWalk).Scan(&pages, &retention, &limits); err != nil {
 		return err
 	}
+	if c.round.began.IsZero() || c.round.ended {
+		if !c.round.due(limits, time.Duration(retention)*time.Second) {
+			return nil
+		}
+		c.round = round{began: time.Now(), limits: limits}
+	}
 	for range walkBatches {
-		if c.page >= pages {
-			c.page = 0
-		}
-		to := min(c.page+walkPages, pages)
-		type expiredIn struct {
-			queueID string
-			count   int
-		}
-		var expired []expiredIn
+		to := min(c.round.page+walkPages, pages)
+		var expired map[string]int
 		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
-			if _, err := c.metrics.timed("walk_exhausted", tx).ExecContext(ctx, walkExhausted, c.page, to); err != nil {
-				return err
-			}
-			expired, err = collect(ctx, c.metrics.timed("walk_expired", tx), func(row scanner) (e expiredIn, err error) {
-				err = row.Scan(&e.queueID, &e.count)
-				return e, err
-			}, walkExpired, c.page, to)
+			expired, err = c.walkPages(ctx, tx, c.round.page, to)
 			return err
 		})
 		if err != nil || !locked {
 			return err
 		}
-		for _, e := range expired {
-			c.metrics.add(messagesExpired, e.queueID, e.count)
+		for queueID, n := range expired {
+			c.metrics.add(messagesExpired, queueID, n)
 		}
-		if c.page = to; to == pages {
+		if c.round.page = to; to == pages {
+			c.round.ended = true
 			break
 		}
 	}
 	return nil
+}
+
+// walkPages looks at a part of the table, and returns how many messages it has
+// deleted of each queue.
+func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (expired map[string]int, err error) {
+	if _, err := c.metrics.timed("walk_exhausted", tx).ExecContext(ctx, walkExhausted, from, to); err != nil {
+		return nil, err
+	}
+	var found int
+	var next sql.NullFloat64 // seconds until the next expires; null: there is none
+	if err := c.metrics.timed("walk_expiry", tx).QueryRowContext(ctx, selectExpiry, from, to).Scan(&found, &next); err != nil {
+		return nil, err
+	}
+	if next.Valid {
+		c.round.sees(time.Duration(min(next.Float64, keepForEver) * float64(time.Second)))
+	}
+	if found == 0 {
+		return nil, nil
+	}
+	expired = make(map[string]int)
+	_, err = collect(ctx, c.metrics.timed("walk_expired", tx), func(row scanner) (any, error) {
+		var queueID string
+		var n int
+		err := row.Scan(&queueID, &n)
+		expired[queueID] = n
+		found -= n
+		return nil, err
+	}, walkExpired, from, to)
+	if found > 0 { // somebody holds it
+		c.round.sees(0)
+	}
+	return expired, err
 }
 
 // remove removes, batch by batch, what a statement finds in a queue after a time.
@@ -525,8 +611,14 @@ WHERE g.queue_key = u.queue_key
         AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = abs(g.queue_key) AND m.group_id = g.id LIMIT 1) IS NULL)`
 )
 
-// removeIdleGroups forgets groups that have nothing to remember.
+// removeIdleGroups forgets groups that have nothing to remember: claims do so too,
+// where they look. It walks through all groups, and rests like the walk.
 func (c *cleanup) removeIdleGroups(ctx context.Context) error {
+	if !c.rests.groups.over() {
+		return nil
+	}
+	began, least := time.Now(), time.Duration(0)
+	defer func() { c.rests.groups.after(began, least) }()
 	type found struct {
 		groupKey
 		idle bool
@@ -561,6 +653,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 		}
 		if len(page) < groupWalk {
 			c.group = groupKey{}
+			least = walkRest
 			return nil
 		}
 		c.group = page[len(page)-1].groupKey

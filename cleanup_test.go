@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -208,18 +209,72 @@ func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 		FROM queued.queues, generate_series(1, 5000) n`)
 	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics}
 	pages := int64(s.count("SELECT pg_relation_size('queued.messages') / 8192"))
-	c.page = pages - 1
+	c.round = round{began: time.Now(), page: pages - 1}
 	if err := c.walk(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	left := s.count("SELECT count(*) FROM queued.messages")
-	if left <= 2500 || left == 5000 || c.page != pages {
-		t.Errorf("after the last page %d rows are left and the walk is at page %d of %d", left, c.page, pages)
+	if left <= 2500 || left == 5000 || c.round.page != pages || !c.round.ended {
+		t.Errorf("after the last page %d rows are left and the walk is at page %d of %d", left, c.round.page, pages)
 	}
+	c.rests.table = rest{}
+	c.round.limits++ // as if those of a queue had changed
 	if err := c.walk(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	checkDiff(t, "left after the walk has started over", 2500, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+// A walk reads all of the table, so there is one only where it may find something.
+func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t")
+	s.publish("t", 1, 2, 3)
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
+	rounds := 0
+	pass := func(what string, walks bool) {
+		t.Helper()
+		if err := c.walk(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if c.rests.table.until.IsZero() {
+			t.Error(what + ": the walk has no bound")
+		}
+		c.rests.table = rest{}
+		if walks {
+			rounds++
+		}
+		if want := fmt.Sprintf("\nqueued_statement_duration_seconds_count{statement=\"walk_expiry\"} %d\n", rounds); !strings.Contains(s.must(200, "GET", "/metrics", ""), want) {
+			t.Errorf("%s: want %d walks in all", what, rounds)
+		}
+	}
+	// ago moves the last round into the past, by a bit more than that.
+	ago := func(d time.Duration) {
+		c.round.began = time.Now().Add(-d - time.Minute)
+		c.round.expiry = c.round.began.Add(time.Hour)
+	}
+	pass("at the start", true)
+	pass("right after it", false)
+	ago(walkRest)
+	pass("before anything can expire", false)
+	ago(time.Hour)
+	pass("when what it has seen expires", true)
+	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":1200}`)
+	ago(20 * time.Minute)
+	pass("when what came since may expire", true)
+	c.round.sees(0)
+	pass("sooner than walkRest after the last", false)
+	s.exec("UPDATE queued.messages SET delivery_attempts = 1")
+	pass("without other limits", false)
+	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":1,"ack_deadline_seconds":60,"message_retention_seconds":1200}`)
+	pass("when the limits have changed", true)
+	checkDiff(t, "exhausted", 3, s.count("SELECT count(*) FROM queued.messages WHERE last_delivery"))
+	pass("after that", false)
+	c.rests.table.until = time.Now().Add(time.Hour) // as after a walk that took 3 minutes
+	c.round = round{}
+	pass("within its rest", false)
 }
 
 // What cannot be done, because the disk is full, keeps nothing else from being

@@ -158,6 +158,9 @@ SELECT key, id, coalesce(dead_queue_id, '')
 FROM queued.queues
 ORDER BY id`
 
+const selectPages = `
+SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
+
 // A part of the table, so that no statement is long: an old snapshot would keep
 // PostgreSQL from reusing the space of what is gone.
 const countMessages = `

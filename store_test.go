@@ -441,6 +441,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"as job":         {selectAsJob, []string{"'t'", "'a'", "'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
 		"waiting":        {selectWaiting, []string{"'{}'", "'{}'", "10"}, "messages_group_due"},
 		"finish":         {finishJobs, []string{"'{}'", "'{}'", "'{}'"}, "messages_job"},
+		"walk on":        {selectExpiry, []string{"0", "10"}, "Tid Range Scan"},
 		"walk":           {walkExpired, []string{"0", "10"}, "Tid Range Scan"},
 		"walk exhausted": {walkExhausted, []string{"0", "10"}, "Tid Range Scan"},
 	}

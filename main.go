@@ -123,6 +123,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 		return runQueues(ctx, args[1:], getenv, stdout)
 	case "stats":
 		return runStats(ctx, args[1:], getenv, stdout)
+	case "schema":
+		return runSchema(args[1:], getenv, stdout)
 	}
 	c, err := parseConfig(args, takeLibpqVariables(getenv), stdout)
 	if err != nil {
@@ -169,6 +171,7 @@ usage: queued [flags]                   serve
        queued queues [flags]            list the queues of a server
        queued stats [flags] QUEUE       say how many messages a queue has
        queued health [flags]            ask a server whether it is alive, or ready
+       queued schema [flags]            print the SQL that creates the schema, for a DBA
        queued bench [flags]             load a server and say how fast it is
        queued version                   say which version this is
 

@@ -42,14 +42,18 @@ var refusals = []struct {
 	{"42601 42704", harmless | lasting, inOptions},
 	{"28", harmless | lasting, "check the user and the password in -database-url, and pg_hba.conf"},
 	{"3D", harmless | lasting, "create the database, or name another one in -database-url"},
-	{"42501", harmless | lasting, "grant the rights"},
+	{"42501", harmless | lasting, askDBA},
 	{"0A", harmless | elsewhere | lasting, notOurs}, // also a plan that is out of date since the schema changed
 	{"3F 42 55", harmless | lasting, notOurs},
 }
 
 const inOptions = "check options in -database-url"
 
-const notOurs = `the schema "queued" must be as this program creates it; use another database, or move away what is in the way`
+// What a DBA can do.
+const (
+	askDBA  = `have a DBA run what "queued schema -role NAME" prints`
+	notOurs = `the schema "queued" must be as "queued schema" prints it: use another database, or move away what is in the way`
+)
 
 // raised is what all other errors mean, like those of triggers.
 const raised = harmless | single | lasting

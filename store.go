@@ -249,6 +249,11 @@ func schemaSteps() []string {
 // take turns by: CREATE TABLE IF NOT EXISTS fails when two run it at once.
 const schemaLock = 0x71756575_65640001
 
+// migrationSettings are those of the transaction of a migration.
+var migrationSettings = fmt.Sprintf(`SET LOCAL search_path = pg_catalog;
+SET LOCAL lock_timeout = %d;
+SET LOCAL default_table_access_method = heap`, lockTimeout.Milliseconds())
+
 // errSchemaNewer is returned by migrate if a newer queued was here before.
 var errSchemaNewer = errors.New("the database has a newer schema")
 
@@ -272,7 +277,7 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())); err != nil {
+	if _, err := tx.ExecContext(ctx, migrationSettings); err != nil {
 		return err
 	}
 	if version, err = schemaVersion(ctx, tx); err != nil || version == len(steps) {
@@ -285,7 +290,7 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		// The first line of a step is its number.
 		_, statements, _ := strings.Cut(step, "\n")
 		if _, err := tx.ExecContext(ctx, statements); err != nil {
-			return fmt.Errorf("schema step %d: %w", version+i+1, err)
+			return fmt.Errorf("schema step %d, to carry version %d to %d: %w", version+i+1, version, len(steps), err)
 		}
 	}
 	if _, err := tx.ExecContext(ctx, "INSERT INTO queued.schema_version (version) VALUES ($1)", len(steps)); err != nil {
@@ -345,7 +350,7 @@ func (s *store) check(ctx context.Context) error {
 		return what, err
 	}, selectLacking)
 	if err == nil && len(lacking) > 0 {
-		return fmt.Errorf("%w: %s; %s", errSchema, strings.Join(lacking, ", "), notOurs)
+		return fmt.Errorf("%w: %s; %s", errSchema, strings.Join(lacking, ", "), askDBA)
 	}
 	return err
 }

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/lib/pq"
+)
+
+const schemaUsage = `Queued schema prints the SQL that creates the schema of this version, or carries
+an older one forward, for a DBA to run where servers may not create tables.
+
+usage: queued schema [flags] | psql DATABASE
+
+`
+
+func runSchema(args []string, getenv func(string) string, stdout io.Writer) error {
+	var role string
+	f := newFlagSet("queued schema", schemaUsage, stdout)
+	f.withoutVariable = []string{"role"}
+	f.StringVar(&role, "role", "", "`role` of the servers, which gets the rights that they need")
+	if err := f.parse(args, getenv); err != nil {
+		return err
+	}
+	_, err := io.WriteString(stdout, schemaScript(schemaSteps(), role))
+	return err
+}
+
+// schemaScript returns SQL that does what migrate does, for any client. It may be
+// run again, and changes nothing then.
+func schemaScript(steps []string, role string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `-- The schema of queued %s, version %d. What is there already stays as it is:
+-- run it again for each version of queued, before its servers start.
+
+BEGIN;
+
+SELECT pg_advisory_xact_lock(%d);
+%s;
+
+DO $queued$
+DECLARE
+    have integer := 0;
+BEGIN
+    IF to_regclass('queued.schema_version') IS NOT NULL THEN
+        SELECT coalesce(max(version), 0) INTO have FROM queued.schema_version;
+    END IF;
+    IF have > %[2]d THEN
+        RAISE EXCEPTION 'the database has a newer schema: version %%, this is %[2]d', have;
+    END IF;
+`, version(), len(steps), int64(schemaLock), migrationSettings)
+	for i, step := range steps {
+		_, statements, _ := strings.Cut(step, "\n")
+		fmt.Fprintf(&b, "    IF have < %d THEN EXECUTE $step$\n%s\n$step$; END IF;\n", i+1, strings.Trim(statements, "\n"))
+	}
+	fmt.Fprintf(&b, `    IF have < %[1]d THEN
+        INSERT INTO queued.schema_version (version) VALUES (%[1]d);
+    END IF;
+END
+$queued$;
+`, len(steps))
+	if role == "" {
+		b.WriteString("\n-- queued schema -role NAME also prints the rights that servers need.\n")
+	} else {
+		fmt.Fprintf(&b, `
+GRANT USAGE ON SCHEMA queued TO %[1]s;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA queued TO %[1]s;
+GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA queued TO %[1]s;
+`, pq.QuoteIdentifier(role))
+	}
+	b.WriteString("\nCOMMIT;\n")
+	return b.String()
+}

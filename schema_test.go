@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// schemaOf describes all tables of a database, without the order of columns.
+func schemaOf(t testing.TB, s *store) (all []string) {
+	t.Helper()
+	all, err := collect(context.Background(), s.db, func(row scanner) (line string, err error) {
+		err = row.Scan(&line)
+		return line, err
+	}, `
+SELECT format('%s.%s %s null=%s default=%s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull, pg_get_expr(d.adbin, d.adrelid)) AS line
+FROM pg_class c
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE c.relnamespace = 'queued'::regnamespace AND c.relkind = 'r'
+UNION ALL
+SELECT format('%s options=%s', relname, reloptions) FROM pg_class WHERE relnamespace = 'queued'::regnamespace
+UNION ALL
+SELECT format('%s %s', conname, pg_get_constraintdef(oid)) FROM pg_constraint WHERE connamespace = 'queued'::regnamespace
+UNION ALL
+SELECT indexdef FROM pg_indexes WHERE schemaname = 'queued'
+ORDER BY line`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// scriptFor returns what queued schema prints.
+func scriptFor(t testing.TB, role string) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := run(context.Background(), []string{"schema", "-role", role}, func(string) string { return "" }, nil, &out, nil); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+func TestPrintedSchemaIsThatOfServers(t *testing.T) {
+	t.Parallel()
+	want := schemaOf(t, newTestStore(t))
+	for from := range len(schemaSteps()) + 1 {
+		s := newTestStoreOn(t, newTestDatabase(t, "template1"))
+		if from > 0 {
+			if err := s.migrate(context.Background(), schemaSteps()[:from]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			if _, err := s.db.Exec(scriptFor(t, "")); err != nil {
+				t.Fatalf("from version %d: %v", from, err)
+			}
+		}
+		checkDiff(t, "schema", want, schemaOf(t, s))
+		if version, err := schemaVersion(context.Background(), s.db); version != len(schemaSteps()) || err != nil {
+			t.Errorf("version = %d, %v", version, err)
+		}
+	}
+	newer := newTestStore(t)
+	if _, err := newer.db.Exec("INSERT INTO queued.schema_version (version) VALUES (999)"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newer.db.Exec(scriptFor(t, "")); err == nil || !strings.Contains(err.Error(), "newer schema") {
+		t.Errorf("a newer schema: %v", err)
+	}
+}
+
+// The servers' role may read and write what a DBA has created, and no more.
+func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
+	t.Parallel()
+	role := newTestRole(t)
+	dsn := newTestDatabase(t, "template1")
+	admin := newTestStoreOn(t, dsn)
+	if err := admin.migrate(context.Background(), schemaSteps()[:len(schemaSteps())-1]); err != nil {
+		t.Fatal(err)
+	}
+	dsn += " user=" + role
+	if got := startOn(t, dsn); !strings.Contains(got, "permission denied for schema queued") || !strings.Contains(got, askDBA) {
+		t.Errorf("without rights the start ends with %q", got)
+	}
+	if _, err := admin.db.Exec(strings.ReplaceAll(grants, "PUBLIC", role)); err != nil {
+		t.Fatal(err)
+	}
+	if got := startOn(t, dsn); !strings.Contains(got, fmt.Sprintf("to carry version %d to %d", len(schemaSteps())-1, len(schemaSteps()))) || !strings.Contains(got, askDBA) {
+		t.Errorf("on an older schema the start ends with %q", got)
+	}
+	if _, err := admin.db.Exec(scriptFor(t, role)); err != nil {
+		t.Fatal(err)
+	}
+	r := runServer(t, "-database-url", dsn)
+	r.client().must(200, "GET", "/readyz", "")
+	newTestServerOn(t, dsn).tellStories()
+}

@@ -490,6 +490,7 @@ func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 		"receive": "url token tls-cert exec parallel count wait",
 		"queues":  "url token tls-cert json",
 		"stats":   "url token tls-cert json",
+		"schema":  "role*",
 		"version": "",
 	} {
 		var out, all bytes.Buffer

@@ -184,7 +184,7 @@ func anchor(heading string) string {
 func TestPagesNameCommandsThatExist(t *testing.T) {
 	t.Parallel()
 	flags := map[string]string{} // by command, as its -help shows them
-	for _, command := range []string{"", "publish", "receive", "queues", "stats", "health", "bench", "version"} {
+	for _, command := range []string{"", "publish", "receive", "queues", "stats", "schema", "health", "bench", "version"} {
 		var help bytes.Buffer
 		run(context.Background(), append(strings.Fields(command), "-help"), func(string) string { return "" }, nil, &help, io.Discard)
 		flags[command] = help.String() + "\n  -help\n"

@@ -392,7 +392,7 @@ func TestOpenServerBeyondLoopbackWarns(t *testing.T) {
 		t.Errorf("no warning:\n%s", r.output)
 	}
 	loopback := startProcess(t, "-database-url", newTestDatabase(t, "queued"))
-	if strings.Contains(loopback.output.String(), "WARN") || !strings.Contains(loopback.output.String(), "access=everybody") {
+	if strings.Contains(loopback.output.String(), "everybody who can reach") || !strings.Contains(loopback.output.String(), "access=everybody") {
 		t.Errorf("on loopback:\n%s", loopback.output)
 	}
 }

@@ -84,7 +84,9 @@ func startCommand(t testing.TB, cmd *exec.Cmd) *running {
 	t.Helper()
 	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{}), cmd: cmd}
 	cmd.Stderr = r.output
-	thisRun.adopt(cmd)
+	if cmd.SysProcAttr == nil {
+		thisRun.adopt(cmd)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

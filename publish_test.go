@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 )
 
-// lockLane keeps the only worker of a lane in a statement until free is called,
-// so that what comes meanwhile shares the next one.
+// lockTable keeps every statement that uses a table waiting until free is called.
 func (s *testServer) lockTable(table string) (free func()) {
 	s.t.Helper()
 	tx, err := s.store.db.Begin()
@@ -122,12 +122,17 @@ func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
 	s.waitForLocks(1)
-	ctx, cancel := context.WithCancel(context.Background())
-	wg.Go(func() { s.send(ctx, "POST", "/topics/t/messages", `{"data":{"is":"cancelled"}}`) })
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := `{"data":{"is":"cancelled"}}`
+	fmt.Fprintf(c, "POST /topics/t/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	s.eventually("it waits in the lane", func() bool { return len(s.engine.publications.calls) == 1 })
 	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
 	s.eventually("another waits behind it", func() bool { return len(s.engine.publications.calls) == 2 })
-	cancel()
+	c.(*net.TCPConn).SetLinger(0) // resets the connection
+	c.Close()
 	s.eventually("the server has noticed", func() bool {
 		return strings.Contains(s.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/topics/{topic_id}/messages",method="POST",status="4xx"} 1`)
 	})

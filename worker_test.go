@@ -378,9 +378,13 @@ func TestReceiveCommandDrains(t *testing.T) {
 	s.publish("t", 1, 2)
 	for _, terminal := range []bool{false, true} {
 		c, command := newCommands(t)
-		r := startWorkerProcess(t, s.url, command)
+		cmd := shellProcess(s.url, "receive", "-exec", command, "t")
+		if terminal {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		}
+		r := startCommand(t, cmd)
 		s.eventually("a command runs", func() bool { return c.begun() == 1 })
-		if terminal { // which signals all that it runs in the foreground
+		if terminal { // which signals the process group that is in the foreground
 			syscall.Kill(-r.cmd.Process.Pid, syscall.SIGINT)
 		} else {
 			r.cmd.Process.Signal(syscall.SIGTERM)
@@ -412,7 +416,7 @@ func TestReceiveCommandDrains(t *testing.T) {
 	checkDiff(t, "ready", []int{3, 4}, numbers(s.receive("t", "")))
 }
 
-// startWorkerProcess starts receive as a process, in a process group of its own.
+// startWorkerProcess starts receive as a process.
 func startWorkerProcess(t testing.TB, url, command string) *running {
 	t.Helper()
 	cmd := shellProcess(url, "receive", "-exec", command, "t")

@@ -1,10 +1,5 @@
 package main
 
-import (
-	"bytes"
-	"sync"
-)
-
 // Bounds of the filters of a queue.
 const (
 	maxFilterNames  = 100
@@ -12,72 +7,74 @@ const (
 	maxFilterSize   = 64 << 10 // bytes of JSON
 )
 
-// filters says which messages a queue wants, by their attributes: for each
-// name the values it accepts. Nil accepts every message.
-type filters struct {
-	raw     []byte // JSON that decodeFilters accepted
-	compile sync.Once
-	wanted  []wanted
-}
+// filters are the filters of a queue, as JSON that decodeFilters accepted: for each
+// name of an attribute the values that will do. Nil accepts every message.
+type filters []byte
 
-// wanted is an attribute that a message must have, and the values that will do.
-type wanted struct {
-	name   string
-	values map[string]bool
-}
-
-// match reports whether a message with these attributes goes to the queue: it
-// must have each named attribute with one of the accepted values. A message
-// without attributes, nil, matches only where there is no filter, not even the
-// empty one; a message with an empty set of them matches the empty filter.
-func (f *filters) match(attributes map[string]string) bool {
-	if f == nil {
-		return true
-	}
-	if attributes == nil {
-		return false
-	}
-	f.compile.Do(func() { f.wanted = readFilters(f.raw) })
-	for _, w := range f.wanted {
-		value, has := attributes[w.name]
-		if !has || !w.values[value] {
-			return false
-		}
-	}
-	return true
-}
-
-// equal reports whether the filters are the same text.
-func (f *filters) equal(others *filters) bool {
-	if f == nil || others == nil {
-		return f == others
-	}
-	return bytes.Equal(f.raw, others.raw)
-}
-
-// parseFilters takes filters from the JSON that decodeFilters accepted, which is
-// read when the first message is matched. Null and nothing at all are no filters.
-func parseFilters(raw []byte) *filters {
+// parseFilters takes null, and nothing at all, for no filters.
+func parseFilters(raw []byte) filters {
 	if isNull(raw) {
 		return nil
 	}
-	return &filters{raw: raw}
+	return raw
 }
 
-// readFilters reads them: of two equal names the last counts.
-func readFilters(raw []byte) (all []wanted) {
-	places := make(map[string]int)
-	walkObject(raw, func(name string, list []byte) {
-		values := make(map[string]bool)
-		walkArray(list, func(value []byte) { values[unquote(value)] = true })
-		if i, again := places[name]; again {
-			all[i].values = values
-			return
+// matcher finds the queues whose filters accept a message. It goes by the message's
+// attributes and not by the queues: that costs an addition for each attribute and
+// each queue that accepts its value, whatever else their filters hold.
+type matcher struct {
+	wanted    []int32                       // by queue: how many attributes it wants; unfiltered
+	accepting map[string]map[string][]int32 // by name and value: the queues that accept it
+}
+
+// unfiltered is in place of the number of attributes where there are no filters.
+const unfiltered = -1
+
+// newMatcher returns a matcher of queues with these filters.
+func newMatcher(queues []filters) *matcher {
+	m := &matcher{make([]int32, len(queues)), make(map[string]map[string][]int32)}
+	for i, f := range queues {
+		if f == nil {
+			m.wanted[i] = unfiltered
+			continue
 		}
-		places[name] = len(all)
-		all = append(all, wanted{name, values})
-	})
-	return all
+		lists := make(map[string][]byte)
+		walkObject(f, func(name string, list []byte) { lists[name] = list }) // of two equal names the last counts
+		m.wanted[i] = int32(len(lists))
+		for name, list := range lists {
+			if m.accepting[name] == nil {
+				m.accepting[name] = make(map[string][]int32)
+			}
+			walkArray(list, func(value []byte) {
+				text, queue := unquote(value), int32(i)
+				accept := m.accepting[name][text]
+				if n := len(accept); n == 0 || accept[n-1] != queue { // else it is there twice
+					m.accepting[name][text] = append(accept, queue)
+				}
+			})
+		}
+	}
+	return m
+}
+
+// match appends the queues that a message with these attributes goes to: those
+// whose filters find each attribute that they name, with a value that they accept. A
+// message without attributes, nil, goes only where there are no filters, not even
+// empty ones; one with an empty set of them goes to empty filters. It counts in met,
+// which has a place for each queue.
+func (m *matcher) match(attributes map[string]string, met, to []int32) []int32 {
+	clear(met)
+	for name, value := range attributes {
+		for _, queue := range m.accepting[name][value] {
+			met[queue]++
+		}
+	}
+	for queue, wanted := range m.wanted {
+		if wanted == unfiltered || attributes != nil && met[queue] == wanted {
+			to = append(to, int32(queue))
+		}
+	}
+	return to
 }
 
 // parseAttributes reads the attributes of a message from the JSON that

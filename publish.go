@@ -233,19 +233,17 @@ type address struct {
 func (p *publication) match(ctx context.Context, to *subscribers) error {
 	v := address{to: to, queues: make([][]int32, len(p.messages))}
 	var all []int32
+	met := make([]int32, len(to.queues))
 	for i, m := range p.messages {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		first := len(all)
-		for j, queue := range to.queues {
-			if !queue.filters.match(m.matched) {
-				continue
-			}
-			if v.err == nil && m.delayIn(queue) >= queue.retention {
+		all = to.match(m.matched, met, all)
+		for _, place := range all[first:] {
+			if queue := to.queues[place]; v.err == nil && m.delayIn(queue) >= queue.retention {
 				v.err = errNeverDue{i, queue.queueID}
 			}
-			all = append(all, int32(j))
 		}
 		if len(all) > maxCopies {
 			v.err = errTooManyCopies
@@ -275,7 +273,7 @@ func (e *engine) readdress(p *publication, v *settings) error {
 		if !found {
 			return errQueueNotFound
 		}
-		if err := p.match(context.Background(), &subscribers{[]subscription{queue}}); err != nil { // no filters
+		if err := p.match(context.Background(), &subscribers{queues: []subscription{queue}}); err != nil { // no filters
 			return err
 		}
 		return p.address.err

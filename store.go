@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"database/sql"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lib/pq"
@@ -1249,18 +1251,34 @@ func (s *store) deleteOne(ctx context.Context, name string, missing error, query
 type subscription struct {
 	queueID   string
 	queueKey  int64
-	filters   *filters
+	filters   filters
 	retention time.Duration
 	delay     time.Duration
 }
 
 func (v subscription) equal(w subscription) bool {
-	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && v.filters.equal(w.filters)
+	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && (v.filters == nil) == (w.filters == nil) && bytes.Equal(v.filters, w.filters)
 }
 
 // subscribers are the queues of a topic, in order of their ids. They do not change:
 // after a change of settings others take their place.
-type subscribers struct{ queues []subscription }
+type subscribers struct {
+	queues  []subscription
+	compile sync.Once
+	matcher *matcher
+}
+
+// match is that of the matcher of the queues, which is made for the first message.
+func (v *subscribers) match(attributes map[string]string, met, to []int32) []int32 {
+	v.compile.Do(func() {
+		all := make([]filters, len(v.queues))
+		for i, queue := range v.queues {
+			all[i] = queue.filters
+		}
+		v.matcher = newMatcher(all)
+	})
+	return v.matcher.match(attributes, met, to)
+}
 
 const selectSubscriptions = `
 SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)

@@ -165,7 +165,8 @@ type database struct {
 	connections connections // those that are opened at most
 	commit      string      // the least synchronous_commit of its connections
 
-	ticks     atomic.Int64 // of watch, from 1: a clock that stands while this process does
+	tick      time.Duration // of watch
+	ticks     atomic.Int64  // of watch, from 1: a clock that stands while this process does
 	gate      gate
 	sequences sequences
 	silent    atomic.Bool // PostgreSQL does not answer, so no connection is tried but that of watch
@@ -196,7 +197,7 @@ func newDatabase(text string) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &database{dsn: dsn, commit: "on", connections: defaultConnections, links: make(map[*link]bool)}
+	d := &database{dsn: dsn, commit: "on", tick: tick, connections: defaultConnections, links: make(map[*link]bool)}
 	d.ticks.Store(1)
 	return d, nil
 }
@@ -266,7 +267,7 @@ func (d *database) openPulse() (*sql.DB, error) {
 // keeps everybody from trying new ones until it does, and then calls back. It ends
 // with ctx.
 func (d *database) watch(ctx context.Context, pulse *sql.DB, log *slog.Logger, back func()) {
-	ticker := time.NewTicker(tick)
+	ticker := time.NewTicker(d.tick)
 	defer ticker.Stop()
 	next := func() (now int64) {
 		select {

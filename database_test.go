@@ -84,7 +84,7 @@ func newProxiedDatabase(t testing.TB) (dsn string, p *proxy) {
 func newProxiedServer(t testing.TB) (*testServer, *proxy) {
 	t.Helper()
 	dsn, p := newProxiedDatabase(t)
-	return newTestServerOn(t, dsn), p
+	return newTestServerTicking(t, dsn, 3*tick), p
 }
 
 // lib/pq leaves connections alone without closing them.
@@ -112,9 +112,10 @@ func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
 func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 	t.Parallel()
 	dsn, p := newProxiedDatabase(t)
-	p.slow(150 * time.Millisecond)
+	p.slow(300 * time.Millisecond)
 	output := newSyncBuffer()
 	d := mustDatabase(t, dsn)
+	d.tick = 2 * tick // or a busy machine would be part of the way
 	m := newMetrics(mustOpen(t, d))
 	e, err := newEngine(d, newLog(output, slog.LevelInfo, "text"), m, time.Hour, time.Hour)
 	if err != nil {
@@ -123,7 +124,7 @@ func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 	t.Cleanup(e.close)
 	s := testServer{t: t}
 	s.eventually("it listens", e.notifier.listening)
-	for range 5 {
+	for range 3 {
 		if err := e.ack(context.Background(), settlement{id: newID()}); err != nil {
 			t.Error(err)
 		}

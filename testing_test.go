@@ -208,11 +208,20 @@ func newTestServer(t testing.TB) *testServer {
 	return newTestServerOn(t, newTestDatabase(t, "queued"))
 }
 
-// newTestServerOn starts a server on a database that may have other servers.
+// newTestServerOn starts a server on a database that may have other servers. It is
+// patient with PostgreSQL, which many tests keep busy.
 func newTestServerOn(t testing.TB, dsn string) *testServer {
+	t.Helper()
+	return newTestServerTicking(t, dsn, 20*tick)
+}
+
+// newTestServerTicking starts a server that counts by such ticks how long
+// PostgreSQL does not answer.
+func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testServer {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	d := mustDatabase(t, dsn)
+	d.tick = tick
 	db := mustOpen(t, d)
 	m := newMetrics(db)
 	e := mustEngine(t, d, m, defaultQuickLook)

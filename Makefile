@@ -11,28 +11,42 @@
 VERSIONS ?= 14 15 16 17 18
 DURATION ?= 30s
 
+# Where go.dev says to put Go: sudo does not pass PATH on.
+export PATH := $(PATH):/usr/local/go/bin
+
+# Git says nothing to root about another user's clone, and Go then builds only
+# without the commit.
+ifneq ($(shell git rev-parse HEAD >/dev/null 2>&1 || echo no),)
+export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false
+endif
+
 .PHONY: run test test-matrix test-deploy test-browser torture bench build release setup
 
 run:
 	@.ci/setup run
 	@go build -o queued . && exec ./queued
 
+# A test that hangs is named, with what it waits for, when its time is over.
 test: setup
 	@rm -f .replies
-	QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -race -shuffle=on ./...
-	cd openapi && QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -count=1 ./...
-	cd clients && go test -count=1 ./...
+	@echo "== The server: some 400 tests, which take two minutes, or more on a busy machine"
+	QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -race -shuffle=on -timeout 20m ./...
+	@echo "== Their answers, compared with openapi.json"
+	cd openapi && QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -count=1 -timeout 5m ./...
+	@echo "== Clients of the servers whose APIs this one has"
+	cd clients && go test -count=1 -timeout 5m ./...
 
 test-deploy:
 	@.ci/setup deploy
-	cd deploy && go test -count=1 ./...
+	cd deploy && go test -count=1 -timeout 10m ./...
 
 test-browser:
 	@.ci/setup browser
-	cd browser && go test -count=1 ./...
+	cd browser && go test -count=1 -timeout 10m ./...
 
-test-matrix: setup
-	@for version in $(VERSIONS); do .ci/with-postgres $$version go test ./... || exit 1; done
+test-matrix:
+	@.ci/setup matrix
+	@for version in $(VERSIONS); do .ci/with-postgres $$version go test -timeout 20m ./... || exit 1; done
 
 torture: setup
 	go test -count=1 -timeout 0 -v -run '^TestTorture$$' -torture $(DURATION) .

@@ -263,7 +263,7 @@ func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-token-file", path}, func(string) string { return "" }, nil, io.Discard, io.Discard)
+		err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-data-dir", newDataDir(t), "-token-file", path}, func(string) string { return "" }, nil, io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), "-token-file") || !strings.Contains(err.Error(), strings.Replace(want, "PATH", path, 1)) {
 			t.Errorf("%s: %v, want %s", text, err, want)
 		}

@@ -60,7 +60,7 @@ func startProcess(t testing.TB, args ...string) *running {
 func mustBuild(t testing.TB) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "queued")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-buildvcs=false", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	return program

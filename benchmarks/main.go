@@ -73,7 +73,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	s.program = filepath.Join(s.dir, "queued")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", s.program, ".")
+	build := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", s.program, ".")
 	build.Dir = ".."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {

@@ -53,7 +53,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	queued = filepath.Join(dir, "queued")
-	build := exec.Command("go", "build", "-o", queued, ".")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", queued, ".")
 	build.Dir = ".."
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)

@@ -492,7 +492,7 @@ func start(t *testing.T, program *exec.Cmd, ready *regexp.Regexp) (said string) 
 func mustBuild(t *testing.T, dir string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "queued")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".")
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, ".")
 	build.Dir = dir
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build in %s: %v\n%s", dir, err, out)

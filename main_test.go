@@ -84,6 +84,7 @@ func startCommand(t testing.TB, cmd *exec.Cmd) *running {
 	t.Helper()
 	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{}), cmd: cmd}
 	cmd.Stderr = r.output
+	cmd.WaitDelay = testTimeout // for the output of what it has started and leaves running
 	if cmd.SysProcAttr == nil {
 		thisRun.adopt(cmd)
 	}

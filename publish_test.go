@@ -234,7 +234,7 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 	if _, _, err := session.insert(messages); !errors.Is(err, errStale) {
 		t.Errorf("insert by old settings = %v, want errStale", err)
 	}
-	session.settings.version++ // as if the queue was deleted after the look at the version
+	session.settings.version = int64(s.count("SELECT version FROM queued.settings")) // as if the queue was deleted after the look at the version
 	if _, _, err := session.insert(messages); err != nil {
 		t.Fatal(err)
 	}

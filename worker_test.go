@@ -399,6 +399,7 @@ func TestReceiveCommandDrains(t *testing.T) {
 	}
 
 	// What is received and not begun when the end comes is for others.
+	s.waiting("t", 0) // the server has noticed that those have ended
 	s.publish("t", 3, 4)
 	ctx, stop := context.WithCancel(context.Background())
 	w := &worker{client: &client{url: s.url}, queue: "t", command: "exit 1", stdout: io.Discard, stderr: io.Discard, slots: make(chan struct{}, 2), settling: context.Background(), longest: longestPoll}

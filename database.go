@@ -103,6 +103,7 @@ type connector struct {
 	*pq.Connector
 	database *database
 	settings string
+	stores   bool // they are for what is stored; others need not wait for the sequences
 }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -121,7 +122,7 @@ func (c connector) connect(ctx context.Context) (driver.Conn, error) {
 		return nil, err
 	}
 	_, err = conn.(driver.ExecerContext).ExecContext(ctx, c.settings, nil)
-	if err == nil {
+	if err == nil && c.stores {
 		err = c.database.sequences.check(ctx, conn)
 	}
 	if err != nil {
@@ -230,27 +231,27 @@ func shareConnections(n int) connections {
 // replaced now and then, or they would stay with a server that has become a
 // standby.
 func (d *database) open(conns int) (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings, conns)
+	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings, conns, true)
 }
 
 // openForEngine returns the pool of the engine.
 func (d *database) openForEngine() (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, d.connections.claimers+d.connections.batchers)
+	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, d.connections.claimers+d.connections.batchers, true)
 }
 
 // openPatient returns a pool of one connection for what takes its time, up to an
 // hour.
 func (d *database) openPatient() (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: time.Hour}, connectionSettings+"; SET statement_timeout = 0", 1)
+	return d.openWith(dialer{database: d, timeout: time.Hour}, connectionSettings+"; SET statement_timeout = 0", 1, false)
 }
 
-func (d *database) openWith(dialer dialer, settings string, conns int) (*sql.DB, error) {
+func (d *database) openWith(dialer dialer, settings string, conns int, stores bool) (*sql.DB, error) {
 	c, err := pq.NewConnector(d.dsn)
 	if err != nil {
 		return nil, err
 	}
 	c.Dialer(dialer)
-	db := sql.OpenDB(connector{c, d, settings + atLeast(d.commit)})
+	db := sql.OpenDB(connector{c, d, settings + atLeast(d.commit), stores})
 	db.SetMaxOpenConns(conns)
 	db.SetMaxIdleConns(conns)
 	db.SetConnMaxIdleTime(time.Minute)
@@ -260,7 +261,7 @@ func (d *database) openWith(dialer dialer, settings string, conns int) (*sql.DB,
 
 // openPulse returns the pool that watch asks on.
 func (d *database) openPulse() (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout, pulse: true}, connectionSettings, 1)
+	return d.openWith(dialer{database: d, timeout: networkTimeout, pulse: true}, connectionSettings, 1, false)
 }
 
 // watch cuts all connections when somebody waits and PostgreSQL does not answer,
@@ -503,7 +504,7 @@ func (c *link) Read(b []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(b)
 	if err != nil {
-		c.dialer.database.sequences.unsure.Store(true)
+		c.dialer.database.sequences.lost.Add(1)
 	}
 	return n, err
 }
@@ -516,7 +517,7 @@ func (c *link) Write(b []byte) (int, error) {
 	defer c.waited()
 	n, err := c.Conn.Write(b)
 	if err != nil {
-		c.dialer.database.sequences.unsure.Store(true)
+		c.dialer.database.sequences.lost.Add(1)
 	}
 	return n, err
 }

@@ -567,7 +567,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 			}
 			d.gate.open()
 		}
-		if err := prepareUntilDone(backgroundCtx, s, &store{patient, m}, c.topology, log); err != nil {
+		if err := prepareUntilDone(backgroundCtx, d, s, &store{patient, m}, c.topology, log); err != nil {
 			failed <- err
 			return
 		}
@@ -669,7 +669,7 @@ func shutdownNow(h *http.Server) error {
 // prepareUntilDone brings the schema up to date, by a store that is patient, and
 // applies the topology, trying again for as long as the database is not there. It
 // returns an error if trying again is in vain.
-func prepareUntilDone(ctx context.Context, s, patient *store, t *topology, log *slog.Logger) error {
+func prepareUntilDone(ctx context.Context, d *database, s, patient *store, t *topology, log *slog.Logger) error {
 	return tryUntilDone(ctx, log, func() error {
 		err := checkEncoding(ctx, s)
 		if err == nil {
@@ -682,7 +682,7 @@ func prepareUntilDone(ctx context.Context, s, patient *store, t *topology, log *
 			err = s.check(ctx)
 		}
 		if err == nil {
-			err = s.raiseSequences(ctx)
+			err = d.sequences.lookOn(ctx, patient.db)
 		}
 		if err == nil && t != nil {
 			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"fmt"
 	"sync"
@@ -53,35 +54,93 @@ FROM (
 CROSS JOIN queued.messages_seq_seq s
 WHERE held.seq >= s.last_value + s.is_called::integer`, int64(sequencesLock), int64(sequenceLeap))
 
-// raiseSequences is for the start.
-func (s *store) raiseSequences(ctx context.Context) error {
-	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequences)
-	return err
+// standing says which sequences there are, and where they stand.
+type standing struct {
+	identity   string // of the PostgreSQL cluster, the database and the sequences in it
+	keys, seqs int64
+}
+
+const selectStanding = `
+SELECT c.system_identifier || ' ' || d.oid || ' ' || k.tableoid || ' ' || m.tableoid, k.last_value, m.last_value
+FROM pg_control_system() c
+JOIN pg_database d ON d.datname = current_database()
+CROSS JOIN queued.queues_key_seq k
+CROSS JOIN queued.messages_seq_seq m`
+
+func readStanding(ctx context.Context, conn driver.Conn) (v standing, err error) {
+	rows, err := conn.(driver.QueryerContext).QueryContext(ctx, selectStanding, nil)
+	if err != nil {
+		return standing{}, err
+	}
+	defer rows.Close()
+	row := make([]driver.Value, 3)
+	if err := rows.Next(row); err != nil {
+		return standing{}, err
+	}
+	v.keys, _ = row[1].(int64)
+	v.seqs, _ = row[2].(int64)
+	v.identity = fmt.Sprintf("%s", row[0])
+	return v, nil
 }
 
 // sequences are to be looked at on the first connection after one was lost, which
-// may lead to another PostgreSQL, before any statement.
+// may lead to another PostgreSQL, before any statement. Those that are the same as at
+// the last look and have only grown are right: to compare them with the tables is to
+// walk over all index entries of what was deleted and not vacuumed.
 type sequences struct {
-	unsure atomic.Bool // a connection was lost
-	mu     sync.Mutex  // held by who looks
+	lost   atomic.Int64 // connections
+	looked atomic.Int64 // how many were lost when the last look began
+	mu     sync.Mutex   // held by who looks
+	seen   standing     // at the last look; zero: there was none
+}
+
+// look raises the sequences if that is needed. The mutex is held.
+func (q *sequences) look(ctx context.Context, conn driver.Conn) error {
+	now, err := readStanding(ctx, conn)
+	if err != nil && !rejected(err) {
+		return err
+	}
+	if err == nil && now.identity == q.seen.identity && now.keys >= q.seen.keys && now.seqs >= q.seen.seqs {
+		q.seen = now
+		return nil
+	}
+	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, raiseSequences, nil); err != nil {
+		return err
+	}
+	q.seen = now // zero if it may not be read
+	return nil
+}
+
+// lookOn is look for the start, with time.
+func (q *sequences) lookOn(ctx context.Context, db *sql.DB) error {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return conn.Raw(func(conn any) error { return q.look(ctx, conn.(driver.Conn)) })
 }
 
 // check looks at them if need be. Where the schema is missing, or without the
-// rights, the next connection looks again.
+// rights, the next connection looks again. Where the look takes longer than a
+// statement may, or waits for that of another server, the connection is used without.
 func (q *sequences) check(ctx context.Context, conn driver.Conn) error {
-	if !q.unsure.Load() {
+	if q.looked.Load() == q.lost.Load() {
 		return nil
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.unsure.Swap(false) {
+	lost := q.lost.Load()
+	if q.looked.Load() == lost {
 		return nil
 	}
-	_, err := conn.(driver.ExecerContext).ExecContext(ctx, raiseSequences, nil)
-	if err != nil {
-		q.unsure.Store(true)
+	err := q.look(ctx, conn)
+	if err == nil || rejected(err) && !means(err, lasting) {
+		q.looked.Store(lost)
 	}
-	if means(err, lasting) {
+	if rejected(err) {
 		return nil
 	}
 	return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"database/sql"
 	"fmt"
 	"strings"
 	"testing"
@@ -57,34 +58,69 @@ func TestSequencesThatRestartedAreRaisedAfterAReconnect(t *testing.T) {
 	s := newTestServer(t)
 	s.fillBeforeRestart()
 	s.restartSequences()
-	outside := newTestDB(t, s.dsn)
-	if _, err := outside.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"); err != nil {
-		t.Fatal(err)
+	s.loseConnections(newTestDB(t, s.dsn))
+	s.wantIdentity()
+}
+
+// loseConnections ends all connections but one, and waits until the server is back.
+func (s *testServer) loseConnections(but *sql.DB) {
+	s.t.Helper()
+	if _, err := but.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"); err != nil {
+		s.t.Fatal(err)
 	}
 	s.eventually("it publishes again", func() bool {
-		v := s.do("POST", "/queues/none/messages", `{"data":{}}`)
-		return v.status == 404
+		return s.do("POST", "/queues/none/messages", `{"data":{}}`).status == 404
 	})
 	s.eventually("it is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
-	s.wantIdentity()
+}
+
+func TestLostConnectionsAreReplacedWhileAnotherServerRaisesSequences(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	outside := newTestDB(t, s.dsn)
+	outside.SetMaxOpenConns(1)
+	if _, err := outside.Exec("SELECT pg_advisory_lock($1)", int64(sequencesLock)); err != nil {
+		t.Fatal(err)
+	}
+	s.loseConnections(outside)
+}
+
+// The tables are not looked at again: who reads their newest messages walks over all
+// that were deleted and not vacuumed.
+func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.fillBeforeRestart()
+	outside := newTestDB(t, s.dsn)
+	s.loseConnections(outside)
+	s.exec(`
+		WITH removed AS (DELETE FROM queued.messages RETURNING *)
+		INSERT INTO queued.messages (id, queue_key, group_id, data, size, expired_at, scheduled_at, created_at, updated_at, seq)
+		OVERRIDING SYSTEM VALUE
+		SELECT id, queue_key, group_id, data, size, expired_at, scheduled_at, created_at, updated_at, seq + 1000
+		FROM removed`)
+	s.loseConnections(outside)
+	if n := s.count("SELECT last_value FROM queued.messages_seq_seq"); n > sequenceLeap {
+		t.Errorf("the sequence of messages was raised to %d", n)
+	}
 }
 
 func TestSequencesThatAreRightStay(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.fillBeforeRestart()
-	sequences := func() string {
+	standing := func() string {
 		var v string
 		if err := s.store.db.QueryRow("SELECT q.last_value || ' ' || q.is_called || ' ' || m.last_value || ' ' || m.is_called FROM queued.queues_key_seq q, queued.messages_seq_seq m").Scan(&v); err != nil {
 			t.Fatal(err)
 		}
 		return v
 	}
-	before := sequences()
-	if err := s.store.raiseSequences(t.Context()); err != nil {
+	before := standing()
+	if err := new(sequences).lookOn(t.Context(), s.store.db); err != nil {
 		t.Fatal(err)
 	}
-	checkDiff(t, "sequences", before, sequences())
+	checkDiff(t, "sequences", before, standing())
 	conn, err := s.store.db.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -29,7 +29,7 @@ type reply struct {
 }
 
 // otherAPIs are the paths of the servers whose API is not described here.
-var otherAPIs = regexp.MustCompile(`^/(message|messages|channels|(queue|in|out|compact)/[^/]*|((enqueue|dequeue|finish|interval|deletequeue|status|metrics|deepstatus)(/.*)|dequeue|deepstatus)?)(\?.*)?$`)
+var otherAPIs = regexp.MustCompile(`^/(message|messages|channels|(queue|in|out|compact)/[^/]*|((enqueue|dequeue|finish|interval|deletequeue|status|metrics|deepstatus)(/.*)|dequeue|deepstatus)?)/?(\?.*)?$`)
 
 func TestEveryReplyFitsItsSchema(t *testing.T) {
 	text, err := os.ReadFile("../openapi.json")

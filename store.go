@@ -1792,9 +1792,11 @@ func (s *session) undoDeliveries(messages []message) (all []touched, err error) 
 		return err
 	}
 	if len(grouped) == 0 && (len(leased) == 0 || len(consumed) == 0) {
-		return all, do()
+		err = do()
+	} else {
+		err = s.transaction(do)
 	}
-	return all, s.transaction(do)
+	return all, err
 }
 
 const lockMessages = `

@@ -56,6 +56,8 @@ func TestStartEndsWhereItIsInVain(t *testing.T) {
 	exec("CREATE SCHEMA queued; CREATE TABLE queued.schema_version (name text)")
 	sameVersion, exec := adminOf(t, "template1")
 	exec(fmt.Sprintf("CREATE SCHEMA queued; CREATE TABLE queued.schema_version AS SELECT %d AS version", len(schemaSteps())))
+	unsettled, exec := adminOf(t, "queued")
+	exec("DELETE FROM queued.settings")
 	event, exec := adminOf(t, "template1")
 	exec("CREATE FUNCTION public.never() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no tables here'; END $$; CREATE EVENT TRIGGER never ON ddl_command_start WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.never()")
 	closed, exec := adminOf(t, "queued")
@@ -75,6 +77,7 @@ func TestStartEndsWhereItIsInVain(t *testing.T) {
 		"a foreign table":        {foreign, `relation "messages" already exists`},
 		"another schema_version": {others, `column "version" does not exist`},
 		"one of our version":     {sameVersion, "queued.consumed is missing"},
+		"no settings":            {unsettled, "queued.settings is empty"},
 		"an event trigger":       {event, "no tables here"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -53,6 +54,17 @@ FROM (
 ) held
 CROSS JOIN queued.messages_seq_seq s
 WHERE held.seq >= s.last_value + s.is_called::integer`, int64(sequencesLock), int64(sequenceLeap))
+
+// errKeyTaken is returned for a new queue whose key another one has, or a deleted
+// one had.
+var errKeyTaken = errors.New("the sequence of keys was set back")
+
+// raiseSequences is for a server that has met errKeyTaken: somebody has set a
+// sequence back, and no connection was lost.
+func (s *store) raiseSequences(ctx context.Context) error {
+	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequences)
+	return unknown(err)
+}
 
 // standing says which sequences there are, and where they stand.
 type standing struct {

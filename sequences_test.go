@@ -105,6 +105,20 @@ func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 	}
 }
 
+// While a server runs, and loses no connection.
+func TestSequencesThatRestartedAreRaisedForTheFirstKeyThatIsTaken(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.fillBeforeRestart()
+	s.restartSequences()
+	s.wantIdentity()
+	s.restartSequences()
+	for _, id := range []string{"a", "b", "c"} {
+		s.mustQueue(id)
+	}
+	s.must(422, "POST", "/queues", `{"id":"a","ack_deadline_seconds":30,"message_retention_seconds":600}`)
+}
+
 func TestSequencesThatAreRightStay(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -357,9 +357,8 @@ func (s *store) check(ctx context.Context) error {
 	return err
 }
 
-const selectWritable = `
-SELECT EXISTS (SELECT FROM queued.settings)
-    AND current_setting('transaction_read_only') = 'off'`
+const selectUsable = `
+SELECT current_setting('transaction_read_only') = 'off', EXISTS (SELECT FROM queued.settings)`
 
 // ping returns an error unless the database answers, has the schema, and can be
 // written: a standby cannot.
@@ -367,12 +366,17 @@ func (s *store) ping(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return unknown(err)
 	}
-	var writable bool
-	err := s.on("ping").QueryRowContext(ctx, selectWritable).Scan(&writable)
-	if err == nil && !writable {
+	var writable, settings bool
+	err := s.on("ping").QueryRowContext(ctx, selectUsable).Scan(&writable, &settings)
+	switch {
+	case err != nil:
+		return unknown(err)
+	case !settings:
+		return unknown(fmt.Errorf("%w: queued.settings is empty; restore its row, or INSERT INTO queued.settings (version) VALUES (1)", errSchema))
+	case !writable:
 		return fmt.Errorf("%w: it is read-only", errUnavailable)
 	}
-	return unknown(err)
+	return nil
 }
 
 const selectUndurable = `
@@ -530,20 +534,28 @@ WITH refs AS MATERIALIZED (
     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
     FROM refs
     WHERE topic_found AND dead_queue_found
+    RETURNING key
 )
-SELECT topic_found, dead_queue_found
+SELECT topic_found, dead_queue_found, EXISTS (SELECT FROM added JOIN queued.deleted_queues USING (key))
 FROM refs`
 
 // createQueue returns errTopicNotFound or errQueueNotFound if a topic or a dead
 // queue that it names is unknown, and errQueueExists if the id is taken.
 func (s *store) createQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
-	err = s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
-		if err := s.putQueue(ctx, tx, "insert_queue", insertQueue, id, settings); err != nil {
-			return false, err
+	create := func() error {
+		return s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
+			if err := s.putQueue(ctx, tx, "insert_queue", insertQueue, id, settings); err != nil {
+				return false, err
+			}
+			q, err = s.queueIn(ctx, tx, id)
+			return settings.TopicID != nil, err // nobody remembers a queue that was not there
+		})
+	}
+	if err = create(); errors.Is(err, errKeyTaken) {
+		if err = s.raiseSequences(ctx); err == nil {
+			err = create()
 		}
-		q, err = s.queueIn(ctx, tx, id)
-		return settings.TopicID != nil, err // nobody remembers a queue that was not there
-	})
+	}
 	return q, err
 }
 
@@ -560,7 +572,7 @@ WITH refs AS MATERIALIZED (
     FROM refs
     WHERE queues.id = $1 AND topic_found AND dead_queue_found
 )
-SELECT topic_found, dead_queue_found
+SELECT topic_found, dead_queue_found, false
 FROM refs`
 
 // updateQueue replaces the settings of a queue, but for those that are left out. It
@@ -594,11 +606,13 @@ func (v *queueSettings) ofGroups() queueSettings {
 }
 
 func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id string, v queueSettings, more ...any) error {
-	var topicFound, deadQueueFound bool
+	var topicFound, deadQueueFound, keyTaken bool
 	err := s.in(tx, name).QueryRowContext(ctx, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
 		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
-		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds}, more...)...).Scan(&topicFound, &deadQueueFound)
+		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
 	switch e := pq.As(err); {
+	case e != nil && e.Code == pqerror.UniqueViolation && e.Constraint == "queues_key_key":
+		return errKeyTaken
 	case e != nil && e.Code == pqerror.UniqueViolation:
 		return errQueueExists
 	case e != nil && e.Code == pqerror.ForeignKeyViolation && strings.Contains(e.Constraint, "topic_id"):
@@ -611,6 +625,8 @@ func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id st
 		return errTopicNotFound
 	case !deadQueueFound:
 		return errQueueNotFound
+	case keyTaken:
+		return errKeyTaken
 	}
 	return nil
 }

@@ -43,7 +43,10 @@ const (
 // planner then prefers to sort all due rows for each receive. With these
 // settings there is one plan for each statement from the first second on; jit
 // is among them because a disabled plan node looks expensive enough to compile.
+//
+// The first lets this message take its time, however little the role allows.
 var connectionSettings = fmt.Sprintf(`
+SET statement_timeout = 0;
 SET search_path = pg_catalog;
 SET timezone = 'UTC';
 SET extra_float_digits = 1;

@@ -48,6 +48,28 @@ func TestConnectionsHaveOurSettings(t *testing.T) {
 	}
 }
 
+// The message that sets them takes longer than the role allows.
+func TestConnectionsAreSetUpWhateverTheTimeLimitOfTheRole(t *testing.T) {
+	t.Parallel()
+	db := newTestDB(t, newTestDatabase(t, "template1"))
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.ExecContext(t.Context(), "SET statement_timeout = 20"); err != nil {
+		t.Fatal(err)
+	}
+	slow := strings.Replace(connectionSettings, "SET search_path", "SELECT pg_sleep(0.1); SET search_path", 1)
+	if _, err := conn.ExecContext(t.Context(), slow); err != nil {
+		t.Error(err)
+	}
+	var limit string
+	if err := conn.QueryRowContext(t.Context(), "SELECT current_setting('statement_timeout')").Scan(&limit); err != nil || limit != "15s" {
+		t.Errorf("the limit is %s then, %v, want 15s", limit, err)
+	}
+}
+
 // A pooler that gives a connection away between two statements shows when two
 // clients have the same.
 func TestPoolerBetweenStatementsIsRefused(t *testing.T) {

@@ -368,12 +368,13 @@ func variable(flagName string) string {
 	return "QUEUED_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
 }
 
-// setEmpty reports whether the flag, or else its variable, is set to nothing.
+// setEmpty reports whether the flag, or else its variable, is set to nothing, or to
+// nothing but white space.
 func (f *flagSet) setEmpty(name string) bool {
 	given := false
 	f.Visit(func(v *flag.Flag) { given = given || v.Name == name })
 	text, set := os.LookupEnv(variable(name)) // which getenv cannot tell
-	return f.Lookup(name).Value.String() == "" && (given || set && text == "")
+	return strings.TrimSpace(f.Lookup(name).Value.String()) == "" && (given || set && strings.TrimSpace(text) == "")
 }
 
 func (f *flagSet) parse(args []string, getenv func(string) string) error {

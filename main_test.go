@@ -280,6 +280,7 @@ func TestEmptyVariablesAreNoPrivatePostgresAndNoOpenServer(t *testing.T) {
 		want     string
 	}{
 		{nil, "QUEUED_DATABASE_URL=", "-database-url: set, but empty"},
+		{nil, "QUEUED_DATABASE_URL= \n", "-database-url: set, but empty"},
 		{[]string{"-database-url", ""}, "A=", "-database-url: set, but empty"},
 		{[]string{"-database-url="}, "A=", "-database-url: set, but empty"},
 		{[]string{"-database-url", "dbname=q"}, "QUEUED_TOKEN_FILE=", "-token-file: set, but empty"},

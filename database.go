@@ -319,7 +319,13 @@ func (d *database) waitsLong() bool {
 // to this connection that something happened.
 func (d *database) ask(ctx context.Context, pulse *sql.DB, next func() int64, lost func(error)) bool {
 	answer := make(chan error, 1)
-	go func() { answer <- pulse.PingContext(context.Background()) }()
+	go func() {
+		err := pulse.PingContext(context.Background())
+		if errors.Is(err, driver.ErrBadConn) { // PostgreSQL has ended it since the last time
+			err = pulse.PingContext(context.Background())
+		}
+		answer <- err
+	}()
 	for ticks := 0; ; ticks++ {
 		next()
 		select {

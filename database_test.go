@@ -156,6 +156,39 @@ func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 	}
 }
 
+// PostgreSQL may end the connection of the pulse, and answer on all others.
+func TestLostPulseEndsNoStatement(t *testing.T) {
+	t.Parallel()
+	s := newTestServerTicking(t, newTestDatabase(t, "queued"), 3*tick)
+	outside := newTestDB(t, s.dsn)
+	count := func(query string, args ...any) (n int) {
+		if err := outside.QueryRow(query, args...).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	const pulses = "FROM pg_stat_activity WHERE query = ';' AND datname = current_database()"
+	result := make(chan error, 1)
+	go func() {
+		_, err := s.store.db.Exec("SELECT pg_sleep(60)")
+		result <- err
+	}()
+	s.eventually("somebody asks whether PostgreSQL answers", func() bool { return count("SELECT count(*) "+pulses) > 0 })
+	var ended string
+	if err := outside.QueryRow("SELECT array_agg(pid) FROM (SELECT pid, pg_terminate_backend(pid) " + pulses + ") AS ended").Scan(&ended); err != nil {
+		t.Fatal(err)
+	}
+	s.eventually("it asks again on a new connection", func() bool {
+		return count("SELECT count(*) "+pulses+" AND pid <> ALL ($1::integer[])", ended) > 0
+	})
+	if _, err := outside.Exec("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND datname = current_database()"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-result; !rejected(err) {
+		t.Errorf("the statement ended with %v, want that it was cancelled", err)
+	}
+}
+
 // What waits for a PostgreSQL that says nothing, and whatever comes then, is told
 // so, long before a connection times out; who waits for a message goes on waiting.
 func TestSilentDatabase(t *testing.T) {

@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"math"
 	"time"
-
-	"github.com/lib/pq"
 )
 
 // cleanup removes what nobody can receive any more: expired messages and those
@@ -103,7 +101,7 @@ func (c *cleanup) once(ctx context.Context) (err error) {
 	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.lookAtChangedGroups, c.removeIdleGroups, c.removeTallies} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
-		if errors.Is(unknown(failed), errUnavailable) && pq.As(failed) == nil {
+		if errors.Is(unknown(failed), errUnavailable) && !rejected(failed) {
 			break // the database is away, and not only unwilling to do this
 		}
 	}

@@ -328,3 +328,37 @@ func TestMetricsTellWhenTheCleanupLastEnded(t *testing.T) {
 	mustCleanUp(t, s)
 	checkRecent("after a pass", began)
 }
+
+// A pass that meets a PostgreSQL that starts ends at once.
+func TestCleanupEndsItsPassWhereTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("kept", `"consumed_retention_seconds":600`)
+	for range 2 {
+		s.must(201, "POST", "/queues/kept/messages", `{"data":{}}`)
+	}
+	s.consumeOne("kept")
+	s.exec("UPDATE queued.messages SET expired_at = now(); UPDATE queued.consumed SET consumed_at = '-infinity'")
+	s.exec(`CREATE FUNCTION public.starting() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it starts' USING ERRCODE = '57P03'; END $$;
+		CREATE TRIGGER starting BEFORE DELETE ON queued.messages FOR EACH ROW EXECUTE FUNCTION public.starting();
+		CREATE TRIGGER starting BEFORE DELETE ON queued.consumed FOR EACH ROW EXECUTE FUNCTION public.starting()`)
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
+	err := c.once(t.Context())
+	if n := strings.Count(fmt.Sprint(err), "it starts"); n != 1 {
+		t.Errorf("the pass says %d times that PostgreSQL starts, want once: %v", n, err)
+	}
+}
+
+func TestLogSaysOnceThatTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	output := newSyncBuffer()
+	log := newLog(output, slog.LevelInfo, "text")
+	db := newTestDB(t, "host="+t.TempDir())
+	c := &cleanup{log: log, db: db, metrics: newMetrics(db)}
+	for _, task := range []string{"cleanup", "cleanup", "cleanup", "vacuum", "vacuum"} {
+		log.Warn(task, "error", c.once(t.Context()))
+	}
+	if n := strings.Count(output.String(), "level=WARN"); n != 2 {
+		t.Errorf("the log has %d lines, want one of each task:\n%s", n, output)
+	}
+}

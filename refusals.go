@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -104,11 +105,11 @@ func locked(err error) bool { return pq.As(err, "55P03") != nil }
 const complaintInterval = time.Minute
 
 // onceInAWhile is a log that says once a minute, for each SQLSTATE, what
-// PostgreSQL refuses, however many requests and tasks meet it. The other lines
-// are of level debug.
+// PostgreSQL refuses, and, for each message, that it cannot be connected to,
+// however many requests and tasks meet it. The other lines are of level debug.
 type onceInAWhile struct {
 	slog.Handler
-	said *sync.Map // time.Time by pqerror.Code
+	said *sync.Map // time.Time by pqerror.Code or message
 }
 
 func (h onceInAWhile) Handle(ctx context.Context, r slog.Record) error {
@@ -125,13 +126,17 @@ func (h onceInAWhile) isNew(r slog.Record) bool {
 	is := true
 	r.Attrs(func(a slog.Attr) bool {
 		err, _ := a.Value.Any().(error)
-		e := pq.As(err)
-		if e == nil {
+		var trouble any
+		if e, network := pq.As(err), (*net.OpError)(nil); e != nil {
+			trouble = e.Code
+		} else if errors.As(err, &network) && network.Op == "dial" {
+			trouble = r.Message
+		} else {
 			return true
 		}
 		now := time.Now()
-		last, loaded := h.said.LoadOrStore(e.Code, now)
-		is = !loaded || now.Sub(last.(time.Time)) > complaintInterval && h.said.CompareAndSwap(e.Code, last, now)
+		last, loaded := h.said.LoadOrStore(trouble, now)
+		is = !loaded || now.Sub(last.(time.Time)) > complaintInterval && h.said.CompareAndSwap(trouble, last, now)
 		return false
 	})
 	return is

@@ -158,6 +158,9 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 			t.Errorf("%v into a broken pipe = %v, %s, want exit status %d", v.args, err, stderr, v.status)
 		}
 	}
+	s.eventually("the server has noticed that it ended in a poll", func() bool {
+		return strings.Contains(s.must(200, "GET", "/queues/t/stats", ""), `"num_undelivered_messages":2`)
+	})
 	checkDiff(t, "left", []int{2, 3}, numbers(s.receive("t", "")))
 
 	// What reads it reads no more.

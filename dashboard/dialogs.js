@@ -66,7 +66,9 @@ export function makeForm({ fields, intro = [], action, danger = false, cancel = 
   function show(error) {
     const rest = []
     for (const m of error.mistakes ?? []) {
-      const f = fields[m.loc.slice(1).find((part) => fields[part])]
+      // A mistake of several fields together begins with the name of one.
+      const places = m.loc[1] === '__root__' ? m.msg.split(' ', 1) : m.loc.slice(1)
+      const f = fields[places.find((part) => fields[part])]
       const within = m.loc.slice(2).join(' ')
       if (f) f.say(within && m.loc[1] in fields ? `${within}: ${m.msg}` : m.msg)
       else rest.push(`${m.loc.slice(1).join(' ')}: ${m.msg}`)

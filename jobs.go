@@ -218,7 +218,7 @@ func (s *session) enqueue(batch []*publication) error {
 	for i, p := range batch {
 		m := &p.messages[0]
 		traces.set(i, p.trace)
-		to := s.settings.queues[p.queueID]
+		to := s.settings.queues[p.queueID].queues[0]
 		ids, keys = append(ids, newID()), append(keys, -to.queueKey)
 		groups, names = append(groups, m.group), append(names, m.job.id)
 		data, sizes = append(data, m.data), append(sizes, int64(len(m.data)))

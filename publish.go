@@ -185,7 +185,7 @@ func (e *engine) store(s *session, batch []*publication) error {
 			}
 		}
 		matched = append(matched, p)
-		messages = append(messages, p.outgoing()...)
+		messages = p.appendOutgoing(messages)
 		copies += n
 	}
 	if err := insert(); err != nil {
@@ -269,11 +269,11 @@ func (m *draft) delayIn(queue subscription) time.Duration {
 // cannot go there.
 func (e *engine) readdress(p *publication, v *settings) error {
 	if p.queueID != "" {
-		queue, found := v.queues[p.queueID]
+		to, found := v.queues[p.queueID]
 		if !found {
 			return errQueueNotFound
 		}
-		if err := p.match(context.Background(), &subscribers{queues: []subscription{queue}}); err != nil { // no filters
+		if err := p.match(context.Background(), to); err != nil { // quick, without filters
 			return err
 		}
 		return p.address.err
@@ -290,13 +290,18 @@ func (e *engine) readdress(p *publication, v *settings) error {
 	return p.address.err
 }
 
-// outgoing returns the messages of a publication with the queues that each goes to.
-func (p *publication) outgoing() (messages []outgoing) {
+// appendOutgoing appends the messages of a publication with the queues that each
+// goes to.
+func (p *publication) appendOutgoing(messages []outgoing) []outgoing {
+	all := p.address.to.queues
 	for i, m := range p.messages {
-		to := make([]subscription, len(p.address.queues[i]))
-		for j, place := range p.address.queues[i] {
-			to[j] = p.address.to.queues[place]
-			to[j].delay = m.delayIn(to[j])
+		to := all
+		if places := p.address.queues[i]; m.delay != nil || len(places) < len(all) {
+			to = make([]subscription, len(places))
+			for j, place := range places {
+				to[j] = all[place]
+				to[j].delay = m.delayIn(to[j])
+			}
 		}
 		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, trace: p.trace, to: to})
 	}

@@ -42,7 +42,7 @@ func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	if err := session.readNamed([]string{"q"}); err != nil {
 		t.Fatal(err)
 	}
-	to := []subscription{session.settings.queues["q"]}
+	to := session.settings.queues["q"].queues
 	var messages []outgoing
 	var want []string
 	for i := range 500 {

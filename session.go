@@ -32,7 +32,7 @@ type settings struct {
 	version int64
 	resets  int                     // how often all was forgotten
 	topics  map[string]*subscribers // by topic id
-	queues  map[string]subscription // by queue id
+	queues  map[string]*subscribers // by queue id: that one, without filters
 	terms   map[string]leaseTerms   // by queue id
 }
 
@@ -47,7 +47,7 @@ const (
 // it is older, or too much.
 func (v *settings) at(version int64) {
 	if v.version != version || len(v.topics)+len(v.queues)+len(v.terms) > settingsKept {
-		*v = settings{version, v.resets + 1, map[string]*subscribers{}, map[string]subscription{}, map[string]leaseTerms{}}
+		*v = settings{version, v.resets + 1, map[string]*subscribers{}, map[string]*subscribers{}, map[string]leaseTerms{}}
 	}
 }
 

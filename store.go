@@ -1276,8 +1276,8 @@ func (v subscription) equal(w subscription) bool {
 	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && (v.filters == nil) == (w.filters == nil) && bytes.Equal(v.filters, w.filters)
 }
 
-// subscribers are the queues of a topic, in order of their ids. They do not change:
-// after a change of settings others take their place.
+// subscribers are the queues of a topic, in order of their ids, or one that is named.
+// They do not change: after a change of settings others take their place.
 type subscribers struct {
 	queues  []subscription
 	compile sync.Once
@@ -1353,13 +1353,13 @@ func (s *session) readNamed(queueIDs []string) error {
 	if len(queueIDs) == 0 {
 		return nil
 	}
-	found := make(map[string]subscription, len(queueIDs))
+	found := make(map[string]*subscribers, len(queueIDs))
 	versions, err := read(s, "named_queues", func(row scanner) (version int64, err error) {
 		var v subscription
 		var retention, delay int64
 		err = row.Scan(&version, &v.queueID, &v.queueKey, &retention, &delay)
 		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
-		found[v.queueID] = v
+		found[v.queueID] = &subscribers{queues: []subscription{v}}
 		return version, err
 	}, selectNamed, textArray(queueIDs))
 	if err != nil || len(versions) == 0 {

@@ -64,10 +64,16 @@ $queued$;
 		b.WriteString("\n-- queued schema -role NAME also prints the rights that servers need.\n")
 	} else {
 		fmt.Fprintf(&b, `
+DO $queued$
+BEGIN
+    EXECUTE format('GRANT CONNECT ON DATABASE %%I TO %%I', current_database(), %[2]s);
+END
+$queued$;
+
 GRANT USAGE ON SCHEMA queued TO %[1]s;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA queued TO %[1]s;
 GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA queued TO %[1]s;
-`, pq.QuoteIdentifier(role))
+`, pq.QuoteIdentifier(role), pq.QuoteLiteral(role))
 	}
 	b.WriteString("\nCOMMIT;\n")
 	return b.String()

@@ -91,6 +91,12 @@ func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
 	if got := startOn(t, dsn); !strings.Contains(got, fmt.Sprintf("to carry version %d to %d", len(schemaSteps())-1, len(schemaSteps()))) || !strings.Contains(got, askDBA) {
 		t.Errorf("on an older schema the start ends with %q", got)
 	}
+	if _, err := admin.db.Exec("DO $$ BEGIN EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database()); END $$"); err != nil {
+		t.Fatal(err)
+	}
+	if got := startOn(t, dsn); !strings.Contains(got, "permission denied for database") || !strings.Contains(got, askDBA) {
+		t.Errorf("without the right to connect the start ends with %q", got)
+	}
 	if _, err := admin.db.Exec(scriptFor(t, role)); err != nil {
 		t.Fatal(err)
 	}

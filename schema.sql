@@ -1,7 +1,7 @@
 -- Everything queued keeps, in the schema "queued" of a PostgreSQL database
 -- that may well be an application's own. Each part between "-- step" lines is
 -- one version: a database at version n gets the parts after n, in order, in one
--- transaction (store.go, migrate). A step that has been released is never
+-- transaction (migrate.go). A step that has been released is never
 -- edited: a change is a new step at the end. Each table is created with its
 -- primary key in one statement: publications of logical replication need keys,
 -- and some databases refuse tables without one.

@@ -5,14 +5,12 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -37,31 +35,6 @@ var (
 	// it should, or that what became of a statement is unknown.
 	errUnavailable = errors.New("the database is not available")
 )
-
-// timestamp is a time in the wire format of the API: UTC without a zone, six
-// digits after the second.
-type timestamp struct{ time.Time }
-
-const timestampLayout = "2006-01-02T15:04:05.000000"
-
-func (t timestamp) MarshalJSON() ([]byte, error) {
-	return t.appendJSON(nil), nil
-}
-
-func (t timestamp) appendJSON(b []byte) []byte {
-	b = append(b, '"')
-	b = t.UTC().AppendFormat(b, timestampLayout)
-	return append(b, '"')
-}
-
-func (t *timestamp) Scan(src any) error {
-	at, ok := src.(time.Time)
-	if !ok {
-		return fmt.Errorf("timestamp: cannot scan %T", src)
-	}
-	t.Time = at
-	return nil
-}
 
 // topic is what messages are published to.
 type topic struct {
@@ -118,94 +91,6 @@ func (v ownSettings) over(others ownSettings) ownSettings {
 	return v
 }
 
-// message is one message in one queue: a publish makes one for each queue that
-// gets it.
-type message struct {
-	ID               string
-	QueueID          string
-	Data             []byte // JSON as sent
-	Attributes       []byte // JSON as sent; nil if there are none
-	DeliveryAttempts int
-	ExpiredAt        timestamp
-	ScheduledAt      timestamp
-	CreatedAt        timestamp
-	UpdatedAt        timestamp
-	State            string // as of a look at it; empty in other answers
-	Group            string // empty if it has none
-
-	trace         trace // of the request that published it
-	shows         shown // in the wire format
-	queueKey      int64 // negative if it has a group
-	jobID         sql.NullString
-	maxDeliveries sql.NullInt64
-	turn          *groupTurn // of a received message with a group
-	seq           int64      // order among messages due at the same time
-	size          int        // bytes of Data and Attributes
-	dueAt         timestamp  // of a received message: when it was due, before it was leased
-	consumed      bool       // it was received and deleted in one
-}
-
-// shown says which members a message has in the wire format beside the usual ones,
-// if there is something for them to show.
-type shown struct{ group, requestID, traceparent bool }
-
-// stateConsumed is the state of messages that were consumed and are kept.
-const stateConsumed = "consumed"
-
-// appendJSON appends the message in the wire format. It is written by hand
-// because encoding/json would check and rewrite data that is kept as sent.
-func (m *message) appendJSON(b []byte) []byte {
-	b = append(b, `{"id":"`...)
-	b = append(b, m.ID...)
-	b = append(b, `","queue_id":"`...)
-	b = append(b, m.QueueID...) // needs no escapes
-	b = append(b, `","data":`...)
-	b = append(b, m.Data...)
-	b = append(b, `,"attributes":`...)
-	if m.Attributes == nil {
-		b = append(b, "null"...)
-	} else {
-		b = append(b, m.Attributes...)
-	}
-	b = append(b, `,"delivery_attempts":`...)
-	b = strconv.AppendInt(b, int64(m.DeliveryAttempts), 10)
-	b = append(b, `,"expired_at":`...)
-	b = m.ExpiredAt.appendJSON(b)
-	b = append(b, `,"scheduled_at":`...)
-	b = m.ScheduledAt.appendJSON(b)
-	b = append(b, `,"created_at":`...)
-	b = m.CreatedAt.appendJSON(b)
-	b = append(b, `,"updated_at":`...)
-	b = m.UpdatedAt.appendJSON(b)
-	if m.State != "" {
-		b = append(b, `,"state":"`...)
-		b = append(b, m.State...)
-		b = append(b, '"')
-	}
-	if m.State == stateConsumed {
-		b = append(b, `,"consumed_at":`...)
-		b = m.UpdatedAt.appendJSON(b) // nothing has happened to it since
-	}
-	if m.shows.group {
-		b = appendOptional(b, `,"group":`, m.Group)
-	}
-	if m.shows.requestID {
-		b = appendOptional(b, `,"request_id":`, m.trace.requestID)
-	}
-	if m.shows.traceparent {
-		b = appendOptional(b, `,"traceparent":`, m.trace.traceparent)
-	}
-	return append(b, '}')
-}
-
-// appendOptional appends a member of an object, unless its text is empty.
-func appendOptional(b []byte, name, text string) []byte {
-	if text == "" {
-		return b
-	}
-	return append(append(b, name...), quote(text)...)
-}
-
 // queueStats counts the messages of a queue that could be received now.
 type queueStats struct {
 	NumUndeliveredMessages         int64 `json:"num_undelivered_messages"`
@@ -238,123 +123,11 @@ type store struct {
 // on returns the database for one statement, whose name is for the metrics.
 func (s *store) on(name string) querier { return s.metrics.timed(name, s.db) }
 
-//go:embed schema.sql
-var schemaSQL string
-
-// schemaSteps returns the parts of schema.sql: applying the first n of them
-// makes a database of version n.
-func schemaSteps() []string {
-	return strings.Split(schemaSQL, "-- step ")[1:]
-}
-
-// schemaLock is the key of the advisory lock that servers starting together
-// take turns by: CREATE TABLE IF NOT EXISTS fails when two run it at once.
-const schemaLock = 0x71756575_65640001
-
-// migrationSettings are those of the transaction of a migration.
-var migrationSettings = fmt.Sprintf(`SET LOCAL search_path = pg_catalog;
-SET LOCAL lock_timeout = %d;
-SET LOCAL default_table_access_method = heap`, lockTimeout.Milliseconds())
-
-// errSchemaNewer is returned by migrate if a newer queued was here before.
-var errSchemaNewer = errors.New("the database has a newer schema")
-
-// migrate carries the schema to the last of steps. It changes nothing, and
-// needs no right to, if the database is there already.
-func (s *store) migrate(ctx context.Context, steps []string) error {
-	version, err := schemaVersion(ctx, s.db)
-	if err != nil || version == len(steps) {
-		return err
-	}
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer tx.Rollback()
-	// Whoever has this lock is at work for all. The steps wait for their locks no
-	// longer than other statements do: those who come after them would wait too.
-	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = 0"); err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, migrationSettings); err != nil {
-		return err
-	}
-	if version, err = schemaVersion(ctx, tx); err != nil || version == len(steps) {
-		return err // another server was at work meanwhile
-	}
-	if version > len(steps) {
-		return fmt.Errorf("%w: version %d, this queued knows %d", errSchemaNewer, version, len(steps))
-	}
-	for i, step := range steps[version:] {
-		// The first line of a step is its number.
-		_, statements, _ := strings.Cut(step, "\n")
-		if _, err := tx.ExecContext(ctx, statements); err != nil {
-			return fmt.Errorf("schema step %d, to carry version %d to %d: %w", version+i+1, version, len(steps), err)
-		}
-	}
-	if _, err := tx.ExecContext(ctx, "INSERT INTO queued.schema_version (version) VALUES ($1)", len(steps)); err != nil {
-		return err
-	}
-	return tx.Commit()
-}
-
 // querier is a *sql.DB, a *sql.Tx or a *sql.Conn.
 type querier interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
-// schemaVersion returns 0 for a database that queued has not seen yet.
-func schemaVersion(ctx context.Context, q querier) (version int, err error) {
-	var there bool
-	// Not to_regclass: its answer comes from a cache that may be older than a lock
-	// which was waited for.
-	err = q.QueryRowContext(ctx, "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'queued' AND tablename = 'schema_version')").Scan(&there)
-	if err != nil || !there {
-		return 0, err
-	}
-	err = q.QueryRowContext(ctx, "SELECT coalesce(max(version), 0) FROM queued.schema_version").Scan(&version)
-	return version, err
-}
-
-// errSchema is returned by check if the schema is not as the statements need it.
-var errSchema = errors.New("the database lacks what queued needs")
-
-const selectLacking = `
-SELECT CASE
-           WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
-           WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is no table'
-           ELSE 'the role ' || current_user || ' lacks rights on queued.' || name
-       END
-FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed,tallies,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
-LEFT JOIN pg_namespace n ON n.nspname = 'queued'
-LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
-WHERE CASE
-          WHEN c.relkind = 'S' THEN NOT (has_sequence_privilege(c.oid, 'SELECT') AND has_sequence_privilege(c.oid, 'UPDATE'))
-          WHEN name = 'schema_version' THEN NOT has_table_privilege(c.oid, 'SELECT')
-          ELSE NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-              AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
-      END IS NOT FALSE
-    OR c.relkind NOT IN ('r', 'p', 'S')
-    OR NOT has_schema_privilege(n.oid, 'USAGE')
-ORDER BY name
-LIMIT 3`
-
-// check returns errSchema if tables are missing, are no tables but have their
-// names, or may not be read and written.
-func (s *store) check(ctx context.Context) error {
-	lacking, err := collect(ctx, s.on("lacking"), func(row scanner) (what string, err error) {
-		err = row.Scan(&what)
-		return what, err
-	}, selectLacking)
-	if err == nil && len(lacking) > 0 {
-		return fmt.Errorf("%w: %s; %s", errSchema, strings.Join(lacking, ", "), askDBA)
-	}
-	return err
 }
 
 const selectUsable = `

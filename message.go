@@ -1,0 +1,121 @@
+package main
+
+import (
+	"database/sql"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// timestamp is a time in the wire format of the API: UTC without a zone, six
+// digits after the second.
+type timestamp struct{ time.Time }
+
+const timestampLayout = "2006-01-02T15:04:05.000000"
+
+func (t timestamp) MarshalJSON() ([]byte, error) {
+	return t.appendJSON(nil), nil
+}
+
+func (t timestamp) appendJSON(b []byte) []byte {
+	b = append(b, '"')
+	b = t.UTC().AppendFormat(b, timestampLayout)
+	return append(b, '"')
+}
+
+func (t *timestamp) Scan(src any) error {
+	at, ok := src.(time.Time)
+	if !ok {
+		return fmt.Errorf("timestamp: cannot scan %T", src)
+	}
+	t.Time = at
+	return nil
+}
+
+// message is one message in one queue: a publish makes one for each queue that
+// gets it.
+type message struct {
+	ID               string
+	QueueID          string
+	Data             []byte // JSON as sent
+	Attributes       []byte // JSON as sent; nil if there are none
+	DeliveryAttempts int
+	ExpiredAt        timestamp
+	ScheduledAt      timestamp
+	CreatedAt        timestamp
+	UpdatedAt        timestamp
+	State            string // as of a look at it; empty in other answers
+	Group            string // empty if it has none
+
+	trace         trace // of the request that published it
+	shows         shown // in the wire format
+	queueKey      int64 // negative if it has a group
+	jobID         sql.NullString
+	maxDeliveries sql.NullInt64
+	turn          *groupTurn // of a received message with a group
+	seq           int64      // order among messages due at the same time
+	size          int        // bytes of Data and Attributes
+	dueAt         timestamp  // of a received message: when it was due, before it was leased
+	consumed      bool       // it was received and deleted in one
+}
+
+// shown says which members a message has in the wire format beside the usual ones,
+// if there is something for them to show.
+type shown struct{ group, requestID, traceparent bool }
+
+// stateConsumed is the state of messages that were consumed and are kept.
+const stateConsumed = "consumed"
+
+// appendJSON appends the message in the wire format. It is written by hand
+// because encoding/json would check and rewrite data that is kept as sent.
+func (m *message) appendJSON(b []byte) []byte {
+	b = append(b, `{"id":"`...)
+	b = append(b, m.ID...)
+	b = append(b, `","queue_id":"`...)
+	b = append(b, m.QueueID...) // needs no escapes
+	b = append(b, `","data":`...)
+	b = append(b, m.Data...)
+	b = append(b, `,"attributes":`...)
+	if m.Attributes == nil {
+		b = append(b, "null"...)
+	} else {
+		b = append(b, m.Attributes...)
+	}
+	b = append(b, `,"delivery_attempts":`...)
+	b = strconv.AppendInt(b, int64(m.DeliveryAttempts), 10)
+	b = append(b, `,"expired_at":`...)
+	b = m.ExpiredAt.appendJSON(b)
+	b = append(b, `,"scheduled_at":`...)
+	b = m.ScheduledAt.appendJSON(b)
+	b = append(b, `,"created_at":`...)
+	b = m.CreatedAt.appendJSON(b)
+	b = append(b, `,"updated_at":`...)
+	b = m.UpdatedAt.appendJSON(b)
+	if m.State != "" {
+		b = append(b, `,"state":"`...)
+		b = append(b, m.State...)
+		b = append(b, '"')
+	}
+	if m.State == stateConsumed {
+		b = append(b, `,"consumed_at":`...)
+		b = m.UpdatedAt.appendJSON(b) // nothing has happened to it since
+	}
+	if m.shows.group {
+		b = appendOptional(b, `,"group":`, m.Group)
+	}
+	if m.shows.requestID {
+		b = appendOptional(b, `,"request_id":`, m.trace.requestID)
+	}
+	if m.shows.traceparent {
+		b = appendOptional(b, `,"traceparent":`, m.trace.traceparent)
+	}
+	return append(b, '}')
+}
+
+// appendOptional appends a member of an object, unless its text is empty.
+func appendOptional(b []byte, name, text string) []byte {
+	if text == "" {
+		return b
+	}
+	return append(append(b, name...), quote(text)...)
+}

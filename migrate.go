@@ -1,0 +1,230 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+//go:embed schema.sql
+var schemaSQL string
+
+// schemaSteps returns the parts of schema.sql: applying the first n of them
+// makes a database of version n.
+func schemaSteps() []string {
+	return strings.Split(schemaSQL, "-- step ")[1:]
+}
+
+// schemaLock is the key of the advisory lock that servers starting together
+// take turns by: CREATE TABLE IF NOT EXISTS fails when two run it at once.
+const schemaLock = 0x71756575_65640001
+
+// migrationSettings are those of the transaction of a migration.
+var migrationSettings = fmt.Sprintf(`SET LOCAL search_path = pg_catalog;
+SET LOCAL lock_timeout = %d;
+SET LOCAL default_table_access_method = heap`, lockTimeout.Milliseconds())
+
+// errSchemaNewer is returned by migrate if a newer queued was here before.
+var errSchemaNewer = errors.New("the database has a newer schema")
+
+// migrate carries the schema to the last of steps. It changes nothing, and
+// needs no right to, if the database is there already.
+func (s *store) migrate(ctx context.Context, steps []string) error {
+	version, err := schemaVersion(ctx, s.db)
+	if err != nil || version == len(steps) {
+		return err
+	}
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	// Whoever has this lock is at work for all. The steps wait for their locks no
+	// longer than other statements do: those who come after them would wait too.
+	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = 0"); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, migrationSettings); err != nil {
+		return err
+	}
+	if version, err = schemaVersion(ctx, tx); err != nil || version == len(steps) {
+		return err // another server was at work meanwhile
+	}
+	if version > len(steps) {
+		return fmt.Errorf("%w: version %d, this queued knows %d", errSchemaNewer, version, len(steps))
+	}
+	for i, step := range steps[version:] {
+		// The first line of a step is its number.
+		_, statements, _ := strings.Cut(step, "\n")
+		if _, err := tx.ExecContext(ctx, statements); err != nil {
+			return fmt.Errorf("schema step %d, to carry version %d to %d: %w", version+i+1, version, len(steps), err)
+		}
+	}
+	if _, err := tx.ExecContext(ctx, "INSERT INTO queued.schema_version (version) VALUES ($1)", len(steps)); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// schemaVersion returns 0 for a database that queued has not seen yet.
+func schemaVersion(ctx context.Context, q querier) (version int, err error) {
+	var there bool
+	// Not to_regclass: its answer comes from a cache that may be older than a lock
+	// which was waited for.
+	err = q.QueryRowContext(ctx, "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'queued' AND tablename = 'schema_version')").Scan(&there)
+	if err != nil || !there {
+		return 0, err
+	}
+	err = q.QueryRowContext(ctx, "SELECT coalesce(max(version), 0) FROM queued.schema_version").Scan(&version)
+	return version, err
+}
+
+// errSchema is returned by check if the schema is not as the statements need it.
+var errSchema = errors.New("the database lacks what queued needs")
+
+const selectLacking = `
+SELECT CASE
+           WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
+           WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is no table'
+           ELSE 'the role ' || current_user || ' lacks rights on queued.' || name
+       END
+FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed,tallies,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
+LEFT JOIN pg_namespace n ON n.nspname = 'queued'
+LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
+WHERE CASE
+          WHEN c.relkind = 'S' THEN NOT (has_sequence_privilege(c.oid, 'SELECT') AND has_sequence_privilege(c.oid, 'UPDATE'))
+          WHEN name = 'schema_version' THEN NOT has_table_privilege(c.oid, 'SELECT')
+          ELSE NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+              AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+      END IS NOT FALSE
+    OR c.relkind NOT IN ('r', 'p', 'S')
+    OR NOT has_schema_privilege(n.oid, 'USAGE')
+ORDER BY name
+LIMIT 3`
+
+// check returns errSchema if tables are missing, are no tables but have their
+// names, or may not be read and written.
+func (s *store) check(ctx context.Context) error {
+	lacking, err := collect(ctx, s.on("lacking"), func(row scanner) (what string, err error) {
+		err = row.Scan(&what)
+		return what, err
+	}, selectLacking)
+	if err == nil && len(lacking) > 0 {
+		return fmt.Errorf("%w: %s; %s", errSchema, strings.Join(lacking, ", "), askDBA)
+	}
+	return err
+}
+
+// prepareUntilDone brings the schema up to date, by a store that is patient, and
+// applies the topology, trying again for as long as the database is not there. It
+// returns an error if trying again is in vain.
+func prepareUntilDone(ctx context.Context, d *database, s, patient *store, t *topology, log *slog.Logger) error {
+	return tryUntilDone(ctx, log, func() error {
+		err := checkEncoding(ctx, s)
+		if err == nil {
+			err = checkSessions(ctx, s)
+		}
+		if err == nil {
+			err = patient.migrate(ctx, schemaSteps())
+		}
+		if err == nil {
+			err = s.check(ctx)
+		}
+		if err == nil {
+			err = d.sequences.lookOn(ctx, patient.db)
+		}
+		if err == nil && t != nil {
+			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {
+				return fmt.Errorf("-topology: %w", err)
+			}
+		}
+		return err
+	})
+}
+
+// tryUntilDone tries again each second, for as long as ctx lasts, and returns an
+// error if that is in vain.
+func tryUntilDone(ctx context.Context, log *slog.Logger, try func() error) error {
+	var said string
+	for {
+		err := try()
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errNotFound): // what the topology refers to
+			return err
+		case hopeless(err):
+			if _, remedy, _ := effectOf(err); remedy != "" {
+				return fmt.Errorf("database: %w; %s", err, remedy)
+			}
+			return fmt.Errorf("database: %w", err)
+		}
+		if said != err.Error() {
+			said = err.Error()
+			log.Warn("the database is not available, trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+var errEncoding = errors.New("its encoding must be UTF8")
+
+func checkEncoding(ctx context.Context, s *store) error {
+	var encoding string
+	err := s.db.QueryRowContext(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding)
+	if err == nil && encoding != "UTF8" {
+		return fmt.Errorf("%w, and is %s", errEncoding, encoding)
+	}
+	return err
+}
+
+var errPooler = errors.New("a pooler gives its connections to somebody else between two statements: it must do so between two sessions (PgBouncer: pool_mode = session)")
+
+// checkSessions returns errPooler if connections do not stay with one client.
+func checkSessions(ctx context.Context, s *store) error {
+	first, err := s.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer first.Close()
+	second, err := s.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer second.Close()
+	return checkDistinct(ctx, first, second)
+}
+
+// checkDistinct returns errPooler if two clients that are connected at the same
+// time have the same connection to PostgreSQL.
+func checkDistinct(ctx context.Context, clients ...querier) error {
+	seen := make(map[int]bool)
+	for _, c := range clients {
+		var pid int
+		if err := c.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+			return err
+		}
+		if seen[pid] {
+			return errPooler
+		}
+		seen[pid] = true
+	}
+	return nil
+}
+
+// hopeless reports whether an error at the start is one that the user has to
+// do something about.
+func hopeless(err error) bool {
+	return errors.Is(err, errSchemaNewer) || errors.Is(err, errSchema) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) || means(err, lasting)
+}

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Bounds of the end of the program.
+const (
+	drainTimeout = 15 * time.Second // after that connections are cut
+	closeTimeout = 5 * time.Second  // after that statements are abandoned
+)
+
+const ballastSize = 16 << 20
+
+// serve runs the server until ctx is done, and then drains it: everything that
+// was begun is finished, or cut after drainTimeout, or at once by a second signal.
+func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
+	log := newLog(stderr, c.logLevel, c.logFormat)
+	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // of net/http: what clients do wrong
+
+	files := &secretFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}
+	if err := files.read(); err != nil {
+		return err
+	}
+	hangUps := make(chan os.Signal, 1)
+	signal.Notify(hangUps, syscall.SIGHUP)
+	defer signal.Stop(hangUps)
+	ctx, end := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer end()
+	watching.Go(func() { files.watch(ctx, hangUps, log, end) })
+
+	// The garbage collector works when the heap has doubled: beside this, which is
+	// never touched and takes no memory, not as often as the small heap of a server
+	// would make it.
+	ballast := make([]byte, ballastSize)
+	defer runtime.KeepAlive(ballast)
+
+	outer, err := net.Listen("tcp", c.listen)
+	if err != nil {
+		return fmt.Errorf("-listen: %w", err)
+	}
+	defer outer.Close()
+
+	if c.debugListen != "" {
+		l, err := net.Listen("tcp", c.debugListen)
+		if err != nil {
+			return fmt.Errorf("-debug-listen: %w", err)
+		}
+		defer l.Close()
+		go (&http.Server{Handler: profiles(), ErrorLog: errorLog}).Serve(l)
+	}
+
+	if len(c.ignored) > 0 {
+		log.Info("connection parameters are ignored", "names", strings.Join(c.ignored, " "))
+	}
+	databaseURL := c.databaseURL
+	atOnce := false // the drain was cut short
+	var postgres *privatePostgres
+	if databaseURL == "" {
+		postgres, err = startPostgres(ctx, c.dataDir, log)
+		if err != nil && ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("private PostgreSQL: %w", err)
+		}
+		defer func() { err = errors.Join(err, postgres.stop(atOnce)) }()
+		databaseURL = postgres.dsn("queued")
+	}
+	d, err := newDatabase(databaseURL)
+	if err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
+	d.connections = shareConnections(c.maxDatabaseConnections)
+	d.commit = c.commit
+	if postgres != nil {
+		d.gate.close()
+	}
+	db, err := d.open(d.connections.requests)
+	if err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
+	defer db.Close()
+	patient, err := d.openPatient()
+	if err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
+	defer patient.Close()
+	m := newMetrics(db)
+	s := &store{db, m}
+	e, err := newEngine(d, log, m, defaultSlowLook, defaultQuickLook)
+	if err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
+	counter := newQueueCounter(db, log, m)
+	v := newServer(log, s, e, m, counter, c.limits)
+	v.allowedHosts = c.allowedHosts
+	address, _ := outer.Addr().(*net.TCPAddr)
+	v.checkHost = address != nil && address.IP.IsLoopback()
+
+	v.tokens = &files.tokens
+	if c.tokenFile == "" && !v.checkHost {
+		log.Warn("everybody who can reach this address may do everything, see -token-file", "listen", outer.Addr().String())
+	}
+	v.room = c.newRoom(log)
+	v.transferTimeout = c.transferTimeout
+	m.registry.MustRegister(v.room)
+	var inner net.Listener = listener{outer, v.room, c.tlsCert != ""}
+	if c.tlsCert != "" {
+		inner = tls.NewListener(inner, files.tlsConfig())
+	}
+	h := &http.Server{
+		Handler:           v,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       c.idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ConnContext:       withConn,
+		ErrorLog:          errorLog,
+	}
+	data := describe(d.dsn)
+	if postgres != nil {
+		data = postgres.dir
+	}
+	failed := make(chan error, 2) // of the two that can fail: the migration and the listener
+	var background sync.WaitGroup
+	backgroundCtx, stopBackground := context.WithCancel(context.Background())
+	background.Go(func() {
+		if postgres != nil {
+			if err := postgres.awaitReady(backgroundCtx); err != nil {
+				failed <- fmt.Errorf("private PostgreSQL: %w", err)
+				return
+			}
+			d.gate.open()
+		}
+		if err := prepareUntilDone(backgroundCtx, d, s, &store{patient, m}, c.topology, log); err != nil {
+			failed <- err
+			return
+		}
+		if backgroundCtx.Err() != nil {
+			return
+		}
+		m.registry.MustRegister(counter) // before, it would count in vain, and say so
+		v.ready.Store(true)
+		// A standby, or a database that is read-only, can be looked at meanwhile.
+		if err := tryUntilDone(backgroundCtx, log, func() error { return s.ping(backgroundCtx) }); err != nil {
+			failed <- err
+			return
+		}
+		if backgroundCtx.Err() != nil {
+			return
+		}
+		if off, err := s.undurable(backgroundCtx); err == nil && len(off) > 0 {
+			log.Warn("PostgreSQL can lose committed messages in a crash", "off", strings.Join(off, ","))
+		}
+		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "access", files.access(), "data", data)
+		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
+		background.Go(func() { v.tally.run(backgroundCtx, tallyInterval) })
+		background.Go(func() { clean.vacuum(backgroundCtx, patient, v.compact) })
+		clean.run(backgroundCtx, c.cleanupInterval)
+	})
+	background.Go(func() { failed <- h.Serve(inner) })
+
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+		log.Info("draining")
+		v.draining.Store(true)
+	}
+
+	// A second signal ends all this at once.
+	hurry, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	hurry, cancel := context.WithTimeout(hurry, c.drainDelay+drainTimeout)
+	defer cancel()
+	if err == nil {
+		select {
+		case <-time.After(c.drainDelay):
+		case <-hurry.Done():
+		}
+	}
+	e.drain()
+	if h.Shutdown(hurry) != nil && shutdownNow(h) != nil {
+		h.Close()
+		atOnce = true
+		err = errors.Join(err, errors.New("not all requests were finished"))
+	}
+	stopBackground()
+	ended := make(chan struct{})
+	go func() {
+		background.Wait()
+		counter.close()
+		e.close()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closeTimeout):
+		err = errors.Join(err, errors.New("not all statements were finished"))
+	}
+	return err
+}
+
+// newRoom returns a room with as many connections as were asked for and the
+// process may have, and has the garbage collector see to the memory that they
+// take, unless $GOMEMLIMIT does (package runtime).
+func (c *config) newRoom(log *slog.Logger) *room {
+	connections := c.maxConnections
+	if most := max(maxFiles()-spareConnections-ownFiles, 1); connections > most {
+		log.Warn("the limit of open files allows fewer than -max-connections", "connections", most)
+		connections = most
+	}
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
+		debug.SetMemoryLimit(memoryLimit(connections, c.maxInHand))
+	}
+	return newRoom(log, connections, c.maxInHand)
+}
+
+// profiles serves what go tool pprof asks for.
+func profiles() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// shutdownNow gives answers that are being written right now a moment.
+func shutdownNow(h *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	return h.Shutdown(ctx)
+}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+)
+
+// workBatch is how many rows one statement of a large piece of work changes: a
+// compromise between the cost of a commit and the time others wait for its rows
+// and for the disk.
+const workBatch = 500
+
+// snapshot says which messages of a queue were there at one moment.
+type snapshot struct {
+	key int64     // of the queue; negative: of its messages with a group
+	at  time.Time // the clock of PostgreSQL
+	seq int64     // messages that come later have a larger one
+}
+
+const selectSnapshot = `
+SELECT key, now(), (SELECT last_value FROM queued.messages_seq_seq)
+FROM queued.queues
+WHERE id = $1`
+
+func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err error) {
+	err = s.on("snapshot").QueryRowContext(ctx, selectSnapshot, queueID).Scan(&v.key, &v.at, &v.seq)
+	if errors.Is(err, sql.ErrNoRows) {
+		return v, errQueueNotFound
+	}
+	return v, unknown(err)
+}
+
+// The rows of a batch are locked in the order of the index; a row that somebody
+// else holds is left for a later round. Starting after the last row of the
+// batch before keeps the statement from walking over what that one deleted.
+const purgeBatch = `
+WITH due AS MATERIALIZED (
+    SELECT ctid AS tid, scheduled_at, seq
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND (scheduled_at, seq) > ($3, $4)
+        AND seq <= $2
+    ORDER BY scheduled_at, seq
+    LIMIT $5
+    FOR UPDATE SKIP LOCKED
+), purged AS (
+    DELETE FROM queued.messages m
+    USING due
+    WHERE m.ctid = due.tid
+)
+SELECT scheduled_at, seq, count(*) OVER ()
+FROM due
+ORDER BY scheduled_at DESC, seq DESC
+LIMIT 1`
+
+const purgeLeft = `
+SELECT EXISTS (
+    SELECT
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND seq <= $2
+)`
+
+// What was consumed until a time, in batches like those of a purge.
+const removeConsumed = `
+WITH old AS MATERIALIZED (
+    SELECT ctid AS tid, consumed_at, seq
+    FROM queued.consumed
+    WHERE queue_key = $1
+        AND consumed_at <= $2
+        AND (consumed_at, seq) > ($3, $4)
+    ORDER BY consumed_at, seq
+    LIMIT $5
+    FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.consumed c
+    USING old
+    WHERE c.ctid = old.tid
+)
+SELECT consumed_at, seq, count(*) OVER ()
+FROM old
+ORDER BY consumed_at DESC, seq DESC
+LIMIT 1`
+
+const consumedLeft = `
+SELECT EXISTS (
+    SELECT
+    FROM queued.consumed
+    WHERE queue_key = $1
+        AND consumed_at <= $2
+)`
+
+// purge deletes the messages that were in the queue when it was called,
+// whatever their state, and calls purged with the number of each batch; then
+// those that were consumed and kept. Messages that come meanwhile stay. If ctx
+// ends or the process dies, part of them is gone.
+func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) error {
+	v, err := s.snapshot(ctx, queueID)
+	if err != nil {
+		return err
+	}
+	for _, key := range []int64{v.key, -v.key} {
+		err := inBatches(ctx, func(after position) (position, error) {
+			last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatch, key, v.seq, after.at, after.seq, workBatch))
+			if err == nil {
+				purged(n)
+			}
+			return last, err
+		}, func() (left bool, err error) {
+			err = s.on("purge_left").QueryRowContext(ctx, purgeLeft, key, v.seq).Scan(&left)
+			return left, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := lookAtGroupsOn(ctx, s.on("look_at_groups"), v.key, ""); err != nil {
+		return err
+	}
+	return inBatches(ctx, func(after position) (position, error) {
+		last, _, err := scanBatch(s.on("purge_consumed").QueryRowContext(ctx, removeConsumed, v.key, v.at, after.at, after.seq, workBatch))
+		return last, err
+	}, func() (left bool, err error) {
+		err = s.on("consumed_left").QueryRowContext(ctx, consumedLeft, v.key, v.at).Scan(&left)
+		return left, err
+	})
+}
+
+// moveMessages is the second half of statements that move the rows of a step
+// named gone to the queues they name as destination_id. A moved message starts
+// anew but for its id and its age.
+const moveMessages = `
+    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT gone.id, CASE WHEN gone.group_id IS NULL THEN d.key ELSE -d.key END, gone.group_id, gone.job_id, gone.max_deliveries,
+           gone.data, gone.attributes, gone.size, gone.request_id, gone.traceparent,
+           now() + make_interval(secs => d.message_retention_seconds),
+           now() + make_interval(secs => coalesce(d.delivery_delay_seconds, 0)),
+           gone.created_at, now()
+    FROM gone
+    JOIN queued.queues d ON d.id = gone.destination_id
+    ORDER BY CASE WHEN gone.group_id IS NULL THEN gone.scheduled_at END, gone.seq -- groups in their order
+    RETURNING queue_key, group_id, scheduled_at, seq`
+
+// movedColumns are those of a message m that moveMessages needs, besides
+// max_deliveries: a redrive keeps it, and in a dead queue nothing is dropped.
+const movedColumns = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.size, m.request_id, m.traceparent, m.created_at, m.scheduled_at, m.seq`
+
+// wakeMoved are the last steps of statements that move messages: their groups are
+// looked at where they come to, and where they leave those who waited for them.
+const wakeMoved = `), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
+    FROM moved
+    WHERE group_id IS NOT NULL
+    UNION ALL
+    SELECT queue_key, group_id, now(), NULL
+    FROM gone
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
+)`
+
+const redriveBatch = `
+WITH source AS MATERIALIZED (
+    SELECT CASE WHEN dead_queue_id IS NULL THEN NULL ELSE message_max_deliveries END AS max_deliveries
+    FROM queued.queues
+    WHERE key = abs($1::bigint)
+), destination AS MATERIALIZED (
+    SELECT id
+    FROM queued.queues
+    WHERE id = $7
+), due AS MATERIALIZED (
+    SELECT ctid AS tid, scheduled_at, seq
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND (scheduled_at, seq) > ($4, $5)
+        AND scheduled_at <= $2
+        AND seq <= $3
+        AND expired_at > now()
+        AND delivery_attempts < least((SELECT max_deliveries FROM source), max_deliveries, 2147483647)
+        AND EXISTS (SELECT FROM destination)
+    ORDER BY scheduled_at, seq
+    LIMIT $6
+    FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM queued.messages m
+    USING due, destination
+    WHERE m.ctid = due.tid
+    RETURNING ` + movedColumns + `, m.max_deliveries, destination.id AS destination_id
+), moved AS (` + moveMessages + wakeMoved + `
+SELECT scheduled_at, seq, count(*) OVER ()
+FROM due
+ORDER BY scheduled_at DESC, seq DESC
+LIMIT 1`
+
+const redriveLeft = `
+SELECT EXISTS (
+    SELECT
+    FROM queued.messages m
+    JOIN queued.queues q ON q.key = abs(m.queue_key)
+    WHERE m.queue_key = $1
+        AND m.scheduled_at <= $2
+        AND m.seq <= $3
+        AND m.expired_at > now()
+        AND m.delivery_attempts < ` + maxDeliveries + `
+)`
+
+// redrive moves what could be received from the queue when it was called to the
+// destination, in order and at most limit messages, and calls moved with the
+// number of each batch. If ctx ends or the
+// process dies, part of them has moved and each is in one queue. Redriving a
+// queue onto itself restarts its messages.
+func (s *store) redrive(ctx context.Context, queueID, destinationID string, limit int, moved func(n int)) error {
+	v, err := s.snapshot(ctx, queueID)
+	if err != nil {
+		return err
+	}
+	for _, key := range []int64{v.key, -v.key} {
+		v.key = key
+		if err := s.redriveKey(ctx, v, destinationID, &limit, moved); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// redriveKey is redrive for the messages under one key.
+func (s *store) redriveKey(ctx context.Context, v snapshot, destinationID string, limit *int, moved func(n int)) error {
+	return inBatches(ctx, func(after position) (position, error) {
+		// Deleted meanwhile, the destination would take nothing and the work not end.
+		if _, err := s.queue(ctx, destinationID); err != nil {
+			return position{}, err
+		}
+		last, n, err := scanBatch(s.on("redrive").QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(*limit, workBatch), destinationID))
+		if err == nil {
+			*limit -= n
+			moved(n)
+		}
+		return last, err
+	}, func() (left bool, err error) {
+		if *limit == 0 {
+			return false, nil
+		}
+		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeft, v.key, v.at, v.seq).Scan(&left)
+		return left, err
+	})
+}
+
+// position is a place in the order of a queue's messages.
+type position struct {
+	at  time.Time
+	seq int64
+}
+
+// scanBatch reads the last position of a batch and its number of rows.
+func scanBatch(row scanner) (last position, n int, err error) {
+	err = row.Scan(&last.at, &last.seq, &n)
+	return last, n, err
+}
+
+// inBatches calls batch until it returns sql.ErrNoRows, each time with the last
+// position of the batch before, and starts over until left says that nothing
+// is: rows that others had locked, or that moved back, take another round.
+func inBatches(ctx context.Context, batch func(after position) (position, error), left func() (bool, error)) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
+		var last position
+		for {
+			var err error
+			last, err = batch(last)
+			if errors.Is(err, sql.ErrNoRows) {
+				break
+			}
+			if err != nil {
+				return unknown(err)
+			}
+		}
+		if more, err := left(); err != nil || !more {
+			return unknown(err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 // publication is one request to publish and, after its turn in the lane, the
@@ -333,4 +337,257 @@ func (e *engine) wakePublished(messages []outgoing, stored [][]message, readyAt 
 	for queueID, at := range dueAt {
 		e.announce(queueID, at)
 	}
+}
+
+// subscription is a queue that messages go to.
+type subscription struct {
+	queueID   string
+	queueKey  int64
+	filters   filters
+	retention time.Duration
+	delay     time.Duration
+}
+
+func (v subscription) equal(w subscription) bool {
+	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && (v.filters == nil) == (w.filters == nil) && bytes.Equal(v.filters, w.filters)
+}
+
+// subscribers are the queues of a topic, in order of their ids, or one that is named.
+// They do not change: after a change of settings others take their place.
+type subscribers struct {
+	queues  []subscription
+	compile sync.Once
+	matcher *matcher
+}
+
+// match is that of the matcher of the queues, which is made for the first message.
+func (v *subscribers) match(attributes map[string]string, met, to []int32) []int32 {
+	v.compile.Do(func() {
+		all := make([]filters, len(v.queues))
+		for i, queue := range v.queues {
+			all[i] = queue.filters
+		}
+		v.matcher = newMatcher(all)
+	})
+	return v.matcher.match(attributes, met, to)
+}
+
+const selectSubscriptions = `
+SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
+FROM queued.settings s
+CROSS JOIN queued.topics t
+LEFT JOIN queued.queues q ON q.topic_id = t.id
+WHERE t.id = ANY($1::text[])
+ORDER BY t.id, q.id`
+
+// readSubscriptions makes s remember the queues of each of the topics, in order
+// of their ids, but not of unknown topics.
+func (s *session) readSubscriptions(topicIDs []string) error {
+	if len(topicIDs) == 0 {
+		return nil
+	}
+	found := make(map[string]*subscribers, len(topicIDs))
+	versions, err := read(s, "subscriptions", func(row scanner) (version int64, err error) {
+		var topicID string
+		var queueID sql.NullString
+		var queueKey, retention, delay sql.NullInt64
+		var raw []byte
+		if err := row.Scan(&version, &topicID, &queueID, &queueKey, &raw, &retention, &delay); err != nil {
+			return 0, err
+		}
+		if found[topicID] == nil {
+			found[topicID] = &subscribers{}
+		}
+		if queueID.Valid {
+			found[topicID].queues = append(found[topicID].queues, subscription{
+				queueID:   queueID.String,
+				queueKey:  queueKey.Int64,
+				filters:   parseFilters(raw),
+				retention: time.Duration(retention.Int64) * time.Second,
+				delay:     time.Duration(delay.Int64) * time.Second,
+			})
+		}
+		return version, nil
+	}, selectSubscriptions, textArray(topicIDs))
+	if err != nil || len(versions) == 0 {
+		return err
+	}
+	s.settings.at(versions[0])
+	maps.Copy(s.settings.topics, found)
+	return nil
+}
+
+const selectNamed = `
+SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
+FROM queued.settings s
+CROSS JOIN queued.queues q
+WHERE q.id = ANY($1::text[])`
+
+// readNamed makes s remember queues by their ids, as destinations, but not
+// unknown ones.
+func (s *session) readNamed(queueIDs []string) error {
+	if len(queueIDs) == 0 {
+		return nil
+	}
+	found := make(map[string]*subscribers, len(queueIDs))
+	versions, err := read(s, "named_queues", func(row scanner) (version int64, err error) {
+		var v subscription
+		var retention, delay int64
+		err = row.Scan(&version, &v.queueID, &v.queueKey, &retention, &delay)
+		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
+		found[v.queueID] = &subscribers{queues: []subscription{v}}
+		return version, err
+	}, selectNamed, textArray(queueIDs))
+	if err != nil || len(versions) == 0 {
+		return err
+	}
+	s.settings.at(versions[0])
+	maps.Copy(s.settings.queues, found)
+	return nil
+}
+
+// errStale says that settings which a statement relied on have changed, and that
+// it did nothing.
+var errStale = errors.New("settings of topics and queues are changing all the time")
+
+// The payloads are sent once however many copies there are. LATERAL leaves the
+// planner no choice: rows are inserted, and so numbered, in the order of the
+// arrays. A queue that is deleted at this very moment gets rows that nobody sees
+// and that the cleanup removes.
+const insertMessages = `
+WITH inserted AS (
+    INSERT INTO queued.messages (id, queue_key, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.size, p.request_id, p.traceparent,
+           now() + make_interval(secs => ($8::integer[])[n]),
+           now() + make_interval(secs => ($9::integer[])[n]),
+           now(), now()
+    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[], $12::text[])
+        AS p (data, attributes, size, first, last, request_id, traceparent)
+    CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
+    WHERE (SELECT version FROM queued.settings) = $10
+    RETURNING seq
+)
+SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10
+FROM inserted`
+
+// insertGrouped is insertMessages for messages of which some have a group.
+const insertGrouped = `
+WITH inserted AS (
+    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.size, p.request_id, p.traceparent,
+           now() + make_interval(secs => ($8::integer[])[n]),
+           now() + make_interval(secs => ($9::integer[])[n]),
+           now(), now()
+    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[], $12::text[], $13::text[])
+        AS p (data, attributes, size, first, last, request_id, traceparent, group_id)
+    CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
+    WHERE (SELECT version FROM queued.settings) = $10
+    RETURNING seq, queue_key, group_id, scheduled_at AS due_at
+), woken AS (
+    SELECT queue_key, group_id, due_at, seq
+    FROM inserted
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
+)
+SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10,
+       (SELECT array_agg(queue_key || ' ' || (extract(epoch FROM ready_at - now()) * 1000000)::bigint) FROM groups)
+FROM inserted`
+
+// outgoing is a message to be published and the queues that get it.
+type outgoing struct {
+	data       []byte
+	attributes []byte // nil if there are none
+	group      string // empty if it has none
+	trace      trace
+	to         []subscription
+}
+
+// insert stores all copies of all messages in one commit, and returns for each
+// message its copies in the order of its queues: an empty slice, not nil, if it
+// goes to none. Where groups are ready sooner than they were, it says when, by the
+// key of their messages. It returns errStale if they go by settings that have changed.
+func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time, error) {
+	var payloads, attributes jsonArray
+	var sizes, firsts, lasts, retentions, delays intArray
+	var ids idArray
+	var keys intArray
+	var groups groupArray
+	var traces traceArrays
+	grouped := false
+	inserted := make([][]message, len(messages))
+	n := 0
+	for i, m := range messages {
+		inserted[i] = make([]message, len(m.to))
+		if len(m.to) == 0 {
+			continue
+		}
+		traces.set(len(payloads), m.trace)
+		payloads, attributes, groups = append(payloads, m.data), append(attributes, m.attributes), append(groups, m.group)
+		sign := int64(1)
+		if m.group != "" {
+			grouped, sign = true, -1
+		}
+		sizes = append(sizes, int64(len(m.data)+len(m.attributes)))
+		firsts, lasts = append(firsts, int64(n+1)), append(lasts, int64(n+len(m.to)))
+		n += len(m.to)
+		for j, to := range m.to {
+			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace, queueKey: sign * to.queueKey}
+			ids = append(ids, inserted[i][j].ID)
+			keys = append(keys, sign*to.queueKey)
+			retentions = append(retentions, int64(to.retention/time.Second))
+			delays = append(delays, int64(to.delay/time.Second))
+		}
+	}
+	type outcome struct {
+		createdAt timestamp // the same for all: they share a statement
+		seqs      pq.Int64Array
+		current   bool
+		groups    pq.StringArray // that are looked at earlier: queue key, and microseconds until then
+	}
+	name, statement := "insert", insertMessages
+	args := []any{payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version, traces.requestIDs, traces.traceparents}
+	if grouped {
+		name, statement, args = "insert_grouped", insertGrouped, append(args, groups)
+	}
+	outcomes, err := read(s, name, func(row scanner) (o outcome, err error) {
+		columns := []any{&o.createdAt, &o.seqs, &o.current, &o.groups}
+		if !grouped {
+			columns = columns[:3]
+		}
+		err = row.Scan(columns...)
+		return o, err
+	}, statement, args...)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !outcomes[0].current {
+		return nil, nil, errStale
+	}
+	seqs := outcomes[0].seqs
+	slices.Sort(seqs) // the rows are numbered in their order, and aggregated in any
+	if len(seqs) != n {
+		return nil, nil, fmt.Errorf("insert: %d of %d rows", len(seqs), n)
+	}
+	createdAt := outcomes[0].createdAt
+	for i, m := range messages {
+		for j, to := range m.to {
+			v := &inserted[i][j]
+			v.seq, seqs = seqs[0], seqs[1:]
+			v.CreatedAt, v.UpdatedAt = createdAt, createdAt
+			v.ScheduledAt = timestamp{createdAt.Add(to.delay)}
+			v.ExpiredAt = timestamp{createdAt.Add(to.retention)}
+		}
+	}
+	readyAt := make(map[int64]time.Time)
+	for _, g := range outcomes[0].groups {
+		var key, micros int64
+		if _, err := fmt.Sscan(g, &key, &micros); err != nil {
+			return nil, nil, err
+		}
+		at := createdAt.Add(time.Duration(micros) * time.Microsecond)
+		if earliest, seen := readyAt[key]; !seen || at.Before(earliest) {
+			readyAt[key] = at
+		}
+	}
+	return inserted, readyAt, nil
 }

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 // settling is one request to ack, nack or extend messages and, after its turn in
@@ -167,3 +172,233 @@ func findConflicts(s *session, batch []*settling, done map[string]bool) error {
 
 // maxLease is the longest that a nack delays a message or an extend keeps it.
 const maxLease = 12 * time.Hour
+
+// touched is what a statement did to a queue.
+type touched struct {
+	queueID string
+	acked   int
+	nacked  int
+	dead    int       // of the nacked, those that moved to the dead queue
+	dropped int       // of the nacked, those that had none to move to
+	dueAt   time.Time // the earliest time that something in it became due by this; zero if nothing did
+	guarded []string  // ids of the messages that it did something to, of those with a guard
+}
+
+// settlement is what a consumer says of a message that it has received.
+type settlement struct {
+	id          string
+	leasedUntil time.Time     // guard: only if the message is still in the lease that showed this scheduled_at; zero: in any
+	after       time.Duration // nack: until it is due again; extend: until the lease ends
+	uncounted   bool          // nack: the delivery is no attempt
+}
+
+// settlementArgs returns the arguments ids, leases, seconds and uncounted. They are
+// sorted: statements that run at the same time take their locks in one order.
+func settlementArgs(items []settlement) (ids idArray, leases timeArray, seconds intArray, uncounted pq.BoolArray) {
+	items = slices.SortedFunc(slices.Values(items), func(a, b settlement) int { return cmp.Compare(a.id, b.id) })
+	for _, v := range items {
+		ids = append(ids, v.id)
+		leases = append(leases, v.leasedUntil)
+		seconds = append(seconds, int64(v.after/time.Second))
+		uncounted = append(uncounted, v.uncounted)
+	}
+	return ids, leases, seconds, uncounted
+}
+
+// inLease says whether a message m may be settled by the settlement a. It is not
+// an equation, or the planner would look for messages by their due time, which
+// is the same for all that were leased together.
+const inLease = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
+
+// thatOne is m.id = a.id for steps that have a few ids a. As an equation, the
+// planner could turn it round and read all messages to look for each among the
+// ids, which is cheap only while there are none, and that is when it is prepared.
+const thatOne = `m.id = ANY (ARRAY[a.id])`
+
+// wakeAcked are steps of statements that ack messages: their groups are looked at
+// where the next message waited for it.
+const wakeAcked = `woken AS (
+    SELECT a.queue_key, a.group_id, now() AS due_at, NULL::bigint AS seq
+    FROM acked a
+    WHERE a.group_id IS NOT NULL
+        AND ((SELECT q.ordered FROM queued.queues q WHERE q.key = -a.queue_key) -- also if a claim that saw the message is about to block its group
+            OR (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id)) -- not a join, which may read all groups
+), groups AS (` + wakeGroups + `
+)`
+
+// Messages of deleted queues go too, and have no queue.
+const ackMessages = `
+WITH acked AS (
+    DELETE FROM queued.messages m
+    USING unnest($1::uuid[], $2::timestamptz[]) AS a (id, leased_until)
+    WHERE ` + thatOne + `
+        AND ` + inLease + `
+    RETURNING m.id, m.queue_key, m.group_id, a.leased_until
+), ` + wakeAcked + `
+SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE leased_until IS NOT NULL), min(g.ready_at)
+FROM acked
+LEFT JOIN queued.queues q ON q.key = abs(acked.queue_key)
+LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = acked.queue_key
+GROUP BY q.id`
+
+// ack deletes the messages, whoever holds them unless they have a guard. Ids
+// that are unknown are ignored. What it returns is done, also beside an error; what
+// was done already does no harm when it is tried again.
+func (s *session) ack(items []settlement) (all []touched, err error) {
+	ids, leases, _, _ := settlementArgs(items)
+	missing := len(slices.Compact(slices.Clone(ids)))
+	// A message that is moved to another queue at this moment is in neither place
+	// for a statement that began before the move was committed. The second
+	// statement sees it; usually there is none.
+	for range 2 {
+		acked, err := read(s, "ack", func(row scanner) (t touched, err error) {
+			var readyAt sql.NullTime
+			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.guarded), &readyAt)
+			t.dueAt = readyAt.Time
+			return t, err
+		}, ackMessages, ids, leases)
+		if err != nil {
+			return all, err
+		}
+		for _, t := range acked {
+			missing -= t.acked
+		}
+		if all = append(all, acked...); missing == 0 {
+			break
+		}
+	}
+	return all, nil
+}
+
+// nackable says whether there is something to nack about a message m: somebody
+// received it, or it is not due yet. A message that is due stays in its place.
+const nackable = `(m.in_flight OR m.scheduled_at > now())`
+
+// attemptsAfterNack is how many deliveries of a message m count after a nack a.
+const attemptsAfterNack = `m.delivery_attempts - (a.uncounted AND m.in_flight)::integer`
+
+// A message that had its last delivery goes to the dead queue, and any other is due
+// again after its time.
+const nackMessages = `
+WITH named AS MATERIALIZED (
+    SELECT m.id, m.queue_key, a.leased_until,
+           now() + make_interval(secs => a.seconds) AS due_at,
+           a.uncounted,
+           ` + attemptsAfterNack + ` >= ` + maxDeliveries + ` AS exhausted,
+           q.dead_queue_id AS destination_id
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[]) AS a (id, leased_until, seconds, uncounted)
+    JOIN queued.messages m ON ` + thatOne + `
+    JOIN queued.queues q ON q.key = abs(m.queue_key)
+    WHERE ` + nackable + `
+        AND ` + inLease + `
+), gone AS (
+    DELETE FROM queued.messages m
+    USING named a
+    WHERE a.exhausted
+        AND ` + thatOne + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
+        AND ` + nackable + `
+        AND ` + inLease + `
+    RETURNING ` + movedColumns + `, NULL::integer AS max_deliveries, a.destination_id, a.leased_until
+), moved AS (` + moveMessages + `
+), nacked AS (
+    UPDATE queued.messages m
+    SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNack + `,
+        scheduled_at = a.due_at, updated_at = now()
+    FROM named a
+    WHERE NOT a.exhausted
+        AND ` + thatOne + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
+        AND ` + nackable + `
+        AND ` + inLease + `
+    RETURNING m.id, m.queue_key, m.group_id, m.scheduled_at, m.seq, a.leased_until
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
+    FROM nacked
+    WHERE group_id IS NOT NULL
+    UNION ALL
+    SELECT queue_key, group_id, scheduled_at, seq
+    FROM moved
+    WHERE group_id IS NOT NULL
+    UNION ALL
+    SELECT queue_key, group_id, now(), NULL
+    FROM gone
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
+)
+SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL)
+FROM (
+    SELECT queue_key, 1 AS nacked, 0 AS dead, 0 AS dropped, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at, id, leased_until FROM nacked
+    UNION ALL
+    SELECT queue_key, 1, (destination_id IS NOT NULL)::integer, (destination_id IS NULL)::integer, NULL, id, leased_until FROM gone
+    UNION ALL
+    SELECT queue_key, 0, 0, 0, scheduled_at, NULL, NULL FROM moved WHERE group_id IS NULL
+    UNION ALL
+    SELECT queue_key, 0, 0, 0, ready_at, NULL, NULL FROM groups
+) t
+JOIN queued.queues q ON q.key = abs(t.queue_key)
+GROUP BY q.id`
+
+// nack makes messages due that are in flight or delayed, or moves them to the dead
+// queue if they had their last delivery. Other ids are ignored.
+func (s *session) nack(items []settlement) ([]touched, error) {
+	ids, leases, seconds, uncounted := settlementArgs(items)
+	return read(s, "nack", func(row scanner) (t touched, err error) {
+		var dueAt sql.NullTime
+		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.guarded))
+		t.dueAt = dueAt.Time
+		return t, err
+	}, nackMessages, ids, leases, seconds, uncounted)
+}
+
+const extendMessages = `
+WITH asked AS MATERIALIZED (
+    SELECT id, leased_until, now() + make_interval(secs => seconds) AS until
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS u (id, leased_until, seconds)
+), extended AS (
+    UPDATE queued.messages m
+    SET scheduled_at = a.until, updated_at = now()
+    FROM asked a
+    WHERE ` + thatOne + `
+        AND m.in_flight
+        AND ` + inLease + `
+    RETURNING m.id, m.queue_key, m.group_id, m.data, m.attributes, m.request_id, m.traceparent, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at, NULL::bigint AS seq
+    FROM extended
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
+)
+SELECT e.id, q.id, e.data, e.attributes, e.delivery_attempts, e.expired_at, e.scheduled_at, e.created_at, e.updated_at,
+       coalesce(e.group_id, ''), coalesce(e.request_id, ''), coalesce(e.traceparent, '')
+FROM extended e
+JOIN queued.queues q ON q.key = abs(e.queue_key)`
+
+// extend sets when the leases of messages in flight end, and returns those
+// messages. Other ids are ignored.
+func (s *session) extend(items []settlement) ([]message, error) {
+	ids, leases, seconds, _ := settlementArgs(items)
+	return read(s, "extend", func(row scanner) (m message, err error) {
+		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
+			&m.Group, &m.trace.requestID, &m.trace.traceparent)
+		return m, err
+	}, extendMessages, ids, leases, seconds)
+}
+
+const selectExisting = `
+SELECT id
+FROM queued.messages
+WHERE id = ANY($1::uuid[])
+    AND expired_at > now()`
+
+// existing returns those of the ids whose messages are somewhere.
+func (s *session) existing(ids idArray) (map[string]bool, error) {
+	all := make(map[string]bool)
+	_, err := read(s, "existing", func(row scanner) (any, error) {
+		var id string
+		err := row.Scan(&id)
+		all[id] = true
+		return nil, err
+	}, selectExisting, ids)
+	return all, err
+}

@@ -20,10 +20,7 @@ const (
 )
 
 // engine carries out what is done a thousand times a second: publish, receive,
-// ack, nack and extend. Its files are lane.go (requests that share a statement),
-// publish.go, receive.go (the dispatchers, which are the long poll), groups.go (what
-// messages of one sender go by), jobs.go (what SharQ needs beyond that), settle.go
-// and notify.go (wakes between processes).
+// ack, nack and extend, each in a file of its own.
 type engine struct {
 	log     *slog.Logger
 	metrics *metrics

@@ -21,10 +21,10 @@
 // messages as for one:
 //
 //   - Publishes, acks, nacks and extensions gather in lanes (lane.go, publish.go,
-//     settle.go): those that wait at the same time share one statement and one
+//     ack.go): those that wait at the same time share one statement and one
 //     commit.
 //   - Receivers line up at the dispatcher of their queue (receive.go), which
-//     claims messages for all of them at once and hands them out in the order
+//     claims messages for all of them at once (claim.go) and hands them out in the order
 //     in which they came. When nothing is due it sleeps, which is the long poll,
 //     until something is: told by a publish in this process, by a notification
 //     from another (notify.go), by the clock, or by a slow look for what nobody

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"cmp"
+	"database/sql"
+	"slices"
+	"time"
+)
+
+// leaseTerms are the settings of a queue that a claim needs.
+type leaseTerms struct {
+	queueKey      int64
+	ackDeadline   time.Duration
+	maxDeliveries int // the largest there is if messages are never exhausted
+	keepsConsumed bool
+
+	deliveryInterval time.Duration
+	ordered          bool
+	hasGroups        bool // that may have something to deliver
+	readAt           time.Time
+}
+
+// groupsUnnoticed is for how long a queue that is claimed from all the time may
+// have its first message with a group without anybody looking for it.
+const groupsUnnoticed = time.Second
+
+const selectLeaseTerms = `
+SELECT s.version, q.key, q.ack_deadline_seconds,
+       CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END,
+       coalesce(q.delivery_interval_ms, 0), q.ordered,
+       EXISTS (SELECT FROM queued.groups g WHERE abs(g.queue_key) = q.key AND g.ready_at >= $2 AND g.ready_at < 'infinity'),
+       q.consumed_retention_seconds IS NOT NULL
+FROM queued.settings s
+CROSS JOIN queued.queues q
+WHERE q.id = $1`
+
+// readLeaseTerms makes s remember the terms of a queue, and whether it has groups
+// that are ready since a time. It returns errQueueNotFound if there is no queue.
+func (s *session) readLeaseTerms(queueID string, groupsSince time.Time) error {
+	var version int64
+	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
+		var seconds, ms int64
+		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.maxDeliveries, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed)
+		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
+		terms.readAt = time.Now()
+		return terms, err
+	}, selectLeaseTerms, queueID, since(groupsSince))
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return errQueueNotFound
+	}
+	s.settings.at(version)
+	s.settings.terms[queueID] = found[0]
+	return nil
+}
+
+// One plan on every table: the walk along messages_due ends at the limit. Rows
+// go by ctid because they are locked, and so cannot move, within the statement.
+// What would take the sum of sizes over the budget is not taken, but for the
+// first: the rule of share.
+const dueMessages = `
+WITH due AS MATERIALIZED (
+    SELECT ctid AS tid, scheduled_at, seq, size
+    FROM queued.messages
+    WHERE queue_key = $1
+        AND scheduled_at >= $6
+        AND scheduled_at <= now()
+        AND expired_at > now()
+        AND delivery_attempts < $2
+        AND (SELECT version FROM queued.settings) = $5
+    ORDER BY scheduled_at, seq
+    LIMIT $3
+    FOR UPDATE SKIP LOCKED
+), fitting AS MATERIALIZED (
+    SELECT tid, scheduled_at, seq, size, sum(size) OVER (ORDER BY scheduled_at, seq) AS total
+    FROM due
+)`
+
+const claimMessages = dueMessages + `
+UPDATE queued.messages m
+SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
+    scheduled_at = now() + make_interval(secs => $7), updated_at = now()
+FROM fitting f
+WHERE m.ctid = f.tid
+    AND (f.total <= $4 OR f.total = f.size)
+RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
+          f.scheduled_at, f.seq, coalesce(m.request_id, ''), coalesce(m.traceparent, '')`
+
+// deleteDue ends within the columns that it returns.
+const deleteDue = dueMessages + `, consumed AS (
+    DELETE FROM queued.messages m
+    USING fitting f
+    WHERE m.ctid = f.tid
+        AND (f.total <= $4 OR f.total = f.size)
+    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq, m.request_id, m.traceparent`
+
+const selectDelivered = `
+SELECT id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq, coalesce(request_id, ''), coalesce(traceparent, '')
+FROM consumed`
+
+const consumeMessages = deleteDue + `
+)` + selectDelivered
+
+const consumeAndKeep = deleteDue + `, m.queue_key, m.group_id
+), kept AS (
+    INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
+    SELECT abs(queue_key), now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
+    FROM consumed
+)` + selectDelivered
+
+// claimed is what a claim got.
+type claimed struct {
+	messages    []message
+	ackDeadline time.Duration
+	ungrouped   claimedFrom
+	grouped     claimedFrom
+}
+
+// claimedFrom is what a claim got of the messages without a group, or with one.
+type claimedFrom struct {
+	messages []message
+	last     time.Time // what was due, or ready, until then was looked at; zero: nothing was
+	now      time.Time // the clock of PostgreSQL
+}
+
+// claim leases up to limit due messages and at most budget bytes of them, but one
+// in any case: each counts one delivery attempt and is hidden until the queue's ack
+// deadline. Those without a group come oldest due first, those with one in turns
+// of their groups. It looks at what is due since from, and returns
+// errQueueNotFound if there is no queue.
+func (s *session) claim(at outlet, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
+	queueID := at.queueID
+	for range settingsAttempts {
+		terms, known := s.settings.terms[queueID]
+		if !known || time.Since(terms.readAt) > groupsUnnoticed {
+			if err := s.readLeaseTerms(queueID, from.groups); err != nil {
+				return claimed{}, err
+			}
+			terms = s.settings.terms[queueID]
+		}
+		version := s.settings.version
+		v, err := s.claimBoth(terms, at, from, groupsFirst, limit, budget)
+		if err != nil || len(v.messages) > 0 {
+			return v, err
+		}
+		// Nothing is due, or the terms have changed, or the queue is gone.
+		if err := s.readLeaseTerms(queueID, from.groups); err != nil {
+			return claimed{}, err
+		}
+		if s.settings.version == version && (terms.hasGroups || !s.settings.terms[queueID].hasGroups) {
+			return v, nil
+		}
+	}
+	return claimed{}, errStale
+}
+
+// claimBoth is claim on terms that may have changed; then it claims nothing.
+func (s *session) claimBoth(terms leaseTerms, at outlet, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
+	v := claimed{ackDeadline: terms.ackDeadline}
+	ungrouped := func(limit, budget int) (err error) {
+		v.ungrouped, err = s.claimOn(terms, at, from.messages, limit, budget)
+		v.messages = append(v.messages, v.ungrouped.messages...)
+		return err
+	}
+	claimGrouped := func(patient bool, limit, budget int) (err error) {
+		if terms.hasGroups {
+			v.grouped, err = s.claimGroups(terms, at, from.groups, patient, limit, budget)
+			v.messages = append(v.messages, v.grouped.messages...)
+		}
+		return err
+	}
+	grouped := func(limit, budget int) error { return claimGrouped(false, limit, budget) }
+	first, second := ungrouped, grouped
+	if groupsFirst {
+		first, second = grouped, ungrouped
+	}
+	if err := first(limit, budget); err != nil || len(v.messages) == limit {
+		return v, err
+	}
+	err := second(limit-len(v.messages), budget-sizeOf(v.messages))
+	if err == nil && len(v.messages) == 0 {
+		err = claimGrouped(true, limit, budget) // nobody is kept from anything by the wait
+	}
+	if len(v.messages) > 0 {
+		err = nil // what the first got is not to be lost; if it stays, the next claim sees it
+	}
+	return v, err
+}
+
+// claimOn is claimBoth for messages without a group.
+func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, budget int) (c claimedFrom, err error) {
+	name, statement := "claim", claimMessages
+	args := []any{terms.queueKey, terms.maxDeliveries, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
+	if at.consumes {
+		name, statement, args = "consume", consumeMessages, args[:6]
+		if terms.keepsConsumed {
+			statement = consumeAndKeep
+		}
+	}
+	c.messages, err = read(s, name, func(row scanner) (message, error) {
+		m := message{QueueID: at.queueID, queueKey: terms.queueKey, consumed: at.consumes}
+		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
+			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq, &m.trace.requestID, &m.trace.traceparent)
+		return m, err
+	}, statement, args...)
+	if err != nil {
+		return c, err
+	}
+	slices.SortFunc(c.messages, func(a, b message) int {
+		return cmp.Or(a.dueAt.Compare(b.dueAt.Time), cmp.Compare(a.seq, b.seq))
+	})
+	if n := len(c.messages); n > 0 {
+		c.last, c.now = c.messages[n-1].dueAt.Time, c.messages[n-1].UpdatedAt.Time
+	}
+	return c, nil
+}
+
+// since returns a time as an argument; zero is before any other.
+func since(t time.Time) any {
+	if t.IsZero() {
+		return "-infinity"
+	}
+	return t
+}
+
+// nextDue says when a queue has something to be claimed next.
+type nextDue struct {
+	queueID string
+	now     time.Time // the clock of PostgreSQL
+	dueAt   time.Time // of a message without a group; zero if there is none
+	readyAt time.Time // of a group; zero if there is none
+}
+
+func (v nextDue) soonest() time.Time {
+	if v.dueAt.IsZero() || !v.readyAt.IsZero() && v.readyAt.Before(v.dueAt) {
+		return v.readyAt
+	}
+	return v.dueAt
+}
+
+// What is due now but cannot be claimed, being expired or exhausted, does not count.
+const selectNextDue = `
+SELECT q.id, now(), (
+    SELECT m.scheduled_at
+    FROM queued.messages m
+    WHERE m.queue_key = q.key
+        AND m.scheduled_at >= coalesce(a.due_since, '-infinity')
+        AND (m.scheduled_at > now()
+            OR m.expired_at > now()
+                AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries))
+    ORDER BY m.scheduled_at, m.seq
+    LIMIT 1
+), (
+    SELECT g.ready_at
+    FROM queued.groups g
+    WHERE abs(g.queue_key) = q.key
+        AND g.ready_at >= coalesce(a.ready_since, '-infinity')
+        AND g.ready_at < 'infinity'
+    ORDER BY g.ready_at
+    LIMIT 1
+)
+FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS a (id, due_since, ready_since)
+JOIN queued.queues q ON q.id = a.id`
+
+// nextDue looks at all the queues in one statement, in each for what is due since
+// a time of its own. Those that do not exist are missing from what it returns.
+func (s *session) nextDue(queueIDs []string, since []claimStart) ([]nextDue, error) {
+	var dueSince, readySince timeArray
+	for _, v := range since {
+		dueSince, readySince = append(dueSince, v.messages), append(readySince, v.groups)
+	}
+	return read(s, "next_due", func(row scanner) (v nextDue, err error) {
+		var dueAt, readyAt sql.NullTime
+		err = row.Scan(&v.queueID, &v.now, &dueAt, &readyAt)
+		v.dueAt, v.readyAt = dueAt.Time, readyAt.Time
+		return v, err
+	}, selectNextDue, textArray(queueIDs), dueSince, readySince)
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"cmp"
+	"database/sql"
+	"slices"
+)
+
+// As for inLease, the lease is not compared by an equation.
+const releaseMessages = `
+WITH released AS (
+    UPDATE queued.messages m
+    SET in_flight = false, last_delivery = false, delivery_attempts = m.delivery_attempts - 1,
+        scheduled_at = a.due_at, updated_at = now()
+    FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[])
+        AS a (id, queue_key, leased_until, delivery_attempts, due_at)
+    WHERE ` + thatOne + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
+        AND m.in_flight
+        AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until
+        AND m.delivery_attempts = a.delivery_attempts
+    RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
+    FROM released
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
+)
+SELECT q.id, min(t.due_at)
+FROM (
+    SELECT queue_key, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at FROM released
+    UNION ALL
+    SELECT queue_key, ready_at FROM groups
+) t
+JOIN queued.queues q ON q.key = abs(t.queue_key)
+GROUP BY q.id`
+
+// undoDeliveries undoes the deliveries of messages that nobody got: of those that
+// were leased, and of those that were consumed. Where that takes several statements
+// they are one transaction: what is tried again must have done nothing.
+func (s *session) undoDeliveries(messages []message) (all []touched, err error) {
+	var leased, consumed, grouped []message
+	for _, m := range messages {
+		if m.consumed {
+			consumed = append(consumed, m)
+		} else {
+			leased = append(leased, m)
+		}
+		if m.turn != nil {
+			grouped = append(grouped, m)
+		}
+	}
+	do := func() error {
+		if len(grouped) > 0 {
+			if err := s.lockMessages(leased); err != nil { // others lock messages before their groups
+				return err
+			}
+			if err := s.undoTurns(grouped); err != nil {
+				return err
+			}
+		}
+		restored, err := s.restore(consumed)
+		if err != nil {
+			return err
+		}
+		released, err := s.release(leased)
+		all = slices.Concat(restored, released)
+		return err
+	}
+	if len(grouped) == 0 && (len(leased) == 0 || len(consumed) == 0) {
+		err = do()
+	} else {
+		err = s.transaction(do)
+	}
+	return all, err
+}
+
+const lockMessages = `
+SELECT m.seq
+FROM unnest($1::uuid[], $2::bigint[]) AS a (id, queue_key)
+JOIN queued.messages m ON ` + thatOne + ` AND m.queue_key IS NOT DISTINCT FROM a.queue_key
+FOR UPDATE OF m`
+
+// lockMessages locks those of the messages that are there.
+func (s *session) lockMessages(messages []message) error {
+	var ids idArray
+	var keys intArray
+	for _, m := range sortedByID(messages) {
+		ids, keys = append(ids, m.ID), append(keys, m.queueKey)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := read(s, "lock_messages", scanKey, lockMessages, ids, keys)
+	return err
+}
+
+// sortedByID returns the messages in the order in which statements lock them.
+func sortedByID(messages []message) []message {
+	return slices.SortedFunc(slices.Values(messages), func(a, b message) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// release undoes the delivery of messages that nobody got: due when they were
+// due before, one delivery attempt less. A message whose lease is no longer the
+// one it was received with is left alone.
+func (s *session) release(messages []message) ([]touched, error) {
+	if len(messages) == 0 {
+		return nil, nil
+	}
+	var ids idArray
+	var keys, attempts intArray
+	var leases, dues timeArray
+	for _, m := range sortedByID(messages) {
+		ids = append(ids, m.ID)
+		keys = append(keys, m.queueKey)
+		leases = append(leases, m.ScheduledAt.Time)
+		attempts = append(attempts, int64(m.DeliveryAttempts))
+		dues = append(dues, m.dueAt.Time)
+	}
+	return read(s, "release", func(row scanner) (t touched, err error) {
+		var dueAt sql.NullTime
+		err = row.Scan(&t.queueID, &dueAt)
+		t.dueAt = dueAt.Time
+		return t, err
+	}, releaseMessages, ids, keys, leases, attempts, dues)
+}
+
+const restoreMessages = `
+WITH restored AS (
+    INSERT INTO queued.messages (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, updated_at,
+                                 group_id, job_id, max_deliveries, request_id, traceparent)
+    OVERRIDING SYSTEM VALUE
+    SELECT u.id, u.queue_key, u.seq, u.data, u.attributes, u.size, u.delivery_attempts, u.expired_at, u.scheduled_at, u.created_at, now(),
+           u.group_id, u.job_id, nullif(u.max_deliveries, 0), u.request_id, u.traceparent
+    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
+                $11::text[], $12::text[], $13::integer[], $15::text[], $16::text[])
+        AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, request_id, traceparent)
+    RETURNING queue_key, group_id, scheduled_at, seq
+), forgotten AS (
+    DELETE FROM queued.consumed c
+    USING unnest($2::bigint[], $3::bigint[], $14::timestamptz[]) AS u (queue_key, seq, consumed_at)
+    WHERE c.queue_key = abs(u.queue_key)
+        AND c.consumed_at = u.consumed_at
+        AND c.seq = u.seq
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
+    FROM restored
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroups + `
+)
+SELECT q.id, min(t.due_at)
+FROM (
+    SELECT queue_key, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at FROM restored
+    UNION ALL
+    SELECT queue_key, ready_at FROM groups
+) t
+JOIN queued.queues q ON q.key = abs(t.queue_key)
+GROUP BY q.id`
+
+// restore undoes the delivery of messages that were consumed and that nobody got:
+// they are as they were before, at their old place, and not kept among the consumed.
+func (s *session) restore(messages []message) ([]touched, error) {
+	if len(messages) == 0 {
+		return nil, nil
+	}
+	var ids idArray
+	var keys, seqs, sizes, attempts, limits intArray
+	var data, attributes jsonArray
+	var expiries, dues, created, consumed timeArray
+	var groups, jobs groupArray
+	var traces traceArrays
+	for i, m := range messages {
+		traces.set(i, m.trace)
+		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, m.seq)
+		data, attributes = append(data, m.Data), append(attributes, m.Attributes)
+		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
+		expiries, dues, created = append(expiries, m.ExpiredAt.Time), append(dues, m.dueAt.Time), append(created, m.CreatedAt.Time)
+		consumed = append(consumed, m.UpdatedAt.Time)
+		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
+	}
+	return read(s, "restore", func(row scanner) (t touched, err error) {
+		var dueAt sql.NullTime
+		err = row.Scan(&t.queueID, &dueAt)
+		t.dueAt = dueAt.Time
+		return t, err
+	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces.requestIDs, traces.traceparents)
+}

@@ -13,7 +13,7 @@
 //
 //	request → handle → handler → one call to the store or the engine → one statement → rows → JSON
 //
-// handlers.go has the routes of the API. Its handlers decode and check with
+// server.go has the routes of the API. The handlers (handlers.go) decode and check with
 // decode.go and rawjson.go, call, and encode. What is done now and then, like
 // making a queue, is a method of the store (store.go) on any connection of the
 // pool. What is done thousands of times a second goes through the engine

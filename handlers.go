@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -9,65 +8,6 @@ import (
 	"net/http"
 	"time"
 )
-
-// listed is an item of a list. Its size is about how many bytes it takes, here and as
-// JSON.
-type listed interface{ size() int }
-
-func (t topic) size() int { return 64 + len(t.ID) }
-func (q queue) size() int { return queueSize/2 + len(q.MessageFilters) }
-func (g group) size() int { return 256 + len(g.QueueID) + len(g.ID) }
-
-// list responds with {"data": [item…]}, with as many of the items as fit into
-// listSize, but one in any case.
-func list[T listed](w *response, items []T) error {
-	return writeList(w, items, func(int) any { return struct{}{} })
-}
-
-// writeList is list with the members of one more object, which may depend on how many
-// of the items are listed.
-func writeList[T listed](w *response, items []T, rest func(n int) any) error {
-	size := len(`{"data":[]}`)
-	for _, item := range items {
-		size += item.size() + 1
-	}
-	if size > smallAnswer && !w.conn.take(2*int64(size)) {
-		return errOverloaded
-	}
-	var b bytes.Buffer
-	b.Grow(size)
-	b.WriteString(`{"data":[`)
-	n := 0
-	for i, item := range items {
-		before := b.Len()
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		if err := appendJSON(&b, item); err != nil {
-			return err
-		}
-		if i > 0 && b.Len() > listSize {
-			b.Truncate(before)
-			break
-		}
-		n++
-	}
-	b.WriteByte(']')
-	end := b.Len()
-	if err := appendJSON(&b, rest(n)); err != nil {
-		return err
-	}
-	if b.Bytes()[end+1] == '}' {
-		b.Bytes()[end] = '}'
-		b.Truncate(end + 1)
-	} else {
-		b.Bytes()[end] = ','
-	}
-	if b.Len() > max(size, smallAnswer) {
-		w.conn.add(int64(b.Len() - size))
-	}
-	return w.shared(http.StatusOK, b.Bytes())
-}
 
 func (s *server) createTopic(r *request) error {
 	f := readBody(r.body)

@@ -70,8 +70,8 @@ const (
 // meanwhile. A group with a limit gives one message, others their share. The front
 // of a group is the first by number of those that wait and those whose lease has
 // ended; the second are usually few, and looked for among the first endedLeases, of
-// which it says whether there are as many. In an ordered queue ($4) the front is also what is not due yet, or is exhausted: the
-// others wait for it.
+// which it says whether there are as many. In an ordered queue ($4) the front is
+// also what is not due yet, or is exhausted: the others wait for it.
 const frontsOfGroups = `
 WITH visited AS MATERIALIZED (
     SELECT u.tid, g.id, u.place, g.limited_until, g.kept, g.front,

@@ -117,12 +117,7 @@ func (s *session) release(messages []message) ([]touched, error) {
 		attempts = append(attempts, int64(m.DeliveryAttempts))
 		dues = append(dues, m.dueAt.Time)
 	}
-	return read(s, "release", func(row scanner) (t touched, err error) {
-		var dueAt sql.NullTime
-		err = row.Scan(&t.queueID, &dueAt)
-		t.dueAt = dueAt.Time
-		return t, err
-	}, releaseMessages, ids, keys, leases, attempts, dues)
+	return read(s, "release", scanDue, releaseMessages, ids, keys, leases, attempts, dues)
 }
 
 const restoreMessages = `
@@ -178,10 +173,13 @@ func (s *session) restore(messages []message) ([]touched, error) {
 		consumed = append(consumed, m.UpdatedAt.Time)
 		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
 	}
-	return read(s, "restore", func(row scanner) (t touched, err error) {
-		var dueAt sql.NullTime
-		err = row.Scan(&t.queueID, &dueAt)
-		t.dueAt = dueAt.Time
-		return t, err
-	}, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces.requestIDs, traces.traceparents)
+	return read(s, "restore", scanDue, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces.requestIDs, traces.traceparents)
+}
+
+// scanDue reads a queue in which messages, or a group, are due again.
+func scanDue(row scanner) (t touched, err error) {
+	var dueAt sql.NullTime
+	err = row.Scan(&t.queueID, &dueAt)
+	t.dueAt = dueAt.Time
+	return t, err
 }

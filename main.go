@@ -20,7 +20,7 @@
 // (engine.go), because a commit and a round trip cost the same for a hundred
 // messages as for one:
 //
-//   - Publishes, acks, nacks and extensions gather in lanes (lane.go, publish.go,
+//   - Publishes, acks, nacks and extensions gather in lanes (batcher.go, publish.go,
 //     ack.go): those that wait at the same time share one statement and one
 //     commit.
 //   - Receivers line up at the dispatcher of their queue (receive.go), which
@@ -28,19 +28,19 @@
 //     in which they came. When nothing is due it sleeps, which is the long poll,
 //     until something is: told by a publish in this process, by a notification
 //     from another (notify.go), by the clock, or by a slow look for what nobody
-//     told it. floor.go keeps claims from walking over what is gone. groups.go is
+//     told it. watermark.go keeps claims from walking over what is gone. groups.go is
 //     how messages of one sender are limited and kept in order.
 //
 // All state is in PostgreSQL, in the schema that schema.sql describes, so any
 // number of these processes can share one database. cleanup.go removes what
-// expired and moves what was delivered too often. room.go bounds connections and
-// memory of clients, and says who makes way. database.go makes connections to
-// PostgreSQL and cuts them when it does not answer, session.go is how one of the
+// expired and moves what was delivered too often. admission.go bounds connections and
+// memory of clients, and says who makes way. pgconn.go makes connections to
+// PostgreSQL and cuts them when it does not answer, pinned.go is how one of the
 // engine's behaves, topology.go makes queues from a file, metrics.go is what Prometheus
-// sees, count.go how many messages there are, docs.go the API described. auth.go
-// says who may do what, and secrets.go reads that and the certificate of HTTPS
-// from files. dialect.go is how other servers' APIs are spoken: pgqueue.go,
-// microqueue.go, and sharq.go with what its jobs need beyond groups in jobs.go.
+// sees, depth.go how many messages there are, openapi.go the API described. auth.go
+// says who may do what, and reload.go reads that and the certificate of HTTPS
+// from files. compat.go is how other servers' APIs are spoken: compat_pgqueue.go,
+// compat_microqueue.go, and compat_sharq.go with what its jobs need beyond groups in compat_sharq_jobs.go.
 // dashboard.go serves the page in dashboard/ to browsers. log.go keeps the log to
 // one line an entry, whatever clients send, and trace.go reads which request and
 // which trace a request belongs to.

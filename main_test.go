@@ -741,7 +741,7 @@ func TestPanicOfTheEngineEndsTheProcessAndLosesNothing(t *testing.T) {
 	if err := r.await(); !errors.As(err, &exit) || exit.ExitCode() <= 0 {
 		t.Errorf("the process ended with %v", err)
 	}
-	if output := r.output.String(); !strings.Contains(output, "panic: ") || !strings.Contains(output, "goroutine ") || !strings.Contains(output, "lane.go:") {
+	if output := r.output.String(); !strings.Contains(output, "panic: ") || !strings.Contains(output, "goroutine ") || !strings.Contains(output, "batcher.go:") {
 		t.Errorf("the output shows no stack:\n%s", output)
 	}
 	left := leftover(filepath.Join(dir, "postgres"))

@@ -244,7 +244,7 @@ SET version = greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 100
 RETURNING version`
 )
 
-// changeSettings runs a change of what session.go remembers, which reports whether
+// changeSettings runs a change of what pinned.go remembers, which reports whether
 // it has changed any of that: then all servers forget what they remember. Changes
 // come one after the other, and each sees what the one before did.
 func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (changed bool, err error)) error {

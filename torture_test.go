@@ -30,7 +30,7 @@ var tortureTime = flag.Duration("torture", 5*time.Second, "for how long TestTort
 // Two servers on one PostgreSQL that keeps its promises, clients that publish,
 // receive, ack, nack, redrive and hang up, and everything around them is killed,
 // stopped, cut off and filled up. Afterwards every message is accounted for; see
-// history_test.go for what must hold.
+// torture_checker_test.go for what must hold.
 func TestTorture(t *testing.T) {
 	t.Parallel()
 	v := newTorture(t)

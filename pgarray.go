@@ -8,47 +8,6 @@ import (
 	"time"
 )
 
-// newID returns a new UUID of version 7 (RFC 9562, section 5.7): they sort by
-// the millisecond they were made in, so new rows meet in one place of the index.
-func newID() string {
-	var u [16]byte
-	rand.Read(u[6:]) // never fails
-	ms := time.Now().UnixMilli()
-	for i := range 6 {
-		u[i] = byte(ms >> (40 - 8*i))
-	}
-	u[6] = u[6]&0x0f | 0x70
-	u[8] = u[8]&0x3f | 0x80
-	return formatID(u)
-}
-
-// parseID reads a UUID, in any case and with or without its hyphens, and
-// returns it in the one form that the rest of the program uses.
-func parseID(s string) (id string, ok bool) {
-	if len(s) == 36 && s[8] == '-' && s[13] == '-' && s[18] == '-' && s[23] == '-' {
-		s = s[:8] + s[9:13] + s[14:18] + s[19:23] + s[24:]
-	}
-	var u [16]byte
-	if len(s) != 32 {
-		return "", false
-	}
-	if _, err := hex.Decode(u[:], []byte(s)); err != nil {
-		return "", false
-	}
-	return formatID(u), true
-}
-
-func formatID(u [16]byte) string {
-	b := make([]byte, 0, 36)
-	for i, part := range [][]byte{u[:4], u[4:6], u[6:8], u[8:10], u[10:]} {
-		if i > 0 {
-			b = append(b, '-')
-		}
-		b = hex.AppendEncode(b, part)
-	}
-	return string(b)
-}
-
 // The arrays below are statement arguments in PostgreSQL's text format for
 // arrays (PostgreSQL manual, section 8.15). lib/pq has the same in general, by
 // reflection and element by element; these are on the path of every message.

@@ -402,3 +402,59 @@ func (s *session) existing(ids idArray) (map[string]bool, error) {
 	}, selectExisting, ids)
 	return all, err
 }
+
+// guard reads the scheduled_at of a lease from a query; zero if it is missing.
+func (f *form) guard(name string) time.Time {
+	text, has := f.find(name)
+	if !has {
+		return time.Time{}
+	}
+	return f.time(string(text), name)
+}
+
+// messageID reads the id of a message.
+func (f *form) messageID(raw []byte, loc ...any) string {
+	if raw[0] == '"' {
+		if id, ok := parseID(unquote(raw)); ok {
+			return id
+		}
+	}
+	f.wrong("value is not a valid uuid", "type_error.uuid", loc...)
+	return ""
+}
+
+// settlements reads "ids", or "messages" that have each an id and the guard.
+func (f *form) settlements() (items []settlement) {
+	switch {
+	case f.has("messages") && f.has("ids"):
+		f.wrong("either ids or messages", "value_error", "messages")
+	case f.has("messages"):
+		f.objects("messages", maxBatch, func(item *form) {
+			v := settlement{}
+			if raw := item.value("id", true); raw != nil {
+				v.id = item.messageID(raw, "id")
+			}
+			if raw := item.value("scheduled_at", false); raw != nil {
+				if raw[0] != '"' {
+					item.wrong("invalid datetime format", "value_error.datetime", "scheduled_at")
+				} else {
+					v.leasedUntil = item.time(unquote(raw), "scheduled_at")
+				}
+			}
+			items = append(items, v)
+		})
+	default:
+		f.list("ids", maxBatch, func(i int, raw []byte) {
+			items = append(items, settlement{id: f.messageID(raw, "ids", i)})
+		})
+	}
+	return items
+}
+
+// nack reads after what time a nacked message is due, and whether its delivery is
+// no attempt.
+func (f *form) nack() (after time.Duration, uncounted bool) {
+	after = f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
+	uncounted = f.value("count_attempt", false) != nil && !f.bool("count_attempt")
+	return after, uncounted
+}

@@ -63,35 +63,6 @@ SELECT EXISTS (
         AND seq <= $2
 )`
 
-// What was consumed until a time, in batches like those of a purge.
-const removeConsumed = `
-WITH old AS MATERIALIZED (
-    SELECT ctid AS tid, consumed_at, seq
-    FROM queued.consumed
-    WHERE queue_key = $1
-        AND consumed_at <= $2
-        AND (consumed_at, seq) > ($3, $4)
-    ORDER BY consumed_at, seq
-    LIMIT $5
-    FOR UPDATE SKIP LOCKED
-), removed AS (
-    DELETE FROM queued.consumed c
-    USING old
-    WHERE c.ctid = old.tid
-)
-SELECT consumed_at, seq, count(*) OVER ()
-FROM old
-ORDER BY consumed_at DESC, seq DESC
-LIMIT 1`
-
-const consumedLeft = `
-SELECT EXISTS (
-    SELECT
-    FROM queued.consumed
-    WHERE queue_key = $1
-        AND consumed_at <= $2
-)`
-
 // purge deletes the messages that were in the queue when it was called,
 // whatever their state, and calls purged with the number of each batch; then
 // those that were consumed and kept. Messages that come meanwhile stay. If ctx

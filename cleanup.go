@@ -276,43 +276,6 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 	return nil
 }
 
-// A queue that keeps nothing any more, or is deleted, has kept all long enough.
-const selectKeptLongEnough = `
-SELECT q.key, q.until
-FROM (
-    SELECT key, coalesce(now() - make_interval(secs => consumed_retention_seconds), now()) AS until
-    FROM queued.queues
-    UNION ALL
-    SELECT key, now()
-    FROM queued.deleted_queues
-) q
-WHERE (SELECT min(consumed_at) FROM queued.consumed WHERE queue_key = q.key) <= q.until
-ORDER BY q.key`
-
-// removeConsumed deletes what was consumed and kept, by what its queue says now.
-func (c *cleanup) removeConsumed(ctx context.Context) error {
-	type kept struct {
-		key   int64
-		until time.Time // consumed until then
-	}
-	all, err := collect(ctx, c.on("kept_long_enough"), func(row scanner) (k kept, err error) {
-		err = row.Scan(&k.key, &k.until)
-		return k, err
-	}, selectKeptLongEnough)
-	if err != nil {
-		return err
-	}
-	for _, k := range all {
-		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-			return scanBatch(c.metrics.timed("remove_consumed", tx).QueryRowContext(ctx, removeConsumed, k.key, k.until, after.at, after.seq, cleanupBatch))
-		}, func(int) {})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 const selectDeleted = `
 SELECT key
 FROM queued.deleted_queues d

@@ -516,47 +516,6 @@ func asObject(raw []byte) []byte {
 	return nil
 }
 
-// draft reads a message that is to be published.
-func (f *form) draft(l *limits) draft {
-	m := draft{data: f.object("data", true), attributes: f.attributes("attributes"), group: f.group("group")}
-	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
-		f.wrong(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
-	}
-	if n := f.integer("delay_seconds", bounds{0, l.deliveryDelay.max}, false); n != nil {
-		delay := time.Duration(*n) * time.Second
-		m.delay = &delay
-	}
-	if len(f.mistakes) == 0 {
-		m.matched = parseAttributes(m.attributes)
-	}
-	return m
-}
-
-// maxGroup is the longest id of a group, in bytes.
-const maxGroup = 256
-
-// group reads the id of a group; empty if it is null or missing.
-func (f *form) group(name string) string {
-	raw := f.value(name, false)
-	if raw == nil {
-		return ""
-	}
-	if raw[0] != '"' {
-		f.wrong("str type expected", "type_error.str", name)
-		return ""
-	}
-	id := unquote(raw)
-	if msg, kind := groupMistake(id); msg != "" {
-		f.wrong(msg, kind, name)
-		return ""
-	}
-	if msg := pathMistake(id); msg != "" {
-		f.wrong(msg, "value_error", name)
-		return ""
-	}
-	return id
-}
-
 // pathMistake says what is wrong with an id that would change the path of which it
 // is a segment: clients and proxies remove "." and ".." from paths and merge
 // slashes, some of them after they have decoded %2F. Nothing new gets such an id;
@@ -568,74 +527,6 @@ func pathMistake(id string) string {
 		}
 	}
 	return ""
-}
-
-// groupMistake says what is wrong with the id of a group, and of what type that is.
-func groupMistake(id string) (msg, kind string) {
-	switch {
-	case id == "":
-		return "ensure this value has at least 1 characters", "value_error.any_str.min_length"
-	case len(id) > maxGroup:
-		return fmt.Sprintf("ensure this value has at most %d bytes", maxGroup), "value_error.any_str.max_length"
-	case !utf8.ValidString(id) || strings.ContainsRune(id, 0):
-		return "the text must be UTF-8 without \\u0000", "value_error.unicode"
-	}
-	return "", ""
-}
-
-// attributes reads an object of strings, as sent but for what is not a string and
-// becomes one; nil if it is null or missing.
-func (f *form) attributes(name string) []byte {
-	raw := f.object(name, false)
-	if raw == nil {
-		return nil
-	}
-	plain := true
-	walkObject(raw, func(key string, value []byte) {
-		f.checkText(value, name, key)
-		plain = plain && value[0] == '"'
-	})
-	if plain {
-		return raw
-	}
-	return quoteScalars(raw)
-}
-
-// filters reads an object of lists of strings, likewise, within the bounds of
-// filters.
-func (f *form) filters(name string) []byte {
-	raw := f.object(name, false)
-	if raw == nil {
-		return nil
-	}
-	names, total := 0, 0
-	walkObject(raw, func(key string, values []byte) {
-		names++
-		if isNull(values) {
-			f.wrong("none is not an allowed value", "type_error.none.not_allowed", name, key)
-			return
-		}
-		if values[0] != '[' {
-			f.wrong("value is not a valid list", "type_error.list", name, key)
-			return
-		}
-		i := 0
-		walkArray(values, func(value []byte) {
-			f.checkText(value, name, key, i)
-			i++
-		})
-		total += i
-	})
-	filters := quoteScalars(raw)
-	switch {
-	case names > maxFilterNames:
-		f.wrong(fmt.Sprintf("ensure this value has at most %d attributes", maxFilterNames), "value_error.size", name)
-	case total > maxFilterValues:
-		f.wrong(fmt.Sprintf("ensure this value has at most %d values in all", maxFilterValues), "value_error.size", name)
-	case len(filters) > maxFilterSize:
-		f.wrong(fmt.Sprintf("ensure this value has at most %d bytes", maxFilterSize), "value_error.size", name)
-	}
-	return filters
 }
 
 // checkText notes a mistake unless the value is a string, or becomes one.
@@ -690,15 +581,6 @@ func (f *form) seconds(name string, within bounds, required bool) time.Duration 
 	return 0
 }
 
-// guard reads the scheduled_at of a lease from a query; zero if it is missing.
-func (f *form) guard(name string) time.Time {
-	text, has := f.find(name)
-	if !has {
-		return time.Time{}
-	}
-	return f.time(string(text), name)
-}
-
 // time reads a time as the API shows it, or with the zone UTC.
 func (f *form) time(text string, loc ...any) time.Time {
 	at, err := time.Parse(timestampLayout[:len("2006-01-02T15:04:05")], strings.TrimSuffix(strings.TrimSuffix(text, "Z"), "+00:00"))
@@ -707,98 +589,6 @@ func (f *form) time(text string, loc ...any) time.Time {
 		return time.Time{}
 	}
 	return at
-}
-
-// messageID reads the id of a message.
-func (f *form) messageID(raw []byte, loc ...any) string {
-	if raw[0] == '"' {
-		if id, ok := parseID(unquote(raw)); ok {
-			return id
-		}
-	}
-	f.wrong("value is not a valid uuid", "type_error.uuid", loc...)
-	return ""
-}
-
-// settlements reads "ids", or "messages" that have each an id and the guard.
-func (f *form) settlements() (items []settlement) {
-	switch {
-	case f.has("messages") && f.has("ids"):
-		f.wrong("either ids or messages", "value_error", "messages")
-	case f.has("messages"):
-		f.objects("messages", maxBatch, func(item *form) {
-			v := settlement{}
-			if raw := item.value("id", true); raw != nil {
-				v.id = item.messageID(raw, "id")
-			}
-			if raw := item.value("scheduled_at", false); raw != nil {
-				if raw[0] != '"' {
-					item.wrong("invalid datetime format", "value_error.datetime", "scheduled_at")
-				} else {
-					v.leasedUntil = item.time(unquote(raw), "scheduled_at")
-				}
-			}
-			items = append(items, v)
-		})
-	default:
-		f.list("ids", maxBatch, func(i int, raw []byte) {
-			items = append(items, settlement{id: f.messageID(raw, "ids", i)})
-		})
-	}
-	return items
-}
-
-// nack reads after what time a nacked message is due, and whether its delivery is
-// no attempt.
-func (f *form) nack() (after time.Duration, uncounted bool) {
-	after = f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
-	uncounted = f.value("count_attempt", false) != nil && !f.bool("count_attempt")
-	return after, uncounted
-}
-
-// queueSettings reads the settings of a queue.
-func (f *form) queueSettings(l *limits) queueSettings {
-	v := queueSettings{
-		TopicID:     f.id("topic_id", false),
-		DeadQueueID: f.id("dead_queue_id", false),
-	}
-	if n := f.integer("ack_deadline_seconds", l.ackDeadline, true); n != nil {
-		v.AckDeadlineSeconds = *n
-	}
-	retention := l.messageRetention
-	if raw, _ := f.find("message_retention_seconds"); string(raw) == strconv.Itoa(keepForEver) {
-		retention.max = keepForEver
-	}
-	if n := f.integer("message_retention_seconds", retention, true); n != nil {
-		v.MessageRetentionSeconds = *n
-	}
-	v.MessageFilters = f.filters("message_filters")
-	v.MessageMaxDeliveries = f.integer("message_max_deliveries", l.maxDeliveries, false)
-	v.DeliveryDelaySeconds = f.integer("delivery_delay_seconds", l.deliveryDelay, false)
-	if delay, retention := v.DeliveryDelaySeconds, v.MessageRetentionSeconds; delay != nil && retention > 0 && *delay >= retention {
-		f.wrong("ensure this value is less than message_retention_seconds, or every message expires before it is due", "value_error.number.not_lt", "delivery_delay_seconds")
-	}
-	switch { // also if one of the two is there, and wrong
-	case v.DeadQueueID != nil && v.MessageMaxDeliveries == nil:
-		f.wrong("message_max_deliveries is required for dead queue support", "value_error", "__root__")
-	case v.DeadQueueID == nil && v.MessageMaxDeliveries != nil:
-		f.wrong("dead_queue_id is required for dead queue support", "value_error", "__root__")
-	}
-	v.ownSettings = f.ownSettings(l)
-	return v
-}
-
-// maxInterval is the longest delivery interval, in milliseconds: almost 25 days.
-const maxInterval = math.MaxInt32
-
-// ownSettings reads the settings of a queue that fastqueue does not have.
-func (f *form) ownSettings(l *limits) ownSettings {
-	return ownSettings{
-		DeliveryIntervalMS:       f.integer("delivery_interval_ms", bounds{0, maxInterval}, false),
-		Ordered:                  f.bool("ordered"),
-		ConsumedRetentionSeconds: f.integer("consumed_retention_seconds", bounds{1, l.messageRetention.max}, false),
-		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds")},
-	}
 }
 
 // page reads offset and limit of a list.

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"crypto/rand"
 	"database/sql/driver"
-	"encoding/hex"
 	"strconv"
 	"time"
 )

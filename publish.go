@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/lib/pq"
 )
@@ -590,4 +592,76 @@ func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time,
 		}
 	}
 	return inserted, readyAt, nil
+}
+
+// draft reads a message that is to be published.
+func (f *form) draft(l *limits) draft {
+	m := draft{data: f.object("data", true), attributes: f.attributes("attributes"), group: f.group("group")}
+	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
+		f.wrong(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
+	}
+	if n := f.integer("delay_seconds", bounds{0, l.deliveryDelay.max}, false); n != nil {
+		delay := time.Duration(*n) * time.Second
+		m.delay = &delay
+	}
+	if len(f.mistakes) == 0 {
+		m.matched = parseAttributes(m.attributes)
+	}
+	return m
+}
+
+// maxGroup is the longest id of a group, in bytes.
+const maxGroup = 256
+
+// group reads the id of a group; empty if it is null or missing.
+func (f *form) group(name string) string {
+	raw := f.value(name, false)
+	if raw == nil {
+		return ""
+	}
+	if raw[0] != '"' {
+		f.wrong("str type expected", "type_error.str", name)
+		return ""
+	}
+	id := unquote(raw)
+	if msg, kind := groupMistake(id); msg != "" {
+		f.wrong(msg, kind, name)
+		return ""
+	}
+	if msg := pathMistake(id); msg != "" {
+		f.wrong(msg, "value_error", name)
+		return ""
+	}
+	return id
+}
+
+// groupMistake says what is wrong with the id of a group, and of what type that is.
+func groupMistake(id string) (msg, kind string) {
+	switch {
+	case id == "":
+		return "ensure this value has at least 1 characters", "value_error.any_str.min_length"
+	case len(id) > maxGroup:
+		return fmt.Sprintf("ensure this value has at most %d bytes", maxGroup), "value_error.any_str.max_length"
+	case !utf8.ValidString(id) || strings.ContainsRune(id, 0):
+		return "the text must be UTF-8 without \\u0000", "value_error.unicode"
+	}
+	return "", ""
+}
+
+// attributes reads an object of strings, as sent but for what is not a string and
+// becomes one; nil if it is null or missing.
+func (f *form) attributes(name string) []byte {
+	raw := f.object(name, false)
+	if raw == nil {
+		return nil
+	}
+	plain := true
+	walkObject(raw, func(key string, value []byte) {
+		f.checkText(value, name, key)
+		plain = plain && value[0] == '"'
+	})
+	if plain {
+		return raw
+	}
+	return quoteScalars(raw)
 }

@@ -183,3 +183,49 @@ func scanDue(row scanner) (t touched, err error) {
 	t.dueAt = dueAt.Time
 	return t, err
 }
+
+// A group that was delivered from once more since then is left alone. The delivery
+// before counts again, which was the interval before the limit that was; without an
+// interval others may have been delivered at the same time.
+const undoTurns = `
+WITH undone AS MATERIALIZED (
+    SELECT g.tid, u.before, u.after,
+           coalesce(g.delivery_interval_ms, (
+               SELECT q.delivery_interval_ms
+               FROM queued.queues q
+               WHERE q.key = -u.queue_key
+           ), 0) AS interval_ms
+    FROM (
+        SELECT queue_key, id, min(after) AS after, min(before) AS before
+        FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS u (queue_key, id, before, after)
+        GROUP BY queue_key, id
+        ORDER BY queue_key, id
+    ) u
+    CROSS JOIN LATERAL (
+        SELECT ctid AS tid, delivery_interval_ms
+        FROM queued.groups
+        WHERE queue_key = u.queue_key
+            AND id = u.id
+        FOR UPDATE -- all, in their order: the next statement needs them too
+    ) g
+)
+UPDATE queued.groups g
+SET limited_until = u.before,
+    delivered_at = CASE WHEN u.interval_ms > 0 THEN u.before - make_interval(secs => u.interval_ms / 1000.0) ELSE g.delivered_at END
+FROM undone u
+WHERE g.ctid = u.tid
+    AND g.limited_until IS NOT DISTINCT FROM u.after`
+
+// undoTurns takes back what the delivery of messages did to their groups, and locks
+// those.
+func (s *session) undoTurns(messages []message) error {
+	var keys intArray
+	var ids groupArray
+	var before, after timeArray
+	for _, m := range messages {
+		keys, ids = append(keys, m.queueKey), append(ids, m.Group)
+		before, after = append(before, m.turn.before.Time), append(after, m.turn.after.Time)
+	}
+	_, err := read[any](s, "undo_turns", nil, undoTurns, keys, ids, before, after)
+	return err
+}

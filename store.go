@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -42,47 +41,6 @@ type queue struct {
 	queueSettings
 	CreatedAt timestamp `json:"created_at"`
 	UpdatedAt timestamp `json:"updated_at"`
-}
-
-// queueSettings is what a client decides about a queue. See schema.sql for what
-// each of them means and what null says.
-type queueSettings struct {
-	TopicID                 *string         `json:"topic_id"`
-	DeadQueueID             *string         `json:"dead_queue_id"`
-	AckDeadlineSeconds      int             `json:"ack_deadline_seconds"`
-	MessageRetentionSeconds int             `json:"message_retention_seconds"`
-	MessageFilters          json.RawMessage `json:"message_filters"`
-	MessageMaxDeliveries    *int            `json:"message_max_deliveries"`
-	DeliveryDelaySeconds    *int            `json:"delivery_delay_seconds"`
-	ownSettings
-}
-
-// ownSettings are those that fastqueue does not have. Its clients do not see them
-// unless they are set, and do not change them by leaving them out.
-type ownSettings struct {
-	DeliveryIntervalMS       *int `json:"delivery_interval_ms,omitempty"`
-	Ordered                  bool `json:"ordered,omitempty"`
-	ConsumedRetentionSeconds *int `json:"consumed_retention_seconds,omitempty"`
-
-	leftOut leftOut // of a request
-}
-
-// leftOut says which settings stay what they are.
-type leftOut struct{ deliveryInterval, ordered, consumedRetention bool }
-
-// over returns the settings with what they leave out as in others.
-func (v ownSettings) over(others ownSettings) ownSettings {
-	if v.leftOut.deliveryInterval {
-		v.DeliveryIntervalMS = others.DeliveryIntervalMS
-	}
-	if v.leftOut.ordered {
-		v.Ordered = others.Ordered
-	}
-	if v.leftOut.consumedRetention {
-		v.ConsumedRetentionSeconds = others.ConsumedRetentionSeconds
-	}
-	v.leftOut = leftOut{}
-	return v
 }
 
 // queueStats counts the messages of a queue that could be received now.
@@ -365,12 +323,6 @@ func (s *store) updateQueue(ctx context.Context, id string, settings queueSettin
 	return q, err
 }
 
-// ofGroups returns those of the settings that say when a group is looked at.
-func (v *queueSettings) ofGroups() queueSettings {
-	return queueSettings{DeadQueueID: v.DeadQueueID, MessageMaxDeliveries: v.MessageMaxDeliveries,
-		ownSettings: ownSettings{DeliveryIntervalMS: v.DeliveryIntervalMS, Ordered: v.Ordered}}
-}
-
 func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id string, v queueSettings, more ...any) error {
 	var topicFound, deadQueueFound, keyTaken bool
 	err := s.in(tx, name).QueryRowContext(ctx, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
@@ -517,16 +469,6 @@ func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 	return v, unknown(err)
 }
 
-// What a message m of a queue q is doing: exhausted if it was delivered as often
-// as the queue allows and nobody holds it.
-const messageState = `
-    CASE
-        WHEN m.in_flight AND m.scheduled_at > now() THEN 'in_flight'
-        WHEN m.delivery_attempts >= ` + maxDeliveries + ` THEN 'exhausted'
-        WHEN m.scheduled_at > now() THEN 'delayed'
-        ELSE 'ready'
-    END`
-
 const selectDetails = `
 WITH counted AS (
     SELECT state, count(*) AS n, min(created_at) AS oldest
@@ -561,138 +503,6 @@ func (s *store) details(ctx context.Context, queueID string) (queueDetails, erro
 	}
 	v.NumUndeliveredMessages = v.Messages.Ready
 	return v, unknown(err)
-}
-
-const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq,
-       coalesce(m.group_id, ''), coalesce(m.request_id, ''), coalesce(m.traceparent, ''),` + messageState
-
-func scanMessage(row scanner) (m message, err error) {
-	m.shows = shown{group: true, requestID: true, traceparent: true}
-	err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
-		&m.CreatedAt, &m.UpdatedAt, &m.seq, &m.Group, &m.trace.requestID, &m.trace.traceparent, &m.State)
-	return m, err
-}
-
-const selectMessage = `
-SELECT ` + messageColumns + `
-FROM queued.messages m
-JOIN queued.queues q ON q.key = abs(m.queue_key)
-WHERE m.id = $1
-    AND m.expired_at > now()`
-
-// message looks at a message, wherever it is.
-func (s *store) message(ctx context.Context, id string) (message, error) {
-	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessage, id))
-	if errors.Is(err, sql.ErrNoRows) {
-		return message{}, errMessageNotFound
-	}
-	return m, unknown(err)
-}
-
-// maxHolding is how many queues holding returns at most.
-const maxHolding = 10_000
-
-const selectHolding = `
-SELECT visible.id
-FROM (
-    SELECT id, key
-    FROM queued.queues` + visibleIDs + `
-) AS visible
-WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key IN (visible.key, -visible.key))
-ORDER BY visible.id
-LIMIT $2 OFFSET $1`
-
-// holding returns the queues that hold messages, in order.
-func (s *store) holding(ctx context.Context, visible *names) ([]string, error) {
-	return collect(ctx, s.on("holding"), func(row scanner) (id string, err error) {
-		err = row.Scan(&id)
-		return id, err
-	}, selectHolding, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
-}
-
-const selectQueuesOf = `
-SELECT m.id, q.id
-FROM queued.messages m
-JOIN queued.queues q ON q.key = abs(m.queue_key)
-WHERE m.id = ANY($1::uuid[])`
-
-// queuesOf returns the queues that messages are in, by message id. Those that are
-// unknown are not in it.
-func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, error) {
-	queues := make(map[string]string, len(ids))
-	_, err := collect(ctx, s.on("queues_of"), func(row scanner) (any, error) {
-		var id, queueID string
-		err := row.Scan(&id, &queueID)
-		queues[id] = queueID
-		return nil, err
-	}, selectQueuesOf, ids)
-	return queues, err
-}
-
-const selectPeek = `
-WITH page AS MATERIALIZED (
-    SELECT id, queue_key, size, scheduled_at, seq
-    FROM (
-        SELECT id, queue_key, size, scheduled_at, seq, expired_at
-        FROM queued.messages
-        WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
-        UNION ALL
-        SELECT id, queue_key, size, scheduled_at, seq, expired_at
-        FROM queued.messages
-        WHERE queue_key = (SELECT -key FROM queued.queues WHERE id = $1)
-    ) messages
-    WHERE expired_at > now()
-    ORDER BY scheduled_at, seq
-    LIMIT $3 OFFSET $2
-), fitting AS MATERIALIZED (
-    SELECT id, queue_key, size, sum(size) OVER (ORDER BY scheduled_at, seq) AS total
-    FROM page
-)
-SELECT ` + messageColumns + `
-FROM fitting f
-JOIN queued.messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
-JOIN queued.queues q ON q.key = abs(m.queue_key)
-WHERE f.total <= $4
-    OR f.total = f.size
-ORDER BY f.total`
-
-// peek looks at messages of a queue without receiving them, whatever their
-// state, oldest due first: up to limit, and up to deliverySize bytes but one in
-// any case.
-func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
-	if _, err := s.queue(ctx, queueID); err != nil {
-		return nil, err
-	}
-	return collect(ctx, s.on("peek"), scanMessage, selectPeek, queueID, offset, limit, deliverySize)
-}
-
-const selectConsumed = `
-WITH page AS MATERIALIZED (
-    SELECT queue_key, consumed_at, seq, size
-    FROM queued.consumed
-    WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
-        AND consumed_at > now() - make_interval(secs => (SELECT consumed_retention_seconds FROM queued.queues WHERE id = $1))
-    ORDER BY consumed_at DESC, seq DESC
-    LIMIT $3 OFFSET $2
-), fitting AS MATERIALIZED (
-    SELECT queue_key, consumed_at, seq, size, sum(size) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
-    FROM page
-)
-SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq,
-       coalesce(c.group_id, ''), coalesce(c.request_id, ''), coalesce(c.traceparent, ''), '` + stateConsumed + `'
-FROM fitting f
-JOIN queued.consumed c ON c.queue_key = f.queue_key AND c.consumed_at = f.consumed_at AND c.seq = f.seq
-WHERE f.total <= $4
-    OR f.total = f.size
-ORDER BY f.total`
-
-// consumed looks at the messages of a queue that were consumed and are kept, the
-// latest first, and bounded as those of peek.
-func (s *store) consumed(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
-	if _, err := s.queue(ctx, queueID); err != nil {
-		return nil, err
-	}
-	return collect(ctx, s.on("consumed"), scanMessage, selectConsumed, queueID, offset, limit, deliverySize)
 }
 
 // scanner is a *sql.Row or a *sql.Rows.

@@ -1,5 +1,11 @@
 package main
 
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"time"
+)
+
 // newID returns a new UUID of version 7 (RFC 9562, section 5.7): they sort by
 // the millisecond they were made in, so new rows meet in one place of the index.
 func newID() string {

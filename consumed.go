@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"time"
+)
+
+const selectConsumed = `
+WITH page AS MATERIALIZED (
+    SELECT queue_key, consumed_at, seq, size
+    FROM queued.consumed
+    WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
+        AND consumed_at > now() - make_interval(secs => (SELECT consumed_retention_seconds FROM queued.queues WHERE id = $1))
+    ORDER BY consumed_at DESC, seq DESC
+    LIMIT $3 OFFSET $2
+), fitting AS MATERIALIZED (
+    SELECT queue_key, consumed_at, seq, size, sum(size) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
+    FROM page
+)
+SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq,
+       coalesce(c.group_id, ''), coalesce(c.request_id, ''), coalesce(c.traceparent, ''), '` + stateConsumed + `'
+FROM fitting f
+JOIN queued.consumed c ON c.queue_key = f.queue_key AND c.consumed_at = f.consumed_at AND c.seq = f.seq
+WHERE f.total <= $4
+    OR f.total = f.size
+ORDER BY f.total`
+
+// consumed looks at the messages of a queue that were consumed and are kept, the
+// latest first, and bounded as those of peek.
+func (s *store) consumed(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
+	if _, err := s.queue(ctx, queueID); err != nil {
+		return nil, err
+	}
+	return collect(ctx, s.on("consumed"), scanMessage, selectConsumed, queueID, offset, limit, deliverySize)
+}
+
+// What was consumed until a time, in batches like those of a purge.
+const removeConsumed = `
+WITH old AS MATERIALIZED (
+    SELECT ctid AS tid, consumed_at, seq
+    FROM queued.consumed
+    WHERE queue_key = $1
+        AND consumed_at <= $2
+        AND (consumed_at, seq) > ($3, $4)
+    ORDER BY consumed_at, seq
+    LIMIT $5
+    FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.consumed c
+    USING old
+    WHERE c.ctid = old.tid
+)
+SELECT consumed_at, seq, count(*) OVER ()
+FROM old
+ORDER BY consumed_at DESC, seq DESC
+LIMIT 1`
+
+const consumedLeft = `
+SELECT EXISTS (
+    SELECT
+    FROM queued.consumed
+    WHERE queue_key = $1
+        AND consumed_at <= $2
+)`
+
+// A queue that keeps nothing any more, or is deleted, has kept all long enough.
+const selectKeptLongEnough = `
+SELECT q.key, q.until
+FROM (
+    SELECT key, coalesce(now() - make_interval(secs => consumed_retention_seconds), now()) AS until
+    FROM queued.queues
+    UNION ALL
+    SELECT key, now()
+    FROM queued.deleted_queues
+) q
+WHERE (SELECT min(consumed_at) FROM queued.consumed WHERE queue_key = q.key) <= q.until
+ORDER BY q.key`
+
+// removeConsumed deletes what was consumed and kept, by what its queue says now.
+func (c *cleanup) removeConsumed(ctx context.Context) error {
+	type kept struct {
+		key   int64
+		until time.Time // consumed until then
+	}
+	all, err := collect(ctx, c.on("kept_long_enough"), func(row scanner) (k kept, err error) {
+		err = row.Scan(&k.key, &k.until)
+		return k, err
+	}, selectKeptLongEnough)
+	if err != nil {
+		return err
+	}
+	for _, k := range all {
+		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+			return scanBatch(c.metrics.timed("remove_consumed", tx).QueryRowContext(ctx, removeConsumed, k.key, k.until, after.at, after.seq, cleanupBatch))
+		}, func(int) {})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+)
+
+// queueSettings is what a client decides about a queue. See schema.sql for what
+// each of them means and what null says.
+type queueSettings struct {
+	TopicID                 *string         `json:"topic_id"`
+	DeadQueueID             *string         `json:"dead_queue_id"`
+	AckDeadlineSeconds      int             `json:"ack_deadline_seconds"`
+	MessageRetentionSeconds int             `json:"message_retention_seconds"`
+	MessageFilters          json.RawMessage `json:"message_filters"`
+	MessageMaxDeliveries    *int            `json:"message_max_deliveries"`
+	DeliveryDelaySeconds    *int            `json:"delivery_delay_seconds"`
+	ownSettings
+}
+
+// ownSettings are those that fastqueue does not have. Its clients do not see them
+// unless they are set, and do not change them by leaving them out.
+type ownSettings struct {
+	DeliveryIntervalMS       *int `json:"delivery_interval_ms,omitempty"`
+	Ordered                  bool `json:"ordered,omitempty"`
+	ConsumedRetentionSeconds *int `json:"consumed_retention_seconds,omitempty"`
+
+	leftOut leftOut // of a request
+}
+
+// leftOut says which settings stay what they are.
+type leftOut struct{ deliveryInterval, ordered, consumedRetention bool }
+
+// over returns the settings with what they leave out as in others.
+func (v ownSettings) over(others ownSettings) ownSettings {
+	if v.leftOut.deliveryInterval {
+		v.DeliveryIntervalMS = others.DeliveryIntervalMS
+	}
+	if v.leftOut.ordered {
+		v.Ordered = others.Ordered
+	}
+	if v.leftOut.consumedRetention {
+		v.ConsumedRetentionSeconds = others.ConsumedRetentionSeconds
+	}
+	v.leftOut = leftOut{}
+	return v
+}
+
+// ofGroups returns those of the settings that say when a group is looked at.
+func (v *queueSettings) ofGroups() queueSettings {
+	return queueSettings{DeadQueueID: v.DeadQueueID, MessageMaxDeliveries: v.MessageMaxDeliveries,
+		ownSettings: ownSettings{DeliveryIntervalMS: v.DeliveryIntervalMS, Ordered: v.Ordered}}
+}
+
+// filters reads an object of lists of strings, likewise, within the bounds of
+// filters.
+func (f *form) filters(name string) []byte {
+	raw := f.object(name, false)
+	if raw == nil {
+		return nil
+	}
+	names, total := 0, 0
+	walkObject(raw, func(key string, values []byte) {
+		names++
+		if isNull(values) {
+			f.wrong("none is not an allowed value", "type_error.none.not_allowed", name, key)
+			return
+		}
+		if values[0] != '[' {
+			f.wrong("value is not a valid list", "type_error.list", name, key)
+			return
+		}
+		i := 0
+		walkArray(values, func(value []byte) {
+			f.checkText(value, name, key, i)
+			i++
+		})
+		total += i
+	})
+	filters := quoteScalars(raw)
+	switch {
+	case names > maxFilterNames:
+		f.wrong(fmt.Sprintf("ensure this value has at most %d attributes", maxFilterNames), "value_error.size", name)
+	case total > maxFilterValues:
+		f.wrong(fmt.Sprintf("ensure this value has at most %d values in all", maxFilterValues), "value_error.size", name)
+	case len(filters) > maxFilterSize:
+		f.wrong(fmt.Sprintf("ensure this value has at most %d bytes", maxFilterSize), "value_error.size", name)
+	}
+	return filters
+}
+
+// queueSettings reads the settings of a queue.
+func (f *form) queueSettings(l *limits) queueSettings {
+	v := queueSettings{
+		TopicID:     f.id("topic_id", false),
+		DeadQueueID: f.id("dead_queue_id", false),
+	}
+	if n := f.integer("ack_deadline_seconds", l.ackDeadline, true); n != nil {
+		v.AckDeadlineSeconds = *n
+	}
+	retention := l.messageRetention
+	if raw, _ := f.find("message_retention_seconds"); string(raw) == strconv.Itoa(keepForEver) {
+		retention.max = keepForEver
+	}
+	if n := f.integer("message_retention_seconds", retention, true); n != nil {
+		v.MessageRetentionSeconds = *n
+	}
+	v.MessageFilters = f.filters("message_filters")
+	v.MessageMaxDeliveries = f.integer("message_max_deliveries", l.maxDeliveries, false)
+	v.DeliveryDelaySeconds = f.integer("delivery_delay_seconds", l.deliveryDelay, false)
+	if delay, retention := v.DeliveryDelaySeconds, v.MessageRetentionSeconds; delay != nil && retention > 0 && *delay >= retention {
+		f.wrong("ensure this value is less than message_retention_seconds, or every message expires before it is due", "value_error.number.not_lt", "delivery_delay_seconds")
+	}
+	switch { // also if one of the two is there, and wrong
+	case v.DeadQueueID != nil && v.MessageMaxDeliveries == nil:
+		f.wrong("message_max_deliveries is required for dead queue support", "value_error", "__root__")
+	case v.DeadQueueID == nil && v.MessageMaxDeliveries != nil:
+		f.wrong("dead_queue_id is required for dead queue support", "value_error", "__root__")
+	}
+	v.ownSettings = f.ownSettings(l)
+	return v
+}
+
+// maxInterval is the longest delivery interval, in milliseconds: almost 25 days.
+const maxInterval = math.MaxInt32
+
+// ownSettings reads the settings of a queue that fastqueue does not have.
+func (f *form) ownSettings(l *limits) ownSettings {
+	return ownSettings{
+		DeliveryIntervalMS:       f.integer("delivery_interval_ms", bounds{0, maxInterval}, false),
+		Ordered:                  f.bool("ordered"),
+		ConsumedRetentionSeconds: f.integer("consumed_retention_seconds", bounds{1, l.messageRetention.max}, false),
+		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds")},
+	}
+}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/lib/pq"
+
+	"queued/internal/rawjson"
 )
 
 // settling is one request to ack, nack or extend messages and, after its turn in
@@ -415,7 +417,7 @@ func (f *form) guard(name string) time.Time {
 // messageID reads the id of a message.
 func (f *form) messageID(raw []byte, loc ...any) string {
 	if raw[0] == '"' {
-		if id, ok := parseID(unquote(raw)); ok {
+		if id, ok := parseID(rawjson.Unquote(raw)); ok {
 			return id
 		}
 	}
@@ -438,7 +440,7 @@ func (f *form) settlements() (items []settlement) {
 				if raw[0] != '"' {
 					item.wrong("invalid datetime format", "value_error.datetime", "scheduled_at")
 				} else {
-					v.leasedUntil = item.time(unquote(raw), "scheduled_at")
+					v.leasedUntil = item.time(rawjson.Unquote(raw), "scheduled_at")
 				}
 			}
 			items = append(items, v)

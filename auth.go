@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"queued/internal/rawjson"
 )
 
 // tokens are who may do what. A server without them is open to everybody.
@@ -263,7 +265,7 @@ func (f *form) string(name string, required bool) (string, bool) {
 		f.wrong("str type expected", "type_error.str", name)
 		return "", false
 	}
-	text := unquote(raw)
+	text := rawjson.Unquote(raw)
 	if text == "" {
 		f.wrong("must not be empty", "value_error", name)
 	}
@@ -290,10 +292,10 @@ func (f *form) names(name string) (n names) {
 		return n
 	}
 	i := 0
-	walkArray(raw, func(value []byte) {
+	rawjson.WalkArray(raw, func(value []byte) {
 		id := ""
 		if value[0] == '"' {
-			id = unquote(value)
+			id = rawjson.Unquote(value)
 		}
 		prefix, isPrefix := strings.CutSuffix(id, "*")
 		switch {

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"queued/internal/rawjson"
 )
 
 const benchUsage = `Queued bench loads a running server over HTTP and says how fast it is. Producers
@@ -469,17 +471,17 @@ func (b *bench) check(answer []byte) (ids []string) {
 		return nil
 	}
 	now := time.Now()
-	walkObject(answer, func(name string, messages []byte) {
+	rawjson.WalkObject(answer, func(name string, messages []byte) {
 		if name != "data" {
 			return
 		}
-		walkArray(messages, func(m []byte) {
+		rawjson.WalkArray(messages, func(m []byte) {
 			var id, run string
 			number := -1
-			walkObject(m, func(name string, value []byte) {
+			rawjson.WalkObject(m, func(name string, value []byte) {
 				switch name {
 				case "id":
-					id = unquote(value)
+					id = rawjson.Unquote(value)
 				case "data":
 					run, number = benchMark(value)
 				}
@@ -498,10 +500,10 @@ func (b *bench) check(answer []byte) (ids []string) {
 // benchMark returns the run and the number in an object of appendData.
 func benchMark(data []byte) (run string, number int) {
 	number = -1
-	walkObject(data, func(name string, value []byte) {
+	rawjson.WalkObject(data, func(name string, value []byte) {
 		switch name {
 		case "bench":
-			run = unquote(value)
+			run = rawjson.Unquote(value)
 		case "n":
 			number, _ = strconv.Atoi(string(value))
 		}

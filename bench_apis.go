@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"queued/internal/rawjson"
 )
 
 // benchAPI is how the load publishes and works off messages by another server's API,
@@ -53,7 +55,7 @@ var benchAPIs = map[string]*benchAPI{
 		finish: func(queue string, answer *form) string {
 			group, _ := answer.find("queue_id")
 			job, _ := answer.find("job_id")
-			return "/finish/" + queue + "/" + unquote(group) + "/" + unquote(job) + "/"
+			return "/finish/" + queue + "/" + rawjson.Unquote(group) + "/" + rawjson.Unquote(job) + "/"
 		},
 	},
 }

@@ -19,6 +19,8 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode/utf8"
+
+	"queued/internal/rawjson"
 )
 
 // client is how the commands for a shell use a running server.
@@ -227,7 +229,7 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 		if !ok || !utf8.ValidString(text) {
 			return errors.New("it must be like name=value, in UTF-8")
 		}
-		attributes = append(attributes, fmt.Appendf(nil, "%s:%s", quote(name), quote(value)))
+		attributes = append(attributes, fmt.Appendf(nil, "%s:%s", rawjson.Quote(name), rawjson.Quote(value)))
 		return nil
 	})
 	f.StringVar(&group, "group", "", "`group` that the messages belong to")
@@ -263,7 +265,7 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 		p.members = fmt.Appendf(p.members, `,"attributes":{%s}`, bytes.Join(attributes, []byte(",")))
 	}
 	if group != "" {
-		p.members = fmt.Appendf(p.members, `,"group":%s`, quote(group))
+		p.members = fmt.Appendf(p.members, `,"group":%s`, rawjson.Quote(group))
 	}
 	if delay.given {
 		p.members = fmt.Appendf(p.members, `,"delay_seconds":%d`, delay.d/time.Second)
@@ -303,7 +305,7 @@ func (p *publisher) publishOne(ctx context.Context, in io.Reader) error {
 	if len(data) > most {
 		return fmt.Errorf("the input has more than %d bytes; -lines takes many messages, one a line", most)
 	}
-	data = withoutMark(data)
+	data = rawjson.WithoutMark(data)
 	if !isObject(data) {
 		return errors.New("the input is not one JSON object; -lines takes many, one a line")
 	}
@@ -489,7 +491,7 @@ func readLine(r *bufio.Reader, most int) ([]byte, error) {
 		case err == io.EOF && len(line) == 0:
 			return nil, io.EOF
 		case err == nil || err == io.EOF:
-			return withoutMark(bytes.TrimSpace(line)), nil
+			return rawjson.WithoutMark(bytes.TrimSpace(line)), nil
 		case err != bufio.ErrBufferFull:
 			return nil, err
 		}

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"unicode/utf8"
+
+	"queued/internal/rawjson"
 )
 
 // microQueue is the API of micro-queue: bodies of any kind go in, and come out as
@@ -142,12 +144,12 @@ func (s *server) microCompact(r *request) error {
 // kept as it is. Anything else becomes a member "body", or "body_base64" if it is
 // not text, beside its "content_type".
 func wrap(body []byte, contentType string) []byte {
-	if f := readBody(body); !f.broken && body[skipSpace(body, 0)] == '{' && !f.isWrapped() {
+	if f := readBody(body); !f.broken && body[rawjson.SkipSpace(body, 0)] == '{' && !f.isWrapped() {
 		return body
 	}
-	b := append([]byte(`{"content_type":`), quote(strings.ToValidUTF8(contentType, "\uFFFD"))...)
+	b := append([]byte(`{"content_type":`), rawjson.Quote(strings.ToValidUTF8(contentType, "\uFFFD"))...)
 	if isText(body) {
-		b = append(append(b, `,"body":`...), quote(string(body))...)
+		b = append(append(b, `,"body":`...), rawjson.Quote(string(body))...)
 	} else {
 		b = append(b, `,"body_base64":"`...)
 		b = append(base64.StdEncoding.AppendEncode(b, body), '"')
@@ -162,10 +164,10 @@ func unwrap(data []byte) []byte {
 		return data
 	}
 	if text, ok := f.find("body"); ok {
-		return []byte(unquote(text))
+		return []byte(rawjson.Unquote(text))
 	}
 	text, _ := f.find("body_base64")
-	body, _ := base64.StdEncoding.DecodeString(unquote(text))
+	body, _ := base64.StdEncoding.DecodeString(rawjson.Unquote(text))
 	return body
 }
 
@@ -175,7 +177,7 @@ func (f *form) isWrapped() bool {
 		return false
 	}
 	if f.fields[1].name == "body_base64" {
-		_, err := base64.StdEncoding.DecodeString(unquote(f.fields[1].value))
+		_, err := base64.StdEncoding.DecodeString(rawjson.Unquote(f.fields[1].value))
 		return err == nil
 	}
 	return f.fields[1].name == "body"

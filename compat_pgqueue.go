@@ -6,6 +6,8 @@ import (
 	"math"
 	"net/http"
 	"strconv"
+
+	"queued/internal/rawjson"
 )
 
 // pgQueue is the API of pgQueue, a first-in first-out broker: a channel is a
@@ -88,7 +90,7 @@ func (s *server) pgPublish(r *request) error {
 	case channel[0] != '"' || data[0] != '{':
 		return errPgTypes
 	}
-	id := unquote(channel)
+	id := rawjson.Unquote(channel)
 	if !validID(id) {
 		return errPgChannel
 	}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"queued/internal/rawjson"
 )
 
 // sharQ is the API of SharQ, a queue with a rate limit for each of many senders: a
@@ -105,7 +107,7 @@ func (f *form) sharQInteger(name string, within bounds, missing *int) (int, erro
 	if !has && missing == nil {
 		return 0, sharQMandatory(name)
 	}
-	if missing != nil && (!has || isNull(raw)) {
+	if missing != nil && (!has || rawjson.IsNull(raw)) {
 		return *missing, nil
 	}
 	n, ok := parseInteger(string(raw))
@@ -165,10 +167,10 @@ func (s *server) sharQDraft(f *form, group string) (m draft, err error) {
 	if !has {
 		return m, sharQMandatory("job_id")
 	}
-	if id[0] != '"' || !validName(unquote(id)) {
+	if id[0] != '"' || !validName(rawjson.Unquote(id)) {
 		return m, sharQInvalid("job_id")
 	}
-	m = draft{group: group, job: &job{id: unquote(id)}}
+	m = draft{group: group, job: &job{id: rawjson.Unquote(id)}}
 	ms, err := f.sharQInteger("interval", bounds{0, maxInterval}, nil)
 	if err != nil {
 		return m, err
@@ -186,7 +188,7 @@ func (s *server) sharQDraft(f *form, group string) (m draft, err error) {
 	if payload[0] == '{' {
 		inside := &form{}
 		inside.read(payload)
-		if raw, bounded := inside.find("max_queued_length"); bounded && !isNull(raw) {
+		if raw, bounded := inside.find("max_queued_length"); bounded && !rawjson.IsNull(raw) {
 			most, ok := parseNumber(string(raw))
 			if !ok {
 				return m, sharQInvalid("max_queued_length")
@@ -246,7 +248,7 @@ func (s *server) sharQDequeue(r *request) error {
 // appendSharQJSON appends the message in SharQ's format. One that did not come by it
 // goes by its id.
 func (m *message) appendSharQJSON(b []byte, group string, waiting int64) []byte {
-	b = append(append(b, `{"status":"success","queue_id":`...), quote(group)...)
+	b = append(append(b, `{"status":"success","queue_id":`...), rawjson.Quote(group)...)
 	b = append(b, `,"job_id":"`...)
 	if m.jobID.Valid {
 		b = append(b, m.jobID.String...)
@@ -466,7 +468,7 @@ func (s *server) sharQGroup(r *request) error {
 func quoteAll(texts []string) []byte {
 	b := []byte{'['}
 	for i, text := range texts {
-		quoted := quote(text)
+		quoted := rawjson.Quote(text)
 		if len(b)+len(quoted) > listSize {
 			break
 		}

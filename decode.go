@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"queued/internal/rawjson"
 )
 
 // mistake is one thing wrong with a request. Its loc starts with "body",
@@ -158,7 +160,7 @@ func readBody(body []byte) *form {
 		f.wrong("field required", "value_error.missing")
 		return f
 	}
-	body = withoutMark(body)
+	body = rawjson.WithoutMark(body)
 	if !utf8.Valid(body) {
 		f.wrong("the body is not valid UTF-8", "value_error.unicode", invalidUTF8(body))
 		return f
@@ -167,8 +169,8 @@ func readBody(body []byte) *form {
 		f.wrongSyntax(body)
 		return f
 	}
-	body = body[skipSpace(body, 0):]
-	if isNull(body) {
+	body = body[rawjson.SkipSpace(body, 0):]
+	if rawjson.IsNull(body) {
 		f.wrong("field required", "value_error.missing")
 		return f
 	}
@@ -176,7 +178,7 @@ func readBody(body []byte) *form {
 		f.wrong("value is not a valid dict", "type_error.dict")
 		return f
 	}
-	if _, deepest := nesting(body, 0); deepest > maxDepth {
+	if _, deepest := rawjson.Nesting(body, 0); deepest > maxDepth {
 		f.wrongDepth()
 		return f
 	}
@@ -187,7 +189,7 @@ func readBody(body []byte) *form {
 
 // wrongSyntax says what is wrong with a text that is not JSON.
 func (f *form) wrongSyntax(text []byte) {
-	msg, at := syntaxMistake(text)
+	msg, at := rawjson.SyntaxMistake(text)
 	if msg == "" {
 		f.wrongDepth()
 		return
@@ -239,7 +241,7 @@ func (f *form) only(names ...string) {
 
 // read takes the members of an object for the fields.
 func (f *form) read(object []byte) {
-	walkObject(object, func(name string, value []byte) {
+	rawjson.WalkObject(object, func(name string, value []byte) {
 		f.fields = append(f.fields, field{name, value})
 	})
 }
@@ -270,7 +272,7 @@ func (f *form) list(name string, most int, each func(i int, value []byte)) {
 		return
 	}
 	var all [][]byte
-	walkArray(raw, func(value []byte) {
+	rawjson.WalkArray(raw, func(value []byte) {
 		if len(all) <= most {
 			all = append(all, value)
 		}
@@ -325,7 +327,7 @@ func (f *form) value(name string, required bool) []byte {
 	switch {
 	case f.broken:
 		return nil
-	case has && !isNull(value):
+	case has && !rawjson.IsNull(value):
 		return value
 	case has && required:
 		f.wrong("none is not an allowed value", "type_error.none.not_allowed", name)
@@ -359,7 +361,7 @@ func (f *form) text(name string, required bool) *string {
 		f.wrong("str type expected", "type_error.str", name)
 		return nil
 	}
-	return new(unquote(text))
+	return new(rawjson.Unquote(text))
 }
 
 // id reads the id of a topic or queue; nil if it is null or missing.
@@ -414,7 +416,7 @@ func (f *form) inside(n int, within bounds, name string) bool {
 func asInteger(raw []byte) (int, bool) {
 	switch raw[0] {
 	case '"':
-		return parseDigits(strings.TrimSpace(unquote(raw)))
+		return parseDigits(strings.TrimSpace(rawjson.Unquote(raw)))
 	case 't':
 		return 1, true
 	case 'f':
@@ -510,7 +512,7 @@ func asObject(raw []byte) []byte {
 	switch {
 	case raw[0] == '{':
 		return raw
-	case raw[0] == '[' && raw[skipSpace(raw, 1)] == ']':
+	case raw[0] == '[' && raw[rawjson.SkipSpace(raw, 1)] == ']':
 		return []byte("{}")
 	}
 	return nil
@@ -551,7 +553,7 @@ func quoteScalars(raw []byte) []byte {
 		case ' ', '\t', '\n', '\r':
 			i++
 		default:
-			end := skipValue(raw, i)
+			end := rawjson.SkipValue(raw, i)
 			if raw[i] == 'n' {
 				b = append(b, raw[i:end]...)
 			} else {

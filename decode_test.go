@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"queued/internal/rawjson"
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // Whatever a client sends as settings, attributes and data is refused with
@@ -174,4 +176,46 @@ func TestFloatsBecomeTextAsPythonWritesThem(t *testing.T) {
 			t.Errorf("pythonNumber(%q) = %q, want %q", number, got, want)
 		}
 	}
+}
+
+// What walks raw JSON agrees with encoding/json about what is there.
+func FuzzRawJSON(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, `{"a":1}`, ` { "a" : [ 1 , "x" , null ] , "b" : { "c" : true } } `, `{"a":"\"}","b":"{["}`, `{"\u0061":-1e5,"a":2}`,
+		`{"a":[[],[[]],{}]}`, `{"x":"\\"}`, `{"a":{"b":{"c":[{"d":1}]}}}`, "{\"a\":\"\U0001F600\"}", `{"a":false,"":""}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		form := readBody(raw)
+		if form.broken {
+			if len(form.mistakes) != 1 {
+				t.Fatalf("a body that cannot be read has %d mistakes", len(form.mistakes))
+			}
+			return
+		}
+		if !json.Valid(raw) || !utf8.Valid(raw) {
+			t.Fatalf("accepted %q", raw)
+		}
+		var want map[string]json.RawMessage
+		if err := json.Unmarshal(raw, &want); err != nil {
+			t.Fatalf("accepted %q, which is no object: %v", raw, err)
+		}
+		for name, value := range want {
+			if strings.ContainsRune(name, utf8.RuneError) {
+				return // encoding/json may have put it for a surrogate
+			}
+			got, has := form.find(name)
+			if !has || !bytes.Equal(got, value) {
+				t.Errorf("%q of %q is %q, want %q", name, raw, got, value)
+			}
+			if _, deepest := rawjson.Nesting(raw, bytes.IndexByte(raw, '{')); deepest > maxDepth {
+				t.Errorf("accepted %d levels", deepest)
+			}
+		}
+		quoted := quoteScalars(raw)
+		if !json.Valid(quoted) {
+			t.Errorf("quoteScalars(%q) = %q", raw, quoted)
+		}
+	})
 }

@@ -272,8 +272,12 @@ func declarations(t testing.TB) (tests []string, files map[string]map[string]boo
 	if err != nil {
 		t.Fatal(err)
 	}
+	inner, err := filepath.Glob("internal/*/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
 	files = map[string]map[string]bool{}
-	for _, path := range paths {
+	for _, path := range append(paths, inner...) {
 		file, err := parser.ParseFile(gotoken.NewFileSet(), path, nil, parser.SkipObjectResolution)
 		if err != nil {
 			t.Fatal(err)

@@ -1,5 +1,7 @@
 package main
 
+import "queued/internal/rawjson"
+
 // Bounds of the filters of a queue.
 const (
 	maxFilterNames  = 100
@@ -13,7 +15,7 @@ type filters []byte
 
 // parseFilters takes null, and nothing at all, for no filters.
 func parseFilters(raw []byte) filters {
-	if isNull(raw) {
+	if rawjson.IsNull(raw) {
 		return nil
 	}
 	return raw
@@ -39,14 +41,14 @@ func newMatcher(queues []filters) *matcher {
 			continue
 		}
 		lists := make(map[string][]byte)
-		walkObject(f, func(name string, list []byte) { lists[name] = list }) // of two equal names the last counts
+		rawjson.WalkObject(f, func(name string, list []byte) { lists[name] = list }) // of two equal names the last counts
 		m.wanted[i] = int32(len(lists))
 		for name, list := range lists {
 			if m.accepting[name] == nil {
 				m.accepting[name] = make(map[string][]int32)
 			}
-			walkArray(list, func(value []byte) {
-				text, queue := unquote(value), int32(i)
+			rawjson.WalkArray(list, func(value []byte) {
+				text, queue := rawjson.Unquote(value), int32(i)
 				accept := m.accepting[name][text]
 				if n := len(accept); n == 0 || accept[n-1] != queue { // else it is there twice
 					m.accepting[name][text] = append(accept, queue)
@@ -80,10 +82,10 @@ func (m *matcher) match(attributes map[string]string, met, to []int32) []int32 {
 // parseAttributes reads the attributes of a message from the JSON that
 // decodeAttributes accepted, nil for null and for nothing at all.
 func parseAttributes(raw []byte) map[string]string {
-	if isNull(raw) {
+	if rawjson.IsNull(raw) {
 		return nil
 	}
 	attributes := map[string]string{}
-	walkObject(raw, func(name string, value []byte) { attributes[name] = unquote(value) })
+	rawjson.WalkObject(raw, func(name string, value []byte) { attributes[name] = rawjson.Unquote(value) })
 	return attributes
 }

@@ -14,7 +14,7 @@
 //	request → handle → handler → one call to the store or the engine → one statement → rows → JSON
 //
 // server.go has the routes of the API. The handlers (handlers.go) decode and check with
-// decode.go and rawjson.go, call, and encode. What is done now and then, like
+// decode.go and internal/rawjson, call, and encode. What is done now and then, like
 // making a queue, is a method of the store (store.go) on any connection of the
 // pool. What is done thousands of times a second goes through the engine
 // (engine.go), because a commit and a round trip cost the same for a hundred

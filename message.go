@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+
+	"queued/internal/rawjson"
 )
 
 // timestamp is a time in the wire format of the API: UTC without a zone, six
@@ -117,5 +119,5 @@ func appendOptional(b []byte, name, text string) []byte {
 	if text == "" {
 		return b
 	}
-	return append(append(b, name...), quote(text)...)
+	return append(append(b, name...), rawjson.Quote(text)...)
 }

@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/lib/pq"
+
+	"queued/internal/rawjson"
 )
 
 // publication is one request to publish and, after its turn in the lane, the
@@ -623,7 +625,7 @@ func (f *form) group(name string) string {
 		f.wrong("str type expected", "type_error.str", name)
 		return ""
 	}
-	id := unquote(raw)
+	id := rawjson.Unquote(raw)
 	if msg, kind := groupMistake(id); msg != "" {
 		f.wrong(msg, kind, name)
 		return ""
@@ -656,7 +658,7 @@ func (f *form) attributes(name string) []byte {
 		return nil
 	}
 	plain := true
-	walkObject(raw, func(key string, value []byte) {
+	rawjson.WalkObject(raw, func(key string, value []byte) {
 		f.checkText(value, name, key)
 		plain = plain && value[0] == '"'
 	})

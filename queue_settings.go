@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+
+	"queued/internal/rawjson"
 )
 
 // queueSettings is what a client decides about a queue. See schema.sql for what
@@ -62,9 +64,9 @@ func (f *form) filters(name string) []byte {
 		return nil
 	}
 	names, total := 0, 0
-	walkObject(raw, func(key string, values []byte) {
+	rawjson.WalkObject(raw, func(key string, values []byte) {
 		names++
-		if isNull(values) {
+		if rawjson.IsNull(values) {
 			f.wrong("none is not an allowed value", "type_error.none.not_allowed", name, key)
 			return
 		}
@@ -73,7 +75,7 @@ func (f *form) filters(name string) []byte {
 			return
 		}
 		i := 0
-		walkArray(values, func(value []byte) {
+		rawjson.WalkArray(values, func(value []byte) {
 			f.checkText(value, name, key, i)
 			i++
 		})

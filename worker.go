@@ -19,6 +19,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"queued/internal/rawjson"
 )
 
 const receiveUsage = `Queued receive receives the messages of a queue until it is told to stop.
@@ -618,11 +620,11 @@ func (w *worker) environ(m *received) (variables []string) {
 		add("TRACEPARENT", m.Traceparent)
 	}
 	add("QUEUED_ATTRIBUTES", string(m.Attributes))
-	if !isNull(m.Attributes) {
+	if !rawjson.IsNull(m.Attributes) {
 		room := maxEnviron
-		walkObject(m.Attributes, func(name string, value []byte) {
+		rawjson.WalkObject(m.Attributes, func(name string, value []byte) {
 			if room -= len("QUEUED_ATTRIBUTE_=") + len(name) + len(value) + 16; room >= 0 {
-				add("QUEUED_ATTRIBUTE_"+variableName(name), unquote(value))
+				add("QUEUED_ATTRIBUTE_"+variableName(name), rawjson.Unquote(value))
 			}
 		})
 	}

@@ -1,4 +1,8 @@
-package main
+// Package rawjson walks over JSON without changing it, because what clients send
+// comes back as they sent it: encoding/json would replace lone surrogates, drop all
+// but one of equal names, and lose digits. All functions but SyntaxMistake expect
+// text that json.Valid accepts.
+package rawjson
 
 import (
 	"bytes"
@@ -9,61 +13,56 @@ import (
 	"unicode/utf8"
 )
 
-// The functions here look at JSON without changing it, because what clients
-// send comes back as they sent it: encoding/json would replace lone surrogates,
-// drop all but one of equal names, and lose digits. All of them but syntaxMistake
-// expect text that json.Valid accepts.
-
-// isNull reports whether raw is null or nothing at all.
-func isNull(raw []byte) bool {
+// IsNull reports whether raw is null or nothing at all.
+func IsNull(raw []byte) bool {
 	return len(raw) == 0 || raw[0] == 'n'
 }
 
-// walkObject calls each with the name and the value of every member of an object.
-func walkObject(raw []byte, each func(name string, value []byte)) {
-	for i := skipSpace(raw, 1); raw[i] != '}'; {
-		end := skipValue(raw, i)
-		name := unquote(raw[i:end])
-		i = skipSpace(raw, skipSpace(raw, end)+1) // the colon
-		end = skipValue(raw, i)
+// WalkObject calls each with the name and the value of every member of an object.
+func WalkObject(raw []byte, each func(name string, value []byte)) {
+	for i := SkipSpace(raw, 1); raw[i] != '}'; {
+		end := SkipValue(raw, i)
+		name := Unquote(raw[i:end])
+		i = SkipSpace(raw, SkipSpace(raw, end)+1) // the colon
+		end = SkipValue(raw, i)
 		each(name, raw[i:end])
-		if i = skipSpace(raw, end); raw[i] == ',' {
-			i = skipSpace(raw, i+1)
+		if i = SkipSpace(raw, end); raw[i] == ',' {
+			i = SkipSpace(raw, i+1)
 		}
 	}
 }
 
-// walkArray calls each with every element of an array.
-func walkArray(raw []byte, each func(value []byte)) {
-	for i := skipSpace(raw, 1); raw[i] != ']'; {
-		end := skipValue(raw, i)
+// WalkArray calls each with every element of an array.
+func WalkArray(raw []byte, each func(value []byte)) {
+	for i := SkipSpace(raw, 1); raw[i] != ']'; {
+		end := SkipValue(raw, i)
 		each(raw[i:end])
-		if i = skipSpace(raw, end); raw[i] == ',' {
-			i = skipSpace(raw, i+1)
+		if i = SkipSpace(raw, end); raw[i] == ',' {
+			i = SkipSpace(raw, i+1)
 		}
 	}
 }
 
-// withoutMark returns the text without a byte order mark before it, which some
+// WithoutMark returns the text without a byte order mark before it, which some
 // programs write and JSON does not know (RFC 8259, section 8.1).
-func withoutMark(text []byte) []byte {
+func WithoutMark(text []byte) []byte {
 	return bytes.TrimPrefix(text, []byte("\ufeff"))
 }
 
-func skipSpace(raw []byte, i int) int {
+func SkipSpace(raw []byte, i int) int {
 	for i < len(raw) && (raw[i] == ' ' || raw[i] == '\t' || raw[i] == '\n' || raw[i] == '\r') {
 		i++
 	}
 	return i
 }
 
-// skipValue returns the end of the value that starts at i.
-func skipValue(raw []byte, i int) int {
+// SkipValue returns the end of the value that starts at i.
+func SkipValue(raw []byte, i int) int {
 	switch raw[i] {
 	case '"':
 		return skipString(raw, i)
 	case '{', '[':
-		end, _ := nesting(raw, i)
+		end, _ := Nesting(raw, i)
 		return end
 	}
 	for i < len(raw) {
@@ -85,9 +84,9 @@ func skipString(raw []byte, i int) int {
 	return i + 1
 }
 
-// nesting returns the end of the array or object that starts at i and how deep
+// Nesting returns the end of the array or object that starts at i and how deep
 // it is nested, 1 if it holds neither.
-func nesting(raw []byte, i int) (end, deepest int) {
+func Nesting(raw []byte, i int) (end, deepest int) {
 	for depth := 0; ; i++ {
 		switch raw[i] {
 		case '"':
@@ -103,10 +102,10 @@ func nesting(raw []byte, i int) (end, deepest int) {
 	}
 }
 
-// unquote returns the text of a JSON string. Lone surrogates, which UTF-8
+// Unquote returns the text of a JSON string. Lone surrogates, which UTF-8
 // cannot express, become the three bytes that their code points would have, so
 // that different strings stay different (the WTF-8 encoding).
-func unquote(raw []byte) string {
+func Unquote(raw []byte) string {
 	raw = raw[1 : len(raw)-1]
 	plain := true
 	for _, c := range raw {
@@ -162,8 +161,8 @@ func hexRune(digits []byte) rune {
 	return rune(n)
 }
 
-// quote returns a text, which must be UTF-8, as a string of JSON.
-func quote(text string) []byte {
+// Quote returns a text, which must be UTF-8, as a string of JSON.
+func Quote(text string) []byte {
 	var b bytes.Buffer
 	encoder := json.NewEncoder(&b)
 	encoder.SetEscapeHTML(false)
@@ -171,13 +170,13 @@ func quote(text string) []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-// syntaxMistake says what is wrong with a text that json.Valid refuses, and at
+// SyntaxMistake says what is wrong with a text that json.Valid refuses, and at
 // which byte, in the words of Python's json module (CPython 3.11,
 // Modules/_json.c), which are fastqueue's. msg is empty if it is only too deep.
-func syntaxMistake(text []byte) (msg string, at int) {
+func SyntaxMistake(text []byte) (msg string, at int) {
 	is := func(i int, c byte) bool { return i < len(text) && text[i] == c }
 	var open []byte // what is around, outermost first
-	i := skipSpace(text, 0)
+	i := SkipSpace(text, 0)
 	for {
 		if len(open) > 0 && open[len(open)-1] == '{' {
 			if !is(i, '"') {
@@ -186,14 +185,14 @@ func syntaxMistake(text []byte) (msg string, at int) {
 			if i, msg = skipBrokenString(text, i); msg != "" {
 				return msg, i
 			}
-			if i = skipSpace(text, i); !is(i, ':') {
+			if i = SkipSpace(text, i); !is(i, ':') {
 				return "Expecting ':' delimiter", i
 			}
-			i = skipSpace(text, i+1)
+			i = SkipSpace(text, i+1)
 		}
 		switch {
 		case is(i, '{'), is(i, '['):
-			end := skipSpace(text, i+1)
+			end := SkipSpace(text, i+1)
 			if !is(end, text[i]+2) { // the closing one
 				open = append(open, text[i])
 				i = end
@@ -211,7 +210,7 @@ func syntaxMistake(text []byte) (msg string, at int) {
 			}
 			i = end
 		}
-		for i = skipSpace(text, i); len(open) > 0 && is(i, open[len(open)-1]+2); i = skipSpace(text, i+1) {
+		for i = SkipSpace(text, i); len(open) > 0 && is(i, open[len(open)-1]+2); i = SkipSpace(text, i+1) {
 			open = open[:len(open)-1]
 		}
 		switch {
@@ -222,7 +221,7 @@ func syntaxMistake(text []byte) (msg string, at int) {
 		case !is(i, ','):
 			return "Expecting ',' delimiter", i
 		}
-		i = skipSpace(text, i+1)
+		i = SkipSpace(text, i+1)
 	}
 }
 

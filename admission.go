@@ -163,7 +163,7 @@ func (r *room) enter(t *net.TCPConn) *conn {
 	}
 	r.mu.Unlock()
 	if open >= r.maxConnections && !said {
-		r.log.Warn("there is no room for more connections, see -max-connections", "open", open)
+		r.log.Warn("there is no room for more connections, see -max-connections", "connections", open)
 	}
 	return c
 }
@@ -427,8 +427,8 @@ func (r *room) connOf(hr *http.Request) *conn {
 
 var (
 	connectionsDesc = prometheus.NewDesc("queued_connections", "Open connections.", nil, nil)
-	cutsDesc        = prometheus.NewDesc("queued_connections_cut_total", "Connections that were closed because their clients were waited for and there was no room.", nil, nil)
-	inHandDesc      = prometheus.NewDesc("queued_bytes_in_hand", "Bytes of requests and answers that are held.", nil, nil)
+	cutsDesc        = prometheus.NewDesc("queued_connections_evicted_total", "Connections that were closed because their clients were waited for and there was no room.", nil, nil)
+	inHandDesc      = prometheus.NewDesc("queued_buffered_bytes", "Bytes of requests and answers that are held.", nil, nil)
 )
 
 func (r *room) Describe(descs chan<- *prometheus.Desc) {

@@ -320,7 +320,7 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 	newCertificate(t, certFile, keyFile)
 	writeTokens(t, tokenFile, map[string]string{"old": `"admin":true`})
 	r := startProcess(t, "-database-url", newTestDatabase(t, "queued"), "-token-file", tokenFile, "-tls-cert", certFile, "-tls-key", keyFile)
-	if !strings.HasPrefix(r.url, "https://") || !strings.Contains(r.output.String(), "access=tokens") {
+	if !strings.HasPrefix(r.url, "https://") || !strings.Contains(r.output.String(), "auth=tokens") {
 		t.Errorf("ready: %s", r.output)
 	}
 	// status asks with a client that trusts the certificate in the file, and -1 is
@@ -392,7 +392,7 @@ func TestOpenServerBeyondLoopbackWarns(t *testing.T) {
 		t.Errorf("no warning:\n%s", r.output)
 	}
 	loopback := startProcess(t, "-database-url", newTestDatabase(t, "queued"))
-	if strings.Contains(loopback.output.String(), "everybody who can reach") || !strings.Contains(loopback.output.String(), "access=everybody") {
+	if strings.Contains(loopback.output.String(), "everybody who can reach") || !strings.Contains(loopback.output.String(), "auth=none") {
 		t.Errorf("on loopback:\n%s", loopback.output)
 	}
 }

@@ -87,7 +87,7 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 			return err
 		}
 	}
-	if err := lookAtGroupsOn(ctx, s.on("look_at_groups"), v.key, ""); err != nil {
+	if err := lookAtGroupsOn(ctx, s.on("refresh_groups"), v.key, ""); err != nil {
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {

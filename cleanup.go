@@ -448,12 +448,12 @@ func (c *cleanup) walk(ctx context.Context) error {
 // walkPages looks at a part of the table, and returns how many messages it has
 // deleted of each queue.
 func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (expired map[string]int, err error) {
-	if _, err := c.metrics.timed("walk_exhausted", tx).ExecContext(ctx, walkExhausted, from, to); err != nil {
+	if _, err := c.metrics.timed("scan_exhausted", tx).ExecContext(ctx, walkExhausted, from, to); err != nil {
 		return nil, err
 	}
 	var found int
 	var next sql.NullFloat64 // seconds until the next expires; null: there is none
-	if err := c.metrics.timed("walk_expiry", tx).QueryRowContext(ctx, selectExpiry, from, to).Scan(&found, &next); err != nil {
+	if err := c.metrics.timed("scan_expiry", tx).QueryRowContext(ctx, selectExpiry, from, to).Scan(&found, &next); err != nil {
 		return nil, err
 	}
 	if next.Valid {
@@ -463,7 +463,7 @@ func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (ex
 		return nil, nil
 	}
 	expired = make(map[string]int)
-	_, err = collect(ctx, c.metrics.timed("walk_expired", tx), func(row scanner) (any, error) {
+	_, err = collect(ctx, c.metrics.timed("scan_expired", tx), func(row scanner) (any, error) {
 		var queueID string
 		var n int
 		err := row.Scan(&queueID, &n)

@@ -246,7 +246,7 @@ func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
 		if walks {
 			rounds++
 		}
-		if want := fmt.Sprintf("\nqueued_statement_duration_seconds_count{statement=\"walk_expiry\"} %d\n", rounds); !strings.Contains(s.must(200, "GET", "/metrics", ""), want) {
+		if want := fmt.Sprintf("\nqueued_statement_duration_seconds_count{statement=\"scan_expiry\"} %d\n", rounds); !strings.Contains(s.must(200, "GET", "/metrics", ""), want) {
 			t.Errorf("%s: want %d walks in all", what, rounds)
 		}
 	}
@@ -298,7 +298,7 @@ func TestCleanupGoesOnAfterAnError(t *testing.T) {
 		t.Error("the exhausted message was moved, so the test tests nothing")
 	}
 	checkDiff(t, "messages left, all of them of q", 1, s.count("SELECT count(*) FROM queued.messages"))
-	s.wantMetrics("queued_cleanup_last_pass_timestamp_seconds 1\n")
+	s.wantMetrics("queued_cleanup_last_success_timestamp_seconds 1\n")
 }
 
 func TestMetricsTellWhenTheCleanupLastEnded(t *testing.T) {
@@ -306,7 +306,7 @@ func TestMetricsTellWhenTheCleanupLastEnded(t *testing.T) {
 	s := newTestServer(t)
 	last := func() (at float64) {
 		t.Helper()
-		m := regexp.MustCompile(`\nqueued_cleanup_last_pass_timestamp_seconds (\S+)`).FindStringSubmatch(s.must(200, "GET", "/metrics", ""))
+		m := regexp.MustCompile(`\nqueued_cleanup_last_success_timestamp_seconds (\S+)`).FindStringSubmatch(s.must(200, "GET", "/metrics", ""))
 		if m == nil {
 			t.Fatal("metrics lack the time of the last pass")
 		}

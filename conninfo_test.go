@@ -151,7 +151,7 @@ func TestServerStartsWithEveryParameterThatIsNotRefused(t *testing.T) {
 	}
 	r := runServer(t, "-database-url", text)
 	r.client().mustTopic("t")
-	if want := `msg="connection parameters are ignored" names="` + strings.Join(ignored, " ") + `"`; !strings.Contains(r.output.String(), want) {
+	if want := `msg="connection parameters are ignored" parameters="` + strings.Join(ignored, " ") + `"`; !strings.Contains(r.output.String(), want) {
 		t.Errorf("the log lacks %s:\n%s", want, r.output)
 	}
 }

@@ -83,7 +83,7 @@ func (c *cleanup) removeConsumed(ctx context.Context) error {
 		key   int64
 		until time.Time // consumed until then
 	}
-	all, err := collect(ctx, c.on("kept_long_enough"), func(row scanner) (k kept, err error) {
+	all, err := collect(ctx, c.on("expired_consumed"), func(row scanner) (k kept, err error) {
 		err = row.Scan(&k.key, &k.until)
 		return k, err
 	}, selectKeptLongEnough)

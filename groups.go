@@ -156,7 +156,7 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 		if err != nil {
 			return err
 		}
-		if err := lookAtGroupsOn(ctx, s.in(tx, "look_at_groups"), key, id); err != nil {
+		if err := lookAtGroupsOn(ctx, s.in(tx, "refresh_groups"), key, id); err != nil {
 			return err
 		}
 		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroup, queueID, id))
@@ -247,10 +247,10 @@ func (s *store) lookAtChangedGroups(ctx context.Context, queueID string, looked 
 		return err
 	}
 	for _, c := range all {
-		if err := lookAtGroupsOn(ctx, s.on("look_at_groups"), c.key, ""); err != nil {
+		if err := lookAtGroupsOn(ctx, s.on("refresh_groups"), c.key, ""); err != nil {
 			return err
 		}
-		if _, err := s.on("groups_looked_at").ExecContext(ctx, groupsLookedAt, c.key, c.version); err != nil {
+		if _, err := s.on("groups_refreshed").ExecContext(ctx, groupsLookedAt, c.key, c.version); err != nil {
 			return unknown(err)
 		}
 		looked(c.id)
@@ -316,7 +316,7 @@ func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool
 	if err != nil {
 		return err
 	}
-	return lookAtGroupsOn(ctx, s.on("look_at_groups"), v.key, id)
+	return lookAtGroupsOn(ctx, s.on("refresh_groups"), v.key, id)
 }
 
 // deleteGroup deletes the messages of a group and forgets its interval, but not

@@ -885,9 +885,9 @@ func TestMetricsCountRequestsAndMessages(t *testing.T) {
 	s.wantMetrics(
 		`queued_messages_published_total{queue="t"} 3`,
 		`queued_messages_delivered_total{queue="t"} 2`,
-		`queued_batch_requests_count{lane="publish"} 4`, // the first asks for the queues of the topic
-		`queued_batch_requests_sum{lane="ack"} 1`,
-		`queued_delivery_lateness_seconds_count 2`,
+		`queued_batch_requests_count{batcher="publish"} 4`, // the first asks for the queues of the topic
+		`queued_batch_requests_sum{batcher="ack"} 1`,
+		`queued_delivery_delay_seconds_count 2`,
 		`queued_statement_duration_seconds_count{statement="claim"} 1`,
 		`queued_messages_acked_total{queue="t"} 1`,
 		`queued_messages_nacked_total{queue="t"} 1`,

@@ -102,7 +102,7 @@ func startCommand(t testing.TB, cmd *exec.Cmd) *running {
 	return r
 }
 
-var readyLine = regexp.MustCompile(`msg=ready url=(\S+) access=\S+ data="?([^"\n]+)`)
+var readyLine = regexp.MustCompile(`msg=ready url=(\S+) auth=\S+ database="?([^"\n]+)`)
 
 func (r *running) awaitReady() {
 	r.t.Helper()
@@ -387,7 +387,7 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-drain-delay", "-1s"}, want: "-drain-delay"},
 		{args: []string{"-max-database-connections", "7"}, want: "-max-database-connections: must be 8 to 31"},
 		{args: []string{"-max-connections", "0"}, want: "-max-connections"},
-		{args: []string{"-max-in-hand", "1000000"}, want: "-max-in-hand"},
+		{args: []string{"-max-buffered-bytes", "1000000"}, want: "-max-buffered-bytes"},
 		{args: []string{"-transfer-timeout", "0s"}, want: "-transfer-timeout"},
 		{args: []string{"-idle-timeout", "-1s"}, want: "-idle-timeout"},
 		{args: []string{"-log-level", "loud"}, want: "-log-level"},
@@ -448,7 +448,7 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 	}
 	for _, name := range []string{
 		"listen", "debug-listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts",
-		"max-connections", "max-database-connections", "max-in-hand", "transfer-timeout", "idle-timeout",
+		"max-connections", "max-database-connections", "max-buffered-bytes", "transfer-timeout", "idle-timeout",
 		"log-level", "log-format", "topology", "token-file", "tls-cert", "tls-key", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
 		"max-message-retention-seconds", "min-message-max-deliveries", "max-message-max-deliveries", "min-delivery-delay-seconds", "max-delivery-delay-seconds",
 	} {

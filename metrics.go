@@ -25,7 +25,7 @@ type metrics struct {
 
 	messages sync.Map // *messageTotals of queues that have had any, by id
 
-	batches    *prometheus.HistogramVec // requests that shared a statement, by lane
+	batches    *prometheus.HistogramVec // requests that shared a statement, by batcher
 	lateness   prometheus.Histogram     // seconds from due to claimed
 	statements *prometheus.HistogramVec // seconds, by name
 
@@ -53,9 +53,9 @@ func newMetrics(db *sql.DB) *metrics {
 			Name:    "queued_batch_requests",
 			Help:    "Requests that shared a statement.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 12),
-		}, []string{"lane"}),
+		}, []string{"batcher"}),
 		lateness: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "queued_delivery_lateness_seconds",
+			Name:    "queued_delivery_delay_seconds",
 			Help:    "Time from when a message was due to when it was leased to a receiver.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600, 3600},
 		}),
@@ -65,7 +65,7 @@ func newMetrics(db *sql.DB) *metrics {
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
 		}, []string{"statement"}),
 		cleanedUp: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "queued_cleanup_last_pass_timestamp_seconds",
+			Name: "queued_cleanup_last_success_timestamp_seconds",
 			Help: "When a pass of the cleanup last ended without an error here, or the server started.",
 		}),
 	}

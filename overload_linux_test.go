@@ -98,7 +98,7 @@ func TestOthersAreServedUnderAttack(t *testing.T) {
 	for _, v := range attacks {
 		t.Run(v.name, func(t *testing.T) {
 			r := startProgram(t, program, "-database-url", newTestDatabase(t, "queued"),
-				"-max-connections", strconv.Itoa(attackedConnections), "-max-in-hand", strconv.Itoa(attackedInHand))
+				"-max-connections", strconv.Itoa(attackedConnections), "-max-buffered-bytes", strconv.Itoa(attackedInHand))
 			good := r.client()
 			good.mustTopic("good")
 			good.mustQueue("large")
@@ -121,7 +121,7 @@ func TestOthersAreServedUnderAttack(t *testing.T) {
 				checkDiff(t, "received", []int{n}, numbers(received))
 				took = append(took, good.timed(204, "PUT", "/messages/"+received[0].ID+"/ack", ""))
 			}
-			cuts := regexp.MustCompile(`\nqueued_connections_cut_total (\S+)`).FindStringSubmatch(good.must(200, "GET", "/metrics", ""))
+			cuts := regexp.MustCompile(`\nqueued_connections_evicted_total (\S+)`).FindStringSubmatch(good.must(200, "GET", "/metrics", ""))
 			most := r.peakMemory()
 			if bound := memoryLimit(attackedConnections, attackedInHand); most > bound {
 				t.Errorf("the server took %d MiB, want at most %d", most>>20, bound>>20)

@@ -360,7 +360,7 @@ func TestCommitsAreDurableWhateverTheRoleSays(t *testing.T) {
 func TestServerWarnsThatPostgreSQLMayLoseMessages(t *testing.T) {
 	t.Parallel()
 	r := runServer(t, "-database-url", newTestDatabase(t, "queued"), "-synchronous-commit", "off")
-	if !strings.Contains(r.output.String(), `level=WARN msg="PostgreSQL can lose committed messages in a crash" off=fsync`) {
+	if !strings.Contains(r.output.String(), `level=WARN msg="PostgreSQL can lose committed messages in a crash" disabled=fsync`) {
 		t.Errorf("the log does not warn:\n%s", r.output)
 	}
 	r.client().play([]step{

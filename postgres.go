@@ -253,7 +253,7 @@ func (p *privatePostgres) watch() {
 			return
 		case <-ended:
 		}
-		p.log.Error("PostgreSQL has ended by itself, starting it again", "log", p.logFile())
+		p.log.Error("PostgreSQL has ended by itself, starting it again", "log_file", p.logFile())
 		select {
 		case <-p.stopping:
 			return

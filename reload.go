@@ -80,12 +80,12 @@ func (v *secretFiles) scheme() string {
 	return "http"
 }
 
-// access says in a word who may use the server.
-func (v *secretFiles) access() string {
+// auth returns the kind of authentication: "none" or "tokens".
+func (v *secretFiles) auth() string {
 	if v.tokenFile != "" {
 		return "tokens"
 	}
-	return "everybody"
+	return "none"
 }
 
 // hideSecrets starts the program again, as the same process, with its secrets in

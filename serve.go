@@ -70,7 +70,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	}
 
 	if len(c.ignored) > 0 {
-		log.Info("connection parameters are ignored", "names", strings.Join(c.ignored, " "))
+		log.Info("connection parameters are ignored", "parameters", strings.Join(c.ignored, " "))
 	}
 	databaseURL := c.databaseURL
 	atOnce := false // the drain was cut short
@@ -169,9 +169,9 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 			return
 		}
 		if off, err := s.undurable(backgroundCtx); err == nil && len(off) > 0 {
-			log.Warn("PostgreSQL can lose committed messages in a crash", "off", strings.Join(off, ","))
+			log.Warn("PostgreSQL can lose committed messages in a crash", "disabled", strings.Join(off, ","))
 		}
-		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "access", files.access(), "data", data)
+		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "auth", files.auth(), "database", data)
 		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
 		background.Go(func() { v.tally.run(backgroundCtx, tallyInterval) })
 		background.Go(func() { clean.vacuum(backgroundCtx, patient, v.compact) })
@@ -225,7 +225,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 func (c *config) newRoom(log *slog.Logger) *room {
 	connections := c.maxConnections
 	if most := max(maxFiles()-spareConnections-ownFiles, 1); connections > most {
-		log.Warn("the limit of open files allows fewer than -max-connections", "connections", most)
+		log.Warn("the limit of open files allows fewer than -max-connections", "limit", most)
 		connections = most
 	}
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 {

@@ -221,7 +221,7 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		route := hr.Pattern[strings.IndexByte(hr.Pattern, ' ')+1:]
 		s.metrics.observe(hr.Method, strings.TrimSuffix(route, "{$}"), w.status, took, max(hr.ContentLength, 0), w.sent)
 		if s.log.Enabled(hr.Context(), slog.LevelDebug) { // or the line is made for nothing
-			s.log.Debug("request", w.logged("method", hr.Method, "path", hr.URL.Path, "status", w.status, "took", took, "remote", hr.RemoteAddr)...)
+			s.log.Debug("request", w.logged("method", hr.Method, "path", hr.URL.Path, "status", w.status, "duration", took, "remote", hr.RemoteAddr)...)
 		}
 		if v != nil {
 			panic(http.ErrAbortHandler) // cuts the connection: what was sent must not look like a whole answer

@@ -207,36 +207,36 @@ func settlementArgs(items []settlement) (ids idArray, leases timeArray, seconds 
 	return ids, leases, seconds, uncounted
 }
 
-// inLease says whether a message m may be settled by the settlement a. It is not
+// inLeaseSQL says whether a message m may be settled by the settlement a. It is not
 // an equation, or the planner would look for messages by their due time, which
 // is the same for all that were leased together.
-const inLease = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
+const inLeaseSQL = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
 
-// thatOne is m.id = a.id for steps that have a few ids a. As an equation, the
+// thatOneSQL is m.id = a.id for steps that have a few ids a. As an equation, the
 // planner could turn it round and read all messages to look for each among the
 // ids, which is cheap only while there are none, and that is when it is prepared.
-const thatOne = `m.id = ANY (ARRAY[a.id])`
+const thatOneSQL = `m.id = ANY (ARRAY[a.id])`
 
-// wakeAcked are steps of statements that ack messages: their groups are looked at
+// wakeAckedSQL are steps of statements that ack messages: their groups are looked at
 // where the next message waited for it.
-const wakeAcked = `woken AS (
+const wakeAckedSQL = `woken AS (
     SELECT a.queue_key, a.group_id, now() AS due_at, NULL::bigint AS seq
     FROM acked a
     WHERE a.group_id IS NOT NULL
         AND ((SELECT q.ordered FROM queued.queues q WHERE q.key = -a.queue_key) -- also if a claim that saw the message is about to block its group
             OR (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id)) -- not a join, which may read all groups
-), groups AS (` + wakeGroups + `
+), groups AS (` + wakeGroupsSQL + `
 )`
 
 // Messages of deleted queues go too, and have no queue.
-const ackMessages = `
+const ackMessagesSQL = `
 WITH acked AS (
     DELETE FROM queued.messages m
     USING unnest($1::uuid[], $2::timestamptz[]) AS a (id, leased_until)
-    WHERE ` + thatOne + `
-        AND ` + inLease + `
+    WHERE ` + thatOneSQL + `
+        AND ` + inLeaseSQL + `
     RETURNING m.id, m.queue_key, m.group_id, a.leased_until
-), ` + wakeAcked + `
+), ` + wakeAckedSQL + `
 SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE leased_until IS NOT NULL), min(g.ready_at)
 FROM acked
 LEFT JOIN queued.queues q ON q.key = abs(acked.queue_key)
@@ -258,7 +258,7 @@ func (s *session) ack(items []settlement) (all []touched, err error) {
 			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.guarded), &readyAt)
 			t.dueAt = readyAt.Time
 			return t, err
-		}, ackMessages, ids, leases)
+		}, ackMessagesSQL, ids, leases)
 		if err != nil {
 			return all, err
 		}
@@ -272,47 +272,47 @@ func (s *session) ack(items []settlement) (all []touched, err error) {
 	return all, nil
 }
 
-// nackable says whether there is something to nack about a message m: somebody
+// nackableSQL says whether there is something to nack about a message m: somebody
 // received it, or it is not due yet. A message that is due stays in its place.
-const nackable = `(m.in_flight OR m.scheduled_at > now())`
+const nackableSQL = `(m.in_flight OR m.scheduled_at > now())`
 
-// attemptsAfterNack is how many deliveries of a message m count after a nack a.
-const attemptsAfterNack = `m.delivery_attempts - (a.uncounted AND m.in_flight)::integer`
+// attemptsAfterNackSQL is how many deliveries of a message m count after a nack a.
+const attemptsAfterNackSQL = `m.delivery_attempts - (a.uncounted AND m.in_flight)::integer`
 
 // A message that had its last delivery goes to the dead queue, and any other is due
 // again after its time.
-const nackMessages = `
+const nackMessagesSQL = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
            now() + make_interval(secs => a.seconds) AS due_at,
            a.uncounted,
-           ` + attemptsAfterNack + ` >= ` + maxDeliveries + ` AS exhausted,
+           ` + attemptsAfterNackSQL + ` >= ` + maxDeliveriesSQL + ` AS exhausted,
            q.dead_queue_id AS destination_id
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[]) AS a (id, leased_until, seconds, uncounted)
-    JOIN queued.messages m ON ` + thatOne + `
+    JOIN queued.messages m ON ` + thatOneSQL + `
     JOIN queued.queues q ON q.key = abs(m.queue_key)
-    WHERE ` + nackable + `
-        AND ` + inLease + `
+    WHERE ` + nackableSQL + `
+        AND ` + inLeaseSQL + `
 ), gone AS (
     DELETE FROM queued.messages m
     USING named a
     WHERE a.exhausted
-        AND ` + thatOne + `
+        AND ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND ` + nackable + `
-        AND ` + inLease + `
-    RETURNING ` + movedColumns + `, NULL::integer AS max_deliveries, a.destination_id, a.leased_until
-), moved AS (` + moveMessages + `
+        AND ` + nackableSQL + `
+        AND ` + inLeaseSQL + `
+    RETURNING ` + movedColumnsSQL + `, NULL::integer AS max_deliveries, a.destination_id, a.leased_until
+), moved AS (` + moveMessagesSQL + `
 ), nacked AS (
     UPDATE queued.messages m
-    SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNack + `,
+    SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNackSQL + `,
         scheduled_at = a.due_at, updated_at = now()
     FROM named a
     WHERE NOT a.exhausted
-        AND ` + thatOne + `
+        AND ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND ` + nackable + `
-        AND ` + inLease + `
+        AND ` + nackableSQL + `
+        AND ` + inLeaseSQL + `
     RETURNING m.id, m.queue_key, m.group_id, m.scheduled_at, m.seq, a.leased_until
 ), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, seq
@@ -326,7 +326,7 @@ WITH named AS MATERIALIZED (
     SELECT queue_key, group_id, now(), NULL
     FROM gone
     WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroups + `
+), groups AS (` + wakeGroupsSQL + `
 )
 SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL)
 FROM (
@@ -350,10 +350,10 @@ func (s *session) nack(items []settlement) ([]touched, error) {
 		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.guarded))
 		t.dueAt = dueAt.Time
 		return t, err
-	}, nackMessages, ids, leases, seconds, uncounted)
+	}, nackMessagesSQL, ids, leases, seconds, uncounted)
 }
 
-const extendMessages = `
+const extendMessagesSQL = `
 WITH asked AS MATERIALIZED (
     SELECT id, leased_until, now() + make_interval(secs => seconds) AS until
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS u (id, leased_until, seconds)
@@ -361,15 +361,15 @@ WITH asked AS MATERIALIZED (
     UPDATE queued.messages m
     SET scheduled_at = a.until, updated_at = now()
     FROM asked a
-    WHERE ` + thatOne + `
+    WHERE ` + thatOneSQL + `
         AND m.in_flight
-        AND ` + inLease + `
+        AND ` + inLeaseSQL + `
     RETURNING m.id, m.queue_key, m.group_id, m.data, m.attributes, m.request_id, m.traceparent, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at
 ), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, NULL::bigint AS seq
     FROM extended
     WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroups + `
+), groups AS (` + wakeGroupsSQL + `
 )
 SELECT e.id, q.id, e.data, e.attributes, e.delivery_attempts, e.expired_at, e.scheduled_at, e.created_at, e.updated_at,
        coalesce(e.group_id, ''), coalesce(e.request_id, ''), coalesce(e.traceparent, '')
@@ -384,10 +384,10 @@ func (s *session) extend(items []settlement) ([]message, error) {
 		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
 			&m.Group, &m.trace.requestID, &m.trace.traceparent)
 		return m, err
-	}, extendMessages, ids, leases, seconds)
+	}, extendMessagesSQL, ids, leases, seconds)
 }
 
-const selectExisting = `
+const selectExistingSQL = `
 SELECT id
 FROM queued.messages
 WHERE id = ANY($1::uuid[])
@@ -401,7 +401,7 @@ func (s *session) existing(ids idArray) (map[string]bool, error) {
 		err := row.Scan(&id)
 		all[id] = true
 		return nil, err
-	}, selectExisting, ids)
+	}, selectExistingSQL, ids)
 	return all, err
 }
 

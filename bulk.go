@@ -19,13 +19,13 @@ type snapshot struct {
 	seq int64     // messages that come later have a larger one
 }
 
-const selectSnapshot = `
+const selectSnapshotSQL = `
 SELECT key, now(), (SELECT last_value FROM queued.messages_seq_seq)
 FROM queued.queues
 WHERE id = $1`
 
 func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err error) {
-	err = s.on("snapshot").QueryRowContext(ctx, selectSnapshot, queueID).Scan(&v.key, &v.at, &v.seq)
+	err = s.on("snapshot").QueryRowContext(ctx, selectSnapshotSQL, queueID).Scan(&v.key, &v.at, &v.seq)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}
@@ -35,7 +35,7 @@ func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err e
 // The rows of a batch are locked in the order of the index; a row that somebody
 // else holds is left for a later round. Starting after the last row of the
 // batch before keeps the statement from walking over what that one deleted.
-const purgeBatch = `
+const purgeBatchSQL = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq
     FROM queued.messages
@@ -55,7 +55,7 @@ FROM due
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
-const purgeLeft = `
+const purgeLeftSQL = `
 SELECT EXISTS (
     SELECT
     FROM queued.messages
@@ -74,13 +74,13 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 	}
 	for _, key := range []int64{v.key, -v.key} {
 		err := inBatches(ctx, func(after position) (position, error) {
-			last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatch, key, v.seq, after.at, after.seq, workBatch))
+			last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatchSQL, key, v.seq, after.at, after.seq, workBatch))
 			if err == nil {
 				purged(n)
 			}
 			return last, err
 		}, func() (left bool, err error) {
-			err = s.on("purge_left").QueryRowContext(ctx, purgeLeft, key, v.seq).Scan(&left)
+			err = s.on("purge_left").QueryRowContext(ctx, purgeLeftSQL, key, v.seq).Scan(&left)
 			return left, err
 		})
 		if err != nil {
@@ -91,18 +91,18 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {
-		last, _, err := scanBatch(s.on("purge_consumed").QueryRowContext(ctx, removeConsumed, v.key, v.at, after.at, after.seq, workBatch))
+		last, _, err := scanBatch(s.on("purge_consumed").QueryRowContext(ctx, removeConsumedSQL, v.key, v.at, after.at, after.seq, workBatch))
 		return last, err
 	}, func() (left bool, err error) {
-		err = s.on("consumed_left").QueryRowContext(ctx, consumedLeft, v.key, v.at).Scan(&left)
+		err = s.on("consumed_left").QueryRowContext(ctx, consumedLeftSQL, v.key, v.at).Scan(&left)
 		return left, err
 	})
 }
 
-// moveMessages is the second half of statements that move the rows of a step
+// moveMessagesSQL is the second half of statements that move the rows of a step
 // named gone to the queues they name as destination_id. A moved message starts
 // anew but for its id and its age.
-const moveMessages = `
+const moveMessagesSQL = `
     INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
     SELECT gone.id, CASE WHEN gone.group_id IS NULL THEN d.key ELSE -d.key END, gone.group_id, gone.job_id, gone.max_deliveries,
            gone.data, gone.attributes, gone.size, gone.request_id, gone.traceparent,
@@ -114,13 +114,13 @@ const moveMessages = `
     ORDER BY CASE WHEN gone.group_id IS NULL THEN gone.scheduled_at END, gone.seq -- groups in their order
     RETURNING queue_key, group_id, scheduled_at, seq`
 
-// movedColumns are those of a message m that moveMessages needs, besides
+// movedColumnsSQL are those of a message m that moveMessagesSQL needs, besides
 // max_deliveries: a redrive keeps it, and in a dead queue nothing is dropped.
-const movedColumns = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.size, m.request_id, m.traceparent, m.created_at, m.scheduled_at, m.seq`
+const movedColumnsSQL = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.size, m.request_id, m.traceparent, m.created_at, m.scheduled_at, m.seq`
 
-// wakeMoved are the last steps of statements that move messages: their groups are
+// wakeMovedSQL are the last steps of statements that move messages: their groups are
 // looked at where they come to, and where they leave those who waited for them.
-const wakeMoved = `), woken AS (
+const wakeMovedSQL = `), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM moved
     WHERE group_id IS NOT NULL
@@ -128,10 +128,10 @@ const wakeMoved = `), woken AS (
     SELECT queue_key, group_id, now(), NULL
     FROM gone
     WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroups + `
+), groups AS (` + wakeGroupsSQL + `
 )`
 
-const redriveBatch = `
+const redriveBatchSQL = `
 WITH source AS MATERIALIZED (
     SELECT CASE WHEN dead_queue_id IS NULL THEN NULL ELSE message_max_deliveries END AS max_deliveries
     FROM queued.queues
@@ -157,14 +157,14 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, destination
     WHERE m.ctid = due.tid
-    RETURNING ` + movedColumns + `, m.max_deliveries, destination.id AS destination_id
-), moved AS (` + moveMessages + wakeMoved + `
+    RETURNING ` + movedColumnsSQL + `, m.max_deliveries, destination.id AS destination_id
+), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
 SELECT scheduled_at, seq, count(*) OVER ()
 FROM due
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
-const redriveLeft = `
+const redriveLeftSQL = `
 SELECT EXISTS (
     SELECT
     FROM queued.messages m
@@ -173,7 +173,7 @@ SELECT EXISTS (
         AND m.scheduled_at <= $2
         AND m.seq <= $3
         AND m.expired_at > now()
-        AND m.delivery_attempts < ` + maxDeliveries + `
+        AND m.delivery_attempts < ` + maxDeliveriesSQL + `
 )`
 
 // redrive moves what could be received from the queue when it was called to the
@@ -202,7 +202,7 @@ func (s *store) redriveKey(ctx context.Context, v snapshot, destinationID string
 		if _, err := s.queue(ctx, destinationID); err != nil {
 			return position{}, err
 		}
-		last, n, err := scanBatch(s.on("redrive").QueryRowContext(ctx, redriveBatch, v.key, v.at, v.seq, after.at, after.seq, min(*limit, workBatch), destinationID))
+		last, n, err := scanBatch(s.on("redrive").QueryRowContext(ctx, redriveBatchSQL, v.key, v.at, v.seq, after.at, after.seq, min(*limit, workBatch), destinationID))
 		if err == nil {
 			*limit -= n
 			moved(n)
@@ -212,7 +212,7 @@ func (s *store) redriveKey(ctx context.Context, v snapshot, destinationID string
 		if *limit == 0 {
 			return false, nil
 		}
-		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeft, v.key, v.at, v.seq).Scan(&left)
+		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeftSQL, v.key, v.at, v.seq).Scan(&left)
 		return left, err
 	})
 }

@@ -24,7 +24,7 @@ type leaseTerms struct {
 // have its first message with a group without anybody looking for it.
 const groupsUnnoticed = time.Second
 
-const selectLeaseTerms = `
+const selectLeaseTermsSQL = `
 SELECT s.version, q.key, q.ack_deadline_seconds,
        CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END,
        coalesce(q.delivery_interval_ms, 0), q.ordered,
@@ -44,7 +44,7 @@ func (s *session) readLeaseTerms(queueID string, groupsSince time.Time) error {
 		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
 		terms.readAt = time.Now()
 		return terms, err
-	}, selectLeaseTerms, queueID, since(groupsSince))
+	}, selectLeaseTermsSQL, queueID, since(groupsSince))
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (s *session) readLeaseTerms(queueID string, groupsSince time.Time) error {
 // go by ctid because they are locked, and so cannot move, within the statement.
 // What would take the sum of sizes over the budget is not taken, but for the
 // first: the rule of share.
-const dueMessages = `
+const dueMessagesSQL = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq, size
     FROM queued.messages
@@ -78,7 +78,7 @@ WITH due AS MATERIALIZED (
     FROM due
 )`
 
-const claimMessages = dueMessages + `
+const claimMessagesSQL = dueMessagesSQL + `
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
     scheduled_at = now() + make_interval(secs => $7), updated_at = now()
@@ -88,27 +88,27 @@ WHERE m.ctid = f.tid
 RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
           f.scheduled_at, f.seq, coalesce(m.request_id, ''), coalesce(m.traceparent, '')`
 
-// deleteDue ends within the columns that it returns.
-const deleteDue = dueMessages + `, consumed AS (
+// deleteDueSQL ends within the columns that it returns.
+const deleteDueSQL = dueMessagesSQL + `, consumed AS (
     DELETE FROM queued.messages m
     USING fitting f
     WHERE m.ctid = f.tid
         AND (f.total <= $4 OR f.total = f.size)
     RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq, m.request_id, m.traceparent`
 
-const selectDelivered = `
+const selectDeliveredSQL = `
 SELECT id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq, coalesce(request_id, ''), coalesce(traceparent, '')
 FROM consumed`
 
-const consumeMessages = deleteDue + `
-)` + selectDelivered
+const consumeMessagesSQL = deleteDueSQL + `
+)` + selectDeliveredSQL
 
-const consumeAndKeep = deleteDue + `, m.queue_key, m.group_id
+const consumeAndKeepSQL = deleteDueSQL + `, m.queue_key, m.group_id
 ), kept AS (
     INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
     SELECT abs(queue_key), now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
     FROM consumed
-)` + selectDelivered
+)` + selectDeliveredSQL
 
 // claimed is what a claim got.
 type claimed struct {
@@ -191,12 +191,12 @@ func (s *session) claimBoth(terms leaseTerms, at outlet, from claimStart, groups
 
 // claimOn is claimBoth for messages without a group.
 func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, budget int) (c claimedFrom, err error) {
-	name, statement := "claim", claimMessages
+	name, statement := "claim", claimMessagesSQL
 	args := []any{terms.queueKey, terms.maxDeliveries, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
 	if at.consumes {
-		name, statement, args = "consume", consumeMessages, args[:6]
+		name, statement, args = "consume", consumeMessagesSQL, args[:6]
 		if terms.keepsConsumed {
-			statement = consumeAndKeep
+			statement = consumeAndKeepSQL
 		}
 	}
 	c.messages, err = read(s, name, func(row scanner) (message, error) {
@@ -241,7 +241,7 @@ func (v nextDue) soonest() time.Time {
 }
 
 // What is due now but cannot be claimed, being expired or exhausted, does not count.
-const selectNextDue = `
+const selectNextDueSQL = `
 SELECT q.id, now(), (
     SELECT m.scheduled_at
     FROM queued.messages m
@@ -276,5 +276,5 @@ func (s *session) nextDue(queueIDs []string, since []claimStart) ([]nextDue, err
 		err = row.Scan(&v.queueID, &v.now, &dueAt, &readyAt)
 		v.dueAt, v.readyAt = dueAt.Time, readyAt.Time
 		return v, err
-	}, selectNextDue, textArray(queueIDs), dueSince, readySince)
+	}, selectNextDueSQL, textArray(queueIDs), dueSince, readySince)
 }

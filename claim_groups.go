@@ -13,7 +13,7 @@ type groupTurn struct {
 	manyEnded     bool         // more leases of the group have ended than were looked at
 }
 
-const readyGroups = `
+const readyGroupsSQL = `
 SELECT ctid, ready_at, now()
 FROM queued.groups
 WHERE abs(queue_key) = abs($1::bigint)
@@ -24,11 +24,11 @@ ORDER BY ready_at
 LIMIT $4
 FOR UPDATE`
 
-// lockGroups passes over those that somebody holds. awaitGroups waits for them: most
+// lockGroupsSQL passes over those that somebody holds. awaitGroupsSQL waits for them: most
 // likely for a publisher that commits in a moment. Who waits holds no lock.
 const (
-	lockGroups  = readyGroups + ` SKIP LOCKED`
-	awaitGroups = readyGroups
+	lockGroupsSQL  = readyGroupsSQL + ` SKIP LOCKED`
+	awaitGroupsSQL = readyGroupsSQL
 )
 
 // What a claim finds in the groups that it has locked, whose rows ($2) cannot move
@@ -37,7 +37,7 @@ const (
 // ended; the second are usually few, and looked for among the first endedLeases, of
 // which it says whether there are as many. In an ordered queue ($4) the front is
 // also what is not due yet, or is exhausted: the others wait for it.
-const frontsOfGroups = `
+const frontsOfGroupsSQL = `
 WITH visited AS MATERIALIZED (
     SELECT u.tid, g.id, u.place, g.limited_until, g.kept, g.front,
            coalesce(g.limited_until <= now(), true) AS free,
@@ -114,7 +114,7 @@ WITH visited AS MATERIALIZED (
 
 // What was taken is leased or, by those who consume, gone.
 const (
-	leaseTaken = `claimed AS (
+	leaseTakenSQL = `claimed AS (
     UPDATE queued.messages m
     SET in_flight = true, delivery_attempts = m.delivery_attempts + 1,
         last_delivery = m.delivery_attempts + 1 >= least($5, m.max_deliveries),
@@ -125,7 +125,7 @@ const (
               t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place, t.many_ended
 ), `
 
-	consumeTaken = `claimed AS (
+	consumeTakenSQL = `claimed AS (
     DELETE FROM queued.messages m
     USING taken t
     WHERE m.ctid = t.tid
@@ -134,19 +134,19 @@ const (
 ), `
 )
 
-// keepTaken keeps what consumeTaken takes, in a queue that wants it.
-const keepTaken = `kept AS (
+// keepTakenSQL keeps what consumeTakenSQL takes, in a queue that wants it.
+const keepTakenSQL = `kept AS (
     INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
     SELECT abs($1::bigint), now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
     FROM claimed
 ), `
 
-// lookAgain says when to look at the locked groups again, at those of which
+// lookAgainSQL says when to look at the locked groups again, at those of which
 // something was taken after $8 seconds at the latest. A group whose front somebody
 // else has locked, or that had to stand back, keeps its place. One that has only
 // what is exhausted or expired is looked at from time to time: nobody says so when
 // that goes, or when it can be delivered because there is no dead queue any more.
-const lookAgain = `soonest AS MATERIALIZED (
+const lookAgainSQL = `soonest AS MATERIALIZED (
     SELECT v.tid, v.id, v.kept, t.taken, now() AS visited_at, now() + interval '10 seconds' AS again_at,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
            t.taken AND NOT $9 OR ( -- not EXISTS, which may read all messages
@@ -259,11 +259,11 @@ const (
 // that wait, endedBatch at a time, before anything is delivered: only those have an
 // index in their order, and one for the others would cost on every claim.
 const (
-	endedLeases = 1000 // stands in frontsOfGroups
+	endedLeases = 1000 // stands in frontsOfGroupsSQL
 	endedBatch  = 10_000
 )
 
-const returnEnded = `
+const returnEndedSQL = `
 WITH ended AS MATERIALIZED (
     SELECT m.tid
     FROM unnest($2::text[]) AS u (group_id)
@@ -287,7 +287,7 @@ WITH ended AS MATERIALIZED (
 ), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM returned
-), groups AS (` + wakeGroups + `
+), groups AS (` + wakeGroupsSQL + `
 )
 SELECT count(*)
 FROM returned`
@@ -316,9 +316,9 @@ func manyEnded(messages []message) error {
 // ready since a time gives what it may. Without patience those that somebody holds
 // are passed over, and with it the one ready longest is waited for.
 func (s *session) claimGroups(terms leaseTerms, at outlet, from time.Time, patient bool, limit, budget int) (c claimedFrom, err error) {
-	name, lock, visits := "lock_groups", lockGroups, limit
+	name, lock, visits := "lock_groups", lockGroupsSQL, limit
 	if patient {
-		name, lock, visits = "await_group", awaitGroups, 1
+		name, lock, visits = "await_group", awaitGroupsSQL, 1
 	}
 	for range groupRounds {
 		var visited []lockedGroup
@@ -336,7 +336,7 @@ func (s *session) claimGroups(terms leaseTerms, at outlet, from time.Time, patie
 		var many errManyEnded
 		if errors.As(err, &many) {
 			c.messages = nil // nothing was delivered
-			if _, err := read(s, "return_ended", scanKey, returnEnded, -terms.queueKey, groupArray(many.groups), endedBatch); err != nil {
+			if _, err := read(s, "return_ended", scanKey, returnEndedSQL, -terms.queueKey, groupArray(many.groups), endedBatch); err != nil {
 				return claimedFrom{}, err
 			}
 			continue
@@ -362,7 +362,7 @@ func (s *session) claimGroups(terms leaseTerms, at outlet, from time.Time, patie
 	return c, nil
 }
 
-// lockGroups runs one of the two statements that lock groups.
+// lockGroupsSQL runs one of the two statements that lock groups.
 func (s *session) lockGroups(name, statement string, terms leaseTerms, from time.Time, visits int) ([]lockedGroup, error) {
 	return read(s, name, func(row scanner) (g lockedGroup, err error) {
 		err = row.Scan(&g.tid, &g.readyAt, &g.now)
@@ -371,12 +371,12 @@ func (s *session) lockGroups(name, statement string, terms leaseTerms, from time
 }
 
 func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGroup, limit, budget int) ([]message, error) {
-	name, statement, hidden := "claim_groups", frontsOfGroups+leaseTaken+lookAgain, terms.ackDeadline
+	name, statement, hidden := "claim_groups", frontsOfGroupsSQL+leaseTakenSQL+lookAgainSQL, terms.ackDeadline
 	if at.consumes {
-		name, statement, hidden = "consume_groups", frontsOfGroups+consumeTaken+lookAgain, 0
+		name, statement, hidden = "consume_groups", frontsOfGroupsSQL+consumeTakenSQL+lookAgainSQL, 0
 	}
 	if at.consumes && terms.keepsConsumed {
-		statement = frontsOfGroups + consumeTaken + keepTaken + lookAgain
+		statement = frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + lookAgainSQL
 	}
 	tids := make(groupArray, len(visited))
 	for i, g := range visited {

@@ -111,7 +111,7 @@ func (c *cleanup) once(ctx context.Context) (err error) {
 	return err
 }
 
-const selectExhausted = `
+const selectExhaustedSQL = `
 SELECT k.key, q.id, coalesce(q.dead_queue_id, '')
 FROM queued.queues q
 CROSS JOIN LATERAL (VALUES (q.key), (-q.key)) AS k (key)
@@ -121,11 +121,11 @@ WHERE EXISTS (
     WHERE m.queue_key = k.key
         AND m.last_delivery
         AND m.scheduled_at <= now()
-        AND m.delivery_attempts >= ` + maxDeliveries + `
+        AND m.delivery_attempts >= ` + maxDeliveriesSQL + `
 )
 ORDER BY q.id`
 
-const moveExhausted = `
+const moveExhaustedSQL = `
 WITH source AS MATERIALIZED (
     SELECT CASE WHEN dead_queue_id IS NOT NULL THEN message_max_deliveries END AS max_deliveries, dead_queue_id
     FROM queued.queues
@@ -146,14 +146,14 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
-    RETURNING ` + movedColumns + `, NULL::integer AS max_deliveries, source.dead_queue_id AS destination_id
-), moved AS (` + moveMessages + wakeMoved + `
+    RETURNING ` + movedColumnsSQL + `, NULL::integer AS max_deliveries, source.dead_queue_id AS destination_id
+), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
 SELECT scheduled_at, seq, count(*) OVER ()
 FROM due
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
-// moveExhausted moves messages whose last delivery ended without an ack to the
+// moveExhaustedSQL moves messages whose last delivery ended without an ack to the
 // dead queue; where there is none, they are dropped. Those that were nacked are
 // gone already.
 func (c *cleanup) moveExhausted(ctx context.Context) error {
@@ -164,13 +164,13 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 	moves, err := collect(ctx, c.on("exhausted_queues"), func(row scanner) (m move, err error) {
 		err = row.Scan(&m.key, &m.id, &m.deadQueueID)
 		return m, err
-	}, selectExhausted)
+	}, selectExhaustedSQL)
 	if err != nil {
 		return err
 	}
 	for _, m := range moves {
 		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-			return scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhausted, m.key, cleanupBatch, after.at))
+			return scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhaustedSQL, m.key, cleanupBatch, after.at))
 		}, func(n int) {
 			if m.deadQueueID == "" {
 				c.metrics.add(messagesDropped, m.id, n)
@@ -193,7 +193,7 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 // ones are found at the front of a queue. The search begins where the front was
 // the last time: as long as PostgreSQL cannot remove what is gone from there, it
 // would walk over all of it.
-const selectFronts = `
+const selectFrontsSQL = `
 SELECT k.key, q.id, coalesce(oldest.scheduled_at, f.front), coalesce(oldest.expired_at <= now(), false)
 FROM queued.queues q
 CROSS JOIN LATERAL (VALUES (q.key), (-q.key)) AS k (key)
@@ -209,7 +209,7 @@ LEFT JOIN LATERAL (
 
 // Only what is deleted is locked: a claim passes over rows that are locked, and
 // what is not expired would come late and out of order.
-const removeExpired = `
+const removeExpiredSQL = `
 WITH oldest AS MATERIALIZED (
     SELECT ctid AS tid
     FROM queued.messages
@@ -237,7 +237,7 @@ FROM expired
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
-// removeExpired deletes expired messages at the front of their queues, where
+// removeExpiredSQL deletes expired messages at the front of their queues, where
 // they are in the way of receivers. The walk finds the others.
 func (c *cleanup) removeExpired(ctx context.Context) error {
 	type front struct {
@@ -256,7 +256,7 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 		err = row.Scan(&f.key, &f.id, &at, &f.expired)
 		f.at = at.Time
 		return f, err
-	}, selectFronts, keys, times)
+	}, selectFrontsSQL, keys, times)
 	if err != nil {
 		return err
 	}
@@ -266,7 +266,7 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 		if !f.expired {
 			continue
 		}
-		err := c.remove(ctx, "remove_expired", removeExpired, f.key, f.at, func(n int) {
+		err := c.remove(ctx, "remove_expired", removeExpiredSQL, f.key, f.at, func(n int) {
 			c.metrics.add(messagesExpired, f.id, n)
 		})
 		if err != nil {
@@ -276,13 +276,13 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 	return nil
 }
 
-const selectDeleted = `
+const selectDeletedSQL = `
 SELECT key
 FROM queued.deleted_queues d
 WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
 ORDER BY key`
 
-const removeDeleted = `
+const removeDeletedSQL = `
 WITH found AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq
     FROM queued.messages
@@ -301,47 +301,47 @@ FROM found
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
-const forgetDeleted = `
+const forgetDeletedSQL = `
 DELETE FROM queued.deleted_queues d
 WHERE deleted_at < now() - make_interval(secs => $1)
     AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
     AND NOT EXISTS (SELECT FROM queued.consumed WHERE queue_key = d.key)`
 
-// removeDeleted deletes the messages of deleted queues.
+// removeDeletedSQL deletes the messages of deleted queues.
 func (c *cleanup) removeDeleted(ctx context.Context) error {
-	keys, err := collect(ctx, c.on("deleted_queues"), scanKey, selectDeleted)
+	keys, err := collect(ctx, c.on("deleted_queues"), scanKey, selectDeletedSQL)
 	if err != nil {
 		return err
 	}
 	for _, key := range keys {
-		if err := c.remove(ctx, "remove_deleted", removeDeleted, key, time.Time{}, func(int) {}); err != nil {
+		if err := c.remove(ctx, "remove_deleted", removeDeletedSQL, key, time.Time{}, func(int) {}); err != nil {
 			return err
 		}
 	}
-	_, err = c.on("forget_deleted").ExecContext(ctx, forgetDeleted, int(deletedQueueGrace/time.Second))
+	_, err = c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, int(deletedQueueGrace/time.Second))
 	return err
 }
 
 // The walk looks at every row from time to time, in the order of the table: for
 // what the other searches cannot find without an index that every receive would
 // pay for. It deletes what expired behind messages that did not, and marks what
-// a change of its queue's settings has exhausted, for moveExhausted to move. Its
+// a change of its queue's settings has exhausted, for moveExhaustedSQL to move. Its
 // statements alone are not about a queue.
 const (
-	selectWalk = `
+	selectWalkSQL = `
 SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint,
        coalesce(min(message_retention_seconds), 0),
        coalesce(hashtextextended(string_agg(key || ' ' || message_max_deliveries, ',' ORDER BY key) FILTER (WHERE dead_queue_id IS NOT NULL), 0), 0)
 FROM queued.queues`
 
-	selectExpiry = `
+	selectExpirySQL = `
 SELECT count(*) FILTER (WHERE expired_at <= now()),
        extract(epoch FROM min(expired_at) FILTER (WHERE expired_at > now()) - now())::double precision
 FROM queued.messages
 WHERE ctid >= format('(%s,0)', $1::bigint)::tid
     AND ctid < format('(%s,0)', $2::bigint)::tid`
 
-	walkExpired = `
+	walkExpiredSQL = `
 WITH expired AS MATERIALIZED (
     SELECT ctid AS tid
     FROM queued.messages
@@ -360,7 +360,7 @@ FROM removed
 JOIN queued.queues q ON q.key = abs(removed.queue_key)
 GROUP BY q.id`
 
-	walkExhausted = `
+	walkExhaustedSQL = `
 WITH exhausted AS MATERIALIZED (
     SELECT m.ctid AS tid
     FROM queued.messages m
@@ -415,7 +415,7 @@ func (c *cleanup) walk(ctx context.Context) error {
 	}
 	defer c.rests.table.after(time.Now(), 0)
 	var pages, retention, limits int64
-	if err := c.on("walk").QueryRowContext(ctx, selectWalk).Scan(&pages, &retention, &limits); err != nil {
+	if err := c.on("walk").QueryRowContext(ctx, selectWalkSQL).Scan(&pages, &retention, &limits); err != nil {
 		return err
 	}
 	if c.round.began.IsZero() || c.round.ended {
@@ -448,12 +448,12 @@ func (c *cleanup) walk(ctx context.Context) error {
 // walkPages looks at a part of the table, and returns how many messages it has
 // deleted of each queue.
 func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (expired map[string]int, err error) {
-	if _, err := c.metrics.timed("scan_exhausted", tx).ExecContext(ctx, walkExhausted, from, to); err != nil {
+	if _, err := c.metrics.timed("scan_exhausted", tx).ExecContext(ctx, walkExhaustedSQL, from, to); err != nil {
 		return nil, err
 	}
 	var found int
 	var next sql.NullFloat64 // seconds until the next expires; null: there is none
-	if err := c.metrics.timed("scan_expiry", tx).QueryRowContext(ctx, selectExpiry, from, to).Scan(&found, &next); err != nil {
+	if err := c.metrics.timed("scan_expiry", tx).QueryRowContext(ctx, selectExpirySQL, from, to).Scan(&found, &next); err != nil {
 		return nil, err
 	}
 	if next.Valid {
@@ -470,7 +470,7 @@ func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (ex
 		expired[queueID] = n
 		found -= n
 		return nil, err
-	}, walkExpired, from, to)
+	}, walkExpiredSQL, from, to)
 	if found > 0 { // somebody holds it
 		c.round.sees(0)
 	}
@@ -534,7 +534,7 @@ const groupWalk = 5000 // rows that one statement looks at
 // running is locked first and looked at again then: a publisher may just have
 // added a message.
 const (
-	selectIdleGroups = `
+	selectIdleGroupsSQL = `
 WITH page AS MATERIALIZED (
     SELECT queue_key, id, kept, limited_until
     FROM queued.groups
@@ -561,7 +561,7 @@ FROM page p
 LEFT JOIN idle ON idle.queue_key = p.queue_key AND idle.id = p.id
 ORDER BY p.queue_key, p.id`
 
-	removeIdleGroups = `
+	removeIdleGroupsSQL = `
 DELETE FROM queued.groups g
 USING unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
 WHERE g.queue_key = u.queue_key
@@ -572,7 +572,7 @@ WHERE g.queue_key = u.queue_key
         AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = abs(g.queue_key) AND m.group_id = g.id LIMIT 1) IS NULL)`
 )
 
-// removeIdleGroups forgets groups that have nothing to remember: claims do so too,
+// removeIdleGroupsSQL forgets groups that have nothing to remember: claims do so too,
 // where they look. It walks through all groups, and rests like the walk.
 func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 	if !c.rests.groups.over() {
@@ -593,7 +593,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 			page, err = collect(ctx, c.metrics.timed("idle_groups", tx), func(row scanner) (f found, err error) {
 				err = row.Scan(&f.queueKey, &f.id, &f.idle)
 				return f, err
-			}, selectIdleGroups, c.group.queueKey, c.group.id, groupWalk)
+			}, selectIdleGroupsSQL, c.group.queueKey, c.group.id, groupWalk)
 			if err != nil {
 				return err
 			}
@@ -605,7 +605,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 				}
 			}
 			if len(ids) > 0 {
-				_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroups, keys, ids)
+				_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroupsSQL, keys, ids)
 			}
 			return err
 		})
@@ -628,7 +628,7 @@ func (c *cleanup) lookAtChangedGroups(ctx context.Context) error {
 	return (&store{c.db, c.metrics}).lookAtChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }
 
-const removeTallies = `
+const removeTalliesSQL = `
 WITH past AS MATERIALIZED (
     SELECT t.ctid AS tid
     FROM (
@@ -647,12 +647,12 @@ DELETE FROM queued.tallies t
 USING past
 WHERE t.ctid = past.tid`
 
-// removeTallies removes counts that nobody shows any more.
+// removeTalliesSQL removes counts that nobody shows any more.
 func (c *cleanup) removeTallies(ctx context.Context) error {
 	for {
 		var removed int64
 		locked, err := c.batch(ctx, func(tx *sql.Tx) error {
-			done, err := c.metrics.timed("remove_tallies", tx).ExecContext(ctx, removeTallies, tallyMinutes, cleanupBatch)
+			done, err := c.metrics.timed("remove_tallies", tx).ExecContext(ctx, removeTalliesSQL, tallyMinutes, cleanupBatch)
 			if err == nil {
 				removed, err = done.RowsAffected()
 			}

@@ -96,9 +96,9 @@ func (j *job) bound() int {
 	return *j.maxWaiting
 }
 
-// The groups are locked, in the order of wakeGroups, before anybody looks at what
+// The groups are locked, in the order of wakeGroupsSQL, before anybody looks at what
 // waits in them.
-const lockGroupsOfJobs = `
+const lockGroupsOfJobsSQL = `
 INSERT INTO queued.groups AS g (queue_key, id, ready_at)
 SELECT DISTINCT u.queue_key, u.id, timestamptz 'infinity'
 FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
@@ -111,7 +111,7 @@ WHERE false`
 // Those of one group that are new come one after the other, until it is full. What
 // waits but is locked does not count as the same job: who has locked it may want
 // its group next, and is about to settle or to move it.
-const insertJobs = `
+const insertJobsSQL = `
 WITH jobs AS MATERIALIZED (
     SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.size, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.request_id, j.traceparent, j.n
     FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[],
@@ -227,7 +227,7 @@ func (s *session) enqueue(batch []*publication) error {
 		waiting = append(waiting, int64(m.job.bound()))
 		retentions, delays = append(retentions, int64(to.retention/time.Second)), append(delays, int64(to.delay/time.Second))
 	}
-	if _, err := read[any](s, "lock_groups_of_jobs", nil, lockGroupsOfJobs, keys, groups, s.settings.version); err != nil {
+	if _, err := read[any](s, "lock_groups_of_jobs", nil, lockGroupsOfJobsSQL, keys, groups, s.settings.version); err != nil {
 		return err
 	}
 	type outcome struct {
@@ -239,7 +239,7 @@ func (s *session) enqueue(batch []*publication) error {
 	outcomes, err := read(s, "insert_jobs", func(row scanner) (o outcome, err error) {
 		err = row.Scan(&o.n, &o.waiting, &o.at, &o.id, &o.seq, &o.ready)
 		return o, err
-	}, insertJobs, ids, keys, groups, names, data, sizes, deliveries, intervals, waiting, retentions, delays, s.settings.version, maxMeasured, traces.requestIDs, traces.traceparents)
+	}, insertJobsSQL, ids, keys, groups, names, data, sizes, deliveries, intervals, waiting, retentions, delays, s.settings.version, maxMeasured, traces.requestIDs, traces.traceparents)
 	if err != nil {
 		return err
 	}
@@ -260,8 +260,8 @@ func (s *session) enqueue(batch []*publication) error {
 }
 
 const (
-	selectJob = `
-SELECT m.id, m.scheduled_at, ` + messageState + `
+	selectJobSQL = `
+SELECT m.id, m.scheduled_at, ` + messageStateSQL + `
 FROM queued.queues q
 JOIN queued.messages m ON abs(m.queue_key) = q.key AND m.group_id = $2 AND m.job_id = $3
 WHERE q.id = $1
@@ -269,8 +269,8 @@ WHERE q.id = $1
 ORDER BY m.in_flight AND m.scheduled_at > now() DESC, m.seq
 LIMIT 1`
 
-	selectAsJob = `
-SELECT m.id, m.scheduled_at, ` + messageState + `
+	selectAsJobSQL = `
+SELECT m.id, m.scheduled_at, ` + messageStateSQL + `
 FROM queued.queues q
 JOIN queued.messages m ON m.id = $3 AND m.queue_key IN (q.key, -q.key)
 WHERE q.id = $1
@@ -283,9 +283,9 @@ WHERE q.id = $1
 // that is none is named by its id, and found in any group if it has none.
 func (s *store) job(ctx context.Context, queueID, group, id string) (m message, err error) {
 	scan := func(row scanner) error { return row.Scan(&m.ID, &m.ScheduledAt, &m.State) }
-	err = scan(s.on("job").QueryRowContext(ctx, selectJob, queueID, group, id))
+	err = scan(s.on("job").QueryRowContext(ctx, selectJobSQL, queueID, group, id))
 	if uuid, ok := parseID(id); ok && errors.Is(err, sql.ErrNoRows) {
-		err = scan(s.on("message_as_job").QueryRowContext(ctx, selectAsJob, queueID, group, uuid))
+		err = scan(s.on("message_as_job").QueryRowContext(ctx, selectAsJobSQL, queueID, group, uuid))
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return m, errMessageNotFound
@@ -323,7 +323,7 @@ func (e *engine) runFinishes(s *session, batch []*finishing) error {
 	return nil
 }
 
-const finishJobs = `
+const finishJobsSQL = `
 WITH found AS MATERIALIZED (
     SELECT u.n, m.tid
     FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS u (queue_id, group_id, job_id, n)
@@ -343,7 +343,7 @@ WITH found AS MATERIALIZED (
     USING found f
     WHERE m.ctid = f.tid
     RETURNING f.n, m.queue_key, m.group_id
-), ` + wakeAcked + `
+), ` + wakeAckedSQL + `
 SELECT a.n, g.ready_at
 FROM acked a
 LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = a.queue_key`
@@ -364,7 +364,7 @@ func (s *session) finish(batch []*finishing) ([]finished, error) {
 	return read(s, "finish", func(row scanner) (f finished, err error) {
 		err = row.Scan(&f.n, &f.readyAt)
 		return f, err
-	}, finishJobs, queues, groups, jobs)
+	}, finishJobsSQL, queues, groups, jobs)
 }
 
 // measuring is one request for how many messages wait in a group: those of the
@@ -385,7 +385,7 @@ func (e *engine) waitingIn(ctx context.Context, m *message) (int64, error) {
 // maxMeasured is where waitingIn stops to count.
 const maxMeasured = 100_000
 
-const selectWaiting = `
+const selectWaitingSQL = `
 SELECT (
     SELECT count(*)
     FROM (
@@ -406,14 +406,14 @@ func (e *engine) runMeasurings(s *session, batch []*measuring) error {
 	for _, v := range batch {
 		keys, groups = append(keys, v.key), append(groups, v.group)
 	}
-	counts, err := read(s, "waiting", scanKey, selectWaiting, keys, groups, maxMeasured)
+	counts, err := read(s, "waiting", scanKey, selectWaitingSQL, keys, groups, maxMeasured)
 	for i, n := range counts {
 		batch[i].waiting = n
 	}
 	return err
 }
 
-const selectGroupIDs = `
+const selectGroupIDsSQL = `
 SELECT g.id
 FROM queued.queues q
 JOIN queued.groups g ON g.queue_key = -q.key
@@ -424,14 +424,14 @@ LIMIT $2`
 
 // groupIDs returns the groups of a queue that hold messages, in order.
 func (s *store) groupIDs(ctx context.Context, queueID string) ([]string, error) {
-	return collect(ctx, s.on("group_ids"), scanID, selectGroupIDs, queueID, maxHolding)
+	return collect(ctx, s.on("group_ids"), scanID, selectGroupIDsSQL, queueID, maxHolding)
 }
 
-const selectGrouped = `
+const selectGroupedSQL = `
 SELECT visible.id
 FROM (
     SELECT id, key
-    FROM queued.queues` + visibleIDs + `
+    FROM queued.queues` + visibleIDsSQL + `
 ) AS visible
 WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = -visible.key)
 ORDER BY visible.id
@@ -439,7 +439,7 @@ LIMIT $2 OFFSET $1`
 
 // grouped returns the queues that hold messages with a group, in order.
 func (s *store) grouped(ctx context.Context, visible *names) ([]string, error) {
-	return collect(ctx, s.on("grouped"), scanID, selectGrouped, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+	return collect(ctx, s.on("grouped"), scanID, selectGroupedSQL, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
 func scanID(row scanner) (id string, err error) {
@@ -494,7 +494,7 @@ func (c *tally) add(queueID, group string, what int) {
 	}
 }
 
-const addTally = `
+const addTallySQL = `
 INSERT INTO queued.tallies AS t (queue_key, minute, group_id, enqueued, dequeued)
 SELECT q.key, date_trunc('minute', now()), u.group_id, u.enqueued, u.dequeued
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS u (queue_id, group_id, enqueued, dequeued)
@@ -521,7 +521,7 @@ func (c *tally) write(ctx context.Context) error {
 		queues, groups = append(queues, of.queueID), append(groups, of.group)
 		in, out = append(in, n[enqueued]), append(out, n[dequeued])
 	}
-	_, err := c.store.on("add_tally").ExecContext(ctx, addTally, queues, groups, in, out)
+	_, err := c.store.on("add_tally").ExecContext(ctx, addTallySQL, queues, groups, in, out)
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -560,12 +560,12 @@ type minuteCount struct {
 	enqueued, dequeued int64
 }
 
-const selectTally = `
+const selectTallySQL = `
 SELECT (extract(epoch FROM m.minute) * 1000)::bigint, coalesce(sum(t.enqueued), 0), coalesce(sum(t.dequeued), 0)
 FROM generate_series(date_trunc('minute', now()) - make_interval(mins => $2::integer - 1), date_trunc('minute', now()), interval '1 minute') AS m (minute)
 LEFT JOIN (
     SELECT key
-    FROM queued.queues` + visibleIDs + `
+    FROM queued.queues` + visibleIDsSQL + `
 ) AS visible ON true
 LEFT JOIN queued.tallies t ON t.queue_key = visible.key AND t.minute = m.minute AND t.group_id = $1
 GROUP BY m.minute
@@ -587,5 +587,5 @@ func (c *tally) counts(ctx context.Context, visible *names, group string) ([]min
 	return collect(ctx, c.store.on("tally"), func(row scanner) (v minuteCount, err error) {
 		err = row.Scan(&v.minute, &v.enqueued, &v.dequeued)
 		return v, err
-	}, selectTally, group, tallyMinutes, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+	}, selectTallySQL, group, tallyMinutes, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-const selectConsumed = `
+const selectConsumedSQL = `
 WITH page AS MATERIALIZED (
     SELECT queue_key, consumed_at, seq, size
     FROM queued.consumed
@@ -32,11 +32,11 @@ func (s *store) consumed(ctx context.Context, queueID string, offset, limit int)
 	if _, err := s.queue(ctx, queueID); err != nil {
 		return nil, err
 	}
-	return collect(ctx, s.on("consumed"), scanMessage, selectConsumed, queueID, offset, limit, deliverySize)
+	return collect(ctx, s.on("consumed"), scanMessage, selectConsumedSQL, queueID, offset, limit, deliverySize)
 }
 
 // What was consumed until a time, in batches like those of a purge.
-const removeConsumed = `
+const removeConsumedSQL = `
 WITH old AS MATERIALIZED (
     SELECT ctid AS tid, consumed_at, seq
     FROM queued.consumed
@@ -56,7 +56,7 @@ FROM old
 ORDER BY consumed_at DESC, seq DESC
 LIMIT 1`
 
-const consumedLeft = `
+const consumedLeftSQL = `
 SELECT EXISTS (
     SELECT
     FROM queued.consumed
@@ -65,7 +65,7 @@ SELECT EXISTS (
 )`
 
 // A queue that keeps nothing any more, or is deleted, has kept all long enough.
-const selectKeptLongEnough = `
+const selectKeptLongEnoughSQL = `
 SELECT q.key, q.until
 FROM (
     SELECT key, coalesce(now() - make_interval(secs => consumed_retention_seconds), now()) AS until
@@ -77,7 +77,7 @@ FROM (
 WHERE (SELECT min(consumed_at) FROM queued.consumed WHERE queue_key = q.key) <= q.until
 ORDER BY q.key`
 
-// removeConsumed deletes what was consumed and kept, by what its queue says now.
+// removeConsumedSQL deletes what was consumed and kept, by what its queue says now.
 func (c *cleanup) removeConsumed(ctx context.Context) error {
 	type kept struct {
 		key   int64
@@ -86,13 +86,13 @@ func (c *cleanup) removeConsumed(ctx context.Context) error {
 	all, err := collect(ctx, c.on("expired_consumed"), func(row scanner) (k kept, err error) {
 		err = row.Scan(&k.key, &k.until)
 		return k, err
-	}, selectKeptLongEnough)
+	}, selectKeptLongEnoughSQL)
 	if err != nil {
 		return err
 	}
 	for _, k := range all {
 		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-			return scanBatch(c.metrics.timed("remove_consumed", tx).QueryRowContext(ctx, removeConsumed, k.key, k.until, after.at, after.seq, cleanupBatch))
+			return scanBatch(c.metrics.timed("remove_consumed", tx).QueryRowContext(ctx, removeConsumedSQL, k.key, k.until, after.at, after.seq, cleanupBatch))
 		}, func(int) {})
 		if err != nil {
 			return err

@@ -153,22 +153,22 @@ func (c *queueCounter) forgetMissing() {
 	}
 }
 
-const selectKeys = `
+const selectKeysSQL = `
 SELECT key, id, coalesce(dead_queue_id, '')
 FROM queued.queues
 ORDER BY id`
 
-const selectPages = `
+const selectPagesSQL = `
 SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
 
 // A part of the table, so that no statement is long: an old snapshot would keep
 // PostgreSQL from reusing the space of what is gone.
-const countMessages = `
+const countMessagesSQL = `
 WITH q AS MATERIALIZED (
     SELECT key, dead_queue_id, message_max_deliveries
     FROM queued.queues
 ), found AS (
-    SELECT q.key AS queue_key, m.created_at, ` + messageState + ` AS state
+    SELECT q.key AS queue_key, m.created_at, ` + messageStateSQL + ` AS state
     FROM queued.messages m
     JOIN q ON q.key = abs(m.queue_key)
     WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
@@ -195,7 +195,7 @@ func (c *queueCounter) query() ([]queueCount, error) {
 	queues, err := collect(c.ctx, on("queue_keys"), func(row scanner) (q keyed, err error) {
 		err = row.Scan(&q.key, &q.queueID, &q.deadQueueID)
 		return q, err
-	}, selectKeys)
+	}, selectKeysSQL)
 	if err != nil {
 		return nil, err
 	}
@@ -206,14 +206,14 @@ func (c *queueCounter) query() ([]queueCount, error) {
 		byKey[q.key] = &all[i]
 	}
 	var pages int64
-	if err := on("pages").QueryRowContext(c.ctx, selectPages).Scan(&pages); err != nil {
+	if err := on("pages").QueryRowContext(c.ctx, selectPagesSQL).Scan(&pages); err != nil {
 		return nil, err
 	}
 	for page := int64(0); page < pages; page += c.pages {
 		part, err := collect(c.ctx, on("count"), func(row scanner) (q keyed, err error) {
 			err = row.Scan(&q.key, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
 			return q, err
-		}, countMessages, page, page+c.pages)
+		}, countMessagesSQL, page, page+c.pages)
 		if err != nil {
 			return nil, err
 		}

@@ -14,7 +14,7 @@ import (
 //
 // A row for each group that has messages says when to look at it (schema.sql,
 // queued.groups). Whoever may have made a group ready sooner sets that time back
-// (wakeGroups) in the statement that does it. Who claims locks groups whose time
+// (wakeGroupsSQL) in the statement that does it. Who claims locks groups whose time
 // has come, looks at their messages with a snapshot taken after that, and knows
 // then: what to deliver, when to look again, or that there is nothing and the row
 // can go. Whoever adds a message waits for that lock, so no row goes while there
@@ -23,11 +23,11 @@ import (
 // Messages with a group are kept under the negative of their queue's key, where
 // claims of messages without one do not meet them.
 
-// wakeGroups is the end of statements with a step named woken, of rows (queue_key,
+// wakeGroupsSQL is the end of statements with a step named woken, of rows (queue_key,
 // group_id, due_at, seq): messages that wait and are due at that time, or groups that
 // need not wait for a message any more, where seq is null. Rows are locked in one
 // order in all statements. It returns the groups that are looked at earlier for it.
-const wakeGroups = `
+const wakeGroupsSQL = `
     INSERT INTO queued.groups AS g (queue_key, id, ready_at, front)
     SELECT queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807)
     FROM woken
@@ -57,7 +57,7 @@ const stateIdle = "idle"
 // A group of a queue that is ordered is what its front is, or waits for the message
 // in flight. Any other waits only for its interval.
 const (
-	foundGroups = `
+	foundGroupsSQL = `
 WITH found AS MATERIALIZED (
     SELECT g.queue_key, g.id, g.delivery_interval_ms, g.limited_until
     FROM queued.queues q
@@ -65,7 +65,7 @@ WITH found AS MATERIALIZED (
     WHERE q.id = $1
         AND (g.kept OR (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id LIMIT 1))`
 
-	describeGroups = `
+	describeGroupsSQL = `
 )
 SELECT q.id, g.id, coalesce(g.delivery_interval_ms, q.delivery_interval_ms, 0),
        CASE WHEN g.limited_until > now() THEN g.limited_until END,
@@ -89,7 +89,7 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
            (array_agg(state ORDER BY seq))[1] AS front
     FROM (
-        SELECT m.seq, ` + messageState + ` AS state
+        SELECT m.seq, ` + messageStateSQL + ` AS state
         FROM queued.messages m
         WHERE abs(m.queue_key) = q.key
             AND m.group_id = g.id
@@ -98,12 +98,12 @@ CROSS JOIN LATERAL (
 ) c
 ORDER BY g.id`
 
-	selectGroup = foundGroups + `
-        AND g.id = $2` + describeGroups
+	selectGroup = foundGroupsSQL + `
+        AND g.id = $2` + describeGroupsSQL
 
-	selectPageOfGroups = foundGroups + `
+	selectPageOfGroupsSQL = foundGroupsSQL + `
     ORDER BY g.id
-    LIMIT $3 OFFSET $2` + describeGroups
+    LIMIT $3 OFFSET $2` + describeGroupsSQL
 )
 
 func scanGroup(row scanner) (g group, err error) {
@@ -131,10 +131,10 @@ func (s *store) groups(ctx context.Context, queueID string, offset, limit int) (
 	if _, err := s.queue(ctx, queueID); err != nil {
 		return nil, err
 	}
-	return collect(ctx, s.on("groups"), scanGroup, selectPageOfGroups, queueID, offset, limit)
+	return collect(ctx, s.on("groups"), scanGroup, selectPageOfGroupsSQL, queueID, offset, limit)
 }
 
-const putGroup = `
+const putGroupSQL = `
 INSERT INTO queued.groups (queue_key, id, ready_at, delivery_interval_ms, kept)
 SELECT -key, $2, 'infinity', $3, coalesce($4, false)
 FROM queued.queues
@@ -149,7 +149,7 @@ RETURNING -queue_key`
 // neither messages nor an interval that is kept.
 func (s *store) setInterval(ctx context.Context, queueID, id string, interval *int, kept *bool) (g *group, err error) {
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
-		key, err := scanKey(s.in(tx, "put_group").QueryRowContext(ctx, putGroup, queueID, id, interval, kept))
+		key, err := scanKey(s.in(tx, "put_group").QueryRowContext(ctx, putGroupSQL, queueID, id, interval, kept))
 		if errors.Is(err, sql.ErrNoRows) {
 			return errQueueNotFound
 		}
@@ -169,8 +169,8 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 	return g, err
 }
 
-// The rows are locked in the order of wakeGroups.
-const lookAtGroups = `
+// The rows are locked in the order of wakeGroupsSQL.
+const lookAtGroupsSQL = `
 WITH batch AS MATERIALIZED (
     SELECT ctid AS tid, id, now() AS at,
            delivered_at + make_interval(secs => coalesce(delivery_interval_ms, (
@@ -205,7 +205,7 @@ LIMIT 1`
 func lookAtGroupsOn(ctx context.Context, db querier, key int64, id string) error {
 	after := ""
 	for {
-		err := db.QueryRowContext(ctx, lookAtGroups, -key, after, id, workBatch).Scan(&after)
+		err := db.QueryRowContext(ctx, lookAtGroupsSQL, -key, after, id, workBatch).Scan(&after)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -216,14 +216,14 @@ func lookAtGroupsOn(ctx context.Context, db querier, key int64, id string) error
 }
 
 const (
-	selectChangedGroups = `
+	selectChangedGroupsSQL = `
 SELECT key, id, groups_changed_in
 FROM queued.queues
 WHERE groups_changed_in IS NOT NULL
     AND ($1 = '' OR id = $1)
 ORDER BY id`
 
-	groupsLookedAt = `
+	groupsLookedAtSQL = `
 UPDATE queued.queues
 SET groups_changed_in = NULL
 WHERE key = $1
@@ -242,7 +242,7 @@ func (s *store) lookAtChangedGroups(ctx context.Context, queueID string, looked 
 	all, err := collect(ctx, s.on("changed_groups"), func(row scanner) (c changed, err error) {
 		err = row.Scan(&c.key, &c.id, &c.version)
 		return c, err
-	}, selectChangedGroups, queueID)
+	}, selectChangedGroupsSQL, queueID)
 	if err != nil {
 		return err
 	}
@@ -250,7 +250,7 @@ func (s *store) lookAtChangedGroups(ctx context.Context, queueID string, looked 
 		if err := lookAtGroupsOn(ctx, s.on("refresh_groups"), c.key, ""); err != nil {
 			return err
 		}
-		if _, err := s.on("groups_refreshed").ExecContext(ctx, groupsLookedAt, c.key, c.version); err != nil {
+		if _, err := s.on("groups_refreshed").ExecContext(ctx, groupsLookedAtSQL, c.key, c.version); err != nil {
 			return unknown(err)
 		}
 		looked(c.id)
@@ -259,7 +259,7 @@ func (s *store) lookAtChangedGroups(ctx context.Context, queueID string, looked 
 }
 
 const (
-	purgeGroupBatch = `
+	purgeGroupBatchSQL = `
 WITH found AS MATERIALIZED (
     SELECT ctid AS tid
     FROM queued.messages
@@ -277,7 +277,7 @@ WITH found AS MATERIALIZED (
 SELECT count(*)
 FROM found`
 
-	purgeGroupLeft = `
+	purgeGroupLeftSQL = `
 SELECT EXISTS (
     SELECT
     FROM queued.messages
@@ -287,7 +287,7 @@ SELECT EXISTS (
         AND NOT ($4 AND in_flight AND scheduled_at > now())
 )`
 
-	resetGroup = `
+	resetGroupSQL = `
 UPDATE queued.groups
 SET delivery_interval_ms = NULL, kept = false
 WHERE queue_key = $1
@@ -303,14 +303,14 @@ func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool
 	}
 	err = inBatches(ctx, func(position) (last position, err error) {
 		var n int
-		err = s.on("purge_group").QueryRowContext(ctx, purgeGroupBatch, -v.key, id, v.seq, waiting, workBatch).Scan(&n)
+		err = s.on("purge_group").QueryRowContext(ctx, purgeGroupBatchSQL, -v.key, id, v.seq, waiting, workBatch).Scan(&n)
 		if err == nil && n == 0 {
 			err = sql.ErrNoRows
 		}
 		purged(n)
 		return last, err
 	}, func() (left bool, err error) {
-		err = s.on("purge_group_left").QueryRowContext(ctx, purgeGroupLeft, -v.key, id, v.seq, waiting).Scan(&left)
+		err = s.on("purge_group_left").QueryRowContext(ctx, purgeGroupLeftSQL, -v.key, id, v.seq, waiting).Scan(&left)
 		return left, err
 	})
 	if err != nil {
@@ -329,7 +329,7 @@ func (s *store) deleteGroup(ctx context.Context, queueID, id string, purged func
 	if err != nil {
 		return err
 	}
-	if _, err := s.on("reset_group").ExecContext(ctx, resetGroup, -v.key, id); err != nil {
+	if _, err := s.on("reset_group").ExecContext(ctx, resetGroupSQL, -v.key, id); err != nil {
 		return unknown(err)
 	}
 	return s.purgeGroup(ctx, queueID, id, false, purged)

@@ -585,7 +585,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	terms := claim.settings.terms["q"]
 	acked := make(chan reply, 1)
 	err := claim.transaction(func() error {
-		visited, err := claim.lockGroups("lock_groups", lockGroups, terms, time.Time{}, 1)
+		visited, err := claim.lockGroups("lock_groups", lockGroupsSQL, terms, time.Time{}, 1)
 		if err != nil || len(visited) != 1 {
 			t.Fatalf("lockGroups = %v, %v", visited, err)
 		}

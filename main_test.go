@@ -717,7 +717,7 @@ func TestPanicOfTheEngineEndsTheProcessAndLosesNothing(t *testing.T) {
 		switch {
 		case fromClient && kind == 'P':
 			v, _ := fields(body, 2)
-			inserts[fmt.Sprint(conn, v[0])] = v[1] == insertMessages
+			inserts[fmt.Sprint(conn, v[0])] = v[1] == insertMessagesSQL
 		case fromClient && kind == 'B':
 			v, _ := fields(body, 2)
 			dropping[conn] = inserts[fmt.Sprint(conn, v[1])] && armed.Load()

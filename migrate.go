@@ -89,7 +89,7 @@ func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 // errSchema is returned by check if the schema is not as the statements need it.
 var errSchema = errors.New("the database lacks what queued needs")
 
-const selectLacking = `
+const selectLackingSQL = `
 SELECT CASE
            WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
            WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is no table'
@@ -115,7 +115,7 @@ func (s *store) check(ctx context.Context) error {
 	lacking, err := collect(ctx, s.on("lacking"), func(row scanner) (what string, err error) {
 		err = row.Scan(&what)
 		return what, err
-	}, selectLacking)
+	}, selectLackingSQL)
 	if err == nil && len(lacking) > 0 {
 		return fmt.Errorf("%w: %s; %s", errSchema, strings.Join(lacking, ", "), askDBA)
 	}

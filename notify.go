@@ -124,7 +124,7 @@ func (n *notifier) send(ctx context.Context) {
 	}
 }
 
-const sendNotifications = `
+const sendNotificationsSQL = `
 SELECT pg_notify('` + notifyChannel + `', payload)
 FROM unnest($1::text[]) AS payload`
 
@@ -152,7 +152,7 @@ func (n *notifier) flushAlone() {
 func (n *notifier) notify(payloads textArray) error {
 	_, err := read(n.s, "notify", func(row scanner) (any, error) {
 		return nil, row.Scan(new(any)) // of type void
-	}, sendNotifications, payloads)
+	}, sendNotificationsSQL, payloads)
 	return err
 }
 

@@ -8,16 +8,16 @@ import (
 
 // What a message m of a queue q is doing: exhausted if it was delivered as often
 // as the queue allows and nobody holds it.
-const messageState = `
+const messageStateSQL = `
     CASE
         WHEN m.in_flight AND m.scheduled_at > now() THEN 'in_flight'
-        WHEN m.delivery_attempts >= ` + maxDeliveries + ` THEN 'exhausted'
+        WHEN m.delivery_attempts >= ` + maxDeliveriesSQL + ` THEN 'exhausted'
         WHEN m.scheduled_at > now() THEN 'delayed'
         ELSE 'ready'
     END`
 
-const messageColumns = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq,
-       coalesce(m.group_id, ''), coalesce(m.request_id, ''), coalesce(m.traceparent, ''),` + messageState
+const messageColumnsSQL = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq,
+       coalesce(m.group_id, ''), coalesce(m.request_id, ''), coalesce(m.traceparent, ''),` + messageStateSQL
 
 func scanMessage(row scanner) (m message, err error) {
 	m.shows = shown{group: true, requestID: true, traceparent: true}
@@ -26,8 +26,8 @@ func scanMessage(row scanner) (m message, err error) {
 	return m, err
 }
 
-const selectMessage = `
-SELECT ` + messageColumns + `
+const selectMessageSQL = `
+SELECT ` + messageColumnsSQL + `
 FROM queued.messages m
 JOIN queued.queues q ON q.key = abs(m.queue_key)
 WHERE m.id = $1
@@ -35,7 +35,7 @@ WHERE m.id = $1
 
 // message looks at a message, wherever it is.
 func (s *store) message(ctx context.Context, id string) (message, error) {
-	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessage, id))
+	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessageSQL, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return message{}, errMessageNotFound
 	}
@@ -45,11 +45,11 @@ func (s *store) message(ctx context.Context, id string) (message, error) {
 // maxHolding is how many queues holding returns at most.
 const maxHolding = 10_000
 
-const selectHolding = `
+const selectHoldingSQL = `
 SELECT visible.id
 FROM (
     SELECT id, key
-    FROM queued.queues` + visibleIDs + `
+    FROM queued.queues` + visibleIDsSQL + `
 ) AS visible
 WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key IN (visible.key, -visible.key))
 ORDER BY visible.id
@@ -60,10 +60,10 @@ func (s *store) holding(ctx context.Context, visible *names) ([]string, error) {
 	return collect(ctx, s.on("holding"), func(row scanner) (id string, err error) {
 		err = row.Scan(&id)
 		return id, err
-	}, selectHolding, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+	}, selectHoldingSQL, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
-const selectQueuesOf = `
+const selectQueuesOfSQL = `
 SELECT m.id, q.id
 FROM queued.messages m
 JOIN queued.queues q ON q.key = abs(m.queue_key)
@@ -78,11 +78,11 @@ func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, e
 		err := row.Scan(&id, &queueID)
 		queues[id] = queueID
 		return nil, err
-	}, selectQueuesOf, ids)
+	}, selectQueuesOfSQL, ids)
 	return queues, err
 }
 
-const selectPeek = `
+const selectPeekSQL = `
 WITH page AS MATERIALIZED (
     SELECT id, queue_key, size, scheduled_at, seq
     FROM (
@@ -101,7 +101,7 @@ WITH page AS MATERIALIZED (
     SELECT id, queue_key, size, sum(size) OVER (ORDER BY scheduled_at, seq) AS total
     FROM page
 )
-SELECT ` + messageColumns + `
+SELECT ` + messageColumnsSQL + `
 FROM fitting f
 JOIN queued.messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
 JOIN queued.queues q ON q.key = abs(m.queue_key)
@@ -116,5 +116,5 @@ func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]
 	if _, err := s.queue(ctx, queueID); err != nil {
 		return nil, err
 	}
-	return collect(ctx, s.on("peek"), scanMessage, selectPeek, queueID, offset, limit, deliverySize)
+	return collect(ctx, s.on("peek"), scanMessage, selectPeekSQL, queueID, offset, limit, deliverySize)
 }

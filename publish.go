@@ -376,7 +376,7 @@ func (v *subscribers) match(attributes map[string]string, met, to []int32) []int
 	return v.matcher.match(attributes, met, to)
 }
 
-const selectSubscriptions = `
+const selectSubscriptionsSQL = `
 SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
 FROM queued.settings s
 CROSS JOIN queued.topics t
@@ -412,7 +412,7 @@ func (s *session) readSubscriptions(topicIDs []string) error {
 			})
 		}
 		return version, nil
-	}, selectSubscriptions, textArray(topicIDs))
+	}, selectSubscriptionsSQL, textArray(topicIDs))
 	if err != nil || len(versions) == 0 {
 		return err
 	}
@@ -421,7 +421,7 @@ func (s *session) readSubscriptions(topicIDs []string) error {
 	return nil
 }
 
-const selectNamed = `
+const selectNamedSQL = `
 SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
 FROM queued.settings s
 CROSS JOIN queued.queues q
@@ -441,7 +441,7 @@ func (s *session) readNamed(queueIDs []string) error {
 		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
 		found[v.queueID] = &subscribers{queues: []subscription{v}}
 		return version, err
-	}, selectNamed, textArray(queueIDs))
+	}, selectNamedSQL, textArray(queueIDs))
 	if err != nil || len(versions) == 0 {
 		return err
 	}
@@ -458,7 +458,7 @@ var errStale = errors.New("settings of topics and queues are changing all the ti
 // planner no choice: rows are inserted, and so numbered, in the order of the
 // arrays. A queue that is deleted at this very moment gets rows that nobody sees
 // and that the cleanup removes.
-const insertMessages = `
+const insertMessagesSQL = `
 WITH inserted AS (
     INSERT INTO queued.messages (id, queue_key, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
     SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.size, p.request_id, p.traceparent,
@@ -474,8 +474,8 @@ WITH inserted AS (
 SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10
 FROM inserted`
 
-// insertGrouped is insertMessages for messages of which some have a group.
-const insertGrouped = `
+// insertGroupedSQL is insertMessagesSQL for messages of which some have a group.
+const insertGroupedSQL = `
 WITH inserted AS (
     INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
     SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.size, p.request_id, p.traceparent,
@@ -491,7 +491,7 @@ WITH inserted AS (
     SELECT queue_key, group_id, due_at, seq
     FROM inserted
     WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroups + `
+), groups AS (` + wakeGroupsSQL + `
 )
 SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10,
        (SELECT array_agg(queue_key || ' ' || (extract(epoch FROM ready_at - now()) * 1000000)::bigint) FROM groups)
@@ -548,10 +548,10 @@ func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time,
 		current   bool
 		groups    pq.StringArray // that are looked at earlier: queue key, and microseconds until then
 	}
-	name, statement := "insert", insertMessages
+	name, statement := "insert", insertMessagesSQL
 	args := []any{payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version, traces.requestIDs, traces.traceparents}
 	if grouped {
-		name, statement, args = "insert_grouped", insertGrouped, append(args, groups)
+		name, statement, args = "insert_grouped", insertGroupedSQL, append(args, groups)
 	}
 	outcomes, err := read(s, name, func(row scanner) (o outcome, err error) {
 		columns := []any{&o.createdAt, &o.seqs, &o.current, &o.groups}

@@ -6,15 +6,15 @@ import (
 	"slices"
 )
 
-// As for inLease, the lease is not compared by an equation.
-const releaseMessages = `
+// As for inLeaseSQL, the lease is not compared by an equation.
+const releaseMessagesSQL = `
 WITH released AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = m.delivery_attempts - 1,
         scheduled_at = a.due_at, updated_at = now()
     FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[])
         AS a (id, queue_key, leased_until, delivery_attempts, due_at)
-    WHERE ` + thatOne + `
+    WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND m.in_flight
         AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until
@@ -24,7 +24,7 @@ WITH released AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM released
     WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroups + `
+), groups AS (` + wakeGroupsSQL + `
 )
 SELECT q.id, min(t.due_at)
 FROM (
@@ -75,13 +75,13 @@ func (s *session) undoDeliveries(messages []message) (all []touched, err error) 
 	return all, err
 }
 
-const lockMessages = `
+const lockMessagesSQL = `
 SELECT m.seq
 FROM unnest($1::uuid[], $2::bigint[]) AS a (id, queue_key)
-JOIN queued.messages m ON ` + thatOne + ` AND m.queue_key IS NOT DISTINCT FROM a.queue_key
+JOIN queued.messages m ON ` + thatOneSQL + ` AND m.queue_key IS NOT DISTINCT FROM a.queue_key
 FOR UPDATE OF m`
 
-// lockMessages locks those of the messages that are there.
+// lockMessagesSQL locks those of the messages that are there.
 func (s *session) lockMessages(messages []message) error {
 	var ids idArray
 	var keys intArray
@@ -91,7 +91,7 @@ func (s *session) lockMessages(messages []message) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	_, err := read(s, "lock_messages", scanKey, lockMessages, ids, keys)
+	_, err := read(s, "lock_messages", scanKey, lockMessagesSQL, ids, keys)
 	return err
 }
 
@@ -117,10 +117,10 @@ func (s *session) release(messages []message) ([]touched, error) {
 		attempts = append(attempts, int64(m.DeliveryAttempts))
 		dues = append(dues, m.dueAt.Time)
 	}
-	return read(s, "release", scanDue, releaseMessages, ids, keys, leases, attempts, dues)
+	return read(s, "release", scanDue, releaseMessagesSQL, ids, keys, leases, attempts, dues)
 }
 
-const restoreMessages = `
+const restoreMessagesSQL = `
 WITH restored AS (
     INSERT INTO queued.messages (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, updated_at,
                                  group_id, job_id, max_deliveries, request_id, traceparent)
@@ -141,7 +141,7 @@ WITH restored AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM restored
     WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroups + `
+), groups AS (` + wakeGroupsSQL + `
 )
 SELECT q.id, min(t.due_at)
 FROM (
@@ -173,7 +173,7 @@ func (s *session) restore(messages []message) ([]touched, error) {
 		consumed = append(consumed, m.UpdatedAt.Time)
 		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
 	}
-	return read(s, "restore", scanDue, restoreMessages, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces.requestIDs, traces.traceparents)
+	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces.requestIDs, traces.traceparents)
 }
 
 // scanDue reads a queue in which messages, or a group, are due again.
@@ -187,7 +187,7 @@ func scanDue(row scanner) (t touched, err error) {
 // A group that was delivered from once more since then is left alone. The delivery
 // before counts again, which was the interval before the limit that was; without an
 // interval others may have been delivered at the same time.
-const undoTurns = `
+const undoTurnsSQL = `
 WITH undone AS MATERIALIZED (
     SELECT g.tid, u.before, u.after,
            coalesce(g.delivery_interval_ms, (
@@ -216,7 +216,7 @@ FROM undone u
 WHERE g.ctid = u.tid
     AND g.limited_until IS NOT DISTINCT FROM u.after`
 
-// undoTurns takes back what the delivery of messages did to their groups, and locks
+// undoTurnsSQL takes back what the delivery of messages did to their groups, and locks
 // those.
 func (s *session) undoTurns(messages []message) error {
 	var keys intArray
@@ -226,6 +226,6 @@ func (s *session) undoTurns(messages []message) error {
 		keys, ids = append(keys, m.queueKey), append(ids, m.Group)
 		before, after = append(before, m.turn.before.Time), append(after, m.turn.after.Time)
 	}
-	_, err := read[any](s, "undo_turns", nil, undoTurns, keys, ids, before, after)
+	_, err := read[any](s, "undo_turns", nil, undoTurnsSQL, keys, ids, before, after)
 	return err
 }

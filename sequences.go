@@ -18,13 +18,13 @@ const sequencesLock = 0x71756575_65640003
 // since, which have later numbers, and are in no index by number.
 const sequenceLeap = 1 << 32
 
-// raiseSequences raises the sequences of keys and messages above what the tables
+// raiseSequencesSQL raises the sequences of keys and messages above what the tables
 // hold: logical replication and some restores leave them where they were. Else a
 // new queue would get the key of a deleted one, and its messages would be deleted
 // with those of that one, and new messages would come before old ones of their
 // group. Sequences that are right, as nearly always, are left alone, and what that
 // takes is found by index.
-var raiseSequences = fmt.Sprintf(`
+var raiseSequencesSQL = fmt.Sprintf(`
 SELECT pg_advisory_xact_lock(%d);
 
 SELECT setval('queued.queues_key_seq', held.key)
@@ -59,10 +59,10 @@ WHERE held.seq >= s.last_value + s.is_called::integer`, int64(sequencesLock), in
 // one had.
 var errKeyTaken = errors.New("the sequence of keys was set back")
 
-// raiseSequences is for a server that has met errKeyTaken: somebody has set a
+// raiseSequencesSQL is for a server that has met errKeyTaken: somebody has set a
 // sequence back, and no connection was lost.
 func (s *store) raiseSequences(ctx context.Context) error {
-	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequences)
+	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequencesSQL)
 	return unknown(err)
 }
 
@@ -72,7 +72,7 @@ type standing struct {
 	keys, seqs int64
 }
 
-const selectStanding = `
+const selectStandingSQL = `
 SELECT c.system_identifier || ' ' || d.oid || ' ' || k.tableoid || ' ' || m.tableoid, k.last_value, m.last_value
 FROM pg_control_system() c
 JOIN pg_database d ON d.datname = current_database()
@@ -80,7 +80,7 @@ CROSS JOIN queued.queues_key_seq k
 CROSS JOIN queued.messages_seq_seq m`
 
 func readStanding(ctx context.Context, conn driver.Conn) (v standing, err error) {
-	rows, err := conn.(driver.QueryerContext).QueryContext(ctx, selectStanding, nil)
+	rows, err := conn.(driver.QueryerContext).QueryContext(ctx, selectStandingSQL, nil)
 	if err != nil {
 		return standing{}, err
 	}
@@ -116,7 +116,7 @@ func (q *sequences) look(ctx context.Context, conn driver.Conn) error {
 		q.seen = now
 		return nil
 	}
-	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, raiseSequences, nil); err != nil {
+	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, raiseSequencesSQL, nil); err != nil {
 		return err
 	}
 	q.seen = now // zero if it may not be read

@@ -141,7 +141,7 @@ func TestSequencesThatAreRightStay(t *testing.T) {
 	}
 	defer conn.Close()
 	plan := ""
-	for _, statement := range strings.Split(raiseSequences, ";")[1:] {
+	for _, statement := range strings.Split(raiseSequencesSQL, ";")[1:] {
 		plan += explain1(t, conn, statement, nil)
 	}
 	if strings.Contains(plan, "Seq Scan on messages ") || strings.Contains(plan, "Sort ") {

@@ -81,7 +81,7 @@ type querier interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-const selectUsable = `
+const selectUsableSQL = `
 SELECT current_setting('transaction_read_only') = 'off', EXISTS (SELECT FROM queued.settings)`
 
 // ping returns an error unless the database answers, has the schema, and can be
@@ -91,7 +91,7 @@ func (s *store) ping(ctx context.Context) error {
 		return unknown(err)
 	}
 	var writable, settings bool
-	err := s.on("ping").QueryRowContext(ctx, selectUsable).Scan(&writable, &settings)
+	err := s.on("ping").QueryRowContext(ctx, selectUsableSQL).Scan(&writable, &settings)
 	switch {
 	case err != nil:
 		return unknown(err)
@@ -103,7 +103,7 @@ func (s *store) ping(ctx context.Context) error {
 	return nil
 }
 
-const selectUndurable = `
+const selectUndurableSQL = `
 SELECT name
 FROM unnest('{fsync,full_page_writes,synchronous_commit}'::text[]) AS name
 WHERE current_setting(name) = 'off'`
@@ -114,7 +114,7 @@ func (s *store) undurable(ctx context.Context) ([]string, error) {
 	return collect(ctx, s.on("undurable"), func(row scanner) (name string, err error) {
 		err = row.Scan(&name)
 		return name, err
-	}, selectUndurable)
+	}, selectUndurableSQL)
 }
 
 // unknown turns every error but those for which a request may be the reason into
@@ -127,46 +127,46 @@ func unknown(err error) error {
 	return fmt.Errorf("%w: %w", errUnavailable, err)
 }
 
-const insertTopic = `
+const insertTopicSQL = `
 INSERT INTO queued.topics (id)
 VALUES ($1)
 RETURNING id, created_at`
 
 func (s *store) createTopic(ctx context.Context, id string) (topic, error) {
-	t, err := once(ctx, s, "insert_topic", scanTopic, insertTopic, id)
+	t, err := once(ctx, s, "insert_topic", scanTopic, insertTopicSQL, id)
 	if pq.As(err, pqerror.UniqueViolation) != nil {
 		return topic{}, errTopicExists
 	}
 	return t, unknown(err)
 }
 
-const selectTopic = `
+const selectTopicSQL = `
 SELECT id, created_at
 FROM queued.topics
 WHERE id = $1`
 
 func (s *store) topic(ctx context.Context, id string) (topic, error) {
-	t, err := scanTopic(s.on("topic").QueryRowContext(ctx, selectTopic, id))
+	t, err := scanTopic(s.on("topic").QueryRowContext(ctx, selectTopicSQL, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return topic{}, errTopicNotFound
 	}
 	return t, unknown(err)
 }
 
-// visibleIDs are the ids that match names.
-const visibleIDs = `
+// visibleIDsSQL are the ids that match names.
+const visibleIDsSQL = `
 WHERE $3
     OR id = ANY($4::text[])
     OR EXISTS (SELECT FROM unnest($5::text[]) AS prefix WHERE starts_with(id, prefix))`
 
-const selectTopics = `
+const selectTopicsSQL = `
 SELECT id, created_at
-FROM queued.topics` + visibleIDs + `
+FROM queued.topics` + visibleIDsSQL + `
 ORDER BY id
 LIMIT $2 OFFSET $1`
 
 func (s *store) topics(ctx context.Context, visible *names, offset, limit int) ([]topic, error) {
-	return collect(ctx, s.on("topics"), scanTopic, selectTopics, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+	return collect(ctx, s.on("topics"), scanTopic, selectTopicsSQL, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
 // transaction runs change in a transaction of its own. An error means that nothing
@@ -189,14 +189,14 @@ func (s *store) transaction(ctx context.Context, change func(tx *sql.Tx) error) 
 func (s *store) in(tx *sql.Tx, name string) querier { return s.metrics.timed(name, tx) }
 
 const (
-	lockSettings = `
+	lockSettingsSQL = `
 SELECT version
 FROM queued.settings
 FOR UPDATE`
 
 	// The version goes by the clock, so that a database that was restored, or
 	// created anew, does not come to one that servers remember.
-	settingsChanged = `
+	settingsChangedSQL = `
 UPDATE queued.settings
 SET version = greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
 RETURNING version`
@@ -207,25 +207,25 @@ RETURNING version`
 // come one after the other, and each sees what the one before did.
 func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (changed bool, err error)) error {
 	return s.transaction(ctx, func(tx *sql.Tx) error {
-		if _, err := s.in(tx, "lock_settings").ExecContext(ctx, lockSettings); err != nil {
+		if _, err := s.in(tx, "lock_settings").ExecContext(ctx, lockSettingsSQL); err != nil {
 			return err
 		}
 		changed, err := change(tx)
 		if err == nil && changed {
-			_, err = s.in(tx, "settings_changed").ExecContext(ctx, settingsChanged)
+			_, err = s.in(tx, "settings_changed").ExecContext(ctx, settingsChangedSQL)
 		}
 		return err
 	})
 }
 
-const deleteTopic = `
+const deleteTopicSQL = `
 DELETE FROM queued.topics
 WHERE id = $1
 RETURNING id`
 
-// deleteTopic leaves the topic's queues, without a topic.
+// deleteTopicSQL leaves the topic's queues, without a topic.
 func (s *store) deleteTopic(ctx context.Context, id string) error {
-	return s.deleteOne(ctx, "delete_topic", errTopicNotFound, deleteTopic, id)
+	return s.deleteOne(ctx, "delete_topic", errTopicNotFound, deleteTopicSQL, id)
 }
 
 func scanTopic(row scanner) (t topic, err error) {
@@ -234,7 +234,7 @@ func scanTopic(row scanner) (t topic, err error) {
 }
 
 // The columns of a queue, in the order of scanQueue.
-const queueColumns = `id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
+const queueColumnsSQL = `id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
        message_filters, message_max_deliveries, delivery_delay_seconds,
        delivery_interval_ms, ordered, consumed_retention_seconds, created_at, updated_at`
 
@@ -247,7 +247,7 @@ func scanQueue(row scanner) (q queue, err error) {
 
 // The statement also says which of the references is missing: a foreign key
 // alone would report a taken id first.
-const insertQueue = `
+const insertQueueSQL = `
 WITH refs AS MATERIALIZED (
     SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
            $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
@@ -268,7 +268,7 @@ FROM refs`
 func (s *store) createQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
 	create := func() error {
 		return s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
-			if err := s.putQueue(ctx, tx, "insert_queue", insertQueue, id, settings); err != nil {
+			if err := s.putQueue(ctx, tx, "insert_queue", insertQueueSQL, id, settings); err != nil {
 				return false, err
 			}
 			q, err = s.queueIn(ctx, tx, id)
@@ -283,7 +283,7 @@ func (s *store) createQueue(ctx context.Context, id string, settings queueSettin
 	return q, err
 }
 
-const updateQueue = `
+const updateQueueSQL = `
 WITH refs AS MATERIALIZED (
     SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
            $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
@@ -299,7 +299,7 @@ WITH refs AS MATERIALIZED (
 SELECT topic_found, dead_queue_found, false
 FROM refs`
 
-// updateQueue replaces the settings of a queue, but for those that are left out. It
+// updateQueueSQL replaces the settings of a queue, but for those that are left out. It
 // returns errQueueNotFound and errTopicNotFound as createQueue does.
 func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
 	regrouped := false
@@ -310,7 +310,7 @@ func (s *store) updateQueue(ctx context.Context, id string, settings queueSettin
 		}
 		settings.ownSettings = settings.over(before.ownSettings)
 		regrouped = !reflect.DeepEqual(settings.ofGroups(), before.ofGroups())
-		if err := s.putQueue(ctx, tx, "update_queue", updateQueue, id, settings, regrouped); err != nil {
+		if err := s.putQueue(ctx, tx, "update_queue", updateQueueSQL, id, settings, regrouped); err != nil {
 			return false, err
 		}
 		q, err = s.queueIn(ctx, tx, id)
@@ -349,8 +349,8 @@ func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id st
 	return nil
 }
 
-const selectQueue = `
-SELECT ` + queueColumns + `
+const selectQueueSQL = `
+SELECT ` + queueColumnsSQL + `
 FROM queued.queues
 WHERE id = $1`
 
@@ -365,22 +365,22 @@ func (s *store) queueIn(ctx context.Context, tx *sql.Tx, id string) (queue, erro
 }
 
 func queueOn(ctx context.Context, db querier, id string) (queue, error) {
-	q, err := scanQueue(db.QueryRowContext(ctx, selectQueue, id))
+	q, err := scanQueue(db.QueryRowContext(ctx, selectQueueSQL, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		err = errQueueNotFound
 	}
 	return q, err
 }
 
-const selectQueueIDs = `
+const selectQueueIDsSQL = `
 SELECT id
-FROM queued.queues` + visibleIDs + `
+FROM queued.queues` + visibleIDsSQL + `
 ORDER BY id
 LIMIT $2 OFFSET $1`
 
 // queueIDs returns the first of the visible queues, in order.
 func (s *store) queueIDs(ctx context.Context, visible *names, limit int) ([]string, error) {
-	return collect(ctx, s.on("queue_ids"), scanID, selectQueueIDs, 0, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+	return collect(ctx, s.on("queue_ids"), scanID, selectQueueIDsSQL, 0, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
 // listSize is how many bytes a page of a list has at most, from PostgreSQL as well as
@@ -391,20 +391,20 @@ const listSize = 8 << 20
 const queueSize = 1200
 
 // To find the size of a filter costs more than all else, so that is done once.
-const selectQueues = `
+const selectQueuesSQL = `
 WITH page AS MATERIALIZED (
-    SELECT ` + queueColumns + `, $7 + coalesce(octet_length(message_filters::text), 0) AS size
+    SELECT ` + queueColumnsSQL + `, $7 + coalesce(octet_length(message_filters::text), 0) AS size
     FROM (
-        SELECT ` + queueColumns + `
-        FROM queued.queues` + visibleIDs + `
+        SELECT ` + queueColumnsSQL + `
+        FROM queued.queues` + visibleIDsSQL + `
         ORDER BY id
         LIMIT $2 OFFSET $1
     ) AS queues
 ), sized AS (
-    SELECT ` + queueColumns + `, count(*) OVER () AS found, size, sum(size) OVER (ORDER BY id) AS total
+    SELECT ` + queueColumnsSQL + `, count(*) OVER () AS found, size, sum(size) OVER (ORDER BY id) AS total
     FROM page
 )
-SELECT ` + queueColumns + `, found
+SELECT ` + queueColumnsSQL + `, found
 FROM sized
 WHERE total <= $6
     OR total = size
@@ -416,7 +416,7 @@ func (s *store) queues(ctx context.Context, visible *names, offset, limit int) (
 	found := 0
 	all, err = collect(ctx, s.on("queues"), func(row scanner) (queue, error) {
 		return scanQueue(alongside{row, &found})
-	}, selectQueues, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes), listSize, queueSize)
+	}, selectQueuesSQL, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes), listSize, queueSize)
 	return all, len(all) < found, err
 }
 
@@ -428,7 +428,7 @@ type alongside struct {
 
 func (a alongside) Scan(columns ...any) error { return a.scanner.Scan(append(columns, a.last)...) }
 
-const deleteQueue = `
+const deleteQueueSQL = `
 WITH deleted AS (
     DELETE FROM queued.queues
     WHERE id = $1
@@ -440,40 +440,40 @@ FROM deleted
 CROSS JOIN (VALUES (1), (-1)) AS signs (sign)
 RETURNING key`
 
-// deleteQueue makes the queue and its messages unreachable at once; the cleanup
+// deleteQueueSQL makes the queue and its messages unreachable at once; the cleanup
 // removes the messages.
 func (s *store) deleteQueue(ctx context.Context, id string) error {
-	return s.deleteOne(ctx, "delete_queue", errQueueNotFound, deleteQueue, id)
+	return s.deleteOne(ctx, "delete_queue", errQueueNotFound, deleteQueueSQL, id)
 }
 
-// maxDeliveries is after how many deliveries a message m of a queue q is exhausted.
-const maxDeliveries = `least(CASE WHEN q.dead_queue_id IS NOT NULL THEN q.message_max_deliveries END, m.max_deliveries, 2147483647)`
+// maxDeliveriesSQL is after how many deliveries a message m of a queue q is exhausted.
+const maxDeliveriesSQL = `least(CASE WHEN q.dead_queue_id IS NOT NULL THEN q.message_max_deliveries END, m.max_deliveries, 2147483647)`
 
-const selectStats = `
+const selectStatsSQL = `
 SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))), 0)::bigint
 FROM queued.queues q
 LEFT JOIN queued.messages m
     ON m.queue_key IN (q.key, -q.key)
     AND m.scheduled_at <= now()
     AND m.expired_at > now()
-    AND m.delivery_attempts < ` + maxDeliveries + `
+    AND m.delivery_attempts < ` + maxDeliveriesSQL + `
 WHERE q.id = $1
 GROUP BY q.id`
 
 func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 	var v queueStats
-	err := s.on("stats").QueryRowContext(ctx, selectStats, queueID).Scan(&v.NumUndeliveredMessages, &v.OldestUnackedMessageAgeSeconds)
+	err := s.on("stats").QueryRowContext(ctx, selectStatsSQL, queueID).Scan(&v.NumUndeliveredMessages, &v.OldestUnackedMessageAgeSeconds)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}
 	return v, unknown(err)
 }
 
-const selectDetails = `
+const selectDetailsSQL = `
 WITH counted AS (
     SELECT state, count(*) AS n, min(created_at) AS oldest
     FROM (
-        SELECT m.created_at, ` + messageState + ` AS state
+        SELECT m.created_at, ` + messageStateSQL + ` AS state
         FROM queued.queues q
         JOIN queued.messages m ON m.queue_key IN (q.key, -q.key)
         WHERE q.id = $1
@@ -496,7 +496,7 @@ WHERE q.id = $1`
 
 func (s *store) details(ctx context.Context, queueID string) (queueDetails, error) {
 	var v queueDetails
-	err := s.on("detailed_stats").QueryRowContext(ctx, selectDetails, queueID).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
+	err := s.on("detailed_stats").QueryRowContext(ctx, selectDetailsSQL, queueID).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
 		&v.Messages.Delayed, &v.Messages.InFlight, &v.Messages.Exhausted, &v.DeadQueueMessages)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"queued/internal/flags"
 	"queued/internal/rawjson"
 )
 
@@ -112,7 +113,7 @@ type benchReport struct {
 func runBench(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	b := &bench{run: rand.Text(), statuses: map[string]int{}}
 	v := &b.settings
-	f := newFlagSet("queued bench", benchUsage, stdout)
+	f := flags.New("queued bench", benchUsage, stdout)
 	f.StringVar(&v.url, "url", "http://127.0.0.1:8000", "`URL` of the server")
 	f.StringVar(&v.api, "api", "native", "`API` to use: "+benchAPINames()+"; those of other servers\none message a request")
 	f.StringVar(&v.from, "receive-url", "", "`URL` of the server to receive from, if it is another on the same database")
@@ -129,7 +130,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 	f.DurationVar(&v.duration, "duration", 10*time.Second, "`time` that the load lasts")
 	f.BoolVar(&v.drain, "drain", true, "receive all there is after the load, and look for what is missing")
 	f.BoolVar(&v.json, "json", false, "report as JSON, on one line")
-	if err := f.parse(args, getenv); err != nil {
+	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	if v.from == "" {
@@ -157,7 +158,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 		{0 < v.duration && v.duration <= 11*time.Hour, "duration", "must be more than 0 and at most 11h"},
 	} {
 		if !check.ok {
-			return usageError{fmt.Errorf("-%s: %s", check.name, check.what)}
+			return flags.UsageError{Err: fmt.Errorf("-%s: %s", check.name, check.what)}
 		}
 	}
 	v.url, v.from = strings.TrimSuffix(v.url, "/"), strings.TrimSuffix(v.from, "/")

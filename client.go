@@ -20,6 +20,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"queued/internal/flags"
 	"queued/internal/rawjson"
 )
 
@@ -37,7 +38,7 @@ type client struct {
 // the longest wait of a long poll here.
 const requestTimeout = time.Minute
 
-func (c *client) flags(f *flagSet) {
+func (c *client) flags(f *flags.Set) {
 	f.StringVar(&c.url, "url", "http://127.0.0.1:8000", "`URL` of the server")
 	f.StringVar(&c.token, "token", "", "`token` to send")
 	f.StringVar(&c.cert, "tls-cert", "", "PEM `file` of the server's certificate, if no authority that is known here has signed it")
@@ -47,13 +48,13 @@ func (c *client) flags(f *flagSet) {
 func (c *client) prepare() error {
 	c.url = strings.TrimSuffix(c.url, "/")
 	if u, err := url.Parse(c.url); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" {
-		return usageError{errors.New("-url: must be like http://127.0.0.1:8000 or https://queue.example")}
+		return flags.UsageError{Err: errors.New("-url: must be like http://127.0.0.1:8000 or https://queue.example")}
 	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1000, DisableCompression: true}
 	if c.cert != "" {
 		config, err := trusting(c.cert)
 		if err != nil {
-			return usageError{fmt.Errorf("-tls-cert: %w", err)}
+			return flags.UsageError{Err: fmt.Errorf("-tls-cert: %w", err)}
 		}
 		transport.TLSClientConfig = config
 	}
@@ -217,13 +218,13 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 	var toQueue, lines bool
 	var attributes [][]byte // as members of a JSON object
 	var group string
-	var delay optionalDuration
-	f := newFlagSet("queued publish", publishUsage, stdout)
-	f.takes(1, 2, "the TOPIC to publish to, and a FILE if it is not the standard input")
+	var delay flags.OptionalDuration
+	f := flags.New("queued publish", publishUsage, stdout)
+	f.Takes(1, 2, "the TOPIC to publish to, and a FILE if it is not the standard input")
 	c.flags(f)
 	f.BoolVar(&toQueue, "to-queue", false, "the first argument is a queue: publish straight to it, without a topic")
 	f.BoolVar(&lines, "lines", false, "each line is the data of a message")
-	f.withoutVariable = []string{"attr", "group", "delay"} // a worker's command has $QUEUED_GROUP from its message
+	f.WithoutVariable = []string{"attr", "group", "delay"} // a worker's command has $QUEUED_GROUP from its message
 	f.Func("attr", "`name=value` of an attribute of the messages; may be given several times", func(text string) error {
 		name, value, ok := strings.Cut(text, "=")
 		if !ok || !utf8.ValidString(text) {
@@ -234,7 +235,7 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 	})
 	f.StringVar(&group, "group", "", "`group` that the messages belong to")
 	f.Var(&delay, "delay", "`time` that the messages are hidden, in whole seconds, like 90s or 10m; without it that of the queue")
-	if err := f.parse(args, getenv); err != nil {
+	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	id, file := f.Arg(0), f.Arg(1)
@@ -244,10 +245,10 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 	}{
 		{validID(id), fmt.Sprintf("%q is no id of a topic or queue", id)},
 		{utf8.ValidString(group), "-group: must be UTF-8"},
-		{delay.d >= 0 && delay.d%time.Second == 0, "-delay: must be whole seconds"},
+		{delay.D >= 0 && delay.D%time.Second == 0, "-delay: must be whole seconds"},
 	} {
 		if !check.ok {
-			return usageError{errors.New(check.what)}
+			return flags.UsageError{Err: errors.New(check.what)}
 		}
 	}
 	if err := c.prepare(); err != nil {
@@ -267,8 +268,8 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 	if group != "" {
 		p.members = fmt.Appendf(p.members, `,"group":%s`, rawjson.Quote(group))
 	}
-	if delay.given {
-		p.members = fmt.Appendf(p.members, `,"delay_seconds":%d`, delay.d/time.Second)
+	if delay.Given {
+		p.members = fmt.Appendf(p.members, `,"delay_seconds":%d`, delay.D/time.Second)
 	}
 	if file != "" && file != "-" {
 		opened, err := os.Open(file)
@@ -518,10 +519,10 @@ type listedQueue struct {
 func runQueues(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	c := &client{}
 	var asJSON bool
-	f := newFlagSet("queued queues", queuesUsage, stdout)
+	f := flags.New("queued queues", queuesUsage, stdout)
 	c.flags(f)
 	f.BoolVar(&asJSON, "json", false, "print all settings as JSON, a queue a line")
-	if err := f.parse(args, getenv); err != nil {
+	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	if err := c.prepare(); err != nil {
@@ -581,15 +582,15 @@ usage: queued stats [flags] QUEUE
 func runStats(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	c := &client{}
 	var asJSON bool
-	f := newFlagSet("queued stats", statsUsage, stdout)
-	f.takes(1, 1, "the QUEUE to look at")
+	f := flags.New("queued stats", statsUsage, stdout)
+	f.Takes(1, 1, "the QUEUE to look at")
 	c.flags(f)
 	f.BoolVar(&asJSON, "json", false, "print them as JSON, on one line")
-	if err := f.parse(args, getenv); err != nil {
+	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	if !validID(f.Arg(0)) {
-		return usageError{fmt.Errorf("%q is no id of a queue", f.Arg(0))}
+		return flags.UsageError{Err: fmt.Errorf("%q is no id of a queue", f.Arg(0))}
 	}
 	if err := c.prepare(); err != nil {
 		return err

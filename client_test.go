@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+
+	"queued/internal/flags"
 )
 
 // shell runs a command of the program for this server.
@@ -170,7 +172,7 @@ func TestPublishCommandPublishesNothingWrong(t *testing.T) {
 		"t /no/such/file":                      "no such file",
 		"-url http://" + freeAddress(t) + " t": "refused",
 	} {
-		if out, _, err := s.shell(strings.NewReader("{}"), "publish", strings.Fields(args)...); err == nil || out != "" || !strings.Contains(err.Error(), want) || errors.As(err, new(usageError)) {
+		if out, _, err := s.shell(strings.NewReader("{}"), "publish", strings.Fields(args)...); err == nil || out != "" || !strings.Contains(err.Error(), want) || errors.As(err, new(flags.UsageError)) {
 			t.Errorf("publish %s = %v, want %q", args, err, want)
 		}
 	}
@@ -477,7 +479,7 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 		"stats a/b":                    `"a/b" is no id`,
 	} {
 		err := run(context.Background(), strings.Fields(args), func(string) string { return "" }, strings.NewReader("{}"), io.Discard, io.Discard)
-		if err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, new(usageError)) {
+		if err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, new(flags.UsageError)) {
 			t.Errorf("queued %s = %v, want wrong use: %s", args, err, want)
 		}
 	}
@@ -485,7 +487,7 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 
 func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 	t.Parallel()
-	for command, flags := range map[string]string{
+	for command, names := range map[string]string{
 		"publish": "url token tls-cert to-queue lines attr* group* delay*",
 		"receive": "url token tls-cert exec parallel count wait",
 		"queues":  "url token tls-cert json",
@@ -500,10 +502,10 @@ func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 		if !errors.Is(err, flag.ErrHelp) || !strings.Contains(all.String(), "queued "+command) {
 			t.Errorf("%s -help = %v, or queued -help does not list it", command, err)
 		}
-		checkDiff(t, "flags of "+command, len(strings.Fields(flags)), strings.Count(out.String(), "\n  -"))
-		for _, name := range strings.Fields(flags) {
+		checkDiff(t, "flags of "+command, len(strings.Fields(names)), strings.Count(out.String(), "\n  -"))
+		for _, name := range strings.Fields(names) {
 			name, own := strings.CutSuffix(name, "*")
-			if !strings.Contains(out.String(), "\n  -"+name) || strings.Contains(out.String(), "[$"+variable(name)+"]") == own {
+			if !strings.Contains(out.String(), "\n  -"+name) || strings.Contains(out.String(), "[$"+flags.Variable(name)+"]") == own {
 				t.Errorf("%s -help does not explain -%s and its variable, or one it has not", command, name)
 			}
 		}

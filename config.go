@@ -11,12 +11,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"queued/internal/flags"
 )
-
-// usageError is a mistake in the arguments or the environment.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
 
 // config is what the flags say.
 type config struct {
@@ -69,7 +66,8 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	c := &config{}
 	var allowedHosts, topologyFile string
 	l := &c.limits
-	f := newFlagSet("queued", usage, stdout)
+	f := flags.New("queued", usage, stdout)
+	f.Secret = []string{"database-url"}
 	f.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`address` to serve on; port 0 is any free one")
 	f.StringVar(&c.debugListen, "debug-listen", "", "`address` to serve profiles of the program on, see net/http/pprof; on none if empty")
 	f.StringVar(&c.databaseURL, "database-url", "", "PostgreSQL to use, as a `URL` (postgres://user:password@host/database) or as\nkey=value pairs; without it queued runs a private PostgreSQL in -data-dir")
@@ -108,7 +106,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		f.IntVar(&b.bounds.min, "min-"+b.name, b.min, "smallest "+b.what+" of a queue")
 		f.IntVar(&b.bounds.max, "max-"+b.name, b.max, "largest "+b.what+" of a queue")
 	}
-	if err := f.parse(args, getenv); err != nil {
+	if err := f.Parse(args, getenv); err != nil {
 		return nil, err
 	}
 
@@ -119,8 +117,8 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		}
 	}
 	check := func(ok bool, name, what string) {
-		if !ok && f.err == nil {
-			f.err = usageError{fmt.Errorf("-%s: %s", name, what)}
+		if !ok && f.Err == nil {
+			f.Err = flags.UsageError{Err: fmt.Errorf("-%s: %s", name, what)}
 		}
 	}
 	_, _, err := net.SplitHostPort(c.listen)
@@ -136,7 +134,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		"tls-key":      "name a file, or leave it out to serve HTTP",
 	} {
 		// As a secret looks that is missing where the server was deployed.
-		check(!f.setEmpty(name), name, "set, but empty; "+remedy)
+		check(!f.SetEmpty(name), name, "set, but empty; "+remedy)
 	}
 	if c.databaseURL != "" {
 		var err error
@@ -170,19 +168,11 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	}
 	check(l.ackDeadline.min <= l.defaultAckDeadline && l.defaultAckDeadline <= l.ackDeadline.max, "default-ack-deadline-seconds", "must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")
 	check((c.tlsCert == "") == (c.tlsKey == ""), "tls-key", "goes together with -tls-cert")
-	if topologyFile != "" && f.err == nil {
+	if topologyFile != "" && f.Err == nil {
 		c.topology, err = readTopology(topologyFile, l)
 		check(err == nil, "topology", fmt.Sprint(err))
 	}
-	return c, f.err
-}
-
-// masked keeps secrets out of errors.
-func masked(flagName, value string) string {
-	if flagName == "database-url" {
-		return "…"
-	}
-	return value
+	return c, f.Err
 }
 
 // defaultDataDir follows the XDG base directory specification, version 0.8.

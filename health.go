@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"os"
 	"strings"
+
+	"queued/internal/flags"
 )
 
 const healthUsage = `Queued health asks a server whether it is alive (GET /livez), for the health check of a container:
@@ -25,18 +27,18 @@ a server is alive without its database, and to restart it would not bring that b
 func runHealth(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	var listen, url, cert string
 	var ready bool
-	f := newFlagSet("queued health", healthUsage, stdout)
+	f := flags.New("queued health", healthUsage, stdout)
 	f.BoolVar(&ready, "ready", false, "ask whether the server is ready for requests, with a database that can be written")
 	f.StringVar(&listen, "listen", "127.0.0.1:8000", "`address` of the server, as given to it")
 	f.StringVar(&url, "url", "", "`URL` of the server, in place of -listen")
 	f.StringVar(&cert, "tls-cert", "", "PEM `file` of its certificate, as given to it")
-	if err := f.parse(args, getenv); err != nil {
+	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	if url == "" {
 		host, port, err := net.SplitHostPort(listen)
 		if err != nil {
-			return usageError{fmt.Errorf("-listen: %w", err)}
+			return flags.UsageError{Err: fmt.Errorf("-listen: %w", err)}
 		}
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 			host = "127.0.0.1"

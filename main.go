@@ -64,6 +64,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+
+	"queued/internal/flags"
 )
 
 func main() {
@@ -80,7 +82,7 @@ func main() {
 	}
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "queued:", err)
-		if errors.As(err, new(usageError)) {
+		if errors.As(err, new(flags.UsageError)) {
 			os.Exit(2)
 		}
 		os.Exit(1)
@@ -125,8 +127,8 @@ which system.
 `
 
 func runVersion(args []string, getenv func(string) string, stdout io.Writer) error {
-	f := newFlagSet("queued version", versionUsage, stdout)
-	if err := f.parse(args, getenv); err != nil {
+	f := flags.New("queued version", versionUsage, stdout)
+	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(stdout, "queued %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)

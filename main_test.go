@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"queued/internal/flags"
 )
 
 // running is a program that run runs, in this process or in one of its own.
@@ -452,7 +454,7 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 		"log-level", "log-format", "topology", "token-file", "tls-cert", "tls-key", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
 		"max-message-retention-seconds", "min-message-max-deliveries", "max-message-max-deliveries", "min-delivery-delay-seconds", "max-delivery-delay-seconds",
 	} {
-		if !strings.Contains(out.String(), "  -"+name+" ") || !strings.Contains(out.String(), "[$"+variable(name)+"]") {
+		if !strings.Contains(out.String(), "  -"+name+" ") || !strings.Contains(out.String(), "[$"+flags.Variable(name)+"]") {
 			t.Errorf("-help does not explain -%s and its variable", name)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+
+	"queued/internal/flags"
 )
 
 // secretFiles are the files that are read at the start, and again on SIGHUP:
@@ -97,14 +99,14 @@ func hideSecrets() error {
 	if name == "" || runtime.GOOS == "windows" {
 		return nil
 	}
-	err := os.Setenv(variable(name), value)
+	err := os.Setenv(flags.Variable(name), value)
 	if program, failed := os.Executable(); err == nil && failed == nil {
 		err = syscall.Exec(program, args, os.Environ())
 	}
 	if _, failed := os.Stat("/proc/self/exe"); failed == nil { // Linux: also if the file was replaced
 		err = syscall.Exec("/proc/self/exe", args, os.Environ())
 	}
-	return fmt.Errorf("-%s cannot be kept from the list of processes, so put it into $%s: %w", name, variable(name), err)
+	return fmt.Errorf("-%s cannot be kept from the list of processes, so put it into $%s: %w", name, flags.Variable(name), err)
 }
 
 // withoutSecret takes the flag whose value is secret from the arguments of a

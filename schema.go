@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/lib/pq"
+
+	"queued/internal/flags"
 )
 
 const schemaUsage = `Queued schema prints the SQL that creates the schema of this version, or carries
@@ -17,10 +19,10 @@ usage: queued schema [flags] | psql DATABASE
 
 func runSchema(args []string, getenv func(string) string, stdout io.Writer) error {
 	var role string
-	f := newFlagSet("queued schema", schemaUsage, stdout)
-	f.withoutVariable = []string{"role"}
+	f := flags.New("queued schema", schemaUsage, stdout)
+	f.WithoutVariable = []string{"role"}
 	f.StringVar(&role, "role", "", "`role` of the servers, which gets the rights that they need")
-	if err := f.parse(args, getenv); err != nil {
+	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	_, err := io.WriteString(stdout, schemaScript(schemaSteps(), role))

@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"queued/internal/flags"
 	"queued/internal/rawjson"
 )
 
@@ -73,7 +74,7 @@ type worker struct {
 	command   string // empty: print
 	parallel  int
 	count     int // messages to receive, 0 for any number
-	wait      optionalDuration
+	wait      flags.OptionalDuration
 	variables []string // of the flags, which are not for commands
 	stdout    io.Writer
 	stderr    io.Writer
@@ -123,15 +124,15 @@ const (
 func runReceive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client{}
 	w := &worker{client: c, stdout: stdout, stderr: stderr, atOnce: 1, longest: longestPoll}
-	f := newFlagSet("queued receive", receiveUsage, stdout)
-	f.takes(1, 1, "the QUEUE to receive from")
+	f := flags.New("queued receive", receiveUsage, stdout)
+	f.Takes(1, 1, "the QUEUE to receive from")
 	f.StringVar(&w.command, "exec", "", "`command` to run for each message")
 	f.IntVar(&w.parallel, "parallel", 1, "`number` of commands that run at once")
 	f.IntVar(&w.count, "count", 0, "`number` of messages to receive before it ends, 0 for any number")
 	f.Var(&w.wait, "wait", "`time` without a message after which it ends; with 0s it takes what is there now;\nwithout -wait it waits for ever")
-	f.VisitAll(func(v *flag.Flag) { w.variables = append(w.variables, variable(v.Name)) })
+	f.VisitAll(func(v *flag.Flag) { w.variables = append(w.variables, flags.Variable(v.Name)) })
 	c.flags(f)
-	if err := f.parse(args, getenv); err != nil {
+	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	w.queue = f.Arg(0)
@@ -142,10 +143,10 @@ func runReceive(ctx context.Context, args []string, getenv func(string) string, 
 		{validID(w.queue), fmt.Sprintf("%q is no id of a queue", w.queue)},
 		{1 <= w.parallel && w.parallel <= maxBatch, fmt.Sprintf("-parallel: must be 1 to %d", maxBatch)},
 		{w.count >= 0, "-count: must not be negative"},
-		{w.wait.d >= 0, "-wait: must not be negative"},
+		{w.wait.D >= 0, "-wait: must not be negative"},
 	} {
 		if !check.ok {
-			return usageError{errors.New(check.what)}
+			return flags.UsageError{Err: errors.New(check.what)}
 		}
 	}
 	if err := c.prepare(); err != nil {
@@ -250,7 +251,7 @@ func (w *worker) receiveAll(ctx context.Context) error {
 		switch {
 		case len(messages) > 0:
 			idleSince = time.Time{}
-		case w.wait.given && time.Since(idleSince) >= w.wait.d:
+		case w.wait.Given && time.Since(idleSince) >= w.wait.D:
 			return nil
 		}
 	}
@@ -287,9 +288,9 @@ func (w *worker) giveSlots(n int) {
 // are none.
 func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messages []received, err error) {
 	until := ctx // tries after which there is no other
-	if w.wait.given {
+	if w.wait.Given {
 		var cancel context.CancelFunc
-		until, cancel = context.WithDeadline(ctx, idleSince.Add(w.wait.d))
+		until, cancel = context.WithDeadline(ctx, idleSince.Add(w.wait.D))
 		defer cancel()
 	}
 	err = w.retry(until, func() error {
@@ -297,8 +298,8 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 			return nil
 		}
 		began, wait := time.Now(), w.longest
-		if w.wait.given {
-			wait = min(wait, max(0, w.wait.d-time.Since(idleSince)))
+		if w.wait.Given {
+			wait = min(wait, max(0, w.wait.D-time.Since(idleSince)))
 		}
 		messages = nil
 		target := fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.3f&fields=group,request_id,traceparent", w.queue, most, wait.Seconds())

@@ -362,7 +362,7 @@ func (s *session) claimGroups(terms leaseTerms, at outlet, from time.Time, patie
 	return c, nil
 }
 
-// lockGroupsSQL runs one of the two statements that lock groups.
+// lockGroups runs one of the two statements that lock groups.
 func (s *session) lockGroups(name, statement string, terms leaseTerms, from time.Time, visits int) ([]lockedGroup, error) {
 	return read(s, name, func(row scanner) (g lockedGroup, err error) {
 		err = row.Scan(&g.tid, &g.readyAt, &g.now)

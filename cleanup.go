@@ -153,7 +153,7 @@ FROM due
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
-// moveExhaustedSQL moves messages whose last delivery ended without an ack to the
+// moveExhausted moves messages whose last delivery ended without an ack to the
 // dead queue; where there is none, they are dropped. Those that were nacked are
 // gone already.
 func (c *cleanup) moveExhausted(ctx context.Context) error {
@@ -237,7 +237,7 @@ FROM expired
 ORDER BY scheduled_at DESC, seq DESC
 LIMIT 1`
 
-// removeExpiredSQL deletes expired messages at the front of their queues, where
+// removeExpired deletes expired messages at the front of their queues, where
 // they are in the way of receivers. The walk finds the others.
 func (c *cleanup) removeExpired(ctx context.Context) error {
 	type front struct {
@@ -307,7 +307,7 @@ WHERE deleted_at < now() - make_interval(secs => $1)
     AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
     AND NOT EXISTS (SELECT FROM queued.consumed WHERE queue_key = d.key)`
 
-// removeDeletedSQL deletes the messages of deleted queues.
+// removeDeleted deletes the messages of deleted queues.
 func (c *cleanup) removeDeleted(ctx context.Context) error {
 	keys, err := collect(ctx, c.on("deleted_queues"), scanKey, selectDeletedSQL)
 	if err != nil {
@@ -325,7 +325,7 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 // The walk looks at every row from time to time, in the order of the table: for
 // what the other searches cannot find without an index that every receive would
 // pay for. It deletes what expired behind messages that did not, and marks what
-// a change of its queue's settings has exhausted, for moveExhaustedSQL to move. Its
+// a change of its queue's settings has exhausted, for moveExhausted to move. Its
 // statements alone are not about a queue.
 const (
 	selectWalkSQL = `
@@ -572,7 +572,7 @@ WHERE g.queue_key = u.queue_key
         AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = abs(g.queue_key) AND m.group_id = g.id LIMIT 1) IS NULL)`
 )
 
-// removeIdleGroupsSQL forgets groups that have nothing to remember: claims do so too,
+// removeIdleGroups forgets groups that have nothing to remember: claims do so too,
 // where they look. It walks through all groups, and rests like the walk.
 func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 	if !c.rests.groups.over() {
@@ -647,7 +647,7 @@ DELETE FROM queued.tallies t
 USING past
 WHERE t.ctid = past.tid`
 
-// removeTalliesSQL removes counts that nobody shows any more.
+// removeTallies removes counts that nobody shows any more.
 func (c *cleanup) removeTallies(ctx context.Context) error {
 	for {
 		var removed int64

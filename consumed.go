@@ -77,7 +77,7 @@ FROM (
 WHERE (SELECT min(consumed_at) FROM queued.consumed WHERE queue_key = q.key) <= q.until
 ORDER BY q.key`
 
-// removeConsumedSQL deletes what was consumed and kept, by what its queue says now.
+// removeConsumed deletes what was consumed and kept, by what its queue says now.
 func (c *cleanup) removeConsumed(ctx context.Context) error {
 	type kept struct {
 		key   int64

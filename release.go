@@ -81,7 +81,7 @@ FROM unnest($1::uuid[], $2::bigint[]) AS a (id, queue_key)
 JOIN queued.messages m ON ` + thatOneSQL + ` AND m.queue_key IS NOT DISTINCT FROM a.queue_key
 FOR UPDATE OF m`
 
-// lockMessagesSQL locks those of the messages that are there.
+// lockMessages locks those of the messages that are there.
 func (s *session) lockMessages(messages []message) error {
 	var ids idArray
 	var keys intArray
@@ -216,7 +216,7 @@ FROM undone u
 WHERE g.ctid = u.tid
     AND g.limited_until IS NOT DISTINCT FROM u.after`
 
-// undoTurnsSQL takes back what the delivery of messages did to their groups, and locks
+// undoTurns takes back what the delivery of messages did to their groups, and locks
 // those.
 func (s *session) undoTurns(messages []message) error {
 	var keys intArray

@@ -59,7 +59,7 @@ WHERE held.seq >= s.last_value + s.is_called::integer`, int64(sequencesLock), in
 // one had.
 var errKeyTaken = errors.New("the sequence of keys was set back")
 
-// raiseSequencesSQL is for a server that has met errKeyTaken: somebody has set a
+// raiseSequences is for a server that has met errKeyTaken: somebody has set a
 // sequence back, and no connection was lost.
 func (s *store) raiseSequences(ctx context.Context) error {
 	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequencesSQL)

@@ -223,7 +223,7 @@ DELETE FROM queued.topics
 WHERE id = $1
 RETURNING id`
 
-// deleteTopicSQL leaves the topic's queues, without a topic.
+// deleteTopic leaves the topic's queues, without a topic.
 func (s *store) deleteTopic(ctx context.Context, id string) error {
 	return s.deleteOne(ctx, "delete_topic", errTopicNotFound, deleteTopicSQL, id)
 }
@@ -299,7 +299,7 @@ WITH refs AS MATERIALIZED (
 SELECT topic_found, dead_queue_found, false
 FROM refs`
 
-// updateQueueSQL replaces the settings of a queue, but for those that are left out. It
+// updateQueue replaces the settings of a queue, but for those that are left out. It
 // returns errQueueNotFound and errTopicNotFound as createQueue does.
 func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
 	regrouped := false
@@ -440,7 +440,7 @@ FROM deleted
 CROSS JOIN (VALUES (1), (-1)) AS signs (sign)
 RETURNING key`
 
-// deleteQueueSQL makes the queue and its messages unreachable at once; the cleanup
+// deleteQueue makes the queue and its messages unreachable at once; the cleanup
 // removes the messages.
 func (s *store) deleteQueue(ctx context.Context, id string) error {
 	return s.deleteOne(ctx, "delete_queue", errQueueNotFound, deleteQueueSQL, id)

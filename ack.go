@@ -57,7 +57,7 @@ func (e *engine) extend(ctx context.Context, item settlement) (message, error) {
 	return v.extended[0], nil
 }
 
-func settle(ctx context.Context, l *lane[*settling], v *settling) error {
+func settle(ctx context.Context, l *batcher[*settling], v *settling) error {
 	if err := l.do(ctx, v, len(v.items), 0); err != nil {
 		return err
 	}

@@ -27,28 +27,28 @@ var errOverloaded = errors.New("too many requests are waiting")
 // is unknown what became of a statement, nothing is tried again and all its
 // members fail with errUnavailable. A statement that takes long stops nobody who
 // comes later: another worker goes on.
-type lane[T any] struct {
+type batcher[T any] struct {
 	// run carries out a batch and leaves each result in its request. An error
 	// is that of the statement, and so of all of them.
 	run func(s *session, batch []T) error
 
 	sizes   prometheus.Observer // of batches
-	calls   chan *call[T]
+	waiting chan *batchedRequest[T]
 	maxRows int // of a batch; one request is taken however large it is
 	maxSize int // bytes of a batch, likewise
 
 	// turn holds what a worker must have to take requests. It gives it away while its
 	// statement takes long.
 	turn    chan struct{}
-	next    *call[T] // of who has the turn: taken, but did not fit into the batch before
+	next    *batchedRequest[T] // of who has the turn: taken, but did not fit into the batch before
 	closing chan struct{}
 	drained chan struct{} // nothing waits any more, and nothing will
 	closed  chan struct{} // the workers have ended
 	working sync.WaitGroup
 }
 
-// call is a request in a lane.
-type call[T any] struct {
+// batchedRequest is a request in a lane.
+type batchedRequest[T any] struct {
 	ctx     context.Context
 	request T
 	rows    int
@@ -58,18 +58,18 @@ type call[T any] struct {
 
 // Bounds of a lane.
 const (
-	laneDepth   = 10000                  // requests that wait before it refuses more
-	laneWorkers = 2                      // of a lane: one, and another while a statement of the one takes long
-	laneRelief  = 250 * time.Millisecond // that is this
-	laneWaits   = 3                      // members of a batch, one by one, that may wait in vain for a lock
+	batcherCapacity   = 10000                  // requests that wait before it refuses more
+	batcherWorkers    = 2                      // of a lane: one, and another while a statement of the one takes long
+	secondWorkerAfter = 250 * time.Millisecond // that is this
+	batchLockTimeouts = 3                      // members of a batch, one by one, that may wait in vain for a lock
 )
 
-// newLane starts a lane with a worker for each of the sessions.
-func newLane[T any](name string, sessions []*session, m *metrics, maxRows, maxSize int, run func(*session, []T) error) *lane[T] {
-	l := &lane[T]{
+// newBatcher starts a lane with a worker for each of the sessions.
+func newBatcher[T any](name string, sessions []*session, m *metrics, maxRows, maxSize int, run func(*session, []T) error) *batcher[T] {
+	l := &batcher[T]{
 		run:     run,
 		sizes:   m.batches.WithLabelValues(name),
-		calls:   make(chan *call[T], laneDepth),
+		waiting: make(chan *batchedRequest[T], batcherCapacity),
 		maxRows: maxRows,
 		maxSize: maxSize,
 		turn:    make(chan struct{}, 1),
@@ -86,10 +86,10 @@ func newLane[T any](name string, sessions []*session, m *metrics, maxRows, maxSi
 
 // do waits until the request was carried out. If ctx ends before its turn
 // comes it is not, and if ctx ends later, or the lane is closed, that is unknown.
-func (l *lane[T]) do(ctx context.Context, request T, rows, size int) error {
-	c := &call[T]{ctx: ctx, request: request, rows: rows, size: size, done: make(chan error, 1)}
+func (l *batcher[T]) do(ctx context.Context, request T, rows, size int) error {
+	c := &batchedRequest[T]{ctx: ctx, request: request, rows: rows, size: size, done: make(chan error, 1)}
 	select {
-	case l.calls <- c:
+	case l.waiting <- c:
 	default:
 		return errOverloaded
 	}
@@ -104,14 +104,14 @@ func (l *lane[T]) do(ctx context.Context, request T, rows, size int) error {
 }
 
 // close ends the workers after what waits has been carried out.
-func (l *lane[T]) close() {
+func (l *batcher[T]) close() {
 	close(l.closing)
 	l.working.Wait()
 	close(l.closed)
 }
 
 // work carries out what waits until the lane is closed.
-func (l *lane[T]) work(s *session) {
+func (l *batcher[T]) work(s *session) {
 	defer s.end()
 	mine := false // the turn
 	for {
@@ -128,7 +128,7 @@ func (l *lane[T]) work(s *session) {
 			close(l.drained)
 			return
 		}
-		relief := time.AfterFunc(laneRelief, func() { l.turn <- struct{}{} })
+		relief := time.AfterFunc(secondWorkerAfter, func() { l.turn <- struct{}{} })
 		s.alone(func() { l.carryOut(s, batch) })
 		mine = relief.Stop()
 	}
@@ -137,21 +137,21 @@ func (l *lane[T]) work(s *session) {
 // gather waits for a request, and takes what waits then, up to the bounds of a
 // batch. It returns nil when the lane is closed and nothing waits. A batch may be
 // empty, if all who waited have gone.
-func (l *lane[T]) gather() []*call[T] {
+func (l *batcher[T]) gather() []*batchedRequest[T] {
 	c := l.next
 	l.next = nil
 	if c == nil {
 		select {
-		case c = <-l.calls:
+		case c = <-l.waiting:
 		case <-l.closing:
 			select {
-			case c = <-l.calls:
+			case c = <-l.waiting:
 			default:
 				return nil
 			}
 		}
 	}
-	batch := make([]*call[T], 0, 1)
+	batch := make([]*batchedRequest[T], 0, 1)
 	rows, size := 0, 0
 	for {
 		if c.ctx.Err() == nil {
@@ -162,14 +162,14 @@ func (l *lane[T]) gather() []*call[T] {
 			batch, rows, size = append(batch, c), rows+c.rows, size+c.size
 		}
 		select {
-		case c = <-l.calls:
+		case c = <-l.waiting:
 		default:
 			return batch
 		}
 	}
 }
 
-func (l *lane[T]) carryOut(s *session, batch []*call[T]) {
+func (l *batcher[T]) carryOut(s *session, batch []*batchedRequest[T]) {
 	if len(batch) == 0 {
 		return
 	}
@@ -187,7 +187,7 @@ func (l *lane[T]) carryOut(s *session, batch []*call[T]) {
 		err = nil
 		for _, c := range batch {
 			// Or it would be so for the others too, one after the other.
-			if !errors.Is(err, errUnavailable) || locked(err) && waits < laneWaits {
+			if !errors.Is(err, errUnavailable) || locked(err) && waits < batchLockTimeouts {
 				err = unknown(l.run(s, []T{c.request}))
 				if locked(err) {
 					waits++

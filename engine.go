@@ -26,13 +26,13 @@ type engine struct {
 	metrics *metrics
 	db      *sql.DB
 
-	publications *lane[*publication]
-	acks         *lane[*settling]
-	nacks        *lane[*settling]
-	extensions   *lane[*settling]
-	releases     *lane[[]message]
-	finishes     *lane[*finishing]
-	measurings   *lane[*measuring]
+	publications *batcher[*publication]
+	acks         *batcher[*settling]
+	nacks        *batcher[*settling]
+	extensions   *batcher[*settling]
+	releases     *batcher[[]message]
+	finishes     *batcher[*finishing]
+	measurings   *batcher[*measuring]
 	claimers     chan *session // idle ones
 
 	directory directory
@@ -82,13 +82,13 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	// those that are wanted at the same time are apart: the two workers of a lane, and
 	// lanes that follow each other here.
 	workers := func(lane int) []*session { return []*session{shared[lane%n], shared[(lane+n/2)%n]} }
-	e.publications = newLane("publish", workers(0), m, publishRows, publishSize, e.runPublications)
-	e.acks = newLane("ack", workers(1), m, ackRows, publishSize, e.runAcks)
-	e.nacks = newLane("nack", workers(2), m, ackRows, publishSize, e.runNacks)
-	e.extensions = newLane("extend", workers(3), m, ackRows, publishSize, e.runExtensions)
-	e.finishes = newLane("finish", workers(4), m, ackRows, publishSize, e.runFinishes)
-	e.measurings = newLane("waiting", workers(5), m, ackRows, publishSize, e.runMeasurings)
-	e.releases = newLane("release", workers(6), m, ackRows, publishSize, e.runReleases)
+	e.publications = newBatcher("publish", workers(0), m, publishRows, publishSize, e.runPublications)
+	e.acks = newBatcher("ack", workers(1), m, ackRows, publishSize, e.runAcks)
+	e.nacks = newBatcher("nack", workers(2), m, ackRows, publishSize, e.runNacks)
+	e.extensions = newBatcher("extend", workers(3), m, ackRows, publishSize, e.runExtensions)
+	e.finishes = newBatcher("finish", workers(4), m, ackRows, publishSize, e.runFinishes)
+	e.measurings = newBatcher("waiting", workers(5), m, ackRows, publishSize, e.runMeasurings)
+	e.releases = newBatcher("release", workers(6), m, ackRows, publishSize, e.runReleases)
 	for _, s := range newSessions(db, m, claimers) {
 		e.claimers <- s
 	}

@@ -60,19 +60,19 @@ func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 		}
 	}
 	var wg sync.WaitGroup
-	for n := range laneWorkers { // the second takes over when the first takes long
+	for n := range batcherWorkers { // the second takes over when the first takes long
 		wg.Go(func() { publish(n) })
 		s.waitForLocks(n + 1)
 	}
 	for n := range 20 {
 		wg.Go(func() { publish(n) })
 	}
-	s.eventually("20 wait in the lane", func() bool { return len(s.engine.publications.calls) == 20 })
+	s.eventually("20 wait in the lane", func() bool { return len(s.engine.publications.waiting) == 20 })
 	free()
 	wg.Wait()
 	// Messages of one statement have one time.
-	checkDiff(t, "statements", 1+laneWorkers+1, s.count("SELECT count(DISTINCT created_at) FROM queued.messages"))
-	checkDiff(t, "stored", 1+laneWorkers+20, s.count("SELECT count(*) FROM queued.messages"))
+	checkDiff(t, "statements", 1+batcherWorkers+1, s.count("SELECT count(DISTINCT created_at) FROM queued.messages"))
+	checkDiff(t, "stored", 1+batcherWorkers+20, s.count("SELECT count(*) FROM queued.messages"))
 }
 
 func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
@@ -87,9 +87,9 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 	unknownTopic := &publication{topicID: "nope", messages: []draft{{data: []byte(`{}`)}}}
 	batch := []*publication{ok(1), poison, ok(2), unknownTopic, ok(3)}
 	s.match("t", batch...)
-	var calls []*call[*publication]
+	var calls []*batchedRequest[*publication]
 	for _, p := range batch {
-		calls = append(calls, &call[*publication]{ctx: context.Background(), request: p, done: make(chan error, 1)})
+		calls = append(calls, &batchedRequest[*publication]{ctx: context.Background(), request: p, done: make(chan error, 1)})
 	}
 	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
@@ -129,9 +129,9 @@ func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	}
 	body := `{"data":{"is":"cancelled"}}`
 	fmt.Fprintf(c, "POST /topics/t/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	s.eventually("it waits in the lane", func() bool { return len(s.engine.publications.calls) == 1 })
+	s.eventually("it waits in the lane", func() bool { return len(s.engine.publications.waiting) == 1 })
 	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
-	s.eventually("another waits behind it", func() bool { return len(s.engine.publications.calls) == 2 })
+	s.eventually("another waits behind it", func() bool { return len(s.engine.publications.waiting) == 2 })
 	c.(*net.TCPConn).SetLinger(0) // resets the connection
 	c.Close()
 	s.eventually("the server has noticed", func() bool {
@@ -410,10 +410,10 @@ func TestFullLaneIs503(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	free, began := make(chan struct{}), make(chan struct{}, laneWorkers)
+	free, began := make(chan struct{}), make(chan struct{}, batcherWorkers)
 	defer close(free)
 	s.engine.publications.close()
-	s.engine.publications = newLane("publish", newSessions(s.engine.db, s.metrics, laneWorkers), s.metrics, 1, 1, func(*session, []*publication) error {
+	s.engine.publications = newBatcher("publish", newSessions(s.engine.db, s.metrics, batcherWorkers), s.metrics, 1, 1, func(*session, []*publication) error {
 		select {
 		case began <- struct{}{}:
 		default: // at the end
@@ -422,14 +422,14 @@ func TestFullLaneIs503(t *testing.T) {
 		return errUnavailable
 	})
 	publish := func() { s.engine.publications.do(context.Background(), &publication{}, 1, 1) }
-	for range laneWorkers {
+	for range batcherWorkers {
 		go publish()
 		<-began
 	}
-	for range laneDepth {
+	for range batcherCapacity {
 		go publish()
 	}
-	s.eventually("the lane is full", func() bool { return len(s.engine.publications.calls) == laneDepth })
+	s.eventually("the lane is full", func() bool { return len(s.engine.publications.waiting) == batcherCapacity })
 	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)
 	if got.status != 503 || got.header.Get("Retry-After") == "" || !strings.Contains(got.body, "too many requests") {
 		t.Errorf("publish into a full lane = %d %s, want 503 with Retry-After", got.status, got.body)

@@ -41,7 +41,7 @@ func timesIn(t *testing.T, text string) (all []int64) {
 func TestNoTimeOfOursEntersSQL(t *testing.T) {
 	t.Parallel()
 	const delay = 2 * time.Second // of the queue
-	apart := []time.Duration{0, delay, -floorMargin, -lookBack, -floorMargin - lookBack}
+	apart := []time.Duration{0, delay, -watermarkMargin, -lookBack, -watermarkMargin - lookBack}
 	told := map[int64]bool{time.Time{}.UnixMicro(): true} // the zero time is before all others
 	queries := map[string]string{}                        // by connection and name of the prepared statement
 	seen := map[string]int{}                              // times in arguments, by the first line of the statement

@@ -43,7 +43,7 @@ type engine struct {
 
 	mu          sync.Mutex
 	dispatchers map[outlet]*dispatcher // that have receivers
-	floors      map[string]*floors     // of queues that were claimed from lately, by queue id
+	watermarks  map[string]*watermarks // of queues that were claimed from lately, by queue id
 	receivers   int                    // waiting, in all of them
 	draining    bool
 	dispatching sync.WaitGroup
@@ -75,7 +75,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 		lookNow:      make(chan struct{}, 1),
 		countsWanted: make(chan struct{}, 1),
 		dispatchers:  make(map[outlet]*dispatcher),
-		floors:       make(map[string]*floors),
+		watermarks:   make(map[string]*watermarks),
 		stop:         stop,
 	}
 	// With as many sessions as there are workers, each has one of its own. With fewer,
@@ -238,12 +238,12 @@ func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook
 // below the floors of those that have one.
 func (e *engine) look(s *session, slow bool) error {
 	e.mu.Lock()
-	maps.DeleteFunc(e.floors, func(id string, f *floors) bool {
-		return len(e.dispatchersOf(id)) == 0 && time.Since(f.usedAt) > floorIdle
+	maps.DeleteFunc(e.watermarks, func(id string, f *watermarks) bool {
+		return len(e.dispatchersOf(id)) == 0 && time.Since(f.usedAt) > watermarkIdle
 	})
 	var ids []string
 	var since []claimStart
-	for id, f := range e.floors {
+	for id, f := range e.watermarks {
 		// Also where nobody waits right now: a busy queue may never be seen with a line.
 		if slow {
 			ids, since = append(ids, id), append(since, claimStart{})
@@ -267,9 +267,9 @@ func (e *engine) look(s *session, slow bool) error {
 	for _, v := range found {
 		exists[v.queueID] = true
 		hidden := false
-		if f := e.floors[v.queueID]; f != nil {
+		if f := e.watermarks[v.queueID]; f != nil {
 			f.check(v.now)
-			inMessages, inGroups := f.messages.find(v.dueAt), f.groups.find(v.readyAt)
+			inMessages, inGroups := f.messages.recheck(v.dueAt), f.groups.recheck(v.readyAt)
 			hidden = inMessages || inGroups
 		}
 		if !slow && !hidden {

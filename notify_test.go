@@ -110,7 +110,7 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	s.eventually("the other listens", func() bool { return other.engine.notifier.listening() })
 	dueAt := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	other.engine.mu.Lock()
-	other.engine.floorsOf("q").messages.at, other.engine.floorsOf("q").usedAt = dueAt.Add(time.Hour), time.Now()
+	other.engine.watermarksOf("q").messages.at, other.engine.watermarksOf("q").usedAt = dueAt.Add(time.Hour), time.Now()
 	other.engine.mu.Unlock()
 	for range 3 {
 		s.engine.notifier.add("q", dueAt)
@@ -122,6 +122,6 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	s.eventually("the floor of the other is lowered", func() bool {
 		other.engine.mu.Lock()
 		defer other.engine.mu.Unlock()
-		return other.engine.floorsOf("q").messages.at.Equal(dueAt)
+		return other.engine.watermarksOf("q").messages.at.Equal(dueAt)
 	})
 }

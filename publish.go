@@ -148,7 +148,7 @@ func (e *engine) store(s *session, batch []*publication) error {
 		}
 		// Even if it failed: an unknown outcome may be that they are stored.
 		e.wakePublished(messages, stored, readyAt)
-		if time.Since(began) > floorMargin/2 {
+		if time.Since(began) > watermarkMargin/2 {
 			// Claims at other servers may have passed the rows, which are due since the
 			// statement began. They shall know before the publisher goes on, or what it
 			// publishes next would be received first.

@@ -235,7 +235,7 @@ func (e *engine) giveBack(queueID string, messages []message) {
 func (e *engine) wake(queueID string, dueAt time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if f := e.floors[queueID]; f != nil {
+	if f := e.watermarks[queueID]; f != nil {
 		f.lower(dueAt)
 	}
 	for _, d := range e.dispatchersOf(queueID) {
@@ -275,7 +275,7 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		d.woken, d.asleep, d.unsure, d.dueAt = false, false, false, time.Time{}
 		asked, wanted, impatient := d.turns, 0, d.impatient > 0
-		floors := e.floorsOf(d.queueID)
+		floors := e.watermarksOf(d.queueID)
 		from, groupsFirst := floors.begin(), floors.claims%2 == 0
 		shares := min(len(d.line), claimShares)
 		for _, r := range d.line {
@@ -385,12 +385,12 @@ func share(messages []message, limit int) int {
 	return len(messages)
 }
 
-// floorsOf returns the floors of a queue. Its caller holds the mutex.
-func (e *engine) floorsOf(queueID string) *floors {
-	f := e.floors[queueID]
+// watermarksOf returns the floors of a queue. Its caller holds the mutex.
+func (e *engine) watermarksOf(queueID string) *watermarks {
+	f := e.watermarks[queueID]
 	if f == nil {
-		f = &floors{}
-		e.floors[queueID] = f
+		f = &watermarks{}
+		e.watermarks[queueID] = f
 	}
 	return f
 }
@@ -405,7 +405,7 @@ func (e *engine) claim(at outlet, from claimStart, groupsFirst bool, limit, budg
 	v, err := s.claim(at, from, groupsFirst, limit, budget)
 	if errors.Is(err, errQueueNotFound) {
 		e.mu.Lock()
-		delete(e.floors, queueID)
+		delete(e.watermarks, queueID)
 		e.mu.Unlock()
 		return delivery{err: err}
 	}
@@ -415,7 +415,7 @@ func (e *engine) claim(at outlet, from claimStart, groupsFirst bool, limit, budg
 		return delivery{err: unknown(err)}
 	}
 	e.mu.Lock()
-	e.floorsOf(queueID).raise(from, v)
+	e.watermarksOf(queueID).raise(from, v)
 	e.mu.Unlock()
 	if sizeOf(v.messages) > budget/2 {
 		e.announce(queueID, time.Time{}) // likewise, if rows beyond the budget were locked
@@ -440,7 +440,7 @@ const forEver = 100 * 365 * 24 * time.Hour
 // reports whether that time is past.
 func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	e.mu.Lock()
-	f := e.floorsOf(d.queueID)
+	f := e.watermarksOf(d.queueID)
 	from := claimStart{f.messages.at, f.groups.at}
 	e.mu.Unlock()
 	s := <-e.claimers
@@ -458,7 +458,7 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	}
 	v := all[0]
 	d.clock.set(v.now)
-	e.floorsOf(d.queueID).check(v.now)
+	e.watermarksOf(d.queueID).check(v.now)
 	if next := v.soonest(); !next.IsZero() && (d.dueAt.IsZero() || next.Before(d.dueAt)) {
 		d.dueAt = next
 	}

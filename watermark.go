@@ -2,16 +2,16 @@ package main
 
 import "time"
 
-// floors are those of a queue.
-type floors struct {
-	messages floor     // by when they are due; of those without a group
-	groups   floor     // by when they are ready
+// watermarks are those of a queue.
+type watermarks struct {
+	messages watermark // by when they are due; of those without a group
+	groups   watermark // by when they are ready
 	claims   int       // that have begun
 	usedAt   time.Time // by the clock of this process
 }
 
 // begin returns where a claim begins.
-func (f *floors) begin() (from claimStart) {
+func (f *watermarks) begin() (from claimStart) {
 	f.claims, f.usedAt = f.claims+1, time.Now()
 	return claimStart{f.messages.begin(), f.groups.begin()}
 }
@@ -20,23 +20,23 @@ func (f *floors) begin() (from claimStart) {
 type claimStart struct{ messages, groups time.Time }
 
 // raise ends a claim that began at from.
-func (f *floors) raise(from claimStart, v claimed) {
+func (f *watermarks) raise(from claimStart, v claimed) {
 	f.messages.raise(from.messages, v.ungrouped)
 	f.groups.raise(from.groups, v.grouped)
 }
 
 // lower makes room for something that became due at that time; zero is any time.
-func (f *floors) lower(dueAt time.Time) {
+func (f *watermarks) lower(dueAt time.Time) {
 	f.messages.lower(dueAt)
 	f.groups.lower(dueAt) // which is ready then, or later
 }
 
-func (f *floors) check(now time.Time) {
+func (f *watermarks) check(now time.Time) {
 	f.messages.check(now)
 	f.groups.check(now)
 }
 
-// floor is where the claims of a queue begin: a due time below which nothing is
+// watermark is where the claims of a queue begin: a due time below which nothing is
 // left. Without one a claim walks over the rows at the front of the queue that
 // are gone, but that PostgreSQL cannot remove as long as a transaction somewhere
 // may still see them, and so takes longer and longer.
@@ -45,30 +45,30 @@ func (f *floors) check(now time.Time) {
 // and lowers the floor to it. What nobody named, because a row was locked when a
 // claim passed it, or because a notification was lost, is found by the looks of
 // engine.lookAround: by the quick one within a second if it became due lately.
-type floor struct {
+type watermark struct {
 	at     time.Time // by the clock of PostgreSQL; zero: the very front
 	lowest time.Time // what wakes have named since the last claim began; zero: the very front
 	named  bool      // there was such a wake
 }
 
 const (
-	// floorMargin is how long a publish may take to commit, and so to show rows that
+	// watermarkMargin is how long a publish may take to commit, and so to show rows that
 	// are due since it began, without a claim passing them. One that takes longer
 	// lowers the floors of other servers before it is answered.
-	floorMargin = 50 * time.Millisecond
+	watermarkMargin = 50 * time.Millisecond
 
-	// floorIdle is for how long the floor of a queue is kept when nobody claims.
-	floorIdle = 10 * time.Second
+	// watermarkIdle is for how long the floor of a queue is kept when nobody claims.
+	watermarkIdle = 10 * time.Second
 )
 
 // begin returns where a claim begins.
-func (f *floor) begin() (from time.Time) {
+func (f *watermark) begin() (from time.Time) {
 	f.named = false
 	return f.at
 }
 
 // lower makes room for something that became due at that time; zero is any time.
-func (f *floor) lower(dueAt time.Time) {
+func (f *watermark) lower(dueAt time.Time) {
 	if !f.named || dueAt.Before(f.lowest) {
 		f.named, f.lowest = true, dueAt
 	}
@@ -77,9 +77,9 @@ func (f *floor) lower(dueAt time.Time) {
 	}
 }
 
-// find is told what is due next as a look has seen it; zero is nothing. It
+// recheck is told what is due next as a look has seen it; zero is nothing. It
 // reports whether that was hidden below the floor, which it is not any more.
-func (f *floor) find(dueAt time.Time) bool {
+func (f *watermark) recheck(dueAt time.Time) bool {
 	hidden := !dueAt.IsZero() && dueAt.Before(f.at)
 	if hidden {
 		f.lower(dueAt)
@@ -88,7 +88,7 @@ func (f *floor) find(dueAt time.Time) bool {
 }
 
 // below returns a time that is so far below the floor; zero if there is none.
-func (f *floor) below(by time.Duration) time.Time {
+func (f *watermark) below(by time.Duration) time.Time {
 	if f.at.IsZero() {
 		return f.at
 	}
@@ -96,11 +96,11 @@ func (f *floor) below(by time.Duration) time.Time {
 }
 
 // raise ends a claim that began at from.
-func (f *floor) raise(from time.Time, v claimedFrom) {
+func (f *watermark) raise(from time.Time, v claimedFrom) {
 	if v.last.IsZero() {
 		return
 	}
-	f.at = v.last.Add(-floorMargin)
+	f.at = v.last.Add(-watermarkMargin)
 	if f.at.Before(from) {
 		f.at = from
 	}
@@ -112,7 +112,7 @@ func (f *floor) raise(from time.Time, v claimedFrom) {
 
 // check resets a floor that the clock of PostgreSQL has not reached: it was set
 // back.
-func (f *floor) check(now time.Time) {
+func (f *watermark) check(now time.Time) {
 	if now.Before(f.at) {
 		f.at = time.Time{}
 	}

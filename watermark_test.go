@@ -11,44 +11,44 @@ func TestFloorStaysBelowWhatWasNamed(t *testing.T) {
 	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
 	for what, v := range map[string]struct {
-		do   func(f *floor)
+		do   func(f *watermark)
 		want time.Time
 	}{
-		"a claim raises it": {func(f *floor) {
+		"a claim raises it": {func(f *watermark) {
 			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 		}, at(950)},
-		"a claim does not lower it": {func(f *floor) {
+		"a claim does not lower it": {func(f *watermark) {
 			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.raise(f.begin(), claimedFrom{last: at(960), now: at(2000)})
 		}, at(950)},
-		"a wake lowers it": {func(f *floor) {
+		"a wake lowers it": {func(f *watermark) {
 			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.lower(at(500))
 		}, at(500)},
-		"a wake for later does not": {func(f *floor) {
+		"a wake for later does not": {func(f *watermark) {
 			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.lower(at(1500))
 		}, at(950)},
-		"a wake for any time does": {func(f *floor) {
+		"a wake for any time does": {func(f *watermark) {
 			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.lower(time.Time{})
 		}, time.Time{}},
-		"a wake during a claim holds it down": {func(f *floor) {
+		"a wake during a claim holds it down": {func(f *watermark) {
 			from := f.begin()
 			f.lower(at(700))
 			f.lower(at(800))
 			f.raise(from, claimedFrom{last: at(1000), now: at(2000)})
 		}, at(700)},
-		"a wake before a claim does not": {func(f *floor) {
+		"a wake before a claim does not": {func(f *watermark) {
 			f.lower(at(700))
 			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 		}, at(950)},
-		"a clock that was set back resets it": {func(f *floor) {
+		"a clock that was set back resets it": {func(f *watermark) {
 			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
 			f.check(at(900))
 		}, time.Time{}},
 	} {
-		f := &floor{}
+		f := &watermark{}
 		v.do(f)
 		if !f.at.Equal(v.want) {
 			t.Errorf("%s: the floor is at %v, want %v", what, f.at, v.want)
@@ -65,7 +65,7 @@ func TestWhatIsBelowTheFloorIsFoundByALook(t *testing.T) {
 	ids := s.publish("t", 1, 2)
 	s.receive("t", "?limit=1&wait_seconds=5")
 	s.engine.mu.Lock()
-	raised := !s.engine.floors["t"].messages.at.IsZero()
+	raised := !s.engine.watermarks["t"].messages.at.IsZero()
 	s.engine.mu.Unlock()
 	if !raised {
 		t.Error("the receive did not raise the floor of its queue")
@@ -85,7 +85,7 @@ func TestALookFindsWhatIsBelowTheFloorOfAQueueWithoutALine(t *testing.T) {
 	floorAt := func() time.Time {
 		s.engine.mu.Lock()
 		defer s.engine.mu.Unlock()
-		if f := s.engine.floors["t"]; f != nil {
+		if f := s.engine.watermarks["t"]; f != nil {
 			return f.messages.at
 		}
 		t.Fatal("the floor was forgotten")

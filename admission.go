@@ -18,24 +18,24 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// room is what the server has for its clients: connections, and bytes in hand,
+// admission is what the server has for its clients: connections, and bytes in hand,
 // which are those of headers, bodies and answers. Both are bounded. Where one of
 // them runs short, those make way that the server has waited for the longest: it
 // hardly ever waits for a client that does its part.
 //
 // The mutex guards all fields below it, and those of its connections.
-type room struct {
+type admission struct {
 	log            *slog.Logger
 	maxConnections int
 	maxInHand      int64
 
-	mu     sync.Mutex
-	open   int        // connections
-	idle   lists.List // of *conn: between requests, or in a header, the longest first
-	moving lists.List // of *conn: in a header that is large, a body or an answer, by their last progress
-	inHand int64
-	cuts   int  // connections that made way
-	full   bool // and it was said
+	mu        sync.Mutex
+	open      int        // connections
+	idle      lists.List // of *conn: between requests, or in a header, the longest first
+	moving    lists.List // of *conn: in a header that is large, a body or an answer, by their last progress
+	inHand    int64
+	evictions int  // connections that made way
+	full      bool // and it was said
 }
 
 // Bounds of a room.
@@ -79,8 +79,8 @@ func memoryLimit(maxConnections int, maxInHand int64) int64 {
 	return baseMemory + int64(maxConnections)*connectionMemory + maxInHand
 }
 
-func newRoom(log *slog.Logger, maxConnections int, maxInHand int64) *room {
-	return &room{log: log, maxConnections: maxConnections, maxInHand: maxInHand}
+func newAdmission(log *slog.Logger, maxConnections int, maxInHand int64) *admission {
+	return &admission{log: log, maxConnections: maxConnections, maxInHand: maxInHand}
 }
 
 // phase is what the server does with a connection.
@@ -95,9 +95,9 @@ const (
 // conn is a connection that takes some of the room.
 type conn struct {
 	*net.TCPConn
-	room   *room
-	beyond bool        // the bound, when it was accepted
-	wanted atomic.Bool // a body, none of which was waited for yet
+	admission *admission
+	beyond    bool        // the bound, when it was accepted
+	wanted    atomic.Bool // a body, none of which was waited for yet
 
 	// ctx ends when the connection has failed or is closed. A client that has only
 	// shut down its side of it still waits for its response.
@@ -118,7 +118,7 @@ type conn struct {
 // listener lets connections into a room.
 type listener struct {
 	net.Listener // of TCP
-	room         *room
+	admission    *admission
 	tls          bool // what comes first is no header
 }
 
@@ -128,12 +128,12 @@ func (l listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-			l.room.makeWay()
+			l.admission.evictOne()
 		}
 		if err != nil {
 			return nil, err
 		}
-		if in := l.room.enter(c.(*net.TCPConn)); in != nil {
+		if in := l.admission.enter(c.(*net.TCPConn)); in != nil {
 			if l.tls {
 				in.header.Store(-handshakeSize)
 			}
@@ -144,14 +144,14 @@ func (l listener) Accept() (net.Conn, error) {
 }
 
 // enter returns nil if there is no room for a connection, not even a spare one.
-func (r *room) enter(t *net.TCPConn) *conn {
+func (r *admission) enter(t *net.TCPConn) *conn {
 	r.mu.Lock()
 	if r.open >= r.maxConnections {
-		r.cutLongest()
+		r.evictIdlest()
 	} else if r.open < r.maxConnections/2 {
 		r.full = false
 	}
-	c := &conn{TCPConn: t, room: r, beyond: r.open >= r.maxConnections}
+	c := &conn{TCPConn: t, admission: r, beyond: r.open >= r.maxConnections}
 	open, said := r.open, r.full
 	r.full = r.full || c.beyond
 	if open < r.maxConnections+spareConnections {
@@ -168,35 +168,35 @@ func (r *room) enter(t *net.TCPConn) *conn {
 	return c
 }
 
-// makeWay closes a connection that the server waits for, if there is one.
-func (r *room) makeWay() {
+// evictOne closes a connection that the server waits for, if there is one.
+func (r *admission) evictOne() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.cutLongest()
+	r.evictIdlest()
 }
 
-func (r *room) cutLongest() {
+func (r *admission) evictIdlest() {
 	for _, line := range []*lists.List{&r.idle, &r.moving} {
 		if first := line.Front(); first != nil {
-			r.cut(first.Value.(*conn))
+			r.evict(first.Value.(*conn))
 			return
 		}
 	}
 }
 
-// cutStalled makes room for n bytes, if it can.
-func (r *room) cutStalled(n int64) {
+// evictStalled makes room for n bytes, if it can.
+func (r *admission) evictStalled(n int64) {
 	for r.inHand+n > r.maxInHand/2 {
 		first := r.moving.Front()
 		if first == nil || time.Since(first.Value.(*conn).since) < stallTime {
 			return
 		}
-		r.cut(first.Value.(*conn))
+		r.evict(first.Value.(*conn))
 	}
 }
 
-func (r *room) cut(c *conn) {
-	r.cuts++
+func (r *admission) evict(c *conn) {
+	r.evictions++
 	c.leave()
 	c.TCPConn.Close() // which ends the wait
 }
@@ -216,14 +216,14 @@ func (c *conn) lineUp(line *lists.List) {
 func (c *conn) leave() {
 	if !c.closed {
 		c.closed = true
-		c.room.open--
+		c.admission.open--
 		c.lineUp(nil)
 		c.release()
 	}
 }
 
 func (c *conn) release() {
-	c.room.inHand -= c.held
+	c.admission.inHand -= c.held
 	c.held = 0
 }
 
@@ -236,8 +236,8 @@ func (c *conn) begin(header http.Header) bool {
 			size += len(name) + len(v) + lineCost
 		}
 	}
-	c.room.mu.Lock()
-	defer c.room.mu.Unlock()
+	c.admission.mu.Lock()
+	defer c.admission.mu.Unlock()
 	c.release() // it is known now what the header takes
 	roomy := size <= plainHeader || c.takeLocked(int64(size), false)
 	c.enter(working)
@@ -246,8 +246,8 @@ func (c *conn) begin(header http.Header) bool {
 
 // move is where the server begins to wait for the client, or to work again.
 func (c *conn) move(p phase) {
-	c.room.mu.Lock()
-	defer c.room.mu.Unlock()
+	c.admission.mu.Lock()
+	defer c.admission.mu.Unlock()
 	c.enter(p)
 }
 
@@ -263,8 +263,8 @@ func (c *conn) endBody() {
 
 // end is the end of a request.
 func (c *conn) end() {
-	c.room.mu.Lock()
-	defer c.room.mu.Unlock()
+	c.admission.mu.Lock()
+	defer c.admission.mu.Unlock()
 	c.release()
 	c.header.Store(0)
 	c.enter(waiting)
@@ -277,18 +277,18 @@ func (c *conn) enter(p phase) {
 	}
 	switch p {
 	case waiting:
-		c.lineUp(&c.room.idle)
+		c.lineUp(&c.admission.idle)
 	case working:
 		c.lineUp(nil)
 	case transferring:
-		c.lineUp(&c.room.moving)
+		c.lineUp(&c.admission.moving)
 	}
 }
 
 // take counts bytes that will be in hand until the end of the request. It
 // reports whether there is room for them, and else counts nothing.
 func (c *conn) take(n int64) bool {
-	r := c.room
+	r := c.admission
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return c.takeLocked(n, c.held+n <= smallSize)
@@ -296,8 +296,8 @@ func (c *conn) take(n int64) bool {
 
 // takeLocked is take, with or without what is kept for small requests and answers.
 func (c *conn) takeLocked(n int64, small bool) bool {
-	r := c.room
-	r.cutStalled(n)
+	r := c.admission
+	r.evictStalled(n)
 	most := r.maxInHand
 	if !small {
 		most -= most / 8
@@ -311,25 +311,25 @@ func (c *conn) takeLocked(n int64, small bool) bool {
 
 // add counts bytes that are there whether or not there is room for them.
 func (c *conn) add(n int64) {
-	c.room.mu.Lock()
-	defer c.room.mu.Unlock()
+	c.admission.mu.Lock()
+	defer c.admission.mu.Unlock()
 	if n > 0 && !c.closed {
 		c.hold(n)
 	}
 }
 
 func (c *conn) hold(n int64) {
-	c.room.inHand += n
+	c.admission.inHand += n
 	c.held += n
 }
 
 func (c *conn) Read(b []byte) (int, error) {
 	if c.wanted.Load() {
-		c.room.mu.Lock()
+		c.admission.mu.Lock()
 		if c.wanted.Swap(false) { // else the body has been read, and this looks for what comes next
 			c.enter(transferring)
 		}
-		c.room.mu.Unlock()
+		c.admission.mu.Unlock()
 	}
 	if !c.mayRead() {
 		c.Close()
@@ -352,7 +352,7 @@ func (c *conn) mayRead() bool {
 	if header <= plainHeader || phase(c.phase.Load()) != waiting {
 		return true
 	}
-	r := c.room
+	r := c.admission
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	more := (header-plainHeader)*headerCost - c.held
@@ -378,8 +378,8 @@ func (c *conn) progress(n int) {
 	if phase(c.phase.Load()) != transferring {
 		return
 	}
-	c.room.mu.Lock()
-	defer c.room.mu.Unlock()
+	c.admission.mu.Lock()
+	defer c.admission.mu.Unlock()
 	if c.moved += n; c.moved >= progressSize && c.line != nil {
 		c.lineUp(c.line)
 	}
@@ -400,9 +400,9 @@ func (c *conn) Write(b []byte) (written int, err error) {
 
 func (c *conn) Close() error {
 	c.fail()
-	c.room.mu.Lock()
+	c.admission.mu.Lock()
 	c.leave()
-	c.room.mu.Unlock()
+	c.admission.mu.Unlock()
 	return c.TCPConn.Close()
 }
 
@@ -418,29 +418,29 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 
 // connOf returns the connection of a request. One that did not come through the
 // listener of the room takes no connection of it, and makes no way.
-func (r *room) connOf(hr *http.Request) *conn {
+func (r *admission) connOf(hr *http.Request) *conn {
 	if c, ok := hr.Context().Value(connKey{}).(*conn); ok {
 		return c
 	}
-	return &conn{room: r, ctx: hr.Context()}
+	return &conn{admission: r, ctx: hr.Context()}
 }
 
 var (
 	connectionsDesc = prometheus.NewDesc("queued_connections", "Open connections.", nil, nil)
-	cutsDesc        = prometheus.NewDesc("queued_connections_evicted_total", "Connections that were closed because their clients were waited for and there was no room.", nil, nil)
+	evictionsDesc   = prometheus.NewDesc("queued_connections_evicted_total", "Connections that were closed because their clients were waited for and there was no room.", nil, nil)
 	inHandDesc      = prometheus.NewDesc("queued_buffered_bytes", "Bytes of requests and answers that are held.", nil, nil)
 )
 
-func (r *room) Describe(descs chan<- *prometheus.Desc) {
+func (r *admission) Describe(descs chan<- *prometheus.Desc) {
 	descs <- connectionsDesc
-	descs <- cutsDesc
+	descs <- evictionsDesc
 	descs <- inHandDesc
 }
 
-func (r *room) Collect(all chan<- prometheus.Metric) {
+func (r *admission) Collect(all chan<- prometheus.Metric) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all <- prometheus.MustNewConstMetric(connectionsDesc, prometheus.GaugeValue, float64(r.open))
-	all <- prometheus.MustNewConstMetric(cutsDesc, prometheus.CounterValue, float64(r.cuts))
+	all <- prometheus.MustNewConstMetric(evictionsDesc, prometheus.CounterValue, float64(r.evictions))
 	all <- prometheus.MustNewConstMetric(inHandDesc, prometheus.GaugeValue, float64(r.inHand))
 }

@@ -75,9 +75,9 @@ func TestHealthChecksFindRoom(t *testing.T) {
 		polls = append(polls, c.poll(context.Background(), "t", "?wait_seconds=20"))
 		c.waiting("t", i+1)
 	}
-	c.room.mu.Lock()
-	c.room.maxConnections = 4
-	c.room.mu.Unlock()
+	c.admission.mu.Lock()
+	c.admission.maxConnections = 4
+	c.admission.mu.Unlock()
 	got := c.do("GET", "/topics", "")
 	if got.status != 503 || got.header.Get("Retry-After") == "" {
 		t.Errorf("GET /topics without room = %d %v, want 503 with Retry-After", got.status, got.header)
@@ -112,7 +112,7 @@ func TestHealthChecksFindRoom(t *testing.T) {
 }
 
 // newRoomConn returns a connection in a room and its other end.
-func newRoomConn(t *testing.T, r *room) (*conn, net.Conn) {
+func newRoomConn(t *testing.T, r *admission) (*conn, net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -124,7 +124,7 @@ func newRoomConn(t *testing.T, r *room) (*conn, net.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	c, err := listener{Listener: l, room: r}.Accept()
+	c, err := listener{Listener: l, admission: r}.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func newRoomConn(t *testing.T, r *room) (*conn, net.Conn) {
 
 func TestStalledConnectionsMakeWay(t *testing.T) {
 	t.Parallel()
-	r := newRoom(slog.New(slog.DiscardHandler), 10, 1<<20)
+	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
 	var all []*conn
 	for range 4 {
 		c, _ := newRoomConn(t, r)
@@ -174,7 +174,7 @@ func TestStalledConnectionsMakeWay(t *testing.T) {
 
 func TestHeadersTakeRoom(t *testing.T) {
 	t.Parallel()
-	r := newRoom(slog.New(slog.DiscardHandler), 10, 1<<20)
+	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
 	c, client := newRoomConn(t, r)
 	b := make([]byte, 100<<10)
 	send := func(n int) (err error) {
@@ -210,9 +210,9 @@ func TestHeadersTakeRoom(t *testing.T) {
 func TestUnwantedBodyLeavesNothingInHand(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.room.mu.Lock()
-	s.room.maxInHand = 4 << 20
-	s.room.mu.Unlock()
+	s.admission.mu.Lock()
+	s.admission.maxInHand = 4 << 20
+	s.admission.mu.Unlock()
 	for range 3 {
 		if got := s.do("POST", "/nowhere", strings.Repeat("x", 200_000)); got.status != 404 {
 			t.Errorf("POST /nowhere = %d %s, want 404", got.status, got.body)
@@ -229,9 +229,9 @@ func TestLargeHeadersTakeRoom(t *testing.T) {
 		s := newTestServer(t)
 		s.mustQueue("q")
 		const most = 512 << 10
-		s.room.mu.Lock()
-		s.room.maxInHand = most
-		s.room.mu.Unlock()
+		s.admission.mu.Lock()
+		s.admission.maxInHand = most
+		s.admission.mu.Unlock()
 		request := first + "GET /queues/q/messages?wait_seconds=30 HTTP/1.1\r\nHost: localhost\r\n"
 		for i := range 100 {
 			request += fmt.Sprintf("x%d:\r\n", i)
@@ -273,7 +273,7 @@ func TestLargeHeadersTakeRoom(t *testing.T) {
 // HTTPS writes small records, each of which is progress.
 func TestAnswerInSmallPiecesIsProgress(t *testing.T) {
 	t.Parallel()
-	r := newRoom(slog.New(slog.DiscardHandler), 10, 1<<20)
+	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
 	c, client := newRoomConn(t, r)
 	go io.Copy(io.Discard, client)
 	c.begin(nil)

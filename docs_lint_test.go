@@ -391,7 +391,7 @@ func TestPagesListEveryRouteAndMetric(t *testing.T) {
 	go func() {
 		defer close(descs)
 		s.server.metrics.registry.Describe(descs)
-		s.server.room.Describe(descs)
+		s.server.admission.Describe(descs)
 	}()
 	metrics := 0
 	for desc := range descs {

@@ -231,7 +231,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	s.checkHost = true
 	s.ready.Store(true)
 	h := httptest.NewUnstartedServer(s)
-	h.Listener = listener{Listener: h.Listener, room: s.room}
+	h.Listener = listener{Listener: h.Listener, admission: s.admission}
 	h.Config.ConnContext = withConn
 	h.Start()
 	ctx, stop := context.WithCancel(context.Background())
@@ -445,9 +445,9 @@ func (s *testServer) waiting(queueID string, receivers int) {
 
 // inHand returns how many bytes of requests and answers the server holds.
 func (s *testServer) inHand() int64 {
-	s.room.mu.Lock()
-	defer s.room.mu.Unlock()
-	return s.room.inHand
+	s.admission.mu.Lock()
+	defer s.admission.mu.Unlock()
+	return s.admission.inHand
 }
 
 // setRoom leaves room for that many bytes once no request has some. It returns
@@ -457,11 +457,11 @@ func (s *testServer) setRoom(left int64) (giveBack func()) {
 	set := func(from, to int64) {
 		s.t.Helper()
 		s.eventually(fmt.Sprintf("%d bytes in hand", from), func() bool { return s.inHand() == from })
-		s.room.mu.Lock()
-		defer s.room.mu.Unlock()
-		s.room.inHand = to
+		s.admission.mu.Lock()
+		defer s.admission.mu.Unlock()
+		s.admission.inHand = to
 	}
-	filled := s.room.maxInHand - left
+	filled := s.admission.maxInHand - left
 	set(0, filled)
 	return func() { s.t.Helper(); set(filled, 0) }
 }

@@ -939,7 +939,7 @@ func TestClientsThatEndTheirSideOfTLSAreServed(t *testing.T) {
 	s.mustTopic("t")
 	s.publish("t", 1)
 	h := httptest.NewUnstartedServer(s)
-	h.Listener = listener{Listener: h.Listener, room: s.room, tls: true}
+	h.Listener = listener{Listener: h.Listener, admission: s.admission, tls: true}
 	h.Config.ConnContext = withConn
 	h.StartTLS()
 	t.Cleanup(h.Close)

@@ -121,10 +121,10 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	if c.tokenFile == "" && !v.checkHost {
 		log.Warn("everybody who can reach this address may do everything, see -token-file", "listen", outer.Addr().String())
 	}
-	v.room = c.newRoom(log)
+	v.admission = c.newRoom(log)
 	v.transferTimeout = c.transferTimeout
-	m.registry.MustRegister(v.room)
-	var inner net.Listener = listener{outer, v.room, c.tlsCert != ""}
+	m.registry.MustRegister(v.admission)
+	var inner net.Listener = listener{outer, v.admission, c.tlsCert != ""}
 	if c.tlsCert != "" {
 		inner = tls.NewListener(inner, files.tlsConfig())
 	}
@@ -219,10 +219,10 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	return err
 }
 
-// newRoom returns a room with as many connections as were asked for and the
+// newAdmission returns a room with as many connections as were asked for and the
 // process may have, and has the garbage collector see to the memory that they
 // take, unless $GOMEMLIMIT does (package runtime).
-func (c *config) newRoom(log *slog.Logger) *room {
+func (c *config) newRoom(log *slog.Logger) *admission {
 	connections := c.maxConnections
 	if most := max(maxFiles()-spareConnections-ownFiles, 1); connections > most {
 		log.Warn("the limit of open files allows fewer than -max-connections", "limit", most)
@@ -231,7 +231,7 @@ func (c *config) newRoom(log *slog.Logger) *room {
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
 		debug.SetMemoryLimit(memoryLimit(connections, c.maxInHand))
 	}
-	return newRoom(log, connections, c.maxInHand)
+	return newAdmission(log, connections, c.maxInHand)
 }
 
 // profiles serves what go tool pprof asks for.

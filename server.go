@@ -36,7 +36,7 @@ type server struct {
 
 	tokens *atomic.Pointer[tokens] // to nil: the server is open
 
-	room            *room
+	admission       *admission
 	transferTimeout time.Duration // for a client to send a body, or to take an answer
 
 	compact chan struct{} // holds one: asks for a vacuum
@@ -80,7 +80,7 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *queue
 		log: log, store: s, engine: e, metrics: m, tally: newTally(s, e), counter: counter, limits: l,
 		id: newID(), started: time.Now(),
 		tokens:          new(atomic.Pointer[tokens]),
-		room:            newRoom(log, defaultMaxConnections, defaultMaxInHand),
+		admission:       newAdmission(log, defaultMaxConnections, defaultMaxInHand),
 		transferTimeout: defaultTransferTimeout,
 		compact:         make(chan struct{}, 1),
 		requestIDs:      newRequestIDs(),
@@ -195,7 +195,7 @@ func (s *server) serve(d *dialect, need right, pattern string, maxBody int64, h 
 // ServeHTTP is around every request, also those that no route matches.
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	start := time.Now()
-	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw), conn: s.room.connOf(hr), timeout: s.transferTimeout}
+	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw), conn: s.admission.connOf(hr), timeout: s.transferTimeout}
 	w.trace = readTrace(hr.Header)
 	if w.requestID = w.trace.requestID; w.requestID == "" {
 		w.requestID = s.requestIDs.next()

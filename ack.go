@@ -14,10 +14,10 @@ import (
 	"queued/internal/rawjson"
 )
 
-// settling is one request to ack, nack or extend messages and, after its turn in
+// ackRequest is one request to ack, nack or extend messages and, after its turn in
 // the lane, what came of it.
-type settling struct {
-	items []settlement
+type ackRequest struct {
+	items []ackItem
 
 	conflicts []int     // items whose guard did not hold
 	extended  []message // by extend
@@ -26,29 +26,29 @@ type settling struct {
 // errNotInFlight says that there is no lease to extend.
 var errNotInFlight = errors.New("not in flight")
 
-// errLeaseOver says that the guard of a settlement did not hold. In a request
+// errLeaseEnded says that the guard of a settlement did not hold. In a request
 // with many of them, those of the others were carried out.
-type errLeaseOver struct{ items []int }
+type errLeaseEnded struct{ items []int }
 
-func (errLeaseOver) Error() string { return "the message is not in this lease any more" }
+func (errLeaseEnded) Error() string { return "the message is not in this lease any more" }
 
 // ack deletes messages, whoever holds them unless they have a guard. Unknown ids
 // are ignored.
-func (e *engine) ack(ctx context.Context, items ...settlement) error {
-	return settle(ctx, e.acks, &settling{items: items})
+func (e *engine) ack(ctx context.Context, items ...ackItem) error {
+	return submitAck(ctx, e.acks, &ackRequest{items: items})
 }
 
 // nack makes messages that are in flight or delayed due after their time, or moves
 // them to the dead queue if they had their last delivery. Other ids are ignored.
-func (e *engine) nack(ctx context.Context, items ...settlement) error {
-	return settle(ctx, e.nacks, &settling{items: items})
+func (e *engine) nack(ctx context.Context, items ...ackItem) error {
+	return submitAck(ctx, e.nacks, &ackRequest{items: items})
 }
 
 // extend sets when the lease of a message in flight ends, and returns the
 // message; errNotInFlight if it is not.
-func (e *engine) extend(ctx context.Context, item settlement) (message, error) {
-	v := &settling{items: []settlement{item}}
-	if err := settle(ctx, e.extensions, v); err != nil {
+func (e *engine) extend(ctx context.Context, item ackItem) (message, error) {
+	v := &ackRequest{items: []ackItem{item}}
+	if err := submitAck(ctx, e.extensions, v); err != nil {
 		return message{}, err
 	}
 	if len(v.extended) == 0 {
@@ -57,17 +57,17 @@ func (e *engine) extend(ctx context.Context, item settlement) (message, error) {
 	return v.extended[0], nil
 }
 
-func settle(ctx context.Context, l *batcher[*settling], v *settling) error {
+func submitAck(ctx context.Context, l *batcher[*ackRequest], v *ackRequest) error {
 	if err := l.do(ctx, v, len(v.items), 0); err != nil {
 		return err
 	}
 	if len(v.conflicts) > 0 {
-		return errLeaseOver{v.conflicts}
+		return errLeaseEnded{v.conflicts}
 	}
 	return nil
 }
 
-func (e *engine) runAcks(s *session, batch []*settling) error {
+func (e *engine) runAcks(s *session, batch []*ackRequest) error {
 	all, err := s.ack(itemsOf(batch))
 	for _, t := range all { // also before an error: it is committed
 		if t.queueID != "" {
@@ -81,10 +81,10 @@ func (e *engine) runAcks(s *session, batch []*settling) error {
 		e.wakeIfUnknown(err)
 		return err
 	}
-	return findConflicts(s, batch, guardedIn(all))
+	return findConflicts(s, batch, tokensIn(all))
 }
 
-func (e *engine) runNacks(s *session, batch []*settling) error {
+func (e *engine) runNacks(s *session, batch []*ackRequest) error {
 	all, err := s.nack(itemsOf(batch))
 	if err != nil {
 		e.wakeIfUnknown(err)
@@ -98,10 +98,10 @@ func (e *engine) runNacks(s *session, batch []*settling) error {
 			e.announce(t.queueID, t.dueAt)
 		}
 	}
-	return findConflicts(s, batch, guardedIn(all))
+	return findConflicts(s, batch, tokensIn(all))
 }
 
-func (e *engine) runExtensions(s *session, batch []*settling) error {
+func (e *engine) runExtensions(s *session, batch []*ackRequest) error {
 	all, err := s.extend(itemsOf(batch))
 	if err != nil {
 		e.wakeIfUnknown(err)
@@ -124,17 +124,17 @@ func (e *engine) runExtensions(s *session, batch []*settling) error {
 	return findConflicts(s, batch, done)
 }
 
-func itemsOf(batch []*settling) (all []settlement) {
+func itemsOf(batch []*ackRequest) (all []ackItem) {
 	for _, v := range batch {
 		all = append(all, v.items...)
 	}
 	return all
 }
 
-func guardedIn(all []touched) map[string]bool {
+func tokensIn(all []queueChange) map[string]bool {
 	done := make(map[string]bool)
 	for _, t := range all {
-		for _, id := range t.guarded {
+		for _, id := range t.tokens {
 			done[id] = true
 		}
 	}
@@ -144,7 +144,7 @@ func guardedIn(all []touched) map[string]bool {
 // findConflicts tells each of the batch which of its guards did not hold: those
 // of messages that were not among the done, but are there. A message that is
 // gone needs no settling any more.
-func findConflicts(s *session, batch []*settling, done map[string]bool) error {
+func findConflicts(s *session, batch []*ackRequest, done map[string]bool) error {
 	var ids idArray
 	for _, v := range batch {
 		v.conflicts = nil
@@ -175,29 +175,29 @@ func findConflicts(s *session, batch []*settling, done map[string]bool) error {
 // maxLease is the longest that a nack delays a message or an extend keeps it.
 const maxLease = 12 * time.Hour
 
-// touched is what a statement did to a queue.
-type touched struct {
+// queueChange is what a statement did to a queue.
+type queueChange struct {
 	queueID string
 	acked   int
 	nacked  int
 	dead    int       // of the nacked, those that moved to the dead queue
 	dropped int       // of the nacked, those that had none to move to
 	dueAt   time.Time // the earliest time that something in it became due by this; zero if nothing did
-	guarded []string  // ids of the messages that it did something to, of those with a guard
+	tokens  []string  // ids of the messages that it did something to, of those with a guard
 }
 
-// settlement is what a consumer says of a message that it has received.
-type settlement struct {
+// ackItem is what a consumer says of a message that it has received.
+type ackItem struct {
 	id          string
 	leasedUntil time.Time     // guard: only if the message is still in the lease that showed this scheduled_at; zero: in any
 	after       time.Duration // nack: until it is due again; extend: until the lease ends
 	uncounted   bool          // nack: the delivery is no attempt
 }
 
-// settlementArgs returns the arguments ids, leases, seconds and uncounted. They are
+// ackItemArgs returns the arguments ids, leases, seconds and uncounted. They are
 // sorted: statements that run at the same time take their locks in one order.
-func settlementArgs(items []settlement) (ids idArray, leases timeArray, seconds intArray, uncounted pq.BoolArray) {
-	items = slices.SortedFunc(slices.Values(items), func(a, b settlement) int { return cmp.Compare(a.id, b.id) })
+func ackItemArgs(items []ackItem) (ids idArray, leases timeArray, seconds intArray, uncounted pq.BoolArray) {
+	items = slices.SortedFunc(slices.Values(items), func(a, b ackItem) int { return cmp.Compare(a.id, b.id) })
 	for _, v := range items {
 		ids = append(ids, v.id)
 		leases = append(leases, v.leasedUntil)
@@ -246,16 +246,16 @@ GROUP BY q.id`
 // ack deletes the messages, whoever holds them unless they have a guard. Ids
 // that are unknown are ignored. What it returns is done, also beside an error; what
 // was done already does no harm when it is tried again.
-func (s *session) ack(items []settlement) (all []touched, err error) {
-	ids, leases, _, _ := settlementArgs(items)
+func (s *session) ack(items []ackItem) (all []queueChange, err error) {
+	ids, leases, _, _ := ackItemArgs(items)
 	missing := len(slices.Compact(slices.Clone(ids)))
 	// A message that is moved to another queue at this moment is in neither place
 	// for a statement that began before the move was committed. The second
 	// statement sees it; usually there is none.
 	for range 2 {
-		acked, err := read(s, "ack", func(row scanner) (t touched, err error) {
+		acked, err := read(s, "ack", func(row scanner) (t queueChange, err error) {
 			var readyAt sql.NullTime
-			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.guarded), &readyAt)
+			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.tokens), &readyAt)
 			t.dueAt = readyAt.Time
 			return t, err
 		}, ackMessagesSQL, ids, leases)
@@ -343,11 +343,11 @@ GROUP BY q.id`
 
 // nack makes messages due that are in flight or delayed, or moves them to the dead
 // queue if they had their last delivery. Other ids are ignored.
-func (s *session) nack(items []settlement) ([]touched, error) {
-	ids, leases, seconds, uncounted := settlementArgs(items)
-	return read(s, "nack", func(row scanner) (t touched, err error) {
+func (s *session) nack(items []ackItem) ([]queueChange, error) {
+	ids, leases, seconds, uncounted := ackItemArgs(items)
+	return read(s, "nack", func(row scanner) (t queueChange, err error) {
 		var dueAt sql.NullTime
-		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.guarded))
+		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.tokens))
 		t.dueAt = dueAt.Time
 		return t, err
 	}, nackMessagesSQL, ids, leases, seconds, uncounted)
@@ -378,8 +378,8 @@ JOIN queued.queues q ON q.key = abs(e.queue_key)`
 
 // extend sets when the leases of messages in flight end, and returns those
 // messages. Other ids are ignored.
-func (s *session) extend(items []settlement) ([]message, error) {
-	ids, leases, seconds, _ := settlementArgs(items)
+func (s *session) extend(items []ackItem) ([]message, error) {
+	ids, leases, seconds, _ := ackItemArgs(items)
 	return read(s, "extend", func(row scanner) (m message, err error) {
 		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
 			&m.Group, &m.trace.requestID, &m.trace.traceparent)
@@ -405,8 +405,8 @@ func (s *session) existing(ids idArray) (map[string]bool, error) {
 	return all, err
 }
 
-// guard reads the scheduled_at of a lease from a query; zero if it is missing.
-func (f *form) guard(name string) time.Time {
+// leaseToken reads the scheduled_at of a lease from a query; zero if it is missing.
+func (f *form) leaseToken(name string) time.Time {
 	text, has := f.find(name)
 	if !has {
 		return time.Time{}
@@ -425,14 +425,14 @@ func (f *form) messageID(raw []byte, loc ...any) string {
 	return ""
 }
 
-// settlements reads "ids", or "messages" that have each an id and the guard.
-func (f *form) settlements() (items []settlement) {
+// ackItems reads "ids", or "messages" that have each an id and the guard.
+func (f *form) ackItems() (items []ackItem) {
 	switch {
 	case f.has("messages") && f.has("ids"):
 		f.wrong("either ids or messages", "value_error", "messages")
 	case f.has("messages"):
 		f.objects("messages", maxBatch, func(item *form) {
-			v := settlement{}
+			v := ackItem{}
 			if raw := item.value("id", true); raw != nil {
 				v.id = item.messageID(raw, "id")
 			}
@@ -447,7 +447,7 @@ func (f *form) settlements() (items []settlement) {
 		})
 	default:
 		f.list("ids", maxBatch, func(i int, raw []byte) {
-			items = append(items, settlement{id: f.messageID(raw, "ids", i)})
+			items = append(items, ackItem{id: f.messageID(raw, "ids", i)})
 		})
 	}
 	return items

@@ -171,7 +171,7 @@ func (r *request) mayPost(id string) bool {
 const unknownID = "00000000-0000-0000-0000-000000000000"
 
 // hideOthers makes the messages unknown that the token of the request may not get.
-func (s *server) hideOthers(r *request, items []settlement) error {
+func (s *server) hideOthers(r *request, items []ackItem) error {
 	if r.token == nil || r.token.admin || r.token.get.all {
 		return nil
 	}

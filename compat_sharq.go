@@ -292,8 +292,8 @@ func (s *server) sharQFinish(r *request) error {
 	if m.State != "in_flight" {
 		return errMessageNotFound
 	}
-	err = s.engine.ack(r.Context(), settlement{id: m.ID, leasedUntil: m.ScheduledAt.Time})
-	var over errLeaseOver
+	err = s.engine.ack(r.Context(), ackItem{id: m.ID, leasedUntil: m.ScheduledAt.Time})
+	var over errLeaseEnded
 	if errors.As(err, &over) {
 		return errMessageNotFound
 	}

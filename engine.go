@@ -27,9 +27,9 @@ type engine struct {
 	db      *sql.DB
 
 	publications *batcher[*publication]
-	acks         *batcher[*settling]
-	nacks        *batcher[*settling]
-	extensions   *batcher[*settling]
+	acks         *batcher[*ackRequest]
+	nacks        *batcher[*ackRequest]
+	extensions   *batcher[*ackRequest]
 	releases     *batcher[[]message]
 	finishes     *batcher[*finishing]
 	measurings   *batcher[*measuring]

@@ -42,7 +42,7 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 	var known status
 	var mistakes invalid
 	var conflicts conflict
-	var over errLeaseOver
+	var over errLeaseEnded
 	switch {
 	case errors.As(err, &known):
 		return known.code, known.detail

@@ -349,11 +349,11 @@ func (s *server) ack(r *request) error {
 		return err
 	}
 	f := readQuery(r.URL.RawQuery)
-	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
+	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
 	if err := f.err(); err != nil {
 		return err
 	}
-	if err := s.settle(r, s.engine.ack, item); err != nil {
+	if err := s.ackOne(r, s.engine.ack, item); err != nil {
 		return err
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -365,13 +365,13 @@ func (s *server) nack(r *request) error {
 		return err
 	}
 	f := readQuery(r.URL.RawQuery)
-	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
+	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
 	b := optionalBody(r.body)
 	item.after, item.uncounted = b.nack()
 	if err := cmp.Or(f.err(), b.err()); err != nil {
 		return err
 	}
-	if err := s.settle(r, s.engine.nack, item); err != nil {
+	if err := s.ackOne(r, s.engine.nack, item); err != nil {
 		return err
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -383,7 +383,7 @@ func (s *server) extend(r *request) error {
 		return err
 	}
 	f := readQuery(r.URL.RawQuery)
-	item := settlement{id: id, leasedUntil: f.guard("scheduled_at")}
+	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
 	shows := f.shown()
 	b := readBody(r.body)
 	item.after = b.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
@@ -391,7 +391,7 @@ func (s *server) extend(r *request) error {
 		return err
 	}
 	var m message
-	err = s.settle(r, func(ctx context.Context, items ...settlement) (err error) {
+	err = s.ackOne(r, func(ctx context.Context, items ...ackItem) (err error) {
 		m, err = s.engine.extend(ctx, items[0])
 		return err
 	}, item)
@@ -402,9 +402,9 @@ func (s *server) extend(r *request) error {
 	return r.w.own(http.StatusOK, m.appendJSON(nil))
 }
 
-// settle calls the engine for those of the messages that the request may settle;
+// ackOne calls the engine for those of the messages that the request may settle;
 // the others are unknown to it.
-func (s *server) settle(r *request, do func(context.Context, ...settlement) error, items ...settlement) error {
+func (s *server) ackOne(r *request, do func(context.Context, ...ackItem) error, items ...ackItem) error {
 	if err := s.hideOthers(r, items); err != nil {
 		return err
 	}
@@ -413,11 +413,11 @@ func (s *server) settle(r *request, do func(context.Context, ...settlement) erro
 
 func (s *server) ackBatch(r *request) error {
 	f := readBody(r.body)
-	items := f.settlements()
+	items := f.ackItems()
 	if err := f.err(); err != nil {
 		return err
 	}
-	if err := s.settle(r, s.engine.ack, items...); err != nil {
+	if err := s.ackOne(r, s.engine.ack, items...); err != nil {
 		return batchConflicts(err)
 	}
 	return r.w.empty(http.StatusNoContent)
@@ -425,7 +425,7 @@ func (s *server) ackBatch(r *request) error {
 
 func (s *server) nackBatch(r *request) error {
 	f := readBody(r.body)
-	items := f.settlements()
+	items := f.ackItems()
 	after, uncounted := f.nack()
 	if err := f.err(); err != nil {
 		return err
@@ -433,15 +433,15 @@ func (s *server) nackBatch(r *request) error {
 	for i := range items {
 		items[i].after, items[i].uncounted = after, uncounted
 	}
-	if err := s.settle(r, s.engine.nack, items...); err != nil {
+	if err := s.ackOne(r, s.engine.nack, items...); err != nil {
 		return batchConflicts(err)
 	}
 	return r.w.empty(http.StatusNoContent)
 }
 
-// batchConflicts says of errLeaseOver which messages of a body it is about.
+// batchConflicts says of errLeaseEnded which messages of a body it is about.
 func batchConflicts(err error) error {
-	var over errLeaseOver
+	var over errLeaseEnded
 	if !errors.As(err, &over) {
 		return err
 	}

@@ -147,7 +147,7 @@ func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 	s := testServer{t: t}
 	s.eventually("it listens", e.notifier.listening)
 	for range 3 {
-		if err := e.ack(context.Background(), settlement{id: newID()}); err != nil {
+		if err := e.ack(context.Background(), ackItem{id: newID()}); err != nil {
 			t.Error(err)
 		}
 	}

@@ -704,7 +704,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 				m, ok := <-received
 				if ok && random.IntN(4) == 0 {
 					spin()
-					if err := e.nack(context.Background(), settlement{id: m.ID}); err != nil {
+					if err := e.nack(context.Background(), ackItem{id: m.ID}); err != nil {
 						t.Error(err)
 						return
 					}
@@ -713,7 +713,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 				if !ok {
 					return
 				}
-				if err := e.ack(context.Background(), settlement{id: m.ID}); err != nil {
+				if err := e.ack(context.Background(), ackItem{id: m.ID}); err != nil {
 					t.Error(err)
 					return
 				}

@@ -38,7 +38,7 @@ GROUP BY q.id`
 // undoDeliveries undoes the deliveries of messages that nobody got: of those that
 // were leased, and of those that were consumed. Where that takes several statements
 // they are one transaction: what is tried again must have done nothing.
-func (s *session) undoDeliveries(messages []message) (all []touched, err error) {
+func (s *session) undoDeliveries(messages []message) (all []queueChange, err error) {
 	var leased, consumed, grouped []message
 	for _, m := range messages {
 		if m.consumed {
@@ -103,7 +103,7 @@ func sortedByID(messages []message) []message {
 // release undoes the delivery of messages that nobody got: due when they were
 // due before, one delivery attempt less. A message whose lease is no longer the
 // one it was received with is left alone.
-func (s *session) release(messages []message) ([]touched, error) {
+func (s *session) release(messages []message) ([]queueChange, error) {
 	if len(messages) == 0 {
 		return nil, nil
 	}
@@ -154,7 +154,7 @@ GROUP BY q.id`
 
 // restore undoes the delivery of messages that were consumed and that nobody got:
 // they are as they were before, at their old place, and not kept among the consumed.
-func (s *session) restore(messages []message) ([]touched, error) {
+func (s *session) restore(messages []message) ([]queueChange, error) {
 	if len(messages) == 0 {
 		return nil, nil
 	}
@@ -177,7 +177,7 @@ func (s *session) restore(messages []message) ([]touched, error) {
 }
 
 // scanDue reads a queue in which messages, or a group, are due again.
-func scanDue(row scanner) (t touched, err error) {
+func scanDue(row scanner) (t queueChange, err error) {
 	var dueAt sql.NullTime
 	err = row.Scan(&t.queueID, &dueAt)
 	t.dueAt = dueAt.Time

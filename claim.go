@@ -130,7 +130,7 @@ type claimedFrom struct {
 // deadline. Those without a group come oldest due first, those with one in turns
 // of their groups. It looks at what is due since from, and returns
 // errQueueNotFound if there is no queue.
-func (s *session) claim(at outlet, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
+func (s *session) claim(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
 	queueID := at.queueID
 	for range settingsAttempts {
 		terms, known := s.settings.terms[queueID]
@@ -157,7 +157,7 @@ func (s *session) claim(at outlet, from claimStart, groupsFirst bool, limit, bud
 }
 
 // claimBoth is claim on terms that may have changed; then it claims nothing.
-func (s *session) claimBoth(terms leaseTerms, at outlet, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
+func (s *session) claimBoth(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
 	v := claimed{ackDeadline: terms.ackDeadline}
 	ungrouped := func(limit, budget int) (err error) {
 		v.ungrouped, err = s.claimOn(terms, at, from.messages, limit, budget)
@@ -190,7 +190,7 @@ func (s *session) claimBoth(terms leaseTerms, at outlet, from claimStart, groups
 }
 
 // claimOn is claimBoth for messages without a group.
-func (s *session) claimOn(terms leaseTerms, at outlet, from time.Time, limit, budget int) (c claimedFrom, err error) {
+func (s *session) claimOn(terms leaseTerms, at dispatcherKey, from time.Time, limit, budget int) (c claimedFrom, err error) {
 	name, statement := "claim", claimMessagesSQL
 	args := []any{terms.queueKey, terms.maxDeliveries, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
 	if at.consumes {

@@ -315,7 +315,7 @@ func manyEnded(messages []message) error {
 // claimGroups is claimOn for messages with a group: each of the groups that were
 // ready since a time gives what it may. Without patience those that somebody holds
 // are passed over, and with it the one ready longest is waited for.
-func (s *session) claimGroups(terms leaseTerms, at outlet, from time.Time, patient bool, limit, budget int) (c claimedFrom, err error) {
+func (s *session) claimGroups(terms leaseTerms, at dispatcherKey, from time.Time, patient bool, limit, budget int) (c claimedFrom, err error) {
 	name, lock, visits := "lock_groups", lockGroupsSQL, limit
 	if patient {
 		name, lock, visits = "await_group", awaitGroupsSQL, 1
@@ -370,7 +370,7 @@ func (s *session) lockGroups(name, statement string, terms leaseTerms, from time
 	}, statement, -terms.queueKey, since(from), s.settings.version, visits)
 }
 
-func (s *session) takeFromGroups(terms leaseTerms, at outlet, visited []lockedGroup, limit, budget int) ([]message, error) {
+func (s *session) takeFromGroups(terms leaseTerms, at dispatcherKey, visited []lockedGroup, limit, budget int) ([]message, error) {
 	name, statement, hidden := "claim_groups", frontsOfGroupsSQL+leaseTakenSQL+lookAgainSQL, terms.ackDeadline
 	if at.consumes {
 		name, statement, hidden = "consume_groups", frontsOfGroupsSQL+consumeTakenSQL+lookAgainSQL, 0

@@ -41,7 +41,7 @@ func timesIn(t *testing.T, text string) (all []int64) {
 func TestNoTimeOfOursEntersSQL(t *testing.T) {
 	t.Parallel()
 	const delay = 2 * time.Second // of the queue
-	apart := []time.Duration{0, delay, -watermarkMargin, -lookBack, -watermarkMargin - lookBack}
+	apart := []time.Duration{0, delay, -watermarkMargin, -sweepMargin, -watermarkMargin - sweepMargin}
 	told := map[int64]bool{time.Time{}.UnixMicro(): true} // the zero time is before all others
 	queries := map[string]string{}                        // by connection and name of the prepared statement
 	seen := map[string]int{}                              // times in arguments, by the first line of the statement
@@ -106,10 +106,10 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 	if err != nil || len(v.messages) == 0 {
 		t.Fatalf("receive = %v, %v", v.messages, err)
 	}
-	s.engine.giveBack("t", v.messages)
+	s.engine.release("t", v.messages)
 	look := newSession(s.store.db, s.metrics)
 	for _, slow := range []bool{false, true} {
-		if err := s.engine.look(look, slow); err != nil {
+		if err := s.engine.sweep(look, slow); err != nil {
 			t.Error(err)
 		}
 	}

@@ -137,7 +137,7 @@ func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
 		t.Fatalf("consume = %+v, %v, want two messages", v.messages, err)
 	}
 	checkDiff(t, "kept", 2, s.keptIn("t"))
-	s.engine.giveBack("t", v.messages)
+	s.engine.release("t", v.messages)
 	s.exec("UPDATE queued.messages SET updated_at = created_at")
 	checkDiff(t, "what is there after it was given back", before, s.state())
 
@@ -145,7 +145,7 @@ func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
 	if err != nil || len(v.messages) != 2 {
 		t.Fatalf("consume = %+v, %v, want two messages again", v.messages, err)
 	}
-	s.engine.giveBack("t", v.messages[:1])
+	s.engine.release("t", v.messages[:1])
 	checkDiff(t, "listed", []int{2}, numbers(s.consumed("t", "")))
 	checkDiff(t, "received then", []int{1, 3}, numbers(s.receive("t", "")))
 }

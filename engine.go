@@ -38,13 +38,13 @@ type engine struct {
 	directory directory
 
 	notifier     *notifier
-	lookNow      chan struct{} // asks for a slow look at once
+	sweepNow     chan struct{} // asks for a slow look at once
 	countsWanted chan struct{} // holds one: another server asks for what the tally has not written yet
 
 	mu          sync.Mutex
-	dispatchers map[outlet]*dispatcher // that have receivers
-	watermarks  map[string]*watermarks // of queues that were claimed from lately, by queue id
-	receivers   int                    // waiting, in all of them
+	dispatchers map[dispatcherKey]*dispatcher // that have receivers
+	watermarks  map[string]*watermarks        // of queues that were claimed from lately, by queue id
+	receivers   int                           // waiting, in all of them
 	draining    bool
 	dispatching sync.WaitGroup
 	stop        context.CancelFunc // of what runs in the background
@@ -72,9 +72,9 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 		metrics:      m,
 		db:           db,
 		claimers:     make(chan *session, claimers),
-		lookNow:      make(chan struct{}, 1),
+		sweepNow:     make(chan struct{}, 1),
 		countsWanted: make(chan struct{}, 1),
-		dispatchers:  make(map[outlet]*dispatcher),
+		dispatchers:  make(map[dispatcherKey]*dispatcher),
 		watermarks:   make(map[string]*watermarks),
 		stop:         stop,
 	}
@@ -94,8 +94,8 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	}
 	e.notifier = newNotifier(shared[n-1], log)
 	e.background.Go(func() { e.notifier.send(ctx) })
-	e.background.Go(func() { e.notifier.listen(ctx, d, e.hear, e.wakeAll) })
-	e.background.Go(func() { e.lookAround(ctx, shared[n/2-1], slowLook, quickLook) })
+	e.background.Go(func() { e.notifier.listen(ctx, d, e.onNotification, e.wakeAll) })
+	e.background.Go(func() { e.sweepPeriodically(ctx, shared[n/2-1], slowLook, quickLook) })
 	e.background.Go(func() {
 		defer pulse.Close()
 		d.watch(ctx, pulse, log, e.wakeAll)
@@ -122,11 +122,11 @@ func (e *engine) drain() {
 	e.draining = true
 	for _, d := range e.dispatchers {
 		for _, r := range d.line {
-			d.answer(r, delivery{})
+			d.reply(r, delivery{})
 		}
 		e.receivers -= len(d.line)
 		d.line = nil
-		d.ring()
+		d.signal()
 	}
 }
 
@@ -178,8 +178,8 @@ func (e *engine) announce(queueID string, dueAt time.Time) {
 	e.notifier.add(queueID, dueAt)
 }
 
-// hear is called for each queue that another server announces, and with wantCounts.
-func (e *engine) hear(queueID string, dueAt time.Time) {
+// onNotification is called for each queue that another server announces, and with wantCounts.
+func (e *engine) onNotification(queueID string, dueAt time.Time) {
 	if queueID != wantCounts {
 		e.wake(queueID, dueAt)
 		return
@@ -193,22 +193,22 @@ func (e *engine) hear(queueID string, dueAt time.Time) {
 // How often the engine looks for what no notification told it of, and how often
 // while none can come, or at queues that are being claimed from.
 const (
-	defaultSlowLook  = 10 * time.Second
-	defaultQuickLook = time.Second
+	defaultFullSweep  = 10 * time.Second
+	defaultQuickSweep = time.Second
 
-	// lookBack is how far below the floor of a queue the quick look goes: rows that
+	// sweepMargin is how far below the floor of a queue the quick look goes: rows that
 	// are due since a statement began show within its time.
-	lookBack = networkTimeout
+	sweepMargin = networkTimeout
 
-	// lookShare bounds the time that slow looks take: one part in so many.
-	lookShare = 20
+	// sweepShare bounds the time that slow looks take: one part in so many.
+	sweepShare = 20
 )
 
-// lookAround wakes the receivers of queues in which something is due without
+// sweepPeriodically wakes the receivers of queues in which something is due without
 // their having been told: a notification was lost, or a server died before it
 // sent one, or the claims of a queue have passed it. One statement looks at all
 // queues that have receivers here, or had some lately.
-func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook time.Duration) {
+func (e *engine) sweepPeriodically(ctx context.Context, s *session, slowLook, quickLook time.Duration) {
 	defer s.end()
 	next := time.Now().Add(slowLook) // slow look
 	ticker := time.NewTicker(quickLook)
@@ -218,25 +218,25 @@ func (e *engine) lookAround(ctx context.Context, s *session, slowLook, quickLook
 		select {
 		case <-ctx.Done():
 			return
-		case <-e.lookNow:
+		case <-e.sweepNow:
 		case <-ticker.C:
 			slow = !e.notifier.listening() || time.Now().After(next)
 		}
 		began := time.Now()
 		s.alone(func() {
-			if err := e.look(s, slow); err != nil {
+			if err := e.sweep(s, slow); err != nil {
 				e.log.Debug("look for what is due", "error", err)
 			}
 		})
 		if slow {
-			next = time.Now().Add(max(slowLook, (lookShare-1)*time.Since(began)))
+			next = time.Now().Add(max(slowLook, (sweepShare-1)*time.Since(began)))
 		}
 	}
 }
 
-// look looks at all queues that have receivers or had some lately, or only a bit
+// sweep looks at all queues that have receivers or had some lately, or only a bit
 // below the floors of those that have one.
-func (e *engine) look(s *session, slow bool) error {
+func (e *engine) sweep(s *session, slow bool) error {
 	e.mu.Lock()
 	maps.DeleteFunc(e.watermarks, func(id string, f *watermarks) bool {
 		return len(e.dispatchersOf(id)) == 0 && time.Since(f.usedAt) > watermarkIdle
@@ -248,7 +248,7 @@ func (e *engine) look(s *session, slow bool) error {
 		if slow {
 			ids, since = append(ids, id), append(since, claimStart{})
 		} else if !f.messages.at.IsZero() || !f.groups.at.IsZero() {
-			ids, since = append(ids, id), append(since, claimStart{f.messages.below(lookBack), f.groups.below(lookBack)})
+			ids, since = append(ids, id), append(since, claimStart{f.messages.below(sweepMargin), f.groups.below(sweepMargin)})
 		}
 	}
 	e.mu.Unlock()
@@ -278,14 +278,14 @@ func (e *engine) look(s *session, slow bool) error {
 		for _, d := range e.dispatchersOf(v.queueID) {
 			d.clock.set(v.now)
 			if next := v.soonest(); !next.IsZero() {
-				d.expect(next)
+				d.expectAt(next)
 			}
 		}
 	}
 	for _, id := range ids {
 		for _, d := range e.dispatchersOf(id) {
 			if !exists[id] {
-				d.expect(time.Time{}) // the claim will find that the queue is gone
+				d.expectAt(time.Time{}) // the claim will find that the queue is gone
 			}
 		}
 	}

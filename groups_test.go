@@ -121,7 +121,7 @@ func (s *testServer) giveBack(id string) {
 		s.t.Fatal(err)
 	}
 	m.turn = turn
-	s.engine.giveBack("q", []message{m})
+	s.engine.release("q", []message{m})
 }
 
 func TestReceiverThatIsGoneUsesUpNoInterval(t *testing.T) {
@@ -157,7 +157,7 @@ func TestConsumedMessageThatNobodyGotIsBackInItsGroup(t *testing.T) {
 	if err != nil || len(v.messages) != 1 {
 		t.Fatalf("consume = %v, %v", v.messages, err)
 	}
-	s.engine.giveBack("q", v.messages)
+	s.engine.release("q", v.messages)
 	checkDiff(t, "received", "a1", s.receiveNames("q", 10))
 }
 
@@ -589,7 +589,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 		if err != nil || len(visited) != 1 {
 			t.Fatalf("lockGroups = %v, %v", visited, err)
 		}
-		taken, err := claim.takeFromGroups(terms, outlet{queueID: "q"}, visited, 1, deliverySize)
+		taken, err := claim.takeFromGroups(terms, dispatcherKey{queueID: "q"}, visited, 1, deliverySize)
 		checkDiff(t, "taken", 0, len(taken))
 		go func() {
 			v, _ := s.send(context.Background(), "PUT", "/messages/"+first.ID+"/ack", "")

@@ -309,7 +309,7 @@ func (s *server) deliver(r *request, queueID string, v delivery, answer func(mes
 	handed := false
 	defer func() {
 		if !handed || r.w.status == 0 || r.w.lost { // no room for the answer, or a panic
-			s.engine.giveBack(queueID, v.messages)
+			s.engine.release(queueID, v.messages)
 		}
 	}()
 	if len(v.messages) == 0 {

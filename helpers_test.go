@@ -224,7 +224,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	d.tick = tick
 	db := mustOpen(t, d)
 	m := newMetrics(db)
-	e := mustEngine(t, d, m, defaultQuickLook)
+	e := mustEngine(t, d, m, defaultQuickSweep)
 	counter := newQueueCounter(db, log, m)
 	m.registry.MustRegister(counter)
 	s := newServer(log, &store{db, m}, e, m, counter, testLimits())
@@ -438,8 +438,8 @@ func (s *testServer) waiting(queueID string, receivers int) {
 	s.eventually(fmt.Sprintf("%d receivers wait for %s", receivers, queueID), func() bool {
 		s.engine.mu.Lock()
 		defer s.engine.mu.Unlock()
-		d := s.engine.dispatchers[outlet{queueID: queueID}]
-		return d == nil && receivers == 0 || d != nil && len(d.line) == receivers && d.asleep && !d.woken
+		d := s.engine.dispatchers[dispatcherKey{queueID: queueID}]
+		return d == nil && receivers == 0 || d != nil && len(d.line) == receivers && d.sleeping && !d.woken
 	})
 }
 

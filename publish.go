@@ -120,7 +120,7 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 // matched with other queues than the topic has now.
 func (e *engine) runPublications(s *session, batch []*publication) error {
 	for range settingsAttempts {
-		if err := e.store(s, batch); !errors.Is(err, errStale) {
+		if err := e.insertPublications(s, batch); !errors.Is(err, errStale) {
 			return err
 		}
 		s.settings = settings{}
@@ -128,9 +128,9 @@ func (e *engine) runPublications(s *session, batch []*publication) error {
 	return errStale
 }
 
-// store is runPublications with the settings that s remembers. It returns
+// insertPublications is runPublications with the settings that s remembers. It returns
 // errStale if they have changed.
-func (e *engine) store(s *session, batch []*publication) error {
+func (e *engine) insertPublications(s *session, batch []*publication) error {
 	if err := s.readDestinations(batch); err != nil {
 		return err
 	}

@@ -10,11 +10,11 @@ import (
 
 // receiver is a request that wants messages of a queue.
 type receiver struct {
-	ctx   context.Context // done when the client says no more, and may be gone
-	limit int
-	wait  bool          // for something to become due; else one look is enough
-	turn  int           // its number among all that came to the dispatcher, from 1
-	reply chan delivery // holds one; who takes the receiver out of the line sends it
+	ctx     context.Context // done when the client says no more, and may be gone
+	limit   int
+	wait    bool          // for something to become due; else one look is enough
+	arrival int           // its number among all that came to the dispatcher, from 1
+	reply   chan delivery // holds one; who takes the receiver out of the line sends it
 }
 
 // delivery is the answer to a receiver: messages, or none after an error or a
@@ -42,34 +42,34 @@ const (
 //
 // The engine's mutex guards all fields but bell.
 type dispatcher struct {
-	outlet
-	line      []*receiver
-	turns     int           // receivers that have come
-	served    int           // of these, those who had come before the last claim that did not fail
-	impatient int           // receivers in line that do not wait
-	woken     bool          // since the last claim began
-	clock     clock         // of PostgreSQL
-	dueAt     time.Time     // the next time that something becomes due, by that clock; zero if not known
-	asleep    bool          // nothing is due before dueAt, and nothing was announced since that was found
-	unsure    bool          // when something becomes due next could not be found out
-	bell      chan struct{} // holds one; rung when the dispatcher should look at its fields
+	dispatcherKey
+	line        []*receiver
+	arrivals    int           // receivers that have come
+	served      int           // of these, those who had come before the last claim that did not fail
+	nonBlocking int           // receivers in line that do not wait
+	woken       bool          // since the last claim began
+	clock       clock         // of PostgreSQL
+	dueAt       time.Time     // the next time that something becomes due, by that clock; zero if not known
+	sleeping    bool          // nothing is due before dueAt, and nothing was announced since that was found
+	dueUnknown  bool          // when something becomes due next could not be found out
+	signaled    chan struct{} // holds one; rung when the dispatcher should look at its fields
 }
 
-// outlet is where receivers line up.
-type outlet struct {
+// dispatcherKey is where receivers line up.
+type dispatcherKey struct {
 	queueID  string
 	consumes bool
 }
 
-func (d *dispatcher) ring() {
+func (d *dispatcher) signal() {
 	select {
-	case d.bell <- struct{}{}:
+	case d.signaled <- struct{}{}:
 	default:
 	}
 }
 
-// expect tells the dispatcher that something is due at that time.
-func (d *dispatcher) expect(dueAt time.Time) {
+// expectAt tells the dispatcher that something is due at that time.
+func (d *dispatcher) expectAt(dueAt time.Time) {
 	if d.clock.until(dueAt) <= 0 {
 		d.woken = true
 	} else if d.dueAt.IsZero() || dueAt.Before(d.dueAt) {
@@ -77,28 +77,28 @@ func (d *dispatcher) expect(dueAt time.Time) {
 	} else {
 		return
 	}
-	d.ring()
+	d.signal()
 }
 
 // clock tells the time of PostgreSQL: what it was when PostgreSQL last told us,
 // and what our monotonic clock has counted since. It is for waiting only; no
 // statement sees it.
 type clock struct {
-	told time.Time
-	at   time.Time // of this process
+	database time.Time
+	at       time.Time // of this process
 }
 
 func (c *clock) set(told time.Time) {
-	c.told, c.at = told, time.Now()
+	c.database, c.at = told, time.Now()
 }
 
 // until returns how long it is until t, zero or less if it is past, or if
 // either time is not known.
 func (c *clock) until(t time.Time) time.Duration {
-	if c.told.IsZero() || t.IsZero() {
+	if c.database.IsZero() || t.IsZero() {
 		return 0
 	}
-	return t.Sub(c.told) - time.Since(c.at)
+	return t.Sub(c.database) - time.Since(c.at)
 }
 
 // receive leases up to limit due messages of the queue, oldest due first: each
@@ -107,17 +107,17 @@ func (c *clock) until(t time.Time) time.Duration {
 // empty; what the caller does not deliver it hands to giveBack. When ctx ends, it
 // waits no longer: the client gets what is due already.
 func (e *engine) receive(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
-	return e.take(ctx, outlet{queueID: queueID}, limit, wait)
+	return e.take(ctx, dispatcherKey{queueID: queueID}, limit, wait)
 }
 
 // consume is receive, but what it returns is deleted, as if it had been acked.
 func (e *engine) consume(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
-	return e.take(ctx, outlet{queueID: queueID, consumes: true}, limit, wait)
+	return e.take(ctx, dispatcherKey{queueID: queueID, consumes: true}, limit, wait)
 }
 
-func (e *engine) take(ctx context.Context, at outlet, limit int, wait time.Duration) (delivery, error) {
+func (e *engine) take(ctx context.Context, at dispatcherKey, limit int, wait time.Duration) (delivery, error) {
 	r := &receiver{ctx: ctx, limit: limit, wait: wait > 0 && ctx.Err() == nil, reply: make(chan delivery, 1)}
-	if err := e.join(at, r); err != nil {
+	if err := e.enqueue(at, r); err != nil {
 		return delivery{}, err
 	}
 	var timeout <-chan time.Time // without one the answer comes after one claim
@@ -132,9 +132,9 @@ func (e *engine) take(ctx context.Context, at outlet, limit int, wait time.Durat
 	case v := <-r.reply:
 		return v, v.err
 	case <-timeout:
-		left = e.leave(at, r)
+		left = e.cancel(at, r)
 	case <-ended:
-		left = e.stopWaiting(at, r)
+		left = e.endWait(at, r)
 	}
 	if left {
 		return delivery{}, nil
@@ -143,8 +143,8 @@ func (e *engine) take(ctx context.Context, at outlet, limit int, wait time.Durat
 	return v, v.err
 }
 
-// join puts a receiver at the end of the line.
-func (e *engine) join(at outlet, r *receiver) error {
+// enqueue puts a receiver at the end of the line.
+func (e *engine) enqueue(at dispatcherKey, r *receiver) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.draining {
@@ -157,48 +157,48 @@ func (e *engine) join(at outlet, r *receiver) error {
 	e.receivers++
 	d := e.dispatchers[at]
 	if d == nil {
-		d = &dispatcher{outlet: at, bell: make(chan struct{}, 1)}
+		d = &dispatcher{dispatcherKey: at, signaled: make(chan struct{}, 1)}
 		e.dispatchers[at] = d
 		e.dispatching.Go(func() { e.dispatch(d) })
 	}
-	d.turns++
-	r.turn = d.turns
+	d.arrivals++
+	r.arrival = d.arrivals
 	if !r.wait {
-		d.impatient++
+		d.nonBlocking++
 	}
 	d.line = append(d.line, r)
-	if !r.wait || !d.asleep || d.unsure { // else nothing is due, and whoever changes that says so
+	if !r.wait || !d.sleeping || d.dueUnknown { // else nothing is due, and whoever changes that says so
 		d.woken = true
-		d.ring()
+		d.signal()
 	}
 	return nil
 }
 
-// leave takes a receiver out of the line. It returns false if the receiver is
+// cancel takes a receiver out of the line. It returns false if the receiver is
 // not there any more: then its reply is in the channel.
-func (e *engine) leave(at outlet, r *receiver) bool {
+func (e *engine) cancel(at dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.leaveLocked(at, r)
+	return e.cancelLocked(at, r)
 }
 
-// stopWaiting is leave for a receiver that did not want to: if nobody has looked
+// endWait is leave for a receiver that did not want to: if nobody has looked
 // whether something is due since it came, it stays for one claim.
-func (e *engine) stopWaiting(at outlet, r *receiver) bool {
+func (e *engine) endWait(at dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	d := e.dispatchers[at]
-	if d == nil || r.turn <= d.served || d.asleep && !d.unsure || !slices.Contains(d.line, r) {
-		return e.leaveLocked(at, r)
+	if d == nil || r.arrival <= d.served || d.sleeping && !d.dueUnknown || !slices.Contains(d.line, r) {
+		return e.cancelLocked(at, r)
 	}
 	r.wait = false
-	d.impatient++
+	d.nonBlocking++
 	d.woken = true
-	d.ring()
+	d.signal()
 	return false
 }
 
-func (e *engine) leaveLocked(at outlet, r *receiver) bool {
+func (e *engine) cancelLocked(at dispatcherKey, r *receiver) bool {
 	d := e.dispatchers[at]
 	if d == nil {
 		return false
@@ -210,15 +210,15 @@ func (e *engine) leaveLocked(at outlet, r *receiver) bool {
 	d.line = slices.Delete(d.line, i, i+1)
 	e.receivers--
 	if !r.wait {
-		d.impatient--
+		d.nonBlocking--
 	}
-	d.ring()
+	d.signal()
 	return true
 }
 
-// giveBack takes messages that their receiver did not get: they are due again as
+// release takes messages that their receiver did not get: they are due again as
 // if they had never been received, which the next in line is told.
-func (e *engine) giveBack(queueID string, messages []message) {
+func (e *engine) release(queueID string, messages []message) {
 	if len(messages) == 0 {
 		return
 	}
@@ -239,7 +239,7 @@ func (e *engine) wake(queueID string, dueAt time.Time) {
 		f.lower(dueAt)
 	}
 	for _, d := range e.dispatchersOf(queueID) {
-		d.expect(dueAt)
+		d.expectAt(dueAt)
 	}
 }
 
@@ -247,7 +247,7 @@ func (e *engine) wake(queueID string, dueAt time.Time) {
 // the mutex.
 func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
 	for _, consumes := range []bool{false, true} {
-		if d := e.dispatchers[outlet{queueID, consumes}]; d != nil {
+		if d := e.dispatchers[dispatcherKey{queueID, consumes}]; d != nil {
 			all = append(all, d)
 		}
 	}
@@ -258,7 +258,7 @@ func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
 // could have been announced was not heard.
 func (e *engine) wakeAll() {
 	select {
-	case e.lookNow <- struct{}{}:
+	case e.sweepNow <- struct{}{}:
 	default:
 	}
 }
@@ -269,12 +269,12 @@ func (e *engine) dispatch(d *dispatcher) {
 	for {
 		e.mu.Lock()
 		if len(d.line) == 0 {
-			delete(e.dispatchers, d.outlet)
+			delete(e.dispatchers, d.dispatcherKey)
 			e.mu.Unlock()
 			return
 		}
-		d.woken, d.asleep, d.unsure, d.dueAt = false, false, false, time.Time{}
-		asked, wanted, impatient := d.turns, 0, d.impatient > 0
+		d.woken, d.sleeping, d.dueUnknown, d.dueAt = false, false, false, time.Time{}
+		asked, wanted, impatient := d.arrivals, 0, d.nonBlocking > 0
 		floors := e.watermarksOf(d.queueID)
 		from, groupsFirst := floors.begin(), floors.claims%2 == 0
 		shares := min(len(d.line), claimShares)
@@ -285,14 +285,14 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		e.mu.Unlock()
 
-		v := e.claim(d.outlet, from, groupsFirst, wanted, shares*deliverySize)
+		v := e.claim(d.dispatcherKey, from, groupsFirst, wanted, shares*deliverySize)
 		if impatient && len(v.messages) == 0 && v.err == nil && from != (claimStart{}) {
 			// No look from the front will come in time for those who do not wait.
-			v = e.claim(d.outlet, claimStart{}, groupsFirst, wanted, shares*deliverySize)
+			v = e.claim(d.dispatcherKey, claimStart{}, groupsFirst, wanted, shares*deliverySize)
 		}
 		left, wait := e.handOut(d, asked, v)
 		// Before the next claim, or messages would overtake them.
-		e.giveBack(d.queueID, left)
+		e.release(d.queueID, left)
 		if errors.Is(v.err, errUnavailable) {
 			<-time.After(outagePause) // for those who go on waiting
 			continue
@@ -341,7 +341,7 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, 
 		d.served = asked
 	}
 	for i, r := range line {
-		if len(messages) == 0 && v.err == nil && d.impatient == 0 {
+		if len(messages) == 0 && v.err == nil && d.nonBlocking == 0 {
 			if len(d.line) == 0 {
 				d.line = line[i:] // ten thousand may wait here
 			} else {
@@ -349,13 +349,13 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, 
 			}
 			break
 		}
-		leaving := r.wait && r.turn <= before && r.ctx.Err() != nil
+		leaving := r.wait && r.arrival <= before && r.ctx.Err() != nil
 		if len(messages) > 0 && !leaving {
 			n := share(messages, r.limit)
-			d.answer(r, delivery{messages: messages[:n:n], goodUntil: v.goodUntil})
+			d.reply(r, delivery{messages: messages[:n:n], goodUntil: v.goodUntil})
 			messages = messages[n:]
-		} else if leaving || r.turn <= asked && (v.err != nil && r.turn > patient || !r.wait) {
-			d.answer(r, delivery{err: v.err})
+		} else if leaving || r.arrival <= asked && (v.err != nil && r.arrival > patient || !r.wait) {
+			d.reply(r, delivery{err: v.err})
 		} else {
 			d.line = append(d.line, r)
 		}
@@ -364,10 +364,10 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, 
 	return messages, len(d.line) > 0 && !d.woken
 }
 
-// answer ends the wait of a receiver that is no longer in the line.
-func (d *dispatcher) answer(r *receiver, v delivery) {
+// reply ends the wait of a receiver that is no longer in the line.
+func (d *dispatcher) reply(r *receiver, v delivery) {
 	if !r.wait {
-		d.impatient--
+		d.nonBlocking--
 	}
 	r.reply <- v
 }
@@ -397,7 +397,7 @@ func (e *engine) watermarksOf(queueID string) *watermarks {
 
 // claim leases, or consumes, up to limit messages of the queue that are due since
 // from, and up to budget bytes: those with a group first, or those without.
-func (e *engine) claim(at outlet, from claimStart, groupsFirst bool, limit, budget int) delivery {
+func (e *engine) claim(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
 	queueID := at.queueID
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
@@ -449,7 +449,7 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {
-		d.unsure = true
+		d.dueUnknown = true
 		return false // the slow look goes on trying, and so does whoever comes next
 	}
 	if len(all) == 0 {
@@ -477,14 +477,14 @@ func (e *engine) sleep(d *dispatcher, pause time.Duration) {
 		if !d.dueAt.IsZero() {
 			wait = max(d.clock.until(d.dueAt), time.Until(notBefore))
 		}
-		d.asleep = !awake && wait > 0
+		d.sleeping = !awake && wait > 0
 		e.mu.Unlock()
-		if !d.asleep {
+		if !d.sleeping {
 			return
 		}
 		timer := time.NewTimer(wait)
 		select {
-		case <-d.bell:
+		case <-d.signaled:
 			timer.Stop()
 		case <-timer.C:
 			return

@@ -54,7 +54,7 @@ func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	}
 	var got []string
 	for range 5 {
-		v, err := session.claim(outlet{queueID: "q"}, claimStart{}, false, 100, deliverySize)
+		v, err := session.claim(dispatcherKey{queueID: "q"}, claimStart{}, false, 100, deliverySize)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +180,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	session := newSession(s.store.db, s.server.metrics)
 	defer session.close()
 	for _, want := range []int{1, 2, 1} { // one in any case
-		v, err := session.claim(outlet{queueID: "t"}, claimStart{}, false, 10, 50+100*(want-1)+want/2*50)
+		v, err := session.claim(dispatcherKey{queueID: "t"}, claimStart{}, false, 10, 50+100*(want-1)+want/2*50)
 		if err != nil || len(v.messages) != want {
 			t.Fatalf("claim = %d messages, %v, want %d", len(v.messages), err, want)
 		}
@@ -335,12 +335,12 @@ func TestReceiverThatJoinsUnsureOnesLooks(t *testing.T) {
 	s.eventually("the dispatcher sleeps, unsure, over two messages", func() bool {
 		s.engine.mu.Lock()
 		defer s.engine.mu.Unlock()
-		d := s.engine.dispatchers[outlet{queueID: "t"}]
-		if d == nil || len(d.line) != 1 || !d.asleep || d.woken {
+		d := s.engine.dispatchers[dispatcherKey{queueID: "t"}]
+		if d == nil || len(d.line) != 1 || !d.sleeping || d.woken {
 			return false
 		}
-		s.fill("t", 2)  // without a word
-		d.unsure = true // as after a look that failed
+		s.fill("t", 2)      // without a word
+		d.dueUnknown = true // as after a look that failed
 		return true
 	})
 	second := s.poll(context.Background(), "t", "?wait_seconds=30&limit=1")
@@ -464,7 +464,7 @@ func TestHangUp(t *testing.T) {
 			t.Fatalf("receive = %v, %v", v, err)
 		}
 		due := v.messages[0].dueAt
-		s.engine.giveBack("t", v.messages)
+		s.engine.release("t", v.messages)
 		n := s.count(`SELECT count(*) FROM queued.messages
 			WHERE delivery_attempts = 0 AND NOT in_flight AND NOT last_delivery AND scheduled_at = $1`, due.Time)
 		if n != 1 {
@@ -482,7 +482,7 @@ func TestHangUp(t *testing.T) {
 		}
 		s.waiting("t", 20)
 		s.engine.mu.Lock()
-		first := s.engine.dispatchers[outlet{queueID: "t"}].line[0]
+		first := s.engine.dispatchers[dispatcherKey{queueID: "t"}].line[0]
 		s.engine.mu.Unlock()
 		gone, leave := context.WithCancel(context.Background())
 		leave()
@@ -498,7 +498,7 @@ func TestHangUp(t *testing.T) {
 func (s *testServer) lineLength(queueID string) int {
 	s.engine.mu.Lock()
 	defer s.engine.mu.Unlock()
-	if d := s.engine.dispatchers[outlet{queueID: queueID}]; d != nil {
+	if d := s.engine.dispatchers[dispatcherKey{queueID: queueID}]; d != nil {
 		return len(d.line)
 	}
 	return 0
@@ -529,7 +529,7 @@ func TestReleaseLeavesALeaseThatIsNoLongerOurs(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.exec("UPDATE queued.messages SET updated_at = 'epoch', " + change)
-			s.engine.giveBack("t", v.messages)
+			s.engine.release("t", v.messages)
 			checkDiff(t, "untouched", 1, s.count("SELECT count(*) FROM queued.messages WHERE updated_at = 'epoch'"))
 		})
 	}
@@ -740,7 +740,7 @@ func TestConsumeDeletesAndGiveBackRestores(t *testing.T) {
 		t.Fatalf("consume = %+v, %v, want two messages in their first delivery", v.messages, err)
 	}
 	checkDiff(t, "left", 1, s.messagesIn("t"))
-	s.engine.giveBack("t", v.messages)
+	s.engine.release("t", v.messages)
 	s.exec("UPDATE queued.messages SET updated_at = created_at") // the time of the move is all that differs
 	checkDiff(t, "what is there after it was given back", before, s.state())
 	checkDiff(t, "received then", []int{1, 2, 3}, numbers(s.receive("t", "")))

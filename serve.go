@@ -107,7 +107,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	defer patient.Close()
 	m := newMetrics(db)
 	s := &store{db, m}
-	e, err := newEngine(d, log, m, defaultSlowLook, defaultQuickLook)
+	e, err := newEngine(d, log, m, defaultFullSweep, defaultQuickSweep)
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}

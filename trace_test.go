@@ -389,7 +389,7 @@ func TestTraceStaysWithTheMessageWhereverItGoes(t *testing.T) {
 		if err != nil || len(v.messages) != 1 {
 			t.Fatalf("receive = %+v, %v, want one message", v.messages, err)
 		}
-		s.engine.giveBack("q", v.messages)
+		s.engine.release("q", v.messages)
 		checkDiff(t, "given back", want, s.tracesIn("q"))
 
 		s.receive("q", "")
@@ -399,7 +399,7 @@ func TestTraceStaysWithTheMessageWhereverItGoes(t *testing.T) {
 			t.Fatalf("consume = %+v, %v, want one message", v.messages, err)
 		}
 		checkDiff(t, "kept as consumed", want, s.traces(s.must(200, "GET", "/queues/dead/messages/consumed", "")))
-		s.engine.giveBack("dead", v.messages)
+		s.engine.release("dead", v.messages)
 		checkDiff(t, "consumed and given back", want, s.tracesIn("dead"))
 		s.must(200, "GET", "/out/dead", "")
 		checkDiff(t, "consumed again", want, s.traces(s.must(200, "GET", "/queues/dead/messages/consumed", "")))

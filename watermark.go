@@ -44,7 +44,7 @@ func (f *watermarks) check(now time.Time) {
 // It is a hint. Every wake names the earliest time that something became due,
 // and lowers the floor to it. What nobody named, because a row was locked when a
 // claim passed it, or because a notification was lost, is found by the looks of
-// engine.lookAround: by the quick one within a second if it became due lately.
+// engine.sweepPeriodically: by the quick one within a second if it became due lately.
 type watermark struct {
 	at     time.Time // by the clock of PostgreSQL; zero: the very front
 	lowest time.Time // what wakes have named since the last claim began; zero: the very front

@@ -67,7 +67,7 @@ func submitAck(ctx context.Context, l *batcher[*ackRequest], v *ackRequest) erro
 	return nil
 }
 
-func (e *engine) runAcks(s *session, batch []*ackRequest) error {
+func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.ack(itemsOf(batch))
 	for _, t := range all { // also before an error: it is committed
 		if t.queueID != "" {
@@ -84,7 +84,7 @@ func (e *engine) runAcks(s *session, batch []*ackRequest) error {
 	return findConflicts(s, batch, tokensIn(all))
 }
 
-func (e *engine) runNacks(s *session, batch []*ackRequest) error {
+func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.nack(itemsOf(batch))
 	if err != nil {
 		e.wakeIfUnknown(err)
@@ -101,7 +101,7 @@ func (e *engine) runNacks(s *session, batch []*ackRequest) error {
 	return findConflicts(s, batch, tokensIn(all))
 }
 
-func (e *engine) runExtensions(s *session, batch []*ackRequest) error {
+func (e *engine) runExtensions(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.extend(itemsOf(batch))
 	if err != nil {
 		e.wakeIfUnknown(err)
@@ -144,7 +144,7 @@ func tokensIn(all []queueChange) map[string]bool {
 // findConflicts tells each of the batch which of its guards did not hold: those
 // of messages that were not among the done, but are there. A message that is
 // gone needs no settling any more.
-func findConflicts(s *session, batch []*ackRequest, done map[string]bool) error {
+func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) error {
 	var ids idArray
 	for _, v := range batch {
 		v.conflicts = nil
@@ -246,7 +246,7 @@ GROUP BY q.id`
 // ack deletes the messages, whoever holds them unless they have a guard. Ids
 // that are unknown are ignored. What it returns is done, also beside an error; what
 // was done already does no harm when it is tried again.
-func (s *session) ack(items []ackItem) (all []queueChange, err error) {
+func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
 	ids, leases, _, _ := ackItemArgs(items)
 	missing := len(slices.Compact(slices.Clone(ids)))
 	// A message that is moved to another queue at this moment is in neither place
@@ -343,7 +343,7 @@ GROUP BY q.id`
 
 // nack makes messages due that are in flight or delayed, or moves them to the dead
 // queue if they had their last delivery. Other ids are ignored.
-func (s *session) nack(items []ackItem) ([]queueChange, error) {
+func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
 	ids, leases, seconds, uncounted := ackItemArgs(items)
 	return read(s, "nack", func(row scanner) (t queueChange, err error) {
 		var dueAt sql.NullTime
@@ -378,7 +378,7 @@ JOIN queued.queues q ON q.key = abs(e.queue_key)`
 
 // extend sets when the leases of messages in flight end, and returns those
 // messages. Other ids are ignored.
-func (s *session) extend(items []ackItem) ([]message, error) {
+func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
 	ids, leases, seconds, _ := ackItemArgs(items)
 	return read(s, "extend", func(row scanner) (m message, err error) {
 		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
@@ -394,7 +394,7 @@ WHERE id = ANY($1::uuid[])
     AND expired_at > now()`
 
 // existing returns those of the ids whose messages are somewhere.
-func (s *session) existing(ids idArray) (map[string]bool, error) {
+func (s *pinnedConn) existing(ids idArray) (map[string]bool, error) {
 	all := make(map[string]bool)
 	_, err := read(s, "existing", func(row scanner) (any, error) {
 		var id string
@@ -421,7 +421,7 @@ func (f *form) messageID(raw []byte, loc ...any) string {
 			return id
 		}
 	}
-	f.wrong("value is not a valid uuid", "type_error.uuid", loc...)
+	f.addMistake("value is not a valid uuid", "type_error.uuid", loc...)
 	return ""
 }
 
@@ -429,7 +429,7 @@ func (f *form) messageID(raw []byte, loc ...any) string {
 func (f *form) ackItems() (items []ackItem) {
 	switch {
 	case f.has("messages") && f.has("ids"):
-		f.wrong("either ids or messages", "value_error", "messages")
+		f.addMistake("either ids or messages", "value_error", "messages")
 	case f.has("messages"):
 		f.objects("messages", maxBatch, func(item *form) {
 			v := ackItem{}
@@ -438,7 +438,7 @@ func (f *form) ackItems() (items []ackItem) {
 			}
 			if raw := item.value("scheduled_at", false); raw != nil {
 				if raw[0] != '"' {
-					item.wrong("invalid datetime format", "value_error.datetime", "scheduled_at")
+					item.addMistake("invalid datetime format", "value_error.datetime", "scheduled_at")
 				} else {
 					v.leasedUntil = item.time(rawjson.Unquote(raw), "scheduled_at")
 				}

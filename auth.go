@@ -40,25 +40,25 @@ func (n *names) match(id string) bool {
 		slices.ContainsFunc(n.prefixes, func(prefix string) bool { return strings.HasPrefix(id, prefix) })
 }
 
-// right is what a request needs: of every route it is stated where the route is
+// permission is what a request needs: of every route it is stated where the route is
 // registered.
-type right struct {
+type permission struct {
 	name string // as in the table of docs/configuration.md
 	has  func(t *token, r *request) bool
 }
 
 // The rights. A token with admin has them all.
 var (
-	public   = right{name: "none"} // no token is asked for
-	admin    = right{"admin", func(t *token, r *request) bool { return false }}
-	scraping = right{"metrics", func(t *token, r *request) bool { return t.metrics }}
-	posting  = right{"post", func(t *token, r *request) bool { return t.post.match(r.named()) }}
-	getting  = right{"get", func(t *token, r *request) bool { return t.get.match(r.named()) }}
-	seeing   = right{"get or post", func(t *token, r *request) bool { return t.get.match(r.named()) || t.post.match(r.named()) }}
+	public       = permission{name: "none"} // no token is asked for
+	admin        = permission{"admin", func(t *token, r *request) bool { return false }}
+	canScrape    = permission{"metrics", func(t *token, r *request) bool { return t.metrics }}
+	canPost      = permission{"post", func(t *token, r *request) bool { return t.post.match(r.named()) }}
+	canGet       = permission{"get", func(t *token, r *request) bool { return t.get.match(r.named()) }}
+	canPostOrGet = permission{"get or post", func(t *token, r *request) bool { return t.get.match(r.named()) || t.post.match(r.named()) }}
 
 	// anyToken is for requests that name no topic or queue: lists show what the
 	// token may see, and messages whose queue it may not get from are unknown.
-	anyToken = right{"any", func(t *token, r *request) bool { return true }}
+	anyToken = permission{"any", func(t *token, r *request) bool { return true }}
 )
 
 // named returns the topic or queue in the path, whatever it is called there.
@@ -73,7 +73,7 @@ func (r *request) named() string {
 
 // authorize finds the token of a request, and returns an error unless it has the
 // right.
-func (s *server) authorize(r *request, need right) error {
+func (s *server) authorize(r *request, need permission) error {
 	all := s.tokens.Load()
 	if all == nil || need.has == nil {
 		return nil
@@ -81,7 +81,7 @@ func (s *server) authorize(r *request, need right) error {
 	t, why := all.find(r.Header.Get("Authorization"))
 	if t == nil {
 		r.w.Header().Set("WWW-Authenticate", `Bearer realm="queued"`)
-		if r.dialect == sharQ { // elsewhere a browser would ask for a password
+		if r.api == sharQ { // elsewhere a browser would ask for a password
 			r.w.Header().Add("WWW-Authenticate", `Basic realm="queued"`)
 		}
 		return status{http.StatusUnauthorized, why}
@@ -94,7 +94,7 @@ func (s *server) authorize(r *request, need right) error {
 }
 
 // forbidden is the error of a request whose token lacks a right.
-func forbidden(need right) error {
+func forbidden(need permission) error {
 	return status{http.StatusForbidden, fmt.Sprintf("the token has no right to do this: it needs %s", need.name)}
 }
 
@@ -111,7 +111,7 @@ func (all *tokens) find(header string) (found *token, why string) {
 	if header == "" {
 		return nil, tokenMissing
 	}
-	secret := secretIn(header)
+	secret := bearerToken(header)
 	if secret == "" {
 		return nil, tokenMalformed
 	}
@@ -127,9 +127,9 @@ func (all *tokens) find(header string) (found *token, why string) {
 	return found, ""
 }
 
-// secretIn returns the secret in an Authorization header: what follows Bearer, or
+// bearerToken returns the secret in an Authorization header: what follows Bearer, or
 // the password of Basic (RFC 7617), with any user name. It is empty if there is none.
-func secretIn(header string) string {
+func bearerToken(header string) string {
 	scheme, rest, _ := strings.Cut(header, " ")
 	rest = strings.TrimSpace(rest)
 	switch {
@@ -170,8 +170,8 @@ func (r *request) mayPost(id string) bool {
 // unknownID is that of no message.
 const unknownID = "00000000-0000-0000-0000-000000000000"
 
-// hideOthers makes the messages unknown that the token of the request may not get.
-func (s *server) hideOthers(r *request, items []ackItem) error {
+// hideForbidden makes the messages unknown that the token of the request may not get.
+func (s *server) hideForbidden(r *request, items []ackItem) error {
 	if r.token == nil || r.token.admin || r.token.get.all {
 		return nil
 	}
@@ -200,7 +200,7 @@ const (
 // readTokens reads a file of tokens, {"tokens": [{"name": …}, …]}. Its errors name
 // the entry, and never a secret.
 func readTokens(path string) (*tokens, error) {
-	f, err := readFile(path)
+	f, err := parseFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -211,10 +211,10 @@ func readTokens(path string) (*tokens, error) {
 	f.objects("tokens", maxTokens, func(item *form) {
 		t := item.token()
 		if named[t.name] {
-			item.wrong("is there twice", "value_error", "name")
+			item.addMistake("is there twice", "value_error", "name")
 		}
 		if hashes[t.hash] && len(item.mistakes) == 0 {
-			item.wrong("another entry has the same token", "value_error", "token")
+			item.addMistake("another entry has the same token", "value_error", "token")
 		}
 		named[t.name], hashes[t.hash] = true, true
 		*all = append(*all, t)
@@ -232,13 +232,13 @@ func (f *form) token() *token {
 	t.name, _ = f.string("name", true)
 	hasHash := f.has("token_sha256")
 	if f.has("token") == hasHash {
-		f.wrong("either token or token_sha256 is required", "value_error", "token")
+		f.addMistake("either token or token_sha256 is required", "value_error", "token")
 		return t
 	}
 	if hasHash {
 		text, _ := f.string("token_sha256", true)
 		if hash, err := hex.DecodeString(text); err != nil || len(hash) != len(t.hash) {
-			f.wrong("value is not 64 hexadecimal digits", "value_error", "token_sha256")
+			f.addMistake("value is not 64 hexadecimal digits", "value_error", "token_sha256")
 		} else {
 			copy(t.hash[:], hash)
 		}
@@ -246,10 +246,10 @@ func (f *form) token() *token {
 	}
 	secret, ok := f.string("token", true)
 	if ok && utf8.RuneCountInString(secret) < minSecret {
-		f.wrong(fmt.Sprintf("ensure this value has at least %d characters", minSecret), "value_error.any_str.min_length", "token")
+		f.addMistake(fmt.Sprintf("ensure this value has at least %d characters", minSecret), "value_error.any_str.min_length", "token")
 	}
 	if strings.TrimSpace(secret) != secret {
-		f.wrong("begins or ends with white space", "value_error", "token")
+		f.addMistake("begins or ends with white space", "value_error", "token")
 	}
 	t.hash = sha256.Sum256([]byte(secret))
 	return t
@@ -262,12 +262,12 @@ func (f *form) string(name string, required bool) (string, bool) {
 		return "", false
 	}
 	if raw[0] != '"' {
-		f.wrong("str type expected", "type_error.str", name)
+		f.addMistake("str type expected", "type_error.str", name)
 		return "", false
 	}
 	text := rawjson.Unquote(raw)
 	if text == "" {
-		f.wrong("must not be empty", "value_error", name)
+		f.addMistake("must not be empty", "value_error", name)
 	}
 	return text, text != ""
 }
@@ -276,7 +276,7 @@ func (f *form) string(name string, required bool) (string, bool) {
 func (f *form) bool(name string) bool {
 	raw := f.value(name, false)
 	if raw != nil && !bytes.Equal(raw, []byte("true")) && !bytes.Equal(raw, []byte("false")) {
-		f.wrong("value could not be parsed to a boolean", "type_error.bool", name)
+		f.addMistake("value could not be parsed to a boolean", "type_error.bool", name)
 	}
 	return bytes.Equal(raw, []byte("true"))
 }
@@ -288,7 +288,7 @@ func (f *form) names(name string) (n names) {
 		return n
 	}
 	if raw[0] != '[' {
-		f.wrong("value is not a valid list", "type_error.list", name)
+		f.addMistake("value is not a valid list", "type_error.list", name)
 		return n
 	}
 	i := 0
@@ -306,7 +306,7 @@ func (f *form) names(name string) (n names) {
 		case validID(id):
 			n.exact = append(n.exact, id)
 		default:
-			f.wrong("is no id, no prefix with * behind it, and not *", "value_error", name, i)
+			f.addMistake("is no id, no prefix with * behind it, and not *", "value_error", name, i)
 		}
 		i++
 	})

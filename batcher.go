@@ -30,7 +30,7 @@ var errOverloaded = errors.New("too many requests are waiting")
 type batcher[T any] struct {
 	// run carries out a batch and leaves each result in its request. An error
 	// is that of the statement, and so of all of them.
-	run func(s *session, batch []T) error
+	run func(s *pinnedConn, batch []T) error
 
 	sizes   prometheus.Observer // of batches
 	waiting chan *batchedRequest[T]
@@ -65,7 +65,7 @@ const (
 )
 
 // newBatcher starts a lane with a worker for each of the sessions.
-func newBatcher[T any](name string, sessions []*session, m *metrics, maxRows, maxSize int, run func(*session, []T) error) *batcher[T] {
+func newBatcher[T any](name string, sessions []*pinnedConn, m *metrics, maxRows, maxSize int, run func(*pinnedConn, []T) error) *batcher[T] {
 	l := &batcher[T]{
 		run:     run,
 		sizes:   m.batches.WithLabelValues(name),
@@ -111,7 +111,7 @@ func (l *batcher[T]) close() {
 }
 
 // work carries out what waits until the lane is closed.
-func (l *batcher[T]) work(s *session) {
+func (l *batcher[T]) work(s *pinnedConn) {
 	defer s.end()
 	mine := false // the turn
 	for {
@@ -129,7 +129,7 @@ func (l *batcher[T]) work(s *session) {
 			return
 		}
 		relief := time.AfterFunc(secondWorkerAfter, func() { l.turn <- struct{}{} })
-		s.alone(func() { l.carryOut(s, batch) })
+		s.exclusive(func() { l.carryOut(s, batch) })
 		mine = relief.Stop()
 	}
 }
@@ -169,7 +169,7 @@ func (l *batcher[T]) gather() []*batchedRequest[T] {
 	}
 }
 
-func (l *batcher[T]) carryOut(s *session, batch []*batchedRequest[T]) {
+func (l *batcher[T]) carryOut(s *pinnedConn, batch []*batchedRequest[T]) {
 	if len(batch) == 0 {
 		return
 	}
@@ -182,13 +182,13 @@ func (l *batcher[T]) carryOut(s *session, batch []*batchedRequest[T]) {
 	if pq.As(err, pqerror.TRDeadlockDetected) != nil {
 		err = l.run(s, requests)
 	}
-	if len(batch) > 1 && (blamable(err) || locked(err)) {
+	if len(batch) > 1 && (blamesOne(err) || locked(err)) {
 		waits := 0
 		err = nil
 		for _, c := range batch {
 			// Or it would be so for the others too, one after the other.
 			if !errors.Is(err, errUnavailable) || locked(err) && waits < batchLockTimeouts {
-				err = unknown(l.run(s, []T{c.request}))
+				err = asUnavailable(l.run(s, []T{c.request}))
 				if locked(err) {
 					waits++
 				}
@@ -198,6 +198,6 @@ func (l *batcher[T]) carryOut(s *session, batch []*batchedRequest[T]) {
 		return
 	}
 	for _, c := range batch {
-		c.done <- unknown(err)
+		c.done <- asUnavailable(err)
 	}
 }

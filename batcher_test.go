@@ -36,7 +36,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 	} {
 		var batches []int
 		failures := v.failures
-		l := &batcher[int]{sizes: prometheus.NewHistogram(prometheus.HistogramOpts{}), run: func(_ *session, batch []int) (err error) {
+		l := &batcher[int]{sizes: prometheus.NewHistogram(prometheus.HistogramOpts{}), run: func(_ *pinnedConn, batch []int) (err error) {
 			batches = append(batches, len(batch))
 			if len(failures) > 0 {
 				err, failures = failures[0], failures[1:]
@@ -60,7 +60,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	l := newBatcher("test", newSessions(s.db, newMetrics(s.db), batcherWorkers), newMetrics(s.db), 10, 10, func(*session, []int) error { return nil })
+	l := newBatcher("test", newPinnedConns(s.db, newMetrics(s.db), batcherWorkers), newMetrics(s.db), 10, 10, func(*pinnedConn, []int) error { return nil })
 	if err := l.do(context.Background(), 1, 1, 1); err != nil {
 		t.Error(err)
 	}
@@ -75,7 +75,7 @@ func TestLaneGoesOnWhileStatementsTakeLong(t *testing.T) {
 	s := newTestStore(t)
 	began := make(chan int)
 	ends := make([]chan bool, 2)
-	l := newBatcher("test", newSessions(s.db, newMetrics(s.db), batcherWorkers), newMetrics(s.db), 1, 10, func(_ *session, batch []int) error {
+	l := newBatcher("test", newPinnedConns(s.db, newMetrics(s.db), batcherWorkers), newMetrics(s.db), 1, 10, func(_ *pinnedConn, batch []int) error {
 		if n := batch[0]; n < len(ends) {
 			began <- n
 			<-ends[n]

@@ -90,7 +90,7 @@ func (b *bench) consumeBy(api *benchAPI) {
 			time.Sleep(benchPause)
 			continue
 		}
-		f := readBody(answer)
+		f := parseBody(answer)
 		data := answer
 		if api.data != "" {
 			data, _ = f.find(api.data)

@@ -29,7 +29,7 @@ func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err e
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}
-	return v, unknown(err)
+	return v, asUnavailable(err)
 }
 
 // The rows of a batch are locked in the order of the index; a row that somebody
@@ -87,7 +87,7 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 			return err
 		}
 	}
-	if err := lookAtGroupsOn(ctx, s.on("refresh_groups"), v.key, ""); err != nil {
+	if err := recheckGroupsOn(ctx, s.on("refresh_groups"), v.key, ""); err != nil {
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {
@@ -242,11 +242,11 @@ func inBatches(ctx context.Context, batch func(after position) (position, error)
 				break
 			}
 			if err != nil {
-				return unknown(err)
+				return asUnavailable(err)
 			}
 		}
 		if more, err := left(); err != nil || !more {
-			return unknown(err)
+			return asUnavailable(err)
 		}
 		select {
 		case <-ctx.Done():

@@ -36,7 +36,7 @@ WHERE q.id = $1`
 
 // readLeaseTerms makes s remember the terms of a queue, and whether it has groups
 // that are ready since a time. It returns errQueueNotFound if there is no queue.
-func (s *session) readLeaseTerms(queueID string, groupsSince time.Time) error {
+func (s *pinnedConn) readLeaseTerms(queueID string, groupsSince time.Time) error {
 	var version int64
 	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
 		var seconds, ms int64
@@ -110,16 +110,16 @@ const consumeAndKeepSQL = deleteDueSQL + `, m.queue_key, m.group_id
     FROM consumed
 )` + selectDeliveredSQL
 
-// claimed is what a claim got.
-type claimed struct {
+// claimResult is what a claim got.
+type claimResult struct {
 	messages    []message
 	ackDeadline time.Duration
-	ungrouped   claimedFrom
-	grouped     claimedFrom
+	ungrouped   claimPart
+	grouped     claimPart
 }
 
-// claimedFrom is what a claim got of the messages without a group, or with one.
-type claimedFrom struct {
+// claimPart is what a claim got of the messages without a group, or with one.
+type claimPart struct {
 	messages []message
 	last     time.Time // what was due, or ready, until then was looked at; zero: nothing was
 	now      time.Time // the clock of PostgreSQL
@@ -130,43 +130,43 @@ type claimedFrom struct {
 // deadline. Those without a group come oldest due first, those with one in turns
 // of their groups. It looks at what is due since from, and returns
 // errQueueNotFound if there is no queue.
-func (s *session) claim(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
+func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
 	queueID := at.queueID
 	for range settingsAttempts {
 		terms, known := s.settings.terms[queueID]
 		if !known || time.Since(terms.readAt) > groupsUnnoticed {
 			if err := s.readLeaseTerms(queueID, from.groups); err != nil {
-				return claimed{}, err
+				return claimResult{}, err
 			}
 			terms = s.settings.terms[queueID]
 		}
 		version := s.settings.version
-		v, err := s.claimBoth(terms, at, from, groupsFirst, limit, budget)
+		v, err := s.claimOnce(terms, at, from, groupsFirst, limit, budget)
 		if err != nil || len(v.messages) > 0 {
 			return v, err
 		}
 		// Nothing is due, or the terms have changed, or the queue is gone.
 		if err := s.readLeaseTerms(queueID, from.groups); err != nil {
-			return claimed{}, err
+			return claimResult{}, err
 		}
 		if s.settings.version == version && (terms.hasGroups || !s.settings.terms[queueID].hasGroups) {
 			return v, nil
 		}
 	}
-	return claimed{}, errStale
+	return claimResult{}, errStale
 }
 
-// claimBoth is claim on terms that may have changed; then it claims nothing.
-func (s *session) claimBoth(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimed, error) {
-	v := claimed{ackDeadline: terms.ackDeadline}
+// claimOnce is claim on terms that may have changed; then it claims nothing.
+func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
+	v := claimResult{ackDeadline: terms.ackDeadline}
 	ungrouped := func(limit, budget int) (err error) {
-		v.ungrouped, err = s.claimOn(terms, at, from.messages, limit, budget)
+		v.ungrouped, err = s.claimUngrouped(terms, at, from.messages, limit, budget)
 		v.messages = append(v.messages, v.ungrouped.messages...)
 		return err
 	}
 	claimGrouped := func(patient bool, limit, budget int) (err error) {
 		if terms.hasGroups {
-			v.grouped, err = s.claimGroups(terms, at, from.groups, patient, limit, budget)
+			v.grouped, err = s.claimGrouped(terms, at, from.groups, patient, limit, budget)
 			v.messages = append(v.messages, v.grouped.messages...)
 		}
 		return err
@@ -189,8 +189,8 @@ func (s *session) claimBoth(terms leaseTerms, at dispatcherKey, from claimStart,
 	return v, err
 }
 
-// claimOn is claimBoth for messages without a group.
-func (s *session) claimOn(terms leaseTerms, at dispatcherKey, from time.Time, limit, budget int) (c claimedFrom, err error) {
+// claimUngrouped is claimBoth for messages without a group.
+func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from time.Time, limit, budget int) (c claimPart, err error) {
 	name, statement := "claim", claimMessagesSQL
 	args := []any{terms.queueKey, terms.maxDeliveries, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
 	if at.consumes {
@@ -266,7 +266,7 @@ JOIN queued.queues q ON q.id = a.id`
 
 // nextDue looks at all the queues in one statement, in each for what is due since
 // a time of its own. Those that do not exist are missing from what it returns.
-func (s *session) nextDue(queueIDs []string, since []claimStart) ([]nextDue, error) {
+func (s *pinnedConn) nextDue(queueIDs []string, since []claimStart) ([]nextDue, error) {
 	var dueSince, readySince timeArray
 	for _, v := range since {
 		dueSince, readySince = append(dueSince, v.messages), append(readySince, v.groups)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// groupTurn is what one delivery did to the group of its message.
-type groupTurn struct {
+// groupDelivery is what one delivery did to the group of its message.
+type groupDelivery struct {
 	before, after sql.NullTime // until when the group was limited, and is
 	manyEnded     bool         // more leases of the group have ended than were looked at
 }
@@ -141,12 +141,12 @@ const keepTakenSQL = `kept AS (
     FROM claimed
 ), `
 
-// lookAgainSQL says when to look at the locked groups again, at those of which
+// recheckVisitedSQL says when to look at the locked groups again, at those of which
 // something was taken after $8 seconds at the latest. A group whose front somebody
 // else has locked, or that had to stand back, keeps its place. One that has only
 // what is exhausted or expired is looked at from time to time: nobody says so when
 // that goes, or when it can be delivered because there is no dead queue any more.
-const lookAgainSQL = `soonest AS MATERIALIZED (
+const recheckVisitedSQL = `soonest AS MATERIALIZED (
     SELECT v.tid, v.id, v.kept, t.taken, now() AS visited_at, now() + interval '10 seconds' AS again_at,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
            t.taken AND NOT $9 OR ( -- not EXISTS, which may read all messages
@@ -301,7 +301,7 @@ func (e errManyEnded) Error() string { return "more leases of a group have ended
 func manyEnded(messages []message) error {
 	var groups []string
 	for _, m := range messages {
-		if m.turn.manyEnded && !slices.Contains(groups, m.Group) {
+		if m.groupDelivery.manyEnded && !slices.Contains(groups, m.Group) {
 			groups = append(groups, m.Group)
 		}
 	}
@@ -312,10 +312,10 @@ func manyEnded(messages []message) error {
 	return errManyEnded{groups}
 }
 
-// claimGroups is claimOn for messages with a group: each of the groups that were
+// claimGrouped is claimOn for messages with a group: each of the groups that were
 // ready since a time gives what it may. Without patience those that somebody holds
 // are passed over, and with it the one ready longest is waited for.
-func (s *session) claimGroups(terms leaseTerms, at dispatcherKey, from time.Time, patient bool, limit, budget int) (c claimedFrom, err error) {
+func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.Time, patient bool, limit, budget int) (c claimPart, err error) {
 	name, lock, visits := "lock_groups", lockGroupsSQL, limit
 	if patient {
 		name, lock, visits = "await_group", awaitGroupsSQL, 1
@@ -337,7 +337,7 @@ func (s *session) claimGroups(terms leaseTerms, at dispatcherKey, from time.Time
 		if errors.As(err, &many) {
 			c.messages = nil // nothing was delivered
 			if _, err := read(s, "return_ended", scanKey, returnEndedSQL, -terms.queueKey, groupArray(many.groups), endedBatch); err != nil {
-				return claimedFrom{}, err
+				return claimPart{}, err
 			}
 			continue
 		}
@@ -345,7 +345,7 @@ func (s *session) claimGroups(terms leaseTerms, at dispatcherKey, from time.Time
 			break // for longer than it is worth to wait
 		}
 		if err != nil {
-			return claimedFrom{}, err
+			return claimPart{}, err
 		}
 		if len(visited) == 0 {
 			break
@@ -363,29 +363,29 @@ func (s *session) claimGroups(terms leaseTerms, at dispatcherKey, from time.Time
 }
 
 // lockGroups runs one of the two statements that lock groups.
-func (s *session) lockGroups(name, statement string, terms leaseTerms, from time.Time, visits int) ([]lockedGroup, error) {
+func (s *pinnedConn) lockGroups(name, statement string, terms leaseTerms, from time.Time, visits int) ([]lockedGroup, error) {
 	return read(s, name, func(row scanner) (g lockedGroup, err error) {
 		err = row.Scan(&g.tid, &g.readyAt, &g.now)
 		return g, err
 	}, statement, -terms.queueKey, since(from), s.settings.version, visits)
 }
 
-func (s *session) takeFromGroups(terms leaseTerms, at dispatcherKey, visited []lockedGroup, limit, budget int) ([]message, error) {
-	name, statement, hidden := "claim_groups", frontsOfGroupsSQL+leaseTakenSQL+lookAgainSQL, terms.ackDeadline
+func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited []lockedGroup, limit, budget int) ([]message, error) {
+	name, statement, hidden := "claim_groups", frontsOfGroupsSQL+leaseTakenSQL+recheckVisitedSQL, terms.ackDeadline
 	if at.consumes {
-		name, statement, hidden = "consume_groups", frontsOfGroupsSQL+consumeTakenSQL+lookAgainSQL, 0
+		name, statement, hidden = "consume_groups", frontsOfGroupsSQL+consumeTakenSQL+recheckVisitedSQL, 0
 	}
 	if at.consumes && terms.keepsConsumed {
-		statement = frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + lookAgainSQL
+		statement = frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + recheckVisitedSQL
 	}
 	tids := make(groupArray, len(visited))
 	for i, g := range visited {
 		tids[i] = g.tid
 	}
 	return read(s, name, func(row scanner) (message, error) {
-		m := message{QueueID: at.queueID, queueKey: -terms.queueKey, consumed: at.consumes, turn: &groupTurn{}}
+		m := message{QueueID: at.queueID, queueKey: -terms.queueKey, consumed: at.consumes, groupDelivery: &groupDelivery{}}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
-			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.trace.requestID, &m.trace.traceparent, &m.turn.before, &m.turn.after, &m.turn.manyEnded)
+			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.trace.requestID, &m.trace.traceparent, &m.groupDelivery.before, &m.groupDelivery.after, &m.groupDelivery.manyEnded)
 		return m, err
 	}, statement, -terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.maxDeliveries, limit, budget,
 		int(hidden/time.Second), at.consumes)

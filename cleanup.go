@@ -73,7 +73,7 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 			return
 		case <-ticker.C:
 			err := c.once(ctx)
-			if err != nil && ctx.Err() == nil && !errors.Is(err, errSilent) { // of which the log has a line
+			if err != nil && ctx.Err() == nil && !errors.Is(err, errUnresponsive) { // of which the log has a line
 				c.log.Warn("cleanup", "error", err)
 			}
 		}
@@ -98,10 +98,10 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 // once is one pass: it does all there is to do, but for what only the walks find.
 // What another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.lookAtChangedGroups, c.removeIdleGroups, c.removeTallies} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups, c.removeTallies} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
-		if errors.Is(unknown(failed), errUnavailable) && !rejected(failed) {
+		if errors.Is(asUnavailable(failed), errUnavailable) && !rejected(failed) {
 			break // the database is away, and not only unwilling to do this
 		}
 	}
@@ -457,7 +457,7 @@ func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (ex
 		return nil, err
 	}
 	if next.Valid {
-		c.round.sees(time.Duration(min(next.Float64, keepForEver) * float64(time.Second)))
+		c.round.sees(time.Duration(min(next.Float64, noExpirySeconds) * float64(time.Second)))
 	}
 	if found == 0 {
 		return nil, nil
@@ -622,10 +622,10 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 	return nil
 }
 
-// lookAtChangedGroups looks at groups for a change of settings that the request for
+// recheckChangedGroups looks at groups for a change of settings that the request for
 // it did not get done.
-func (c *cleanup) lookAtChangedGroups(ctx context.Context) error {
-	return (&store{c.db, c.metrics}).lookAtChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
+func (c *cleanup) recheckChangedGroups(ctx context.Context) error {
+	return (&store{c.db, c.metrics}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }
 
 const removeTalliesSQL = `

@@ -107,7 +107,7 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 		t.Fatalf("receive = %v, %v", v.messages, err)
 	}
 	s.engine.release("t", v.messages)
-	look := newSession(s.store.db, s.metrics)
+	look := newPinnedConn(s.store.db, s.metrics)
 	for _, slow := range []bool{false, true} {
 		if err := s.engine.sweep(look, slow); err != nil {
 			t.Error(err)

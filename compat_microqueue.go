@@ -14,25 +14,25 @@ import (
 
 // microQueue is the API of micro-queue: bodies of any kind go in, and come out as
 // they were, to the byte. Reading consumes. Its errors are lines of text.
-var microQueue = &dialect{func(w *response, code int, detail any) error {
+var microQueue = &compatAPI{func(w *response, code int, detail any) error {
 	if code == http.StatusForbidden {
 		detail = "Forbidden"
 	}
-	return w.text(code, words(detail)+"\n")
+	return w.text(code, errorText(detail)+"\n")
 }}
 
 func (s *server) handleMicroQueue() {
 	for _, v := range []struct {
 		method, path string
-		need         right
+		need         permission
 		handler      handler
 		help         string
 		otherMethod  string // what any other is told
 	}{
-		{"POST", "/in/{queue}", posting, s.microIn,
+		{"POST", "/in/{queue}", canPost, s.microIn,
 			"POST: Enqueues a new job. The raw request body (e.g., JSON) is treated as the job payload.\nRequires 'post' permission for this queue.\n",
 			"Invalid method. Use POST to enqueue."},
-		{"GET", "/out/{queue}", getting, consuming(s.microOut),
+		{"GET", "/out/{queue}", canGet, consuming(s.microOut),
 			"GET: Dequeues, claims, and returns the next job payload from the queue.\nRequires 'get' permission for this queue.\n",
 			"Invalid method. Use GET to dequeue."},
 		{"GET", "/compact/{queue}", admin, consuming(s.microCompact),
@@ -116,7 +116,7 @@ func (s *server) microOut(r *request) error {
 	if !validID(queueID) {
 		return s.microUnknown(r)
 	}
-	err := s.takeOne(r, queueID, s.engine.consume, func(all []message) error {
+	err := s.receiveOne(r, queueID, s.engine.consume, func(all []message) error {
 		if len(all) == 0 {
 			return errMicroEmpty
 		}
@@ -144,7 +144,7 @@ func (s *server) microCompact(r *request) error {
 // kept as it is. Anything else becomes a member "body", or "body_base64" if it is
 // not text, beside its "content_type".
 func wrap(body []byte, contentType string) []byte {
-	if f := readBody(body); !f.broken && body[rawjson.SkipSpace(body, 0)] == '{' && !f.isWrapped() {
+	if f := parseBody(body); !f.broken && body[rawjson.SkipSpace(body, 0)] == '{' && !f.isWrapped() {
 		return body
 	}
 	b := append([]byte(`{"content_type":`), rawjson.Quote(strings.ToValidUTF8(contentType, "\uFFFD"))...)
@@ -159,7 +159,7 @@ func wrap(body []byte, contentType string) []byte {
 
 // unwrap returns the body that data was made of.
 func unwrap(data []byte) []byte {
-	f := readBody(data)
+	f := parseBody(data)
 	if !f.isWrapped() {
 		return data
 	}

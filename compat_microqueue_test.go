@@ -160,7 +160,7 @@ func FuzzMicroQueueBodies(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte, contentType string) {
 		data := wrap(body, contentType)
-		if v := readBody(data); v.broken {
+		if v := parseBody(data); v.broken {
 			t.Errorf("the data of %q is not an object: %s", body, data)
 		}
 		if got := unwrap(data); string(got) != string(body) {

@@ -12,11 +12,11 @@ import (
 
 // pgQueue is the API of pgQueue, a first-in first-out broker: a channel is a
 // queue, made by its first use, and reading a message consumes it.
-var pgQueue = &dialect{func(w *response, code int, detail any) error {
+var pgQueue = &compatAPI{func(w *response, code int, detail any) error {
 	if mistakes, ok := detail.(invalid); ok && mistakes[0].Loc[0] == "query" {
 		return w.json(code, problem{pgMistakes(mistakes)})
 	}
-	return w.json(code, pgStatus{Status: words(detail)})
+	return w.json(code, pgStatus{Status: errorText(detail)})
 }}
 
 // pgMistake is a mistake in a query as pgQueue's framework says it: FastAPI with
@@ -60,7 +60,7 @@ type pgStatus struct {
 
 func (s *server) handlePgQueue() {
 	s.handleAs(pgQueue, anyToken, "POST /message", s.pgPublish)
-	s.handleAs(pgQueue, getting, "GET /queue/{channel}", consuming(s.pgConsume))
+	s.handleAs(pgQueue, canGet, "GET /queue/{channel}", consuming(s.pgConsume))
 	s.handleAs(pgQueue, anyToken, "GET /messages", s.pgBrowse)
 	s.handleAs(pgQueue, anyToken, "GET /channels", s.pgChannels)
 }
@@ -75,7 +75,7 @@ var (
 )
 
 func (s *server) pgPublish(r *request) error {
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	channel, hasChannel := f.find("channel")
 	data, hasMessage := f.find("message")
 	switch {
@@ -106,7 +106,7 @@ func (s *server) pgConsume(r *request) error {
 	if !validID(channel) {
 		return errPgChannel
 	}
-	err := s.takeOne(r, channel, s.engine.consume, func(all []message) error {
+	err := s.receiveOne(r, channel, s.engine.consume, func(all []message) error {
 		if len(all) == 0 {
 			return r.w.empty(http.StatusNoContent)
 		}
@@ -133,10 +133,10 @@ func (m *message) appendPgJSON(b []byte) []byte {
 }
 
 func (s *server) pgBrowse(r *request) error {
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	channel, has := f.find("channel")
 	if !has {
-		f.wrong("field required", "value_error.missing", "channel")
+		f.addMistake("field required", "value_error.missing", "channel")
 	}
 	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
 	limit := min(f.parameter("limit", 25, bounds{0, math.MaxInt}), maxPeek)
@@ -148,7 +148,7 @@ func (s *server) pgBrowse(r *request) error {
 		return errPgChannel
 	}
 	if !r.mayGet(id) {
-		return forbidden(getting)
+		return forbidden(canGet)
 	}
 	all, err := s.store.peek(r.Context(), id, offset, limit)
 	if err != nil && !errors.Is(err, errQueueNotFound) {

@@ -16,10 +16,10 @@ import (
 
 // sharQ is the API of SharQ, a queue with a rate limit for each of many senders: a
 // queue type is a queue, made by its first use, and a queue id is a group in it.
-var sharQ = &dialect{func(w *response, code int, detail any) error {
+var sharQ = &compatAPI{func(w *response, code int, detail any) error {
 	answer := sharQStatus{Status: "failure"}
 	if code != http.StatusNotFound {
-		answer.Message = words(detail)
+		answer.Message = errorText(detail)
 	}
 	return w.json(code, answer)
 }}
@@ -31,16 +31,16 @@ type sharQStatus struct {
 }
 
 func (s *server) handleSharQ() {
-	s.handleAs(sharQ, posting, "POST /enqueue/{queue_type}/{group}/{$}", s.sharQEnqueue)
+	s.handleAs(sharQ, canPost, "POST /enqueue/{queue_type}/{group}/{$}", s.sharQEnqueue)
 	s.handleAs(sharQ, anyToken, "GET /dequeue/{$}", consuming(s.sharQDequeue))
-	s.handleAs(sharQ, getting, "GET /dequeue/{queue_type}/{$}", consuming(s.sharQDequeue))
-	s.handleAs(sharQ, getting, "POST /finish/{queue_type}/{group}/{job_id}/{$}", s.sharQFinish)
+	s.handleAs(sharQ, canGet, "GET /dequeue/{queue_type}/{$}", consuming(s.sharQDequeue))
+	s.handleAs(sharQ, canGet, "POST /finish/{queue_type}/{group}/{job_id}/{$}", s.sharQFinish)
 	s.handleAs(sharQ, admin, "POST /interval/{queue_type}/{group}/{$}", s.sharQInterval)
 	s.handleAs(sharQ, admin, "DELETE /deletequeue/{queue_type}/{group}/{$}", s.sharQDelete)
-	s.handleAs(sharQ, seeing, "GET /status/{queue_type}/{group}/{job_id}/{$}", s.sharQJob)
+	s.handleAs(sharQ, canPostOrGet, "GET /status/{queue_type}/{group}/{job_id}/{$}", s.sharQJob)
 	s.handleAs(sharQ, anyToken, "GET /metrics/{$}", s.sharQQueues) // without the slash it is Prometheus's
-	s.handleAs(sharQ, seeing, "GET /metrics/{queue_type}/{$}", s.sharQGroups)
-	s.handleAs(sharQ, seeing, "GET /metrics/{queue_type}/{group}/{$}", s.sharQGroup)
+	s.handleAs(sharQ, canPostOrGet, "GET /metrics/{queue_type}/{$}", s.sharQGroups)
+	s.handleAs(sharQ, canPostOrGet, "GET /metrics/{queue_type}/{group}/{$}", s.sharQGroup)
 	s.register(sharQ, public, "GET /deepstatus/{$}", s.limits.maxBody, s.sharQDeepStatus)
 }
 
@@ -119,9 +119,9 @@ func (f *form) sharQInteger(name string, within bounds, missing *int) (int, erro
 
 // sharQBody reads a body that must be an object.
 func (r *request) sharQBody() (*form, error) {
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	if f.broken {
-		return nil, status{http.StatusBadRequest, words(f.mistakes)}
+		return nil, status{http.StatusBadRequest, errorText(f.mistakes)}
 	}
 	return f, nil
 }
@@ -229,7 +229,7 @@ func (s *server) sharQDequeue(r *request) error {
 			return errMessageNotFound
 		}
 	}
-	return s.takeOne(r, p.queueID, s.engine.receive, func(all []message) error {
+	return s.receiveOne(r, p.queueID, s.engine.receive, func(all []message) error {
 		if len(all) == 0 {
 			return errMessageNotFound
 		}
@@ -285,7 +285,7 @@ func (s *server) sharQFinish(r *request) error {
 		}
 	}
 	// It may be a message that did not come by SharQ.
-	m, err := s.sharQLook(r)
+	m, err := s.sharQPeek(r)
 	if err != nil {
 		return err
 	}
@@ -305,7 +305,7 @@ func (s *server) sharQFinish(r *request) error {
 
 // sharQJob says how a job is, which SharQ cannot.
 func (s *server) sharQJob(r *request) error {
-	m, err := s.sharQLook(r)
+	m, err := s.sharQPeek(r)
 	if err != nil {
 		return err
 	}
@@ -315,10 +315,10 @@ func (s *server) sharQJob(r *request) error {
 	}{"success", m.State})
 }
 
-// sharQLook looks for the job that the path names. A message that did not come by
+// sharQPeek looks for the job that the path names. A message that did not come by
 // SharQ may be in a group that has a name which SharQ does not take: that is an error
 // if there is none.
-func (s *server) sharQLook(r *request) (message, error) {
+func (s *server) sharQPeek(r *request) (message, error) {
 	p := r.sharQNames()
 	_, mistake := r.sharQPath()
 	if msg, _ := groupMistake(p.group); msg != "" || !validName(p.queueID) || !validName(p.jobID) {

@@ -42,7 +42,7 @@ const maxJobs = 500
 // statement takes those that do not depend on others in it: of one group either
 // all have the same maxWaiting or none has any. Of one name it takes the last, as
 // if that had replaced the others, which are answered likewise.
-func (e *engine) storeJobs(s *session, batch []*publication) error {
+func (e *engine) storeJobs(s *pinnedConn, batch []*publication) error {
 	for len(batch) > 0 {
 		type name struct{ queueID, group, id string }
 		places, bounds := make(map[name]int), make(map[name]int)
@@ -209,7 +209,7 @@ LEFT JOIN groups g ON g.queue_key = j.queue_key AND g.id = j.group_id`
 // enqueue stores jobs and leaves in each what became of it: no name is in it twice,
 // and no group with two different bounds. It returns errStale if the settings that s
 // remembers have changed.
-func (s *session) enqueue(batch []*publication) error {
+func (s *pinnedConn) enqueue(batch []*publication) error {
 	var ids idArray
 	var keys, sizes, deliveries, intervals, waiting, retentions, delays intArray
 	var groups, names groupArray
@@ -290,7 +290,7 @@ func (s *store) job(ctx context.Context, queueID, group, id string) (m message, 
 	if errors.Is(err, sql.ErrNoRows) {
 		return m, errMessageNotFound
 	}
-	return m, unknown(err)
+	return m, asUnavailable(err)
 }
 
 // finishing is one request to ack the job of a name that is in flight.
@@ -306,7 +306,7 @@ func (e *engine) finish(ctx context.Context, queueID, group, jobID string) (bool
 	return err == nil && v.done, err
 }
 
-func (e *engine) runFinishes(s *session, batch []*finishing) error {
+func (e *engine) runFinishes(s *pinnedConn, batch []*finishing) error {
 	all, err := s.finish(batch)
 	if err != nil {
 		e.wakeIfUnknown(err)
@@ -355,7 +355,7 @@ type finished struct {
 	readyAt sql.NullTime
 }
 
-func (s *session) finish(batch []*finishing) ([]finished, error) {
+func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
 	var queues textArray
 	var groups, jobs groupArray
 	for _, v := range batch {
@@ -400,7 +400,7 @@ SELECT (
 FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS u (queue_key, group_id, n)
 ORDER BY u.n`
 
-func (e *engine) runMeasurings(s *session, batch []*measuring) error {
+func (e *engine) runMeasurings(s *pinnedConn, batch []*measuring) error {
 	var keys intArray
 	var groups groupArray
 	for _, v := range batch {
@@ -534,7 +534,7 @@ func (c *tally) write(ctx context.Context) error {
 			}
 		}
 	}
-	return unknown(err)
+	return asUnavailable(err)
 }
 
 // run writes once in an interval and when another server asks for it, until ctx is

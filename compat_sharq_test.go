@@ -212,7 +212,7 @@ func TestSharQTypesMadeByUseHaveTheDefaultDeadline(t *testing.T) {
 		Retention   int `json:"message_retention_seconds"`
 	}
 	mustDecode(t, s.must(200, "GET", "/queues/default", ""), &q)
-	checkDiff(t, "settings", [2]int{300, keepForEver}, [2]int{q.AckDeadline, q.Retention})
+	checkDiff(t, "settings", [2]int{300, noExpirySeconds}, [2]int{q.AckDeadline, q.Retention})
 }
 
 // enqueue enqueues a job, of the default type, whose payload is its id.
@@ -320,7 +320,7 @@ func TestSharQJobsThatShareABatchHurtNoneOfThem(t *testing.T) {
 	}
 	unknown := draftOf("x", nil)
 	unknown.queueID = "unknown"
-	session := newSession(s.store.db, s.server.metrics)
+	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	batch := []*publication{draftOf("b", nil), draftOf("c", new(2)), unknown, draftOf("b", nil), draftOf("d", new(2)), draftOf("e", new(3)), {queueID: "default", messages: []draft{{data: []byte(`{}`)}}}}
 	if err := s.engine.runPublications(session, batch); err != nil {
@@ -372,7 +372,7 @@ func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
 	s := newTestServer(t)
 	s.enqueue("g", "a", "")
 	s.enqueue("g", "b", "")
-	session := newSession(s.store.db, s.server.metrics)
+	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	var batch []*publication
 	for _, id := range []string{"c", "b", "d", "e", "c", "f"} {

@@ -102,7 +102,7 @@ type overviewItem struct {
 
 // overview answers with a page of queues, as many as an answer may have.
 func (s *server) overview(r *request) error {
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
 	if err := f.err(); err != nil {
 		return err
@@ -119,7 +119,7 @@ func (s *server) overview(r *request) error {
 		v.Token = &overviewToken{r.token.name, r.token.admin}
 	}
 	counted, at := s.counter.latest()
-	counts := make(map[string]*queueCount, len(counted))
+	counts := make(map[string]*queueDepth, len(counted))
 	for i := range counted {
 		counts[counted[i].queueID] = &counted[i]
 	}

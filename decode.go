@@ -111,12 +111,12 @@ type field struct {
 // maxMistakes is how many mistakes of a request are listed.
 const maxMistakes = 100
 
-func (f *form) wrong(msg, kind string, loc ...any) {
-	f.wrongBy(nil, msg, kind, loc...)
+func (f *form) addMistake(msg, kind string, loc ...any) {
+	f.addMistakeCtx(nil, msg, kind, loc...)
 }
 
-// wrongBy is wrong with a context.
-func (f *form) wrongBy(ctx any, msg, kind string, loc ...any) {
+// addMistakeCtx is wrong with a context.
+func (f *form) addMistakeCtx(ctx any, msg, kind string, loc ...any) {
 	if len(f.mistakes) >= maxMistakes {
 		return
 	}
@@ -152,17 +152,17 @@ func (f *form) has(name string) bool {
 	return has
 }
 
-// readBody reads a body that must be a JSON object, whatever its content type. A
+// parseBody reads a body that must be a JSON object, whatever its content type. A
 // byte order mark before it is skipped. Fields that nobody asks for are ignored.
-func readBody(body []byte) *form {
+func parseBody(body []byte) *form {
 	f := &form{where: []any{"body"}, broken: true}
 	if len(body) == 0 {
-		f.wrong("field required", "value_error.missing")
+		f.addMistake("field required", "value_error.missing")
 		return f
 	}
 	body = rawjson.WithoutMark(body)
 	if !utf8.Valid(body) {
-		f.wrong("the body is not valid UTF-8", "value_error.unicode", invalidUTF8(body))
+		f.addMistake("the body is not valid UTF-8", "value_error.unicode", invalidUTF8(body))
 		return f
 	}
 	if !json.Valid(body) {
@@ -171,11 +171,11 @@ func readBody(body []byte) *form {
 	}
 	body = body[rawjson.SkipSpace(body, 0):]
 	if rawjson.IsNull(body) {
-		f.wrong("field required", "value_error.missing")
+		f.addMistake("field required", "value_error.missing")
 		return f
 	}
 	if body = asObject(body); body == nil {
-		f.wrong("value is not a valid dict", "type_error.dict")
+		f.addMistake("value is not a valid dict", "type_error.dict")
 		return f
 	}
 	if _, deepest := rawjson.Nesting(body, 0); deepest > maxDepth {
@@ -197,18 +197,18 @@ func (f *form) wrongSyntax(text []byte) {
 	before := text[:at]
 	line := before[bytes.LastIndexByte(before, '\n')+1:]
 	ctx := jsonCtx{msg, utf8.RuneCount(before), bytes.Count(before, []byte("\n")) + 1, utf8.RuneCount(line) + 1}
-	f.wrongBy(ctx, fmt.Sprintf("%s: line %d column %d (char %d)", msg, ctx.LineNo, ctx.ColNo, ctx.Pos), "value_error.jsondecode", ctx.Pos)
+	f.addMistakeCtx(ctx, fmt.Sprintf("%s: line %d column %d (char %d)", msg, ctx.LineNo, ctx.ColNo, ctx.Pos), "value_error.jsondecode", ctx.Pos)
 }
 
 func (f *form) wrongDepth() {
-	f.wrong(fmt.Sprintf("nested deeper than %d levels", maxDepth), "value_error.depth")
+	f.addMistake(fmt.Sprintf("nested deeper than %d levels", maxDepth), "value_error.depth")
 }
 
 // maxFileSize bounds the files that the server reads, in bytes.
 const maxFileSize = 16 << 20
 
-// readFile is readBody for a file, which mistakes name.
-func readFile(path string) (*form, error) {
+// parseFile is parseBody for a file, which mistakes name.
+func parseFile(path string) (*form, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -221,7 +221,7 @@ func readFile(path string) (*form, error) {
 	if len(text) > maxFileSize {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxFileSize)
 	}
-	f := readBody(text)
+	f := parseBody(text)
 	f.where = []any{path}
 	for i := range f.mistakes {
 		f.mistakes[i].Loc[0] = path
@@ -234,7 +234,7 @@ func readFile(path string) (*form, error) {
 func (f *form) only(names ...string) {
 	for _, v := range f.fields {
 		if !slices.Contains(names, v.name) {
-			f.wrong("unexpected field", "value_error.extra", v.name)
+			f.addMistake("unexpected field", "value_error.extra", v.name)
 		}
 	}
 }
@@ -252,7 +252,7 @@ func (f *form) objects(name string, most int, each func(item *form)) {
 		item := &form{where: slices.Concat(f.where, []any{name, i})}
 		if value = asObject(value); value == nil {
 			item.broken = true
-			item.wrong("value is not a valid dict", "type_error.dict")
+			item.addMistake("value is not a valid dict", "type_error.dict")
 		} else {
 			item.read(value)
 			each(item)
@@ -268,7 +268,7 @@ func (f *form) list(name string, most int, each func(i int, value []byte)) {
 		return
 	}
 	if raw[0] != '[' {
-		f.wrong("value is not a valid list", "type_error.list", name)
+		f.addMistake("value is not a valid list", "type_error.list", name)
 		return
 	}
 	var all [][]byte
@@ -279,9 +279,9 @@ func (f *form) list(name string, most int, each func(i int, value []byte)) {
 	})
 	switch {
 	case len(all) == 0:
-		f.wrongBy(limitCtx{1}, "ensure this value has at least 1 items", "value_error.list.min_items", name)
+		f.addMistakeCtx(limitCtx{1}, "ensure this value has at least 1 items", "value_error.list.min_items", name)
 	case len(all) > most:
-		f.wrongBy(limitCtx{most}, fmt.Sprintf("ensure this value has at most %d items", most), "value_error.list.max_items", name)
+		f.addMistakeCtx(limitCtx{most}, fmt.Sprintf("ensure this value has at most %d items", most), "value_error.list.max_items", name)
 	default:
 		for i, value := range all {
 			each(i, value)
@@ -300,8 +300,8 @@ func invalidUTF8(b []byte) int {
 	return len(b)
 }
 
-// readQuery reads the query of a URL. Parameters that nobody asks for are ignored.
-func readQuery(rawQuery string) *form {
+// parseQuery reads the query of a URL. Parameters that nobody asks for are ignored.
+func parseQuery(rawQuery string) *form {
 	f := &form{where: []any{"query"}}
 	for rawQuery != "" {
 		var parameter string
@@ -330,9 +330,9 @@ func (f *form) value(name string, required bool) []byte {
 	case has && !rawjson.IsNull(value):
 		return value
 	case has && required:
-		f.wrong("none is not an allowed value", "type_error.none.not_allowed", name)
+		f.addMistake("none is not an allowed value", "type_error.none.not_allowed", name)
 	case required:
-		f.wrong("field required", "value_error.missing", name)
+		f.addMistake("field required", "value_error.missing", name)
 	}
 	return nil
 }
@@ -345,7 +345,7 @@ func (f *form) object(name string, required bool) []byte {
 	}
 	object := asObject(raw)
 	if object == nil {
-		f.wrong("value is not a valid dict", "type_error.dict", name)
+		f.addMistake("value is not a valid dict", "type_error.dict", name)
 	}
 	return object
 }
@@ -358,7 +358,7 @@ func (f *form) text(name string, required bool) *string {
 	}
 	text := asText(raw)
 	if text == nil {
-		f.wrong("str type expected", "type_error.str", name)
+		f.addMistake("str type expected", "type_error.str", name)
 		return nil
 	}
 	return new(rawjson.Unquote(text))
@@ -371,9 +371,9 @@ func (f *form) id(name string, required bool) *string {
 	case id == nil:
 		return nil
 	case utf8.RuneCountInString(*id) > maxIDLength:
-		f.wrongBy(limitCtx{maxIDLength}, fmt.Sprintf("ensure this value has at most %d characters", maxIDLength), "value_error.any_str.max_length", name)
+		f.addMistakeCtx(limitCtx{maxIDLength}, fmt.Sprintf("ensure this value has at most %d characters", maxIDLength), "value_error.any_str.max_length", name)
 	case !validID(*id):
-		f.wrongBy(patternCtx{idPattern}, fmt.Sprintf("string does not match regex %q", idPattern), "value_error.str.regex", name)
+		f.addMistakeCtx(patternCtx{idPattern}, fmt.Sprintf("string does not match regex %q", idPattern), "value_error.str.regex", name)
 	default:
 		return id
 	}
@@ -389,7 +389,7 @@ func (f *form) integer(name string, within bounds, required bool) *int {
 	}
 	n, ok := asInteger(raw)
 	if !ok {
-		f.wrong("value is not a valid integer", "type_error.integer", name)
+		f.addMistake("value is not a valid integer", "type_error.integer", name)
 		return nil
 	}
 	if !f.inside(n, within, name) {
@@ -401,9 +401,9 @@ func (f *form) integer(name string, within bounds, required bool) *int {
 func (f *form) inside(n int, within bounds, name string) bool {
 	switch {
 	case n < within.min:
-		f.wrongBy(limitCtx{within.min}, fmt.Sprintf("ensure this value is greater than or equal to %d", within.min), "value_error.number.not_ge", name)
+		f.addMistakeCtx(limitCtx{within.min}, fmt.Sprintf("ensure this value is greater than or equal to %d", within.min), "value_error.number.not_ge", name)
 	case n > within.max:
-		f.wrongBy(limitCtx{within.max}, fmt.Sprintf("ensure this value is less than or equal to %d", within.max), "value_error.number.not_le", name)
+		f.addMistakeCtx(limitCtx{within.max}, fmt.Sprintf("ensure this value is less than or equal to %d", within.max), "value_error.number.not_le", name)
 	default:
 		return true
 	}
@@ -535,9 +535,9 @@ func pathMistake(id string) string {
 func (f *form) checkText(value []byte, loc ...any) {
 	switch value[0] {
 	case 'n':
-		f.wrong("none is not an allowed value", "type_error.none.not_allowed", loc...)
+		f.addMistake("none is not an allowed value", "type_error.none.not_allowed", loc...)
 	case '{', '[':
-		f.wrong("str type expected", "type_error.str", loc...)
+		f.addMistake("str type expected", "type_error.str", loc...)
 	}
 }
 
@@ -568,7 +568,7 @@ func quoteScalars(raw []byte) []byte {
 // optionalBody reads a body that may as well not be there. fastqueue's clients
 // may send anything where it looks for nothing.
 func optionalBody(body []byte) *form {
-	f := readBody(body)
+	f := parseBody(body)
 	if f.broken {
 		f.mistakes = nil
 	}
@@ -587,7 +587,7 @@ func (f *form) seconds(name string, within bounds, required bool) time.Duration 
 func (f *form) time(text string, loc ...any) time.Time {
 	at, err := time.Parse(timestampLayout[:len("2006-01-02T15:04:05")], strings.TrimSuffix(strings.TrimSuffix(text, "Z"), "+00:00"))
 	if err != nil || at.Year() < 1 {
-		f.wrong("invalid datetime format", "value_error.datetime", loc...)
+		f.addMistake("invalid datetime format", "value_error.datetime", loc...)
 		return time.Time{}
 	}
 	return at
@@ -606,7 +606,7 @@ func (f *form) parameter(name string, missing int, within bounds) int {
 	}
 	n, ok := parseDigits(strings.TrimSpace(string(text)))
 	if !ok {
-		f.wrong("value is not a valid integer", "type_error.integer", name)
+		f.addMistake("value is not a valid integer", "type_error.integer", name)
 	} else if f.inside(n, within, name) {
 		return n
 	}
@@ -622,7 +622,7 @@ func (f *form) boolean(name string) bool {
 	case v == "true" || v == "1":
 		return true
 	}
-	f.wrong("value could not be parsed to a boolean", "type_error.bool", name)
+	f.addMistake("value could not be parsed to a boolean", "type_error.bool", name)
 	return false
 }
 
@@ -641,7 +641,7 @@ func (f *form) shown() (v shown) {
 		case "traceparent":
 			v.traceparent = true
 		default:
-			f.wrong(`the fields there are to ask for, separated by commas, are "group", "request_id" and "traceparent"`, "value_error", "fields")
+			f.addMistake(`the fields there are to ask for, separated by commas, are "group", "request_id" and "traceparent"`, "value_error", "fields")
 			return v
 		}
 	}
@@ -658,11 +658,11 @@ func (f *form) waitSeconds(l *limits) float64 {
 	seconds, ok := parseNumber(string(text))
 	switch {
 	case !ok:
-		f.wrong("value is not a valid float", "type_error.float", name)
+		f.addMistake("value is not a valid float", "type_error.float", name)
 	case seconds < 0:
-		f.wrongBy(limitCtx{0}, "ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
+		f.addMistakeCtx(limitCtx{0}, "ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
 	case seconds > l.maxWait:
-		f.wrongBy(limitCtx{l.maxWait}, fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
+		f.addMistakeCtx(limitCtx{l.maxWait}, fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
 	default:
 		return seconds
 	}

@@ -23,7 +23,7 @@ func FuzzForms(f *testing.F) {
 	}
 	l := testLimits()
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		form := readBody(raw)
+		form := parseBody(raw)
 		id := form.id("id", true)
 		settings := form.queueSettings(&l)
 		checkMistakes(t, form)
@@ -36,7 +36,7 @@ func FuzzForms(f *testing.F) {
 				t.Errorf("filters %q are read as %v", settings.MessageFilters, filters)
 			}
 		}
-		form = readBody(raw)
+		form = parseBody(raw)
 		data, attributes := form.object("data", true), form.attributes("attributes")
 		checkMistakes(t, form)
 		if form.err() != nil {
@@ -187,7 +187,7 @@ func FuzzRawJSON(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		form := readBody(raw)
+		form := parseBody(raw)
 		if form.broken {
 			if len(form.mistakes) != 1 {
 				t.Fatalf("a body that cannot be read has %d mistakes", len(form.mistakes))

@@ -10,12 +10,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// queueCounter tells Prometheus which queues there are, and how many messages are
+// depthCollector tells Prometheus which queues there are, and how many messages are
 // in each. Counting takes time that grows with the messages, so a count begins
 // only when a scrape or an overview asks for it and the last one is nineteen times
 // as long ago as it took: it never takes more than a twentieth of the time. Whoever
 // asks waits a little for the count and then has what there is.
-type queueCounter struct {
+type depthCollector struct {
 	db      *sql.DB
 	log     *slog.Logger
 	metrics *metrics
@@ -30,15 +30,15 @@ type queueCounter struct {
 	stop context.CancelFunc
 
 	mu        sync.Mutex
-	counted   []queueCount
+	counted   []queueDepth
 	countedAt time.Time     // when the count of these began; zero: not yet
 	counting  chan struct{} // closed when the count that runs ends; nil if none does
 	notBefore time.Time     // of the next one
 	missing   []string      // queues that have counters here, and were not there at the last count
 }
 
-// queueCount is what is in a queue, by state.
-type queueCount struct {
+// queueDepth is what is in a queue, by state.
+type queueDepth struct {
 	queueID                             string
 	deadQueueID                         string // empty if it has none
 	ready, delayed, inFlight, exhausted int64
@@ -46,14 +46,14 @@ type queueCount struct {
 }
 
 const (
-	countShare    = 20                     // counting takes at most one part in so many of the time
-	countPatience = 500 * time.Millisecond // for which a scrape waits
-	countPages    = 1 << 16
+	countShare   = 20                     // counting takes at most one part in so many of the time
+	countTimeout = 500 * time.Millisecond // for which a scrape waits
+	countPages   = 1 << 16
 )
 
-func newQueueCounter(db *sql.DB, log *slog.Logger, m *metrics) *queueCounter {
+func newDepthCollector(db *sql.DB, log *slog.Logger, m *metrics) *depthCollector {
 	ctx, stop := context.WithCancel(context.Background())
-	return &queueCounter{
+	return &depthCollector{
 		db:       db,
 		log:      log,
 		metrics:  m,
@@ -66,13 +66,13 @@ func newQueueCounter(db *sql.DB, log *slog.Logger, m *metrics) *queueCounter {
 	}
 }
 
-func (c *queueCounter) Describe(descs chan<- *prometheus.Desc) {
+func (c *depthCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- c.messages
 	descs <- c.oldest
 	descs <- c.info
 }
 
-func (c *queueCounter) Collect(all chan<- prometheus.Metric) {
+func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
 	counted, _ := c.latest()
 	for _, q := range counted {
 		for state, n := range map[string]int64{"ready": q.ready, "delayed": q.delayed, "in_flight": q.inFlight, "exhausted": q.exhausted} {
@@ -85,7 +85,7 @@ func (c *queueCounter) Collect(all chan<- prometheus.Metric) {
 
 // latest begins a count if it is time for one, waits a little for the one that
 // runs, and returns the last that ended, and when that began.
-func (c *queueCounter) latest() ([]queueCount, time.Time) {
+func (c *depthCollector) latest() ([]queueDepth, time.Time) {
 	c.mu.Lock()
 	if c.counting == nil && time.Now().After(c.notBefore) && c.ctx.Err() == nil {
 		c.counting = make(chan struct{})
@@ -96,7 +96,7 @@ func (c *queueCounter) latest() ([]queueCount, time.Time) {
 	if counting != nil {
 		select {
 		case <-counting:
-		case <-time.After(countPatience):
+		case <-time.After(countTimeout):
 		}
 	}
 	c.mu.Lock()
@@ -104,7 +104,7 @@ func (c *queueCounter) latest() ([]queueCount, time.Time) {
 	return c.counted, c.countedAt
 }
 
-func (c *queueCounter) count(ended chan struct{}) {
+func (c *depthCollector) count(ended chan struct{}) {
 	began := time.Now()
 	counted, err := c.query()
 	took := time.Since(began)
@@ -122,7 +122,7 @@ func (c *queueCounter) count(ended chan struct{}) {
 }
 
 // close ends the count that runs.
-func (c *queueCounter) close() {
+func (c *depthCollector) close() {
 	c.stop()
 	c.mu.Lock()
 	counting := c.counting
@@ -135,7 +135,7 @@ func (c *queueCounter) close() {
 // forgetMissing drops the counters of queues that were deleted, here or at
 // another server: those that were there at neither of two counts, as one that is
 // only missing in the last may have been made since.
-func (c *queueCounter) forgetMissing() {
+func (c *depthCollector) forgetMissing() {
 	there := make(map[string]bool, len(c.counted))
 	for _, q := range c.counted {
 		there[q.queueID] = true
@@ -186,10 +186,10 @@ GROUP BY queue_key`
 
 // query counts the table part by part. A table of one part is counted at one
 // moment; in a larger one, what changes meanwhile may be counted twice or not.
-func (c *queueCounter) query() ([]queueCount, error) {
+func (c *depthCollector) query() ([]queueDepth, error) {
 	type keyed struct {
 		key int64
-		queueCount
+		queueDepth
 	}
 	on := func(name string) querier { return c.metrics.timed(name, c.db) }
 	queues, err := collect(c.ctx, on("queue_keys"), func(row scanner) (q keyed, err error) {
@@ -199,10 +199,10 @@ func (c *queueCounter) query() ([]queueCount, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := make([]queueCount, len(queues))
-	byKey := make(map[int64]*queueCount, len(queues))
+	all := make([]queueDepth, len(queues))
+	byKey := make(map[int64]*queueDepth, len(queues))
 	for i, q := range queues {
-		all[i] = q.queueCount
+		all[i] = q.queueDepth
 		byKey[q.key] = &all[i]
 	}
 	var pages int64

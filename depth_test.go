@@ -55,7 +55,7 @@ func TestLargeTablesAreCountedInParts(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.fill("q", 5000)
-	c := newQueueCounter(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
+	c := newDepthCollector(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
 	defer c.close()
 	c.pages = 7
 	counted, err := c.query()
@@ -68,7 +68,7 @@ func TestCountingTakesATwentiethOfTheTime(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
-	c := newQueueCounter(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
+	c := newDepthCollector(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
 	defer c.close()
 	free := s.lockTable("queued.queues")
 	began := time.Now()
@@ -84,7 +84,7 @@ func TestCountingTakesATwentiethOfTheTime(t *testing.T) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if wait := c.notBefore.Sub(began); wait < (countShare-1)*countPatience || wait > countShare*took {
+	if wait := c.notBefore.Sub(began); wait < (countShare-1)*countTimeout || wait > countShare*took {
 		t.Errorf("a count of about %v is followed by the next after %v, want twenty times as long", took, wait)
 	}
 }

@@ -33,7 +33,7 @@ type engine struct {
 	releases     *batcher[[]message]
 	finishes     *batcher[*finishing]
 	measurings   *batcher[*measuring]
-	claimers     chan *session // idle ones
+	claimers     chan *pinnedConn // idle ones
 
 	directory directory
 
@@ -58,20 +58,20 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	if err != nil {
 		return nil, err
 	}
-	pulse, err := d.openPulse()
+	pulse, err := d.openPing()
 	if err != nil {
 		return nil, err
 	}
 	m.observePool(db, "engine")
 	claimers := d.connections.claimers
-	shared := newSessions(db, m, d.connections.batchers)
+	shared := newPinnedConns(db, m, d.connections.batchers)
 	n := len(shared)
 	ctx, stop := context.WithCancel(context.Background())
 	e := &engine{
 		log:          log,
 		metrics:      m,
 		db:           db,
-		claimers:     make(chan *session, claimers),
+		claimers:     make(chan *pinnedConn, claimers),
 		sweepNow:     make(chan struct{}, 1),
 		countsWanted: make(chan struct{}, 1),
 		dispatchers:  make(map[dispatcherKey]*dispatcher),
@@ -81,7 +81,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	// With as many sessions as there are workers, each has one of its own. With fewer,
 	// those that are wanted at the same time are apart: the two workers of a lane, and
 	// lanes that follow each other here.
-	workers := func(lane int) []*session { return []*session{shared[lane%n], shared[(lane+n/2)%n]} }
+	workers := func(lane int) []*pinnedConn { return []*pinnedConn{shared[lane%n], shared[(lane+n/2)%n]} }
 	e.publications = newBatcher("publish", workers(0), m, publishRows, publishSize, e.runPublications)
 	e.acks = newBatcher("ack", workers(1), m, ackRows, publishSize, e.runAcks)
 	e.nacks = newBatcher("nack", workers(2), m, ackRows, publishSize, e.runNacks)
@@ -89,7 +89,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	e.finishes = newBatcher("finish", workers(4), m, ackRows, publishSize, e.runFinishes)
 	e.measurings = newBatcher("waiting", workers(5), m, ackRows, publishSize, e.runMeasurings)
 	e.releases = newBatcher("release", workers(6), m, ackRows, publishSize, e.runReleases)
-	for _, s := range newSessions(db, m, claimers) {
+	for _, s := range newPinnedConns(db, m, claimers) {
 		e.claimers <- s
 	}
 	e.notifier = newNotifier(shared[n-1], log)
@@ -150,7 +150,7 @@ func (e *engine) close() {
 }
 
 // runReleases undoes deliveries.
-func (e *engine) runReleases(s *session, batch [][]message) error {
+func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
 	all, err := s.undoDeliveries(slices.Concat(batch...))
 	if err != nil {
 		e.wakeIfUnknown(err)
@@ -208,7 +208,7 @@ const (
 // their having been told: a notification was lost, or a server died before it
 // sent one, or the claims of a queue have passed it. One statement looks at all
 // queues that have receivers here, or had some lately.
-func (e *engine) sweepPeriodically(ctx context.Context, s *session, slowLook, quickLook time.Duration) {
+func (e *engine) sweepPeriodically(ctx context.Context, s *pinnedConn, slowLook, quickLook time.Duration) {
 	defer s.end()
 	next := time.Now().Add(slowLook) // slow look
 	ticker := time.NewTicker(quickLook)
@@ -223,7 +223,7 @@ func (e *engine) sweepPeriodically(ctx context.Context, s *session, slowLook, qu
 			slow = !e.notifier.listening() || time.Now().After(next)
 		}
 		began := time.Now()
-		s.alone(func() {
+		s.exclusive(func() {
 			if err := e.sweep(s, slow); err != nil {
 				e.log.Debug("look for what is due", "error", err)
 			}
@@ -236,7 +236,7 @@ func (e *engine) sweepPeriodically(ctx context.Context, s *session, slowLook, qu
 
 // sweep looks at all queues that have receivers or had some lately, or only a bit
 // below the floors of those that have one.
-func (e *engine) sweep(s *session, slow bool) error {
+func (e *engine) sweep(s *pinnedConn, slow bool) error {
 	e.mu.Lock()
 	maps.DeleteFunc(e.watermarks, func(id string, f *watermarks) bool {
 		return len(e.dispatchersOf(id)) == 0 && time.Since(f.usedAt) > watermarkIdle

@@ -9,8 +9,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// statusClientGone is what nginx calls it; it is for the metrics.
-const statusClientGone = 499
+// statusClientClosed is what nginx calls it; it is for the metrics.
+const statusClientClosed = 499
 
 // status is an error that is answered with a status and a text.
 type status struct {
@@ -32,7 +32,7 @@ func (s *server) fail(r *request, err error) {
 	if code == http.StatusServiceUnavailable {
 		r.w.Header().Set("Retry-After", "1")
 	}
-	if err := r.dialect.problem(r.w, code, detail); err != nil { // no room for it
+	if err := r.api.problem(r.w, code, detail); err != nil { // no room for it
 		s.fail(r, err)
 	}
 }
@@ -48,7 +48,7 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 		return known.code, known.detail
 	case r.Context().Err() != nil:
 		// Most likely nobody reads it, but saying nothing would be a 200.
-		return statusClientGone, "the client has closed the connection"
+		return statusClientClosed, "the client has closed the connection"
 	case errors.As(err, &mistakes):
 		return http.StatusUnprocessableEntity, mistakes
 	case errors.As(err, &conflicts):
@@ -77,7 +77,7 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 	case errors.Is(err, errOverloaded):
 		return http.StatusServiceUnavailable, "too many requests are waiting, try again later"
 	case errors.Is(err, errUnavailable), pq.As(err) != nil:
-		s.complain(err)
+		s.logUnavailable(err)
 		return http.StatusServiceUnavailable, "the database is not available, try again later"
 	default:
 		s.log.Error("internal error", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
@@ -97,9 +97,9 @@ func refusedData(err error) string {
 	return "the database refuses it: it cannot represent what the body holds"
 }
 
-// complain logs why PostgreSQL does not do what requests want, like that its disk
+// logUnavailable logs why PostgreSQL does not do what requests want, like that its disk
 // is full. What is wrong with the connections themselves has lines of its own.
-func (s *server) complain(err error) {
+func (s *server) logUnavailable(err error) {
 	level := slog.LevelDebug
 	if pq.As(err) != nil {
 		level = slog.LevelWarn

@@ -123,7 +123,7 @@ func (s *store) group(ctx context.Context, queueID, id string) (group, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return group{}, errGroupNotFound
 	}
-	return g, unknown(err)
+	return g, asUnavailable(err)
 }
 
 // groups returns those that group does, in order of their ids.
@@ -156,7 +156,7 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 		if err != nil {
 			return err
 		}
-		if err := lookAtGroupsOn(ctx, s.in(tx, "refresh_groups"), key, id); err != nil {
+		if err := recheckGroupsOn(ctx, s.in(tx, "refresh_groups"), key, id); err != nil {
 			return err
 		}
 		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroup, queueID, id))
@@ -170,7 +170,7 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 }
 
 // The rows are locked in the order of wakeGroupsSQL.
-const lookAtGroupsSQL = `
+const recheckGroupsSQL = `
 WITH batch AS MATERIALIZED (
     SELECT ctid AS tid, id, now() AS at,
            delivered_at + make_interval(secs => coalesce(delivery_interval_ms, (
@@ -199,18 +199,18 @@ FROM batch
 ORDER BY id DESC
 LIMIT 1`
 
-// lookAtGroupsOn makes the next claim look at the groups of the queue with that key,
+// recheckGroupsOn makes the next claim look at the groups of the queue with that key,
 // or at one of them, as soon as they are not limited: what they go by has changed.
 // Those that are ready keep their turn.
-func lookAtGroupsOn(ctx context.Context, db querier, key int64, id string) error {
+func recheckGroupsOn(ctx context.Context, db querier, key int64, id string) error {
 	after := ""
 	for {
-		err := db.QueryRowContext(ctx, lookAtGroupsSQL, -key, after, id, workBatch).Scan(&after)
+		err := db.QueryRowContext(ctx, recheckGroupsSQL, -key, after, id, workBatch).Scan(&after)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
 		if err != nil {
-			return unknown(err)
+			return asUnavailable(err)
 		}
 	}
 }
@@ -223,17 +223,17 @@ WHERE groups_changed_in IS NOT NULL
     AND ($1 = '' OR id = $1)
 ORDER BY id`
 
-	groupsLookedAtSQL = `
+	groupsRecheckedSQL = `
 UPDATE queued.queues
 SET groups_changed_in = NULL
 WHERE key = $1
     AND groups_changed_in = $2`
 )
 
-// lookAtChangedGroups is lookAtGroupsOn for the groups of those queues whose
+// recheckChangedGroups is recheckGroupsOn for the groups of those queues whose
 // settings have changed and who have not been looked at since, or of one of them. It
 // calls looked with the id of each.
-func (s *store) lookAtChangedGroups(ctx context.Context, queueID string, looked func(queueID string)) error {
+func (s *store) recheckChangedGroups(ctx context.Context, queueID string, looked func(queueID string)) error {
 	type changed struct {
 		key     int64
 		id      string
@@ -247,11 +247,11 @@ func (s *store) lookAtChangedGroups(ctx context.Context, queueID string, looked 
 		return err
 	}
 	for _, c := range all {
-		if err := lookAtGroupsOn(ctx, s.on("refresh_groups"), c.key, ""); err != nil {
+		if err := recheckGroupsOn(ctx, s.on("refresh_groups"), c.key, ""); err != nil {
 			return err
 		}
-		if _, err := s.on("groups_refreshed").ExecContext(ctx, groupsLookedAtSQL, c.key, c.version); err != nil {
-			return unknown(err)
+		if _, err := s.on("groups_refreshed").ExecContext(ctx, groupsRecheckedSQL, c.key, c.version); err != nil {
+			return asUnavailable(err)
 		}
 		looked(c.id)
 	}
@@ -316,7 +316,7 @@ func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool
 	if err != nil {
 		return err
 	}
-	return lookAtGroupsOn(ctx, s.on("refresh_groups"), v.key, id)
+	return recheckGroupsOn(ctx, s.on("refresh_groups"), v.key, id)
 }
 
 // deleteGroup deletes the messages of a group and forgets its interval, but not
@@ -330,7 +330,7 @@ func (s *store) deleteGroup(ctx context.Context, queueID, id string, purged func
 		return err
 	}
 	if _, err := s.on("reset_group").ExecContext(ctx, resetGroupSQL, -v.key, id); err != nil {
-		return unknown(err)
+		return asUnavailable(err)
 	}
 	return s.purgeGroup(ctx, queueID, id, false, purged)
 }

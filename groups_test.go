@@ -113,14 +113,14 @@ func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 func (s *testServer) giveBack(id string) {
 	s.t.Helper()
 	var m message
-	turn := &groupTurn{}
+	turn := &groupDelivery{}
 	err := s.store.db.QueryRow(`SELECT m.id, m.queue_key, m.group_id, m.delivery_attempts, m.scheduled_at, m.created_at, g.limited_until
 		FROM queued.messages m JOIN queued.groups g ON g.queue_key = m.queue_key AND g.id = m.group_id WHERE m.id = $1`, id).
 		Scan(&m.ID, &m.queueKey, &m.Group, &m.DeliveryAttempts, &m.ScheduledAt, &m.dueAt, &turn.after)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	m.turn = turn
+	m.groupDelivery = turn
 	s.engine.release("q", []message{m})
 }
 
@@ -577,7 +577,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	s.publishGroups("q", "a1")
 	first := s.receive("q", "")[0]
 	s.publishGroups("q", "a2") // the next claim looks at the group
-	claim := newSession(s.store.db, s.server.metrics)
+	claim := newPinnedConn(s.store.db, s.server.metrics)
 	defer claim.close()
 	if err := claim.readLeaseTerms("q", time.Time{}); err != nil {
 		t.Fatal(err)

@@ -10,7 +10,7 @@ import (
 )
 
 func (s *server) createTopic(r *request) error {
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	id := f.id("id", true)
 	if err := f.err(); err != nil {
 		return err
@@ -23,7 +23,7 @@ func (s *server) createTopic(r *request) error {
 }
 
 func (s *server) listTopics(r *request) error {
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	offset, limit := f.page(&s.limits)
 	if err := f.err(); err != nil {
 		return err
@@ -59,7 +59,7 @@ func (s *server) deleteTopic(r *request) error {
 }
 
 func (s *server) createQueue(r *request) error {
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	id := f.id("id", true)
 	settings := f.queueSettings(&s.limits)
 	if err := f.err(); err != nil {
@@ -73,7 +73,7 @@ func (s *server) createQueue(r *request) error {
 }
 
 func (s *server) listQueues(r *request) error {
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	offset, limit := f.page(&s.limits)
 	if err := f.err(); err != nil {
 		return err
@@ -102,7 +102,7 @@ func (s *server) updateQueue(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	settings := f.queueSettings(&s.limits)
 	if err := f.err(); err != nil {
 		return err
@@ -134,7 +134,7 @@ func (s *server) queueStats(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	detail := f.boolean("detail")
 	if err := f.err(); err != nil {
 		return err
@@ -173,7 +173,7 @@ func (s *server) redrive(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	destination := f.text("destination_queue_id", true)
 	limit := math.MaxInt
 	if n := f.integer("limit", bounds{1, math.MaxInt}, false); n != nil {
@@ -211,7 +211,7 @@ func (s *server) publish(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	p.messages = []draft{f.draft(&s.limits)}
 	return s.finishPublish(r, f, p, func(int) []any { return []any{"body"} })
 }
@@ -221,7 +221,7 @@ func (s *server) publishBatch(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	f.objects("messages", maxBatch, func(item *form) {
 		p.messages = append(p.messages, item.draft(&s.limits))
 	})
@@ -234,7 +234,7 @@ const attributesCost = 16
 
 // finishPublish publishes what a form had; at is where a message stands in it.
 func (s *server) finishPublish(r *request, f *form, p *publication, at func(i int) []any) error {
-	q := readQuery(r.URL.RawQuery)
+	q := parseQuery(r.URL.RawQuery)
 	shows := q.shown()
 	if err := cmp.Or(f.err(), q.err()); err != nil {
 		return err
@@ -276,7 +276,7 @@ func (s *server) receive(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	limit := min(f.parameter("limit", 10, bounds{0, math.MaxInt}), s.limits.maxLimit)
 	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
 	shows := f.shown()
@@ -317,7 +317,7 @@ func (s *server) deliver(r *request, queueID string, v delivery, answer func(mes
 	}
 	// Before the first byte is written a receiver can still be gone, or be so
 	// late, because the process was stopped, that its lease has ended.
-	ended, failed := hungUp(r.Request)
+	ended, failed := peerClosed(r.Request)
 	if failed || time.Now().After(v.goodUntil) {
 		return answer(nil)
 	}
@@ -348,7 +348,7 @@ func (s *server) ack(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
 	if err := f.err(); err != nil {
 		return err
@@ -364,7 +364,7 @@ func (s *server) nack(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
 	b := optionalBody(r.body)
 	item.after, item.uncounted = b.nack()
@@ -382,10 +382,10 @@ func (s *server) extend(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
 	shows := f.shown()
-	b := readBody(r.body)
+	b := parseBody(r.body)
 	item.after = b.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
 	if err := cmp.Or(f.err(), b.err()); err != nil {
 		return err
@@ -405,14 +405,14 @@ func (s *server) extend(r *request) error {
 // ackOne calls the engine for those of the messages that the request may settle;
 // the others are unknown to it.
 func (s *server) ackOne(r *request, do func(context.Context, ...ackItem) error, items ...ackItem) error {
-	if err := s.hideOthers(r, items); err != nil {
+	if err := s.hideForbidden(r, items); err != nil {
 		return err
 	}
 	return do(r.Context(), items...)
 }
 
 func (s *server) ackBatch(r *request) error {
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	items := f.ackItems()
 	if err := f.err(); err != nil {
 		return err
@@ -424,7 +424,7 @@ func (s *server) ackBatch(r *request) error {
 }
 
 func (s *server) nackBatch(r *request) error {
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	items := f.ackItems()
 	after, uncounted := f.nack()
 	if err := f.err(); err != nil {
@@ -475,14 +475,14 @@ func (s *server) getMessage(r *request) error {
 // maxPeek is the most messages that a peek shows.
 const maxPeek = 300
 
-// look answers with a page of messages, as a method of the store finds it.
-func (s *server) look(page func(ctx context.Context, queueID string, offset, limit int) ([]message, error)) handler {
+// peek answers with a page of messages, as a method of the store finds it.
+func (s *server) peek(page func(ctx context.Context, queueID string, offset, limit int) ([]message, error)) handler {
 	return func(r *request) error {
 		id, err := r.queueID()
 		if err != nil {
 			return err
 		}
-		f := readQuery(r.URL.RawQuery)
+		f := parseQuery(r.URL.RawQuery)
 		offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
 		limit := f.parameter("limit", 25, bounds{0, maxPeek})
 		if err := f.err(); err != nil {
@@ -504,7 +504,7 @@ func (s *server) listGroups(r *request) error {
 	if err != nil {
 		return err
 	}
-	f := readQuery(r.URL.RawQuery)
+	f := parseQuery(r.URL.RawQuery)
 	offset, limit := f.page(&s.limits)
 	if err := f.err(); err != nil {
 		return err
@@ -536,9 +536,9 @@ func (s *server) putGroup(r *request) error {
 	if msg := pathMistake(id); msg != "" {
 		return invalid{{Loc: []any{"path", "group"}, Msg: msg, Type: "value_error"}}
 	}
-	f := readBody(r.body)
+	f := parseBody(r.body)
 	if !f.broken && !f.has("delivery_interval_ms") {
-		f.wrong("field required", "value_error.missing", "delivery_interval_ms")
+		f.addMistake("field required", "value_error.missing", "delivery_interval_ms")
 	}
 	interval := f.integer("delivery_interval_ms", bounds{0, maxInterval}, false)
 	if err := f.err(); err != nil {

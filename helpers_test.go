@@ -225,7 +225,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	db := mustOpen(t, d)
 	m := newMetrics(db)
 	e := mustEngine(t, d, m, defaultQuickSweep)
-	counter := newQueueCounter(db, log, m)
+	counter := newDepthCollector(db, log, m)
 	m.registry.MustRegister(counter)
 	s := newServer(log, &store{db, m}, e, m, counter, testLimits())
 	s.checkHost = true

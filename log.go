@@ -19,7 +19,7 @@ func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
 	if format == "json" {
 		h = slog.NewJSONHandler(printable{w}, options)
 	}
-	return slog.New(onceInAWhile{h, new(sync.Map)})
+	return slog.New(repeatFilter{h, new(sync.Map)})
 }
 
 // printable writes lines with all that is not printable as \uXXXX, which both

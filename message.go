@@ -54,11 +54,11 @@ type message struct {
 	queueKey      int64 // negative if it has a group
 	jobID         sql.NullString
 	maxDeliveries sql.NullInt64
-	turn          *groupTurn // of a received message with a group
-	seq           int64      // order among messages due at the same time
-	size          int        // bytes of Data and Attributes
-	dueAt         timestamp  // of a received message: when it was due, before it was leased
-	consumed      bool       // it was received and deleted in one
+	groupDelivery *groupDelivery // of a received message with a group
+	seq           int64          // order among messages due at the same time
+	size          int            // bytes of Data and Attributes
+	dueAt         timestamp      // of a received message: when it was due, before it was leased
+	consumed      bool           // it was received and deleted in one
 }
 
 // shown says which members a message has in the wire format beside the usual ones,

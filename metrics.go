@@ -144,8 +144,8 @@ func (m *metrics) observePool(db *sql.DB, name string) {
 	m.registry.MustRegister(collectors.NewDBStatsCollector(db, name))
 }
 
-// scrapePatience is for how long a scrape waits for the database to answer.
-const scrapePatience = time.Second
+// scrapeTimeout is for how long a scrape waits for the database to answer.
+const scrapeTimeout = time.Second
 
 // observeDatabase adds whether the database is there for requests, as each scrape
 // finds it.
@@ -154,7 +154,7 @@ func (m *metrics) observeDatabase(up func(context.Context) bool) {
 		Name: "queued_database_up",
 		Help: "1 if the database answers, has the schema and can be written, else 0.",
 	}, func() float64 {
-		ctx, cancel := context.WithTimeout(context.Background(), scrapePatience)
+		ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 		defer cancel()
 		if up(ctx) {
 			return 1
@@ -211,8 +211,8 @@ func (m *metrics) delivery(queueID string, messages []message) {
 			redelivered++
 		}
 		dueAt := v.dueAt.Time
-		if v.turn != nil && v.turn.before.Time.After(dueAt) {
-			dueAt = v.turn.before.Time // its group was limited
+		if v.groupDelivery != nil && v.groupDelivery.before.Time.After(dueAt) {
+			dueAt = v.groupDelivery.before.Time // its group was limited
 		}
 		m.lateness.Observe(v.UpdatedAt.Sub(dueAt).Seconds())
 	}

@@ -161,7 +161,7 @@ func tryUntilDone(ctx context.Context, log *slog.Logger, try func() error) error
 		case errors.Is(err, errNotFound): // what the topology refers to
 			return err
 		case hopeless(err):
-			if _, remedy, _ := effectOf(err); remedy != "" {
+			if _, remedy, _ := pgErrorKindOf(err); remedy != "" {
 				return fmt.Errorf("database: %w; %s", err, remedy)
 			}
 			return fmt.Errorf("database: %w", err)
@@ -226,5 +226,5 @@ func checkDistinct(ctx context.Context, clients ...querier) error {
 // hopeless reports whether an error at the start is one that the user has to
 // do something about.
 func hopeless(err error) bool {
-	return errors.Is(err, errSchemaNewer) || errors.Is(err, errSchema) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) || means(err, lasting)
+	return errors.Is(err, errSchemaNewer) || errors.Is(err, errSchema) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) || means(err, needsOperator)
 }

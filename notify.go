@@ -26,7 +26,7 @@ const (
 	// one for many queues, at most one in this time, and none in a publish.
 	notifyInterval = 10 * time.Millisecond
 	notifyPayload  = 7000 // bytes; PostgreSQL takes less than 8000
-	notifyPatience = 100 * time.Millisecond
+	notifyTimeout  = 100 * time.Millisecond
 
 	// A listener says nothing for as long as nothing happens; the ping shows
 	// that its connection is alive.
@@ -40,7 +40,7 @@ const (
 type notifier struct {
 	origin string // of our own notifications, which we need not hear
 	log    *slog.Logger
-	s      *session
+	s      *pinnedConn
 
 	mu      sync.Mutex
 	pending map[string]time.Time // queue id to the earliest announced due time; zero is now
@@ -52,7 +52,7 @@ type notifier struct {
 	connected atomic.Bool // notifications can come
 }
 
-func newNotifier(s *session, log *slog.Logger) *notifier {
+func newNotifier(s *pinnedConn, log *slog.Logger) *notifier {
 	return &notifier{
 		origin:  rand.Text(),
 		log:     log,
@@ -79,13 +79,13 @@ func (n *notifier) add(queueID string, dueAt time.Time) {
 
 // sendNow returns when what was added before has been sent, or that takes long.
 // It is called by who is alone with a session.
-func (n *notifier) sendNow(s *session) {
+func (n *notifier) sendNow(s *pinnedConn) {
 	if s == n.s {
 		n.flushAlone()
 		return
 	}
 	sent := make(chan struct{})
-	patience := time.After(notifyPatience)
+	patience := time.After(notifyTimeout)
 	select {
 	case n.urgent <- sent:
 	case <-n.ended:
@@ -128,7 +128,7 @@ const sendNotificationsSQL = `
 SELECT pg_notify('` + notifyChannel + `', payload)
 FROM unnest($1::text[]) AS payload`
 
-func (n *notifier) flush() { n.s.alone(n.flushAlone) }
+func (n *notifier) flush() { n.s.exclusive(n.flushAlone) }
 
 // flushAlone is flush for who is alone with the session.
 func (n *notifier) flushAlone() {

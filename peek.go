@@ -39,7 +39,7 @@ func (s *store) message(ctx context.Context, id string) (message, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return message{}, errMessageNotFound
 	}
-	return m, unknown(err)
+	return m, asUnavailable(err)
 }
 
 // maxHolding is how many queues holding returns at most.

@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// hungUp reports whether the client of a request is known to have hung up. Whether
+// peerClosed reports whether the client of a request is known to have hung up. Whether
 // it still reads cannot be found out here.
-func hungUp(r *http.Request) (ended, failed bool) {
+func peerClosed(r *http.Request) (ended, failed bool) {
 	ended = r.Context().Err() != nil
 	return ended, ended
 }

@@ -32,7 +32,7 @@ func TestHangUpIsAskedOfTheSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	is := func(wantEnded, wantFailed bool) bool {
-		ended, failed := hungUp(r)
+		ended, failed := peerClosed(r)
 		return ended == wantEnded && failed == wantFailed
 	}
 	if !is(false, false) {

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// hungUp reports whether the client of a request has shut down its side of the
+// peerClosed reports whether the client of a request has shut down its side of the
 // connection, which clients also do that have closed all of it, and whether the
 // connection has failed. net/http learns of that from a read in a goroutine of its
 // own, which may not have run yet: this asks the socket what would be read next.
-func hungUp(r *http.Request) (ended, failed bool) {
+func peerClosed(r *http.Request) (ended, failed bool) {
 	ended = r.Context().Err() != nil
 	c, ok := r.Context().Value(connKey{}).(syscall.Conn)
 	if !ok {

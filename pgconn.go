@@ -169,30 +169,30 @@ type database struct {
 	connections connections // those that are opened at most
 	commit      string      // the least synchronous_commit of its connections
 
-	tick      time.Duration // of watch
-	ticks     atomic.Int64  // of watch, from 1: a clock that stands while this process does
-	gate      gate
-	sequences sequences
-	silent    atomic.Bool // PostgreSQL does not answer, so no connection is tried but that of watch
+	tick         time.Duration // of watch
+	ticks        atomic.Int64  // of watch, from 1: a clock that stands while this process does
+	gate         connectGate
+	sequences    sequences
+	unresponsive atomic.Bool // PostgreSQL does not answer, so no connection is tried but that of watch
 
 	mu    sync.Mutex
-	links map[*link]bool // open or being made
+	links map[*deadlineConn]bool // open or being made
 }
 
 // How soon PostgreSQL must answer: a statement may take longer than patience, but
 // then PostgreSQL is asked on another connection whether it is still there. This
 // is counted in ticks, or a pause of the whole machine would look like a silence.
 const (
-	tick            = 50 * time.Millisecond
-	patience        = 4   // ticks until a statement without an answer is a reason to ask
-	pulsePatience   = 10  // ticks for the answer
-	connectPatience = 100 // ticks for it if a connection has to be made first
-	pulseInterval   = 10  // ticks between two tries while there is none
-	pulseIdle       = 200 // ticks after which to ask without a reason, to keep that connection
+	tick           = 50 * time.Millisecond
+	silenceTimeout = 4   // ticks until a statement without an answer is a reason to ask
+	pingTimeout    = 10  // ticks for the answer
+	connectSilence = 100 // ticks for it if a connection has to be made first
+	pingEvery      = 10  // ticks between two tries while there is none
+	pingIdle       = 200 // ticks after which to ask without a reason, to keep that connection
 )
 
-// errSilent is the error of connections that were cut or not even tried.
-var errSilent = errors.New("PostgreSQL does not answer")
+// errUnresponsive is the error of connections that were cut or not even tried.
+var errUnresponsive = errors.New("PostgreSQL does not answer")
 
 // newDatabase returns the way to the database that a PostgreSQL URL or a string
 // of key=value pairs names, and nothing else. It connects to nothing.
@@ -201,7 +201,7 @@ func newDatabase(text string) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &database{dsn: dsn, commit: "on", tick: tick, connections: defaultConnections, links: make(map[*link]bool)}
+	d := &database{dsn: dsn, commit: "on", tick: tick, connections: defaultConnections, links: make(map[*deadlineConn]bool)}
 	d.ticks.Store(1)
 	return d, nil
 }
@@ -242,9 +242,9 @@ func (d *database) openForEngine() (*sql.DB, error) {
 	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, d.connections.claimers+d.connections.batchers, true)
 }
 
-// openPatient returns a pool of one connection for what takes its time, up to an
+// openWithoutTimeout returns a pool of one connection for what takes its time, up to an
 // hour.
-func (d *database) openPatient() (*sql.DB, error) {
+func (d *database) openWithoutTimeout() (*sql.DB, error) {
 	return d.openWith(dialer{database: d, timeout: time.Hour}, connectionSettings+"; SET statement_timeout = 0", 1, false)
 }
 
@@ -262,9 +262,9 @@ func (d *database) openWith(dialer dialer, settings string, conns int, stores bo
 	return db, nil
 }
 
-// openPulse returns the pool that watch asks on.
-func (d *database) openPulse() (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout, pulse: true}, connectionSettings, 1, false)
+// openPing returns the pool that watch asks on.
+func (d *database) openPing() (*sql.DB, error) {
+	return d.openWith(dialer{database: d, timeout: networkTimeout, ping: true}, connectionSettings, 1, false)
 }
 
 // watch cuts all connections when somebody waits and PostgreSQL does not answer,
@@ -281,19 +281,19 @@ func (d *database) watch(ctx context.Context, pulse *sql.DB, log *slog.Logger, b
 		return d.ticks.Add(1)
 	}
 	lost := func(err error) {
-		if !d.silent.Swap(true) {
+		if !d.unresponsive.Swap(true) {
 			log.Warn("PostgreSQL does not answer, requests are refused until it does", "error", err)
 		}
-		d.cut(false)
+		d.closeConnections(false)
 	}
-	asked := d.ticks.Load() - pulseIdle
+	asked := d.ticks.Load() - pingIdle
 	for ctx.Err() == nil {
 		since := next() - asked
-		silent := d.silent.Load()
-		if since < patience || silent && since < pulseInterval || !silent && since < pulseIdle && !d.waitsLong() {
+		silent := d.unresponsive.Load()
+		if since < silenceTimeout || silent && since < pingEvery || !silent && since < pingIdle && !d.waitsLong() {
 			continue
 		}
-		if d.ask(ctx, pulse, next, lost) && d.silent.Swap(false) {
+		if d.ping(ctx, pulse, next, lost) && d.unresponsive.Swap(false) {
 			log.Info("PostgreSQL answers again")
 			back()
 		}
@@ -307,17 +307,17 @@ func (d *database) waitsLong() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.links {
-		if since := c.waitsSince.Load(); since != 0 && now-since >= patience && !c.dialer.pulse {
+		if since := c.waitsSince.Load(); since != 0 && now-since >= silenceTimeout && !c.dialer.ping {
 			return true
 		}
 	}
 	return false
 }
 
-// ask reports whether PostgreSQL answers, be it with an error. It calls lost when
+// ping reports whether PostgreSQL answers, be it with an error. It calls lost when
 // the answer does not come in time and somebody waits: nobody does if it is only
 // to this connection that something happened.
-func (d *database) ask(ctx context.Context, pulse *sql.DB, next func() int64, lost func(error)) bool {
+func (d *database) ping(ctx context.Context, pulse *sql.DB, next func() int64, lost func(error)) bool {
 	answer := make(chan error, 1)
 	go func() {
 		err := pulse.PingContext(context.Background())
@@ -340,23 +340,23 @@ func (d *database) ask(ctx context.Context, pulse *sql.DB, next func() int64, lo
 		default:
 		}
 		switch {
-		case ctx.Err() != nil || ticks >= connectPatience:
-			d.cut(true) // which ends the ping
-		case ticks >= pulsePatience && d.waitsLong():
-			lost(errSilent)
+		case ctx.Err() != nil || ticks >= connectSilence:
+			d.closeConnections(true) // which ends the ping
+		case ticks >= pingTimeout && d.waitsLong():
+			lost(errUnresponsive)
 		}
 	}
 }
 
-// cut ends all connections but that of watch, or that one, also while they are
+// closeConnections ends all connections but that of watch, or that one, also while they are
 // being made.
-func (d *database) cut(pulse bool) {
+func (d *database) closeConnections(pulse bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.links {
-		if c.dialer.pulse == pulse {
+		if c.dialer.ping == pulse {
 			c.lost = true
-			c.cut()
+			c.closeNow()
 			delete(d.links, c)
 		}
 	}
@@ -375,7 +375,7 @@ func openDB(text string, conns int) (*sql.DB, error) {
 // the other: lib/pq leaves one alone, open, when PostgreSQL has no TLS to offer, and
 // goes on to the next host. Each ends the one before. None follows one that was
 // cut, or lib/pq would take that for a refusal of TLS.
-type attempt struct{ last *link }
+type attempt struct{ last *deadlineConn }
 
 type attemptKey struct{}
 
@@ -403,7 +403,7 @@ func (l *listening) leave(d *database, err error) {
 type dialer struct {
 	database *database
 	timeout  time.Duration
-	pulse    bool       // of watch, who tries also while the database is silent
+	ping     bool       // of watch, who tries also while the database is silent
 	listener *listening // of the one connection for notifications, which may say nothing for long
 }
 
@@ -418,8 +418,8 @@ func (d dialer) DialTimeout(network, address string, timeout time.Duration) (net
 }
 
 func (d dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if d.database.silent.Load() && !d.pulse {
-		return nil, errSilent
+	if d.database.unresponsive.Load() && !d.ping {
+		return nil, errUnresponsive
 	}
 	if d.listener != nil {
 		if err := d.listener.enter(d.database); err != nil {
@@ -428,7 +428,7 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c := &link{dialer: d, cut: cancel}
+	c := &deadlineConn{dialer: d, closeNow: cancel}
 	c.waits()
 	defer c.waited()
 	if err := d.begin(ctx, c); err != nil {
@@ -441,19 +441,19 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	switch {
 	case c.lost && err == nil:
 		made.Close()
-		return nil, errSilent
+		return nil, errUnresponsive
 	case c.lost:
-		return nil, errSilent
+		return nil, errUnresponsive
 	case err != nil:
 		delete(d.database.links, c)
 		return nil, err
 	}
-	c.Conn, c.cut = made, func() { made.Close() }
+	c.Conn, c.closeNow = made, func() { made.Close() }
 	return c, nil
 }
 
 // begin registers a connection that is being made.
-func (d dialer) begin(ctx context.Context, c *link) error {
+func (d dialer) begin(ctx context.Context, c *deadlineConn) error {
 	d.database.mu.Lock()
 	defer d.database.mu.Unlock()
 	try, _ := ctx.Value(attemptKey{}).(*attempt)
@@ -463,9 +463,9 @@ func (d dialer) begin(ctx context.Context, c *link) error {
 	if try != nil {
 		if last := try.last; last != nil {
 			if last.lost && d.listener == nil {
-				return errSilent
+				return errUnresponsive
 			}
-			last.cut()
+			last.closeNow()
 			delete(d.database.links, last)
 		}
 		try.last = c
@@ -474,23 +474,23 @@ func (d dialer) begin(ctx context.Context, c *link) error {
 	return nil
 }
 
-// link is a connection. It gives each read and write its own deadline, and knows
+// deadlineConn is a connection. It gives each read and write its own deadline, and knows
 // since when it waits. lib/pq reads only while it waits for an answer, so an idle
 // connection does not time out.
-type link struct {
+type deadlineConn struct {
 	net.Conn
 	dialer     dialer
 	limit      time.Time    // for all reads and writes, as lib/pq sets it while it connects
 	waitsSince atomic.Int64 // tick; 0: does not wait
-	cut        func()
+	closeNow   func()
 	lost       bool // it was cut by the database; guarded by its mutex, as cut is
 }
 
-func (c *link) waits()  { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
-func (c *link) waited() { c.waitsSince.Store(0) }
+func (c *deadlineConn) waits()  { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
+func (c *deadlineConn) waited() { c.waitsSince.Store(0) }
 
 // deadline is that of a read or write that begins now.
-func (c *link) deadline() time.Time {
+func (c *deadlineConn) deadline() time.Time {
 	at := time.Now().Add(c.dialer.timeout)
 	if !c.limit.IsZero() && c.limit.Before(at) {
 		return c.limit
@@ -498,12 +498,12 @@ func (c *link) deadline() time.Time {
 	return at
 }
 
-func (c *link) SetDeadline(t time.Time) error {
+func (c *deadlineConn) SetDeadline(t time.Time) error {
 	c.limit = t
 	return c.Conn.SetDeadline(t)
 }
 
-func (c *link) Read(b []byte) (int, error) {
+func (c *deadlineConn) Read(b []byte) (int, error) {
 	if err := c.SetReadDeadline(c.deadline()); err != nil {
 		return 0, err
 	}
@@ -518,7 +518,7 @@ func (c *link) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *link) Write(b []byte) (int, error) {
+func (c *deadlineConn) Write(b []byte) (int, error) {
 	if err := c.SetWriteDeadline(c.deadline()); err != nil {
 		return 0, err
 	}
@@ -531,7 +531,7 @@ func (c *link) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (c *link) Close() error {
+func (c *deadlineConn) Close() error {
 	c.dialer.database.mu.Lock()
 	delete(c.dialer.database.links, c)
 	c.dialer.database.mu.Unlock()

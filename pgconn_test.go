@@ -151,7 +151,7 @@ func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if d.silent.Load() || strings.Contains(output.String(), "does not answer") {
+	if d.unresponsive.Load() || strings.Contains(output.String(), "does not answer") {
 		t.Errorf("a slow database is taken for a silent one:\n%s", output)
 	}
 }

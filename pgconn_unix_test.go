@@ -44,8 +44,8 @@ func TestConnectionCutWhileItIsMade(t *testing.T) {
 		defer d.mu.Unlock()
 		return len(d.links) == 1
 	})
-	d.cut(false)
-	if err := <-failed; !errors.Is(unknown(err), errUnavailable) {
+	d.closeConnections(false)
+	if err := <-failed; !errors.Is(asUnavailable(err), errUnavailable) {
 		t.Errorf("a connection that is cut while it is made: %v, want errUnavailable", err)
 	}
 }

@@ -12,40 +12,40 @@ import (
 	"github.com/lib/pq"
 )
 
-// effect is what an error of PostgreSQL means to the server.
-type effect uint8
+// pgErrorKind is what an error of PostgreSQL means to the server.
+type pgErrorKind uint8
 
 const (
-	harmless  effect = 1 << iota // the statement did nothing, and the connection is as good as before
-	guilty                       // the request is at fault: 422, where all others are 503
-	single                       // one of the requests that share the statement may be the reason: each is tried on its own
-	elsewhere                    // another connection may do better
-	lasting                      // somebody has to mend it: at the start it is an error, and new connections wait longer and longer
+	notExecuted    pgErrorKind = 1 << iota // the statement did nothing, and the connection is as good as before
+	requestAtFault                         // the request is at fault: 422, where all others are 503
+	blameOne                               // one of the requests that share the statement may be the reason: each is tried on its own
+	retryElsewhere                         // another connection may do better
+	needsOperator                          // somebody has to mend it: at the start it is an error, and new connections wait longer and longer
 )
 
-// refusals say what the errors of PostgreSQL mean, by SQLSTATE or by class, which
+// pgErrors say what the errors of PostgreSQL mean, by SQLSTATE or by class, which
 // is its first two characters; see the appendix of PostgreSQL's manual. An
 // SQLSTATE goes before its class.
 //
 // The remedy is for the start, where waiting is in vain.
-var refusals = []struct {
+var pgErrors = []struct {
 	codes  string // separated by spaces
-	effect effect
+	effect pgErrorKind
 	remedy string
 }{
-	{"57014", harmless, ""},                                // cancelled: it took too long
-	{"08 57 58 XX", 0, ""},                                 // connection, shutdown, system error, internal error: what became of it is unknown
-	{"25P03 25P04", 0, ""},                                 // a transaction that took too long, which ends the connection
-	{"25006 26", harmless | elsewhere, ""},                 // read-only, as after a failover; a prepared statement that a pooler has lost
-	{"25 40 53 55P03 55006", harmless, ""},                 // lost against others, or out of a resource
-	{"22 23 54", harmless | guilty | single | lasting, ""}, // data, constraints, limits
-	{"22023", harmless | guilty | single | lasting, inOptions},
-	{"42601 42704", harmless | lasting, inOptions},
-	{"28", harmless | lasting, "check the user and the password in -database-url, and pg_hba.conf"},
-	{"3D", harmless | lasting, "create the database, or name another one in -database-url"},
-	{"42501", harmless | lasting, askDBA},
-	{"0A", harmless | elsewhere | lasting, notOurs}, // also a plan that is out of date since the schema changed
-	{"3F 42 55", harmless | lasting, notOurs},
+	{"57014", notExecuted, ""},                                                // cancelled: it took too long
+	{"08 57 58 XX", 0, ""},                                                    // connection, shutdown, system error, internal error: what became of it is unknown
+	{"25P03 25P04", 0, ""},                                                    // a transaction that took too long, which ends the connection
+	{"25006 26", notExecuted | retryElsewhere, ""},                            // read-only, as after a failover; a prepared statement that a pooler has lost
+	{"25 40 53 55P03 55006", notExecuted, ""},                                 // lost against others, or out of a resource
+	{"22 23 54", notExecuted | requestAtFault | blameOne | needsOperator, ""}, // data, constraints, limits
+	{"22023", notExecuted | requestAtFault | blameOne | needsOperator, inOptions},
+	{"42601 42704", notExecuted | needsOperator, inOptions},
+	{"28", notExecuted | needsOperator, "check the user and the password in -database-url, and pg_hba.conf"},
+	{"3D", notExecuted | needsOperator, "create the database, or name another one in -database-url"},
+	{"42501", notExecuted | needsOperator, askDBA},
+	{"0A", notExecuted | retryElsewhere | needsOperator, notOurs}, // also a plan that is out of date since the schema changed
+	{"3F 42 55", notExecuted | needsOperator, notOurs},
 }
 
 const inOptions = "check options in -database-url"
@@ -56,19 +56,19 @@ const (
 	notOurs = `the schema "queued" must be as "queued schema" prints it: use another database, or move away what is in the way`
 )
 
-// raised is what all other errors mean, like those of triggers.
-const raised = harmless | single | lasting
+// unlisted is what all other errors mean, like those of triggers.
+const unlisted = notExecuted | blameOne | needsOperator
 
-// effectOf returns what an error means, and false if it is not PostgreSQL's.
+// pgErrorKindOf returns what an error means, and false if it is not PostgreSQL's.
 // Errors that end the connection lib/pq turns into driver.ErrBadConn, if
 // PostgreSQL speaks English.
-func effectOf(err error) (v effect, remedy string, ok bool) {
+func pgErrorKindOf(err error) (v pgErrorKind, remedy string, ok bool) {
 	e := pq.As(err)
 	if e == nil {
 		return 0, "", false
 	}
 	for _, code := range []string{string(e.Code), string(e.Code.Class())} {
-		for _, r := range refusals {
+		for _, r := range pgErrors {
 			for known := range strings.SplitSeq(r.codes, " ") {
 				if known == code {
 					return r.effect, r.remedy, true
@@ -76,43 +76,43 @@ func effectOf(err error) (v effect, remedy string, ok bool) {
 			}
 		}
 	}
-	return raised, "look for a trigger or an event trigger that raises it", true
+	return unlisted, "look for a trigger or an event trigger that raises it", true
 }
 
-func means(err error, what effect) bool {
-	v, _, _ := effectOf(err)
+func means(err error, what pgErrorKind) bool {
+	v, _, _ := pgErrorKindOf(err)
 	return v&what != 0
 }
 
 // rejected reports whether PostgreSQL refused the statement and so did nothing.
-func rejected(err error) bool { return means(err, harmless) }
+func rejected(err error) bool { return means(err, notExecuted) }
 
-// stale reports whether another connection may do better.
-func stale(err error) bool { return means(err, elsewhere) }
+// retryable reports whether another connection may do better.
+func retryable(err error) bool { return means(err, retryElsewhere) }
 
-// blamable reports whether one of the requests that share a statement may be the
+// blamesOne reports whether one of the requests that share a statement may be the
 // reason that PostgreSQL refused it.
-func blamable(err error) bool { return means(err, single) }
+func blamesOne(err error) bool { return means(err, blameOne) }
 
 // atFault reports whether PostgreSQL rejected what a request brought, so that
 // the same request will fail again.
-func atFault(err error) bool { return means(err, guilty) }
+func atFault(err error) bool { return means(err, requestAtFault) }
 
 // locked reports whether a statement waited for a lock until lockTimeout.
 func locked(err error) bool { return pq.As(err, "55P03") != nil }
 
-// complaintInterval is the time between two lines about the same trouble.
-const complaintInterval = time.Minute
+// repeatInterval is the time between two lines about the same trouble.
+const repeatInterval = time.Minute
 
-// onceInAWhile is a log that says once a minute, for each SQLSTATE, what
+// repeatFilter is a log that says once a minute, for each SQLSTATE, what
 // PostgreSQL refuses, and, for each message, that it cannot be connected to,
 // however many requests and tasks meet it. The other lines are of level debug.
-type onceInAWhile struct {
+type repeatFilter struct {
 	slog.Handler
-	said *sync.Map // time.Time by pqerror.Code or message
+	seen *sync.Map // time.Time by pqerror.Code or message
 }
 
-func (h onceInAWhile) Handle(ctx context.Context, r slog.Record) error {
+func (h repeatFilter) Handle(ctx context.Context, r slog.Record) error {
 	if r.Level >= slog.LevelWarn && !h.isNew(r) {
 		if r.Level = slog.LevelDebug; !h.Enabled(ctx, r.Level) {
 			return nil
@@ -122,7 +122,7 @@ func (h onceInAWhile) Handle(ctx context.Context, r slog.Record) error {
 }
 
 // isNew reports whether a line is not about what another has said lately.
-func (h onceInAWhile) isNew(r slog.Record) bool {
+func (h repeatFilter) isNew(r slog.Record) bool {
 	is := true
 	r.Attrs(func(a slog.Attr) bool {
 		err, _ := a.Value.Any().(error)
@@ -135,25 +135,25 @@ func (h onceInAWhile) isNew(r slog.Record) bool {
 			return true
 		}
 		now := time.Now()
-		last, loaded := h.said.LoadOrStore(trouble, now)
-		is = !loaded || now.Sub(last.(time.Time)) > complaintInterval && h.said.CompareAndSwap(trouble, last, now)
+		last, loaded := h.seen.LoadOrStore(trouble, now)
+		is = !loaded || now.Sub(last.(time.Time)) > repeatInterval && h.seen.CompareAndSwap(trouble, last, now)
 		return false
 	})
 	return is
 }
 
-func (h onceInAWhile) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return onceInAWhile{h.Handler.WithAttrs(attrs), h.said}
+func (h repeatFilter) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return repeatFilter{h.Handler.WithAttrs(attrs), h.seen}
 }
 
-func (h onceInAWhile) WithGroup(name string) slog.Handler {
-	return onceInAWhile{h.Handler.WithGroup(name), h.said}
+func (h repeatFilter) WithGroup(name string) slog.Handler {
+	return repeatFilter{h.Handler.WithGroup(name), h.seen}
 }
 
-// gate keeps a server from connecting again and again where PostgreSQL refuses it
+// connectGate keeps a server from connecting again and again where PostgreSQL refuses it
 // for a reason that somebody has to mend. Then one connection is tried at a time,
 // after a wait that doubles, and all others fail like the last.
-type gate struct {
+type connectGate struct {
 	mu    sync.Mutex
 	err   error     // of the last try; nil: open
 	until time.Time // no connection is tried
@@ -170,13 +170,13 @@ const (
 var errNotYet = errors.New("PostgreSQL is starting")
 
 // close has no connection tried until open is called.
-func (g *gate) close() {
+func (g *connectGate) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.err, g.until = errNotYet, time.Now().Add(forEver)
+	g.err, g.until = errNotYet, time.Now().Add(noDeadline)
 }
 
-func (g *gate) open() {
+func (g *connectGate) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.err = nil
@@ -184,7 +184,7 @@ func (g *gate) open() {
 
 // enter returns an error if no connection may be tried now. Otherwise the caller
 // tries one, and hands its outcome and probe to leave.
-func (g *gate) enter() (probe bool, err error) {
+func (g *connectGate) enter() (probe bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.err == nil {
@@ -198,14 +198,14 @@ func (g *gate) enter() (probe bool, err error) {
 	return true, nil
 }
 
-func (g *gate) leave(probe bool, err error) {
+func (g *connectGate) leave(probe bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
 	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		g.until = time.Time{} // nobody knows
 		return
-	case !means(err, lasting):
+	case !means(err, needsOperator):
 		if err == nil || probe {
 			g.err, g.wait = nil, 0
 		}

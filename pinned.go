@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// session is a connection that one goroutine at a time uses, with its prepared
+// pinnedConn is a connection that one goroutine at a time uses, with its prepared
 // statements: its owner, or whoever is alone with it where several share it. It connects when first used and again after it was lost, but
 // never runs a statement twice: whether a statement whose connection broke was
 // carried out is unknown, and only the caller knows what to do then.
-type session struct {
+type pinnedConn struct {
 	sharing     sync.Mutex // held by alone
 	db          *sql.DB
 	metrics     *metrics
@@ -56,20 +56,20 @@ func (v *settings) at(version int64) {
 // would fail, and nobody would know whether it was carried out.
 const idleUnchecked = time.Second
 
-func newSession(db *sql.DB, m *metrics) *session {
-	return &session{db: db, metrics: m}
+func newPinnedConn(db *sql.DB, m *metrics) *pinnedConn {
+	return &pinnedConn{db: db, metrics: m}
 }
 
-func newSessions(db *sql.DB, m *metrics, n int) []*session {
-	all := make([]*session, n)
+func newPinnedConns(db *sql.DB, m *metrics, n int) []*pinnedConn {
+	all := make([]*pinnedConn, n)
 	for i := range all {
-		all[i] = newSession(db, m)
+		all[i] = newPinnedConn(db, m)
 	}
 	return all
 }
 
-// alone calls do while nobody else who shares the session uses it.
-func (s *session) alone(do func()) {
+// exclusive calls do while nobody else who shares the session uses it.
+func (s *pinnedConn) exclusive(do func()) {
 	s.sharing.Lock()
 	defer s.sharing.Unlock()
 	do()
@@ -77,7 +77,7 @@ func (s *session) alone(do func()) {
 
 // end closes the session for one of those who share it. Another one that uses it
 // connects again.
-func (s *session) end() { s.alone(s.close) }
+func (s *pinnedConn) end() { s.exclusive(s.close) }
 
 // read runs a statement, which is prepared on first use and whose name is for the
 // metrics, and returns all its rows, nil if there are none. Only when the last has
@@ -85,7 +85,7 @@ func (s *session) end() { s.alone(s.close) }
 //
 // There is no context for the statement: cancelling one costs a goroutine a
 // statement and ends the connection, and all are bounded in time anyway.
-func read[T any](s *session, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+func read[T any](s *pinnedConn, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	stmt, err := s.prepare(query)
 	if err != nil {
 		s.check(err)
@@ -118,7 +118,7 @@ func read[T any](s *session, name string, scan func(scanner) (T, error), query s
 
 // transaction runs do between BEGIN and COMMIT, or ROLLBACK if it returns an
 // error. Each of its statements sees what was committed before that statement.
-func (s *session) transaction(do func() error) error {
+func (s *pinnedConn) transaction(do func() error) error {
 	if err := s.command("BEGIN"); err != nil {
 		return err
 	}
@@ -135,12 +135,12 @@ func (s *session) transaction(do func() error) error {
 }
 
 // command runs a statement that returns no rows.
-func (s *session) command(statement string) error {
+func (s *pinnedConn) command(statement string) error {
 	_, err := read[any](s, strings.ToLower(statement), nil, statement)
 	return err
 }
 
-func (s *session) prepare(query string) (*sql.Stmt, error) {
+func (s *pinnedConn) prepare(query string) (*sql.Stmt, error) {
 	if s.begun && s.conn == nil {
 		return nil, driver.ErrBadConn
 	}
@@ -175,15 +175,15 @@ func (s *session) prepare(query string) (*sql.Stmt, error) {
 // check drops the connection if err leaves it, or what is prepared on it, in a
 // state that is not known to be good. Whoever reads rows calls it too. Where the
 // trouble lasts, the next connection is no better than one that was just made.
-func (s *session) check(err error) {
+func (s *pinnedConn) check(err error) {
 	young := time.Since(s.connectedAt) < idleUnchecked
-	if err == nil || rejected(err) && (!stale(err) || means(err, lasting) && young) {
+	if err == nil || rejected(err) && (!retryable(err) || means(err, needsOperator) && young) {
 		return
 	}
 	s.close()
 }
 
-func (s *session) close() {
+func (s *pinnedConn) close() {
 	if s.conn != nil {
 		s.conn.Raw(func(any) error { return driver.ErrBadConn }) // not back into the pool
 		s.conn.Close()

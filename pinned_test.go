@@ -26,7 +26,7 @@ func TestTimeOnTheWireIsPostgreSQLs(t *testing.T) {
 func TestTransactionWhoseConnectionIsGoneIsNotCommitted(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	session := newSession(s.store.db, s.server.metrics)
+	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	err := session.transaction(func() error {
 		pids, err := read(session, "pid", scanKey, "SELECT pg_backend_pid()")

@@ -111,14 +111,14 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 		}
 		// The queues of the topic were not known, or have changed.
 	}
-	return nil, unknown(errStale)
+	return nil, asUnavailable(errStale)
 }
 
 // runPublications stores what a batch of publications makes: in one statement,
 // or in several if there are many copies, but each publication whole in one. It
 // leaves alone those that an earlier run of the batch has stored, and those that were
 // matched with other queues than the topic has now.
-func (e *engine) runPublications(s *session, batch []*publication) error {
+func (e *engine) runPublications(s *pinnedConn, batch []*publication) error {
 	for range settingsAttempts {
 		if err := e.insertPublications(s, batch); !errors.Is(err, errStale) {
 			return err
@@ -130,7 +130,7 @@ func (e *engine) runPublications(s *session, batch []*publication) error {
 
 // insertPublications is runPublications with the settings that s remembers. It returns
 // errStale if they have changed.
-func (e *engine) insertPublications(s *session, batch []*publication) error {
+func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 	if err := s.readDestinations(batch); err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (e *engine) insertPublications(s *session, batch []*publication) error {
 }
 
 // readDestinations makes s remember where the publications of a batch go to.
-func (s *session) readDestinations(batch []*publication) error {
+func (s *pinnedConn) readDestinations(batch []*publication) error {
 	for range settingsAttempts {
 		resets := s.settings.resets
 		topics, queues := map[string]bool{}, map[string]bool{}
@@ -386,7 +386,7 @@ ORDER BY t.id, q.id`
 
 // readSubscriptions makes s remember the queues of each of the topics, in order
 // of their ids, but not of unknown topics.
-func (s *session) readSubscriptions(topicIDs []string) error {
+func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 	if len(topicIDs) == 0 {
 		return nil
 	}
@@ -429,7 +429,7 @@ WHERE q.id = ANY($1::text[])`
 
 // readNamed makes s remember queues by their ids, as destinations, but not
 // unknown ones.
-func (s *session) readNamed(queueIDs []string) error {
+func (s *pinnedConn) readNamed(queueIDs []string) error {
 	if len(queueIDs) == 0 {
 		return nil
 	}
@@ -510,7 +510,7 @@ type outgoing struct {
 // message its copies in the order of its queues: an empty slice, not nil, if it
 // goes to none. Where groups are ready sooner than they were, it says when, by the
 // key of their messages. It returns errStale if they go by settings that have changed.
-func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time, error) {
+func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Time, error) {
 	var payloads, attributes jsonArray
 	var sizes, firsts, lasts, retentions, delays intArray
 	var ids idArray
@@ -600,7 +600,7 @@ func (s *session) insert(messages []outgoing) ([][]message, map[int64]time.Time,
 func (f *form) draft(l *limits) draft {
 	m := draft{data: f.object("data", true), attributes: f.attributes("attributes"), group: f.group("group")}
 	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
-		f.wrong(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
+		f.addMistake(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
 	}
 	if n := f.integer("delay_seconds", bounds{0, l.deliveryDelay.max}, false); n != nil {
 		delay := time.Duration(*n) * time.Second
@@ -622,16 +622,16 @@ func (f *form) group(name string) string {
 		return ""
 	}
 	if raw[0] != '"' {
-		f.wrong("str type expected", "type_error.str", name)
+		f.addMistake("str type expected", "type_error.str", name)
 		return ""
 	}
 	id := rawjson.Unquote(raw)
 	if msg, kind := groupMistake(id); msg != "" {
-		f.wrong(msg, kind, name)
+		f.addMistake(msg, kind, name)
 		return ""
 	}
 	if msg := pathMistake(id); msg != "" {
-		f.wrong(msg, "value_error", name)
+		f.addMistake(msg, "value_error", name)
 		return ""
 	}
 	return id

@@ -34,7 +34,7 @@ func (s *testServer) waitForLocks(n int) {
 // match matches publications with the queues that their topic has now.
 func (s *testServer) match(topicID string, batch ...*publication) {
 	s.t.Helper()
-	session := newSession(s.store.db, s.metrics)
+	session := newPinnedConn(s.store.db, s.metrics)
 	defer session.close()
 	if err := session.readSubscriptions([]string{topicID}); err != nil {
 		s.t.Fatal(err)
@@ -91,7 +91,7 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 	for _, p := range batch {
 		calls = append(calls, &batchedRequest[*publication]{ctx: context.Background(), request: p, done: make(chan error, 1)})
 	}
-	session := newSession(s.store.db, s.server.metrics)
+	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	s.engine.publications.carryOut(session, calls)
 	for i, c := range calls {
@@ -153,7 +153,7 @@ func TestPublicationsBeyondAStatementTakeSeveral(t *testing.T) {
 		batch = append(batch, &publication{topicID: "t", messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n)}}})
 	}
 	s.match("t", batch...)
-	session := newSession(s.store.db, s.server.metrics)
+	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	if err := s.engine.runPublications(session, batch); err != nil {
 		t.Fatal(err)
@@ -224,7 +224,7 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	session := newSession(s.store.db, s.server.metrics)
+	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	if err := session.readSubscriptions([]string{"t"}); err != nil {
 		t.Fatal(err)
@@ -386,7 +386,7 @@ func TestMessagesAreMatchedBeforeTheirTurn(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t", `"message_filters":{"kind":["a"]}`)
-	session := newSession(s.engine.db, s.metrics)
+	session := newPinnedConn(s.engine.db, s.metrics)
 	defer session.close()
 	p := &publication{topicID: "t", messages: []draft{{data: []byte(`{}`), attributes: []byte(`{"kind":"a"}`), matched: map[string]string{"kind": "a"}}}}
 	turn := func(want int) {
@@ -413,7 +413,7 @@ func TestFullLaneIs503(t *testing.T) {
 	free, began := make(chan struct{}), make(chan struct{}, batcherWorkers)
 	defer close(free)
 	s.engine.publications.close()
-	s.engine.publications = newBatcher("publish", newSessions(s.engine.db, s.metrics, batcherWorkers), s.metrics, 1, 1, func(*session, []*publication) error {
+	s.engine.publications = newBatcher("publish", newPinnedConns(s.engine.db, s.metrics, batcherWorkers), s.metrics, 1, 1, func(*pinnedConn, []*publication) error {
 		select {
 		case began <- struct{}{}:
 		default: // at the end

@@ -67,11 +67,11 @@ func (f *form) filters(name string) []byte {
 	rawjson.WalkObject(raw, func(key string, values []byte) {
 		names++
 		if rawjson.IsNull(values) {
-			f.wrong("none is not an allowed value", "type_error.none.not_allowed", name, key)
+			f.addMistake("none is not an allowed value", "type_error.none.not_allowed", name, key)
 			return
 		}
 		if values[0] != '[' {
-			f.wrong("value is not a valid list", "type_error.list", name, key)
+			f.addMistake("value is not a valid list", "type_error.list", name, key)
 			return
 		}
 		i := 0
@@ -84,11 +84,11 @@ func (f *form) filters(name string) []byte {
 	filters := quoteScalars(raw)
 	switch {
 	case names > maxFilterNames:
-		f.wrong(fmt.Sprintf("ensure this value has at most %d attributes", maxFilterNames), "value_error.size", name)
+		f.addMistake(fmt.Sprintf("ensure this value has at most %d attributes", maxFilterNames), "value_error.size", name)
 	case total > maxFilterValues:
-		f.wrong(fmt.Sprintf("ensure this value has at most %d values in all", maxFilterValues), "value_error.size", name)
+		f.addMistake(fmt.Sprintf("ensure this value has at most %d values in all", maxFilterValues), "value_error.size", name)
 	case len(filters) > maxFilterSize:
-		f.wrong(fmt.Sprintf("ensure this value has at most %d bytes", maxFilterSize), "value_error.size", name)
+		f.addMistake(fmt.Sprintf("ensure this value has at most %d bytes", maxFilterSize), "value_error.size", name)
 	}
 	return filters
 }
@@ -103,8 +103,8 @@ func (f *form) queueSettings(l *limits) queueSettings {
 		v.AckDeadlineSeconds = *n
 	}
 	retention := l.messageRetention
-	if raw, _ := f.find("message_retention_seconds"); string(raw) == strconv.Itoa(keepForEver) {
-		retention.max = keepForEver
+	if raw, _ := f.find("message_retention_seconds"); string(raw) == strconv.Itoa(noExpirySeconds) {
+		retention.max = noExpirySeconds
 	}
 	if n := f.integer("message_retention_seconds", retention, true); n != nil {
 		v.MessageRetentionSeconds = *n
@@ -113,13 +113,13 @@ func (f *form) queueSettings(l *limits) queueSettings {
 	v.MessageMaxDeliveries = f.integer("message_max_deliveries", l.maxDeliveries, false)
 	v.DeliveryDelaySeconds = f.integer("delivery_delay_seconds", l.deliveryDelay, false)
 	if delay, retention := v.DeliveryDelaySeconds, v.MessageRetentionSeconds; delay != nil && retention > 0 && *delay >= retention {
-		f.wrong("ensure this value is less than message_retention_seconds, or every message expires before it is due", "value_error.number.not_lt", "delivery_delay_seconds")
+		f.addMistake("ensure this value is less than message_retention_seconds, or every message expires before it is due", "value_error.number.not_lt", "delivery_delay_seconds")
 	}
 	switch { // also if one of the two is there, and wrong
 	case v.DeadQueueID != nil && v.MessageMaxDeliveries == nil:
-		f.wrong("message_max_deliveries is required for dead queue support", "value_error", "__root__")
+		f.addMistake("message_max_deliveries is required for dead queue support", "value_error", "__root__")
 	case v.DeadQueueID == nil && v.MessageMaxDeliveries != nil:
-		f.wrong("dead_queue_id is required for dead queue support", "value_error", "__root__")
+		f.addMistake("dead_queue_id is required for dead queue support", "value_error", "__root__")
 	}
 	v.ownSettings = f.ownSettings(l)
 	return v

@@ -85,11 +85,11 @@ func (d *dispatcher) expectAt(dueAt time.Time) {
 // statement sees it.
 type clock struct {
 	database time.Time
-	at       time.Time // of this process
+	local    time.Time // of this process
 }
 
 func (c *clock) set(told time.Time) {
-	c.database, c.at = told, time.Now()
+	c.database, c.local = told, time.Now()
 }
 
 // until returns how long it is until t, zero or less if it is past, or if
@@ -98,7 +98,7 @@ func (c *clock) until(t time.Time) time.Duration {
 	if c.database.IsZero() || t.IsZero() {
 		return 0
 	}
-	return t.Sub(c.database) - time.Since(c.at)
+	return t.Sub(c.database) - time.Since(c.local)
 }
 
 // receive leases up to limit due messages of the queue, oldest due first: each
@@ -285,16 +285,16 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		e.mu.Unlock()
 
-		v := e.claim(d.dispatcherKey, from, groupsFirst, wanted, shares*deliverySize)
+		v := e.claimFor(d.dispatcherKey, from, groupsFirst, wanted, shares*deliverySize)
 		if impatient && len(v.messages) == 0 && v.err == nil && from != (claimStart{}) {
 			// No look from the front will come in time for those who do not wait.
-			v = e.claim(d.dispatcherKey, claimStart{}, groupsFirst, wanted, shares*deliverySize)
+			v = e.claimFor(d.dispatcherKey, claimStart{}, groupsFirst, wanted, shares*deliverySize)
 		}
 		left, wait := e.handOut(d, asked, v)
 		// Before the next claim, or messages would overtake them.
 		e.release(d.queueID, left)
 		if errors.Is(v.err, errUnavailable) {
-			<-time.After(outagePause) // for those who go on waiting
+			<-time.After(retryAfterOutage) // for those who go on waiting
 			continue
 		}
 		if !wait || len(v.messages) == wanted {
@@ -310,8 +310,8 @@ func (e *engine) dispatch(d *dispatcher) {
 	}
 }
 
-// outagePause is the time between two claims while the database is away.
-const outagePause = 100 * time.Millisecond
+// retryAfterOutage is the time between two claims while the database is away.
+const retryAfterOutage = 100 * time.Millisecond
 
 // pause returns how long to wait before claiming again what somebody else seems
 // to have locked. The first time it may just have become due.
@@ -395,9 +395,9 @@ func (e *engine) watermarksOf(queueID string) *watermarks {
 	return f
 }
 
-// claim leases, or consumes, up to limit messages of the queue that are due since
+// claimFor leases, or consumes, up to limit messages of the queue that are due since
 // from, and up to budget bytes: those with a group first, or those without.
-func (e *engine) claim(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
+func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
 	queueID := at.queueID
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
@@ -412,7 +412,7 @@ func (e *engine) claim(at dispatcherKey, from claimStart, groupsFirst bool, limi
 	if err != nil {
 		// What was locked for a moment, others may have passed over.
 		e.announce(queueID, time.Time{})
-		return delivery{err: unknown(err)}
+		return delivery{err: asUnavailable(err)}
 	}
 	e.mu.Lock()
 	e.watermarksOf(queueID).raise(from, v)
@@ -421,7 +421,7 @@ func (e *engine) claim(at dispatcherKey, from claimStart, groupsFirst bool, limi
 		e.announce(queueID, time.Time{}) // likewise, if rows beyond the budget were locked
 	}
 	if at.consumes {
-		v.ackDeadline = forEver
+		v.ackDeadline = noDeadline
 	}
 	return delivery{messages: v.messages, goodUntil: sentAt.Add(v.ackDeadline)}
 }
@@ -433,8 +433,8 @@ func sizeOf(messages []message) (size int) {
 	return size
 }
 
-// forEver is for how long what was consumed stays with its receiver.
-const forEver = 100 * 365 * 24 * time.Hour
+// noDeadline is for how long what was consumed stays with its receiver.
+const noDeadline = 100 * 365 * 24 * time.Hour
 
 // expectNext finds out when the next message of the queue becomes due, and
 // reports whether that time is past.

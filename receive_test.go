@@ -34,7 +34,7 @@ func TestReceiveDeliversOldestDueFirst(t *testing.T) {
 func TestReceiveKeepsTheOrderOfOneStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	session := newSession(s.db, newMetrics(s.db))
+	session := newPinnedConn(s.db, newMetrics(s.db))
 	defer session.close()
 	if _, err := s.createQueue(context.Background(), "q", queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: 600}); err != nil {
 		t.Fatal(err)
@@ -177,7 +177,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3, 4)
 	s.exec("UPDATE queued.messages SET size = 100")
-	session := newSession(s.store.db, s.server.metrics)
+	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	for _, want := range []int{1, 2, 1} { // one in any case
 		v, err := session.claim(dispatcherKey{queueID: "t"}, claimStart{}, false, 10, 50+100*(want-1)+want/2*50)
@@ -793,7 +793,7 @@ func TestGiveBackThatIsRefusedDoesNothing(t *testing.T) {
 		return s.count("SELECT count(*) FROM queued.groups WHERE limited_until > now()")
 	}
 	before, limited := s.state(), groups()
-	session := newSession(s.engine.db, s.metrics)
+	session := newPinnedConn(s.engine.db, s.metrics)
 	defer session.close()
 	batch := [][]message{consumed.messages, leased.messages}
 	if err := s.engine.runReleases(session, batch); !locked(err) {

@@ -38,7 +38,7 @@ GROUP BY q.id`
 // undoDeliveries undoes the deliveries of messages that nobody got: of those that
 // were leased, and of those that were consumed. Where that takes several statements
 // they are one transaction: what is tried again must have done nothing.
-func (s *session) undoDeliveries(messages []message) (all []queueChange, err error) {
+func (s *pinnedConn) undoDeliveries(messages []message) (all []queueChange, err error) {
 	var leased, consumed, grouped []message
 	for _, m := range messages {
 		if m.consumed {
@@ -46,7 +46,7 @@ func (s *session) undoDeliveries(messages []message) (all []queueChange, err err
 		} else {
 			leased = append(leased, m)
 		}
-		if m.turn != nil {
+		if m.groupDelivery != nil {
 			grouped = append(grouped, m)
 		}
 	}
@@ -55,7 +55,7 @@ func (s *session) undoDeliveries(messages []message) (all []queueChange, err err
 			if err := s.lockMessages(leased); err != nil { // others lock messages before their groups
 				return err
 			}
-			if err := s.undoTurns(grouped); err != nil {
+			if err := s.undoGroupDeliveries(grouped); err != nil {
 				return err
 			}
 		}
@@ -82,7 +82,7 @@ JOIN queued.messages m ON ` + thatOneSQL + ` AND m.queue_key IS NOT DISTINCT FRO
 FOR UPDATE OF m`
 
 // lockMessages locks those of the messages that are there.
-func (s *session) lockMessages(messages []message) error {
+func (s *pinnedConn) lockMessages(messages []message) error {
 	var ids idArray
 	var keys intArray
 	for _, m := range sortedByID(messages) {
@@ -103,7 +103,7 @@ func sortedByID(messages []message) []message {
 // release undoes the delivery of messages that nobody got: due when they were
 // due before, one delivery attempt less. A message whose lease is no longer the
 // one it was received with is left alone.
-func (s *session) release(messages []message) ([]queueChange, error) {
+func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 	if len(messages) == 0 {
 		return nil, nil
 	}
@@ -154,7 +154,7 @@ GROUP BY q.id`
 
 // restore undoes the delivery of messages that were consumed and that nobody got:
 // they are as they were before, at their old place, and not kept among the consumed.
-func (s *session) restore(messages []message) ([]queueChange, error) {
+func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 	if len(messages) == 0 {
 		return nil, nil
 	}
@@ -187,7 +187,7 @@ func scanDue(row scanner) (t queueChange, err error) {
 // A group that was delivered from once more since then is left alone. The delivery
 // before counts again, which was the interval before the limit that was; without an
 // interval others may have been delivered at the same time.
-const undoTurnsSQL = `
+const undoGroupDeliveriesSQL = `
 WITH undone AS MATERIALIZED (
     SELECT g.tid, u.before, u.after,
            coalesce(g.delivery_interval_ms, (
@@ -216,16 +216,16 @@ FROM undone u
 WHERE g.ctid = u.tid
     AND g.limited_until IS NOT DISTINCT FROM u.after`
 
-// undoTurns takes back what the delivery of messages did to their groups, and locks
+// undoGroupDeliveries takes back what the delivery of messages did to their groups, and locks
 // those.
-func (s *session) undoTurns(messages []message) error {
+func (s *pinnedConn) undoGroupDeliveries(messages []message) error {
 	var keys intArray
 	var ids groupArray
 	var before, after timeArray
 	for _, m := range messages {
 		keys, ids = append(keys, m.queueKey), append(ids, m.Group)
-		before, after = append(before, m.turn.before.Time), append(after, m.turn.after.Time)
+		before, after = append(before, m.groupDelivery.before.Time), append(after, m.groupDelivery.after.Time)
 	}
-	_, err := read[any](s, "undo_turns", nil, undoTurnsSQL, keys, ids, before, after)
+	_, err := read[any](s, "undo_turns", nil, undoGroupDeliveriesSQL, keys, ids, before, after)
 	return err
 }

@@ -15,9 +15,9 @@ import (
 	"queued/internal/flags"
 )
 
-// secretFiles are the files that are read at the start, and again on SIGHUP:
+// reloadedFiles are the files that are read at the start, and again on SIGHUP:
 // tokens, and the certificate of HTTPS with its key.
-type secretFiles struct {
+type reloadedFiles struct {
 	tokenFile         string // empty: the server is open
 	certFile, keyFile string // empty: HTTP
 
@@ -26,7 +26,7 @@ type secretFiles struct {
 }
 
 // read reads the files. If one of them is wrong nothing changes.
-func (v *secretFiles) read() error {
+func (v *reloadedFiles) read() error {
 	var all *tokens
 	if v.tokenFile != "" {
 		var err error
@@ -47,7 +47,7 @@ func (v *secretFiles) read() error {
 
 // watch reads the files on each hang-up, until ctx is done. Without any there is
 // nothing to read: then a hang-up is that of the terminal, and ends the server.
-func (v *secretFiles) watch(ctx context.Context, hangUps <-chan os.Signal, log *slog.Logger, end func()) {
+func (v *reloadedFiles) watch(ctx context.Context, hangUps <-chan os.Signal, log *slog.Logger, end func()) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -65,7 +65,7 @@ func (v *secretFiles) watch(ctx context.Context, hangUps <-chan os.Signal, log *
 }
 
 // tlsConfig serves HTTP/1.1 with the certificate of the moment.
-func (v *secretFiles) tlsConfig() *tls.Config {
+func (v *reloadedFiles) tlsConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"http/1.1"},
@@ -75,7 +75,7 @@ func (v *secretFiles) tlsConfig() *tls.Config {
 	}
 }
 
-func (v *secretFiles) scheme() string {
+func (v *reloadedFiles) scheme() string {
 	if v.certFile != "" {
 		return "https"
 	}
@@ -83,7 +83,7 @@ func (v *secretFiles) scheme() string {
 }
 
 // auth returns the kind of authentication: "none" or "tokens".
-func (v *secretFiles) auth() string {
+func (v *reloadedFiles) auth() string {
 	if v.tokenFile != "" {
 		return "tokens"
 	}

@@ -11,10 +11,10 @@ import (
 // request is what a handler works on.
 type request struct {
 	*http.Request
-	w       *response
-	dialect *dialect
-	token   *token // nil if the server is open, or the route to everybody
-	body    []byte
+	w     *response
+	api   *compatAPI
+	token *token // nil if the server is open, or the route to everybody
+	body  []byte
 }
 
 // Context ends when the connection has failed, and not, as that of http.Request,
@@ -37,7 +37,7 @@ func (s *server) withBody(r *request, limit int64, h handler) error {
 	return h(r)
 }
 
-// readBody reads the body to its end, also where none is expected: only then
+// parseBody reads the body to its end, also where none is expected: only then
 // does net/http notice a client that hangs up. It takes room for what has come,
 // and not for what the header says will come.
 func (r *request) readBody(limit int64, timeout time.Duration) error {

@@ -63,7 +63,7 @@ var errKeyTaken = errors.New("the sequence of keys was set back")
 // sequence back, and no connection was lost.
 func (s *store) raiseSequences(ctx context.Context) error {
 	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequencesSQL)
-	return unknown(err)
+	return asUnavailable(err)
 }
 
 // standing says which sequences there are, and where they stand.
@@ -149,7 +149,7 @@ func (q *sequences) check(ctx context.Context, conn driver.Conn) error {
 		return nil
 	}
 	err := q.look(ctx, conn)
-	if err == nil || rejected(err) && !means(err, lasting) {
+	if err == nil || rejected(err) && !means(err, needsOperator) {
 		q.looked.Store(lost)
 	}
 	if rejected(err) {

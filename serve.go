@@ -35,7 +35,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	log := newLog(stderr, c.logLevel, c.logFormat)
 	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // of net/http: what clients do wrong
 
-	files := &secretFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}
+	files := &reloadedFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}
 	if err := files.read(); err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		return fmt.Errorf("-database-url: %w", err)
 	}
 	defer db.Close()
-	patient, err := d.openPatient()
+	patient, err := d.openWithoutTimeout()
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
@@ -111,7 +111,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
-	counter := newQueueCounter(db, log, m)
+	counter := newDepthCollector(db, log, m)
 	v := newServer(log, s, e, m, counter, c.limits)
 	v.allowedHosts = c.allowedHosts
 	address, _ := outer.Addr().(*net.TCPAddr)

@@ -22,7 +22,7 @@ type server struct {
 	engine  *engine
 	metrics *metrics
 	tally   *tally
-	counter *queueCounter
+	counter *depthCollector
 	limits  limits
 
 	id      string // of this process
@@ -52,7 +52,7 @@ type server struct {
 // route is a pattern of http.ServeMux and the API that it belongs to.
 type route struct {
 	pattern string
-	dialect *dialect
+	dialect *compatAPI
 }
 
 // Bounds of a request with many messages.
@@ -75,7 +75,7 @@ const (
 	defaultIdleTimeout     = 3 * time.Minute
 )
 
-func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *queueCounter, l limits) *server {
+func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *depthCollector, l limits) *server {
 	v := &server{
 		log: log, store: s, engine: e, metrics: m, tally: newTally(s, e), counter: counter, limits: l,
 		id: newID(), started: time.Now(),
@@ -88,31 +88,31 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *queue
 	}
 	v.handle(admin, "POST /topics", v.createTopic)
 	v.handle(anyToken, "GET /topics", v.listTopics)
-	v.handle(seeing, "GET /topics/{topic_id}", v.getTopic)
+	v.handle(canPostOrGet, "GET /topics/{topic_id}", v.getTopic)
 	v.handle(admin, "DELETE /topics/{topic_id}", v.deleteTopic)
 	v.handle(admin, "POST /queues", v.createQueue)
 	v.handle(anyToken, "GET /queues", v.listQueues)
-	v.handle(seeing, "GET /queues/{queue_id}", v.getQueue)
+	v.handle(canPostOrGet, "GET /queues/{queue_id}", v.getQueue)
 	v.handle(admin, "PUT /queues/{queue_id}", v.updateQueue)
 	v.handle(admin, "DELETE /queues/{queue_id}", v.deleteQueue)
-	v.handle(seeing, "GET /queues/{queue_id}/stats", v.queueStats)
+	v.handle(canPostOrGet, "GET /queues/{queue_id}/stats", v.queueStats)
 	v.handle(admin, "PUT /queues/{queue_id}/purge", v.purge)
 	v.handle(admin, "PUT /queues/{queue_id}/redrive", v.redrive)
-	v.handle(posting, "POST /topics/{topic_id}/messages", v.publish)
-	v.handle(posting, "POST /queues/{queue_id}/messages", v.publish)
-	v.handleLarge(posting, "POST /topics/{topic_id}/messages/batch", v.publishBatch)
-	v.handleLarge(posting, "POST /queues/{queue_id}/messages/batch", v.publishBatch)
-	v.handle(getting, "GET /queues/{queue_id}/messages", consuming(v.receive))
+	v.handle(canPost, "POST /topics/{topic_id}/messages", v.publish)
+	v.handle(canPost, "POST /queues/{queue_id}/messages", v.publish)
+	v.handleLarge(canPost, "POST /topics/{topic_id}/messages/batch", v.publishBatch)
+	v.handleLarge(canPost, "POST /queues/{queue_id}/messages/batch", v.publishBatch)
+	v.handle(canGet, "GET /queues/{queue_id}/messages", consuming(v.receive))
 	v.handle(anyToken, "PUT /messages/{message_id}/ack", v.ack)
 	v.handle(anyToken, "PUT /messages/{message_id}/nack", v.nack)
 	v.handle(anyToken, "PUT /messages/{message_id}/extend", v.extend)
 	v.handle(anyToken, "PUT /messages/ack", v.ackBatch)
 	v.handle(anyToken, "PUT /messages/nack", v.nackBatch)
 	v.handle(anyToken, "GET /messages/{message_id}", v.getMessage)
-	v.handle(getting, "GET /queues/{queue_id}/messages/peek", v.look(s.peek))
-	v.handle(getting, "GET /queues/{queue_id}/messages/consumed", v.look(s.consumed))
-	v.handle(seeing, "GET /queues/{queue_id}/groups", v.listGroups)
-	v.handle(seeing, "GET /queues/{queue_id}/groups/{group}", v.getGroup)
+	v.handle(canGet, "GET /queues/{queue_id}/messages/peek", v.peek(s.peek))
+	v.handle(canGet, "GET /queues/{queue_id}/messages/consumed", v.peek(s.consumed))
+	v.handle(canPostOrGet, "GET /queues/{queue_id}/groups", v.listGroups)
+	v.handle(canPostOrGet, "GET /queues/{queue_id}/groups/{group}", v.getGroup)
 	v.handle(admin, "PUT /queues/{queue_id}/groups/{group}", v.putGroup)
 	v.handle(admin, "DELETE /queues/{queue_id}/groups/{group}", v.deleteGroup)
 	v.handlePgQueue()
@@ -127,7 +127,7 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *queue
 	v.handleAlways(public, "GET /redoc", v.redoc)
 	m.observeDatabase(v.healthy)
 	scrape := m.handler()
-	v.handleAlways(scraping, "GET /metrics", func(r *request) error {
+	v.handleAlways(canScrape, "GET /metrics", func(r *request) error {
 		p := page{header: r.w.Header()}
 		scrape.ServeHTTP(&p, r.Request)
 		return r.w.page(&p)
@@ -141,22 +141,22 @@ type handler func(r *request) error
 
 // handle registers a handler for a pattern of http.ServeMux, and the right that
 // it takes. It is called once the database is ready.
-func (s *server) handle(need right, pattern string, h handler) {
+func (s *server) handle(need permission, pattern string, h handler) {
 	s.handleAs(native, need, pattern, h)
 }
 
 // handleAs is handle for a route of another server's API.
-func (s *server) handleAs(d *dialect, need right, pattern string, h handler) {
+func (s *server) handleAs(d *compatAPI, need permission, pattern string, h handler) {
 	s.register(d, need, pattern, s.limits.maxBody, s.whenReady(h))
 }
 
 // handleLarge is handle for requests with many messages.
-func (s *server) handleLarge(need right, pattern string, h handler) {
+func (s *server) handleLarge(need permission, pattern string, h handler) {
 	s.register(native, need, pattern, max(s.limits.maxBody, maxBatchBody), s.whenReady(h))
 }
 
 // handleAlways is handle for what also works without a database.
-func (s *server) handleAlways(need right, pattern string, h handler) {
+func (s *server) handleAlways(need permission, pattern string, h handler) {
 	s.register(native, need, pattern, s.limits.maxBody, h)
 }
 
@@ -172,15 +172,15 @@ func (s *server) whenReady(h handler) handler {
 	}
 }
 
-func (s *server) register(d *dialect, need right, pattern string, maxBody int64, h handler) {
+func (s *server) register(d *compatAPI, need permission, pattern string, maxBody int64, h handler) {
 	s.routes = append(s.routes, route{pattern, d})
 	s.serve(d, need, pattern, maxBody, h)
 }
 
 // serve is register for what is no route, but a mistake that an API has a text for.
-func (s *server) serve(d *dialect, need right, pattern string, maxBody int64, h handler) {
+func (s *server) serve(d *compatAPI, need permission, pattern string, maxBody int64, h handler) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
-		r := &request{Request: hr, w: w.(*response), dialect: d}
+		r := &request{Request: hr, w: w.(*response), api: d}
 		r.w.matched = true
 		err := s.authorize(r, need)
 		if err == nil {
@@ -250,7 +250,7 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 		err = errOverloaded
 	}
 	if err != nil {
-		s.fail(&request{Request: hr, w: w, dialect: native}, err)
+		s.fail(&request{Request: hr, w: w, api: native}, err)
 		return
 	}
 	s.fixSlash(hr)

@@ -88,15 +88,15 @@ SELECT current_setting('transaction_read_only') = 'off', EXISTS (SELECT FROM que
 // written: a standby cannot.
 func (s *store) ping(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
-		return unknown(err)
+		return asUnavailable(err)
 	}
 	var writable, settings bool
 	err := s.on("ping").QueryRowContext(ctx, selectUsableSQL).Scan(&writable, &settings)
 	switch {
 	case err != nil:
-		return unknown(err)
+		return asUnavailable(err)
 	case !settings:
-		return unknown(fmt.Errorf("%w: queued.settings is empty; restore its row, or INSERT INTO queued.settings (version) VALUES (1)", errSchema))
+		return asUnavailable(fmt.Errorf("%w: queued.settings is empty; restore its row, or INSERT INTO queued.settings (version) VALUES (1)", errSchema))
 	case !writable:
 		return fmt.Errorf("%w: it is read-only", errUnavailable)
 	}
@@ -117,11 +117,11 @@ func (s *store) undurable(ctx context.Context) ([]string, error) {
 	}, selectUndurableSQL)
 }
 
-// unknown turns every error but those for which a request may be the reason into
+// asUnavailable turns every error but those for which a request may be the reason into
 // errUnavailable.
-func unknown(err error) error {
+func asUnavailable(err error) error {
 	if err == nil || errors.Is(err, errUnavailable) || errors.Is(err, sql.ErrNoRows) ||
-		errors.Is(err, context.Canceled) || blamable(err) {
+		errors.Is(err, context.Canceled) || blamesOne(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", errUnavailable, err)
@@ -137,7 +137,7 @@ func (s *store) createTopic(ctx context.Context, id string) (topic, error) {
 	if pq.As(err, pqerror.UniqueViolation) != nil {
 		return topic{}, errTopicExists
 	}
-	return t, unknown(err)
+	return t, asUnavailable(err)
 }
 
 const selectTopicSQL = `
@@ -150,7 +150,7 @@ func (s *store) topic(ctx context.Context, id string) (topic, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return topic{}, errTopicNotFound
 	}
-	return t, unknown(err)
+	return t, asUnavailable(err)
 }
 
 // visibleIDsSQL are the ids that match names.
@@ -174,15 +174,15 @@ func (s *store) topics(ctx context.Context, visible *names, offset, limit int) (
 func (s *store) transaction(ctx context.Context, change func(tx *sql.Tx) error) error {
 	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
-		return unknown(err)
+		return asUnavailable(err)
 	}
 	defer tx.Rollback()
 	if err := change(tx); errors.Is(err, errNotFound) || errors.Is(err, errExists) {
 		return err
 	} else if err != nil {
-		return unknown(err)
+		return asUnavailable(err)
 	}
-	return unknown(tx.Commit())
+	return asUnavailable(tx.Commit())
 }
 
 // in returns a transaction for one statement, whose name is for the metrics.
@@ -318,7 +318,7 @@ func (s *store) updateQueue(ctx context.Context, id string, settings queueSettin
 	})
 	if err == nil && regrouped {
 		// The settings hold. What this does not get done, the cleanup does.
-		s.lookAtChangedGroups(ctx, id, func(string) {})
+		s.recheckChangedGroups(ctx, id, func(string) {})
 	}
 	return q, err
 }
@@ -356,7 +356,7 @@ WHERE id = $1`
 
 func (s *store) queue(ctx context.Context, id string) (queue, error) {
 	q, err := queueOn(ctx, s.on("queue"), id)
-	return q, unknown(err)
+	return q, asUnavailable(err)
 }
 
 // queueIn is queue in a transaction.
@@ -466,7 +466,7 @@ func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}
-	return v, unknown(err)
+	return v, asUnavailable(err)
 }
 
 const selectDetailsSQL = `
@@ -502,7 +502,7 @@ func (s *store) details(ctx context.Context, queueID string) (queueDetails, erro
 		return v, errQueueNotFound
 	}
 	v.NumUndeliveredMessages = v.Messages.Ready
-	return v, unknown(err)
+	return v, asUnavailable(err)
 }
 
 // scanner is a *sql.Row or a *sql.Rows.
@@ -512,7 +512,7 @@ type scanner interface{ Scan(dest ...any) error }
 func collect[T any](ctx context.Context, db querier, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
-		return nil, unknown(err)
+		return nil, asUnavailable(err)
 	}
 	defer rows.Close()
 	all := []T{}
@@ -523,7 +523,7 @@ func collect[T any](ctx context.Context, db querier, scan func(scanner) (T, erro
 		}
 		all = append(all, v)
 	}
-	return all, unknown(rows.Err())
+	return all, asUnavailable(rows.Err())
 }
 
 // once runs a statement that returns one row, and must not be run twice: what

@@ -239,7 +239,7 @@ func TestWritesAreNotRepeatedWhenTheConnectionIsLost(t *testing.T) {
 		var v any
 		return v, row.Scan(&v, &v)
 	}, "SELECT nextval('queued.messages_seq_seq'), pg_terminate_backend(pg_backend_pid())")
-	if !errors.Is(unknown(err), errUnavailable) {
+	if !errors.Is(asUnavailable(err), errUnavailable) {
 		t.Errorf("a statement that cut its connection = %v", err)
 	}
 	checkDiff(t, "times it ran", 1, s.count("SELECT nextval('queued.messages_seq_seq')")-before-1)
@@ -429,11 +429,11 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"remove deleted": {removeDeletedSQL, []string{"1", "10", "now()", "0"}, "messages_due"},
 		"groups":         {lockGroupsSQL, []string{"-1", "now()", "1", "10"}, "groups_ready"},
 		"await group":    {awaitGroupsSQL, []string{"-1", "now()", "1", "1"}, "groups_ready"},
-		"in groups":      {frontsOfGroupsSQL + leaseTakenSQL + lookAgainSQL, []string{"-1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60", "false"}, "messages_group_due"},
-		"of groups":      {frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + lookAgainSQL, []string{"-1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
+		"in groups":      {frontsOfGroupsSQL + leaseTakenSQL + recheckVisitedSQL, []string{"-1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60", "false"}, "messages_group_due"},
+		"of groups":      {frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + recheckVisitedSQL, []string{"-1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
 		"lock messages":  {lockMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"return ended":   {returnEndedSQL, []string{"-1", "'{}'", "10"}, "messages_group_due"},
-		"undo":           {undoTurnsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
+		"undo":           {undoGroupDeliveriesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"purge group":    {purgeGroupBatchSQL, []string{"-1", "'a'", "100", "false", "10"}, "messages_group_due"},
 		"idle groups":    {selectIdleGroupsSQL, []string{"-9", "''", "100"}, "groups_pkey"},
 		"enqueue":        {insertJobsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1", "10", "'{}'", "'{}'"}, "messages_job"},
@@ -566,7 +566,7 @@ func TestSettingsHoldOrTheAnswerIsAnError(t *testing.T) {
 
 	s.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":0,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
 	c := &cleanup{db: s.store.db, metrics: s.server.metrics, announce: s.engine.announce}
-	if err := c.lookAtChangedGroups(context.Background()); err == nil {
+	if err := c.recheckChangedGroups(context.Background()); err == nil {
 		t.Error("the groups were looked at, so the test tests nothing")
 	}
 	s.exec("DROP TRIGGER refuse ON queued.groups")

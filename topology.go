@@ -26,7 +26,7 @@ const maxTopologyItems = 100_000
 // readTopology reads a file, which has no mistakes if it returns no error: they
 // are named by their places.
 func readTopology(path string, l *limits) (*topology, error) {
-	f, err := readFile(path)
+	f, err := parseFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func (f *form) declared(name string, fields []string, each func(item *form, id s
 			return
 		}
 		if seen[*id] {
-			item.wrong(fmt.Sprintf("%q is there twice", *id), "value_error", "id")
+			item.addMistake(fmt.Sprintf("%q is there twice", *id), "value_error", "id")
 		}
 		seen[*id] = true
 		each(item, *id)

@@ -20,7 +20,7 @@ func (f *watermarks) begin() (from claimStart) {
 type claimStart struct{ messages, groups time.Time }
 
 // raise ends a claim that began at from.
-func (f *watermarks) raise(from claimStart, v claimed) {
+func (f *watermarks) raise(from claimStart, v claimResult) {
 	f.messages.raise(from.messages, v.ungrouped)
 	f.groups.raise(from.groups, v.grouped)
 }
@@ -96,7 +96,7 @@ func (f *watermark) below(by time.Duration) time.Time {
 }
 
 // raise ends a claim that began at from.
-func (f *watermark) raise(from time.Time, v claimedFrom) {
+func (f *watermark) raise(from time.Time, v claimPart) {
 	if v.last.IsZero() {
 		return
 	}

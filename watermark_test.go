@@ -15,36 +15,36 @@ func TestFloorStaysBelowWhatWasNamed(t *testing.T) {
 		want time.Time
 	}{
 		"a claim raises it": {func(f *watermark) {
-			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
+			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
 		}, at(950)},
 		"a claim does not lower it": {func(f *watermark) {
-			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
-			f.raise(f.begin(), claimedFrom{last: at(960), now: at(2000)})
+			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
+			f.raise(f.begin(), claimPart{last: at(960), now: at(2000)})
 		}, at(950)},
 		"a wake lowers it": {func(f *watermark) {
-			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
+			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
 			f.lower(at(500))
 		}, at(500)},
 		"a wake for later does not": {func(f *watermark) {
-			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
+			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
 			f.lower(at(1500))
 		}, at(950)},
 		"a wake for any time does": {func(f *watermark) {
-			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
+			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
 			f.lower(time.Time{})
 		}, time.Time{}},
 		"a wake during a claim holds it down": {func(f *watermark) {
 			from := f.begin()
 			f.lower(at(700))
 			f.lower(at(800))
-			f.raise(from, claimedFrom{last: at(1000), now: at(2000)})
+			f.raise(from, claimPart{last: at(1000), now: at(2000)})
 		}, at(700)},
 		"a wake before a claim does not": {func(f *watermark) {
 			f.lower(at(700))
-			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
+			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
 		}, at(950)},
 		"a clock that was set back resets it": {func(f *watermark) {
-			f.raise(f.begin(), claimedFrom{last: at(1000), now: at(2000)})
+			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
 			f.check(at(900))
 		}, time.Time{}},
 	} {

@@ -39,7 +39,7 @@ type batcher[T any] struct {
 
 	// turn holds what a worker must have to take requests. It gives it away while its
 	// statement takes long.
-	turn    chan struct{}
+	token   chan struct{}
 	next    *batchedRequest[T] // of who has the turn: taken, but did not fit into the batch before
 	closing chan struct{}
 	drained chan struct{} // nothing waits any more, and nothing will
@@ -72,12 +72,12 @@ func newBatcher[T any](name string, sessions []*pinnedConn, m *metrics, maxRows,
 		waiting: make(chan *batchedRequest[T], batcherCapacity),
 		maxRows: maxRows,
 		maxSize: maxSize,
-		turn:    make(chan struct{}, 1),
+		token:   make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		drained: make(chan struct{}),
 		closed:  make(chan struct{}),
 	}
-	l.turn <- struct{}{}
+	l.token <- struct{}{}
 	for _, s := range sessions {
 		l.working.Go(func() { l.work(s) })
 	}
@@ -117,7 +117,7 @@ func (l *batcher[T]) work(s *pinnedConn) {
 	for {
 		if !mine {
 			select {
-			case <-l.turn:
+			case <-l.token:
 				mine = true
 			case <-l.drained:
 				return
@@ -128,8 +128,8 @@ func (l *batcher[T]) work(s *pinnedConn) {
 			close(l.drained)
 			return
 		}
-		relief := time.AfterFunc(secondWorkerAfter, func() { l.turn <- struct{}{} })
-		s.exclusive(func() { l.carryOut(s, batch) })
+		relief := time.AfterFunc(secondWorkerAfter, func() { l.token <- struct{}{} })
+		s.exclusive(func() { l.runBatch(s, batch) })
 		mine = relief.Stop()
 	}
 }
@@ -169,7 +169,7 @@ func (l *batcher[T]) gather() []*batchedRequest[T] {
 	}
 }
 
-func (l *batcher[T]) carryOut(s *pinnedConn, batch []*batchedRequest[T]) {
+func (l *batcher[T]) runBatch(s *pinnedConn, batch []*batchedRequest[T]) {
 	if len(batch) == 0 {
 		return
 	}

@@ -47,7 +47,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 		for range v.want {
 			batch = append(batch, &batchedRequest[int]{ctx: context.Background(), done: make(chan error, 1)})
 		}
-		l.carryOut(nil, batch)
+		l.runBatch(nil, batch)
 		checkDiff(t, what+": batches", v.wantBatches, batches)
 		for i, c := range batch {
 			if err := <-c.done; !errors.Is(err, v.want[i]) {

@@ -429,8 +429,8 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c := &deadlineConn{dialer: d, closeNow: cancel}
-	c.waits()
-	defer c.waited()
+	c.startWaiting()
+	defer c.stopWaiting()
 	if err := d.begin(ctx, c); err != nil {
 		return nil, err
 	}
@@ -486,8 +486,8 @@ type deadlineConn struct {
 	lost       bool // it was cut by the database; guarded by its mutex, as cut is
 }
 
-func (c *deadlineConn) waits()  { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
-func (c *deadlineConn) waited() { c.waitsSince.Store(0) }
+func (c *deadlineConn) startWaiting() { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
+func (c *deadlineConn) stopWaiting()  { c.waitsSince.Store(0) }
 
 // deadline is that of a read or write that begins now.
 func (c *deadlineConn) deadline() time.Time {
@@ -508,8 +508,8 @@ func (c *deadlineConn) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	if c.dialer.listener == nil {
-		c.waits()
-		defer c.waited()
+		c.startWaiting()
+		defer c.stopWaiting()
 	}
 	n, err := c.Conn.Read(b)
 	if err != nil {
@@ -522,8 +522,8 @@ func (c *deadlineConn) Write(b []byte) (int, error) {
 	if err := c.SetWriteDeadline(c.deadline()); err != nil {
 		return 0, err
 	}
-	c.waits()
-	defer c.waited()
+	c.startWaiting()
+	defer c.stopWaiting()
 	n, err := c.Conn.Write(b)
 	if err != nil {
 		c.dialer.database.sequences.lost.Add(1)

@@ -93,7 +93,7 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 	}
 	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
-	s.engine.publications.carryOut(session, calls)
+	s.engine.publications.runBatch(session, calls)
 	for i, c := range calls {
 		err := <-c.done
 		switch c.request {

@@ -46,9 +46,9 @@ func (f *watermarks) check(now time.Time) {
 // claim passed it, or because a notification was lost, is found by the looks of
 // engine.sweepPeriodically: by the quick one within a second if it became due lately.
 type watermark struct {
-	at     time.Time // by the clock of PostgreSQL; zero: the very front
-	lowest time.Time // what wakes have named since the last claim began; zero: the very front
-	named  bool      // there was such a wake
+	at      time.Time // by the clock of PostgreSQL; zero: the very front
+	lowest  time.Time // what wakes have named since the last claim began; zero: the very front
+	lowered bool      // there was such a wake
 }
 
 const (
@@ -63,14 +63,14 @@ const (
 
 // begin returns where a claim begins.
 func (f *watermark) begin() (from time.Time) {
-	f.named = false
+	f.lowered = false
 	return f.at
 }
 
 // lower makes room for something that became due at that time; zero is any time.
 func (f *watermark) lower(dueAt time.Time) {
-	if !f.named || dueAt.Before(f.lowest) {
-		f.named, f.lowest = true, dueAt
+	if !f.lowered || dueAt.Before(f.lowest) {
+		f.lowered, f.lowest = true, dueAt
 	}
 	if dueAt.Before(f.at) {
 		f.at = dueAt
@@ -104,7 +104,7 @@ func (f *watermark) raise(from time.Time, v claimPart) {
 	if f.at.Before(from) {
 		f.at = from
 	}
-	if f.named && f.lowest.Before(f.at) {
+	if f.lowered && f.lowest.Before(f.at) {
 		f.at = f.lowest
 	}
 	f.check(v.now)

@@ -46,8 +46,8 @@
 // which trace a request belongs to.
 //
 // Other commands are programs of their own, which use a running server over HTTP:
-// bench.go is load for it, client.go publishes and shows queues from a shell, and
-// worker.go receives, and runs a command for each message.
+// bench.go is load for it, and internal/shell publishes, shows queues, and receives
+// and runs a command for each message.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
 // same code.
@@ -66,6 +66,7 @@ import (
 	"syscall"
 
 	"queued/internal/flags"
+	"queued/internal/shell"
 )
 
 func main() {
@@ -77,7 +78,7 @@ func main() {
 	// program ends.
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
-	if errors.Is(err, errOutputClosed) {
+	if errors.Is(err, shell.ErrOutputClosed) {
 		os.Exit(128 + 13) // as a shell says of what SIGPIPE has ended
 	}
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
@@ -100,17 +101,17 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	case "version", "-version", "--version":
 		return runVersion(args[1:], getenv, stdout)
 	case "health":
-		return runHealth(ctx, args[1:], getenv, stdout)
+		return shell.Health(ctx, args[1:], getenv, stdout)
 	case "bench":
 		return runBench(ctx, args[1:], getenv, stdout, stderr)
 	case "publish":
-		return runPublish(ctx, args[1:], getenv, stdin, stdout)
+		return shell.Publish(ctx, args[1:], getenv, stdin, stdout)
 	case "receive":
-		return runReceive(ctx, args[1:], getenv, stdout, stderr)
+		return shell.Receive(ctx, args[1:], getenv, stdout, stderr)
 	case "queues":
-		return runQueues(ctx, args[1:], getenv, stdout)
+		return shell.Queues(ctx, args[1:], getenv, stdout)
 	case "stats":
-		return runStats(ctx, args[1:], getenv, stdout)
+		return shell.Stats(ctx, args[1:], getenv, stdout)
 	case "schema":
 		return runSchema(args[1:], getenv, stdout)
 	}

@@ -82,7 +82,7 @@ func tour(t *testing.T, program, path string, private bool) {
 		privateFolder, dataDir,
 	)
 
-	shell := newShell(t, append(env, "CURL_HOME="+curlHome(t), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "QUEUED_URL="+server.url)...)
+	terminal := newTerminal(t, append(env, "CURL_HOME="+curlHome(t), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "QUEUED_URL="+server.url)...)
 	ids := map[string]string{} // of a message on the page, to what it is in this run
 	var rewritten strings.Builder
 	last := "" // id that was printed
@@ -118,7 +118,7 @@ func tour(t *testing.T, program, path string, private bool) {
 		for onPage, inRun := range ids {
 			command = strings.ReplaceAll(command, onPage, inRun)
 		}
-		got := shell.run(command)
+		got := terminal.run(command)
 		wanted := strings.Join(want, "\n")
 		for n, id := range uuidPattern.FindAllString(got, -1) {
 			last = id
@@ -148,15 +148,15 @@ func maskAge(s string) string {
 	return regexp.MustCompile(`(age_seconds":)\d+`).ReplaceAllString(mask(s), "${1}AGE")
 }
 
-// shell is a shell that runs one command after the other, as a terminal does.
-type shell struct {
+// terminal is a shell that runs one command after the other, as in a terminal.
+type terminal struct {
 	t    testing.TB
 	in   io.WriteCloser
 	out  *bufio.Reader
 	kill func()
 }
 
-func newShell(t testing.TB, env ...string) *shell {
+func newTerminal(t testing.TB, env ...string) *terminal {
 	t.Helper()
 	cmd := exec.Command("sh")
 	thisRun.adopt(cmd)
@@ -179,7 +179,7 @@ func newShell(t testing.TB, env ...string) *shell {
 		in.Close()
 		cmd.Wait()
 	})
-	return &shell{t, in, bufio.NewReader(out), func() {
+	return &terminal{t, in, bufio.NewReader(out), func() {
 		cmd.Process.Kill()
 		out.Close()
 	}}
@@ -203,7 +203,7 @@ func curlHome(t *testing.T) string {
 
 // run returns what a command prints, without the end of its last line, which a
 // terminal needs: else the next prompt would be on that line.
-func (s *shell) run(command string) string {
+func (s *terminal) run(command string) string {
 	s.t.Helper()
 	const end = "-- end of the command --"
 	defer time.AfterFunc(2*testTimeout, s.kill).Stop()

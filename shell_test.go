@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"queued/internal/flags"
 )
@@ -231,33 +230,6 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		const lines, size = 40, 1_000_000
-		line := `{"a":"` + strings.Repeat("a", size-len(`{"a":""}`)-1) + "\"}\n"
-		in := strings.NewReader(strings.Repeat(line, lines))
-		g := &gathering{publisher: &publisher{}}
-		g.changed.L = &g.mu
-		go g.read(in)
-		taken := 0
-		for taken < lines {
-			synctest.Wait() // it has read all it may
-			if held := lines*size - in.Len() - taken*size; held > maxBatchBody+2*size {
-				t.Fatalf("%d bytes are read and not taken", held)
-			}
-			b, err := g.take()
-			if size := len(b.body) + len(batchEnd); err != nil || size > maxBatchBody || len(b.lines) != min(16, lines-taken) {
-				t.Fatalf("take = %d lines in %d bytes, %v", len(b.lines), size, err)
-			}
-			taken += len(b.lines)
-		}
-		if _, err := g.take(); err != io.EOF {
-			t.Errorf("take at the end = %v", err)
-		}
-	})
-}
-
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
@@ -344,11 +316,11 @@ func TestShellCommandsBelieveTheServerAlone(t *testing.T) {
 	t.Cleanup(login.Close)
 	for args, want := range map[string]string{
 		"publish -url " + redirect.URL + " -to-queue t": "301: it leads to " + s.url + "/queues/t/messages, see -url",
-		"publish -url " + login.URL + " t":              errNotQueued.Error(),
-		"receive -url " + login.URL + " -count 1 t":     errNotQueued.Error(),
-		"queues -url " + login.URL:                      errNotQueued.Error(),
-		"stats -url " + login.URL + " t":                errNotQueued.Error(),
-		"stats -json -url " + login.URL + " t":          errNotQueued.Error(),
+		"publish -url " + login.URL + " t":              "the answer is not one of queued, see -url",
+		"receive -url " + login.URL + " -count 1 t":     "the answer is not one of queued, see -url",
+		"queues -url " + login.URL:                      "the answer is not one of queued, see -url",
+		"stats -url " + login.URL + " t":                "the answer is not one of queued, see -url",
+		"stats -json -url " + login.URL + " t":          "the answer is not one of queued, see -url",
 	} {
 		command, rest, _ := strings.Cut(args, " ")
 		if out, _, err := s.shell(strings.NewReader("{}"), command, strings.Fields(rest)...); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(out, "t\n") {
@@ -357,36 +329,6 @@ func TestShellCommandsBelieveTheServerAlone(t *testing.T) {
 	}
 	checkDiff(t, "stored", 1, s.count("SELECT count(*) FROM queued.messages"))
 }
-
-// An answer is read to its end before any of it is shown: who reads that may take
-// all the time there is, and a request may not.
-func TestQueuesAreReadBeforeTheyAreShown(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t)
-	for n := range 3 {
-		s.mustQueue(fmt.Sprint("q", n))
-	}
-	var request context.Context // of the last
-	c := &client{url: s.url, http: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-		request = r.Context()
-		return http.DefaultTransport.RoundTrip(r)
-	})}}
-	shown := 0
-	err := c.eachQueue(t.Context(), func(json.RawMessage) error {
-		shown++
-		if request.Err() == nil {
-			t.Error("the request goes on")
-		}
-		return nil
-	})
-	if err != nil || shown != 3 {
-		t.Errorf("eachQueue = %v, shows %d", err, shown)
-	}
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func TestQueuesAndStatsCommandsShowAll(t *testing.T) {
 	t.Parallel()

@@ -1,4 +1,4 @@
-package main
+package shell
 
 import (
 	"bytes"
@@ -109,6 +109,8 @@ type received struct {
 }
 
 const (
+	drainTimeout = 15 * time.Second       // for acks and nacks after the end of the work
+	closeTimeout = 5 * time.Second        // for what then is still under way
 	firstPause   = 100 * time.Millisecond // between two tries; it doubles
 	longestPause = 10 * time.Second
 	longestPoll  = 20 * time.Second      // the default of -max-wait
@@ -121,7 +123,10 @@ const (
 	maxEnviron   = 512 << 10 // bytes of all variables of attributes: Linux takes 2 MiB with the usual stack
 )
 
-func runReceive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+// timestampLayout is that of times in the API, which are in UTC.
+const timestampLayout = "2006-01-02T15:04:05.000000"
+
+func Receive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client{}
 	w := &worker{client: c, stdout: stdout, stderr: stderr, atOnce: 1, longest: longestPoll}
 	f := flags.New("queued receive", receiveUsage, stdout)
@@ -195,7 +200,7 @@ func (w *worker) run(ctx context.Context) error {
 	if w.pipe = asPipe(w.stdout); w.pipe != nil {
 		go func() { // which is left behind: nothing ends its wait
 			w.pipe.closed(-1)
-			end(errOutputClosed)
+			end(ErrOutputClosed)
 		}()
 	}
 	err := w.receiveAll(working)
@@ -210,7 +215,7 @@ func (w *worker) run(ctx context.Context) error {
 
 // errOutputClosed says that what read our output is gone: nobody wants to read
 // what is wrong with that.
-var errOutputClosed = errors.New("the reader of the output has gone away")
+var ErrOutputClosed = errors.New("the reader of the output has gone away")
 
 // ignoreBrokenPipes has it that a reader of our output that goes away is an error
 // of a write, and not our end, until the function that it returns is called.
@@ -423,14 +428,14 @@ func (w *worker) keepUntil(m *received, late context.Context, done <-chan error)
 func (w *worker) printOne(late context.Context, m *received) error {
 	_, err := fmt.Fprintf(w.stdout, "%s\n", m.text)
 	if errors.Is(err, syscall.EPIPE) {
-		return errOutputClosed
+		return ErrOutputClosed
 	}
 	if err != nil || w.pipe == nil {
 		return err
 	}
 	for pause := 50 * time.Microsecond; w.pipe.unread(); pause = min(2*pause, longestPeep) {
 		if w.pipe.closed(pause) && w.pipe.unread() { // it may have read its last message just before
-			return errOutputClosed
+			return ErrOutputClosed
 		}
 		if late.Err() != nil {
 			return errOutputBlocked
@@ -516,7 +521,7 @@ func (w *worker) notItsFault(cmd *exec.Cmd, failure error) error {
 	case failure == nil:
 		return nil
 	case w.pipe != nil && w.pipe.closed(0):
-		return errOutputClosed
+		return ErrOutputClosed
 	case cmd.ProcessState == nil && w.hurry.Err() != nil:
 		return w.hurry.Err() // it was not begun
 	case cmd.ProcessState == nil && !errors.Is(failure, syscall.E2BIG): // which may be for the message's attributes

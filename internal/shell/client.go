@@ -1,4 +1,6 @@
-package main
+// Package shell is what uses a running server from a shell: it publishes, receives,
+// shows queues, and asks whether the server is alive.
+package shell
 
 import (
 	"bufio"
@@ -13,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,6 +40,17 @@ type client struct {
 // requestTimeout is how long an answer may take to its end, which is more than
 // the longest wait of a long poll here.
 const requestTimeout = time.Minute
+
+// Bounds of a batch in the API.
+const (
+	maxBatch     = 1000     // messages
+	maxBatchBody = 16 << 20 // bytes
+)
+
+// idPattern is that of the API. It also takes . and .., which no URL can name.
+var idPattern = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,128}$`)
+
+func validID(id string) bool { return id != "." && id != ".." && idPattern.MatchString(id) }
 
 func (c *client) flags(f *flags.Set) {
 	f.StringVar(&c.url, "url", "http://127.0.0.1:8000", "`URL` of the server")
@@ -66,8 +80,14 @@ func (c *client) prepare() error {
 // refusal is an answer that is no success.
 type refusal struct {
 	status   int
-	detail   string  // empty if there are mistakes
-	mistakes invalid // of the request
+	detail   string    // empty if there are mistakes
+	mistakes []mistake // of the request
+}
+
+// mistake is one thing wrong with a request, at Loc.
+type mistake struct {
+	Loc []any
+	Msg string
 }
 
 func (r *refusal) Error() string {
@@ -213,7 +233,7 @@ type publisher struct {
 	out     *bufio.Writer
 }
 
-func runPublish(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout io.Writer) error {
+func Publish(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout io.Writer) error {
 	c := &client{}
 	var toQueue, lines bool
 	var attributes [][]byte // as members of a JSON object
@@ -254,7 +274,8 @@ func runPublish(ctx context.Context, args []string, getenv func(string) string, 
 	if err := c.prepare(); err != nil {
 		return err
 	}
-	if traceparent := getenv("TRACEPARENT"); validTraceparent(traceparent) {
+	unprintable := func(c rune) bool { return c <= ' ' || c > '~' }
+	if traceparent := getenv("TRACEPARENT"); !strings.ContainsFunc(traceparent, unprintable) { // the server checks the rest
 		c.traceparent = traceparent
 	}
 	defer ignoreBrokenPipes()()
@@ -516,7 +537,7 @@ type listedQueue struct {
 	DeliveryDelaySeconds    *int    `json:"delivery_delay_seconds"`
 }
 
-func runQueues(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+func Queues(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	c := &client{}
 	var asJSON bool
 	f := flags.New("queued queues", queuesUsage, stdout)
@@ -579,7 +600,7 @@ usage: queued stats [flags] QUEUE
 
 `
 
-func runStats(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+func Stats(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	c := &client{}
 	var asJSON bool
 	f := flags.New("queued stats", statsUsage, stdout)

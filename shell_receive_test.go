@@ -179,7 +179,7 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.endBySignals(s)
-	if exit := new(exec.ExitError); !errors.As(r.err, &exit) || exit.ExitCode() != 1 || !strings.Contains(r.output.String(), errOutputBlocked.Error()) {
+	if exit := new(exec.ExitError); !errors.As(r.err, &exit) || exit.ExitCode() != 1 || !strings.Contains(r.output.String(), "nobody reads what is printed") {
 		t.Errorf("receive into a pipe that nobody reads = %v, %s, want exit status 1", r.err, r.output)
 	}
 	checkDiff(t, "given back", 0, s.count("SELECT count(*) FROM queued.messages JOIN queued.queues ON key = queue_key WHERE queues.id = 'u' AND in_flight"))
@@ -190,7 +190,7 @@ func TestReceiveCommandGivesTheMessageToACommand(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	const show = `cat; env | grep -a ^QUEUED_ | grep -v -e _TEST_ | sort; echo done >&2`
-	s.must(201, "POST", "/queues/q/messages", `{"data":{"a": 1,`+"\n"+`"b": 2},"group":"g 1","attributes":{"Content-Type": "x y", "é": "ö", "k_1": "a=b", "nul": "\u0000", "K-1": "last", "long": "`+strings.Repeat("a", maxVariable+1)+`"}}`)
+	s.must(201, "POST", "/queues/q/messages", `{"data":{"a": 1,`+"\n"+`"b": 2},"group":"g 1","attributes":{"Content-Type": "x y", "é": "ö", "k_1": "a=b", "nul": "\u0000", "K-1": "last", "long": "`+strings.Repeat("a", 65_537)+`"}}`)
 	out, stderr, err := s.shell(nil, "receive", "-exec", show, "-count", "1", "q")
 	if err != nil || stderr != "done\n" {
 		t.Errorf("receive = %v, %s", err, stderr)
@@ -286,7 +286,6 @@ func TestReceiveCommandNacksWithAGrowingDelay(t *testing.T) {
 		to, _ := time.Parse(timestampLayout, m.ScheduledAt)
 		checkDiff(t, "delay", want, to.Sub(from).Seconds())
 	}
-	checkDiff(t, "longest delay", 15*time.Minute, retryDelay(1000))
 	s.exec("UPDATE queued.messages SET scheduled_at = now()")
 	if _, stderr, err := s.shell(nil, "receive", "-exec", "kill -9 $$", "-count", "1", "t"); err != nil || !strings.Contains(stderr, "killed") {
 		t.Errorf("receive with a command that dies = %v, %s", err, stderr)
@@ -400,24 +399,6 @@ func TestReceiveCommandDrains(t *testing.T) {
 		checkDiff(t, "stored", left-1, s.unacked())
 		checkDiff(t, "begun", 1, c.begun())
 	}
-
-	// What is received and not begun when the end comes is for others.
-	s.waiting("t", 0) // the server has noticed that those have ended
-	s.publish("t", 3, 4)
-	ctx, stop := context.WithCancel(context.Background())
-	w := &worker{client: &client{url: s.url}, queue: "t", command: "exit 1", stdout: io.Discard, stderr: io.Discard, slots: make(chan struct{}, 2), settling: context.Background(), longest: longestPoll}
-	if err := w.client.prepare(); err != nil {
-		t.Fatal(err)
-	}
-	messages, err := w.poll(ctx, w.takeSlots(ctx, 2), time.Now())
-	if err != nil || len(messages) != 2 {
-		t.Fatalf("poll = %d messages, %v", len(messages), err)
-	}
-	stop()
-	if err := w.work(ctx, messages); err != nil || len(w.slots) != 0 {
-		t.Errorf("work = %v, and %d slots are taken", err, len(w.slots))
-	}
-	checkDiff(t, "ready", []int{3, 4}, numbers(s.receive("t", "")))
 }
 
 // startWorkerProcess starts receive as a process.
@@ -639,7 +620,7 @@ func TestReceiveCommandEndsForWhatWillNotPass(t *testing.T) {
 	t.Cleanup(page.Close)
 	for args, want := range map[string]string{
 		"nosuch":                  "404: Queue not found",
-		"-url " + page.URL + " q": errNotQueued.Error(),
+		"-url " + page.URL + " q": "the answer is not one of queued, see -url",
 	} {
 		if _, _, err := s.shell(nil, "receive", strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("receive %s = %v, want %q", args, err, want)

@@ -1,4 +1,4 @@
-package main
+package shell
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"queued/internal/flags"
 )
@@ -23,8 +24,11 @@ a server is alive without its database, and to restart it would not bring that b
 
 `
 
-// runHealth asks the server that the same settings would start.
-func runHealth(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+// healthTimeout is how long the answer may take.
+const healthTimeout = 5 * time.Second
+
+// Health asks the server that the same settings would start.
+func Health(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	var listen, url, cert string
 	var ready bool
 	f := flags.New("queued health", healthUsage, stdout)
@@ -60,7 +64,7 @@ func runHealth(ctx context.Context, args []string, getenv func(string) string, s
 	if ready {
 		path = "/readyz"
 	}
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(url, "/")+path, nil)
 	if err != nil {

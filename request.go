@@ -37,7 +37,7 @@ func (s *server) withBody(r *request, limit int64, h handler) error {
 	return h(r)
 }
 
-// parseBody reads the body to its end, also where none is expected: only then
+// readBody reads the body to its end, also where none is expected: only then
 // does net/http notice a client that hangs up. It takes room for what has come,
 // and not for what the header says will come.
 func (r *request) readBody(limit int64, timeout time.Duration) error {

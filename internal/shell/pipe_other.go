@@ -4,17 +4,8 @@ package shell
 
 import (
 	"io"
-	"os/exec"
 	"time"
 )
-
-// children runs commands.
-type children struct{}
-
-func (*children) run(cmd *exec.Cmd) error { return cmd.Run() }
-
-// inherit does nothing: this process inherits no others.
-func (*children) inherit() (stop func()) { return func() {} }
 
 // pipe is the writing end of a pipe, of which nothing is known here.
 type pipe struct{}

@@ -1,13 +1,11 @@
 package shell
 
 import (
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"sync"
 	"syscall"
-	"time"
 	"unsafe"
 )
 
@@ -107,59 +105,4 @@ func isSubreaper() bool {
 	var is int32
 	_, _, err := syscall.Syscall(syscall.SYS_PRCTL, get, uintptr(unsafe.Pointer(&is)), 0)
 	return err == 0 && is != 0
-}
-
-// pipe is the writing end of a pipe.
-type pipe struct{ raw syscall.RawConn }
-
-// asPipe returns what w writes to as a pipe, nil if it is none.
-func asPipe(w io.Writer) *pipe {
-	f, ok := w.(*os.File)
-	if !ok {
-		return nil
-	}
-	info, err := f.Stat()
-	if err != nil || info.Mode()&os.ModeNamedPipe == 0 {
-		return nil
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	return &pipe{raw}
-}
-
-// closed waits until nobody can read from the pipe any more, for at most so long, or
-// for ever if d is negative, and reports whether that is so.
-func (p *pipe) closed(d time.Duration) (closed bool) {
-	p.raw.Control(func(fd uintptr) {
-		v := struct { // struct pollfd
-			fd      int32
-			events  int16 // none: an error is always looked for
-			revents int16
-		}{fd: int32(fd)}
-		var timeout *syscall.Timespec
-		if d >= 0 {
-			t := syscall.NsecToTimespec(int64(d))
-			timeout = &t
-		}
-		for {
-			n, _, err := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&v)), 1, uintptr(unsafe.Pointer(timeout)), 0, 0, 0)
-			if err == syscall.EINTR && d < 0 {
-				continue
-			}
-			closed = err == 0 && n > 0
-			return
-		}
-	})
-	return closed
-}
-
-// unread reports whether there is something in the pipe that nobody has read.
-func (p *pipe) unread() bool {
-	var n int32
-	p.raw.Control(func(fd uintptr) {
-		syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, uintptr(unsafe.Pointer(&n)))
-	})
-	return n > 0
 }

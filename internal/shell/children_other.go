@@ -1,0 +1,13 @@
+//go:build !linux
+
+package shell
+
+import "os/exec"
+
+// children runs commands.
+type children struct{}
+
+func (*children) run(cmd *exec.Cmd) error { return cmd.Run() }
+
+// inherit does nothing: this process inherits no others.
+func (*children) inherit() (stop func()) { return func() {} }

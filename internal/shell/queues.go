@@ -1,0 +1,85 @@
+package shell
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"queued/internal/flags"
+)
+
+const queuesUsage = `Queued queues lists the queues of a server.
+
+usage: queued queues [flags]
+
+`
+
+// listedQueue is what a table shows of a queue.
+type listedQueue struct {
+	ID                      string  `json:"id"`
+	TopicID                 *string `json:"topic_id"`
+	DeadQueueID             *string `json:"dead_queue_id"`
+	AckDeadlineSeconds      int     `json:"ack_deadline_seconds"`
+	MessageRetentionSeconds int     `json:"message_retention_seconds"`
+	MessageMaxDeliveries    *int    `json:"message_max_deliveries"`
+	DeliveryDelaySeconds    *int    `json:"delivery_delay_seconds"`
+}
+
+func Queues(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+	c := &client{}
+	var asJSON bool
+	f := flags.New("queued queues", queuesUsage, stdout)
+	c.flags(f)
+	f.BoolVar(&asJSON, "json", false, "print all settings as JSON, a queue a line")
+	if err := f.Parse(args, getenv); err != nil {
+		return err
+	}
+	if err := c.prepare(); err != nil {
+		return err
+	}
+	out := bufio.NewWriter(stdout)
+	table := newTable(out, "QUEUE", "TOPIC", "DEAD QUEUE", "ACK DEADLINE", "RETENTION", "MAX DELIVERIES", "DELAY")
+	err := c.eachQueue(ctx, func(item json.RawMessage) error {
+		if asJSON {
+			_, err := fmt.Fprintf(out, "%s\n", item)
+			return err
+		}
+		var q listedQueue
+		if err := json.Unmarshal(item, &q); err != nil {
+			return err
+		}
+		return table.row(q.ID, q.TopicID, q.DeadQueueID, seconds(&q.AckDeadlineSeconds), seconds(&q.MessageRetentionSeconds), q.MessageMaxDeliveries, seconds(q.DeliveryDelaySeconds))
+	})
+	if err == nil && !asJSON {
+		err = table.Flush()
+	}
+	return cmp.Or(err, out.Flush())
+}
+
+// eachQueue calls each with all queues, page by page.
+func (c *client) eachQueue(ctx context.Context, each func(item json.RawMessage) error) error {
+	limit := "&limit=100"
+	for offset := 0; ; {
+		var page []json.RawMessage
+		err := c.call(ctx, http.MethodGet, fmt.Sprintf("/queues?offset=%d%s", offset, limit), nil, eachOf(func(item json.RawMessage) error {
+			page = append(page, item)
+			return nil
+		}))
+		offset += len(page)
+		switch {
+		case refused(err).is(http.StatusUnprocessableEntity) && limit != "": // a server with a low -max-limit
+			limit = ""
+			continue
+		case err != nil || len(page) == 0:
+			return err
+		}
+		for _, item := range page { // in its own time: the request has ended
+			if err := each(item); err != nil {
+				return err
+			}
+		}
+	}
+}

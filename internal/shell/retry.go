@@ -1,0 +1,73 @@
+package shell
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// insist is retry for what shall be done also after the end of the work, for a
+// while.
+func (w *worker) insist(ctx context.Context, do func() error) error {
+	late, giveUp := context.WithCancel(w.settling)
+	defer giveUp()
+	stop := context.AfterFunc(ctx, func() {
+		sleep(late, drainTimeout)
+		giveUp()
+	})
+	defer stop()
+	return w.retry(late, do)
+}
+
+// retry calls do until it succeeds, is refused for good, or ctx has ended. The
+// first of several failures is said, and that it works again.
+func (w *worker) retry(ctx context.Context, do func() error) error {
+	for wait := firstPause; ; wait = min(2*wait, longestPause) {
+		err := do()
+		if err == nil || !isAway(err) {
+			w.back()
+			return err
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		w.gone(err)
+		if !sleep(ctx, wait) {
+			return err
+		}
+	}
+}
+
+func (w *worker) gone(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.away {
+		w.away = true
+		fmt.Fprintf(w.stderr, "queued: %v; trying again until it works\n", err)
+	}
+}
+
+func (w *worker) back() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.away {
+		w.away = false
+		fmt.Fprintf(w.stderr, "queued: %s works again\n", w.client.url)
+	}
+}
+
+func (w *worker) say(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fmt.Fprintf(w.stderr, "queued: "+format+"\n", args...)
+}
+
+// sleep waits, and reports whether ctx has not ended meanwhile.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,64 @@
+package shell
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"queued/internal/flags"
+)
+
+const statsUsage = `Queued stats shows how many messages a queue has in each state, how many its dead
+queue has, and how old the oldest message is that could be received.
+
+usage: queued stats [flags] QUEUE
+
+`
+
+func Stats(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+	c := &client{}
+	var asJSON bool
+	f := flags.New("queued stats", statsUsage, stdout)
+	f.Takes(1, 1, "the QUEUE to look at")
+	c.flags(f)
+	f.BoolVar(&asJSON, "json", false, "print them as JSON, on one line")
+	if err := f.Parse(args, getenv); err != nil {
+		return err
+	}
+	if !validID(f.Arg(0)) {
+		return flags.UsageError{Err: fmt.Errorf("%q is no id of a queue", f.Arg(0))}
+	}
+	if err := c.prepare(); err != nil {
+		return err
+	}
+	var v struct {
+		Messages *struct {
+			Ready, Delayed, Exhausted int
+			InFlight                  int `json:"in_flight"`
+		}
+		DeadQueueMessages *int `json:"dead_queue_messages"`
+		Oldest            int  `json:"oldest_unacked_message_age_seconds"`
+	}
+	var text []byte
+	err := c.call(ctx, http.MethodGet, "/queues/"+f.Arg(0)+"/stats?detail=true", nil, func(body io.Reader) (err error) {
+		if text, err = io.ReadAll(body); err != nil {
+			return err
+		}
+		if json.Unmarshal(text, &v) != nil || v.Messages == nil {
+			return errNotQueued
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		_, err := fmt.Fprintf(stdout, "%s\n", text)
+		return err
+	}
+	table := newTable(stdout, "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "DEAD QUEUE", "OLDEST")
+	m := v.Messages
+	return cmp.Or(table.row(m.Ready, m.Delayed, m.InFlight, m.Exhausted, v.DeadQueueMessages, seconds(&v.Oldest)), table.Flush())
+}

@@ -1,0 +1,57 @@
+package shell
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// table aligns its columns when it is flushed.
+type table struct{ *tabwriter.Writer }
+
+func newTable(out io.Writer, columns ...string) table {
+	t := table{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)}
+	fmt.Fprintln(t, strings.Join(columns, "\t")) // an error shows in Flush, too
+	return t
+}
+
+// row adds a row. A nil pointer is shown as a dash.
+func (t table) row(values ...any) error {
+	cells := make([]string, len(values))
+	for i, value := range values {
+		switch v := value.(type) {
+		case *string:
+			cells[i] = "-"
+			if v != nil {
+				cells[i] = *v
+			}
+		case *int:
+			cells[i] = "-"
+			if v != nil {
+				cells[i] = strconv.Itoa(*v)
+			}
+		default:
+			cells[i] = fmt.Sprint(v)
+		}
+	}
+	_, err := fmt.Fprintln(t, strings.Join(cells, "\t"))
+	return err
+}
+
+// seconds shows a duration like 1h30m.
+func seconds(n *int) *string {
+	if n == nil {
+		return nil
+	}
+	text := (time.Duration(*n) * time.Second).String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return &text
+}

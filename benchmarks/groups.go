@@ -5,11 +5,11 @@ func (s *suite) groups() error {
 	s.write(`
 ## Groups
 
-64 clients receive one message and ack it, of a million that are there; and cycles of publish, receive one, ack one, 64 + 64
-clients. The groups have no interval, so that nothing but the server limits them. The ratio is to messages in ten groups, or
-without one, in the same round.
+In the first three rows 64 clients receive and ack single messages from a backlog of a million. In the other rows 64 + 64
+clients run cycles. The groups have no delivery interval, so only the server limits the rate. The ratio is relative to ten
+groups, or to cycles without groups, in the same round.
 
-| | acked a second | ratio |
+| load | acked per second | ratio |
 |---|---|---|
 `)
 	backlog := func(groups string) []string {
@@ -30,12 +30,13 @@ func (s *suite) apis() error {
 	s.write(`
 ## Other servers' APIs
 
-Cycles by each API, 64 + 64 clients: publish, receive one, ack one; with pgQueue and micro-queue reading is the ack, and the
-third request falls away; with SharQ enqueue, dequeue and finish of jobs in 1000 queue ids with interval 0. The ratio is to the
-native API in the same round; the goals are 1 for pgQueue and micro-queue and 0.5 for SharQ, whose requests do more: it looks
-for the same job, counts, and says how many wait.
+64 + 64 clients run cycles through each API. In the APIs of pgQueue and micro-queue reading a message acks it, so a cycle is
+two requests. In SharQ's API a cycle is enqueue, dequeue and finish of a job, in 1000 queue ids with interval 0. The ratio is
+relative to the native API in the same round. The goals are 1 for pgQueue and micro-queue, and 0.5 for SharQ, whose requests
+do more: an enqueue searches for the same job, the server counts jobs per minute, and a dequeue returns the number of waiting
+jobs.
 
-| | acked a second | ratio |
+| API | acked per second | ratio |
 |---|---|---|
 `)
 	cycles := func(api, groups string) []string {

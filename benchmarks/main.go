@@ -35,7 +35,7 @@ type suite struct {
 	long    time.Duration // of the steady load
 	page    strings.Builder
 
-	handlerRate float64 // requests a second of the handler without a database, once it is measured
+	handlerRate float64 // requests per second of the handler without a database, once it is measured
 }
 
 func main() {
@@ -106,7 +106,7 @@ func run(ctx context.Context) error {
 		fmt.Fprintln(os.Stderr, "==", section.name, time.Now().Format(time.TimeOnly))
 		if err := section.measure(); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", section.name, err))
-			s.write("\nThis was not measured: %v\n", err)
+			s.write("\nThis section was not measured: %v\n", err)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -143,14 +143,17 @@ func (s *suite) head() {
 	}
 	s.write(`# Benchmarks
 
-Written by %[1]smake bench%[1]s on %[2]s. %[3]d rounds of %[4]s for each load, median and range.
+%[1]smake bench%[1]s wrote this page on %[2]s. Each load ran for %[4]s in each of %[3]d rounds. Figures are the median, with the
+range in parentheses.
+
+A *cycle* is a publish, a receive of one message, and its ack. "64 + 64 clients" are 64 producers and 64 consumers.
 
 | | |
 |---|---|
-| machine | %[5]d cores (%[6]s), client, server and PostgreSQL on it together |
+| machine | %[5]d cores (%[6]s), shared by client, server and PostgreSQL |
 | system | %[7]s |
 | Go | %[8]s |
-| PostgreSQL | %[9]s, the private one of queued: fsync on, default settings but for max_wal_size and autovacuum_naptime |
+| PostgreSQL | %[9]s, private to queued: fsync on, default settings except max_wal_size and autovacuum_naptime |
 | queued | commit %[10]s |
 `, "`", time.Now().UTC().Format("2006-01-02"), s.rounds, s.seconds, runtime.NumCPU(), cpu, output("uname", "-sr"),
 		strings.TrimPrefix(runtime.Version(), "go"), strings.TrimPrefix(output(postgresProgram("postgres"), "--version"), "postgres (PostgreSQL) "),

@@ -42,13 +42,14 @@ func (s *suite) besideHandler() error {
 	}
 	defer v.stop()
 	s.write(`
-## Beside a handler without a database
+## Compared with a handler without a database
 
-The handler answers the same requests with the same JSON by net/http and encoding/json, and keeps messages in memory.
-Requests a second, all kinds added up; each client makes one request after the other. Producers are never more than
-1000 messages ahead of consumers, so as many are published as acked. CPU is the client's part of the machine's.
+The handler serves the same requests with the same JSON, using net/http and encoding/json, and keeps messages in memory.
+Figures are requests per second, of all kinds together. Each client sends one request at a time. Producers stay at most 1000
+messages ahead of consumers, so the numbers of published and acked messages are equal. CPU is the client's share of the
+machine's CPU time.
 
-| | clients | handler | queued | ratio | goal | p50, p99 of a publish, ms | CPU |
+| load | clients | handler | queued | ratio | goal | publish p50, p99, ms | CPU |
 |---|---|---|---|---|---|---|---|
 `)
 	for _, k := range []struct {
@@ -95,10 +96,10 @@ func (s *suite) profile() error {
 	s.write(`
 ## Where the time goes
 
-CPU time by part while 64 producers and 64 consumers work, one message a request. PostgreSQL and the client are other
-processes; the rest is the server, by its profile.
+CPU time per request with 64 + 64 clients and one message per request. PostgreSQL and the client are separate processes; the
+other rows are parts of the server, from its CPU profile.
 
-| | microseconds a request | part |
+| part | microseconds per request | share |
 |---|---|---|
 `)
 	var samples []byte
@@ -144,15 +145,16 @@ processes; the rest is the server, by its profile.
 	}
 	line("PostgreSQL, all its processes", postgres)
 	line("client", client)
-	for _, part := range []string{"net/http: connections, headers, routing", "JSON and checks of requests, answers", "lib/pq and database/sql", "the engine: lanes, dispatchers", "metrics", "garbage collector", "scheduler and the rest of the runtime"} {
+	for _, part := range []string{"net/http: connections, headers, routing", "JSON and validation of requests, responses", "lib/pq and database/sql", "engine: batchers, dispatchers", "metrics", "garbage collector", "scheduler and the rest of the runtime"} {
 		line("server: "+part, server*parts[part]/sum)
 	}
 	perRequest := float64(runtime.NumCPU()) / s.handlerRate // seconds of the handler, HTTP and JSON on both sides
-	ours := (postgres + server*(parts["lib/pq and database/sql"]+parts["the engine: lanes, dispatchers"])/sum) / requests
+	ours := (postgres + server*(parts["lib/pq and database/sql"]+parts["engine: batchers, dispatchers"])/sum) / requests
 	s.write(`
-All together %.0f microseconds a request. At this rate %d cores have %.0f: the rest is idle, while all wait for a commit. The
-handler without a database takes about %.0f microseconds a request, all of it HTTP and JSON. PostgreSQL, its driver and the
-engine take %.0f on top: were nothing ever idle, and HTTP no dearer than there, the ratio would be %.2f.
+The total is %.0f microseconds per request. At this rate %d cores have %.0f microseconds per request: they are idle for the
+difference, while all clients wait for a commit. The handler without a database takes about %.0f microseconds per request, all of
+it for HTTP and JSON. PostgreSQL, its driver and the engine add %.0f. If the cores were never idle, and HTTP took as long as in the
+handler, the ratio would be %.2f.
 `, total/requests*1e6, runtime.NumCPU(), float64(runtime.NumCPU())*d.Seconds()/requests*1e6, perRequest*1e6, ours*1e6, perRequest/(perRequest+ours))
 	return nil
 }
@@ -171,9 +173,9 @@ func partOf(sample *profile.Sample) string {
 			case strings.Contains(name, "prometheus"), strings.Contains(name, "main.(*metrics)"):
 				return "metrics"
 			case strings.HasPrefix(name, "encoding/json"), strings.Contains(name, "main.(*form)"), strings.Contains(name, "appendJSON"), strings.Contains(name, "main.readBody"), strings.Contains(name, "main.(*response)"):
-				return "JSON and checks of requests, answers"
+				return "JSON and validation of requests, responses"
 			case strings.Contains(name, "main.(*engine)"), strings.Contains(name, "main.(*lane"), strings.Contains(name, "main.(*session)"), strings.Contains(name, "main.read["):
-				return "the engine: lanes, dispatchers"
+				return "engine: batchers, dispatchers"
 			case strings.HasPrefix(name, "net/http"), strings.HasPrefix(name, "main."):
 				return "net/http: connections, headers, routing"
 			}
@@ -229,12 +231,13 @@ func (s *suite) besideRabbitMQ() error {
 		version = string(out)
 	}
 	s.write(`
-## Beside RabbitMQ
+## Compared with RabbitMQ
 
-Debian's package %s; durable queue, persistent messages of 200 bytes, confirmed one by one, consumed with a prefetch of
-one, acked. Each client has a connection of its own. Messages a second; the server that is not measured is idle.
+RabbitMQ is Debian's package %s, with a durable queue and persistent messages of 200 bytes. Publishers wait for the
+confirmation of each message. Consumers have a prefetch of one and ack each message. Each client has its own connection. Figures
+are messages per second; the server that is not measured is idle.
 
-| | clients | RabbitMQ | queued | ratio |
+| load | clients | RabbitMQ | queued | ratio |
 |---|---|---|---|---|
 `, version)
 	for _, clients := range []int{16, 64} {
@@ -289,7 +292,7 @@ DELETE FROM queued.messages WHERE id = ANY(:ids::uuid[]);
 `
 
 // pgbench runs a script on the database of a server, as a queue of its own, and
-// returns transactions a second.
+// returns transactions per second.
 func (v *server) pgbench(script string, clients int, d time.Duration) (float64, error) {
 	path := filepath.Join(v.data, "pgbench.sql")
 	if err := os.WriteFile(path, []byte(script), 0o644); err != nil {
@@ -314,10 +317,10 @@ func (s *suite) batches() error {
 	s.write(`
 ## Batches of 100
 
-Messages a second with 100 in each request, 8 clients of each kind, beside pgbench with 8 clients that inserts 100 rows a
-commit, or runs insert, claim and delete of 100 rows as three commits, into the same table.
+Messages per second with 100 messages in each request and 8 clients of each kind. The reference is pgbench with 8 clients on
+the same table, which inserts 100 rows per commit, or inserts, claims and deletes 100 rows in three commits.
 
-| | pgbench | queued | ratio | goal |
+| load | pgbench | queued | ratio | goal |
 |---|---|---|---|---|
 `)
 	for _, k := range []struct {
@@ -376,12 +379,12 @@ func (v *server) mustQueue(id string) error {
 
 func (s *suite) backlog() error {
 	s.write(`
-## Under a backlog
+## With a backlog
 
-Cycles of publish, receive one, ack one, 64 + 64 clients, with other messages in the database. Right after they were put
-there, so PostgreSQL has no statistics of them. The ratio is to an empty queue in the same round; the goal is 0.9.
+64 + 64 clients run cycles while other messages are in the database. These were inserted immediately before, so PostgreSQL
+has no statistics about them. The ratio is relative to an empty queue in the same round; the goal is 0.9.
 
-| | acked a second | ratio |
+| other messages | acked per second | ratio |
 |---|---|---|
 `)
 	const million = 1_000_000
@@ -391,7 +394,7 @@ there, so PostgreSQL has no statistics of them. The ratio is to an empty queue i
 		args    []string
 		rounds  int
 	}{
-		{"nothing", func(*server) error { return nil }, nil, s.rounds},
+		{"none", func(*server) error { return nil }, nil, s.rounds},
 		{"a million due in the queue", func(*server) error { return nil }, []string{"-backlog", "1000000", "-drain=false"}, s.rounds},
 		{"a million in flight in the queue", func(v *server) error { return v.rows("q", million, "now() + interval '1 h'", true) }, []string{"-queue", "q"}, s.rounds},
 		{"a million delayed in the queue", func(v *server) error { return v.rows("q", million, "now() + interval '1 h'", false) }, []string{"-queue", "q"}, s.rounds},
@@ -435,7 +438,7 @@ there, so PostgreSQL has no statistics of them. The ratio is to an empty queue i
 	for i, k := range kinds {
 		s.write("| %s | %v | %v |\n", k.what, results[i], ratios[i])
 	}
-	s.write("\nThe plans are the same on an empty, a full and an analyzed table: `go test -v -run HotStatements .` checks and shows them.\n")
+	s.write("\nThe query plans are the same on an empty, a full and an analyzed table; `go test -v -run HotStatements .` checks and prints them.\n")
 	return nil
 }
 
@@ -443,11 +446,11 @@ func (s *suite) snapshot() error {
 	s.write(`
 ## While a snapshot is held
 
-A transaction stays open in the database (` + "`BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;`" + `), so nothing that is acked can be
-vacuumed. 64 + 64 clients, one message a request; acked a second, and milliseconds of a publish. The goal is 0.8 of the
-rate without, and a 99th percentile within twice.
+A transaction stays open in the database (` + "`BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;`" + `), so PostgreSQL
+cannot vacuum acked messages. 64 + 64 clients run cycles, one message per request. The goal is 0.8 of the rate without a
+snapshot, and at most twice its 99th percentile.
 
-| | acked a second | of it in the first and the last tenth | p50, p99 | ratio | table and indexes before, after |
+| | acked per second | in the first and the last tenth | publish p50, p99, ms | ratio | table and indexes before, after |
 |---|---|---|---|---|---|
 `)
 	v, err := s.start()
@@ -525,11 +528,12 @@ func (s *suite) latency() error {
 	s.write(`
 ## Latency
 
-1,000 messages a second, 16 producers and 16 consumers in long polls; milliseconds. A publish counts from when it was
-sent, or was due if the one before was answered too late. Two servers: published at one, received at the other, on the
-same database. Idle: ten messages a second, one producer and one consumer.
+16 producers publish 1,000 messages per second in total, and 16 consumers receive them in long polls. Times are in
+milliseconds. The time of a publish starts when its request is sent, or when it was due if the previous response came too
+late. With two servers, one gets the publishes and the other the receives; both use the same database. Idle means ten
+messages per second, with one producer and one consumer.
 
-| | publish p50, p99, max | to receipt p50 | p99 | max | goal |
+| load | publish p50, p99, max | publish to receipt p50 | p99 | max | goal |
 |---|---|---|---|---|---|
 `)
 	v, err := s.start()
@@ -657,11 +661,10 @@ func (s *suite) queues() error {
 	s.write(`
 ## Many queues
 
-- 1,000 queues, each with a client that publishes one message, receives it and acks it: %s cycles a second. Publishes and
-  acks of all queues share statements; receives do not: a claim is for one queue, so each of these messages takes a
-  statement and a commit of its own.
-- A topic with 100 queues, 8 publishers: %s publishes a second, %s copies a second; batches of 100 to one queue
-  insert rows no faster (above).
+- 1,000 queues, each with a client that runs cycles: %s cycles per second. Publishes and acks of all queues share statements.
+  Claims do not, because a claim is for one queue, so each of these messages takes a statement and a commit of its own.
+- A topic with 100 queues, and 8 publishers: %s publishes per second, which are %s copies per second. Batches of 100 to one
+  queue do not insert rows any faster (see above).
 `, thousands(cycles), thousands(fanOut), thousands(100*fanOut))
 	return nil
 }
@@ -680,11 +683,11 @@ func (s *suite) waiting() error {
 	s.write(`
 ## Long polls
 
-10,000 receivers wait, each on a connection of its own, for 20 seconds and again. Memory is the server's; statements are
-all of the server's on PostgreSQL, those of the cleanup and of this measurement too; the time is from a publish to its
-receipt by one of them, of 50 messages, milliseconds. Goals: under 400 MB, under 5 statements a second.
+10,000 receivers wait in long polls of 20 seconds, each on its own connection. Memory is that of the server. Statements are
+all that the server runs on PostgreSQL, including those of the cleanup and of this measurement. The time is from a publish to
+its receipt by one of the receivers, over 50 messages. Goals: less than 400 MB, fewer than 5 statements per second.
 
-| | memory | statements a second | publish to receipt p50, max |
+| queues | memory | statements per second | publish to receipt p50, max, ms |
 |---|---|---|---|
 `)
 	for _, queues := range []int{1, 1000} {
@@ -766,7 +769,7 @@ func (s *suite) wait(v *server, queues int) error {
 	for _, v := range took {
 		most = max(most, v)
 	}
-	s.write("| on %d queues | %d MB | %.1f | %.1f, %.1f |\n", queues, rss>>20, rate, took.median(), most)
+	s.write("| %d | %d MB | %.1f | %.1f, %.1f |\n", queues, rss>>20, rate, took.median(), most)
 	return nil
 }
 
@@ -774,9 +777,9 @@ func (s *suite) payloads() error {
 	s.write(`
 ## Payloads
 
-Cycles of publish, receive one, ack one, 16 + 16 clients, by the size of a message's data; memory of the server at the end.
+16 + 16 clients run cycles with messages of different sizes. Memory is that of the server at the end.
 
-| bytes | acked a second | MB a second | p50, p99 of a publish, ms | memory |
+| bytes | acked per second | MB per second | publish p50, p99, ms | memory |
 |---|---|---|---|---|
 `)
 	for _, size := range []int{200, 1 << 10, 10 << 10, 100 << 10} {
@@ -818,13 +821,13 @@ func (s *suite) idle() error {
 		return err
 	}
 	s.write(`
-## At rest
+## Idle server
 
-| | | goal |
+| | measured | goal |
 |---|---|---|
-| memory of the idle server | %d MB | under 25 |
-| ready on an existing database | %.2f s | within 1 |
-| ready on a new private PostgreSQL | %.2f s | within 6 |
+| memory | %d MB | under 25 |
+| time to ready, existing database | %.2f s | within 1 |
+| time to ready, new private PostgreSQL | %.2f s | within 6 |
 | static binary | %d MB | under 20 |
 `, rss>>20, existing.Seconds(), fresh.Seconds(), info.Size()>>20)
 	return nil
@@ -840,9 +843,9 @@ func (s *suite) steady() error {
 	s.write(`
 ## Steady load for %s
 
-64 + 64 clients, one message a request, as fast as it goes.
+64 + 64 clients run cycles, one message per request, without a rate limit.
 
-| minute | acked a second | table | indexes | dead rows | memory |
+| minute | acked per second | table | indexes | dead rows | memory |
 |---|---|---|---|---|---|
 `, s.long)
 	var r *report
@@ -871,6 +874,6 @@ func (s *suite) steady() error {
 		}
 		s.write("| %.0f | %s | %s |\n", (time.Duration(i+1) * s.long / 10).Minutes(), thousands(float64(sum)/float64(to-from)), strings.Join(look, " | "))
 	}
-	s.write("\nIn all: publish p50 %.1f, p99 %.1f, max %.1f ms; nothing missing, %d duplicates.\n", r.Publish.P50, r.Publish.P99, r.Publish.Max, r.Duplicates)
+	s.write("\nOver the whole run: publish p50 %.1f ms, p99 %.1f ms, maximum %.1f ms; no message missing, %d duplicates.\n", r.Publish.P50, r.Publish.P99, r.Publish.Max, r.Duplicates)
 	return nil
 }

@@ -11,43 +11,40 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// errOverloaded says that too much is waiting already.
+// errOverloaded is the error of a request that exceeds a limit of the server.
 var errOverloaded = errors.New("too many requests are waiting")
 
-// A lane is where requests of one kind gather to share a statement. Its worker
-// takes all that wait, runs them as one statement, commits, and answers
-// everyone: there is no timer, so an idle lane runs a request at once, and a
-// busy one makes batches by itself. A commit costs the same for one row as for
-// a hundred, which is why there is one worker: two make smaller batches.
+// A batcher combines requests of one kind into one statement and one commit. Its
+// worker takes all waiting requests, runs them as one statement and returns the
+// results. There is no timer: an idle batcher runs a request at once, and a busy
+// one forms batches by itself. A commit costs the same for one row as for a
+// hundred, so there is one worker: two would form smaller batches.
 //
-// A request never hurts another that shares its statement: if PostgreSQL
-// rejects a batch for what is in it, or because somebody else holds the lock of
-// one of its rows, its members are tried one by one and only the guilty fail; if
-// it lost against another statement in a deadlock, all are tried again. When it
-// is unknown what became of a statement, nothing is tried again and all its
-// members fail with errUnavailable. A statement that takes long stops nobody who
-// comes later: another worker goes on.
+// A request never hurts another that shares its statement. If PostgreSQL rejects
+// a batch because of its content or a row lock, the requests are tried one by one
+// and only those at fault fail. After a deadlock the whole batch is tried again.
+// If the outcome of a statement is unknown, nothing is tried again and all its
+// requests fail with errUnavailable. While a statement is slow, a second worker
+// runs the requests that arrive later.
 type batcher[T any] struct {
-	// run carries out a batch and leaves each result in its request. An error
-	// is that of the statement, and so of all of them.
+	// run executes a batch and stores each result in its request. It returns the
+	// error of the statement, which applies to all requests of the batch.
 	run func(s *pinnedConn, batch []T) error
 
 	sizes   prometheus.Observer // of batches
 	waiting chan *batchedRequest[T]
-	maxRows int // of a batch; one request is taken however large it is
+	maxRows int // rows of a batch; a single request may have more
 	maxSize int // bytes of a batch, likewise
 
-	// turn holds what a worker must have to take requests. It gives it away while its
-	// statement takes long.
-	token   chan struct{}
-	next    *batchedRequest[T] // of who has the turn: taken, but did not fit into the batch before
-	closing chan struct{}
-	drained chan struct{} // nothing waits any more, and nothing will
-	closed  chan struct{} // the workers have ended
+	token   chan struct{}      // a worker takes requests only while it has the token, and returns it when its statement is slow
+	next    *batchedRequest[T] // taken by the holder of the token, but too large for the previous batch
+	closing chan struct{}      // closed by close
+	drained chan struct{}      // closed when no request is waiting and none will come
+	closed  chan struct{}      // closed when all workers have ended
 	working sync.WaitGroup
 }
 
-// batchedRequest is a request in a lane.
+// batchedRequest is a request in a batcher.
 type batchedRequest[T any] struct {
 	ctx     context.Context
 	request T
@@ -56,15 +53,15 @@ type batchedRequest[T any] struct {
 	done    chan error
 }
 
-// Bounds of a lane.
+// Limits of a batcher.
 const (
-	batcherCapacity   = 10000                  // requests that wait before it refuses more
-	batcherWorkers    = 2                      // of a lane: one, and another while a statement of the one takes long
-	secondWorkerAfter = 250 * time.Millisecond // that is this
-	batchLockTimeouts = 3                      // members of a batch, one by one, that may wait in vain for a lock
+	batcherCapacity   = 10000                  // waiting requests; more are refused
+	batcherWorkers    = 2                      // one, and a second while a statement is slow
+	secondWorkerAfter = 250 * time.Millisecond // until a statement counts as slow
+	batchLockTimeouts = 3                      // lock timeouts while the requests of a batch are tried one by one
 )
 
-// newBatcher starts a lane with a worker for each of the sessions.
+// newBatcher starts a batcher with one worker for each connection.
 func newBatcher[T any](name string, sessions []*pinnedConn, m *metrics, maxRows, maxSize int, run func(*pinnedConn, []T) error) *batcher[T] {
 	l := &batcher[T]{
 		run:     run,
@@ -84,8 +81,9 @@ func newBatcher[T any](name string, sessions []*pinnedConn, m *metrics, maxRows,
 	return l
 }
 
-// do waits until the request was carried out. If ctx ends before its turn
-// comes it is not, and if ctx ends later, or the lane is closed, that is unknown.
+// do blocks until the request has been executed. If ctx ends before a worker takes
+// the request, it is not executed; if ctx ends later, or the batcher is closed, the
+// outcome is unknown.
 func (l *batcher[T]) do(ctx context.Context, request T, rows, size int) error {
 	c := &batchedRequest[T]{ctx: ctx, request: request, rows: rows, size: size, done: make(chan error, 1)}
 	select {
@@ -103,22 +101,22 @@ func (l *batcher[T]) do(ctx context.Context, request T, rows, size int) error {
 	}
 }
 
-// close ends the workers after what waits has been carried out.
+// close runs the waiting requests and ends the workers.
 func (l *batcher[T]) close() {
 	close(l.closing)
 	l.working.Wait()
 	close(l.closed)
 }
 
-// work carries out what waits until the lane is closed.
+// work runs waiting requests until the batcher is closed.
 func (l *batcher[T]) work(s *pinnedConn) {
 	defer s.end()
-	mine := false // the turn
+	hasToken := false
 	for {
-		if !mine {
+		if !hasToken {
 			select {
 			case <-l.token:
-				mine = true
+				hasToken = true
 			case <-l.drained:
 				return
 			}
@@ -128,15 +126,15 @@ func (l *batcher[T]) work(s *pinnedConn) {
 			close(l.drained)
 			return
 		}
-		relief := time.AfterFunc(secondWorkerAfter, func() { l.token <- struct{}{} })
+		slow := time.AfterFunc(secondWorkerAfter, func() { l.token <- struct{}{} })
 		s.exclusive(func() { l.runBatch(s, batch) })
-		mine = relief.Stop()
+		hasToken = slow.Stop()
 	}
 }
 
-// gather waits for a request, and takes what waits then, up to the bounds of a
-// batch. It returns nil when the lane is closed and nothing waits. A batch may be
-// empty, if all who waited have gone.
+// gather blocks until a request is waiting and takes all waiting requests, up to
+// the limits of a batch. It returns nil when the batcher is closed and no request
+// is waiting, and an empty batch if all the clients have disconnected.
 func (l *batcher[T]) gather() []*batchedRequest[T] {
 	c := l.next
 	l.next = nil
@@ -169,6 +167,7 @@ func (l *batcher[T]) gather() []*batchedRequest[T] {
 	}
 }
 
+// runBatch runs a batch and returns the results to its requests.
 func (l *batcher[T]) runBatch(s *pinnedConn, batch []*batchedRequest[T]) {
 	if len(batch) == 0 {
 		return
@@ -183,14 +182,14 @@ func (l *batcher[T]) runBatch(s *pinnedConn, batch []*batchedRequest[T]) {
 		err = l.run(s, requests)
 	}
 	if len(batch) > 1 && (blamesOne(err) || locked(err)) {
-		waits := 0
+		lockTimeouts := 0
 		err = nil
 		for _, c := range batch {
-			// Or it would be so for the others too, one after the other.
-			if !errors.Is(err, errUnavailable) || locked(err) && waits < batchLockTimeouts {
+			// Once the database is unavailable, the rest of the batch fails without another try.
+			if !errors.Is(err, errUnavailable) || locked(err) && lockTimeouts < batchLockTimeouts {
 				err = asUnavailable(l.run(s, []T{c.request}))
 				if locked(err) {
-					waits++
+					lockTimeouts++
 				}
 			}
 			c.done <- err

@@ -10,17 +10,17 @@ import (
 	"time"
 )
 
-// Bounds of the engine.
+// Limits of the engine.
 const (
-	publishRows = 2000     // messages stored by a statement, but for a single request that makes more
-	publishSize = 16 << 20 // bytes
-	ackRows     = 2000     // messages settled by a statement, likewise
+	publishRows = 2000     // messages per INSERT; a single request may have more
+	publishSize = 16 << 20 // bytes per INSERT, likewise
+	ackRows     = 2000     // messages per ack, nack or extend statement, likewise
 
-	maxReceivers = 100_000 // waiting, in all queues
+	maxReceivers = 100_000 // waiting receivers, of all queues
 )
 
-// engine carries out what is done a thousand times a second: publish, receive,
-// ack, nack and extend, each in a file of its own.
+// engine executes the frequent operations: publish, receive, ack, nack and extend,
+// each in a file of its own. It has its own connections to the database.
 type engine struct {
 	log     *slog.Logger
 	metrics *metrics
@@ -33,27 +33,27 @@ type engine struct {
 	releases     *batcher[[]message]
 	finishes     *batcher[*finishing]
 	measurings   *batcher[*measuring]
-	claimers     chan *pinnedConn // idle ones
+	claimers     chan *pinnedConn // idle connections for claims
 
 	directory directory
 
 	notifier     *notifier
-	sweepNow     chan struct{} // asks for a slow look at once
+	sweepNow     chan struct{} // requests a full sweep at once
 	countsWanted chan struct{} // holds one: another server asks for what the tally has not written yet
 
 	mu          sync.Mutex
-	dispatchers map[dispatcherKey]*dispatcher // that have receivers
-	watermarks  map[string]*watermarks        // of queues that were claimed from lately, by queue id
-	receivers   int                           // waiting, in all of them
+	dispatchers map[dispatcherKey]*dispatcher // of queues with waiting receivers
+	watermarks  map[string]*watermarks        // of recently claimed queues, by queue id
+	receivers   int                           // waiting, in all dispatchers
 	draining    bool
 	dispatching sync.WaitGroup
-	stop        context.CancelFunc // of what runs in the background
+	stop        context.CancelFunc // ends the background goroutines
 	background  sync.WaitGroup
 }
 
-// newEngine starts an engine on connections of its own, so that slow requests
-// of other kinds cannot take them. The caller ends it with drain and then close.
-func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook time.Duration) (*engine, error) {
+// newEngine starts an engine on connections of its own, which slow requests of
+// other kinds cannot occupy. The caller ends it with drain and then close.
+func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep time.Duration) (*engine, error) {
 	db, err := d.openForEngine()
 	if err != nil {
 		return nil, err
@@ -78,9 +78,9 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 		watermarks:   make(map[string]*watermarks),
 		stop:         stop,
 	}
-	// With as many sessions as there are workers, each has one of its own. With fewer,
-	// those that are wanted at the same time are apart: the two workers of a lane, and
-	// lanes that follow each other here.
+	// Each worker has a connection of its own if there are enough. With fewer
+	// connections, the two workers of a batcher, and neighbours in this list, use
+	// different ones.
 	workers := func(lane int) []*pinnedConn { return []*pinnedConn{shared[lane%n], shared[(lane+n/2)%n]} }
 	e.publications = newBatcher("publish", workers(0), m, publishRows, publishSize, e.runPublications)
 	e.acks = newBatcher("ack", workers(1), m, ackRows, publishSize, e.runAcks)
@@ -95,7 +95,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	e.notifier = newNotifier(shared[n-1], log)
 	e.background.Go(func() { e.notifier.send(ctx) })
 	e.background.Go(func() { e.notifier.listen(ctx, d, e.onNotification, e.wakeAll) })
-	e.background.Go(func() { e.sweepPeriodically(ctx, shared[n/2-1], slowLook, quickLook) })
+	e.background.Go(func() { e.sweepPeriodically(ctx, shared[n/2-1], fullSweep, quickSweep) })
 	e.background.Go(func() {
 		defer pulse.Close()
 		d.watch(ctx, pulse, log, e.wakeAll)
@@ -104,7 +104,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, slowLook, quickLook ti
 	return e, nil
 }
 
-// waiting returns how many receivers wait, by queue.
+// waiting returns the number of waiting receivers by queue id.
 func (e *engine) waiting() map[string]int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -115,7 +115,8 @@ func (e *engine) waiting() map[string]int {
 	return all
 }
 
-// drain lets all receivers go with nothing, and those that come later too.
+// drain ends the wait of all receivers, and of those that arrive later, with an
+// empty result.
 func (e *engine) drain() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -130,7 +131,7 @@ func (e *engine) drain() {
 	}
 }
 
-// close ends the engine once nobody calls it any more.
+// close ends the engine. No other method may be running.
 func (e *engine) close() {
 	e.drain()
 	e.dispatching.Wait()
@@ -149,7 +150,7 @@ func (e *engine) close() {
 	e.db.Close()
 }
 
-// runReleases undoes deliveries.
+// runReleases runs a batch of releases: messages that their receivers did not get.
 func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
 	all, err := s.undoDeliveries(slices.Concat(batch...))
 	if err != nil {
@@ -162,17 +163,17 @@ func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
 	return nil
 }
 
-// wakeIfUnknown is for statements that make messages due: one that failed may have
-// been carried out, and for which queues that was is unknown.
+// wakeIfUnknown wakes the receivers of all queues after a statement whose outcome is
+// unknown: it may have made messages due.
 func (e *engine) wakeIfUnknown(err error) {
 	if !rejected(err) {
 		e.wakeAll()
 	}
 }
 
-// announce says that something in the queue becomes due at that time, by the
-// clock of PostgreSQL: to the receivers in this process at once, to those in
-// others soon. The zero time is now. It is called after the commit.
+// announce wakes the receivers of a queue in which something becomes due at that
+// time, by the clock of PostgreSQL: those of this process at once, those of other
+// servers soon. The zero time is now. It is called after the commit.
 func (e *engine) announce(queueID string, dueAt time.Time) {
 	e.wake(queueID, dueAt)
 	e.notifier.add(queueID, dueAt)
@@ -190,65 +191,65 @@ func (e *engine) onNotification(queueID string, dueAt time.Time) {
 	}
 }
 
-// How often the engine looks for what no notification told it of, and how often
-// while none can come, or at queues that are being claimed from.
+// Sweeps find due messages without a wake-up.
 const (
-	defaultFullSweep  = 10 * time.Second
-	defaultQuickSweep = time.Second
+	defaultFullSweep  = 10 * time.Second // interval of sweeps of whole queues
+	defaultQuickSweep = time.Second      // interval of sweeps just below the low-water marks
 
-	// sweepMargin is how far below the floor of a queue the quick look goes: rows that
-	// are due since a statement began show within its time.
+	// sweepMargin is how far below the mark a quick sweep scans. A row is due from the
+	// start of its statement and visible from its commit, which is at most this later.
 	sweepMargin = networkTimeout
 
-	// sweepShare bounds the time that slow looks take: one part in so many.
+	// sweepShare limits full sweeps to one part in so many of the time.
 	sweepShare = 20
 )
 
-// sweepPeriodically wakes the receivers of queues in which something is due without
-// their having been told: a notification was lost, or a server died before it
-// sent one, or the claims of a queue have passed it. One statement looks at all
-// queues that have receivers here, or had some lately.
-func (e *engine) sweepPeriodically(ctx context.Context, s *pinnedConn, slowLook, quickLook time.Duration) {
+// sweepPeriodically wakes receivers for due messages whose wake-up was lost: with a
+// notification, with a server that died before it sent one, or because a claim
+// skipped a locked row. One statement checks all queues that have receivers here,
+// or had some recently. While the listener is not connected, every sweep is a full
+// one.
+func (e *engine) sweepPeriodically(ctx context.Context, s *pinnedConn, fullSweep, quickSweep time.Duration) {
 	defer s.end()
-	next := time.Now().Add(slowLook) // slow look
-	ticker := time.NewTicker(quickLook)
+	next := time.Now().Add(fullSweep)
+	ticker := time.NewTicker(quickSweep)
 	defer ticker.Stop()
 	for {
-		slow := true
+		full := true
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.sweepNow:
 		case <-ticker.C:
-			slow = !e.notifier.listening() || time.Now().After(next)
+			full = !e.notifier.listening() || time.Now().After(next)
 		}
 		began := time.Now()
 		s.exclusive(func() {
-			if err := e.sweep(s, slow); err != nil {
-				e.log.Debug("look for what is due", "error", err)
+			if err := e.sweep(s, full); err != nil {
+				e.log.Debug("sweep failed", "error", err)
 			}
 		})
-		if slow {
-			next = time.Now().Add(max(slowLook, (sweepShare-1)*time.Since(began)))
+		if full {
+			next = time.Now().Add(max(fullSweep, (sweepShare-1)*time.Since(began)))
 		}
 	}
 }
 
-// sweep looks at all queues that have receivers or had some lately, or only a bit
-// below the floors of those that have one.
-func (e *engine) sweep(s *pinnedConn, slow bool) error {
+// sweep wakes the receivers of queues with due messages. A full sweep checks whole
+// queues; a quick one checks just below the low-water marks.
+func (e *engine) sweep(s *pinnedConn, full bool) error {
 	e.mu.Lock()
-	maps.DeleteFunc(e.watermarks, func(id string, f *watermarks) bool {
-		return len(e.dispatchersOf(id)) == 0 && time.Since(f.usedAt) > watermarkIdle
+	maps.DeleteFunc(e.watermarks, func(id string, w *watermarks) bool {
+		return len(e.dispatchersOf(id)) == 0 && time.Since(w.usedAt) > watermarkIdle
 	})
 	var ids []string
 	var since []claimStart
-	for id, f := range e.watermarks {
-		// Also where nobody waits right now: a busy queue may never be seen with a line.
-		if slow {
+	for id, w := range e.watermarks {
+		// Also without a waiting receiver: those of a busy queue never wait for long.
+		if full {
 			ids, since = append(ids, id), append(since, claimStart{})
-		} else if !f.messages.at.IsZero() || !f.groups.at.IsZero() {
-			ids, since = append(ids, id), append(since, claimStart{f.messages.below(sweepMargin), f.groups.below(sweepMargin)})
+		} else if !w.messages.at.IsZero() || !w.groups.at.IsZero() {
+			ids, since = append(ids, id), append(since, claimStart{w.messages.below(sweepMargin), w.groups.below(sweepMargin)})
 		}
 	}
 	e.mu.Unlock()
@@ -256,7 +257,7 @@ func (e *engine) sweep(s *pinnedConn, slow bool) error {
 		return nil
 	}
 	found, err := s.nextDue(ids, since)
-	if err != nil { // perhaps a connection that was lost: a look can be repeated
+	if err != nil { // perhaps the connection was lost; the statement reads only
 		if found, err = s.nextDue(ids, since); err != nil {
 			return err
 		}
@@ -267,12 +268,12 @@ func (e *engine) sweep(s *pinnedConn, slow bool) error {
 	for _, v := range found {
 		exists[v.queueID] = true
 		hidden := false
-		if f := e.watermarks[v.queueID]; f != nil {
-			f.check(v.now)
-			inMessages, inGroups := f.messages.recheck(v.dueAt), f.groups.recheck(v.readyAt)
+		if w := e.watermarks[v.queueID]; w != nil {
+			w.check(v.now)
+			inMessages, inGroups := w.messages.recheck(v.dueAt), w.groups.recheck(v.readyAt)
 			hidden = inMessages || inGroups
 		}
-		if !slow && !hidden {
+		if !full && !hidden {
 			continue
 		}
 		for _, d := range e.dispatchersOf(v.queueID) {
@@ -285,7 +286,7 @@ func (e *engine) sweep(s *pinnedConn, slow bool) error {
 	for _, id := range ids {
 		for _, d := range e.dispatchersOf(id) {
 			if !exists[id] {
-				d.expectAt(time.Time{}) // the claim will find that the queue is gone
+				d.expectAt(time.Time{}) // the claim finds that the queue was deleted
 			}
 		}
 	}

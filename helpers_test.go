@@ -193,9 +193,9 @@ func testLimits() limits {
 
 // mustEngine starts an engine whose slow look never comes: a lost wake-up shows
 // as a test that hangs.
-func mustEngine(t testing.TB, d *database, m *metrics, quickLook time.Duration) *engine {
+func mustEngine(t testing.TB, d *database, m *metrics, quickSweep time.Duration) *engine {
 	t.Helper()
-	e, err := newEngine(d, slog.New(slog.DiscardHandler), m, time.Hour, quickLook)
+	e, err := newEngine(d, slog.New(slog.DiscardHandler), m, time.Hour, quickSweep)
 	if err != nil {
 		t.Fatal(err)
 	}

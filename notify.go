@@ -22,34 +22,35 @@ const wantCounts = "."
 
 // Bounds of NOTIFY and LISTEN.
 const (
-	// A commit that notifies takes a lock that all of them share, so there is
-	// one for many queues, at most one in this time, and none in a publish.
+	// A commit with NOTIFY takes a lock on the whole cluster. So one notification
+	// covers many queues, there is at most one per interval, and a publish sends none.
 	notifyInterval = 10 * time.Millisecond
 	notifyPayload  = 7000 // bytes; PostgreSQL takes less than 8000
 	notifyTimeout  = 100 * time.Millisecond
 
-	// A listener says nothing for as long as nothing happens; the ping shows
-	// that its connection is alive.
+	// The connection of an idle listener carries no data; the ping finds out
+	// whether it is alive.
 	pingInterval  = 10 * time.Second
 	listenTimeout = 25 * time.Second
 )
 
-// notifier tells other servers on the database what this one announces, and
-// hears what they do. It is no guarantee: a server that dies before it notifies,
-// or loses its connection, leaves it to the slow look of the others.
+// notifier sends notifications about due messages to the other servers of the
+// database, and receives theirs. Delivery is not guaranteed: when a server dies
+// before it notifies, or loses its connection, the full sweeps of the others find
+// the messages.
 type notifier struct {
-	origin string // of our own notifications, which we need not hear
+	origin string // marks our own notifications, which are ignored
 	log    *slog.Logger
 	s      *pinnedConn
 
 	mu      sync.Mutex
-	pending map[string]time.Time // queue id to the earliest announced due time; zero is now
-	bell    chan struct{}        // holds one; rung when something is pending
+	pending map[string]time.Time // queue id to the earliest due time; zero is now
+	bell    chan struct{}        // capacity 1; signals that something is pending
 
-	urgent chan chan struct{} // asks for what is pending to be sent at once; closed when it has been
-	ended  chan struct{}      // closed when nothing is sent any more
+	urgent chan chan struct{} // requests to send at once; the inner channel is closed afterwards
+	ended  chan struct{}      // closed when the notifier has stopped sending
 
-	connected atomic.Bool // notifications can come
+	connected atomic.Bool // the listener is connected
 }
 
 func newNotifier(s *pinnedConn, log *slog.Logger) *notifier {
@@ -64,7 +65,7 @@ func newNotifier(s *pinnedConn, log *slog.Logger) *notifier {
 	}
 }
 
-// add has the other servers told, soon, that something in the queue is due then.
+// add queues a notification that something in the queue is due at that time.
 func (n *notifier) add(queueID string, dueAt time.Time) {
 	n.mu.Lock()
 	if earliest, is := n.pending[queueID]; !is || dueAt.Before(earliest) {
@@ -77,29 +78,29 @@ func (n *notifier) add(queueID string, dueAt time.Time) {
 	}
 }
 
-// sendNow returns when what was added before has been sent, or that takes long.
-// It is called by who is alone with a session.
+// sendNow blocks until all pending notifications are sent, but for at most
+// notifyTimeout. Its caller has exclusive use of s.
 func (n *notifier) sendNow(s *pinnedConn) {
 	if s == n.s {
 		n.flushAlone()
 		return
 	}
 	sent := make(chan struct{})
-	patience := time.After(notifyTimeout)
+	timeout := time.After(notifyTimeout)
 	select {
 	case n.urgent <- sent:
 	case <-n.ended:
 		return
-	case <-patience:
+	case <-timeout:
 		return
 	}
 	select {
 	case <-sent:
-	case <-patience:
+	case <-timeout:
 	}
 }
 
-// send notifies until ctx is done, and then once more.
+// send sends notifications until ctx is done, and the pending ones after that.
 func (n *notifier) send(ctx context.Context) {
 	defer n.s.end()
 	defer close(n.ended)
@@ -130,7 +131,7 @@ FROM unnest($1::text[]) AS payload`
 
 func (n *notifier) flush() { n.s.exclusive(n.flushAlone) }
 
-// flushAlone is flush for who is alone with the session.
+// flushAlone is flush for a caller with exclusive use of the connection.
 func (n *notifier) flushAlone() {
 	n.mu.Lock()
 	pending := n.pending
@@ -141,7 +142,7 @@ func (n *notifier) flushAlone() {
 	}
 	payloads := textArray(n.payloads(pending))
 	err := n.notify(payloads)
-	if err != nil { // perhaps a connection that was lost: they may hear it twice
+	if err != nil { // perhaps the connection was lost; a repeated notification does no harm
 		err = n.notify(payloads)
 	}
 	if err != nil {
@@ -156,8 +157,9 @@ func (n *notifier) notify(payloads textArray) error {
 	return err
 }
 
-// payloads writes the origin and then, as often as fits, a queue id and a due
-// time in microseconds of the Unix epoch, all separated by spaces.
+// payloads encodes notifications: the origin, followed by pairs of a queue id and a
+// due time in microseconds since the Unix epoch, separated by spaces, in as many
+// payloads as needed.
 func (n *notifier) payloads(pending map[string]time.Time) []string {
 	var all []string
 	b := []byte(n.origin)
@@ -178,8 +180,8 @@ func (n *notifier) payloads(pending map[string]time.Time) []string {
 	return append(all, string(b))
 }
 
-// hear calls wake for each queue in a payload of another server. A payload that
-// makes no sense may have been meant to say anything: wakeAll.
+// hear calls wake for each queue in a payload of another server, and wakeAll for a
+// payload that it cannot decode.
 func (n *notifier) hear(payload string, wake func(queueID string, dueAt time.Time), wakeAll func()) {
 	fields := strings.Fields(payload)
 	if len(fields) > 0 && fields[0] == n.origin {
@@ -199,11 +201,11 @@ func (n *notifier) hear(payload string, wake func(queueID string, dueAt time.Tim
 	}
 }
 
-// listening reports whether notifications can come.
+// listening reports whether the listener is connected.
 func (n *notifier) listening() bool { return n.connected.Load() }
 
-// listen hears notifications until ctx is done. It connects, and connects again,
-// by itself; what may have been missed meanwhile is a call of wakeAll.
+// listen receives notifications until ctx is done. It reconnects by itself, and then
+// calls wakeAll for the notifications that it may have missed.
 func (n *notifier) listen(ctx context.Context, d *database, wake func(queueID string, dueAt time.Time), wakeAll func()) {
 	way := &listening{}
 	l := pq.NewDialListener(dialer{database: d, timeout: listenTimeout, listener: way}, d.dsn, 100*time.Millisecond, time.Second, func(event pq.ListenerEventType, err error) {
@@ -212,16 +214,16 @@ func (n *notifier) listen(ctx context.Context, d *database, wake func(queueID st
 			way.leave(d, err)
 		case pq.ListenerEventDisconnected:
 			n.connected.Store(false)
-			n.log.Warn("lost the connection for notifications", "error", err)
+			n.log.Warn("notification connection lost", "error", err)
 		case pq.ListenerEventReconnected:
 			way.leave(d, nil)
 			n.connected.Store(true)
-			n.log.Info("notifications are back")
+			n.log.Info("notification connection restored")
 		}
 	})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		// Blocks for as long as there is no connection, until Close.
+		// Blocks until there is a connection, or until Close.
 		if err := l.Listen(notifyChannel); err == nil {
 			n.connected.Store(true)
 			wakeAll()
@@ -239,7 +241,7 @@ func (n *notifier) listen(ctx context.Context, d *database, wake func(queueID st
 				n.hear(v.Extra, wake, wakeAll)
 			}
 		case <-ping.C:
-			wg.Go(func() { l.Ping() }) // a dead connection is found by its read deadline
+			wg.Go(func() { l.Ping() }) // the read deadline closes a dead connection
 		}
 	}
 	l.Close()

@@ -9,12 +9,13 @@ import (
 	"time"
 )
 
-// pinnedConn is a connection that one goroutine at a time uses, with its prepared
-// statements: its owner, or whoever is alone with it where several share it. It connects when first used and again after it was lost, but
-// never runs a statement twice: whether a statement whose connection broke was
-// carried out is unknown, and only the caller knows what to do then.
+// pinnedConn is a connection with its prepared statements. One goroutine at a time
+// uses it: its owner or, where several share it, the caller of exclusive. It
+// connects on first use and again after the connection is lost. It never runs a
+// statement twice: if the connection breaks, the outcome of a statement is unknown,
+// and only the caller can decide what to do.
 type pinnedConn struct {
-	sharing     sync.Mutex // held by alone
+	sharing     sync.Mutex // held by exclusive
 	db          *sql.DB
 	metrics     *metrics
 	conn        *sql.Conn
@@ -22,38 +23,37 @@ type pinnedConn struct {
 	usedAt      time.Time
 	connectedAt time.Time
 	settings    settings
-	begun       bool // a transaction, which another connection would know nothing of
+	begun       bool // a transaction is open on conn
 }
 
-// settings are what a session remembers of topics and queues, all as of one
-// version of them. A statement that goes by them says which, and does nothing if
-// it is not the present one.
+// settings is the cache of topics and queues of a connection, all as of one version
+// of the settings. A statement that relies on the cache compares this version with
+// the current one, and does nothing if they differ.
 type settings struct {
 	version int64
-	resets  int                     // how often all was forgotten
+	resets  int                     // how often the cache was cleared
 	topics  map[string]*subscribers // by topic id
-	queues  map[string]*subscribers // by queue id: that one, without filters
+	queues  map[string]*subscribers // by queue id: that queue, without filters
 	terms   map[string]leaseTerms   // by queue id
 }
 
-// Bounds of what is remembered, and of how often a statement is tried with
-// settings that turn out to have changed.
+// Limits of the cache, and of the attempts to run a statement whose cached settings
+// are out of date.
 const (
 	settingsKept     = 10_000 // topics and queues
 	settingsAttempts = 100
 )
 
-// at makes room for what was read as of a version: what was read before goes if
-// it is older, or too much.
+// at prepares the cache for an entry of a version. It clears the cache if that is
+// of another version, or full.
 func (v *settings) at(version int64) {
 	if v.version != version || len(v.topics)+len(v.queues)+len(v.terms) > settingsKept {
 		*v = settings{version, v.resets + 1, map[string]*subscribers{}, map[string]*subscribers{}, map[string]leaseTerms{}}
 	}
 }
 
-// idleUnchecked is for how long an idle connection is taken for good. After
-// that it is asked: a statement sent on a connection that was lost meanwhile
-// would fail, and nobody would know whether it was carried out.
+// idleUnchecked is how long an idle connection is used without a ping. A statement
+// on a connection that was lost in the meantime would fail with an unknown outcome.
 const idleUnchecked = time.Second
 
 func newPinnedConn(db *sql.DB, m *metrics) *pinnedConn {
@@ -68,23 +68,23 @@ func newPinnedConns(db *sql.DB, m *metrics, n int) []*pinnedConn {
 	return all
 }
 
-// exclusive calls do while nobody else who shares the session uses it.
+// exclusive calls do while no other goroutine uses the connection.
 func (s *pinnedConn) exclusive(do func()) {
 	s.sharing.Lock()
 	defer s.sharing.Unlock()
 	do()
 }
 
-// end closes the session for one of those who share it. Another one that uses it
-// connects again.
+// end closes the connection. If another goroutine shares it, the next use connects
+// again.
 func (s *pinnedConn) end() { s.exclusive(s.close) }
 
-// read runs a statement, which is prepared on first use and whose name is for the
-// metrics, and returns all its rows, nil if there are none. Only when the last has
-// been read is it committed.
+// read runs a statement and returns all its rows, nil if there are none. The
+// statement is prepared on first use; name labels its metrics. It is committed
+// when the last row has been read.
 //
-// There is no context for the statement: cancelling one costs a goroutine a
-// statement and ends the connection, and all are bounded in time anyway.
+// There is no context: a context that can be cancelled costs a goroutine for each
+// statement, cancelling ends the connection, and all statements have a timeout.
 func read[T any](s *pinnedConn, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	stmt, err := s.prepare(query)
 	if err != nil {
@@ -103,7 +103,7 @@ func read[T any](s *pinnedConn, name string, scan func(scanner) (T, error), quer
 	for rows.Next() {
 		v, err := scan(rows)
 		if err != nil {
-			rows.Close() // or close would wait for them
+			rows.Close() // close would block on open rows
 			s.close()
 			return nil, err
 		}
@@ -116,14 +116,15 @@ func read[T any](s *pinnedConn, name string, scan func(scanner) (T, error), quer
 	return all, nil
 }
 
-// transaction runs do between BEGIN and COMMIT, or ROLLBACK if it returns an
-// error. Each of its statements sees what was committed before that statement.
+// transaction runs do between BEGIN and COMMIT, or ROLLBACK if do returns an
+// error. The isolation level is READ COMMITTED: each statement sees what was
+// committed before it began.
 func (s *pinnedConn) transaction(do func() error) error {
 	if err := s.command("BEGIN"); err != nil {
 		return err
 	}
 	s.begun = true
-	defer func() { s.begun = false }() // also COMMIT is for this connection alone
+	defer func() { s.begun = false }() // after COMMIT, which must not run on another connection
 	err := do()
 	if err == nil {
 		return s.command("COMMIT")
@@ -140,6 +141,8 @@ func (s *pinnedConn) command(statement string) error {
 	return err
 }
 
+// prepare returns a prepared statement. It connects if there is no connection, and
+// pings one that has been idle.
 func (s *pinnedConn) prepare(query string) (*sql.Stmt, error) {
 	if s.begun && s.conn == nil {
 		return nil, driver.ErrBadConn
@@ -172,12 +175,12 @@ func (s *pinnedConn) prepare(query string) (*sql.Stmt, error) {
 	return stmt, nil
 }
 
-// check drops the connection if err leaves it, or what is prepared on it, in a
-// state that is not known to be good. Whoever reads rows calls it too. Where the
-// trouble lasts, the next connection is no better than one that was just made.
+// check closes the connection if err may have left it or its prepared statements
+// unusable. It keeps a new connection after an error that needs an operator: the
+// next connection would meet the same error.
 func (s *pinnedConn) check(err error) {
-	young := time.Since(s.connectedAt) < idleUnchecked
-	if err == nil || rejected(err) && (!retryable(err) || means(err, needsOperator) && young) {
+	isNew := time.Since(s.connectedAt) < idleUnchecked
+	if err == nil || rejected(err) && (!retryable(err) || means(err, needsOperator) && isNew) {
 		return
 	}
 	s.close()
@@ -185,9 +188,9 @@ func (s *pinnedConn) check(err error) {
 
 func (s *pinnedConn) close() {
 	if s.conn != nil {
-		s.conn.Raw(func(any) error { return driver.ErrBadConn }) // not back into the pool
+		s.conn.Raw(func(any) error { return driver.ErrBadConn }) // keeps it out of the pool
 		s.conn.Close()
 	}
 	s.conn, s.statements = nil, nil
-	s.settings = settings{} // the next connection may lead to a server that lost the last versions
+	s.settings = settings{} // the next server may have lost the latest versions in a failover
 }

@@ -4,116 +4,117 @@ import "time"
 
 // watermarks are those of a queue.
 type watermarks struct {
-	messages watermark // by when they are due; of those without a group
-	groups   watermark // by when they are ready
-	claims   int       // that have begun
-	usedAt   time.Time // by the clock of this process
+	messages watermark // due times of messages without a group
+	groups   watermark // ready times of groups
+	claims   int       // number of claims so far
+	usedAt   time.Time // time of the last claim, by the clock of this process
 }
 
-// begin returns where a claim begins.
-func (f *watermarks) begin() (from claimStart) {
-	f.claims, f.usedAt = f.claims+1, time.Now()
-	return claimStart{f.messages.begin(), f.groups.begin()}
+// begin starts a claim and returns where it scans from.
+func (w *watermarks) begin() (from claimStart) {
+	w.claims, w.usedAt = w.claims+1, time.Now()
+	return claimStart{w.messages.begin(), w.groups.begin()}
 }
 
-// claimStart is where a claim begins: zero is the very front.
+// claimStart is where a claim scans from; the zero time is the front of the queue.
 type claimStart struct{ messages, groups time.Time }
 
-// raise ends a claim that began at from.
-func (f *watermarks) raise(from claimStart, v claimResult) {
-	f.messages.raise(from.messages, v.ungrouped)
-	f.groups.raise(from.groups, v.grouped)
+// raise records the result of a claim that scanned from the given times.
+func (w *watermarks) raise(from claimStart, v claimResult) {
+	w.messages.raise(from.messages, v.ungrouped)
+	w.groups.raise(from.groups, v.grouped)
 }
 
-// lower makes room for something that became due at that time; zero is any time.
-func (f *watermarks) lower(dueAt time.Time) {
-	f.messages.lower(dueAt)
-	f.groups.lower(dueAt) // which is ready then, or later
+// lower makes the next claim find a message due at that time; the zero time means
+// that the due time is not known.
+func (w *watermarks) lower(dueAt time.Time) {
+	w.messages.lower(dueAt)
+	w.groups.lower(dueAt) // the message's group is ready then, or later
 }
 
-func (f *watermarks) check(now time.Time) {
-	f.messages.check(now)
-	f.groups.check(now)
+// check resets the marks if the clock of PostgreSQL was set back.
+func (w *watermarks) check(now time.Time) {
+	w.messages.check(now)
+	w.groups.check(now)
 }
 
-// watermark is where the claims of a queue begin: a due time below which nothing is
-// left. Without one a claim walks over the rows at the front of the queue that
-// are gone, but that PostgreSQL cannot remove as long as a transaction somewhere
-// may still see them, and so takes longer and longer.
+// watermark is a low-water mark: the due time that claims of a queue scan from,
+// below which no message should be left. Without it, a claim walks over the deleted
+// rows at the front of the queue. PostgreSQL cannot remove these while an old
+// transaction may see them, so each claim would take longer than the one before.
 //
-// It is a hint. Every wake names the earliest time that something became due,
-// and lowers the floor to it. What nobody named, because a row was locked when a
-// claim passed it, or because a notification was lost, is found by the looks of
-// engine.sweepPeriodically: by the quick one within a second if it became due lately.
+// The mark is a hint. A wake-up carries the earliest time that something became due
+// and lowers the mark to it. A message without a wake-up, because its row was locked
+// during a claim or because a notification was lost, is found by a sweep
+// (engine.sweepPeriodically): within a second if it became due recently.
 type watermark struct {
-	at      time.Time // by the clock of PostgreSQL; zero: the very front
-	lowest  time.Time // what wakes have named since the last claim began; zero: the very front
-	lowered bool      // there was such a wake
+	at      time.Time // by the clock of PostgreSQL; zero: the front of the queue
+	lowest  time.Time // the earliest wake-up since the last claim began; zero: the front
+	lowered bool      // there was such a wake-up
 }
 
 const (
-	// watermarkMargin is how long a publish may take to commit, and so to show rows that
-	// are due since it began, without a claim passing them. One that takes longer
-	// lowers the floors of other servers before it is answered.
+	// watermarkMargin is how far the mark stays below the last claimed message. A
+	// publish that commits within this time of its start is never below the mark. One
+	// that takes longer lowers the marks of all servers before it returns.
 	watermarkMargin = 50 * time.Millisecond
 
-	// watermarkIdle is for how long the floor of a queue is kept when nobody claims.
+	// watermarkIdle is how long the marks of a queue are kept without a claim.
 	watermarkIdle = 10 * time.Second
 )
 
-// begin returns where a claim begins.
-func (f *watermark) begin() (from time.Time) {
-	f.lowered = false
-	return f.at
+// begin starts a claim and returns where it scans from.
+func (w *watermark) begin() (from time.Time) {
+	w.lowered = false
+	return w.at
 }
 
-// lower makes room for something that became due at that time; zero is any time.
-func (f *watermark) lower(dueAt time.Time) {
-	if !f.lowered || dueAt.Before(f.lowest) {
-		f.lowered, f.lowest = true, dueAt
+// lower makes the next claim find a message due at that time; zero: not known.
+func (w *watermark) lower(dueAt time.Time) {
+	if !w.lowered || dueAt.Before(w.lowest) {
+		w.lowered, w.lowest = true, dueAt
 	}
-	if dueAt.Before(f.at) {
-		f.at = dueAt
+	if dueAt.Before(w.at) {
+		w.at = dueAt
 	}
 }
 
-// recheck is told what is due next as a look has seen it; zero is nothing. It
-// reports whether that was hidden below the floor, which it is not any more.
-func (f *watermark) recheck(dueAt time.Time) bool {
-	hidden := !dueAt.IsZero() && dueAt.Before(f.at)
+// recheck takes the earliest due time that a sweep has found, zero for none. If that
+// is below the mark, it lowers the mark and returns true.
+func (w *watermark) recheck(dueAt time.Time) bool {
+	hidden := !dueAt.IsZero() && dueAt.Before(w.at)
 	if hidden {
-		f.lower(dueAt)
+		w.lower(dueAt)
 	}
 	return hidden
 }
 
-// below returns a time that is so far below the floor; zero if there is none.
-func (f *watermark) below(by time.Duration) time.Time {
-	if f.at.IsZero() {
-		return f.at
+// below returns the time that is so far below the mark, zero if there is no mark.
+func (w *watermark) below(by time.Duration) time.Time {
+	if w.at.IsZero() {
+		return w.at
 	}
-	return f.at.Add(-by)
+	return w.at.Add(-by)
 }
 
-// raise ends a claim that began at from.
-func (f *watermark) raise(from time.Time, v claimPart) {
+// raise moves the mark after a claim that scanned from a time.
+func (w *watermark) raise(from time.Time, v claimPart) {
 	if v.last.IsZero() {
 		return
 	}
-	f.at = v.last.Add(-watermarkMargin)
-	if f.at.Before(from) {
-		f.at = from
+	w.at = v.last.Add(-watermarkMargin)
+	if w.at.Before(from) {
+		w.at = from
 	}
-	if f.lowered && f.lowest.Before(f.at) {
-		f.at = f.lowest
+	if w.lowered && w.lowest.Before(w.at) {
+		w.at = w.lowest
 	}
-	f.check(v.now)
+	w.check(v.now)
 }
 
-// check resets a floor that the clock of PostgreSQL has not reached: it was set
-// back.
-func (f *watermark) check(now time.Time) {
-	if now.Before(f.at) {
-		f.at = time.Time{}
+// check resets a mark that is in the future: the clock of PostgreSQL was set back.
+func (w *watermark) check(now time.Time) {
+	if now.Before(w.at) {
+		w.at = time.Time{}
 	}
 }

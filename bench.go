@@ -158,7 +158,7 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 		{0 < v.duration && v.duration <= 11*time.Hour, "duration", "must be more than 0 and at most 11h"},
 	} {
 		if !check.ok {
-			return flags.UsageError{Err: fmt.Errorf("-%s: %s", check.name, check.what)}
+			return flags.Errorf("-%s: %s", check.name, check.what)
 		}
 	}
 	v.url, v.from = strings.TrimSuffix(v.url, "/"), strings.TrimSuffix(v.from, "/")

@@ -118,7 +118,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	}
 	check := func(ok bool, name, what string) {
 		if !ok && f.Err == nil {
-			f.Err = flags.UsageError{Err: fmt.Errorf("-%s: %s", name, what)}
+			f.Err = flags.Errorf("-%s: %s", name, what)
 		}
 	}
 	_, _, err := net.SplitHostPort(c.listen)

@@ -620,7 +620,7 @@ func TestReceiveCommandEndsForWhatWillNotPass(t *testing.T) {
 	t.Cleanup(page.Close)
 	for args, want := range map[string]string{
 		"nosuch":                  "404: Queue not found",
-		"-url " + page.URL + " q": "the answer is not one of queued, see -url",
+		"-url " + page.URL + " q": "the response is not from a queued server; check -url",
 	} {
 		if _, _, err := s.shell(nil, "receive", strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("receive %s = %v, want %q", args, err, want)

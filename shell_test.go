@@ -158,15 +158,15 @@ func TestPublishCommandPublishesNothingWrong(t *testing.T) {
 		"{}{}":             "not one JSON object; -lines",
 		`{},"group":"g"`:   "not one JSON object",
 		"{\"a\":\"\xff\"}": "not one JSON object",
-		`{"a":"` + strings.Repeat("a", 2<<20) + `"}`: "says 413",
+		`{"a":"` + strings.Repeat("a", 2<<20) + `"}`: "returned 413",
 	} {
 		if out, _, err := s.shell(strings.NewReader(stdin), "publish", "t"); err == nil || out != "" || !strings.Contains(err.Error(), want) {
 			t.Errorf("publish of %.20s = %v, want %q", stdin, err, want)
 		}
 	}
 	for args, want := range map[string]string{
-		"nosuch":                               "says 404: Topic not found",
-		"-to-queue nosuch":                     "says 404: Queue not found",
+		"nosuch":                               "returned 404: Topic not found",
+		"-to-queue nosuch":                     "returned 404: Queue not found",
 		"-delay 1h t":                          "body delay_seconds: ensure this value is less than",
 		"t /no/such/file":                      "no such file",
 		"-url http://" + freeAddress(t) + " t": "refused",
@@ -247,7 +247,7 @@ func TestPublishCommandNamesTheLineThatIsWrong(t *testing.T) {
 		{"{}\nnull", 1, "line 2: not a JSON object"},
 		{"{}\n{} {}\n", 1, "line 2: not a JSON object"},
 		{"{}\n" + strings.Repeat(" ", maxBatchBody) + "{}\n", 1, "line 2: longer than"},
-		{long, 0, "line 1: the server says 422: body messages 0 data: ensure data and attributes have at most 1048576 bytes; nothing from line 1 on was published"},
+		{long, 0, "line 1: server returned 422: body messages 0 data: ensure data and attributes have at most 1048576 bytes; nothing from line 1 on was published"},
 	} {
 		queue := fmt.Sprint("q", i)
 		s.mustQueue(queue)
@@ -315,12 +315,12 @@ func TestShellCommandsBelieveTheServerAlone(t *testing.T) {
 	}))
 	t.Cleanup(login.Close)
 	for args, want := range map[string]string{
-		"publish -url " + redirect.URL + " -to-queue t": "301: it leads to " + s.url + "/queues/t/messages, see -url",
-		"publish -url " + login.URL + " t":              "the answer is not one of queued, see -url",
-		"receive -url " + login.URL + " -count 1 t":     "the answer is not one of queued, see -url",
-		"queues -url " + login.URL:                      "the answer is not one of queued, see -url",
-		"stats -url " + login.URL + " t":                "the answer is not one of queued, see -url",
-		"stats -json -url " + login.URL + " t":          "the answer is not one of queued, see -url",
+		"publish -url " + redirect.URL + " -to-queue t": "301: redirect to " + s.url + "/queues/t/messages; check -url",
+		"publish -url " + login.URL + " t":              "the response is not from a queued server; check -url",
+		"receive -url " + login.URL + " -count 1 t":     "the response is not from a queued server; check -url",
+		"queues -url " + login.URL:                      "the response is not from a queued server; check -url",
+		"stats -url " + login.URL + " t":                "the response is not from a queued server; check -url",
+		"stats -json -url " + login.URL + " t":          "the response is not from a queued server; check -url",
 	} {
 		command, rest, _ := strings.Cut(args, " ")
 		if out, _, err := s.shell(strings.NewReader("{}"), command, strings.Fields(rest)...); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(out, "t\n") {

@@ -13,11 +13,12 @@ import (
 )
 
 // UsageError is a mistake in the arguments or the environment.
-type UsageError struct{ Err error }
+type UsageError struct{ error }
 
-func (e UsageError) Error() string { return e.Err.Error() }
+func (e UsageError) Unwrap() error { return e.error }
 
-func (e UsageError) Unwrap() error { return e.Err }
+// Errorf returns a UsageError.
+func Errorf(format string, args ...any) error { return UsageError{fmt.Errorf(format, args...)} }
 
 // Set is a flag.FlagSet whose defaults come from the environment.
 type Set struct {
@@ -120,7 +121,7 @@ func (f *Set) Parse(args []string, getenv func(string) string) error {
 		v.Usage += " [$" + name + "]"
 		if value := getenv(name); value != "" && f.Err == nil {
 			if err := v.Value.Set(value); err != nil {
-				f.Err = UsageError{Err: fmt.Errorf("$%s (-%s): invalid value %q: %w", name, v.Name, f.masked(v.Name, value), err)}
+				f.Err = Errorf("$%s (-%s): invalid value %q: %w", name, v.Name, f.masked(v.Name, value), err)
 			}
 		}
 	})
@@ -129,22 +130,22 @@ func (f *Set) Parse(args []string, getenv func(string) string) error {
 			f.help()
 			return err
 		}
-		return UsageError{Err: fmt.Errorf("%w, see %s -help", err, f.Name())}
+		return Errorf("%w, see %s -help", err, f.Name())
 	}
 	switch {
 	case f.NArg() < f.least:
-		return UsageError{Err: fmt.Errorf("%s is missing, see %s -help", f.arguments, f.Name())}
+		return Errorf("%s is missing, see %s -help", f.arguments, f.Name())
 	case f.NArg() > f.most && f.most > 0:
-		return UsageError{Err: fmt.Errorf("more arguments than %s, see %s -help", f.arguments, f.Name())}
+		return Errorf("more arguments than %s, see %s -help", f.arguments, f.Name())
 	case f.NArg() > f.most:
 		if strings.ContainsAny(f.Arg(0), "=:@") { // a connection string whose flag was forgotten?
-			return UsageError{Err: fmt.Errorf("there is an argument without a flag, see %s -help", f.Name())}
+			return Errorf("there is an argument without a flag, see %s -help", f.Name())
 		}
-		return UsageError{Err: fmt.Errorf("unknown argument %q, see %s -help", f.Arg(0), f.Name())}
+		return Errorf("unknown argument %q, see %s -help", f.Arg(0), f.Name())
 	}
 	for _, argument := range f.Args() {
 		if len(argument) > 1 && argument[0] == '-' {
-			return UsageError{Err: fmt.Errorf("flags go before the arguments: %s", argument)}
+			return Errorf("flags go before the arguments: %s", argument)
 		}
 	}
 	return f.Err

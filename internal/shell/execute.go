@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"queued/internal/client"
 	"queued/internal/rawjson"
 	"slices"
 	"strconv"
@@ -49,7 +50,7 @@ func (w *worker) execute(ctx context.Context, m *received) {
 		w.say("message %s, attempt %d: %v; it comes again in %v", m.ID, m.DeliveryAttempts, failure, delay)
 	}
 	err := w.insist(ctx, func() error { return w.guarded(m, what, body, nil) })
-	if refused(err).is(http.StatusConflict) {
+	if client.Status(err) == http.StatusConflict {
 		w.say("message %s: its lease was over before the command ended, and others may have received it", m.ID)
 	} else if err != nil {
 		w.say("message %s cannot be %sed and will be delivered again: %v", m.ID, what, err)
@@ -99,9 +100,9 @@ func (w *worker) environ(m *received) (variables []string) {
 			variables = append(variables, name+"="+value)
 		}
 	}
-	add("QUEUED_URL", w.client.url)
-	add("QUEUED_TOKEN", w.client.token)
-	add("QUEUED_TLS_CERT", w.client.cert)
+	add("QUEUED_URL", w.client.URL)
+	add("QUEUED_TOKEN", w.client.Token)
+	add("QUEUED_TLS_CERT", w.client.Cert)
 	add("QUEUED_MESSAGE_ID", m.ID)
 	add("QUEUED_QUEUE_ID", m.QueueID)
 	add("QUEUED_DELIVERY_ATTEMPTS", strconv.Itoa(m.DeliveryAttempts))

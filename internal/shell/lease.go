@@ -7,11 +7,9 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"queued/internal/client"
 	"time"
 )
-
-// timestampLayout is that of times in the API, which are in UTC.
-const timestampLayout = "2006-01-02T15:04:05.000000"
 
 // settleAll acks messages at once, or nacks those with which nothing was done, which
 // counts no attempt. Those whose leases are over stay as they are, which is said.
@@ -34,10 +32,10 @@ func (w *worker) settleAll(ctx context.Context, what string, messages []received
 	body, err := json.Marshal(request)
 	if err == nil {
 		err = w.insist(ctx, func() error {
-			return w.client.call(w.settling, http.MethodPut, "/messages/"+what, body, nil)
+			return w.client.Call(w.settling, http.MethodPut, "/messages/"+what, body, nil)
 		})
 	}
-	if refused(err).is(http.StatusConflict) {
+	if client.Status(err) == http.StatusConflict {
 		w.say("%v", err)
 		return nil
 	}
@@ -71,8 +69,8 @@ func (w *worker) keep(working context.Context, m *received) {
 // lease returns how long the lease is, by the clock of the server: at least the
 // shortest that there is.
 func (m *received) lease() time.Duration {
-	from, err := time.Parse(timestampLayout, m.UpdatedAt)
-	to, failed := time.Parse(timestampLayout, m.ScheduledAt)
+	from, err := time.Parse(client.TimestampLayout, m.UpdatedAt)
+	to, failed := time.Parse(client.TimestampLayout, m.ScheduledAt)
 	if err != nil || failed != nil {
 		return time.Second
 	}
@@ -84,14 +82,14 @@ func (m *received) lease() time.Duration {
 // received the message since.
 func (w *worker) guarded(m *received, what string, body []byte, read func(io.Reader) error) error {
 	settle := func() error {
-		return w.client.call(w.settling, http.MethodPut, "/messages/"+m.ID+"/"+what+"?scheduled_at="+m.ScheduledAt, body, read)
+		return w.client.Call(w.settling, http.MethodPut, "/messages/"+m.ID+"/"+what+"?scheduled_at="+m.ScheduledAt, body, read)
 	}
 	err := settle()
-	if !refused(err).is(http.StatusConflict) {
+	if client.Status(err) != http.StatusConflict {
 		return err
 	}
 	var now received
-	failed := w.client.call(w.settling, http.MethodGet, "/messages/"+m.ID, nil, func(answer io.Reader) error {
+	failed := w.client.Call(w.settling, http.MethodGet, "/messages/"+m.ID, nil, func(answer io.Reader) error {
 		return json.NewDecoder(answer).Decode(&now)
 	})
 	if failed != nil || now.DeliveryAttempts != m.DeliveryAttempts || now.QueueID != m.QueueID || now.ScheduledAt == m.ScheduledAt {

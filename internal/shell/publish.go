@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"queued/internal/client"
 	"queued/internal/flags"
 	"queued/internal/rawjson"
 	"strings"
@@ -42,21 +43,21 @@ receives them can go on with the trace.
 
 // publisher publishes what it reads.
 type publisher struct {
-	client  *client
+	client  *client.Client
 	path    string // of the topic or queue
 	members []byte // JSON of what all messages have besides data, each member after a comma
 	out     *bufio.Writer
 }
 
 func Publish(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout io.Writer) error {
-	c := &client{}
+	c := &client.Client{}
 	var toQueue, lines bool
 	var attributes [][]byte // as members of a JSON object
 	var group string
 	var delay flags.OptionalDuration
 	f := flags.New("queued publish", publishUsage, stdout)
 	f.Takes(1, 2, "the TOPIC to publish to, and a FILE if it is not the standard input")
-	c.flags(f)
+	c.Flags(f)
 	f.BoolVar(&toQueue, "to-queue", false, "the first argument is a queue: publish straight to it, without a topic")
 	f.BoolVar(&lines, "lines", false, "each line is the data of a message")
 	f.WithoutVariable = []string{"attr", "group", "delay"} // a worker's command has $QUEUED_GROUP from its message
@@ -78,20 +79,20 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 		ok   bool
 		what string
 	}{
-		{validID(id), fmt.Sprintf("%q is no id of a topic or queue", id)},
+		{client.ValidID(id), fmt.Sprintf("%q is no id of a topic or queue", id)},
 		{utf8.ValidString(group), "-group: must be UTF-8"},
 		{delay.D >= 0 && delay.D%time.Second == 0, "-delay: must be whole seconds"},
 	} {
 		if !check.ok {
-			return flags.UsageError{Err: errors.New(check.what)}
+			return flags.Errorf("%s", check.what)
 		}
 	}
-	if err := c.prepare(); err != nil {
+	if err := c.Prepare(); err != nil {
 		return err
 	}
 	unprintable := func(c rune) bool { return c <= ' ' || c > '~' }
 	if traceparent := getenv("TRACEPARENT"); !strings.ContainsFunc(traceparent, unprintable) { // the server checks the rest
-		c.traceparent = traceparent
+		c.Traceparent = traceparent
 	}
 	defer ignoreBrokenPipes()()
 	p := &publisher{client: c, path: "/topics/" + id + "/messages", out: bufio.NewWriter(stdout)}
@@ -168,7 +169,7 @@ func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(answerTimeout, cancel) })()
-	err := p.client.call(lasting, http.MethodPost, p.path+batch, body, eachOf(func(item json.RawMessage) error {
+	err := p.client.Call(lasting, http.MethodPost, p.path+batch, body, client.Items(func(item json.RawMessage) error {
 		var m received
 		if err := json.Unmarshal(item, &m); err != nil {
 			return err
@@ -243,20 +244,20 @@ func (g *gathering) read(in io.Reader) {
 
 // add gathers one line, and reports whether to go on.
 func (g *gathering) add(r *bufio.Reader, number int) bool {
-	line, err := readLine(r, maxBatchBody)
+	line, err := readLine(r, client.MaxBatchBody)
 	message := g.publisher.appendMessage(nil, line)
 	switch {
 	case err == nil && len(line) == 0:
 		return true
 	case err == nil && !isObject(line):
 		err = errors.New("not a JSON object")
-	case err == nil && len(batchStart)+len(message)+len(batchEnd) > maxBatchBody:
+	case err == nil && len(batchStart)+len(message)+len(batchEnd) > client.MaxBatchBody:
 		err = errLineTooLong
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	b := &g.batch
-	for err == nil && !g.ended && (len(b.lines) == maxBatch || len(b.body)+1+len(message)+len(batchEnd) > maxBatchBody) {
+	for err == nil && !g.ended && (len(b.lines) == client.MaxBatch || len(b.body)+1+len(message)+len(batchEnd) > client.MaxBatchBody) {
 		g.changed.Wait()
 	}
 	switch {
@@ -294,25 +295,26 @@ func (g *gathering) take() (lineBatch, error) {
 // explain adds to an error which lines it is about.
 func (b *lineBatch) explain(err error) error {
 	first, last := b.lines[0], b.lines[len(b.lines)-1]
-	r := refused(err)
+	status := client.Status(err)
 	var network *net.OpError
-	if r == nil && errors.As(err, &network) && network.Op == "dial" {
-		r = &refusal{} // nobody was there to store it
-	}
-	if r == nil || r.status >= 500 {
+	unsent := errors.As(err, &network) && network.Op == "dial"
+	if status >= 500 || status == 0 && !unsent {
 		return fmt.Errorf("lines %d to %d: %w; whether they were stored is not known, and nothing after them was published", first, last, err)
 	}
-	for _, m := range r.mistakes { // loc is body, messages, the number of one, …
-		if len(m.Loc) > 2 {
-			if i, ok := m.Loc[2].(float64); ok && 0 <= i && int(i) < len(b.lines) {
-				return fmt.Errorf("line %d: %w; nothing from line %d on was published", b.lines[int(i)], err, first)
+	var refused *client.StatusError
+	if errors.As(err, &refused) {
+		for _, m := range refused.Mistakes { // loc is body, messages, the index of a message, …
+			if len(m.Loc) > 2 {
+				if i, ok := m.Loc[2].(float64); ok && 0 <= i && int(i) < len(b.lines) {
+					return fmt.Errorf("line %d: %w; nothing from line %d on was published", b.lines[int(i)], err, first)
+				}
 			}
 		}
 	}
 	return fmt.Errorf("lines %d to %d: %w; nothing from line %d on was published", first, last, err, first)
 }
 
-var errLineTooLong = fmt.Errorf("longer than a batch, of %d bytes, may be", maxBatchBody)
+var errLineTooLong = fmt.Errorf("longer than a batch, of %d bytes, may be", client.MaxBatchBody)
 
 // readLine reads a line of at most so many bytes, without white space around it and
 // without a byte order mark, as files that were put together have some.

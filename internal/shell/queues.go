@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"queued/internal/client"
 	"queued/internal/flags"
 )
 
@@ -29,20 +30,20 @@ type listedQueue struct {
 }
 
 func Queues(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
-	c := &client{}
+	c := &client.Client{}
 	var asJSON bool
 	f := flags.New("queued queues", queuesUsage, stdout)
-	c.flags(f)
+	c.Flags(f)
 	f.BoolVar(&asJSON, "json", false, "print all settings as JSON, a queue a line")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
-	if err := c.prepare(); err != nil {
+	if err := c.Prepare(); err != nil {
 		return err
 	}
 	out := bufio.NewWriter(stdout)
 	table := newTable(out, "QUEUE", "TOPIC", "DEAD QUEUE", "ACK DEADLINE", "RETENTION", "MAX DELIVERIES", "DELAY")
-	err := c.eachQueue(ctx, func(item json.RawMessage) error {
+	err := eachQueue(ctx, c, func(item json.RawMessage) error {
 		if asJSON {
 			_, err := fmt.Fprintf(out, "%s\n", item)
 			return err
@@ -60,17 +61,17 @@ func Queues(ctx context.Context, args []string, getenv func(string) string, stdo
 }
 
 // eachQueue calls each with all queues, page by page.
-func (c *client) eachQueue(ctx context.Context, each func(item json.RawMessage) error) error {
+func eachQueue(ctx context.Context, c *client.Client, each func(item json.RawMessage) error) error {
 	limit := "&limit=100"
 	for offset := 0; ; {
 		var page []json.RawMessage
-		err := c.call(ctx, http.MethodGet, fmt.Sprintf("/queues?offset=%d%s", offset, limit), nil, eachOf(func(item json.RawMessage) error {
+		err := c.Call(ctx, http.MethodGet, fmt.Sprintf("/queues?offset=%d%s", offset, limit), nil, client.Items(func(item json.RawMessage) error {
 			page = append(page, item)
 			return nil
 		}))
 		offset += len(page)
 		switch {
-		case refused(err).is(http.StatusUnprocessableEntity) && limit != "": // a server with a low -max-limit
+		case client.Status(err) == http.StatusUnprocessableEntity && limit != "": // a server with a low -max-limit
 			limit = ""
 			continue
 		case err != nil || len(page) == 0:

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"queued/internal/client"
 	"queued/internal/flags"
 )
 
@@ -63,7 +64,7 @@ it tries again until it is back.
 
 // worker receives messages, and prints them or runs a command for each.
 type worker struct {
-	client    *client
+	client    *client.Client
 	queue     string
 	command   string // empty: print
 	parallel  int
@@ -118,7 +119,7 @@ const (
 )
 
 func Receive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	c := &client{}
+	c := &client.Client{}
 	w := &worker{client: c, stdout: stdout, stderr: stderr, atOnce: 1, longest: longestPoll}
 	f := flags.New("queued receive", receiveUsage, stdout)
 	f.Takes(1, 1, "the QUEUE to receive from")
@@ -127,7 +128,7 @@ func Receive(ctx context.Context, args []string, getenv func(string) string, std
 	f.IntVar(&w.count, "count", 0, "`number` of messages to receive before it ends, 0 for any number")
 	f.Var(&w.wait, "wait", "`time` without a message after which it ends; with 0s it takes what is there now;\nwithout -wait it waits for ever")
 	f.VisitAll(func(v *flag.Flag) { w.variables = append(w.variables, flags.Variable(v.Name)) })
-	c.flags(f)
+	c.Flags(f)
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
@@ -136,16 +137,16 @@ func Receive(ctx context.Context, args []string, getenv func(string) string, std
 		ok   bool
 		what string
 	}{
-		{validID(w.queue), fmt.Sprintf("%q is no id of a queue", w.queue)},
-		{1 <= w.parallel && w.parallel <= maxBatch, fmt.Sprintf("-parallel: must be 1 to %d", maxBatch)},
+		{client.ValidID(w.queue), fmt.Sprintf("%q is no id of a queue", w.queue)},
+		{1 <= w.parallel && w.parallel <= client.MaxBatch, fmt.Sprintf("-parallel: must be 1 to %d", client.MaxBatch)},
 		{w.count >= 0, "-count: must not be negative"},
 		{w.wait.D >= 0, "-wait: must not be negative"},
 	} {
 		if !check.ok {
-			return flags.UsageError{Err: errors.New(check.what)}
+			return flags.Errorf("%s", check.what)
 		}
 	}
-	if err := c.prepare(); err != nil {
+	if err := c.Prepare(); err != nil {
 		return err
 	}
 	if err := shellCommand(ctx, w.command).Err; err != nil && w.command != "" {
@@ -202,18 +203,6 @@ func (w *worker) run(ctx context.Context) error {
 		err = cause
 	}
 	return err
-}
-
-// errOutputClosed says that what read our output is gone: nobody wants to read
-// what is wrong with that.
-var ErrOutputClosed = errors.New("the reader of the output has gone away")
-
-// ignoreBrokenPipes has it that a reader of our output that goes away is an error
-// of a write, and not our end, until the function that it returns is called.
-func ignoreBrokenPipes() func() {
-	broken := make(chan os.Signal, 1)
-	signal.Notify(broken, syscall.SIGPIPE)
-	return func() { signal.Stop(broken) }
 }
 
 // receiveAll receives and begins to work on messages until there shall be no more.
@@ -299,7 +288,7 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 		}
 		messages = nil
 		target := fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.3f&fields=group,request_id,traceparent", w.queue, most, wait.Seconds())
-		err := w.client.call(ctx, http.MethodGet, target, nil, eachOf(func(item json.RawMessage) error {
+		err := w.client.Call(ctx, http.MethodGet, target, nil, client.Items(func(item json.RawMessage) error {
 			m, err := parseReceived(item)
 			messages = append(messages, m)
 			return err
@@ -307,7 +296,7 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 		switch {
 		case len(messages) > 0, ctx.Err() != nil:
 			return nil // what was lost on the way comes again
-		case refused(err).is(http.StatusUnprocessableEntity) && w.longest > 0: // a server with a lower -max-wait
+		case client.Status(err) == http.StatusUnprocessableEntity && w.longest > 0: // a server with a lower -max-wait
 			if w.longest /= 2; w.longest < time.Second {
 				w.longest = 0
 			}
@@ -317,7 +306,7 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 		}
 		return err
 	})
-	if ctx.Err() != nil && isAway(err) {
+	if ctx.Err() != nil && client.Unavailable(err) {
 		err = nil // told to stop while the server was away
 	}
 	return messages, err

@@ -3,6 +3,7 @@ package shell
 import (
 	"context"
 	"fmt"
+	"queued/internal/client"
 	"time"
 )
 
@@ -24,7 +25,7 @@ func (w *worker) insist(ctx context.Context, do func() error) error {
 func (w *worker) retry(ctx context.Context, do func() error) error {
 	for wait := firstPause; ; wait = min(2*wait, longestPause) {
 		err := do()
-		if err == nil || !isAway(err) {
+		if err == nil || !client.Unavailable(err) {
 			w.back()
 			return err
 		}
@@ -52,7 +53,7 @@ func (w *worker) back() {
 	defer w.mu.Unlock()
 	if w.away {
 		w.away = false
-		fmt.Fprintf(w.stderr, "queued: %s works again\n", w.client.url)
+		fmt.Fprintf(w.stderr, "queued: %s works again\n", w.client.URL)
 	}
 }
 

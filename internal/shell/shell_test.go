@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"queued/internal/client"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -25,11 +26,11 @@ func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
 		taken := 0
 		for taken < lines {
 			synctest.Wait() // it has read all it may
-			if held := lines*size - in.Len() - taken*size; held > maxBatchBody+2*size {
+			if held := lines*size - in.Len() - taken*size; held > client.MaxBatchBody+2*size {
 				t.Fatalf("%d bytes are read and not taken", held)
 			}
 			b, err := g.take()
-			if size := len(b.body) + len(batchEnd); err != nil || size > maxBatchBody || len(b.lines) != min(16, lines-taken) {
+			if size := len(b.body) + len(batchEnd); err != nil || size > client.MaxBatchBody || len(b.lines) != min(16, lines-taken) {
 				t.Fatalf("take = %d lines in %d bytes, %v", len(b.lines), size, err)
 			}
 			taken += len(b.lines)
@@ -53,12 +54,12 @@ func TestQueuesAreReadBeforeTheyAreShown(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	var request context.Context // of the last
-	c := &client{url: server.URL, http: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+	c := &client.Client{URL: server.URL, HTTP: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 		request = r.Context()
 		return http.DefaultTransport.RoundTrip(r)
 	})}}
 	shown := 0
-	err := c.eachQueue(t.Context(), func(json.RawMessage) error {
+	err := eachQueue(t.Context(), c, func(json.RawMessage) error {
 		shown++
 		if request.Err() == nil {
 			t.Error("the request goes on")
@@ -83,8 +84,8 @@ func TestWhatIsReceivedAndNotBegunAtTheEndIsForOthers(t *testing.T) {
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	t.Cleanup(server.Close)
-	w := &worker{client: &client{url: server.URL}, command: "exit 1", stderr: io.Discard, slots: make(chan struct{}, 2), settling: context.Background()}
-	if err := w.client.prepare(); err != nil {
+	w := &worker{client: &client.Client{URL: server.URL}, command: "exit 1", stderr: io.Discard, slots: make(chan struct{}, 2), settling: context.Background()}
+	if err := w.client.Prepare(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())

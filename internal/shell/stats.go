@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"queued/internal/client"
 	"queued/internal/flags"
 )
 
@@ -18,19 +19,19 @@ usage: queued stats [flags] QUEUE
 `
 
 func Stats(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
-	c := &client{}
+	c := &client.Client{}
 	var asJSON bool
 	f := flags.New("queued stats", statsUsage, stdout)
 	f.Takes(1, 1, "the QUEUE to look at")
-	c.flags(f)
+	c.Flags(f)
 	f.BoolVar(&asJSON, "json", false, "print them as JSON, on one line")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
-	if !validID(f.Arg(0)) {
-		return flags.UsageError{Err: fmt.Errorf("%q is no id of a queue", f.Arg(0))}
+	if !client.ValidID(f.Arg(0)) {
+		return flags.Errorf("%q is no id of a queue", f.Arg(0))
 	}
-	if err := c.prepare(); err != nil {
+	if err := c.Prepare(); err != nil {
 		return err
 	}
 	var v struct {
@@ -42,12 +43,12 @@ func Stats(ctx context.Context, args []string, getenv func(string) string, stdou
 		Oldest            int  `json:"oldest_unacked_message_age_seconds"`
 	}
 	var text []byte
-	err := c.call(ctx, http.MethodGet, "/queues/"+f.Arg(0)+"/stats?detail=true", nil, func(body io.Reader) (err error) {
+	err := c.Call(ctx, http.MethodGet, "/queues/"+f.Arg(0)+"/stats?detail=true", nil, func(body io.Reader) (err error) {
 		if text, err = io.ReadAll(body); err != nil {
 			return err
 		}
 		if json.Unmarshal(text, &v) != nil || v.Messages == nil {
-			return errNotQueued
+			return client.ErrNotQueued
 		}
 		return nil
 	})

@@ -98,7 +98,7 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 // once is one pass: it does all there is to do, but for what only the walks find.
 // What another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups, c.removeTallies} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(asUnavailable(failed), errUnavailable) && !rejected(failed) {
@@ -626,42 +626,6 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 // it did not get done.
 func (c *cleanup) recheckChangedGroups(ctx context.Context) error {
 	return (&store{c.db, c.metrics}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
-}
-
-const removeTalliesSQL = `
-WITH past AS MATERIALIZED (
-    SELECT t.ctid AS tid
-    FROM (
-        SELECT key
-        FROM queued.queues
-        UNION ALL
-        SELECT key
-        FROM queued.deleted_queues
-    ) q
-    JOIN queued.tallies t ON t.queue_key = q.key
-    WHERE t.minute < date_trunc('minute', now()) - make_interval(mins => $1)
-    LIMIT $2
-    FOR UPDATE OF t SKIP LOCKED
-)
-DELETE FROM queued.tallies t
-USING past
-WHERE t.ctid = past.tid`
-
-// removeTallies removes counts that nobody shows any more.
-func (c *cleanup) removeTallies(ctx context.Context) error {
-	for {
-		var removed int64
-		locked, err := c.batch(ctx, func(tx *sql.Tx) error {
-			done, err := c.metrics.timed("remove_tallies", tx).ExecContext(ctx, removeTalliesSQL, tallyMinutes, cleanupBatch)
-			if err == nil {
-				removed, err = done.RowsAffected()
-			}
-			return err
-		})
-		if err != nil || !locked || removed < cleanupBatch {
-			return err
-		}
-	}
 }
 
 func scanKey(row scanner) (key int64, err error) {

@@ -150,7 +150,7 @@ func (s *server) sharQEnqueue(r *request) error {
 	if err != nil {
 		return err
 	}
-	s.tally.add(p.queueID, p.group, enqueued)
+	s.jobCounts.add(time.Now(), p.queueID, p.group, jobCount{enqueued: 1})
 	answer := struct {
 		Status string `json:"status"`
 		Length *int   `json:"current_queue_length,omitempty"`
@@ -240,7 +240,7 @@ func (s *server) sharQDequeue(r *request) error {
 		} else if waiting, err = s.engine.waitingIn(r.Context(), m); err != nil {
 			return err
 		}
-		s.tally.add(p.queueID, group, dequeued)
+		s.jobCounts.add(time.Now(), p.queueID, group, jobCount{dequeued: 1})
 		return r.w.shared(http.StatusOK, m.appendSharQJSON(nil, group, waiting))
 	})
 }
@@ -403,14 +403,11 @@ func truthy(raw []byte) bool {
 	return true
 }
 
-// sharQCounts are the counts of the last minutes, by the milliseconds since 1970 when
-// each began.
-type sharQCounts []minuteCount
-
-func (c sharQCounts) appendJSON(b []byte) []byte {
+// appendCounts appends the two fields of counts per minute to a JSON object.
+func appendCounts(b []byte, all []minuteCount) []byte {
 	for i, name := range []string{"enqueue_counts", "dequeue_counts"} {
 		b = fmt.Appendf(b, `,%q:{`, name)
-		for j, v := range c {
+		for j, v := range all {
 			if j > 0 {
 				b = append(b, ',')
 			}
@@ -427,12 +424,8 @@ func (s *server) sharQQueues(r *request) error {
 	if err != nil {
 		return err
 	}
-	counts, err := s.tally.counts(r.Context(), r.visible(), "")
-	if err != nil {
-		return err
-	}
 	b := append([]byte(`{"status":"success","queue_types":`), quoteAll(ids)...)
-	return r.w.own(http.StatusOK, append(sharQCounts(counts).appendJSON(b), '}'))
+	return r.w.own(http.StatusOK, append(appendCounts(b, s.jobCounts.last(time.Now(), r.visible(), "")), '}'))
 }
 
 func (s *server) sharQGroups(r *request) error {
@@ -456,12 +449,9 @@ func (s *server) sharQGroup(r *request) error {
 	if err != nil && !errors.Is(err, errNotFound) {
 		return err
 	}
-	counts, err := s.tally.counts(r.Context(), &names{exact: []string{p.queueID}}, p.group)
-	if err != nil {
-		return err
-	}
+	counts := s.jobCounts.last(time.Now(), &names{exact: []string{p.queueID}}, p.group)
 	b := fmt.Appendf(nil, `{"status":"success","queue_length":%d`, g.Length)
-	return r.w.own(http.StatusOK, append(sharQCounts(counts).appendJSON(b), '}'))
+	return r.w.own(http.StatusOK, append(appendCounts(b, counts), '}'))
 }
 
 // quoteAll returns texts as a JSON list, as many as fit into listSize.

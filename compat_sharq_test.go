@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The requests of SharQ's documentation, as printed there.
@@ -471,40 +472,28 @@ func TestSharQWaitsForTheFirstJobOfAType(t *testing.T) {
 	}
 }
 
-func TestSharQCountsByTheMinute(t *testing.T) {
+func TestSharQCountsPerMinute(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	other := newTestServerOn(t, s.dsn)
 	s.enqueue("g", "a", "")
 	s.enqueue("g", "b", "")
 	s.enqueue("h", "c", "")
 	s.dequeue()
-	other.enqueue("g", "d", "")
-	counts := func(path string) (in, out int64, keys int) {
-		t.Helper()
+	s.enqueue("g", "d", "")
+	for path, want := range map[string][3]int64{"/metrics/": {4, 1, 10}, "/metrics/default/g/": {3, 1, 10}, "/metrics/default/h/": {1, 0, 10}, "/metrics/none/h/": {0, 0, 10}} {
 		var v struct {
 			In  map[string]int64 `json:"enqueue_counts"`
 			Out map[string]int64 `json:"dequeue_counts"`
 		}
-		if err := json.Unmarshal([]byte(s.must(200, "GET", path, "")), &v); err != nil {
-			t.Fatal(err)
-		}
+		mustDecode(t, s.must(200, "GET", path, ""), &v)
+		got := [3]int64{0, 0, int64(len(v.In))}
 		for key, n := range v.In {
 			if !regexp.MustCompile(`^\d+0000$`).MatchString(key) {
 				t.Errorf("key %s is no minute", key)
 			}
-			in, out = in+n, out+v.Out[key]
+			got[0], got[1] = got[0]+n, got[1]+v.Out[key]
 		}
-		return in, out, len(v.In)
-	}
-	// Nothing but this request makes the other server write what it has counted.
-	s.eventually("what both have counted", func() bool {
-		in, _, _ := counts("/metrics/")
-		return in == 4
-	})
-	for path, want := range map[string][3]int64{"/metrics/": {4, 1, 10}, "/metrics/default/g/": {3, 1, 10}, "/metrics/default/h/": {1, 0, 10}, "/metrics/none/h/": {0, 0, 10}} {
-		in, out, keys := counts(path)
-		checkDiff(t, path, want, [3]int64{in, out, int64(keys)})
+		checkDiff(t, path, want, got)
 	}
 	if got := s.must(200, "GET", "/metrics/default/g/", ""); !strings.HasPrefix(got, `{"status":"success","queue_length":2,"enqueue_counts":{"`) {
 		t.Errorf("metrics of a pair: %s", got)
@@ -512,9 +501,6 @@ func TestSharQCountsByTheMinute(t *testing.T) {
 	if got := s.must(200, "GET", "/metrics/", ""); !strings.HasPrefix(got, `{"status":"success","queue_types":["default"],`) {
 		t.Errorf("metrics: %s", got)
 	}
-	s.exec("UPDATE queued.tallies SET minute = minute - interval '11 minutes'")
-	mustCleanUp(t, s)
-	checkDiff(t, "old counts", 0, s.count("SELECT count(*) FROM queued.tallies"))
 }
 
 func TestSharQJobsAreMessagesOfTheNativeAPI(t *testing.T) {
@@ -557,24 +543,39 @@ func TestSharQSaysWhenTheDatabaseIsAway(t *testing.T) {
 	checkDiff(t, "others", 503, s.do("GET", "/dequeue/", "").status)
 }
 
-func TestCountsThatCannotBeWrittenAreKept(t *testing.T) {
+func TestSharQCountsAreKeptForTenMinutes(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
-	s.mustQueue("q")
-	c := newTally(s.store, s.engine)
-	c.add("q", "g", enqueued)
-	s.exec("ALTER TABLE queued.tallies RENAME TO away")
-	if err := c.write(context.Background()); err == nil {
-		t.Fatal("it could be written")
+	c := newJobCounts()
+	start := time.Unix(1_700_000_000, 0).Truncate(time.Minute)
+	sums := func(at time.Time) (counts []int64) {
+		t.Helper()
+		for _, v := range c.last(at, &names{all: true}, "g") {
+			counts = append(counts, v.enqueued)
+		}
+		return counts
 	}
-	s.exec("ALTER TABLE queued.away RENAME TO tallies")
-	c.add("q", "g", dequeued)
-	all, err := c.counts(context.Background(), &names{all: true}, "g")
-	if err != nil {
-		t.Fatal(err)
+	for minute := range 12 {
+		c.add(start.Add(time.Duration(minute)*time.Minute), "q", "g", jobCount{enqueued: int64(minute)})
 	}
-	last := all[len(all)-1]
-	checkDiff(t, "counts", [2]int64{1, 1}, [2]int64{last.enqueued + all[len(all)-2].enqueued, last.dequeued + all[len(all)-2].dequeued})
+	last := start.Add(11*time.Minute + 59*time.Second)
+	checkDiff(t, "counts", []int64{2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, sums(last))
+	checkDiff(t, "minutes kept", countedMinutes, len(c.minutes))
+	checkDiff(t, "a minute later", []int64{3, 4, 5, 6, 7, 8, 9, 10, 11, 0}, sums(last.Add(time.Minute)))
+	c.add(start, "q", "g", jobCount{enqueued: 1})
+	checkDiff(t, "minutes kept by a clock that was set back", 1, len(c.minutes))
+}
+
+func TestSharQCountsAreBounded(t *testing.T) {
+	t.Parallel()
+	c := newJobCounts()
+	now := time.Now()
+	for i := range maxCountKeys + 1 {
+		c.add(now, "q", fmt.Sprint(i), jobCount{dequeued: 1})
+	}
+	last := func(group string) int64 { return c.last(now, &names{all: true}, group)[countedMinutes-1].dequeued }
+	checkDiff(t, "the queue's", int64(maxCountKeys+1), last(""))
+	checkDiff(t, "a group's", int64(1), last("1"))
+	checkDiff(t, "that of one too many", int64(0), last(fmt.Sprint(maxCountKeys)))
 }
 
 func TestSharQJobIsNotDroppedFromADeadQueue(t *testing.T) {

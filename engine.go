@@ -37,9 +37,8 @@ type engine struct {
 
 	directory directory
 
-	notifier     *notifier
-	sweepNow     chan struct{} // requests a full sweep at once
-	countsWanted chan struct{} // holds one: another server asks for what the tally has not written yet
+	notifier *notifier
+	sweepNow chan struct{} // requests a full sweep at once
 
 	mu          sync.Mutex
 	dispatchers map[dispatcherKey]*dispatcher // of queues with waiting receivers
@@ -68,15 +67,14 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	n := len(shared)
 	ctx, stop := context.WithCancel(context.Background())
 	e := &engine{
-		log:          log,
-		metrics:      m,
-		db:           db,
-		claimers:     make(chan *pinnedConn, claimers),
-		sweepNow:     make(chan struct{}, 1),
-		countsWanted: make(chan struct{}, 1),
-		dispatchers:  make(map[dispatcherKey]*dispatcher),
-		watermarks:   make(map[string]*watermarks),
-		stop:         stop,
+		log:         log,
+		metrics:     m,
+		db:          db,
+		claimers:    make(chan *pinnedConn, claimers),
+		sweepNow:    make(chan struct{}, 1),
+		dispatchers: make(map[dispatcherKey]*dispatcher),
+		watermarks:  make(map[string]*watermarks),
+		stop:        stop,
 	}
 	// Each worker has a connection of its own if there are enough. With fewer
 	// connections, the two workers of a batcher, and neighbours in this list, use
@@ -94,7 +92,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	}
 	e.notifier = newNotifier(shared[n-1], log)
 	e.background.Go(func() { e.notifier.send(ctx) })
-	e.background.Go(func() { e.notifier.listen(ctx, d, e.onNotification, e.wakeAll) })
+	e.background.Go(func() { e.notifier.listen(ctx, d, e.wake, e.wakeAll) })
 	e.background.Go(func() { e.sweepPeriodically(ctx, shared[n/2-1], fullSweep, quickSweep) })
 	e.background.Go(func() {
 		defer pulse.Close()
@@ -177,18 +175,6 @@ func (e *engine) wakeIfUnknown(err error) {
 func (e *engine) announce(queueID string, dueAt time.Time) {
 	e.wake(queueID, dueAt)
 	e.notifier.add(queueID, dueAt)
-}
-
-// onNotification is called for each queue that another server announces, and with wantCounts.
-func (e *engine) onNotification(queueID string, dueAt time.Time) {
-	if queueID != wantCounts {
-		e.wake(queueID, dueAt)
-		return
-	}
-	select {
-	case e.countsWanted <- struct{}{}:
-	default:
-	}
 }
 
 // Sweeps find due messages without a wake-up.

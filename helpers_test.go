@@ -13,7 +13,6 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -234,12 +233,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	h.Listener = listener{Listener: h.Listener, admission: s.admission}
 	h.Config.ConnContext = withConn
 	h.Start()
-	ctx, stop := context.WithCancel(context.Background())
-	var background sync.WaitGroup
-	background.Go(func() { s.tally.run(ctx, time.Hour) })
 	t.Cleanup(func() {
-		stop()
-		background.Wait()
 		e.drain()
 		h.Close()
 		counter.close()

@@ -95,7 +95,7 @@ SELECT CASE
            WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is no table'
            ELSE 'the role ' || current_user || ' lacks rights on queued.' || name
        END
-FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed,tallies,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
+FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
 LEFT JOIN pg_namespace n ON n.nspname = 'queued'
 LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
 WHERE CASE

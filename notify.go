@@ -16,10 +16,6 @@ import (
 // notifyChannel is the LISTEN/NOTIFY channel of all servers on one database.
 const notifyChannel = "queued"
 
-// wantCounts, in place of a queue id, asks the other servers to write what their
-// tallies hold. No queue can be called so.
-const wantCounts = "."
-
 // Bounds of NOTIFY and LISTEN.
 const (
 	// A commit with NOTIFY takes a lock on the whole cluster. So one notification

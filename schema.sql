@@ -269,3 +269,8 @@ ALTER TABLE queued.queues
     -- The version of the settings with which something changed that the groups of
     -- the queue have yet to be looked at for. Null: they have been.
     ADD COLUMN groups_changed_in bigint;
+
+-- step 7
+
+-- SharQ's counts per minute are in the memory of each server.
+DROP TABLE queued.tallies;

@@ -35,8 +35,7 @@ FROM (
         (SELECT max(queue_key) FROM queued.messages),
         (SELECT -min(queue_key) FROM queued.messages),
         (SELECT -min(queue_key) FROM queued.groups),
-        (SELECT max(queue_key) FROM queued.consumed),
-        (SELECT max(queue_key) FROM queued.tallies)
+        (SELECT max(queue_key) FROM queued.consumed)
     ) AS key
 ) held
 CROSS JOIN queued.queues_key_seq s

@@ -173,7 +173,6 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		}
 		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "auth", files.auth(), "database", data)
 		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
-		background.Go(func() { v.tally.run(backgroundCtx, tallyInterval) })
 		background.Go(func() { clean.vacuum(backgroundCtx, patient, v.compact) })
 		clean.run(backgroundCtx, c.cleanupInterval)
 	})

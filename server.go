@@ -17,13 +17,13 @@ import (
 // server answers requests. Its handlers decode, check, make one call to the
 // store or the engine, and encode; handle does what is the same for all.
 type server struct {
-	log     *slog.Logger
-	store   *store
-	engine  *engine
-	metrics *metrics
-	tally   *tally
-	counter *depthCollector
-	limits  limits
+	log       *slog.Logger
+	store     *store
+	engine    *engine
+	metrics   *metrics
+	jobCounts *jobCounts
+	counter   *depthCollector
+	limits    limits
 
 	id      string // of this process
 	started time.Time
@@ -77,7 +77,7 @@ const (
 
 func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *depthCollector, l limits) *server {
 	v := &server{
-		log: log, store: s, engine: e, metrics: m, tally: newTally(s, e), counter: counter, limits: l,
+		log: log, store: s, engine: e, metrics: m, jobCounts: newJobCounts(), counter: counter, limits: l,
 		id: newID(), started: time.Now(),
 		tokens:          new(atomic.Pointer[tokens]),
 		admission:       newAdmission(log, defaultMaxConnections, defaultMaxInHand),

@@ -8,59 +8,69 @@ import (
 	"time"
 )
 
-// receiver is a request that wants messages of a queue.
+// receiver is a request for messages of a queue.
 type receiver struct {
-	ctx     context.Context // done when the client says no more, and may be gone
+	ctx     context.Context // ends when the client may have disconnected
 	limit   int
-	wait    bool          // for something to become due; else one look is enough
-	arrival int           // its number among all that came to the dispatcher, from 1
-	reply   chan delivery // holds one; who takes the receiver out of the line sends it
+	wait    bool          // a long poll; otherwise one claim is enough
+	arrival int           // its number among all receivers of the dispatcher, from 1
+	reply   chan delivery // capacity 1; whoever removes the receiver from the line sends to it
 }
 
-// delivery is the answer to a receiver: messages, or none after an error or a
-// drain.
+// delivery is the result of a receive: messages, or none after an error or a drain.
 type delivery struct {
 	messages []message
 	err      error
-	// goodUntil is when the leases may end: the ack deadline after the claim
-	// was sent, so before they do, by the clock of this process.
+	// goodUntil is the earliest time that the leases may end, by the clock of this
+	// process: the ack deadline, counted from when the claim was sent.
 	goodUntil time.Time
 }
 
-// Bounds of what one receiver gets, and of for how many of them one statement
-// claims, in bytes of data and attributes. A message that is larger goes alone.
+// Limits of a claim. Sizes are bytes of data and attributes.
 const (
-	deliverySize = 8 << 20
-	claimShares  = 4
+	deliverySize = 8 << 20 // per receiver; a single message may be larger
+	claimShares  = 4       // receivers that one claim has this size for
 	claimRows    = 1000
 )
 
-// dispatcher feeds the receivers of one queue, in the order in which they came,
-// as long as there are any. One claim serves all that wait. When nothing is due
-// it sleeps, and that is the long poll. Receivers that consume have one of their
-// own: what they get is deleted, and not leased.
+// dispatcher delivers messages to the receivers of one queue, in order of arrival.
+// One claim serves all waiting receivers. Consuming receivers, whose messages are
+// deleted instead of leased, have a dispatcher of their own. It exists as long as
+// there are receivers, and goes through three states:
 //
-// The engine's mutex guards all fields but bell.
+//	       ┌───────────── messages ◄──────────────┐
+//	       ▼                                      │
+//	    claiming ── nothing due ──► searching ── due now
+//	       ▲                            │
+//	       │                      due later, or never
+//	wake, new receiver,                 ▼
+//	due time has come ◄───────────── sleeping
+//
+// A wake-up during a claim or a search sets woken, which causes another claim. A
+// receiver that arrives while the dispatcher sleeps causes no claim: nothing is due.
+//
+// The engine's mutex guards all fields but signaled.
 type dispatcher struct {
 	dispatcherKey
-	line        []*receiver
-	arrivals    int           // receivers that have come
-	served      int           // of these, those who had come before the last claim that did not fail
+	line        []*receiver   // waiting, in order of arrival
+	arrivals    int           // receivers so far
+	served      int           // the arrival number that the last successful claim covers
 	nonBlocking int           // receivers in line that do not wait
-	woken       bool          // since the last claim began
+	woken       bool          // there was a wake-up since the last claim began
 	clock       clock         // of PostgreSQL
-	dueAt       time.Time     // the next time that something becomes due, by that clock; zero if not known
-	sleeping    bool          // nothing is due before dueAt, and nothing was announced since that was found
-	dueUnknown  bool          // when something becomes due next could not be found out
-	signaled    chan struct{} // holds one; rung when the dispatcher should look at its fields
+	dueAt       time.Time     // when the next message is due, by that clock; zero if not known
+	sleeping    bool          // nothing is due before dueAt
+	dueUnknown  bool          // the search for the next due time failed
+	signaled    chan struct{} // capacity 1; ends the sleep
 }
 
-// dispatcherKey is where receivers line up.
+// dispatcherKey identifies a dispatcher.
 type dispatcherKey struct {
 	queueID  string
 	consumes bool
 }
 
+// signal makes a sleeping dispatcher check its fields.
 func (d *dispatcher) signal() {
 	select {
 	case d.signaled <- struct{}{}:
@@ -68,7 +78,8 @@ func (d *dispatcher) signal() {
 	}
 }
 
-// expectAt tells the dispatcher that something is due at that time.
+// expectAt records that something is due at that time, and wakes the dispatcher if
+// that is past, or earlier than known.
 func (d *dispatcher) expectAt(dueAt time.Time) {
 	if d.clock.until(dueAt) <= 0 {
 		d.woken = true
@@ -80,20 +91,20 @@ func (d *dispatcher) expectAt(dueAt time.Time) {
 	d.signal()
 }
 
-// clock tells the time of PostgreSQL: what it was when PostgreSQL last told us,
-// and what our monotonic clock has counted since. It is for waiting only; no
-// statement sees it.
+// clock estimates the time of PostgreSQL: the time that its last statement returned
+// plus what has passed since on our monotonic clock. It is used to wait, and never
+// enters a statement.
 type clock struct {
-	database time.Time
-	local    time.Time // of this process
+	database time.Time // as PostgreSQL returned it
+	local    time.Time // when it did, by the clock of this process
 }
 
 func (c *clock) set(told time.Time) {
 	c.database, c.local = told, time.Now()
 }
 
-// until returns how long it is until t, zero or less if it is past, or if
-// either time is not known.
+// until returns the time until t: zero or less if t is past, or if either time is
+// not known.
 func (c *clock) until(t time.Time) time.Duration {
 	if c.database.IsZero() || t.IsZero() {
 		return 0
@@ -101,16 +112,16 @@ func (c *clock) until(t time.Time) time.Duration {
 	return t.Sub(c.database) - time.Since(c.local)
 }
 
-// receive leases up to limit due messages of the queue, oldest due first: each
-// counts one delivery attempt and is hidden until the queue's ack deadline. If
-// there is none it waits for one, for at most wait. What it returns may be
-// empty; what the caller does not deliver it hands to giveBack. When ctx ends, it
-// waits no longer: the client gets what is due already.
+// receive leases up to limit due messages of the queue, oldest due first. Each
+// counts one delivery attempt and stays hidden until the queue's ack deadline. If
+// none is due, it waits for one, at most for wait; the result may be empty. When ctx
+// ends, it stops waiting and returns what is due already. The caller passes messages
+// that it cannot deliver to release.
 func (e *engine) receive(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
 	return e.take(ctx, dispatcherKey{queueID: queueID}, limit, wait)
 }
 
-// consume is receive, but what it returns is deleted, as if it had been acked.
+// consume is receive, but deletes the messages that it returns.
 func (e *engine) consume(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
 	return e.take(ctx, dispatcherKey{queueID: queueID, consumes: true}, limit, wait)
 }
@@ -120,7 +131,7 @@ func (e *engine) take(ctx context.Context, at dispatcherKey, limit int, wait tim
 	if err := e.enqueue(at, r); err != nil {
 		return delivery{}, err
 	}
-	var timeout <-chan time.Time // without one the answer comes after one claim
+	var timeout <-chan time.Time // nil unless the receiver waits: the reply follows the next claim
 	var ended <-chan struct{}
 	if r.wait {
 		timer := time.NewTimer(wait)
@@ -139,11 +150,12 @@ func (e *engine) take(ctx context.Context, at dispatcherKey, limit int, wait tim
 	if left {
 		return delivery{}, nil
 	}
-	v := <-r.reply // it is being served
+	v := <-r.reply // the dispatcher has already removed the receiver from the line
 	return v, v.err
 }
 
-// enqueue puts a receiver at the end of the line.
+// enqueue adds a receiver to the end of the line. It starts a dispatcher if there is
+// none.
 func (e *engine) enqueue(at dispatcherKey, r *receiver) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -167,23 +179,24 @@ func (e *engine) enqueue(at dispatcherKey, r *receiver) error {
 		d.nonBlocking++
 	}
 	d.line = append(d.line, r)
-	if !r.wait || !d.sleeping || d.dueUnknown { // else nothing is due, and whoever changes that says so
+	if !r.wait || !d.sleeping || d.dueUnknown { // else nothing is due, until a wake-up
 		d.woken = true
 		d.signal()
 	}
 	return nil
 }
 
-// cancel takes a receiver out of the line. It returns false if the receiver is
-// not there any more: then its reply is in the channel.
+// cancel removes a receiver from the line. It returns false if the dispatcher has
+// done that: then the reply is in the channel, or will be in a moment.
 func (e *engine) cancel(at dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.cancelLocked(at, r)
 }
 
-// endWait is leave for a receiver that did not want to: if nobody has looked
-// whether something is due since it came, it stays for one claim.
+// endWait is cancel for a client that may have disconnected. If no claim has begun
+// since the receiver arrived, the receiver stays in line for one claim, without
+// waiting longer.
 func (e *engine) endWait(at dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -216,13 +229,13 @@ func (e *engine) cancelLocked(at dispatcherKey, r *receiver) bool {
 	return true
 }
 
-// release takes messages that their receiver did not get: they are due again as
-// if they had never been received, which the next in line is told.
+// release undoes the delivery of messages: they are due again as if they had never
+// been received, and the next receiver is woken.
 func (e *engine) release(queueID string, messages []message) {
 	if len(messages) == 0 {
 		return
 	}
-	// A client that is gone no longer waits for this.
+	// Not with the context of the request, which ends with the client's connection.
 	err := e.releases.do(context.Background(), messages, len(messages), 0)
 	if err != nil {
 		// They come back when their lease ends.
@@ -230,8 +243,7 @@ func (e *engine) release(queueID string, messages []message) {
 	}
 }
 
-// wake tells the receivers of a queue, if there are any, that something in it
-// is due at that time.
+// wake tells the dispatchers of a queue that something is due at that time.
 func (e *engine) wake(queueID string, dueAt time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -243,8 +255,7 @@ func (e *engine) wake(queueID string, dueAt time.Time) {
 	}
 }
 
-// dispatchersOf returns those of a queue that have receivers. Its caller holds
-// the mutex.
+// dispatchersOf returns the dispatchers of a queue. Its caller holds the mutex.
 func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
 	for _, consumes := range []bool{false, true} {
 		if d := e.dispatchers[dispatcherKey{queueID, consumes}]; d != nil {
@@ -254,8 +265,7 @@ func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
 	return all
 }
 
-// wakeAll makes every dispatcher look, at the cost of one statement: whatever
-// could have been announced was not heard.
+// wakeAll starts a full sweep, after notifications or wake-ups may have been lost.
 func (e *engine) wakeAll() {
 	select {
 	case e.sweepNow <- struct{}{}:
@@ -265,7 +275,7 @@ func (e *engine) wakeAll() {
 
 // dispatch serves the line until it is empty.
 func (e *engine) dispatch(d *dispatcher) {
-	fruitless := 0 // claims in a row that found nothing although something was due
+	emptyClaims := 0 // in a row, although something was due
 	for {
 		e.mu.Lock()
 		if len(d.line) == 0 {
@@ -287,14 +297,13 @@ func (e *engine) dispatch(d *dispatcher) {
 
 		v := e.claimFor(d.dispatcherKey, from, groupsFirst, wanted, shares*deliverySize)
 		if impatient && len(v.messages) == 0 && v.err == nil && from != (claimStart{}) {
-			// No look from the front will come in time for those who do not wait.
+			// Below the low-water mark: a sweep would be too late for a receiver that does not wait.
 			v = e.claimFor(d.dispatcherKey, claimStart{}, groupsFirst, wanted, shares*deliverySize)
 		}
-		left, wait := e.handOut(d, asked, v)
-		// Before the next claim, or messages would overtake them.
-		e.release(d.queueID, left)
+		undelivered, wait := e.handOut(d, asked, v)
+		e.release(d.queueID, undelivered) // before the next claim, which would deliver newer messages first
 		if errors.Is(v.err, errUnavailable) {
-			<-time.After(retryAfterOutage) // for those who go on waiting
+			<-time.After(retryAfterOutage)
 			continue
 		}
 		if !wait || len(v.messages) == wanted {
@@ -302,61 +311,68 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		overdue := e.expectNext(d)
 		if overdue && len(v.messages) == 0 {
-			fruitless++
+			emptyClaims++
 		} else {
-			fruitless = 0
+			emptyClaims = 0
 		}
-		e.sleep(d, pause(fruitless))
+		e.sleep(d, pause(emptyClaims))
 	}
 }
 
-// retryAfterOutage is the time between two claims while the database is away.
+// retryAfterOutage is the time between two claims while the database is unavailable.
 const retryAfterOutage = 100 * time.Millisecond
 
-// pause returns how long to wait before claiming again what somebody else seems
-// to have locked. The first time it may just have become due.
-func pause(fruitless int) time.Duration {
-	if fruitless <= 1 {
+// pause returns the time to wait before the next claim of messages that another
+// transaction seems to have locked: none after the first empty claim, as the
+// messages may just have become due.
+func pause(emptyClaims int) time.Duration {
+	if emptyClaims <= 1 {
 		return 0
 	}
-	return min(time.Millisecond<<min(fruitless, 10), 100*time.Millisecond)
+	return min(time.Millisecond<<min(emptyClaims, 10), 100*time.Millisecond)
 }
 
-// handOut answers receivers with what was claimed when asked of them had come:
-// in the order of the line, each as much as it wants. It returns what nobody
-// wants any more, and whether there is reason to wait: receivers that wait, and
-// no word of anything due since the claim. Those who were waiting before an outage
-// go on waiting, and those who came since are told of it.
-func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, wait bool) {
+// handOut replies to receivers with the messages of a claim that began when asked
+// receivers had arrived: in order of arrival, up to the limit of each. It returns the
+// messages that are left, and whether to wait: receivers are waiting, and no wake-up
+// has arrived since the claim.
+//
+// A receiver that gets no messages stays in line if it waits. An error ends the
+// wait, but an outage does so only for receivers that no claim has covered before.
+func (e *engine) handOut(d *dispatcher, asked int, v delivery) (undelivered []message, wait bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	messages := v.messages
 	line := d.line
 	d.line = nil
-	before := d.served
-	patient := 0 // turns of those who have been waiting
+	covered := d.served // by an earlier claim
+	keepsWaiting := func(r *receiver) bool { return false }
 	if errors.Is(v.err, errUnavailable) {
-		patient = before
+		keepsWaiting = func(r *receiver) bool { return r.wait && r.arrival <= covered }
 	} else {
 		d.served = asked
 	}
 	for i, r := range line {
 		if len(messages) == 0 && v.err == nil && d.nonBlocking == 0 {
 			if len(d.line) == 0 {
-				d.line = line[i:] // ten thousand may wait here
+				d.line = line[i:] // without a copy: ten thousand may wait here
 			} else {
 				d.line = append(d.line, line[i:]...)
 			}
 			break
 		}
-		leaving := r.wait && r.arrival <= before && r.ctx.Err() != nil
-		if len(messages) > 0 && !leaving {
+		disconnected := r.wait && r.arrival <= covered && r.ctx.Err() != nil
+		claimed := r.arrival <= asked // for this receiver too
+		switch {
+		case disconnected:
+			d.reply(r, delivery{err: v.err})
+		case len(messages) > 0:
 			n := share(messages, r.limit)
 			d.reply(r, delivery{messages: messages[:n:n], goodUntil: v.goodUntil})
 			messages = messages[n:]
-		} else if leaving || r.arrival <= asked && (v.err != nil && r.arrival > patient || !r.wait) {
+		case claimed && (!r.wait || v.err != nil && !keepsWaiting(r)):
 			d.reply(r, delivery{err: v.err})
-		} else {
+		default:
 			d.line = append(d.line, r)
 		}
 	}
@@ -364,7 +380,7 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (left []message, 
 	return messages, len(d.line) > 0 && !d.woken
 }
 
-// reply ends the wait of a receiver that is no longer in the line.
+// reply ends the wait of a receiver that was removed from the line.
 func (d *dispatcher) reply(r *receiver, v delivery) {
 	if !r.wait {
 		d.nonBlocking--
@@ -372,8 +388,8 @@ func (d *dispatcher) reply(r *receiver, v delivery) {
 	r.reply <- v
 }
 
-// share returns how many of the messages a receiver gets: at most limit and at
-// most deliverySize bytes, but one in any case.
+// share returns how many of the messages a receiver gets: at most limit, and at
+// most deliverySize bytes unless the first message is larger.
 func share(messages []message, limit int) int {
 	size := 0
 	for n, m := range messages {
@@ -385,7 +401,7 @@ func share(messages []message, limit int) int {
 	return len(messages)
 }
 
-// watermarksOf returns the floors of a queue. Its caller holds the mutex.
+// watermarksOf returns the low-water marks of a queue. Its caller holds the mutex.
 func (e *engine) watermarksOf(queueID string) *watermarks {
 	f := e.watermarks[queueID]
 	if f == nil {
@@ -395,8 +411,9 @@ func (e *engine) watermarksOf(queueID string) *watermarks {
 	return f
 }
 
-// claimFor leases, or consumes, up to limit messages of the queue that are due since
-// from, and up to budget bytes: those with a group first, or those without.
+// claimFor leases or consumes up to limit messages and budget bytes for a
+// dispatcher, scanning from the given times: messages with a group first, or those
+// without.
 func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
 	queueID := at.queueID
 	s := <-e.claimers
@@ -410,15 +427,14 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 		return delivery{err: err}
 	}
 	if err != nil {
-		// What was locked for a moment, others may have passed over.
-		e.announce(queueID, time.Time{})
+		e.announce(queueID, time.Time{}) // other claims may have skipped rows that this one had locked
 		return delivery{err: asUnavailable(err)}
 	}
 	e.mu.Lock()
 	e.watermarksOf(queueID).raise(from, v)
 	e.mu.Unlock()
 	if sizeOf(v.messages) > budget/2 {
-		e.announce(queueID, time.Time{}) // likewise, if rows beyond the budget were locked
+		e.announce(queueID, time.Time{}) // likewise: rows beyond the budget were locked
 	}
 	if at.consumes {
 		v.ackDeadline = noDeadline
@@ -426,6 +442,7 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 	return delivery{messages: v.messages, goodUntil: sentAt.Add(v.ackDeadline)}
 }
 
+// sizeOf returns the bytes of data and attributes.
 func sizeOf(messages []message) (size int) {
 	for _, m := range messages {
 		size += m.size
@@ -433,11 +450,11 @@ func sizeOf(messages []message) (size int) {
 	return size
 }
 
-// noDeadline is for how long what was consumed stays with its receiver.
+// noDeadline is the ack deadline of consumed messages, which are not redelivered.
 const noDeadline = 100 * 365 * 24 * time.Hour
 
-// expectNext finds out when the next message of the queue becomes due, and
-// reports whether that time is past.
+// expectNext looks up when the next message of the queue is due, and reports
+// whether that time is past.
 func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	e.mu.Lock()
 	f := e.watermarksOf(d.queueID)
@@ -450,10 +467,10 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	defer e.mu.Unlock()
 	if err != nil {
 		d.dueUnknown = true
-		return false // the slow look goes on trying, and so does whoever comes next
+		return false // the next sweep or receiver tries again
 	}
 	if len(all) == 0 {
-		d.woken = true // the queue is gone, the next claim says so
+		d.woken = true // the queue was deleted; the next claim returns the error
 		return false
 	}
 	v := all[0]
@@ -465,9 +482,8 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	return !d.dueAt.IsZero() && d.clock.until(d.dueAt) <= 0
 }
 
-// sleep returns when the dispatcher should claim again: it was woken, it has
-// nobody to wait for any more, or the next message is due, though then not
-// before the pause is over.
+// sleep blocks until the dispatcher should claim again: it was woken, its line is
+// empty, or the next message is due and the pause is over.
 func (e *engine) sleep(d *dispatcher, pause time.Duration) {
 	notBefore := time.Now().Add(pause)
 	for {

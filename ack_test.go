@@ -75,7 +75,7 @@ func TestGuardHoldsWhileTheLeaseIsNotTakenOver(t *testing.T) {
 	s.must(204, "PUT", path(1, "nack"), "")
 	// The lease shown ends a little before it does here: as if it had ended.
 	ended := s.messages(`{"data":[` + s.must(200, "PUT", path(2, "extend"), `{"ack_deadline_seconds":1}`) + `]}`)[0].ScheduledAt
-	s.eventually("the lease has ended", func() bool {
+	eventually(t, "the lease has ended", func() bool {
 		return s.count("SELECT count(*) FROM queued.messages WHERE id = $1 AND scheduled_at <= now()", leased[2].ID) == 1
 	})
 	s.must(204, "PUT", "/messages/"+leased[2].ID+"/ack?scheduled_at="+ended+"Z", "")

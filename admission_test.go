@@ -36,7 +36,7 @@ func TestReceiveWithoutRoomReleases(t *testing.T) {
 	received := s.receive("q", "")
 	checkDiff(t, "received", []int{1}, numbers(received))
 	checkDiff(t, "attempts", 1, received[0].DeliveryAttempts)
-	s.eventually("nothing is in hand", func() bool { return s.inHand() == 0 })
+	eventually(t, "nothing is in hand", func() bool { return s.inHand() == 0 })
 }
 
 func TestPublishWithoutRoomStoresNothing(t *testing.T) {
@@ -218,7 +218,7 @@ func TestUnwantedBodyLeavesNothingInHand(t *testing.T) {
 			t.Errorf("POST /nowhere = %d %s, want 404", got.status, got.body)
 		}
 	}
-	s.eventually("nothing is in hand", func() bool { return s.inHand() == 0 })
+	eventually(t, "nothing is in hand", func() bool { return s.inHand() == 0 })
 }
 
 // Large headers of requests that wait take room, also if they came together with
@@ -251,7 +251,7 @@ func TestLargeHeadersTakeRoom(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s.eventually("it waits, is refused, or is cut because its header took too long on a machine that stands still", func() bool {
+			eventually(t, "it waits, is refused, or is cut because its header took too long on a machine that stands still", func() bool {
 				if s.engine.waiting()["q"] > before {
 					return true
 				}

@@ -44,16 +44,6 @@ func writeTokens(t testing.TB, path string, entries map[string]string) string {
 	return path
 }
 
-// useTokens closes an open server.
-func (s *testServer) useTokens(entries map[string]string) {
-	s.t.Helper()
-	all, err := readTokens(writeTokens(s.t, filepath.Join(s.t.TempDir(), "tokens.json"), entries))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.server.tokens.Store(all)
-}
-
 // statedRights returns the table of docs/configuration.md: the right of each route.
 func statedRights(t testing.TB) map[string]string {
 	t.Helper()
@@ -103,7 +93,7 @@ func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 		for _, who := range []string{"nobody", "wrong", "poster", "getter", "scraper", "stranger", "admin"} {
 			client := s.with(secret(who))
 			if who == "nobody" {
-				client = s
+				client = &s.client
 			}
 			got := client.do(method, path, "")
 			want := 0
@@ -360,8 +350,7 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.cmd.Process.Signal(syscall.SIGHUP)
-	s := r.client()
-	s.eventually("the broken file is refused", func() bool { return strings.Contains(r.output.String(), "stays in force") })
+	eventually(t, "the broken file is refused", func() bool { return strings.Contains(r.output.String(), "stays in force") })
 	checkDiff(t, "old token after a broken file", 200, status("old"))
 
 	newCertificate(t, certFile, keyFile)
@@ -370,7 +359,7 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 	}
 	writeTokens(t, tokenFile, map[string]string{"new": `"admin":true`})
 	r.cmd.Process.Signal(syscall.SIGHUP)
-	s.eventually("the new token and the new certificate are in force", func() bool { return status("new") == 200 })
+	eventually(t, "the new token and the new certificate are in force", func() bool { return status("new") == 200 })
 	checkDiff(t, "old token", 401, status("old"))
 	if strings.Contains(r.output.String(), "secret-of") {
 		t.Errorf("the log has a secret:\n%s", r.output)

@@ -12,21 +12,13 @@ import (
 	"time"
 )
 
-func mustCleanUp(t testing.TB, s *testServer) {
-	t.Helper()
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
-	if err := c.once(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestCleanupDeletesExpiredWhereverTheyAre(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2, 3, 4)
 	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = ANY($1::uuid[])", idArray{ids[0], ids[2]})
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "left", []int{2, 4}, numbers(s.receive("t", "")))
 	checkDiff(t, "rows", 2, s.count("SELECT count(*) FROM queued.messages"))
 }
@@ -40,11 +32,11 @@ func TestCleanupMovesExhaustedToTheDeadQueue(t *testing.T) {
 	s.exec("UPDATE queued.messages SET delivery_attempts = 1 WHERE id = $1", ids[0])
 	s.receive("t", "")
 
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "moved while in flight", 0, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0"))
 
 	s.exec("UPDATE queued.messages SET scheduled_at = now()")
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	n := s.count(`SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key
 		WHERE q.id = 'dead' AND m.id = $1 AND m.delivery_attempts = 0 AND NOT m.in_flight AND NOT m.last_delivery
 		AND m.scheduled_at = m.updated_at + interval '900 s' AND m.expired_at = m.updated_at + interval '3600 s'
@@ -78,11 +70,11 @@ func TestCleanupMovesWhatAChangeOfSettingsExhausted(t *testing.T) {
 	s.publish("t", 1)
 	s.receive("t", "")
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":1,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "moved while in flight", []int{}, numbers(s.receive("dead", "")))
 	s.exec("UPDATE queued.messages SET scheduled_at = now()")
 	checkDiff(t, "received though exhausted", []int{}, numbers(s.receive("t", "")))
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
 }
 
@@ -98,7 +90,7 @@ func TestRaisedLimitRevivesExhausted(t *testing.T) {
 	s.waiting("t", 1)
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
 	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "dead queue", []int{}, numbers(s.receive("dead", "")))
 }
 
@@ -110,11 +102,11 @@ func TestCleanupRemovesMessagesOfDeletedQueues(t *testing.T) {
 	s.publish("t", 1, 2, 3)
 	s.publish("stays", 4)
 	s.must(204, "DELETE", "/queues/t", "")
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "rows", 1, s.count("SELECT count(*) FROM queued.messages"))
 	checkDiff(t, "its two keys are remembered for late publishes", 2, s.count("SELECT count(*) FROM queued.deleted_queues"))
 	s.exec("UPDATE queued.deleted_queues SET deleted_at = now() - interval '2 h'")
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "deleted queues", 0, s.count("SELECT count(*) FROM queued.deleted_queues"))
 }
 
@@ -134,10 +126,10 @@ func TestCleanupWorksInBatchesAndServersShareIt(t *testing.T) {
 	other := newTestServerOn(t, s.dsn)
 	var wg sync.WaitGroup
 	for _, v := range []*testServer{s, other, s, other} {
-		wg.Go(func() { mustCleanUp(t, v) })
+		wg.Go(func() { v.mustCleanUp() })
 	}
 	wg.Wait()
-	mustCleanUp(t, s) // what a server left to another, which had just finished
+	s.mustCleanUp() // what a server left to another, which had just finished
 	checkDiff(t, "left", many, s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = 'q'"))
 	checkDiff(t, "moved", many, s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = 'dead'"))
 	checkDiff(t, "ids", 2*many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
@@ -325,7 +317,7 @@ func TestMetricsTellWhenTheCleanupLastEnded(t *testing.T) {
 	checkRecent("at the start", time.Now().Add(-testTimeout))
 	s.metrics.cleanedUp.Set(1)
 	began := time.Now()
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkRecent("after a pass", began)
 }
 

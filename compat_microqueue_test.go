@@ -180,7 +180,7 @@ func TestMicroQueueReaderThatIsGoneTakesNothing(t *testing.T) {
 		_, err := s.send(ctx, "GET", "/out/q?wait_seconds=20", "")
 		ended <- err
 	}()
-	s.eventually("it waits", func() bool { return s.engine.waiting()["q"] == 1 })
+	eventually(t, "it waits", func() bool { return s.engine.waiting()["q"] == 1 })
 	hangUp()
 	<-ended
 	s.must(200, "POST", "/in/q", "x")
@@ -193,7 +193,7 @@ func TestCompactVacuums(t *testing.T) {
 	c := r.client()
 	c.mustQueue("q")
 	c.must(200, "GET", "/compact/q", "")
-	c.eventually("it was vacuumed", func() bool {
+	eventually(t, "it was vacuumed", func() bool {
 		return strings.Contains(c.must(200, "GET", "/metrics", ""), `queued_statement_duration_seconds_count{statement="vacuum"} 1`)
 	})
 }

@@ -124,8 +124,8 @@ func TestSharQTakesNullForWhatIsLeftOut(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.server.limits.requeueLimit = 3
-	s.enqueue("g", "j", `,"requeue_limit":null`)
-	checkDiff(t, "remaining", 3, s.dequeue().RequeuesRemaining)
+	enqueueJob(s, "g", "j", `,"requeue_limit":null`)
+	checkDiff(t, "remaining", 3, dequeueJob(s).RequeuesRemaining)
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"k","interval":0,"payload":{"max_queued_length":null}}`)
 	checkDiff(t, "removed", `{"status":"Success","message":"Successfully removed all queued calls"}`, s.must(200, "DELETE", "/deletequeue/default/g/", `{"purge_all":null}`))
 }
@@ -136,20 +136,20 @@ func TestSharQGivesAPairOneJobInItsInterval(t *testing.T) {
 	for _, id := range []string{"a", "b"} {
 		s.must(201, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":%q,"payload":{"to":"1000000000"},"interval":2000}`, id))
 	}
-	checkDiff(t, "first", sharQAnswer{"success", "g", "a", json.RawMessage(`{"to":"1000000000"}`), -1, 1}, s.dequeue())
-	checkDiff(t, "within the interval", "failure", s.dequeue().Status)
+	checkDiff(t, "first", sharQAnswer{"success", "g", "a", json.RawMessage(`{"to":"1000000000"}`), -1, 1}, dequeueJob(s))
+	checkDiff(t, "within the interval", "failure", dequeueJob(s).Status)
 	s.exec("UPDATE queued.groups SET ready_at = now(), limited_until = now()")
-	checkDiff(t, "after it", "b", s.dequeue().JobID)
+	checkDiff(t, "after it", "b", dequeueJob(s).JobID)
 }
 
 func TestSharQJobWithoutALimitComesBackForEver(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.enqueue("g", "j", `,"requeue_limit":-1`)
+	enqueueJob(s, "g", "j", `,"requeue_limit":-1`)
 	for range 4 {
-		v := s.dequeue()
+		v := dequeueJob(s)
 		checkDiff(t, "job", "j -1", fmt.Sprint(v.JobID, " ", v.RequeuesRemaining))
-		s.expire()
+		expireJobs(s)
 	}
 }
 
@@ -158,9 +158,9 @@ func TestSharQIntervalIsKeptBeyondTheDeadline(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"a","payload":{},"interval":3600000}`)
-	s.dequeue()
+	dequeueJob(s)
 	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight") // the deadline of 60 s has passed
-	checkDiff(t, "within the interval", "failure", s.dequeue().Status)
+	checkDiff(t, "within the interval", "failure", dequeueJob(s).Status)
 }
 
 func TestSharQMetricsAreThoseOfItsTests(t *testing.T) {
@@ -193,11 +193,11 @@ func TestSharQMetricsAreThoseOfItsTests(t *testing.T) {
 		}
 	}
 	check("at first", []string{}, []string{}, 0, 0, 0)
-	s.dequeue()
+	dequeueJob(s)
 	check("after a dequeue in vain", []string{}, []string{}, 0, 0, 0)
-	s.enqueue("g", "j", "")
+	enqueueJob(s, "g", "j", "")
 	check("while it waits", []string{"default"}, []string{"g"}, 1, 1, 0)
-	s.dequeue()
+	dequeueJob(s)
 	check("in flight", []string{"default"}, []string{"g"}, 0, 1, 1)
 	s.must(200, "POST", "/finish/default/g/j/", "")
 	check("when it is finished", []string{}, []string{}, 0, 1, 1)
@@ -207,7 +207,7 @@ func TestSharQTypesMadeByUseHaveTheDefaultDeadline(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.server.limits.defaultAckDeadline = 300
-	s.enqueue("g", "j", "")
+	enqueueJob(s, "g", "j", "")
 	var q struct {
 		AckDeadline int `json:"ack_deadline_seconds"`
 		Retention   int `json:"message_retention_seconds"`
@@ -216,8 +216,8 @@ func TestSharQTypesMadeByUseHaveTheDefaultDeadline(t *testing.T) {
 	checkDiff(t, "settings", [2]int{300, noExpirySeconds}, [2]int{q.AckDeadline, q.Retention})
 }
 
-// enqueue enqueues a job, of the default type, whose payload is its id.
-func (s *testServer) enqueue(group, id, more string) {
+// enqueueJob enqueues a job, of the default type, whose payload is its id.
+func enqueueJob(s *testServer, group, id, more string) {
 	s.t.Helper()
 	s.must(201, "POST", "/enqueue/default/"+group+"/", fmt.Sprintf(`{"job_id":%q,"payload":%q,"interval":0%s}`, id, id, more))
 }
@@ -231,8 +231,8 @@ type sharQAnswer struct {
 	Length            int `json:"current_queue_length"`
 }
 
-// dequeue returns the next job, none if none is ready.
-func (s *testServer) dequeue() (v sharQAnswer) {
+// dequeueJob returns the next job, none if none is ready.
+func dequeueJob(s *testServer) (v sharQAnswer) {
 	s.t.Helper()
 	got := s.do("GET", "/dequeue/", "")
 	if err := json.Unmarshal([]byte(got.body), &v); err != nil {
@@ -241,8 +241,8 @@ func (s *testServer) dequeue() (v sharQAnswer) {
 	return v
 }
 
-// expire ends all leases.
-func (s *testServer) expire() {
+// expireJobs ends all leases.
+func expireJobs(s *testServer) {
 	s.t.Helper()
 	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
 	s.exec("UPDATE queued.groups SET ready_at = now()")
@@ -252,8 +252,8 @@ func TestSharQJobThatSaysNothingComesBackAsOftenAsTheServerSays(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.server.limits.requeueLimit = 3
-	s.enqueue("g", "j", "")
-	checkDiff(t, "remaining", 3, s.dequeue().RequeuesRemaining)
+	enqueueJob(s, "g", "j", "")
+	checkDiff(t, "remaining", 3, dequeueJob(s).RequeuesRemaining)
 }
 
 func TestSharQPayloadsComeBackAsTheyWere(t *testing.T) {
@@ -261,14 +261,14 @@ func TestSharQPayloadsComeBackAsTheyWere(t *testing.T) {
 	s := newTestServer(t)
 	for i, payload := range []string{`{"a":1.50}`, `{}`, `[1, 2]`, `"text"`, `null`, `7`, `{"payload":1}`, `{"payload":{"payload":null}}`, `"\u0000"`} {
 		s.must(201, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":"j%d","interval":0,"payload":%s}`, i, payload))
-		checkDiff(t, "payload", payload, string(s.dequeue().Payload))
+		checkDiff(t, "payload", payload, string(dequeueJob(s).Payload))
 	}
 }
 
 func TestSharQJobIsDroppedAfterItsRequeues(t *testing.T) {
 	t.Parallel()
 	for what, again := range map[string]func(s *testServer){
-		"by its deadline": func(s *testServer) { s.expire() },
+		"by its deadline": func(s *testServer) { expireJobs(s) },
 		"by a nack": func(s *testServer) {
 			var id string
 			if err := s.store.db.QueryRow("SELECT id FROM queued.messages").Scan(&id); err != nil {
@@ -280,15 +280,15 @@ func TestSharQJobIsDroppedAfterItsRequeues(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			s := newTestServer(t)
-			s.enqueue("g", "j", `,"requeue_limit":2`)
+			enqueueJob(s, "g", "j", `,"requeue_limit":2`)
 			for _, want := range []int{2, 1, 0} {
-				v := s.dequeue()
+				v := dequeueJob(s)
 				checkDiff(t, "remaining", want, v.RequeuesRemaining)
 				checkDiff(t, "job", "j", v.JobID)
 				again(s)
 			}
-			checkDiff(t, "then", "failure", s.dequeue().Status)
-			mustCleanUp(t, s)
+			checkDiff(t, "then", "failure", dequeueJob(s).Status)
+			s.mustCleanUp()
 			checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
 			s.wantMetrics(`queued_messages_dropped_total{queue="default"} 1`)
 		})
@@ -298,24 +298,24 @@ func TestSharQJobIsDroppedAfterItsRequeues(t *testing.T) {
 func TestSharQJobIsNotQueuedTwiceWhileItWaits(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.enqueue("g", "first", "")
-	s.enqueue("g", "second", "")
+	enqueueJob(s, "g", "first", "")
+	enqueueJob(s, "g", "second", "")
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"first","payload":"new","interval":0}`)
-	v := s.dequeue()
+	v := dequeueJob(s)
 	checkDiff(t, "in its old place", sharQAnswer{"success", "g", "first", json.RawMessage(`"new"`), -1, 1}, v)
-	s.enqueue("g", "first", "") // while the other is in flight
+	enqueueJob(s, "g", "first", "") // while the other is in flight
 	s.must(200, "POST", "/finish/default/g/first/", "")
 	s.must(404, "POST", "/finish/default/g/first/", "")
-	checkDiff(t, "next", "second", s.dequeue().JobID)
-	checkDiff(t, "queued anew", "first", s.dequeue().JobID)
-	checkDiff(t, "no more", "failure", s.dequeue().Status)
+	checkDiff(t, "next", "second", dequeueJob(s).JobID)
+	checkDiff(t, "queued anew", "first", dequeueJob(s).JobID)
+	checkDiff(t, "no more", "failure", dequeueJob(s).Status)
 }
 
 func TestSharQJobsThatShareABatchHurtNoneOfThem(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.enqueue("g", "a", "")
-	s.dequeue()
+	enqueueJob(s, "g", "a", "")
+	dequeueJob(s)
 	draftOf := func(id string, most *int) *publication {
 		return &publication{queueID: "default", messages: []draft{{data: []byte(`{}`), group: "g", job: &job{id: id, maxWaiting: most}}}}
 	}
@@ -340,9 +340,9 @@ func TestSharQJobThatIsQueuedAgainIsKeptAsLongAsANewOne(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("default")
-	s.enqueue("g", "j", "")
+	enqueueJob(s, "g", "j", "")
 	s.exec("UPDATE queued.messages SET expired_at = now() + interval '1 second'")
-	s.enqueue("g", "j", "")
+	enqueueJob(s, "g", "j", "")
 	checkDiff(t, "kept", 1, s.count("SELECT count(*) FROM queued.messages WHERE expired_at > now() + interval '59 minutes'"))
 }
 
@@ -351,7 +351,7 @@ func TestSharQJobThatIsQueuedAgainIsKeptAsLongAsANewOne(t *testing.T) {
 func TestSharQJobIsQueuedThoughTheSameIsBeingSettled(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.enqueue("g", "j", "")
+	enqueueJob(s, "g", "j", "")
 	tx, err := s.store.db.Begin()
 	if err != nil {
 		t.Fatal(err)
@@ -360,19 +360,19 @@ func TestSharQJobIsQueuedThoughTheSameIsBeingSettled(t *testing.T) {
 	if _, err := tx.Exec("DELETE FROM queued.messages"); err != nil {
 		t.Fatal(err)
 	}
-	s.enqueue("g", "j", "")
+	enqueueJob(s, "g", "j", "")
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	checkDiff(t, "job", "j", s.dequeue().JobID)
+	checkDiff(t, "job", "j", dequeueJob(s).JobID)
 }
 
 // Else each of those who fill one group would cost all who publish a commit.
 func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.enqueue("g", "a", "")
-	s.enqueue("g", "b", "")
+	enqueueJob(s, "g", "a", "")
+	enqueueJob(s, "g", "b", "")
 	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	var batch []*publication
@@ -389,7 +389,7 @@ func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
 	const full = "4 messages wait in the group already"
 	checkDiff(t, "outcomes", []string{"c 1 2 <nil>", "b 1 3 <nil>", "d 1 3 <nil>", "e 0 4 " + full, "c 1 2 <nil>", "f 0 4 " + full}, got)
 	for _, want := range []string{`"a"`, `{"n":1}`, `{"n":4}`, `{"n":2}`, ""} {
-		checkDiff(t, "payload", want, string(s.dequeue().Payload))
+		checkDiff(t, "payload", want, string(dequeueJob(s).Payload))
 	}
 	checkDiff(t, "transactions", 1, s.count("SELECT count(DISTINCT created_at) FROM queued.messages WHERE job_id IN ('c', 'd')"))
 }
@@ -404,9 +404,9 @@ func TestSharQRefusesMoreThanAQueueHolds(t *testing.T) {
 	}
 	enqueue("a", 201, `{"status":"queued","current_queue_length":0}`)
 	enqueue("b", 429, `{"status":"failure","message":"Max queue length reached","current_queue_length":1}`)
-	s.dequeue()
+	dequeueJob(s)
 	enqueue("b", 201, `{"status":"queued","current_queue_length":0}`)
-	s.expire()
+	expireJobs(s)
 	enqueue("c", 429, `{"status":"failure","message":"Max queue length reached","current_queue_length":2}`)
 }
 
@@ -418,7 +418,7 @@ func TestSharQTakesNumbersAndConditionsAsPythonDoes(t *testing.T) {
 	full := func(waiting int) string {
 		return fmt.Sprintf(`{"status":"failure","message":"Max queue length reached","current_queue_length":%d}`, waiting)
 	}
-	s.enqueue("g", "a", "")
+	enqueueJob(s, "g", "a", "")
 	for _, v := range []struct {
 		most   string
 		status int
@@ -428,7 +428,7 @@ func TestSharQTakesNumbersAndConditionsAsPythonDoes(t *testing.T) {
 		checkDiff(t, "answer with "+v.most, v.want, got)
 	}
 	for value, want := range map[string]string{"true": purged, "1": purged, `"yes"`: purged, "false": cleared, "0": cleared, `""`: cleared} {
-		s.enqueue("h", "a", "")
+		enqueueJob(s, "h", "a", "")
 		got := s.must(200, "DELETE", "/deletequeue/default/h/", `{"purge_all":`+value+`}`)
 		checkDiff(t, "answer to "+value, fmt.Sprintf(`{"status":"Success","message":%q}`, want), got)
 	}
@@ -437,14 +437,14 @@ func TestSharQTakesNumbersAndConditionsAsPythonDoes(t *testing.T) {
 func TestSharQIntervalCountsFromTheLastDequeue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.enqueue("g", "a", "")
-	checkDiff(t, "first", "a", s.dequeue().JobID)
+	enqueueJob(s, "g", "a", "")
+	checkDiff(t, "first", "a", dequeueJob(s).JobID)
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"b","payload":{},"interval":3600000}`)
-	checkDiff(t, "the new interval counts", "failure", s.dequeue().Status)
+	checkDiff(t, "the new interval counts", "failure", dequeueJob(s).Status)
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"c","payload":{},"interval":0}`)
-	checkDiff(t, "and the newest", "b", s.dequeue().JobID)
+	checkDiff(t, "and the newest", "b", dequeueJob(s).JobID)
 	s.must(200, "POST", "/interval/default/g/", `{"interval":3600000}`)
-	checkDiff(t, "and a change", "failure", s.dequeue().Status)
+	checkDiff(t, "and a change", "failure", dequeueJob(s).Status)
 	poll := make(chan string, 1)
 	go func() {
 		v, err := s.send(context.Background(), "GET", "/dequeue/?wait_seconds=30", "")
@@ -475,11 +475,11 @@ func TestSharQWaitsForTheFirstJobOfAType(t *testing.T) {
 func TestSharQCountsPerMinute(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.enqueue("g", "a", "")
-	s.enqueue("g", "b", "")
-	s.enqueue("h", "c", "")
-	s.dequeue()
-	s.enqueue("g", "d", "")
+	enqueueJob(s, "g", "a", "")
+	enqueueJob(s, "g", "b", "")
+	enqueueJob(s, "h", "c", "")
+	dequeueJob(s)
+	enqueueJob(s, "g", "d", "")
 	for path, want := range map[string][3]int64{"/metrics/": {4, 1, 10}, "/metrics/default/g/": {3, 1, 10}, "/metrics/default/h/": {1, 0, 10}, "/metrics/none/h/": {0, 0, 10}} {
 		var v struct {
 			In  map[string]int64 `json:"enqueue_counts"`
@@ -506,7 +506,7 @@ func TestSharQCountsPerMinute(t *testing.T) {
 func TestSharQJobsAreMessagesOfTheNativeAPI(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.enqueue("g", "a", "")
+	enqueueJob(s, "g", "a", "")
 	peeked := s.must(200, "GET", "/queues/default/messages/peek", "")
 	if !strings.Contains(peeked, `"data":{"payload":"a"}`) || !strings.Contains(peeked, `"group":"g"`) {
 		t.Errorf("peek shows %s", peeked)
@@ -524,7 +524,7 @@ func TestSharQJobsAreMessagesOfTheNativeAPI(t *testing.T) {
 	s.must(201, "POST", "/queues/default/messages", `{"group":"ä b","data":{"n":1}}`)
 	s.must(201, "POST", "/queues/default/messages", `{"data":{"n":2}}`)
 	for range 2 {
-		v := s.dequeue()
+		v := dequeueJob(s)
 		path := strings.ReplaceAll(v.QueueID, " ", "%20") + "/" + v.JobID + "/"
 		checkDiff(t, "state", `{"status":"success","state":"in_flight"}`, s.must(200, "GET", "/status/default/"+path, ""))
 		s.must(200, "POST", "/finish/default/"+path, "")
@@ -583,10 +583,10 @@ func TestSharQJobIsNotDroppedFromADeadQueue(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("dead")
 	s.mustQueue("default", `"dead_queue_id":"dead"`, `"message_max_deliveries":100`)
-	s.enqueue("g", "j", `,"requeue_limit":0`)
-	s.dequeue()
-	s.expire()
-	mustCleanUp(t, s)
+	enqueueJob(s, "g", "j", `,"requeue_limit":0`)
+	dequeueJob(s)
+	expireJobs(s)
+	s.mustCleanUp()
 	for range 3 {
 		all := s.receive("dead", "")
 		if len(all) != 1 {
@@ -595,5 +595,5 @@ func TestSharQJobIsNotDroppedFromADeadQueue(t *testing.T) {
 		s.must(204, "PUT", "/messages/"+all[0].ID+"/nack", "")
 	}
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"default"}`)
-	checkDiff(t, "redriven", "j", s.dequeue().JobID)
+	checkDiff(t, "redriven", "j", dequeueJob(s).JobID)
 }

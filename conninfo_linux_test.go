@@ -45,8 +45,7 @@ func TestCertificateOfTheDatabaseIsVerified(t *testing.T) {
 		}
 	}
 	url := "postgres://queued@" + address + "/queued"
-	s := testServer{t: t}
-	s.eventually("it offers TLS", func() bool {
+	eventually(t, "it offers TLS", func() bool {
 		db, err := openDB(url+"?sslmode=require", 1)
 		if err != nil {
 			t.Fatal(err)

@@ -9,30 +9,14 @@ import (
 // keeping is the setting of a queue that keeps what was consumed for an hour.
 const keeping = `"consumed_retention_seconds":3600`
 
-// consumed returns what the list of consumed messages shows.
-func (s *testServer) consumed(queueID, query string) (all []wireMessage) {
-	s.t.Helper()
-	var v struct{ Data []wireMessage }
-	mustDecode(s.t, s.must(200, "GET", "/queues/"+queueID+"/messages/consumed"+query, ""), &v)
-	return v.Data
-}
-
 // keptIn returns how many consumed messages of a queue the database has, listed or not.
-func (s *testServer) keptIn(queueID string) int {
+func keptIn(s *testServer, queueID string) int {
 	s.t.Helper()
 	return s.count("SELECT count(*) FROM queued.consumed c JOIN queued.queues q ON q.key = c.queue_key WHERE q.id = $1", queueID)
 }
 
-// fillConsumed adds messages that were consumed just now.
-func (s *testServer) fillConsumed(queueID string, many int) {
-	s.t.Helper()
-	s.exec(`INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, data, size, delivery_attempts, expired_at, scheduled_at, created_at)
-		SELECT key, now(), n, gen_random_uuid(), '{}', 2, 1, now() + interval '1 h', now(), now()
-		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
-}
-
-// setRetention changes for how long a queue keeps what was consumed.
-func (s *testServer) setRetention(queueID, seconds string) {
+// setConsumedRetention changes for how long a queue keeps what was consumed.
+func setConsumedRetention(s *testServer, queueID, seconds string) {
 	s.t.Helper()
 	s.must(200, "PUT", "/queues/"+queueID, `{"ack_deadline_seconds":60,"message_retention_seconds":3600,"consumed_retention_seconds":`+seconds+`}`)
 }
@@ -107,12 +91,12 @@ func TestOnlyQueuesWithTheSettingKeepWhatWasConsumed(t *testing.T) {
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3, 4)
 	for i, retention := range []string{"null", "60", "null"} {
-		s.setRetention("t", retention)
+		setConsumedRetention(s, "t", retention)
 		if retention == "null" {
 			s.exec("DELETE FROM queued.consumed")
 		}
 		s.must(200, "GET", "/queue/t", "")
-		checkDiff(t, "kept with "+retention, i%2, s.keptIn("t"))
+		checkDiff(t, "kept with "+retention, i%2, keptIn(s, "t"))
 	}
 }
 
@@ -122,7 +106,7 @@ func TestAckedMessagesAreNotKept(t *testing.T) {
 	s.mustTopic("t", keeping)
 	s.publish("t", 1)
 	s.must(204, "PUT", "/messages/"+s.receive("t", "")[0].ID+"/ack", "")
-	checkDiff(t, "kept", 0, s.keptIn("t"))
+	checkDiff(t, "kept", 0, keptIn(s, "t"))
 }
 
 func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
@@ -136,7 +120,7 @@ func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
 	if err != nil || len(v.messages) != 2 {
 		t.Fatalf("consume = %+v, %v, want two messages", v.messages, err)
 	}
-	checkDiff(t, "kept", 2, s.keptIn("t"))
+	checkDiff(t, "kept", 2, keptIn(s, "t"))
 	s.engine.release("t", v.messages)
 	s.exec("UPDATE queued.messages SET updated_at = created_at")
 	checkDiff(t, "what is there after it was given back", before, s.state())
@@ -160,20 +144,20 @@ func TestConsumedMessagesGoWhenTheirTimeIsOver(t *testing.T) {
 		s.must(200, "GET", "/queue/"+id, "")
 	}
 	s.exec("UPDATE queued.consumed SET consumed_at = consumed_at - interval '10 min' WHERE data->>'n' = '1'")
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "kept within their time", 6, s.count("SELECT count(*) FROM queued.consumed"))
 
 	s.exec("UPDATE queued.consumed SET consumed_at = consumed_at - interval '50 min' WHERE data->>'n' = '1' AND queue_key = (SELECT key FROM queued.queues WHERE id = 't')")
-	s.setRetention("shortened", "300")
-	s.setRetention("off", "null")
+	setConsumedRetention(s, "shortened", "300")
+	setConsumedRetention(s, "off", "null")
 	want := map[string][]int{"t": {2}, "shortened": {2}, "off": {}}
 	for id := range want {
 		checkDiff(t, "listed of "+id+" before the cleanup", want[id], numbers(s.consumed(id, "")))
-		checkDiff(t, "kept of "+id+" before the cleanup", 2, s.keptIn(id))
+		checkDiff(t, "kept of "+id+" before the cleanup", 2, keptIn(s, id))
 	}
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	for id := range want {
-		checkDiff(t, "kept of "+id, len(want[id]), s.keptIn(id))
+		checkDiff(t, "kept of "+id, len(want[id]), keptIn(s, id))
 	}
 }
 
@@ -188,7 +172,7 @@ func TestCleanupRemovesConsumedMessagesInBatches(t *testing.T) {
 	if err := c.removeConsumed(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	checkDiff(t, "kept", 1, s.keptIn("q"))
+	checkDiff(t, "kept", 1, keptIn(s, "q"))
 	s.wantMetrics(`queued_statement_duration_seconds_count{statement="remove_consumed"} 4`)
 }
 
@@ -208,9 +192,9 @@ func TestConsumedMessagesOfDeletedQueuesGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkDiff(t, "keys of deleted queues with consumed messages", 1, s.count("SELECT count(*) FROM queued.deleted_queues"))
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "kept", 3, s.count("SELECT count(*) FROM queued.consumed"))
-	checkDiff(t, "kept of the other queue", 3, s.keptIn("stays"))
+	checkDiff(t, "kept of the other queue", 3, keptIn(s, "stays"))
 	checkDiff(t, "keys of deleted queues", 0, s.count("SELECT count(*) FROM queued.deleted_queues"))
 }
 
@@ -222,8 +206,8 @@ func TestPurgeDeletesWhatWasConsumed(t *testing.T) {
 		s.fillConsumed(id, 2*workBatch+1)
 	}
 	s.must(204, "PUT", "/queues/q/purge", "")
-	checkDiff(t, "kept", 0, s.keptIn("q"))
-	checkDiff(t, "kept of the other queue", 2*workBatch+1, s.keptIn("other"))
+	checkDiff(t, "kept", 0, keptIn(s, "q"))
+	checkDiff(t, "kept of the other queue", 2*workBatch+1, keptIn(s, "other"))
 }
 
 func TestLargeConsumedMessagesComeBackWhole(t *testing.T) {

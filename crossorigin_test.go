@@ -1,48 +1,14 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 )
-
-// state returns all that is in the database, to see whether anything changed.
-func (s *testServer) state() string {
-	s.t.Helper()
-	var b strings.Builder
-	for _, table := range []string{"topics", "queues", "messages", "groups", "consumed", "deleted_queues", "settings"} {
-		var rows string
-		if err := s.store.db.QueryRow("SELECT coalesce(string_agg(v::text, E'\n' ORDER BY v::text), '') FROM queued." + table + " AS v").Scan(&rows); err != nil {
-			s.t.Fatal(err)
-		}
-		fmt.Fprintf(&b, "%s\n%s\n", table, rows)
-	}
-	return b.String()
-}
-
-// raw sends a request as bytes, with headers that no client of Go would send, and
-// returns the answer.
-func (s *testServer) raw(method, path, body string, headers ...string) *http.Response {
-	s.t.Helper()
-	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer conn.Close()
-	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\n%s\r\nContent-Length: %d\r\n\r\n%s", method, path, strings.Join(headers, "\r\n"), len(body), body)
-	answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
-	if err != nil {
-		s.t.Fatalf("%s %s with %q: %v", method, path, headers, err)
-	}
-	answer.Body.Close()
-	return answer
-}
 
 // A page elsewhere can have a browser send any of these, to any path. What a
 // page sends whose own name was made to point to this machine (DNS rebinding)
@@ -164,16 +130,16 @@ func TestProbesWithoutHostAreServed(t *testing.T) {
 		{"GET /readyz HTTP/1.0\r\nOrigin: http://evil.example\r\n\r\n", "403"},
 		{"GET /readyz HTTP/1.0\r\nSec-Fetch-Site: same-origin\r\n\r\n", "403"},
 	} {
-		got := s.exchange(v.request)
+		got := exchangeBytes(s, v.request)
 		if _, status, _ := strings.Cut(got, " "); !strings.HasPrefix(status, v.status+" ") {
 			t.Errorf("%q is answered with %q, want %s", v.request, got, v.status)
 		}
 	}
 }
 
-// exchange sends bytes, and returns all that comes until the server closes the
+// exchangeBytes sends bytes, and returns all that comes until the server closes the
 // connection.
-func (s *testServer) exchange(request string) string {
+func exchangeBytes(s *testServer, request string) string {
 	s.t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// as makes a request for an answer of a kind.
-func (s *testServer) as(accept, path string) reply {
+// getAs makes a request for an answer of a kind.
+func getAs(s *testServer, accept, path string) reply {
 	s.t.Helper()
 	r, err := http.NewRequest("GET", s.url+path, nil)
 	if err != nil {
@@ -44,7 +44,7 @@ func TestHomeIsTheDashboardForBrowsersAndTheGreetingForOthers(t *testing.T) {
 		"*/*":              false,
 		"application/json": false,
 	} {
-		got := s.as(accept, "/")
+		got := getAs(s, accept, "/")
 		if got.status != 200 || (got.body == string(index)) != isPage || (got.body == `{"message":"Hello, SharQ!"}`) == isPage || got.header.Get("Server") != "queued "+version() || got.header.Get("Vary") != "Accept" {
 			t.Errorf("GET / as %q = %d %v %.60s", accept, got.status, got.header, got.body)
 		}
@@ -107,7 +107,7 @@ type overviewSeen struct {
 	Next *int `json:"next_offset"`
 }
 
-func (s *testServer) overview(query string) (v overviewSeen) {
+func overviewOf(s *client, query string) (v overviewSeen) {
 	s.t.Helper()
 	mustDecode(s.t, s.must(200, "GET", "/overview"+query, ""), &v)
 	return v
@@ -126,8 +126,8 @@ func TestOverviewShowsQueuesAndWhatIsInThem(t *testing.T) {
 	s.poll(t.Context(), "u", "?wait_seconds=20")
 	s.waiting("u", 1)
 	var v overviewSeen
-	s.eventually("all are counted", func() bool {
-		v = s.overview("")
+	eventually(t, "all are counted", func() bool {
+		v = overviewOf(&s.client, "")
 		return len(v.Data) == 2 && v.Data[1].Messages != nil && v.Data[0].Messages != nil && *v.Data[0].Messages == messageCounts{Ready: 1, Delayed: 1, InFlight: 1}
 	})
 	q := v.Data[0]
@@ -142,7 +142,7 @@ func TestOverviewShowsQueuesAndWhatIsInThem(t *testing.T) {
 	}
 	s.must(204, "DELETE", "/queues/t", "")
 	s.mustQueue("t")
-	if q := s.overview("").Data[0]; q.Published != 0 {
+	if q := overviewOf(&s.client, "").Data[0]; q.Published != 0 {
 		t.Errorf("a queue made again has %d publishes", q.Published)
 	}
 }
@@ -156,7 +156,7 @@ func TestOverviewHasPagesAndWhatTheTokenMaySee(t *testing.T) {
 	s.limits.maxLimit = 2
 	var got []string
 	for next := new(0); next != nil; {
-		v := s.overview(fmt.Sprint("?offset=", *next))
+		v := overviewOf(&s.client, fmt.Sprint("?offset=", *next))
 		for _, q := range v.Data {
 			got = append(got, q.ID)
 		}
@@ -166,11 +166,11 @@ func TestOverviewHasPagesAndWhatTheTokenMaySee(t *testing.T) {
 	s.must(422, "GET", "/overview?offset=-1", "")
 
 	s.useTokens(map[string]string{"worker": `"get":["q3"]`, "operator": `"admin":true`})
-	v := s.with(secret("worker")).overview("")
+	v := overviewOf(s.with(secret("worker")), "")
 	if len(v.Data) != 1 || v.Data[0].ID != "q3" || *v.Token != (overviewToken{"worker", false}) {
 		t.Errorf("overview of a worker = %+v", v)
 	}
-	if v := s.with(secret("operator")).overview(""); len(v.Data) != 2 || *v.Token != (overviewToken{"operator", true}) {
+	if v := overviewOf(s.with(secret("operator")), ""); len(v.Data) != 2 || *v.Token != (overviewToken{"operator", true}) {
 		t.Errorf("overview of an operator = %+v", v)
 	}
 }

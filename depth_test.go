@@ -30,7 +30,7 @@ func TestMetricsCountMessagesByState(t *testing.T) {
 		`queued_queue_info{dead_queue="",queue="dead"} 1`,
 	)
 	s.must(204, "DELETE", "/queues/t", "")
-	s.eventually("the deleted queue is forgotten", func() bool {
+	eventually(t, "the deleted queue is forgotten", func() bool {
 		return !strings.Contains(s.must(200, "GET", "/metrics", ""), `queue="t"`)
 	})
 }
@@ -44,7 +44,7 @@ func TestSeriesOfAQueueDeletedElsewhereGo(t *testing.T) {
 	other.publish("t", 1)
 	other.publish("stays", 1)
 	s.must(204, "DELETE", "/queues/t", "")
-	s.eventually("the other server forgets it", func() bool {
+	eventually(t, "the other server forgets it", func() bool {
 		return !strings.Contains(other.must(200, "GET", "/metrics", ""), `queue="t"`)
 	})
 	other.wantMetrics(`queued_messages_published_total{queue="stays"} 1`)
@@ -76,7 +76,7 @@ func TestCountingTakesATwentiethOfTheTime(t *testing.T) {
 		t.Errorf("a count that is not over has %v", got)
 	}
 	free()
-	s.eventually("the count is over", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.counting == nil })
+	eventually(t, "the count is over", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.counting == nil })
 	took := time.Since(began)
 	s.mustQueue("later")
 	if got, _ := c.latest(); len(got) != 1 {

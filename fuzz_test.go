@@ -73,14 +73,14 @@ func FuzzRequests(f *testing.F) {
 	server.mustTopic("t")
 	goroutines := runtime.NumGoroutine()
 	f.Fuzz(func(t *testing.T, method, path, query, header, body string) {
-		s := *server
+		s := server.inspector
 		s.t = t
 		r := rawRequest(method, path, query, header, body)
 		if r == nil {
 			return
 		}
 		s.exec(fuzzRows)
-		before := s.stored()
+		before := rowCounts(&s)
 		w := httptest.NewRecorder()
 		s.server.ServeHTTP(w, r)
 		switch {
@@ -90,10 +90,10 @@ func FuzzRequests(f *testing.F) {
 			t.Errorf("%s %q?%q %q %q has the request id %q", method, path, query, header, body, w.Header().Get("X-Request-Id"))
 		case w.Code >= 400 && w.Body.Len() == 0, w.Code >= 400 && !json.Valid(w.Body.Bytes()):
 			t.Errorf("%s %q?%q %q %q = %d with %q, which is no JSON", method, path, query, header, body, w.Code, w.Body)
-		case w.Code >= 400 && w.Code != 409 && w.Code != 503 && s.stored() != before:
+		case w.Code >= 400 && w.Code != 409 && w.Code != 503 && rowCounts(&s) != before:
 			t.Errorf("%s %q?%q %q %q = %d, and something was stored", method, path, query, header, body, w.Code)
 		}
-		s.eventually("nothing is left behind", func() bool {
+		eventually(t, "nothing is left behind", func() bool {
 			s.engine.mu.Lock()
 			defer s.engine.mu.Unlock()
 			return s.engine.receivers == 0 && len(s.engine.dispatchers) == 0 && s.inHand() == 0 &&
@@ -136,8 +136,8 @@ func rawRequest(method, path, query, header, body string) *http.Request {
 	return r
 }
 
-// stored is a fingerprint of what is in the database.
-func (s *testServer) stored() string {
+// rowCounts is a fingerprint of what is in the database.
+func rowCounts(s *inspector) string {
 	s.t.Helper()
 	return fmt.Sprint(s.count("SELECT count(*) FROM queued.topics"), s.count("SELECT count(*) FROM queued.queues"),
 		s.count("SELECT count(*) FROM queued.messages"))

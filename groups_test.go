@@ -13,40 +13,6 @@ import (
 	"time"
 )
 
-// publishGroups publishes messages straight into a queue, each named like "a1" for
-// the first of group a; "-1" has no group.
-func (s *testServer) publishGroups(queueID string, names ...string) {
-	s.t.Helper()
-	for _, name := range names {
-		group := fmt.Sprintf(`"group":%q,`, name[:1])
-		if name[0] == '-' {
-			group = ""
-		}
-		s.must(201, "POST", "/queues/"+queueID+"/messages", fmt.Sprintf(`{%s"data":{"name":%q}}`, group, name))
-	}
-}
-
-// namesOf returns what publishGroups called the messages.
-func namesOf(messages []wireMessage) string {
-	var all []string
-	for _, m := range messages {
-		all = append(all, strings.TrimSuffix(strings.TrimPrefix(string(m.Data), `{"name":"`), `"}`))
-	}
-	return strings.Join(all, " ")
-}
-
-// receiveNames receives and returns what publishGroups called the messages.
-func (s *testServer) receiveNames(queueID string, limit int) string {
-	s.t.Helper()
-	return namesOf(s.receive(queueID, fmt.Sprintf("?limit=%d", limit)))
-}
-
-// pass makes the intervals of all groups pass.
-func (s *testServer) pass() {
-	s.t.Helper()
-	s.exec("UPDATE queued.groups SET ready_at = least(ready_at, now()), limited_until = now() WHERE limited_until > now()")
-}
-
 func TestGroupGivesOneMessageAnInterval(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -54,7 +20,7 @@ func TestGroupGivesOneMessageAnInterval(t *testing.T) {
 	s.publishGroups("q", "a1", "a2", "b1", "a3", "-1", "-2")
 	checkDiff(t, "of each group one, and all without a group", "-1 -2 a1 b1", s.receiveNames("q", 10))
 	checkDiff(t, "within the interval", "", s.receiveNames("q", 10))
-	s.pass()
+	s.passIntervals()
 	checkDiff(t, "in the next interval", "a2", s.receiveNames("q", 10))
 	s.publishGroups("q", "b2", "a4")
 	checkDiff(t, "the interval of b is over", "b2", s.receiveNames("q", 10))
@@ -91,7 +57,7 @@ func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 		"extended": func(s *testServer, id string) {
 			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
 		},
-		"given back":   func(s *testServer, id string) { s.giveBack(id) },
+		"given back":   func(s *testServer, id string) { giveBack(s, id) },
 		"not for long": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":0}`) },
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -110,7 +76,7 @@ func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 }
 
 // giveBack undoes the delivery of a message, as if its receiver was gone.
-func (s *testServer) giveBack(id string) {
+func giveBack(s *testServer, id string) {
 	s.t.Helper()
 	var m message
 	turn := &groupDelivery{}
@@ -129,11 +95,11 @@ func TestReceiverThatIsGoneUsesUpNoInterval(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
 	s.publishGroups("q", "a1", "a2")
-	s.giveBack(s.receive("q", "")[0].ID)
+	giveBack(s, s.receive("q", "")[0].ID)
 	again := s.receive("q", "")
 	checkDiff(t, "received", "a1", namesOf(again))
 	checkDiff(t, "attempts", 1, again[0].DeliveryAttempts)
-	s.giveBack(again[0].ID)
+	giveBack(s, again[0].ID)
 	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
 	checkDiff(t, "received when its interval has changed", "a1", s.receiveNames("q", 10))
 }
@@ -143,7 +109,7 @@ func TestReceiverThatIsGoneLeavesTheDeliveriesOfOthers(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishGroups("q", "a1", "a2", "a3")
-	s.giveBack(s.receive("q", "?limit=2")[1].ID)
+	giveBack(s, s.receive("q", "?limit=2")[1].ID)
 	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
 	checkDiff(t, "received after a1", "", s.receiveNames("q", 10))
 }
@@ -177,13 +143,13 @@ func TestConsumingGoesByGroupsToo(t *testing.T) {
 		}
 		checkDiff(t, "consumed", want, got)
 	}
-	s.pass()
+	s.passIntervals()
 	checkDiff(t, "a is left", "a2", s.receiveNames("q", 10))
-	checkDiff(t, "kept", 2, len(s.consumedNames("q")))
+	checkDiff(t, "kept", 2, len(consumedGroups(s, "q")))
 }
 
-// consumedNames returns the groups of the messages that were consumed and are kept.
-func (s *testServer) consumedNames(queueID string) (groups []string) {
+// consumedGroups returns the groups of the messages that were consumed and are kept.
+func consumedGroups(s *testServer, queueID string) (groups []string) {
 	s.t.Helper()
 	var v struct{ Data []struct{ Group string } }
 	if err := json.Unmarshal([]byte(s.must(200, "GET", "/queues/"+queueID+"/messages/consumed", "")), &v); err != nil {
@@ -205,7 +171,7 @@ func TestOrderedGroupWaitsUntilTheMessageBefore(t *testing.T) {
 		"went to the dead queue in time": func(s *testServer, id string) {
 			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
 			checkDiff(s.t, "before it has left", "", s.receiveNames("q", 10))
-			mustCleanUp(s.t, s)
+			s.mustCleanUp()
 		},
 		"was purged": func(s *testServer, id string) {
 			s.must(204, "PUT", "/queues/q/purge", "")
@@ -270,7 +236,7 @@ func TestReceiverIsWokenWhenAGroupBecomesReady(t *testing.T) {
 				interval = 300
 			}
 			s.mustQueue("q", fmt.Sprintf(`"delivery_interval_ms":%d`, interval))
-			s.eventually("the servers listen", func() bool { return s.engine.notifier.listening() && other.engine.notifier.listening() })
+			eventually(t, "the servers listen", func() bool { return s.engine.notifier.listening() && other.engine.notifier.listening() })
 			s.publishGroups("q", "a1", "a2")
 			checkDiff(t, "first", "a1", s.receiveNames("q", 10))
 			poll := s.poll(context.Background(), "q", "?wait_seconds=30")
@@ -432,7 +398,7 @@ func TestMessagesKeepTheirGroupWhenTheyMove(t *testing.T) {
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"q"}`)
 	checkDiff(t, "redriven", "a2 a3", s.receiveNames("q", 10))
 	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	var v struct {
 		Data []struct{ Group string }
 	}
@@ -453,13 +419,13 @@ func TestIdleGroupsLeaveNothingBehind(t *testing.T) {
 	for _, m := range s.receive("q", "") {
 		s.must(204, "PUT", "/messages/"+m.ID+"/ack", "")
 	}
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "while they are limited", 3, rows())
-	s.pass()
-	mustCleanUp(t, s)
+	s.passIntervals()
+	s.mustCleanUp()
 	checkDiff(t, "then: what has messages, and what a client has set", 2, rows())
 	s.must(204, "DELETE", "/queues/q", "")
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "without the queue", 0, rows())
 	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
@@ -473,7 +439,7 @@ func TestNothingIsHiddenBelowTheFrontOfAGroup(t *testing.T) {
 			s.must(201, "POST", "/enqueue/q/a/", `{"job_id":"j","payload":{"name":"a3"},"interval":0}`)
 		},
 		"one that is nacked":     func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
-		"one that is given back": func(s *testServer, id string) { s.giveBack(id) },
+		"one that is given back": func(s *testServer, id string) { giveBack(s, id) },
 		"one that is redriven": func(s *testServer, id string) {
 			s.mustQueue("from")
 			s.publishGroups("from", "a3")
@@ -537,7 +503,7 @@ func TestNoMessageIsStuckInAGroupThatWasJustIdle(t *testing.T) {
 				}
 				for _, m := range messages {
 					// On a busy machine an ack may be refused, and a message come again.
-					server.eventually("it is acked", func() bool {
+					eventually(t, "it is acked", func() bool {
 						v, err := server.send(context.Background(), "PUT", "/messages/"+m.ID+"/ack", "")
 						return err == nil && v.status != 503
 					})
@@ -557,7 +523,7 @@ func TestNoMessageIsStuckInAGroupThatWasJustIdle(t *testing.T) {
 			case <-done:
 				return
 			default:
-				mustCleanUp(t, s)
+				s.mustCleanUp()
 			}
 		}
 	}()
@@ -595,7 +561,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 			v, _ := s.send(context.Background(), "PUT", "/messages/"+first.ID+"/ack", "")
 			acked <- v
 		}()
-		s.eventually("the ack is answered or waits for the claim", func() bool {
+		eventually(t, "the ack is answered or waits for the claim", func() bool {
 			return len(acked) == 1 || s.count("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
 		})
 		return err
@@ -656,7 +622,7 @@ func TestReceiveWaitsForWhoHoldsTheOnlyGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	poll := s.poll(context.Background(), "q", "")
-	s.eventually("the receive waits", func() bool {
+	eventually(t, "the receive waits", func() bool {
 		return len(poll) == 1 || s.count("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
 	})
 	if err := tx.Commit(); err != nil {
@@ -710,7 +676,7 @@ func TestRedriveLeavesExhaustedMessagesOfGroupsToTheDeadQueue(t *testing.T) {
 	s.publishGroups("q", "a2", "-2")
 	s.must(204, "PUT", "/queues/q/redrive", `{"destination_queue_id":"to"}`)
 	checkDiff(t, "redriven", "-2 a2", s.receiveNames("to", 10))
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "in the dead queue", "-1 a1", s.receiveNames("dead", 10))
 }
 

@@ -16,24 +16,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// step is a request and what it must be answered with, ids of messages and
-// times masked.
-type step struct {
-	method, path, body string
-	status             int
-	want               string
-}
-
-func (s *testServer) play(steps []step) {
-	s.t.Helper()
-	for _, v := range steps {
-		got := s.do(v.method, v.path, v.body)
-		if got.status != v.status || mask(got.body) != v.want {
-			s.t.Errorf("%s %s %s\n got %d %s\nwant %d %s", v.method, v.path, v.body, got.status, mask(got.body), v.status, v.want)
-		}
-	}
-}
-
 func TestTopicsAnswerLikeFastqueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -129,7 +111,7 @@ func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 	s.mustQueue("dead")
 	s.must(200, "PUT", "/queues/queue-0", `{"dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":600,"delivery_delay_seconds":10}`)
 	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", published[1].ID)
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "left by the cleanup", []int{0, 0, 1, 1}, []int{s.messagesIn("queue-0"), s.messagesIn("queue-1"), s.messagesIn("queue-2"), s.messagesIn("dead")})
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"queue-1","message_count":3}`)
 	moved := s.receive("queue-1", "")
@@ -347,7 +329,7 @@ func TestStatsCountWhatCouldBeReceived(t *testing.T) {
 	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min' WHERE id = $1`, ids[2])
 	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min', in_flight = true WHERE id = $1`, ids[3])
 	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', delivery_attempts = 2 WHERE id = $1`, ids[4])
-	s.eventually("two messages count, and begun seconds do not", func() bool { // unless one ends meanwhile
+	eventually(t, "two messages count, and begun seconds do not", func() bool { // unless one ends meanwhile
 		s.exec(`UPDATE queued.messages SET created_at = now() - interval '90.7 s' WHERE id = $1`, ids[0])
 		return s.must(200, "GET", "/queues/t/stats", "") == `{"num_undelivered_messages":2,"oldest_unacked_message_age_seconds":90}`
 	})
@@ -403,7 +385,7 @@ func TestMessageStatesAsSeenByPeekAndDetails(t *testing.T) {
 		{"GET", "/queues/t/messages/peek?limit=301", "", 422, `{"detail":[{"loc":["query","limit"],"msg":"ensure this value is less than or equal to 300","type":"value_error.number.not_le","ctx":{"limit_value":300}}]}`},
 	})
 	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	if got := s.must(200, "GET", "/queues/t/stats?detail=true", ""); !strings.HasSuffix(got, `"dead_queue_messages":2}`) {
 		t.Errorf("details = %s, want 2 messages in the dead queue", got)
 	}
@@ -418,21 +400,6 @@ func TestPeekAnswersAtMostItsSize(t *testing.T) {
 	checkDiff(t, "peeked", []int{1, 2}, numbers(s.peeked("t")))
 	s.exec("UPDATE queued.messages SET size = $1", deliverySize+1)
 	checkDiff(t, "peeked", []int{1}, numbers(s.peeked("t")))
-}
-
-// peeked returns the messages that a peek shows.
-func (s *testServer) peeked(queueID string) (all []wireMessage) {
-	s.t.Helper()
-	var v struct{ Data []wireMessage }
-	mustDecode(s.t, s.must(200, "GET", "/queues/"+queueID+"/messages/peek", ""), &v)
-	return v.Data
-}
-
-func mustDecode(t testing.TB, body string, into any) {
-	t.Helper()
-	if err := json.Unmarshal([]byte(body), into); err != nil {
-		t.Fatalf("%v in %s", err, body)
-	}
 }
 
 func TestRedriveMovesAtMostItsLimit(t *testing.T) {
@@ -903,7 +870,7 @@ func TestMetricsCountRequestsAndMessages(t *testing.T) {
 		`go_sql_open_connections{db_name="engine"} `,
 	)
 	s.must(204, "DELETE", "/queues/t", "")
-	s.eventually("metrics have the deleted queue no more", func() bool {
+	eventually(t, "metrics have the deleted queue no more", func() bool {
 		return !strings.Contains(s.must(200, "GET", "/metrics", ""), `queue="t"`)
 	})
 }
@@ -922,7 +889,7 @@ func TestMetricsCountWhatBecomesOfMessages(t *testing.T) {
 	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight AND delivery_attempts = 2")
 	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = ANY($1::uuid[])", idArray{ids[2], ids[3]})
 	s.exec("UPDATE queued.messages SET scheduled_at = 'epoch' WHERE id = $1", ids[3]) // found at the front, the other by the walk
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`)
 	s.must(204, "PUT", "/queues/t/purge", "")
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")

@@ -133,10 +133,9 @@ func TestNothingStaysOfARunThatWasKilled(t *testing.T) {
 		cmd.Env = append(os.Environ(), "TMPDIR="+temp, env)
 		return startCommand(t, cmd)
 	}
-	s := &testServer{t: t}
 	hang := func() (r *running, dir string, postgres int) {
 		r = begin("QUEUED_TEST_HANG=1")
-		s.eventually("it hangs", func() bool {
+		eventually(t, "it hangs", func() bool {
 			dir, _, _ = strings.Cut(r.output.String(), "\n")
 			postgres = leftover(filepath.Join(dir, "data", "postgres"))
 			return postgres != 0
@@ -149,7 +148,7 @@ func TestNothingStaysOfARunThatWasKilled(t *testing.T) {
 	}
 	removed := func(dir string, postgres int) {
 		t.Helper()
-		s.eventually("nothing stays of "+dir, func() bool { folder, process := is(dir, postgres); return !folder && !process })
+		eventually(t, "nothing stays of "+dir, func() bool { folder, process := is(dir, postgres); return !folder && !process })
 	}
 	lives, livesIn, itsPostgres := hang()
 	dies, diesIn, left := hang()

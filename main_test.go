@@ -154,7 +154,7 @@ func (r *running) requestInHand(path, body string) (net.Conn, *bufio.Reader) {
 	return conn, answer
 }
 
-func (r *running) client() *testServer { return &testServer{t: r.t, url: r.url} }
+func (r *running) client() *client { return &client{t: r.t, url: r.url} }
 
 func TestRunServesLongPollsAndDrains(t *testing.T) {
 	t.Parallel()
@@ -166,13 +166,13 @@ func TestRunServesLongPollsAndDrains(t *testing.T) {
 	checkDiff(t, "received", []int{1}, numbers(c.await(published)))
 
 	waiting := c.poll(context.Background(), "t", "?wait_seconds=20")
-	c.eventually("it waits", func() bool {
+	eventually(t, "it waits", func() bool {
 		return strings.Contains(c.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="2xx"} 1`)
 	})
 	conn, answer := r.requestInHand("/topics/t/messages", `{"data":{}}`)
 	r.stop()
 	checkDiff(t, "received at the drain", []int{}, numbers(c.await(waiting)))
-	c.eventually("it takes no new connections", func() bool {
+	eventually(t, "it takes no new connections", func() bool {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
 		if err == nil {
 			conn.Close()
@@ -214,7 +214,7 @@ func TestDatabaseThatIsNotThereYet(t *testing.T) {
 	}()
 	r.url = "http://" + listen
 	c := r.client()
-	c.eventually("it listens", func() bool {
+	eventually(t, "it listens", func() bool {
 		v, err := c.send(context.Background(), "GET", "/topics", "")
 		return err == nil && v.status == 503 && v.header.Get("Retry-After") != ""
 	})
@@ -224,7 +224,7 @@ func TestDatabaseThatIsNotThereYet(t *testing.T) {
 	}
 	p = mustStartPostgres(t, dir)
 	t.Cleanup(func() { p.stop(true) })
-	c.eventually("it is ready", func() bool { return c.do("GET", "/topics", "").status == 200 })
+	eventually(t, "it is ready", func() bool { return c.do("GET", "/topics", "").status == 200 })
 	c.must(200, "GET", "/health", "")
 	stop()
 	if err := r.await(); err != nil {
@@ -319,7 +319,7 @@ func TestReadOnlyDatabaseIsNotReady(t *testing.T) {
 	})
 	r.url = "http://" + listen
 	c := r.client()
-	c.eventually("it says that the database is read-only", func() bool { return strings.Contains(r.output.String(), "it is read-only") })
+	eventually(t, "it says that the database is read-only", func() bool { return strings.Contains(r.output.String(), "it is read-only") })
 	c.must(200, "GET", "/queues", "")
 	c.must(503, "GET", "/readyz", "")
 	if strings.Contains(r.output.String(), "msg=ready") {
@@ -332,7 +332,7 @@ func TestReadOnlyDatabaseIsNotReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.awaitReady()
-	c.eventually("it is ready", func() bool { return c.do("GET", "/readyz", "").status == 200 })
+	eventually(t, "it is ready", func() bool { return c.do("GET", "/readyz", "").status == 200 })
 }
 
 func TestPasswordOverTCPAndUnixSocket(t *testing.T) {
@@ -638,7 +638,7 @@ func TestFirstStartWarnsOfNothingWhileItIsScraped(t *testing.T) {
 	})
 	r.url = "http://" + listen
 	c := r.client()
-	c.eventually("it is ready", func() bool {
+	eventually(t, "it is ready", func() bool {
 		c.send(context.Background(), "GET", "/metrics", "") // refused at first
 		return strings.Contains(r.output.String(), "msg=ready")
 	})
@@ -783,7 +783,7 @@ func TestDrainDelayServesWhileReadyzSaysNo(t *testing.T) {
 	c := r.client()
 	c.must(200, "GET", "/readyz", "")
 	r.cmd.Process.Signal(syscall.SIGTERM)
-	c.eventually("it is not ready any more", func() bool { return c.do("GET", "/readyz", "").status == 503 })
+	eventually(t, "it is not ready any more", func() bool { return c.do("GET", "/readyz", "").status == 503 })
 	c.must(201, "POST", "/topics", `{"id":"t"}`) // from clients that have not noticed yet
 	answer, err := http.Get(r.url + "/topics/t")
 	if err != nil || !answer.Close {
@@ -819,9 +819,9 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	r := startProcess(t, "-data-dir", dir)
 	r.requestInHand("/topics", `{"id":"never comes"}`)
 	r.cmd.Process.Signal(syscall.SIGTERM)
-	r.client().eventually("it drains", func() bool { return strings.Contains(r.output.String(), "draining") })
+	eventually(t, "it drains", func() bool { return strings.Contains(r.output.String(), "draining") })
 	began := time.Now()
-	r.client().eventually("it ends", func() bool {
+	eventually(t, "it ends", func() bool {
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-r.ended:

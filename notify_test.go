@@ -66,12 +66,12 @@ func TestLostConnectionsAreReplacedBeforeTheyCount(t *testing.T) {
 	s.mustTopic("t")
 	other := newTestServerOn(t, s.dsn)
 	for _, v := range []*testServer{s, other} {
-		v.eventually("it listens", v.engine.notifier.listening)
+		eventually(t, "it listens", v.engine.notifier.listening)
 		v.publish("t", 1) // the lanes are connected
 		v.must(204, "PUT", "/messages/"+v.receive("t", "?wait_seconds=5")[0].ID+"/ack", "")
 	}
 	// A restart takes longer than a connection is trusted.
-	s.eventually("the connections were idle for a while", func() bool {
+	eventually(t, "the connections were idle for a while", func() bool {
 		return s.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'queued'
 			AND state_change > clock_timestamp() - $1 * interval '1 ms' AND pid <> pg_backend_pid()`, idleUnchecked.Milliseconds()) == 0
 	})
@@ -91,23 +91,23 @@ func TestListenerComesBackAndLooksForWhatItMissed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	s.eventually("the server listens", s.engine.notifier.listening)
+	eventually(t, "the server listens", s.engine.notifier.listening)
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`)
-	s.eventually("the server has noticed", func() bool { return !s.engine.notifier.listening() })
+	eventually(t, "the server has noticed", func() bool { return !s.engine.notifier.listening() })
 	s.fill("t", 1) // announced by nobody
 	if got := s.await(poll); len(got) != 1 {
 		t.Errorf("received %v, want the message that no notification announced", got)
 	}
-	s.eventually("the server listens again", s.engine.notifier.listening)
+	eventually(t, "the server listens again", s.engine.notifier.listening)
 }
 
 func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
-	s.eventually("the other listens", func() bool { return other.engine.notifier.listening() })
+	eventually(t, "the other listens", func() bool { return other.engine.notifier.listening() })
 	dueAt := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	other.engine.mu.Lock()
 	other.engine.watermarksOf("q").messages.at, other.engine.watermarksOf("q").usedAt = dueAt.Add(time.Hour), time.Now()
@@ -119,7 +119,7 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 		checkDiff(t, "pending", 0, len(s.engine.notifier.pending))
 		s.engine.notifier.mu.Unlock()
 	}
-	s.eventually("the floor of the other is lowered", func() bool {
+	eventually(t, "the floor of the other is lowered", func() bool {
 		other.engine.mu.Lock()
 		defer other.engine.mu.Unlock()
 		return other.engine.watermarksOf("q").messages.at.Equal(dueAt)

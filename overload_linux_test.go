@@ -113,13 +113,13 @@ func TestOthersAreServedUnderAttack(t *testing.T) {
 			for n := range 10 {
 				http.DefaultClient.CloseIdleConnections()
 				took = append(took,
-					good.timed(201, "POST", "/topics/good/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n)),
-					good.timed(200, "GET", "/livez", ""))
+					requestTime(good, 201, "POST", "/topics/good/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n)),
+					requestTime(good, 200, "GET", "/livez", ""))
 				began := time.Now()
 				received := good.receive("good", "?wait_seconds=20")
 				took = append(took, time.Since(began))
 				checkDiff(t, "received", []int{n}, numbers(received))
-				took = append(took, good.timed(204, "PUT", "/messages/"+received[0].ID+"/ack", ""))
+				took = append(took, requestTime(good, 204, "PUT", "/messages/"+received[0].ID+"/ack", ""))
 			}
 			cuts := regexp.MustCompile(`\nqueued_connections_evicted_total (\S+)`).FindStringSubmatch(good.must(200, "GET", "/metrics", ""))
 			most := r.peakMemory()
@@ -133,8 +133,8 @@ func TestOthersAreServedUnderAttack(t *testing.T) {
 	}
 }
 
-// timed makes a request that has to be answered with this status.
-func (s *testServer) timed(status int, method, path, body string) time.Duration {
+// requestTime makes a request that has to be answered with this status.
+func requestTime(s *client, status int, method, path, body string) time.Duration {
 	s.t.Helper()
 	began := time.Now()
 	s.must(status, method, path, body)

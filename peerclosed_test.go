@@ -11,7 +11,6 @@ import (
 
 func TestHangUpIsAskedOfTheSocket(t *testing.T) {
 	t.Parallel()
-	s := &testServer{t: t}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +43,7 @@ func TestHangUpIsAskedOfTheSocket(t *testing.T) {
 	}
 	accepted.Read(make([]byte, 1))
 	client.(*net.TCPConn).CloseWrite()
-	s.eventually("it has ended its side", func() bool { return is(true, false) })
+	eventually(t, "it has ended its side", func() bool { return is(true, false) })
 	client.(*net.TCPConn).SetLinger(0) // to reset it
 	client.Close()
 	c := &conn{TCPConn: accepted.(*net.TCPConn), ctx: context.Background()}

@@ -126,8 +126,7 @@ func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
 	d.mu.Lock()
 	checkDiff(t, "links", 0, len(d.links))
 	d.mu.Unlock()
-	s := testServer{t: t}
-	s.eventually("no connection is open", func() bool { return p.open() == 0 })
+	eventually(t, "no connection is open", func() bool { return p.open() == 0 })
 }
 
 // It takes longer to connect than an answer may take, and nobody is in trouble.
@@ -144,8 +143,7 @@ func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.close)
-	s := testServer{t: t}
-	s.eventually("it listens", e.notifier.listening)
+	eventually(t, "it listens", e.notifier.listening)
 	for range 3 {
 		if err := e.ack(context.Background(), ackItem{id: newID()}); err != nil {
 			t.Error(err)
@@ -173,12 +171,12 @@ func TestLostPulseEndsNoStatement(t *testing.T) {
 		_, err := s.store.db.Exec("SELECT pg_sleep(60)")
 		result <- err
 	}()
-	s.eventually("somebody asks whether PostgreSQL answers", func() bool { return count("SELECT count(*) "+pulses) > 0 })
+	eventually(t, "somebody asks whether PostgreSQL answers", func() bool { return count("SELECT count(*) "+pulses) > 0 })
 	var ended string
 	if err := outside.QueryRow("SELECT array_agg(pid) FROM (SELECT pid, pg_terminate_backend(pid) " + pulses + ") AS ended").Scan(&ended); err != nil {
 		t.Fatal(err)
 	}
-	s.eventually("it asks again on a new connection", func() bool {
+	eventually(t, "it asks again on a new connection", func() bool {
 		return count("SELECT count(*) "+pulses+" AND pid <> ALL ($1::integer[])", ended) > 0
 	})
 	if _, err := outside.Exec("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND datname = current_database()"); err != nil {
@@ -241,13 +239,13 @@ func TestSilentDatabase(t *testing.T) {
 		}
 		s.must(200, "GET", "/livez", "")
 	}
-	s.eventually("goroutines do not pile up", func() bool { return runtime.NumGoroutine() < goroutines+200 })
+	eventually(t, "goroutines do not pile up", func() bool { return runtime.NumGoroutine() < goroutines+200 })
 
 	p.thaw()
-	s.eventually("it answers again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
+	eventually(t, "it answers again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
 	s.must(201, "POST", "/queues/other/messages", `{"data":{"n":2}}`)
 	checkDiff(t, "received by who waited", []int{2}, numbers(s.await(poll)))
-	s.eventually("notifications come again", s.engine.notifier.listening)
+	eventually(t, "notifications come again", s.engine.notifier.listening)
 	s.must(204, "PUT", "/messages/"+id+"/ack", "")
 }
 
@@ -288,7 +286,7 @@ func TestFewConnectionsServeAllAPIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	dsn := strings.Replace(p.dsn("queued"), "user=queued", "user=app", 1)
-	var servers []*testServer
+	var servers []*client
 	for _, name := range []string{"a", "b"} {
 		r := runServer(t, "-database-url", dsn+" application_name="+name, "-max-database-connections", fmt.Sprint(leastConnections), "-cleanup-interval", "50ms")
 		servers = append(servers, r.client())
@@ -403,11 +401,11 @@ func TestRestartedDatabase(t *testing.T) {
 	s.must(503, "GET", "/readyz", "")
 	s.must(503, "POST", "/topics/t/messages", `{"data":{}}`)
 	p.refuse(false)
-	s.eventually("it publishes again", func() bool {
+	eventually(t, "it publishes again", func() bool {
 		return s.do("POST", "/topics/t/messages", `{"data":{"n":1}}`).status == 201
 	})
 	checkDiff(t, "received by who waited", []int{1}, numbers(s.await(poll)))
-	s.eventually("notifications come again", s.engine.notifier.listening)
+	eventually(t, "notifications come again", s.engine.notifier.listening)
 }
 
 func TestMetricsTellWhetherTheDatabaseIsThere(t *testing.T) {
@@ -422,14 +420,14 @@ func TestMetricsTellWhetherTheDatabaseIsThere(t *testing.T) {
 
 	p.refuse(true)
 	p.reset()
-	s.eventually("it is seen to be away", up("0"))
+	eventually(t, "it is seen to be away", up("0"))
 	p.refuse(false)
-	s.eventually("it is seen to be back", up("1"))
+	eventually(t, "it is seen to be back", up("1"))
 
 	p.freeze()
-	s.eventually("it is seen to be silent", up("0"))
+	eventually(t, "it is seen to be silent", up("0"))
 	p.thaw()
-	s.eventually("it is heard again", up("1"))
+	eventually(t, "it is heard again", up("1"))
 
 	s.ready.Store(false)
 	s.wantMetrics("queued_database_up 0\n") // no schema yet

@@ -39,7 +39,7 @@ func TestConnectionCutWhileItIsMade(t *testing.T) {
 		_, err := dialer{database: d, timeout: testTimeout}.DialContext(context.Background(), "tcp", l.Addr().String())
 		failed <- err
 	}()
-	(&testServer{t: t}).eventually("it connects", func() bool {
+	eventually(t, "it connects", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		return len(d.links) == 1

@@ -125,7 +125,7 @@ func TestServerOutlivesADatabaseThatRefusesIt(t *testing.T) {
 			s.mustTopic("t")
 			s.mustTopic("other")
 			poll := s.poll(context.Background(), "other", "?wait_seconds=20")
-			s.eventually("it waits", func() bool {
+			eventually(t, "it waits", func() bool {
 				return strings.Contains(s.must(200, "GET", "/metrics", ""), `queued_statement_duration_seconds_count{statement="claim"} 1`)
 			})
 			id := s.publish("t", 0)[0]
@@ -153,11 +153,11 @@ func TestServerOutlivesADatabaseThatRefusesIt(t *testing.T) {
 				t.Errorf("%d connections were tried", n)
 			}
 			exec(v.mend)
-			s.eventually("it publishes again", func() bool {
+			eventually(t, "it publishes again", func() bool {
 				return s.do("POST", "/topics/t/messages", `{"data":{}}`).status == 201
 			})
-			s.eventually("it is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
-			s.eventually("it receives again", func() bool { return s.do("GET", "/queues/t/messages", "").status == 200 })
+			eventually(t, "it is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
+			eventually(t, "it receives again", func() bool { return s.do("GET", "/queues/t/messages", "").status == 200 })
 			s.must(201, "POST", "/queues/other/messages", `{"data":{"n":1}}`)
 			checkDiff(t, "received by who waited", []int{1}, numbers(s.await(poll)))
 			lines := 0

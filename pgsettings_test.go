@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,7 +13,7 @@ import (
 )
 
 // tellStories does what clients do, by every API, and checks what comes of it.
-func (s *testServer) tellStories() {
+func tellStories(s *testServer) {
 	s.t.Helper()
 	s.must(201, "POST", "/topics", `{"id":"gone"}`)
 	s.mustQueue("gone", `"topic_id":"gone"`)
@@ -41,7 +40,7 @@ func (s *testServer) tellStories() {
 	checkDiff(s.t, "dead", []int{3}, numbers(s.peeked("dead")))
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`)
 	s.exec("UPDATE queued.messages SET in_flight = true, last_delivery = true, delivery_attempts = 2, scheduled_at = now()")
-	mustCleanUp(s.t, s)
+	s.mustCleanUp()
 	checkDiff(s.t, "dead again", []int{3}, numbers(s.receive("dead", "")))
 	s.must(204, "PUT", "/queues/dead/purge", "")
 
@@ -49,7 +48,7 @@ func (s *testServer) tellStories() {
 	s.must(201, "POST", "/queues/t/messages", `{"data":{"n":5}}`)
 	checkDiff(s.t, "long poll", []int{5}, numbers(s.await(poll)))
 	s.exec("UPDATE queued.messages SET expired_at = now()")
-	mustCleanUp(s.t, s)
+	s.mustCleanUp()
 	checkDiff(s.t, "messages left", 0, s.count("SELECT count(*) FROM queued.messages"))
 
 	s.mustQueue("ordered", `"ordered":true`, `"consumed_retention_seconds":600`)
@@ -78,22 +77,12 @@ func (s *testServer) tellStories() {
 	s.must(200, "GET", "/overview", "")
 	s.must(200, "GET", "/readyz", "")
 	s.wantMetrics("queued_database_up 1\n", `queued_queue_messages{queue="t",state="ready"} 0`)
-	s.crowd()
-	mustCleanUp(s.t, s)
-}
-
-// consumeOne receives a message by pgQueue's API, and returns its data.
-func (s *testServer) consumeOne(queueID string) json.RawMessage {
-	s.t.Helper()
-	var v struct{ Message json.RawMessage }
-	if body := s.must(200, "GET", "/queue/"+queueID, ""); json.Unmarshal([]byte(body), &v) != nil {
-		s.t.Fatalf("not JSON: %s", body)
-	}
-	return v.Message
+	crowd(s)
+	s.mustCleanUp()
 }
 
 // crowd has clients do the same at the same time: none is refused.
-func (s *testServer) crowd() {
+func crowd(s *testServer) {
 	s.t.Helper()
 	const clients, rounds = 8, 10
 	var wg sync.WaitGroup
@@ -128,7 +117,7 @@ func TestEverythingWorksUnderAPublicationOfAllTables(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.exec("CREATE PUBLICATION everything FOR ALL TABLES")
-	s.tellStories()
+	tellStories(s)
 }
 
 // Some databases have an event trigger that refuses tables without a primary key.
@@ -304,7 +293,7 @@ func TestEverythingWorksForAHostileRole(t *testing.T) {
 		t.Run(fmt.Sprintf("highest=%v", highest), func(t *testing.T) {
 			t.Parallel()
 			dsn, role := newHostileRole(t, highest)
-			newTestServerOn(t, dsn+" user="+role).tellStories()
+			tellStories(newTestServerOn(t, dsn+" user="+role))
 		})
 	}
 }
@@ -320,7 +309,7 @@ func TestEverythingWorksInAHostileDatabase(t *testing.T) {
 				t.Fatal(err)
 			}
 			makeHostile(t, s.db, "DATABASE "+databaseName(t, s), highest)
-			newTestServerOn(t, dsn).tellStories()
+			tellStories(newTestServerOn(t, dsn))
 		})
 	}
 }

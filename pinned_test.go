@@ -34,7 +34,7 @@ func TestTransactionWhoseConnectionIsGoneIsNotCommitted(t *testing.T) {
 			return err
 		}
 		s.exec("SELECT pg_terminate_backend($1)", pids[0])
-		s.eventually("the connection is gone", func() bool {
+		eventually(t, "the connection is gone", func() bool {
 			return s.count("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pids[0]) == 0
 		})
 		session.usedAt = time.Time{} // as after a statement that took long

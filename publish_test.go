@@ -11,42 +11,6 @@ import (
 	"testing"
 )
 
-// lockTable keeps every statement that uses a table waiting until free is called.
-func (s *testServer) lockTable(table string) (free func()) {
-	s.t.Helper()
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if _, err := tx.Exec("LOCK TABLE " + table + " IN ACCESS EXCLUSIVE MODE"); err != nil {
-		s.t.Fatal(err)
-	}
-	return func() { tx.Rollback() }
-}
-
-func (s *testServer) waitForLocks(n int) {
-	s.t.Helper()
-	s.eventually(fmt.Sprintf("%d statements wait for a lock", n), func() bool {
-		return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == n
-	})
-}
-
-// match matches publications with the queues that their topic has now.
-func (s *testServer) match(topicID string, batch ...*publication) {
-	s.t.Helper()
-	session := newPinnedConn(s.store.db, s.metrics)
-	defer session.close()
-	if err := session.readSubscriptions([]string{topicID}); err != nil {
-		s.t.Fatal(err)
-	}
-	to := s.engine.directory.share(topicID, session.settings.topics[topicID])
-	for _, p := range batch {
-		if err := p.match(context.Background(), to); err != nil {
-			s.t.Fatal(err)
-		}
-	}
-}
-
 func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -67,7 +31,7 @@ func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	for n := range 20 {
 		wg.Go(func() { publish(n) })
 	}
-	s.eventually("20 wait in the lane", func() bool { return len(s.engine.publications.waiting) == 20 })
+	eventually(t, "20 wait in the lane", func() bool { return len(s.engine.publications.waiting) == 20 })
 	free()
 	wg.Wait()
 	// Messages of one statement have one time.
@@ -129,12 +93,12 @@ func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	}
 	body := `{"data":{"is":"cancelled"}}`
 	fmt.Fprintf(c, "POST /topics/t/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	s.eventually("it waits in the lane", func() bool { return len(s.engine.publications.waiting) == 1 })
+	eventually(t, "it waits in the lane", func() bool { return len(s.engine.publications.waiting) == 1 })
 	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
-	s.eventually("another waits behind it", func() bool { return len(s.engine.publications.waiting) == 2 })
+	eventually(t, "another waits behind it", func() bool { return len(s.engine.publications.waiting) == 2 })
 	c.(*net.TCPConn).SetLinger(0) // resets the connection
 	c.Close()
-	s.eventually("the server has noticed", func() bool {
+	eventually(t, "the server has noticed", func() bool {
 		return strings.Contains(s.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/topics/{topic_id}/messages",method="POST",status="4xx"} 1`)
 	})
 	free()
@@ -230,7 +194,7 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.must(204, "DELETE", "/queues/t", "")
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	messages := []outgoing{{data: []byte(`{}`), to: session.settings.topics["t"].queues}}
 	if _, _, err := session.insert(messages); !errors.Is(err, errStale) {
 		t.Errorf("insert by old settings = %v, want errStale", err)
@@ -240,7 +204,7 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkDiff(t, "rows", 1, s.count("SELECT count(*) FROM queued.messages"))
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "rows", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
@@ -429,7 +393,7 @@ func TestFullLaneIs503(t *testing.T) {
 	for range batcherCapacity {
 		go publish()
 	}
-	s.eventually("the lane is full", func() bool { return len(s.engine.publications.waiting) == batcherCapacity })
+	eventually(t, "the lane is full", func() bool { return len(s.engine.publications.waiting) == batcherCapacity })
 	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)
 	if got.status != 503 || got.header.Get("Retry-After") == "" || !strings.Contains(got.body, "too many requests") {
 		t.Errorf("publish into a full lane = %d %s, want 503 with Retry-After", got.status, got.body)

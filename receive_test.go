@@ -209,7 +209,7 @@ func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
 		"cleanup in another": func(t *testing.T, s, other *testServer) {
 			deadly(s)
 			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
-			mustCleanUp(t, other)
+			other.mustCleanUp()
 		},
 		"end of delay": func(t *testing.T, s, _ *testServer) {
 			s.must(200, "PUT", "/queues/t", `{"topic_id":"t","delivery_delay_seconds":1,`+settings+`}`)
@@ -234,7 +234,7 @@ func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
 			s.mustTopic("t")
 			s.mustTopic("source")
 			s.mustTopic("deadly", `"dead_queue_id":"t"`, `"message_max_deliveries":1`)
-			s.eventually("the servers listen", func() bool { return s.engine.notifier.listening() && other.engine.notifier.listening() })
+			eventually(t, "the servers listen", func() bool { return s.engine.notifier.listening() && other.engine.notifier.listening() })
 			if strings.HasPrefix(what, "end of ack deadline") {
 				s.publish("t", 1)
 				other.receive("t", "")
@@ -254,22 +254,13 @@ func leased(s *testServer) string {
 	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
 		SELECT gen_random_uuid(), key, '{"n":1}', 7, true, 1, now() + interval '1 h', now() + interval '1 h', now(), now()
 		FROM queued.queues WHERE id = 't'`)
-	return idOf(s, "t")
+	return s.idOf("t")
 }
 
 // deadly returns the id of a message in its last delivery, whose dead queue is t.
 func deadly(s *testServer) string {
 	s.publish("deadly", 1)
 	return s.receive("deadly", "")[0].ID
-}
-
-func idOf(s *testServer, queueID string) (id string) {
-	s.t.Helper()
-	err := s.store.db.QueryRow(`SELECT m.id FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1`, queueID).Scan(&id)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return id
 }
 
 func TestLongPollAnswersEmptyAfterItsTime(t *testing.T) {
@@ -332,7 +323,7 @@ func TestReceiverThatJoinsUnsureOnesLooks(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	first := s.poll(context.Background(), "t", "?wait_seconds=30&limit=1")
-	s.eventually("the dispatcher sleeps, unsure, over two messages", func() bool {
+	eventually(t, "the dispatcher sleeps, unsure, over two messages", func() bool {
 		s.engine.mu.Lock()
 		defer s.engine.mu.Unlock()
 		d := s.engine.dispatchers[dispatcherKey{queueID: "t"}]
@@ -353,7 +344,7 @@ func TestDeletedQueueLetsItsReceiversGo(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
-	s.eventually("the servers listen", func() bool { return s.engine.notifier.listening() })
+	eventually(t, "the servers listen", func() bool { return s.engine.notifier.listening() })
 	for _, by := range []*testServer{s, other} {
 		s.mustQueue("q")
 		poll := s.poll(context.Background(), "q", "?wait_seconds=30")
@@ -439,7 +430,7 @@ func TestHangUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.engine.wake("t", time.Time{})
-		s.eventually("the claim waits", func() bool {
+		eventually(t, "the claim waits", func() bool {
 			return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == 1
 		})
 		if _, err := tx.Exec(`INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
@@ -490,24 +481,9 @@ func TestHangUp(t *testing.T) {
 		first.ctx = gone // the engine has not noticed yet
 		s.engine.mu.Unlock()
 		s.publish("t", 1)
-		s.eventually("one got it", func() bool { return s.lineLength("t") == 18 })
+		eventually(t, "one got it", func() bool { return s.lineLength("t") == 18 })
 		checkDiff(t, "attempts", 1, s.count("SELECT delivery_attempts FROM queued.messages"))
 	})
-}
-
-func (s *testServer) lineLength(queueID string) int {
-	s.engine.mu.Lock()
-	defer s.engine.mu.Unlock()
-	if d := s.engine.dispatchers[dispatcherKey{queueID: queueID}]; d != nil {
-		return len(d.line)
-	}
-	return 0
-}
-
-// waitLine waits until the line has a length, whatever its dispatcher does.
-func (s *testServer) waitLine(queueID string, length int) {
-	s.t.Helper()
-	s.eventually("the line has changed", func() bool { return s.lineLength(queueID) == length })
 }
 
 func TestReleaseLeavesALeaseThatIsNoLongerOurs(t *testing.T) {
@@ -758,7 +734,7 @@ func TestBothKindsOfReceiversAreWoken(t *testing.T) {
 	}()
 	poll := s.poll(context.Background(), "t", "?limit=1&wait_seconds=20")
 	s.waiting("t", 1)
-	s.eventually("the one that consumes waits", func() bool { return s.engine.waiting()["t"] == 2 })
+	eventually(t, "the one that consumes waits", func() bool { return s.engine.waiting()["t"] == 2 })
 	s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{}},{"data":{}}]}`)
 	if got := s.await(poll); len(got) != 1 {
 		t.Errorf("leased %d messages, want 1", len(got))
@@ -808,9 +784,9 @@ func TestGiveBackThatIsRefusedDoesNothing(t *testing.T) {
 	checkDiff(t, "received then", "-1 -2 a1 b1", s.receiveNames("q", 10))
 }
 
-// ask sends a request and shuts down the sending side, as nc -N does. It returns the
+// sendAndShutDown sends a request and shuts down the sending side, as nc -N does. It returns the
 // connection, to read the response from.
-func (s *testServer) ask(method, target, body string) *net.TCPConn {
+func sendAndShutDown(s *testServer, method, target, body string) *net.TCPConn {
 	s.t.Helper()
 	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 	if err != nil {
@@ -822,8 +798,8 @@ func (s *testServer) ask(method, target, body string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// answered reads a response.
-func (s *testServer) answered(c io.Reader) (status int, body string) {
+// readResponse reads a response.
+func readResponse(s *testServer, c io.Reader) (status int, body string) {
 	s.t.Helper()
 	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
@@ -868,8 +844,8 @@ func TestClientsThatShutDownTheirSideAreServed(t *testing.T) {
 		{"GET", "/queues/large/messages", "", 200, strings.Repeat("x", 900_000)},
 		{"PUT", "/queues/t/purge", "", 204, ""},
 	} {
-		c := s.ask(v.method, v.target, v.body)
-		if status, body := s.answered(c); status != v.status || !strings.Contains(body, v.want) {
+		c := sendAndShutDown(s, v.method, v.target, v.body)
+		if status, body := readResponse(s, c); status != v.status || !strings.Contains(body, v.want) {
 			t.Errorf("%s %s = %d %.300s, want %d and %.100s", v.method, v.target, status, body, v.status, v.want)
 		}
 		c.Close()
@@ -892,7 +868,7 @@ func TestClientThatShutsDownItsSideWaitsNoLonger(t *testing.T) {
 	fmt.Fprint(c, "GET /queues/t/messages?wait_seconds=30 HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	s.waiting("t", 2)
 	c.(*net.TCPConn).CloseWrite()
-	status, body := s.answered(c)
+	status, body := readResponse(s, c)
 	checkDiff(t, "answer", `200 {"data":[]}`, fmt.Sprint(status, " ", body))
 	s.publish("t", 1)
 	checkDiff(t, "received by the one that waits", []int{1}, numbers(s.await(poll)))
@@ -916,8 +892,8 @@ func TestClientThatClosedTheConnectionTakesNothing(t *testing.T) {
 			if _, err := tx.Exec("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE"); err != nil {
 				t.Fatal(err)
 			}
-			c := s.ask("GET", target, "")
-			s.eventually("the claim waits", func() bool {
+			c := sendAndShutDown(s, "GET", target, "")
+			eventually(t, "the claim waits", func() bool {
 				return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == 1
 			})
 			c.Close()
@@ -955,7 +931,7 @@ func TestClientsThatEndTheirSideOfTLSAreServed(t *testing.T) {
 	c := ask("/queues/t/messages")
 	defer c.Close()
 	c.CloseWrite()
-	if status, body := s.answered(c); status != 200 || !strings.Contains(body, `"n":1`) {
+	if status, body := readResponse(s, c); status != 200 || !strings.Contains(body, `"n":1`) {
 		t.Errorf("answered with %d %s", status, body)
 	}
 	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 h'")

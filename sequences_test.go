@@ -8,7 +8,7 @@ import (
 )
 
 // restartSequences leaves the sequences as logical replication and some restores do.
-func (s *testServer) restartSequences() {
+func restartSequences(s *testServer) {
 	s.t.Helper()
 	s.exec("ALTER TABLE queued.queues ALTER key RESTART WITH 1")
 	s.exec("ALTER TABLE queued.messages ALTER seq RESTART WITH 1")
@@ -17,12 +17,12 @@ func (s *testServer) restartSequences() {
 // wantIdentity checks that a new queue and new messages are not taken for old ones:
 // those of a deleted queue were in it under the key 1, and 1 to 3 are in the group g
 // of the ordered queue.
-func (s *testServer) wantIdentity() {
+func wantIdentity(s *testServer) {
 	s.t.Helper()
 	s.mustQueue("new")
 	s.must(201, "POST", "/queues/new/messages", `{"data":{"n":7}}`)
 	s.must(201, "POST", "/queues/ordered/messages", `{"data":{"n":4},"group":"g"}`)
-	mustCleanUp(s.t, s)
+	s.mustCleanUp()
 	checkDiff(s.t, "in the new queue", []int{7}, numbers(s.receive("new", "")))
 	var order []int
 	for range 4 {
@@ -33,7 +33,7 @@ func (s *testServer) wantIdentity() {
 	checkDiff(s.t, "order of the group", []int{1, 2, 3, 4}, order)
 }
 
-func (s *testServer) fillBeforeRestart() {
+func fillBeforeRestart(s *testServer) {
 	s.t.Helper()
 	s.mustQueue("deleted")
 	s.mustQueue("ordered", `"ordered":true`)
@@ -47,31 +47,31 @@ func (s *testServer) fillBeforeRestart() {
 func TestSequencesThatRestartedAreRaisedAtTheStart(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.fillBeforeRestart()
-	s.restartSequences()
+	fillBeforeRestart(s)
+	restartSequences(s)
 	runServer(t, "-database-url", s.dsn)
-	s.wantIdentity()
+	wantIdentity(s)
 }
 
 func TestSequencesThatRestartedAreRaisedAfterAReconnect(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.fillBeforeRestart()
-	s.restartSequences()
-	s.loseConnections(newTestDB(t, s.dsn))
-	s.wantIdentity()
+	fillBeforeRestart(s)
+	restartSequences(s)
+	loseConnections(s, newTestDB(t, s.dsn))
+	wantIdentity(s)
 }
 
 // loseConnections ends all connections but one, and waits until the server is back.
-func (s *testServer) loseConnections(but *sql.DB) {
+func loseConnections(s *testServer, but *sql.DB) {
 	s.t.Helper()
 	if _, err := but.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"); err != nil {
 		s.t.Fatal(err)
 	}
-	s.eventually("it publishes again", func() bool {
+	eventually(s.t, "it publishes again", func() bool {
 		return s.do("POST", "/queues/none/messages", `{"data":{}}`).status == 404
 	})
-	s.eventually("it is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
+	eventually(s.t, "it is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
 }
 
 func TestLostConnectionsAreReplacedWhileAnotherServerRaisesSequences(t *testing.T) {
@@ -82,7 +82,7 @@ func TestLostConnectionsAreReplacedWhileAnotherServerRaisesSequences(t *testing.
 	if _, err := outside.Exec("SELECT pg_advisory_lock($1)", int64(sequencesLock)); err != nil {
 		t.Fatal(err)
 	}
-	s.loseConnections(outside)
+	loseConnections(s, outside)
 }
 
 // The tables are not looked at again: who reads their newest messages walks over all
@@ -90,16 +90,16 @@ func TestLostConnectionsAreReplacedWhileAnotherServerRaisesSequences(t *testing.
 func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.fillBeforeRestart()
+	fillBeforeRestart(s)
 	outside := newTestDB(t, s.dsn)
-	s.loseConnections(outside)
+	loseConnections(s, outside)
 	s.exec(`
 		WITH removed AS (DELETE FROM queued.messages RETURNING *)
 		INSERT INTO queued.messages (id, queue_key, group_id, data, size, expired_at, scheduled_at, created_at, updated_at, seq)
 		OVERRIDING SYSTEM VALUE
 		SELECT id, queue_key, group_id, data, size, expired_at, scheduled_at, created_at, updated_at, seq + 1000
 		FROM removed`)
-	s.loseConnections(outside)
+	loseConnections(s, outside)
 	if n := s.count("SELECT last_value FROM queued.messages_seq_seq"); n > sequenceLeap {
 		t.Errorf("the sequence of messages was raised to %d", n)
 	}
@@ -109,10 +109,10 @@ func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 func TestSequencesThatRestartedAreRaisedForTheFirstKeyThatIsTaken(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.fillBeforeRestart()
-	s.restartSequences()
-	s.wantIdentity()
-	s.restartSequences()
+	fillBeforeRestart(s)
+	restartSequences(s)
+	wantIdentity(s)
+	restartSequences(s)
 	for _, id := range []string{"a", "b", "c"} {
 		s.mustQueue(id)
 	}
@@ -122,7 +122,7 @@ func TestSequencesThatRestartedAreRaisedForTheFirstKeyThatIsTaken(t *testing.T) 
 func TestSequencesThatAreRightStay(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.fillBeforeRestart()
+	fillBeforeRestart(s)
 	standing := func() string {
 		var v string
 		if err := s.store.db.QueryRow("SELECT q.last_value || ' ' || q.is_called || ' ' || m.last_value || ' ' || m.is_called FROM queued.queues_key_seq q, queued.messages_seq_seq m").Scan(&v); err != nil {

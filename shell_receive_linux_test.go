@@ -35,7 +35,7 @@ func TestReceiveCommandReapsWhatItInherits(t *testing.T) {
 	cmd := shellProcess(s.url, "receive", "-parallel", "4", "-exec", command, "t")
 	cmd.Env = append(cmd.Env, "QUEUED_TEST_SUBREAPER=1")
 	r := startCommand(t, cmd)
-	s.eventually("all commands have exited with 0, and are acked", func() bool { return s.unacked() == 0 })
+	eventually(t, "all commands have exited with 0, and are acked", func() bool { return s.unacked() == 0 })
 	files, err := filepath.Glob(filepath.Join(c.folder, "pid-*"))
 	if err != nil || len(files) != orphans {
 		t.Fatalf("%d orphans, %v", len(files), err)
@@ -56,10 +56,10 @@ func TestReceiveCommandReapsWhatItInherits(t *testing.T) {
 		c.end(0)
 	}
 	for _, pid := range pids {
-		s.eventually("an orphan is gone, and no zombie", func() bool { return syscall.Kill(pid, 0) != nil })
+		eventually(t, "an orphan is gone, and no zombie", func() bool { return syscall.Kill(pid, 0) != nil })
 	}
 	s.publish("t", 1) // and it goes on
-	s.eventually("the next one is acked", func() bool { return s.unacked() == 0 })
+	eventually(t, "the next one is acked", func() bool { return s.unacked() == 0 })
 	c.end(0) // its orphan, which has the worker's standard error
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	if err := r.await(); err != nil || r.output.String() != "" {
@@ -125,7 +125,7 @@ func TestReceiveCommandAcksWhatWasRead(t *testing.T) {
 		r.awaitSIGPIPE()
 		left -= n + 1
 		checkDiff(t, "stored", left, s.unacked())
-		s.eventually("what is left is as if never received", func() bool { return untouched() == left })
+		eventually(t, "what is left is as if never received", func() bool { return untouched() == left })
 	}
 
 	// A reader that goes away while there is nothing to print.
@@ -144,7 +144,7 @@ func TestReceiveCommandAcksWhatWasRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.eventually("all but one are for others", func() bool { return s.unacked()-untouched() == 1 })
+	eventually(t, "all but one are for others", func() bool { return s.unacked()-untouched() == 1 })
 	if _, err := lines.ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestReceiveCommandAcksWhatWasRead(t *testing.T) {
 	}
 	output.Close()
 	r.awaitSIGPIPE()
-	s.eventually("what is left is as if never received", func() bool { return untouched() == s.unacked() })
+	eventually(t, "what is left is as if never received", func() bool { return untouched() == s.unacked() })
 }
 
 // Commands whose output nobody reads fail for every message.
@@ -169,7 +169,7 @@ func TestReceiveCommandEndsWithTheReaderOfItsCommands(t *testing.T) {
 	}
 	output.Close()
 	r.awaitSIGPIPE()
-	s.eventually("the others have counted no attempt", func() bool {
+	eventually(t, "the others have counted no attempt", func() bool {
 		return s.unacked() == s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0")
 	})
 	checkDiff(t, "dead", 0, len(s.receive("dead", "")))

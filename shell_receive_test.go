@@ -109,7 +109,7 @@ func TestReceiveCommandEndsByCountWaitAndSignal(t *testing.T) {
 	r := s.startWorker("t")
 	s.waiting("t", 1) // and it does not end
 	s.publish("t", 1)
-	s.eventually("the message is printed and acked", func() bool { return s.unacked() == 0 && strings.Count(r.output.String(), "\n") == 1 })
+	eventually(t, "the message is printed and acked", func() bool { return s.unacked() == 0 && strings.Count(r.output.String(), "\n") == 1 })
 	s.waiting("t", 1)
 	r.stop()
 	if err := r.await(); err != nil {
@@ -158,7 +158,7 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 			t.Errorf("%v into a broken pipe = %v, %s, want exit status %d", v.args, err, stderr, v.status)
 		}
 	}
-	s.eventually("the server has noticed that it ended in a poll", func() bool {
+	eventually(t, "the server has noticed that it ended in a poll", func() bool {
 		return strings.Contains(s.must(200, "GET", "/queues/t/stats", ""), `"num_undelivered_messages":2`)
 	})
 	checkDiff(t, "left", []int{2, 3}, numbers(s.receive("t", "")))
@@ -300,10 +300,10 @@ func TestReceiveCommandRunsCommandsInParallel(t *testing.T) {
 	s.publish("t", 1, 2, 3, 4)
 	c, command := newCommands(t)
 	r := s.startWorker("-exec", command, "-parallel", "3", "-count", "4", "t")
-	s.eventually("three commands run", func() bool { return c.begun() == 3 })
+	eventually(t, "three commands run", func() bool { return c.begun() == 3 })
 	checkDiff(t, "received", 3, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 1"))
 	c.end(0)
-	s.eventually("the fourth runs", func() bool { return c.begun() == 4 })
+	eventually(t, "the fourth runs", func() bool { return c.begun() == 4 })
 	for range 3 {
 		c.end(0)
 	}
@@ -320,10 +320,10 @@ func TestReceiveCommandKeepsTheMessageWhileTheCommandRuns(t *testing.T) {
 	id := s.publish("t", 1)[0]
 	c, command := newCommands(t)
 	r := s.startWorker("-exec", command, "-count", "1", "t")
-	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
 	var first wireMessage
 	mustDecode(t, s.must(200, "GET", "/messages/"+id, ""), &first)
-	s.eventually("the lease has outlived itself", func() bool {
+	eventually(t, "the lease has outlived itself", func() bool {
 		var m wireMessage
 		mustDecode(t, s.must(200, "GET", "/messages/"+id, ""), &m)
 		return m.UpdatedAt > first.ScheduledAt
@@ -345,7 +345,7 @@ func TestReceiveCommandAcksALeaseThatWasExtendedWithoutAWord(t *testing.T) {
 	id := s.publish("t", 1)[0]
 	c, command := newCommands(t)
 	r := s.startWorker("-exec", command, "-count", "1", "t")
-	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
 	s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":90}`)
 	c.end(0)
 	if err := r.await(); err != nil || r.output.String() != "" {
@@ -362,7 +362,7 @@ func TestReceiveCommandLeavesTheLeaseOfAnotherAlone(t *testing.T) {
 		id := s.publish("t", 1)[0]
 		c, command := newCommands(t)
 		r := s.startWorker("-exec", command, "-count", "1", "t")
-		s.eventually("the command runs", func() bool { return c.begun() == 1 })
+		eventually(t, "the command runs", func() bool { return c.begun() == 1 })
 		s.exec("UPDATE queued.messages SET scheduled_at = now()")
 		m := s.receive("t", "?wait_seconds=20")[0]
 		c.end(status)
@@ -385,7 +385,7 @@ func TestReceiveCommandDrains(t *testing.T) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		}
 		r := startCommand(t, cmd)
-		s.eventually("a command runs", func() bool { return c.begun() == 1 })
+		eventually(t, "a command runs", func() bool { return c.begun() == 1 })
 		if terminal { // which signals the process group that is in the foreground
 			syscall.Kill(-r.cmd.Process.Pid, syscall.SIGINT)
 		} else {
@@ -419,7 +419,7 @@ func shellProcess(url string, args ...string) *exec.Cmd {
 // comes when the first was heard.
 func (r *running) endBySignals(s *testServer) {
 	s.t.Helper()
-	s.eventually("it has ended", func() bool {
+	eventually(r.t, "it has ended", func() bool {
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-r.ended:
@@ -438,8 +438,8 @@ func TestReceiveCommandEndsCommandsAtTheSecondSignal(t *testing.T) {
 	c, command := newCommands(t)
 	command = "trap 'echo trapped >&2; exit 7' TERM; " + command
 	r := startWorkerProcess(t, s.url, command)
-	s.eventually("the command runs", func() bool { return c.begun() == 1 })
-	s.eventually("it has ended", func() bool { // the second signal is one that comes when the first was heard
+	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
+	eventually(t, "it has ended", func() bool { // the second signal is one that comes when the first was heard
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-r.ended:
@@ -461,14 +461,14 @@ func TestReceiveCommandLeavesNothingRunningAtTheSecondSignal(t *testing.T) {
 	s.publish("t", 1)
 	pids := filepath.Join(t.TempDir(), "pids")
 	r := startWorkerProcess(t, s.url, fmt.Sprintf(`trap "" TERM; sleep 600 & echo $! >%q.new && mv %q.new %q; wait`, pids, pids, pids))
-	s.eventually("the command runs", func() bool { _, err := os.Stat(pids); return err == nil })
+	eventually(t, "the command runs", func() bool { _, err := os.Stat(pids); return err == nil })
 	r.endBySignals(s)
 	var pid int
 	text, err := os.ReadFile(pids)
 	if _, scanned := fmt.Sscan(string(text), &pid); err != nil || scanned != nil {
 		t.Fatal(err, scanned)
 	}
-	s.eventually("what it started has ended", func() bool { return syscall.Kill(pid, 0) != nil })
+	eventually(t, "what it started has ended", func() bool { return syscall.Kill(pid, 0) != nil })
 	checkDiff(t, "stored", 1, s.unacked())
 }
 
@@ -535,9 +535,9 @@ func TestReceiveCommandLetsCommandsEndWhenAnotherCannotRun(t *testing.T) {
 	s.publish("t", 1)
 	c, command := newCommands(t)
 	r := s.startWorker("-exec", `[ "$(cat)" = '{"n":1}' ] || exec nosuchcommand; echo '{"n":1}' | (`+command+`)`, "-parallel", "2", "t")
-	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
 	s.publish("t", 2)
-	s.eventually("the other is given back", func() bool {
+	eventually(t, "the other is given back", func() bool {
 		return s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND scheduled_at > updated_at") == 1
 	})
 	c.end(0)
@@ -574,7 +574,7 @@ func TestReceiveCommandStopsWhileTheServerIsAway(t *testing.T) {
 	p := newProxy(t, "tcp", strings.TrimPrefix(s.url, "http://"))
 	p.refuse(true)
 	r := s.startWorker("-url", "http://"+p.address, "t")
-	s.eventually("it is said", func() bool { return strings.Contains(r.output.String(), "; trying again until it works\n") })
+	eventually(t, "it is said", func() bool { return strings.Contains(r.output.String(), "; trying again until it works\n") })
 	r.stop()
 	if err := r.await(); err != nil {
 		t.Errorf("receive = %v", err)
@@ -589,16 +589,16 @@ func TestReceiveCommandSurvivesAServerThatGoesAway(t *testing.T) {
 	c, command := newCommands(t)
 	r := s.startWorker("-url", "http://"+p.address, "-exec", command, "-parallel", "2", "t")
 	s.publish("t", 1)
-	s.eventually("the command runs", func() bool { return c.begun() == 1 })
+	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
 	p.refuse(true)
 	p.reset()
-	s.eventually("it is said", func() bool { return strings.Contains(r.output.String(), "; trying again until it works\n") })
+	eventually(t, "it is said", func() bool { return strings.Contains(r.output.String(), "; trying again until it works\n") })
 	c.end(0) // and is acked later
 	s.publish("t", 2)
 	p.refuse(false)
-	s.eventually("the next command runs", func() bool { return c.begun() == 2 })
+	eventually(t, "the next command runs", func() bool { return c.begun() == 2 })
 	c.end(0)
-	s.eventually("both are acked", func() bool { return s.unacked() == 0 })
+	eventually(t, "both are acked", func() bool { return s.unacked() == 0 })
 	r.stop()
 	if err := r.await(); err != nil || strings.Count(r.output.String(), "\n") != 2 || !strings.HasSuffix(r.output.String(), " works again\n") {
 		t.Errorf("receive = %v, and says\n%s", err, r.output)
@@ -642,7 +642,7 @@ func TestReceiveCommandWaitsNoLongerThanTheServerLets(t *testing.T) {
 	r := s.startWorker("t")
 	s.waiting("t", 1)
 	s.publish("t", 1)
-	s.eventually("it is acked", func() bool { return s.unacked() == 0 })
+	eventually(t, "it is acked", func() bool { return s.unacked() == 0 })
 	r.stop()
 	if err := r.await(); err != nil {
 		t.Errorf("receive = %v", err)

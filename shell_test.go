@@ -20,7 +20,7 @@ import (
 )
 
 // shell runs a command of the program for this server.
-func (s *testServer) shell(stdin io.Reader, command string, args ...string) (stdout, stderr string, err error) {
+func (s *client) shell(stdin io.Reader, command string, args ...string) (stdout, stderr string, err error) {
 	s.t.Helper()
 	out, errors := newSyncBuffer(), newSyncBuffer() // commands write at the same time
 	getenv := func(name string) string { return map[string]string{"QUEUED_URL": s.url, "QUEUED_TOKEN": s.token}[name] }
@@ -29,7 +29,7 @@ func (s *testServer) shell(stdin io.Reader, command string, args ...string) (std
 }
 
 // mustShell is shell for a command that has to succeed, and returns what it prints.
-func (s *testServer) mustShell(stdin, command string, args ...string) string {
+func (s *client) mustShell(stdin, command string, args ...string) string {
 	s.t.Helper()
 	out, errors, err := s.shell(strings.NewReader(stdin), command, args...)
 	if err != nil || errors != "" {
@@ -283,7 +283,7 @@ func TestPublishCommandEndsWhileItReads(t *testing.T) {
 		}()
 		in.text <- "{}\n"
 		if lines {
-			s.eventually("the line is published before the next comes", func() bool { return s.count("SELECT count(*) FROM queued.messages") == 1 })
+			eventually(t, "the line is published before the next comes", func() bool { return s.count("SELECT count(*) FROM queued.messages") == 1 })
 		}
 		stop()
 		if err := <-ended; err == nil || lines && !strings.Contains(err.Error(), "nothing from line 2 on") {

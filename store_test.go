@@ -88,19 +88,6 @@ func databaseName(t testing.TB, s *store) (name string) {
 	return name
 }
 
-// fill puts many ready messages into a queue.
-func (s *testServer) fill(queueID string, many int) {
-	s.t.Helper()
-	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, scheduled_at, expired_at)
-		SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + interval '1 h'
-		FROM queued.queues, generate_series(1, $2) WHERE id = $1`, queueID, many)
-}
-
-func (s *testServer) messagesIn(queueID string) int {
-	s.t.Helper()
-	return s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1", queueID)
-}
-
 func TestPurgeDeletesWhatWasThereWhateverItsState(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -133,7 +120,7 @@ func TestPurgeWaitsForRowsThatOthersHold(t *testing.T) {
 		v, _ := s.send(context.Background(), "PUT", "/queues/t/purge", "")
 		result <- v
 	}()
-	s.eventually("the other row is gone", func() bool { return s.messagesIn("t") == 1 })
+	eventually(t, "the other row is gone", func() bool { return s.messagesIn("t") == 1 })
 	s.publish("t", 3)
 	tx.Rollback()
 	if v := <-result; v.status != 204 {
@@ -249,7 +236,7 @@ func TestSlowRequestsDoNotTakeTheEnginesConnections(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	outside := &testServer{t: t, server: &server{store: newTestStoreOn(t, s.dsn)}}
+	outside := inspector{t: t, server: &server{store: newTestStoreOn(t, s.dsn)}}
 	free := outside.lockTable("queued.deleted_queues")
 	defer free()
 	var wg sync.WaitGroup
@@ -283,7 +270,7 @@ func TestServerRecoversFromAReadOnlyDatabase(t *testing.T) {
 	outside.SetMaxOpenConns(1)
 	exec("ALTER DATABASE " + databaseName(t, s.store) + " SET default_transaction_read_only = on")
 	exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
-	s.eventually("it says 503", func() bool {
+	eventually(t, "it says 503", func() bool {
 		return s.do("POST", "/topics/t/messages", `{"data":{}}`).status == 503 && s.do("POST", "/topics", `{"id":"new"}`).status == 503 &&
 			s.do("GET", "/readyz", "").status == 503
 	})
@@ -357,7 +344,7 @@ func TestRedriveKilledInTheMiddleLeavesEachMessageInOneQueue(t *testing.T) {
 		_, err := other.client().send(context.Background(), "PUT", "/queues/from/redrive", `{"destination_queue_id":"to"}`)
 		answered <- err
 	}()
-	s.eventually("part of the messages have moved", func() bool { return s.messagesIn("to") > 0 })
+	eventually(t, "part of the messages have moved", func() bool { return s.messagesIn("to") > 0 })
 	other.cmd.Process.Kill()
 	if err := <-answered; err == nil {
 		t.Fatal("the redrive was over before the kill: the test tests nothing")
@@ -572,7 +559,7 @@ func TestSettingsHoldOrTheAnswerIsAnError(t *testing.T) {
 	s.exec("DROP TRIGGER refuse ON queued.groups")
 	poll := s.poll(context.Background(), "q", "?wait_seconds=30")
 	s.waiting("q", 1)
-	mustCleanUp(t, s)
+	s.mustCleanUp()
 	checkDiff(t, "second, by the new interval", "a2", namesOf(s.await(poll)))
 	checkDiff(t, "queues whose groups are to be looked at", 0, s.count("SELECT count(*) FROM queued.queues WHERE groups_changed_in IS NOT NULL"))
 }

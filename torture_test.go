@@ -139,7 +139,7 @@ func newTorture(t *testing.T) *torture {
 		v.servers = append(v.servers, s)
 	}
 	c := v.servers[0].client(t)
-	c.eventually("a server is ready", func() bool {
+	eventually(t, "a server is ready", func() bool {
 		r, err := c.send(context.Background(), "GET", "/readyz", "")
 		return err == nil && r.status == 200
 	})
@@ -164,8 +164,8 @@ type victim struct {
 	err   error // once it has ended
 }
 
-func (s *victim) client(t testing.TB) *testServer {
-	return &testServer{t: t, url: "http://" + s.address}
+func (s *victim) client(t testing.TB) *client {
+	return &client{t: t, url: "http://" + s.address}
 }
 
 func (s *victim) start() error {

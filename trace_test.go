@@ -72,8 +72,8 @@ func TestTraceparentIsReadByItsSpecification(t *testing.T) {
 	checkDiff(t, "two of them", true, readTrace(http.Header{"Traceparent": {testTraceparent, testTraceparent}}) == trace{})
 }
 
-// answeredWith returns the request ids of an answer to a request with these headers.
-func (s *testServer) answeredWith(headers ...string) (status int, ids []string) {
+// requestIDsOf returns the request ids of an answer to a request with these headers.
+func requestIDsOf(s *testServer, headers ...string) (status int, ids []string) {
 	s.t.Helper()
 	answer := s.raw("GET", "/topics", "", append(headers, "Host: localhost")...)
 	return answer.StatusCode, answer.Header["X-Request-Id"]
@@ -98,12 +98,12 @@ func TestAnswerHasTheRequestIDThatWasGiven(t *testing.T) {
 		{"a\x80", false},
 		{"\u2028", false},
 	} {
-		status, ids := s.answeredWith("x-REQUEST-id: " + v.id)
+		status, ids := requestIDsOf(s, "x-REQUEST-id: "+v.id)
 		if status != 200 || len(ids) != 1 || (ids[0] == v.id) != v.taken || ids[0] == "" {
 			t.Errorf("request id %q is answered with %d and %q", v.id, status, ids)
 		}
 	}
-	if _, ids := s.answeredWith("X-Request-Id: a", "X-Request-Id: a"); len(ids) != 1 || ids[0] == "a" {
+	if _, ids := requestIDsOf(s, "X-Request-Id: a", "X-Request-Id: a"); len(ids) != 1 || ids[0] == "a" {
 		t.Errorf("two request ids are answered with %q", ids)
 	}
 }
@@ -195,17 +195,17 @@ func TestLogSaysWhichRequestALineIsAbout(t *testing.T) {
 	s.handle(public, "GET /error", func(*request) error { return fmt.Errorf("it") })
 	b := newSyncBuffer()
 	s.server.log = newLog(b, slog.LevelDebug, "text")
-	logged := func(client *testServer, path string) (lines []string, id string) {
+	logged := func(client *client, path string) (lines []string, id string) {
 		before := len(b.String())
 		id = client.do("GET", path, "").header.Get("X-Request-Id")
 		return strings.Split(strings.TrimSuffix(b.String()[before:], "\n"), "\n"), id
 	}
 	for path, messages := range map[string][]string{"/livez": {"request"}, "/nosuch": {"request"}, "/panic": {"panic", "request"}, "/error": {`"internal error"`, "request"}} {
 		for _, v := range []struct {
-			client *testServer
+			client *client
 			want   string
 		}{
-			{s, ""},
+			{&s.client, ""},
 			{s.tracing("mine", ""), ""},
 			{s.tracing(`"x=\y`, testTraceparent), " traceparent=" + testTraceparent},
 			{s.tracing("", testTraceparent), " traceparent=" + testTraceparent},
@@ -228,32 +228,6 @@ func TestLogSaysWhichRequestALineIsAbout(t *testing.T) {
 			}
 		}
 	}
-}
-
-// traces returns what messages of an answer show of themselves: n, group, request id
-// and traceparent, each with a slash before it.
-func (s *testServer) traces(body string) string {
-	s.t.Helper()
-	var v struct {
-		Data []struct {
-			Data        struct{ N int }
-			Group       string
-			RequestID   string `json:"request_id"`
-			Traceparent string
-		}
-	}
-	mustDecode(s.t, body, &v)
-	var all []string
-	for _, m := range v.Data {
-		all = append(all, fmt.Sprintf("%d/%s/%s/%s", m.Data.N, m.Group, m.RequestID, m.Traceparent))
-	}
-	return strings.Join(all, " ")
-}
-
-// tracesIn returns the traces of all messages in a queue, oldest due first.
-func (s *testServer) tracesIn(queueID string) string {
-	s.t.Helper()
-	return s.traces(s.must(200, "GET", "/queues/"+queueID+"/messages/peek", ""))
 }
 
 const allFields = "?fields=group,request_id,traceparent"
@@ -302,7 +276,7 @@ func TestMessageWithoutATraceShowsNone(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	for i, c := range []*testServer{s, s.tracing("a b", "00-0"), s.tracing("a", "00-0"), s.tracing("a b", testTraceparent)} {
+	for i, c := range []*client{&s.client, s.tracing("a b", "00-0"), s.tracing("a", "00-0"), s.tracing("a b", testTraceparent)} {
 		id := c.messages(c.must(201, "POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":%d}}`, i)))[0].ID
 		text := s.must(200, "GET", "/messages/"+id, "")
 		checkDiff(t, "request_id "+text, i == 2, strings.Contains(text, `"request_id"`))
@@ -380,7 +354,7 @@ func TestTraceStaysWithTheMessageWhereverItGoes(t *testing.T) {
 		redrive()
 		s.receive("q", "")
 		s.exec("UPDATE queued.messages SET scheduled_at = now()")
-		mustCleanUp(t, s)
+		s.mustCleanUp()
 		checkDiff(t, "moved by the cleanup", want, s.tracesIn("dead"))
 		checkDiff(t, "received there", want, s.traces(s.must(200, "GET", "/queues/dead/messages"+allFields, "")))
 		s.must(204, "PUT", "/messages/"+id+"/nack", "")
@@ -419,16 +393,16 @@ func TestPublishesByOtherAPIsKeepTheirTraces(t *testing.T) {
 	checkDiff(t, "in a queue made by the publish", "3"+want, s.tracesIn("made"))
 
 	// Of SharQ: what comes again is another request, and so is what it has.
-	job := func(c *testServer, id string, n int) {
+	job := func(c *client, id string, n int) {
 		t.Helper()
 		c.must(201, "POST", "/enqueue/sharq/g/", fmt.Sprintf(`{"job_id":%q,"payload":{"n":%d},"interval":1,"requeue_limit":3}`, id, n))
 	}
-	job(s, "none", 4)
+	job(&s.client, "none", 4)
 	job(c, "j", 5)
 	checkDiff(t, "jobs", "4/g// 5/g/a/"+testTraceparent, s.tracesIn("sharq"))
 	job(s.tracing("b", ""), "j", 6)
 	checkDiff(t, "a job that came again", "4/g// 6/g/b/", s.tracesIn("sharq"))
-	job(s, "j", 7)
+	job(&s.client, "j", 7)
 	checkDiff(t, "and again", "4/g// 7/g//", s.tracesIn("sharq"))
 	job(c, "none", 8)
 	s.must(200, "GET", "/dequeue/sharq/", "")

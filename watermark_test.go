@@ -93,7 +93,7 @@ func TestALookFindsWhatIsBelowTheFloorOfAQueueWithoutALine(t *testing.T) {
 	}
 	before := floorAt()
 	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '10 s' WHERE id = $1", ids[1])
-	s.eventually("the floor is lowered", func() bool { return floorAt().Before(before) })
+	eventually(t, "the floor is lowered", func() bool { return floorAt().Before(before) })
 }
 
 func TestThoseWhoDoNotWaitSeeWhatIsBelowTheFloor(t *testing.T) {

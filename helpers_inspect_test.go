@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// inspector sees and changes what is behind a server's API: its database, its
+// engine and its admission.
+type inspector struct {
+	*server
+	t   testing.TB
+	dsn string
+}
+
+// useTokens closes an open server.
+func (s *inspector) useTokens(entries map[string]string) {
+	s.t.Helper()
+	all, err := readTokens(writeTokens(s.t, filepath.Join(s.t.TempDir(), "tokens.json"), entries))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.server.tokens.Store(all)
+}
+
+// exec changes the database behind the server's back, to move time.
+func (s *inspector) exec(statement string, args ...any) {
+	s.t.Helper()
+	if _, err := s.store.db.Exec(statement, args...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// count returns the number that a query selects.
+func (s *inspector) count(query string, args ...any) (n int) {
+	s.t.Helper()
+	if err := s.store.db.QueryRow(query, args...).Scan(&n); err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// idOf returns the id of the one message in a queue.
+func (s *inspector) idOf(queueID string) (id string) {
+	s.t.Helper()
+	err := s.store.db.QueryRow(`SELECT m.id FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1`, queueID).Scan(&id)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return id
+}
+
+func (s *inspector) messagesIn(queueID string) int {
+	s.t.Helper()
+	return s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1", queueID)
+}
+
+// fill puts many ready messages into a queue.
+func (s *inspector) fill(queueID string, many int) {
+	s.t.Helper()
+	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, scheduled_at, expired_at)
+		SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + interval '1 h'
+		FROM queued.queues, generate_series(1, $2) WHERE id = $1`, queueID, many)
+}
+
+// fillConsumed adds messages that were consumed just now.
+func (s *inspector) fillConsumed(queueID string, many int) {
+	s.t.Helper()
+	s.exec(`INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, data, size, delivery_attempts, expired_at, scheduled_at, created_at)
+		SELECT key, now(), n, gen_random_uuid(), '{}', 2, 1, now() + interval '1 h', now(), now()
+		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
+}
+
+// state returns all that is in the database, to see whether anything changed.
+func (s *inspector) state() string {
+	s.t.Helper()
+	var b strings.Builder
+	for _, table := range []string{"topics", "queues", "messages", "groups", "consumed", "deleted_queues", "settings"} {
+		var rows string
+		if err := s.store.db.QueryRow("SELECT coalesce(string_agg(v::text, E'\n' ORDER BY v::text), '') FROM queued." + table + " AS v").Scan(&rows); err != nil {
+			s.t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "%s\n%s\n", table, rows)
+	}
+	return b.String()
+}
+
+// passIntervals ends the delivery intervals of all groups.
+func (s *inspector) passIntervals() {
+	s.t.Helper()
+	s.exec("UPDATE queued.groups SET ready_at = least(ready_at, now()), limited_until = now() WHERE limited_until > now()")
+}
+
+// mustCleanUp runs the cleanup once.
+func (s *inspector) mustCleanUp() {
+	s.t.Helper()
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
+	if err := c.once(context.Background()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// lockTable keeps every statement that uses a table waiting until free is called.
+func (s *inspector) lockTable(table string) (free func()) {
+	s.t.Helper()
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := tx.Exec("LOCK TABLE " + table + " IN ACCESS EXCLUSIVE MODE"); err != nil {
+		s.t.Fatal(err)
+	}
+	return func() { tx.Rollback() }
+}
+
+func (s *inspector) waitForLocks(n int) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("%d statements wait for a lock", n), func() bool {
+		return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == n
+	})
+}
+
+// match matches publications with the queues that their topic has now.
+func (s *inspector) match(topicID string, batch ...*publication) {
+	s.t.Helper()
+	session := newPinnedConn(s.store.db, s.metrics)
+	defer session.close()
+	if err := session.readSubscriptions([]string{topicID}); err != nil {
+		s.t.Fatal(err)
+	}
+	to := s.engine.directory.share(topicID, session.settings.topics[topicID])
+	for _, p := range batch {
+		if err := p.match(context.Background(), to); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// waiting waits until that many receivers wait for the queue, and its
+// dispatcher has gone to sleep over it.
+func (s *inspector) waiting(queueID string, receivers int) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("%d receivers wait for %s", receivers, queueID), func() bool {
+		s.engine.mu.Lock()
+		defer s.engine.mu.Unlock()
+		d := s.engine.dispatchers[dispatcherKey{queueID: queueID}]
+		return d == nil && receivers == 0 || d != nil && len(d.line) == receivers && d.sleeping && !d.woken
+	})
+}
+
+// waitLine waits until the line has a length, whatever its dispatcher does.
+func (s *inspector) waitLine(queueID string, length int) {
+	s.t.Helper()
+	eventually(s.t, "the line has changed", func() bool { return s.lineLength(queueID) == length })
+}
+
+func (s *inspector) lineLength(queueID string) int {
+	s.engine.mu.Lock()
+	defer s.engine.mu.Unlock()
+	if d := s.engine.dispatchers[dispatcherKey{queueID: queueID}]; d != nil {
+		return len(d.line)
+	}
+	return 0
+}
+
+// inHand returns how many bytes of requests and answers the server holds.
+func (s *inspector) inHand() int64 {
+	s.admission.mu.Lock()
+	defer s.admission.mu.Unlock()
+	return s.admission.inHand
+}
+
+// setRoom leaves room for that many bytes once no request has some. It returns
+// what gives the rest back, once that is so again.
+func (s *inspector) setRoom(left int64) (giveBack func()) {
+	s.t.Helper()
+	set := func(from, to int64) {
+		s.t.Helper()
+		eventually(s.t, fmt.Sprintf("%d bytes in hand", from), func() bool { return s.inHand() == from })
+		s.admission.mu.Lock()
+		defer s.admission.mu.Unlock()
+		s.admission.inHand = to
+	}
+	filled := s.admission.maxInHand - left
+	set(0, filled)
+	return func() { s.t.Helper(); set(filled, 0) }
+}

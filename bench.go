@@ -51,7 +51,6 @@ type bench struct {
 
 type benchSettings struct {
 	url       string
-	api       string // a name in benchAPIs
 	from      string
 	queue     string
 	token     string
@@ -115,7 +114,6 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 	v := &b.settings
 	f := flags.New("queued bench", benchUsage, stdout)
 	f.StringVar(&v.url, "url", "http://127.0.0.1:8000", "`URL` of the server")
-	f.StringVar(&v.api, "api", "native", "`API` to use: "+benchAPINames()+"; those of other servers\none message a request")
 	f.StringVar(&v.from, "receive-url", "", "`URL` of the server to receive from, if it is another on the same database")
 	f.StringVar(&v.queue, "queue", "", "`queue` to use; it must be empty, and is not removed")
 	f.StringVar(&v.token, "token", "", "`token` to send")
@@ -136,15 +134,12 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 	if v.from == "" {
 		v.from = v.url
 	}
-	_, known := benchAPIs[v.api]
 	isURL := func(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
 	for _, check := range []struct {
 		ok         bool
 		name, what string
 	}{
 		{isURL(v.url), "url", "must begin with http:// or https://"},
-		{known, "api", "must be one of " + benchAPINames()},
-		{v.api == "native" || v.batch == 1 && v.backlog == 0, "api", "takes one message a request, and no backlog, unless it is native"},
 		{isURL(v.from), "receive-url", "must begin with http:// or https://"},
 		{v.queue == "" || validID(v.queue), "queue", "is no id of a queue"},
 		{0 <= v.producers && v.producers <= 100_000, "producers", "must be 0 to 100000"},
@@ -193,12 +188,8 @@ func (b *bench) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	for range b.settings.producers {
 		producers.Go(func() { b.produce(start, &turn) })
 	}
-	consume := b.consume
-	if api := benchAPIs[b.settings.api]; api != nil {
-		consume = func() { b.consumeBy(api) }
-	}
 	for range b.settings.consumers {
-		consumers.Go(consume)
+		consumers.Go(b.consume)
 	}
 	report := b.watch(ctx, start, before, stderr)
 	report.ClientCPU = (cpuTime() - cpuBefore).Seconds() / time.Since(start).Seconds() / float64(runtime.NumCPU())
@@ -339,13 +330,7 @@ func (b *bench) produce(start time.Time, turn *atomic.Int64) {
 		if v.rate == 0 {
 			due = time.Now()
 		}
-		published := false
-		if api := benchAPIs[v.api]; api != nil {
-			published = b.publishBy(api, due)
-		} else {
-			published = b.publish(v.batch, due)
-		}
-		if !published {
+		if !b.publish(v.batch, due) {
 			time.Sleep(benchPause)
 		}
 	}
@@ -374,12 +359,6 @@ func (b *bench) publish(n int, due time.Time) bool {
 		b.failed(status, err)
 		return false
 	}
-	b.stored(first, n, due)
-	return true
-}
-
-// stored notes that n messages were published, whose latency counts from due.
-func (b *bench) stored(first, n int, due time.Time) {
 	b.publishing.add(time.Since(due))
 	b.mu.Lock()
 	for i := first; i < first+n; i++ {
@@ -387,6 +366,7 @@ func (b *bench) stored(first, n int, due time.Time) {
 	}
 	b.mu.Unlock()
 	b.published.Add(int64(n))
+	return true
 }
 
 // number takes the numbers of n messages.
@@ -405,7 +385,8 @@ func (b *bench) number(n int, sentAt time.Time) (first int) {
 	return first
 }
 
-// appendMessage appends a message of the native API.
+// appendMessage appends a message whose data has the size in the settings, if that
+// is enough for the number.
 func (b *bench) appendMessage(body []byte, number int) []byte {
 	body = append(body, '{')
 	if groups := b.settings.groups; groups > 0 {
@@ -414,12 +395,6 @@ func (b *bench) appendMessage(body []byte, number int) []byte {
 		body = append(body, `",`...)
 	}
 	body = append(body, `"data":`...)
-	return append(b.appendData(body, number), '}')
-}
-
-// appendData appends an object of the size in the settings, if that is enough for
-// the number.
-func (b *bench) appendData(body []byte, number int) []byte {
 	start := len(body)
 	body = append(body, `{"bench":"`...)
 	body = append(body, b.run...)
@@ -430,7 +405,7 @@ func (b *bench) appendData(body []byte, number int) []byte {
 	if pad := b.settings.size - (len(body) - start) - len(end); pad > 0 {
 		body = append(body, bytes.Repeat([]byte{'a'}, pad)...)
 	}
-	return append(body, end...)
+	return append(append(body, end...), '}')
 }
 
 // consume receives and acks until the load has ended and all is drained.
@@ -498,7 +473,7 @@ func (b *bench) check(answer []byte) (ids []string) {
 	return ids
 }
 
-// benchMark returns the run and the number in an object of appendData.
+// benchMark returns the run and the number in an object of appendMessage.
 func benchMark(data []byte) (run string, number int) {
 	number = -1
 	rawjson.WalkObject(data, func(name string, value []byte) {

@@ -19,9 +19,6 @@ func TestBenchReportsWhatItDidAndRemovesItsQueue(t *testing.T) {
 		"-producers 2 -consumers 2 -duration 300ms -batch 50 -backlog 2500 -size 1000",
 		"-producers 2 -consumers 2 -duration 300ms -rate 100",
 		"-producers 2 -consumers 2 -duration 300ms -groups 10 -backlog 100",
-		"-producers 2 -consumers 2 -duration 300ms -api pgqueue",
-		"-producers 2 -consumers 2 -duration 300ms -api micro-queue",
-		"-producers 2 -consumers 2 -duration 300ms -api sharq -groups 10",
 	} {
 		var out bytes.Buffer
 		err := run(context.Background(), append([]string{"bench", "-json", "-url", s.url}, strings.Fields(args)...), func(string) string { return "" }, nil, &out, io.Discard)
@@ -62,7 +59,7 @@ func TestBenchRefusesWrongSettingsByName(t *testing.T) {
 	t.Parallel()
 	for name, value := range map[string]string{
 		"url": "localhost", "receive-url": "x", "queue": "a/b", "producers": "-1", "consumers": "x", "batch": "0", "size": "-1",
-		"rate": "-1", "ahead": "-1", "api": "x", "groups": "-1", "backlog": "-1", "duration": "0s",
+		"rate": "-1", "ahead": "-1", "groups": "-1", "backlog": "-1", "duration": "0s",
 	} {
 		err := run(context.Background(), []string{"bench", "-" + name, value}, func(string) string { return "" }, nil, io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), "-"+name) {

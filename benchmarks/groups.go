@@ -12,10 +12,21 @@ groups, or to cycles without groups, in the same round.
 | load | acked per second | ratio |
 |---|---|---|
 `)
-	backlog := func(groups string) []string {
-		return append(load(0, 64, 1, s.seconds), "-backlog", "1000000", "-drain=false", "-groups", groups)
+	bench := func(args []string) func(*server) (float64, error) {
+		return func(v *server) (float64, error) {
+			r, err := s.bench(v.url, args...)
+			if err != nil {
+				return 0, err
+			}
+			return r.Acked, nil
+		}
 	}
-	cycles := func(groups string) []string { return append(load(64, 64, 1, s.seconds), "-groups", groups) }
+	backlog := func(groups string) func(*server) (float64, error) {
+		return bench(append(load(0, 64, 1, s.seconds), "-backlog", "1000000", "-drain=false", "-groups", groups))
+	}
+	cycles := func(groups string) func(*server) (float64, error) {
+		return bench(append(load(64, 64, 1, s.seconds), "-groups", groups))
+	}
 	return s.compare([]comparison{
 		{"a million in ten groups", backlog("10"), true},
 		{"a million in 100,000 groups", backlog("100000"), false},
@@ -25,35 +36,10 @@ groups, or to cycles without groups, in the same round.
 	})
 }
 
-// apis compares the cycles of other servers' APIs with the native one's.
-func (s *suite) apis() error {
-	s.write(`
-## Other servers' APIs
-
-64 + 64 clients run cycles through each API. In the APIs of pgQueue and micro-queue reading a message acks it, so a cycle is
-two requests. In SharQ's API a cycle is enqueue, dequeue and finish of a job, in 1000 queue ids with interval 0. The ratio is
-relative to the native API in the same round. The goals are 1 for pgQueue and micro-queue, and 0.5 for SharQ, whose requests
-do more: an enqueue searches for the same job, the server counts jobs per minute, and a dequeue returns the number of waiting
-jobs.
-
-| API | acked per second | ratio |
-|---|---|---|
-`)
-	cycles := func(api, groups string) []string {
-		return append(load(64, 64, 1, s.seconds), "-api", api, "-groups", groups)
-	}
-	return s.compare([]comparison{
-		{"native", cycles("native", "0"), true},
-		{"pgQueue", cycles("pgqueue", "0"), false},
-		{"micro-queue", cycles("micro-queue", "0"), false},
-		{"SharQ", cycles("sharq", "1000"), false},
-	})
-}
-
 // comparison is a load whose acks are compared with those of the last base before it.
 type comparison struct {
 	what string
-	args []string
+	load func(*server) (ackedPerSecond float64, err error)
 	base bool
 }
 
@@ -68,15 +54,15 @@ func (s *suite) compare(all []comparison) error {
 			if err != nil {
 				return err
 			}
-			r, err := s.bench(v.url, c.args...)
+			acked, err := c.load(v)
 			v.stop()
 			if err != nil {
 				return err
 			}
 			if c.base {
-				base = r.Acked
+				base = acked
 			}
-			results[i], ratios[i] = append(results[i], r.Acked), append(ratios[i], r.Acked/base)
+			results[i], ratios[i] = append(results[i], acked), append(ratios[i], acked/base)
 		}
 	}
 	for i, c := range all {

@@ -38,7 +38,7 @@ func TestLateConsumerCannotTouchTheNextLease(t *testing.T) {
 			id := s.publish("t", 1)[0]
 			lease := s.receive("t", "")[0].ScheduledAt
 			if what != "nacked" && what != "extended by another" {
-				s.exec("UPDATE queued.messages SET scheduled_at = now()")
+				s.makeDue()
 			}
 			next(s, id)
 			before := s.must(200, "GET", "/messages/"+id, "")
@@ -114,7 +114,7 @@ func TestNackWithDelay(t *testing.T) {
 	for _, body := range []string{`{"delay_seconds":-1}`, `{"delay_seconds":43201}`, `{"delay_seconds":"x"}`} {
 		s.must(422, "PUT", "/messages/"+id+"/nack", body)
 	}
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	s.receive("t", "")
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)

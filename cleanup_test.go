@@ -17,7 +17,7 @@ func TestCleanupDeletesExpiredWhereverTheyAre(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2, 3, 4)
-	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = ANY($1::uuid[])", idArray{ids[0], ids[2]})
+	s.expire(ids[0], ids[2])
 	s.mustCleanUp()
 	checkDiff(t, "left", []int{2, 4}, numbers(s.receive("t", "")))
 	checkDiff(t, "rows", 2, s.count("SELECT count(*) FROM queued.messages"))
@@ -29,13 +29,13 @@ func TestCleanupMovesExhaustedToTheDeadQueue(t *testing.T) {
 	s.mustQueue("dead", `"delivery_delay_seconds":900`)
 	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
 	ids := s.publish("t", 1, 2)
-	s.exec("UPDATE queued.messages SET delivery_attempts = 1 WHERE id = $1", ids[0])
+	s.changeMessages("delivery_attempts = 1", ids[0])
 	s.receive("t", "")
 
 	s.mustCleanUp()
 	checkDiff(t, "moved while in flight", 0, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0"))
 
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	s.mustCleanUp()
 	n := s.count(`SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key
 		WHERE q.id = 'dead' AND m.id = $1 AND m.delivery_attempts = 0 AND NOT m.in_flight AND NOT m.last_delivery
@@ -54,7 +54,7 @@ func TestCleanupFindsExhaustedWithoutTheWalk(t *testing.T) {
 	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	s.publish("t", 1)
 	s.receive("t", "")
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	c := &cleanup{db: s.store.db, metrics: s.server.metrics, announce: s.engine.announce}
 	if err := c.moveExhausted(context.Background()); err != nil {
 		t.Fatal(err)
@@ -72,7 +72,7 @@ func TestCleanupMovesWhatAChangeOfSettingsExhausted(t *testing.T) {
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":1,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
 	s.mustCleanUp()
 	checkDiff(t, "moved while in flight", []int{}, numbers(s.receive("dead", "")))
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	checkDiff(t, "received though exhausted", []int{}, numbers(s.receive("t", "")))
 	s.mustCleanUp()
 	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
@@ -85,7 +85,7 @@ func TestRaisedLimitRevivesExhausted(t *testing.T) {
 	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	s.publish("t", 1)
 	s.receive("t", "")
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
@@ -130,8 +130,8 @@ func TestCleanupWorksInBatchesAndServersShareIt(t *testing.T) {
 	}
 	wg.Wait()
 	s.mustCleanUp() // what a server left to another, which had just finished
-	checkDiff(t, "left", many, s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = 'q'"))
-	checkDiff(t, "moved", many, s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = 'dead'"))
+	checkDiff(t, "left", many, s.messagesIn("q"))
+	checkDiff(t, "moved", many, s.messagesIn("dead"))
 	checkDiff(t, "ids", 2*many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
 }
 
@@ -154,12 +154,12 @@ func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
 	if front.IsZero() {
 		t.Fatal("the front is not remembered")
 	}
-	s.exec("UPDATE queued.messages SET expired_at = now()")
+	s.expire()
 	pass(0)
 	s.fill("q", 3)
 	s.exec("UPDATE queued.messages SET expired_at = now(), scheduled_at = scheduled_at - interval '1 h' WHERE seq % 3 = 0")
 	pass(3) // the walk is for what gets behind the front
-	s.exec("UPDATE queued.messages SET expired_at = now()")
+	s.expire()
 	pass(1)
 	if !c.fronts[key].After(front) {
 		t.Errorf("the front stays at %v", front)
@@ -173,7 +173,7 @@ func TestCleanupOfExpiredMessagesHidesNoOthers(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2, 3, 4)
-	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = ANY($1::uuid[])", idArray{ids[0], ids[2]})
+	s.expire(ids[0], ids[2])
 	tx, err := s.store.db.Begin()
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +258,7 @@ func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
 	pass("when what came since may expire", true)
 	c.round.sees(0)
 	pass("sooner than walkRest after the last", false)
-	s.exec("UPDATE queued.messages SET delivery_attempts = 1")
+	s.changeMessages("delivery_attempts = 1")
 	pass("without other limits", false)
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":1,"ack_deadline_seconds":60,"message_retention_seconds":1200}`)
 	pass("when the limits have changed", true)
@@ -280,7 +280,7 @@ func TestCleanupGoesOnAfterAnError(t *testing.T) {
 	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
 	s.must(201, "POST", "/queues/gone/messages", `{"data":{}}`)
 	s.receive("q", "")
-	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 s'")
+	s.schedule("-1 s")
 	s.must(204, "DELETE", "/queues/gone", "")
 	s.exec(`CREATE FUNCTION public.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$`)
 	s.exec(`CREATE TRIGGER full_disk BEFORE INSERT ON queued.messages FOR EACH ROW EXECUTE FUNCTION public.full_disk()`)
@@ -330,7 +330,8 @@ func TestCleanupEndsItsPassWhereTheDatabaseIsAway(t *testing.T) {
 		s.must(201, "POST", "/queues/kept/messages", `{"data":{}}`)
 	}
 	s.consumeOne("kept")
-	s.exec("UPDATE queued.messages SET expired_at = now(); UPDATE queued.consumed SET consumed_at = '-infinity'")
+	s.expire()
+	s.exec("UPDATE queued.consumed SET consumed_at = '-infinity'")
 	s.exec(`CREATE FUNCTION public.starting() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it starts' USING ERRCODE = '57P03'; END $$;
 		CREATE TRIGGER starting BEFORE DELETE ON queued.messages FOR EACH ROW EXECUTE FUNCTION public.starting();
 		CREATE TRIGGER starting BEFORE DELETE ON queued.consumed FOR EACH ROW EXECUTE FUNCTION public.starting()`)

@@ -159,7 +159,7 @@ func TestSharQIntervalIsKeptBeyondTheDeadline(t *testing.T) {
 	s := newTestServer(t)
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"a","payload":{},"interval":3600000}`)
 	dequeueJob(s)
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight") // the deadline of 60 s has passed
+	s.endLeases() // the deadline of 60 s has passed
 	checkDiff(t, "within the interval", "failure", dequeueJob(s).Status)
 }
 
@@ -244,8 +244,8 @@ func dequeueJob(s *testServer) (v sharQAnswer) {
 // expireJobs ends all leases.
 func expireJobs(s *testServer) {
 	s.t.Helper()
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
-	s.exec("UPDATE queued.groups SET ready_at = now()")
+	s.endLeases()
+	s.makeGroupsReady()
 }
 
 func TestSharQJobThatSaysNothingComesBackAsOftenAsTheServerSays(t *testing.T) {
@@ -341,7 +341,7 @@ func TestSharQJobThatIsQueuedAgainIsKeptAsLongAsANewOne(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("default")
 	enqueueJob(s, "g", "j", "")
-	s.exec("UPDATE queued.messages SET expired_at = now() + interval '1 second'")
+	s.changeMessages("expired_at = now() + interval '1 second'")
 	enqueueJob(s, "g", "j", "")
 	checkDiff(t, "kept", 1, s.count("SELECT count(*) FROM queued.messages WHERE expired_at > now() + interval '59 minutes'"))
 }

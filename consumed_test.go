@@ -122,7 +122,7 @@ func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
 	}
 	checkDiff(t, "kept", 2, keptIn(s, "t"))
 	s.engine.release("t", v.messages)
-	s.exec("UPDATE queued.messages SET updated_at = created_at")
+	s.changeMessages("updated_at = created_at")
 	checkDiff(t, "what is there after it was given back", before, s.state())
 
 	v, err = s.engine.consume(ctx, "t", 2, 0)

@@ -122,7 +122,7 @@ func TestOverviewShowsQueuesAndWhatIsInThem(t *testing.T) {
 	s.receive("t", "?limit=2")
 	s.must(204, "PUT", "/messages/"+ids[0]+"/ack", "")
 	s.must(201, "POST", "/queues/t/messages", `{"data":{},"delay_seconds":60}`)
-	s.exec("UPDATE queued.messages SET created_at = created_at - interval '90 s'")
+	s.changeMessages("created_at = created_at - interval '90 s'")
 	s.poll(t.Context(), "u", "?wait_seconds=20")
 	s.waiting("u", 1)
 	var v overviewSeen

@@ -14,10 +14,10 @@ func TestMetricsCountMessagesByState(t *testing.T) {
 	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	ids := s.publish("t", 1, 2, 3, 4, 5, 6)
 	s.receive("t", "?limit=2")
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", ids[0]) // its lease is over
-	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 h' WHERE id = $1", ids[2])
-	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", ids[3])
-	s.exec("UPDATE queued.messages SET created_at = now() - interval '90 s' WHERE id = $1", ids[4])
+	s.makeDue(ids[0]) // its lease is over
+	s.schedule("1 h", ids[2])
+	s.expire(ids[3])
+	s.changeMessages("created_at = now() - interval '90 s'", ids[4])
 	s.wantMetrics(
 		`queued_queue_messages{queue="t",state="ready"} 2`,
 		`queued_queue_messages{queue="t",state="delayed"} 1`,

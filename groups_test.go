@@ -52,10 +52,10 @@ func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 	for what, back := range map[string]func(s *testServer, id string){
 		"nacked": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
 		"not acked": func(s *testServer, id string) {
-			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
+			s.makeDue(id)
 		},
 		"extended": func(s *testServer, id string) {
-			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
+			s.makeDue(id)
 		},
 		"given back":   func(s *testServer, id string) { giveBack(s, id) },
 		"not for long": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":0}`) },
@@ -169,7 +169,7 @@ func TestOrderedGroupWaitsUntilTheMessageBefore(t *testing.T) {
 			s.must(204, "PUT", "/messages/"+id+"/nack", "")
 		},
 		"went to the dead queue in time": func(s *testServer, id string) {
-			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
+			s.makeDue(id)
 			checkDiff(s.t, "before it has left", "", s.receiveNames("q", 10))
 			s.mustCleanUp()
 		},
@@ -207,7 +207,7 @@ func TestOrderedGroupGivesAReturnedMessageAgain(t *testing.T) {
 	first := s.receive("q", "")[0]
 	s.must(204, "PUT", "/messages/"+first.ID+"/nack", `{"delay_seconds":600}`)
 	checkDiff(t, "while it is delayed", "", s.receiveNames("q", 10))
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", first.ID)
+	s.makeDue(first.ID)
 	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":0}`) // looks at the group again
 	checkDiff(t, "then", "a1", s.receiveNames("q", 10))
 	checkDiff(t, "while it is in flight", "", s.receiveNames("q", 10))
@@ -397,7 +397,7 @@ func TestMessagesKeepTheirGroupWhenTheyMove(t *testing.T) {
 	checkDiff(t, "of the dead queue", "-1 a1", s.receiveNames("dead", 10))
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"q"}`)
 	checkDiff(t, "redriven", "a2 a3", s.receiveNames("q", 10))
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+	s.endLeases()
 	s.mustCleanUp()
 	var v struct {
 		Data []struct{ Group string }
@@ -597,8 +597,8 @@ func TestGroupIsLookedAtAgainThoughItHasOnlyExhaustedMessages(t *testing.T) {
 			s.mustQueue("q", `"ordered":`+ordered, `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 			s.publishGroups("q", "a1")
 			s.receive("q", "")
-			s.exec("UPDATE queued.messages SET scheduled_at = now()")
-			s.exec("UPDATE queued.groups SET ready_at = now()")
+			s.makeDue()
+			s.makeGroupsReady()
 			checkDiff(t, "exhausted", "", s.receiveNames("q", 10))
 			s.must(204, "DELETE", "/queues/dead", "")
 			s.exec("UPDATE queued.groups SET ready_at = ready_at - interval '10 seconds'")
@@ -672,7 +672,7 @@ func TestRedriveLeavesExhaustedMessagesOfGroupsToTheDeadQueue(t *testing.T) {
 	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	s.publishGroups("q", "a1", "-1")
 	checkDiff(t, "last delivery", "-1 a1", s.receiveNames("q", 10))
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	s.publishGroups("q", "a2", "-2")
 	s.must(204, "PUT", "/queues/q/redrive", `{"destination_queue_id":"to"}`)
 	checkDiff(t, "redriven", "-2 a2", s.receiveNames("to", 10))

@@ -103,14 +103,14 @@ func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 				t.Errorf("receive %d from %s = %+v", attempt, queue, got)
 			}
 			checkDiff(t, "before the deadline", 0, len(s.receive(queue, "")))
-			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", m.ID)
+			s.makeDue(m.ID)
 		}
 	}
 
 	// One that expired goes, and those with too many deliveries move and count anew.
 	s.mustQueue("dead")
 	s.must(200, "PUT", "/queues/queue-0", `{"dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":600,"delivery_delay_seconds":10}`)
-	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", published[1].ID)
+	s.expire(published[1].ID)
 	s.mustCleanUp()
 	checkDiff(t, "left by the cleanup", []int{0, 0, 1, 1}, []int{s.messagesIn("queue-0"), s.messagesIn("queue-1"), s.messagesIn("queue-2"), s.messagesIn("dead")})
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"queue-1","message_count":3}`)
@@ -261,7 +261,7 @@ func TestPublishSetsTimesFromTheQueue(t *testing.T) {
 	if got := s.receive("t", ""); len(got) != 0 {
 		t.Errorf("received %v before its delay is over", got)
 	}
-	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 s'")
+	s.schedule("-1 s")
 	if got := s.receive("t", ""); len(got) != 1 {
 		t.Errorf("received %v after the delay, want one message", got)
 	}
@@ -325,12 +325,12 @@ func TestStatsCountWhatCouldBeReceived(t *testing.T) {
 	s.mustQueue("dead")
 	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
 	ids := s.publish("t", 1, 2, 3, 4, 5, 6)
-	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', expired_at = now() WHERE id = $1`, ids[1])
-	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min' WHERE id = $1`, ids[2])
-	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min', in_flight = true WHERE id = $1`, ids[3])
-	s.exec(`UPDATE queued.messages SET created_at = now() - interval '1 h', delivery_attempts = 2 WHERE id = $1`, ids[4])
+	s.changeMessages("created_at = now() - interval '1 h', expired_at = now()", ids[1])
+	s.changeMessages("created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min'", ids[2])
+	s.changeMessages("created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min', in_flight = true", ids[3])
+	s.changeMessages("created_at = now() - interval '1 h', delivery_attempts = 2", ids[4])
 	eventually(t, "two messages count, and begun seconds do not", func() bool { // unless one ends meanwhile
-		s.exec(`UPDATE queued.messages SET created_at = now() - interval '90.7 s' WHERE id = $1`, ids[0])
+		s.changeMessages("created_at = now() - interval '90.7 s'", ids[0])
 		return s.must(200, "GET", "/queues/t/stats", "") == `{"num_undelivered_messages":2,"oldest_unacked_message_age_seconds":90}`
 	})
 }
@@ -349,7 +349,7 @@ func TestMessageStatesAsSeenByPeekAndDetails(t *testing.T) {
 		"scheduled_at = now() - interval '1 min', in_flight = true, delivery_attempts = 2", // which has ended
 		"expired_at = now()",
 	} {
-		s.exec("UPDATE queued.messages SET "+change+" WHERE id = $1", ids[i])
+		s.changeMessages(change, ids[i])
 	}
 	want := []string{"exhausted", "ready", "in_flight", "in_flight", "delayed"}
 	order := []string{ids[4], ids[0], ids[1], ids[2], ids[3]}
@@ -384,7 +384,7 @@ func TestMessageStatesAsSeenByPeekAndDetails(t *testing.T) {
 		{"GET", "/queues/nope/messages/peek", "", 404, `{"detail":"Queue not found"}`},
 		{"GET", "/queues/t/messages/peek?limit=301", "", 422, `{"detail":[{"loc":["query","limit"],"msg":"ensure this value is less than or equal to 300","type":"value_error.number.not_le","ctx":{"limit_value":300}}]}`},
 	})
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+	s.endLeases()
 	s.mustCleanUp()
 	if got := s.must(200, "GET", "/queues/t/stats?detail=true", ""); !strings.HasSuffix(got, `"dead_queue_messages":2}`) {
 		t.Errorf("details = %s, want 2 messages in the dead queue", got)
@@ -887,8 +887,8 @@ func TestMetricsCountWhatBecomesOfMessages(t *testing.T) {
 	s.receive("t", "?limit=6")
 	s.must(204, "PUT", "/messages/"+ids[0]+"/nack", "") // dead
 	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight AND delivery_attempts = 2")
-	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = ANY($1::uuid[])", idArray{ids[2], ids[3]})
-	s.exec("UPDATE queued.messages SET scheduled_at = 'epoch' WHERE id = $1", ids[3]) // found at the front, the other by the walk
+	s.expire(ids[2], ids[3])
+	s.changeMessages("scheduled_at = 'epoch'", ids[3]) // found at the front, the other by the walk
 	s.mustCleanUp()
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`)
 	s.must(204, "PUT", "/queues/t/purge", "")

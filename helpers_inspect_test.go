@@ -59,12 +59,54 @@ func (s *inspector) messagesIn(queueID string) int {
 	return s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1", queueID)
 }
 
-// fill puts many ready messages into a queue.
+// fill puts many messages into a queue, {"n":1} and so on. They are due, and no
+// server is notified.
 func (s *inspector) fill(queueID string, many int) {
 	s.t.Helper()
 	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, scheduled_at, expired_at)
-		SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + interval '1 h'
-		FROM queued.queues, generate_series(1, $2) WHERE id = $1`, queueID, many)
+		SELECT gen_random_uuid(), key, format('{"n":%s}', n)::json, 6 + length(n::text), now(), now(), now(), now() + interval '1 h'
+		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
+}
+
+// changeMessages sets columns of the messages with these ids, or of all.
+func (s *inspector) changeMessages(set string, ids ...string) {
+	s.t.Helper()
+	if len(ids) == 0 {
+		s.exec("UPDATE queued.messages SET " + set)
+		return
+	}
+	s.exec("UPDATE queued.messages SET "+set+" WHERE id = ANY($1)", idArray(ids))
+}
+
+// schedule makes messages due at a time relative to now, like "1 h" or "-10 s": a
+// lease, a delay or a wait in the queue ends then.
+func (s *inspector) schedule(in string, ids ...string) {
+	s.t.Helper()
+	s.changeMessages("scheduled_at = now() + interval '"+in+"'", ids...)
+}
+
+// makeDue ends the leases and delays of the messages with these ids, or of all.
+func (s *inspector) makeDue(ids ...string) {
+	s.t.Helper()
+	s.schedule("0 s", ids...)
+}
+
+// endLeases ends the leases of all messages in flight.
+func (s *inspector) endLeases() {
+	s.t.Helper()
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+}
+
+// expire ends the retention of the messages with these ids, or of all.
+func (s *inspector) expire(ids ...string) {
+	s.t.Helper()
+	s.changeMessages("expired_at = now()", ids...)
+}
+
+// makeGroupsReady lets the next claim visit every group.
+func (s *inspector) makeGroupsReady() {
+	s.t.Helper()
+	s.exec("UPDATE queued.groups SET ready_at = now()")
 }
 
 // fillConsumed adds messages that were consumed just now.

@@ -39,7 +39,7 @@ func tellStories(s *testServer) {
 	s.must(204, "PUT", "/messages/"+messages[1].ID+"/nack", "")
 	checkDiff(s.t, "dead", []int{3}, numbers(s.peeked("dead")))
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`)
-	s.exec("UPDATE queued.messages SET in_flight = true, last_delivery = true, delivery_attempts = 2, scheduled_at = now()")
+	s.changeMessages("in_flight = true, last_delivery = true, delivery_attempts = 2, scheduled_at = now()")
 	s.mustCleanUp()
 	checkDiff(s.t, "dead again", []int{3}, numbers(s.receive("dead", "")))
 	s.must(204, "PUT", "/queues/dead/purge", "")
@@ -47,7 +47,7 @@ func tellStories(s *testServer) {
 	poll := s.poll(context.Background(), "t", "?wait_seconds=20")
 	s.must(201, "POST", "/queues/t/messages", `{"data":{"n":5}}`)
 	checkDiff(s.t, "long poll", []int{5}, numbers(s.await(poll)))
-	s.exec("UPDATE queued.messages SET expired_at = now()")
+	s.expire()
 	s.mustCleanUp()
 	checkDiff(s.t, "messages left", 0, s.count("SELECT count(*) FROM queued.messages"))
 

@@ -26,7 +26,7 @@ func TestReceiveDeliversOldestDueFirst(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2, 3, 4, 5)
-	s.exec("UPDATE queued.messages SET scheduled_at = scheduled_at - interval '1 min' WHERE id = $1", ids[3])
+	s.changeMessages("scheduled_at = scheduled_at - interval '1 min'", ids[3])
 	checkDiff(t, "first", []int{4, 1}, numbers(s.receive("t", "?limit=2")))
 	checkDiff(t, "rest", []int{2, 3, 5}, numbers(s.receive("t", "")))
 }
@@ -75,7 +75,7 @@ func TestReceiveHidesUntilAckDeadline(t *testing.T) {
 		t.Errorf("scheduled_at %s is not the time of the receive and the ack deadline", first.ScheduledAt)
 	}
 	checkDiff(t, "hidden", []int{}, numbers(s.receive("t", "")))
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", id)
+	s.makeDue(id)
 	if again := s.receive("t", ""); len(again) != 1 || again[0].DeliveryAttempts != 2 {
 		t.Errorf("after the deadline received %v, want a second delivery", again)
 	}
@@ -87,8 +87,8 @@ func TestReceiveSkipsExpiredAndExhausted(t *testing.T) {
 	s.mustQueue("dead")
 	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
 	ids := s.publish("t", 1, 2, 3)
-	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", ids[0])
-	s.exec("UPDATE queued.messages SET delivery_attempts = 2 WHERE id = $1", ids[1])
+	s.expire(ids[0])
+	s.changeMessages("delivery_attempts = 2", ids[1])
 	checkDiff(t, "received", []int{3}, numbers(s.receive("t", "?wait_seconds=1")))
 }
 
@@ -176,7 +176,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3, 4)
-	s.exec("UPDATE queued.messages SET size = 100")
+	s.changeMessages("size = 100")
 	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	for _, want := range []int{1, 2, 1} { // one in any case
@@ -208,7 +208,7 @@ func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
 		"final nack in another": func(t *testing.T, s, other *testServer) { other.must(204, "PUT", "/messages/"+deadly(s)+"/nack", "") },
 		"cleanup in another": func(t *testing.T, s, other *testServer) {
 			deadly(s)
-			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+			s.endLeases()
 			other.mustCleanUp()
 		},
 		"end of delay": func(t *testing.T, s, _ *testServer) {
@@ -222,8 +222,7 @@ func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
 		// Announced by nothing but the due time that the receiver's server knows.
 		"end of ack deadline in another": func(*testing.T, *testServer, *testServer) {},
 		"a slow look after a lost notification": func(t *testing.T, s, _ *testServer) {
-			s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
-				SELECT gen_random_uuid(), key, '{"n":1}', 7, now() + interval '1 h', now(), now(), now() FROM queued.queues WHERE id = 't'`)
+			s.fill("t", 1)
 			s.engine.wakeAll()
 		},
 	} {
@@ -238,7 +237,7 @@ func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
 			if strings.HasPrefix(what, "end of ack deadline") {
 				s.publish("t", 1)
 				other.receive("t", "")
-				s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 s'")
+				s.schedule("1 s")
 			}
 			poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 			s.waiting("t", 1)
@@ -504,7 +503,7 @@ func TestReleaseLeavesALeaseThatIsNoLongerOurs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s.exec("UPDATE queued.messages SET updated_at = 'epoch', " + change)
+			s.changeMessages("updated_at = 'epoch', " + change)
 			s.engine.release("t", v.messages)
 			checkDiff(t, "untouched", 1, s.count("SELECT count(*) FROM queued.messages WHERE updated_at = 'epoch'"))
 		})
@@ -717,7 +716,7 @@ func TestConsumeDeletesAndGiveBackRestores(t *testing.T) {
 	}
 	checkDiff(t, "left", 1, s.messagesIn("t"))
 	s.engine.release("t", v.messages)
-	s.exec("UPDATE queued.messages SET updated_at = created_at") // the time of the move is all that differs
+	s.changeMessages("updated_at = created_at") // the time of the move is all that differs
 	checkDiff(t, "what is there after it was given back", before, s.state())
 	checkDiff(t, "received then", []int{1, 2, 3}, numbers(s.receive("t", "")))
 }
@@ -934,12 +933,12 @@ func TestClientsThatEndTheirSideOfTLSAreServed(t *testing.T) {
 	if status, body := readResponse(s, c); status != 200 || !strings.Contains(body, `"n":1`) {
 		t.Errorf("answered with %d %s", status, body)
 	}
-	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 h'")
+	s.schedule("1 h")
 	c = ask("/queues/t/messages?wait_seconds=30")
 	s.waiting("t", 1)
 	c.Close()
 	s.waiting("t", 0)
-	s.exec("UPDATE queued.messages SET scheduled_at = now(), in_flight = false")
+	s.changeMessages("scheduled_at = now(), in_flight = false")
 	s.engine.wake("t", time.Time{})
 	checkDiff(t, "received by another", []int{1}, numbers(s.receive("t", "?wait_seconds=30")))
 }

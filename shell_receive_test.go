@@ -275,7 +275,7 @@ func TestReceiveCommandNacksWithAGrowingDelay(t *testing.T) {
 	s.mustTopic("t")
 	id := s.publish("t", 1)[0]
 	for attempt, want := range []float64{1, 2, 4, 8} {
-		s.exec("UPDATE queued.messages SET scheduled_at = now()")
+		s.makeDue()
 		_, stderr, err := s.shell(nil, "receive", "-exec", "exit 3", "-count", "1", "t")
 		if err != nil || !strings.Contains(stderr, fmt.Sprintf("message %s, attempt %d: exit status 3; it comes again in %vs", id, attempt+1, want)) {
 			t.Errorf("receive = %v, %s", err, stderr)
@@ -286,7 +286,7 @@ func TestReceiveCommandNacksWithAGrowingDelay(t *testing.T) {
 		to, _ := time.Parse(timestampLayout, m.ScheduledAt)
 		checkDiff(t, "delay", want, to.Sub(from).Seconds())
 	}
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	if _, stderr, err := s.shell(nil, "receive", "-exec", "kill -9 $$", "-count", "1", "t"); err != nil || !strings.Contains(stderr, "killed") {
 		t.Errorf("receive with a command that dies = %v, %s", err, stderr)
 	}
@@ -363,7 +363,7 @@ func TestReceiveCommandLeavesTheLeaseOfAnotherAlone(t *testing.T) {
 		c, command := newCommands(t)
 		r := s.startWorker("-exec", command, "-count", "1", "t")
 		eventually(t, "the command runs", func() bool { return c.begun() == 1 })
-		s.exec("UPDATE queued.messages SET scheduled_at = now()")
+		s.makeDue()
 		m := s.receive("t", "?wait_seconds=20")[0]
 		c.end(status)
 		if err := r.await(); err != nil || !strings.Contains(r.output.String(), "message "+id+": its lease was over") {
@@ -508,7 +508,7 @@ func TestReceiveCommandEndsWhenItCannotRunCommands(t *testing.T) {
 	checkDiff(t, "dead", 0, len(s.receive("dead", "")))
 
 	// Other statuses are the message's fault.
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	for _, command := range []string{"exit 125", "exit 128", "kill -9 $$"} {
 		if _, stderr, err := s.shell(nil, "receive", "-exec", command, "-count", "1", "t"); err != nil {
 			t.Errorf("receive -exec %q = %v, %s", command, err, stderr)

@@ -137,10 +137,10 @@ func TestRedriveMovesWhatCouldBeReceived(t *testing.T) {
 	s.mustQueue("to", `"delivery_delay_seconds":900`)
 	ids := s.publish("t", 1, 2, 3, 4, 5, 6)
 	s.receive("t", "?limit=1") // in flight
-	s.exec("UPDATE queued.messages SET expired_at = now() WHERE id = $1", ids[1])
-	s.exec("UPDATE queued.messages SET delivery_attempts = 3 WHERE id = $1", ids[2])
-	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 min' WHERE id = $1", ids[3])
-	s.exec("UPDATE queued.messages SET delivery_attempts = 2, last_delivery = true, created_at = now() - interval '1 d' WHERE id = $1", ids[4])
+	s.expire(ids[1])
+	s.changeMessages("delivery_attempts = 3", ids[2])
+	s.schedule("1 min", ids[3])
+	s.changeMessages("delivery_attempts = 2, last_delivery = true, created_at = now() - interval '1 d'", ids[4])
 	s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
 	n := s.count(`SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key
 		WHERE q.id = 'to' AND delivery_attempts = 0 AND NOT last_delivery AND NOT in_flight AND scheduled_at = m.updated_at + interval '900 s'
@@ -157,12 +157,12 @@ func TestRedriveLeavesWhatBecomesDueMeanwhile(t *testing.T) {
 	s.mustTopic("from")
 	s.mustQueue("to")
 	delayed := s.publish("from", 1)[0]
-	s.exec("UPDATE queued.messages SET scheduled_at = now() + interval '1 min'")
+	s.schedule("1 min")
 	s.fill("from", workBatch+1)
 	first := true
 	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func(int) {
 		if first {
-			s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE id = $1", delayed)
+			s.makeDue(delayed)
 			s.publish("from", 2)
 		}
 		first = false
@@ -182,7 +182,7 @@ func TestNackEndsALastDeliveryWhoseLeaseIsOver(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+id+"/nack", "")
 	checkDiff(t, "dead queue, before a delivery", []int{}, numbers(s.receive("dead", "")))
 	s.receive("t", "")
-	s.exec("UPDATE queued.messages SET scheduled_at = now()")
+	s.makeDue()
 	s.must(204, "PUT", "/messages/"+id+"/nack", "") // late, but nobody else has it
 	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
 }
@@ -293,7 +293,7 @@ func TestRedriveKeepsTheOrder(t *testing.T) {
 	s.mustTopic("t")
 	s.mustQueue("to")
 	ids := s.publish("t", 1, 2, 3, 4)
-	s.exec("UPDATE queued.messages SET scheduled_at = scheduled_at - interval '1 min' WHERE id = $1", ids[2])
+	s.changeMessages("scheduled_at = scheduled_at - interval '1 min'", ids[2])
 	s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
 	checkDiff(t, "received", []int{3, 1, 2, 4}, numbers(s.receive("to", "")))
 }

@@ -343,7 +343,7 @@ func TestTraceStaysWithTheMessageWhereverItGoes(t *testing.T) {
 		want := fmt.Sprintf("1/%s/a/%s", group, testTraceparent)
 		id := c.messages(c.must(201, "POST", "/queues/q/messages", body))[0].ID
 		redrive := func() {
-			s.exec("UPDATE queued.groups SET ready_at = now()")
+			s.makeGroupsReady()
 			s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"q"}`)
 			checkDiff(t, "redriven", want, s.tracesIn("q"))
 		}
@@ -353,7 +353,7 @@ func TestTraceStaysWithTheMessageWhereverItGoes(t *testing.T) {
 		checkDiff(t, "moved by the nack", want, s.tracesIn("dead"))
 		redrive()
 		s.receive("q", "")
-		s.exec("UPDATE queued.messages SET scheduled_at = now()")
+		s.makeDue()
 		s.mustCleanUp()
 		checkDiff(t, "moved by the cleanup", want, s.tracesIn("dead"))
 		checkDiff(t, "received there", want, s.traces(s.must(200, "GET", "/queues/dead/messages"+allFields, "")))
@@ -406,7 +406,7 @@ func TestPublishesByOtherAPIsKeepTheirTraces(t *testing.T) {
 	checkDiff(t, "and again", "4/g// 7/g//", s.tracesIn("sharq"))
 	job(c, "none", 8)
 	s.must(200, "GET", "/dequeue/sharq/", "")
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight") // it comes back
+	s.endLeases() // it comes back
 	checkDiff(t, "a job that comes back", "7/g// 8/g/a/"+testTraceparent, s.tracesIn("sharq"))
 }
 

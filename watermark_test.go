@@ -70,7 +70,7 @@ func TestWhatIsBelowTheFloorIsFoundByALook(t *testing.T) {
 	if !raised {
 		t.Error("the receive did not raise the floor of its queue")
 	}
-	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '10 s' WHERE id = $1", ids[1])
+	s.schedule("-10 s", ids[1])
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	checkDiff(t, "received", []int{2}, numbers(s.await(poll)))
 }
@@ -92,7 +92,7 @@ func TestALookFindsWhatIsBelowTheFloorOfAQueueWithoutALine(t *testing.T) {
 		return time.Time{}
 	}
 	before := floorAt()
-	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '10 s' WHERE id = $1", ids[1])
+	s.schedule("-10 s", ids[1])
 	eventually(t, "the floor is lowered", func() bool { return floorAt().Before(before) })
 }
 
@@ -102,6 +102,6 @@ func TestThoseWhoDoNotWaitSeeWhatIsBelowTheFloor(t *testing.T) {
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2)
 	s.receive("t", "?limit=1")
-	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 min' WHERE id = $1", ids[1])
+	s.schedule("-1 min", ids[1])
 	checkDiff(t, "received", []int{2}, numbers(s.receive("t", "")))
 }

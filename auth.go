@@ -15,20 +15,20 @@ import (
 	"queued/internal/rawjson"
 )
 
-// tokens are who may do what. A server without them is open to everybody.
+// tokens are the bearer tokens of a server. Without any, authentication is off.
 type tokens []*token
 
-// token is a secret and what its bearer may do.
+// token is a secret with its permissions.
 type token struct {
 	name    string
-	hash    [sha256.Size]byte // of the secret, which is kept nowhere
+	hash    [sha256.Size]byte // of the secret, which is not kept
 	post    names             // topics and queues to publish to
-	get     names             // queues to receive from, and whose messages to settle and peek at
+	get     names             // queues to receive from, and whose messages to ack, nack and peek at
 	metrics bool
 	admin   bool // everything
 }
 
-// names are ids of topics and queues: some, those with a prefix, or all.
+// names is a set of ids of topics and queues: exact ids, prefixes, or all.
 type names struct {
 	all      bool
 	exact    []string
@@ -40,28 +40,29 @@ func (n *names) match(id string) bool {
 		slices.ContainsFunc(n.prefixes, func(prefix string) bool { return strings.HasPrefix(id, prefix) })
 }
 
-// permission is what a request needs: of every route it is stated where the route is
+// permission is what a token needs for a request. Each route declares it where it is
 // registered.
 type permission struct {
 	name string // as in the table of docs/configuration.md
 	has  func(t *token, r *request) bool
 }
 
-// The rights. A token with admin has them all.
+// The permissions. A token with admin has them all.
 var (
-	public       = permission{name: "none"} // no token is asked for
+	public       = permission{name: "none"} // no token is required
 	admin        = permission{"admin", func(t *token, r *request) bool { return false }}
 	canScrape    = permission{"metrics", func(t *token, r *request) bool { return t.metrics }}
 	canPost      = permission{"post", func(t *token, r *request) bool { return t.post.match(r.named()) }}
 	canGet       = permission{"get", func(t *token, r *request) bool { return t.get.match(r.named()) }}
 	canPostOrGet = permission{"get or post", func(t *token, r *request) bool { return t.get.match(r.named()) || t.post.match(r.named()) }}
 
-	// anyToken is for requests that name no topic or queue: lists show what the
-	// token may see, and messages whose queue it may not get from are unknown.
+	// anyToken is for requests without a topic or queue in the path. Lists then
+	// contain what the token has permissions for, and messages of other queues are
+	// not found.
 	anyToken = permission{"any", func(t *token, r *request) bool { return true }}
 )
 
-// named returns the topic or queue in the path, whatever it is called there.
+// named returns the id of the topic or queue in the path, empty if there is none.
 func (r *request) named() string {
 	for _, wildcard := range []string{"topic_id", "queue_id", "channel", "queue", "queue_type"} {
 		if id := r.PathValue(wildcard); id != "" {
@@ -71,8 +72,8 @@ func (r *request) named() string {
 	return ""
 }
 
-// authorize finds the token of a request, and returns an error unless it has the
-// right.
+// authorize finds the token of a request, and returns an error unless the token has
+// the permission.
 func (s *server) authorize(r *request, need permission) error {
 	all := s.tokens.Load()
 	if all == nil || need.has == nil {
@@ -93,20 +94,20 @@ func (s *server) authorize(r *request, need permission) error {
 	return nil
 }
 
-// forbidden is the error of a request whose token lacks a right.
+// forbidden is the error of a request whose token lacks a permission.
 func forbidden(need permission) error {
 	return status{http.StatusForbidden, fmt.Sprintf("the token has no right to do this: it needs %s", need.name)}
 }
 
-// What a request without a valid token is told.
+// Errors of a request without a valid token.
 const (
 	tokenMissing   = "Missing Authorization header. Use 'Authorization: Bearer <token>'."
 	tokenMalformed = "Malformed Authorization header. Use 'Authorization: Bearer <token>'."
 	tokenInvalid   = "Invalid token"
 )
 
-// find returns the token in the header, or why there is none. It compares with
-// all of them, hashes with hashes, so that the time it takes tells nothing.
+// find returns the token in the header, or an error. It compares the hash with those
+// of all tokens in constant time.
 func (all *tokens) find(header string) (found *token, why string) {
 	if header == "" {
 		return nil, tokenMissing
@@ -127,8 +128,9 @@ func (all *tokens) find(header string) (found *token, why string) {
 	return found, ""
 }
 
-// bearerToken returns the secret in an Authorization header: what follows Bearer, or
-// the password of Basic (RFC 7617), with any user name. It is empty if there is none.
+// bearerToken returns the secret in an Authorization header: the Bearer token (RFC
+// 6750), or the password of Basic (RFC 7617) with any user name. It is empty if there
+// is none.
 func bearerToken(header string) string {
 	scheme, rest, _ := strings.Cut(header, " ")
 	rest = strings.TrimSpace(rest)
@@ -144,7 +146,7 @@ func bearerToken(header string) string {
 	return ""
 }
 
-// visible returns the topics and queues that a request may see in lists.
+// visible returns the topics and queues that lists show to a request.
 func (r *request) visible() *names {
 	t := r.token
 	if t == nil || t.admin {
@@ -157,7 +159,7 @@ func (r *request) visible() *names {
 	}
 }
 
-// mayGet reports whether a request may have what is in the queue.
+// mayGet reports whether a request may receive from the queue.
 func (r *request) mayGet(queueID string) bool {
 	return r.token == nil || r.token.admin || r.token.get.match(queueID)
 }
@@ -167,7 +169,7 @@ func (r *request) mayPost(id string) bool {
 	return r.token == nil || r.token.admin || r.token.post.match(id)
 }
 
-// unknownID is that of no message.
+// unknownID is the id of no message.
 const unknownID = "00000000-0000-0000-0000-000000000000"
 
 // hideForbidden makes the messages unknown that the token of the request may not get.
@@ -191,14 +193,14 @@ func (s *server) hideForbidden(r *request, items []ackItem) error {
 	return nil
 }
 
-// Bounds of a file of tokens.
+// Limits of a token file.
 const (
 	maxTokens = 10_000
 	minSecret = 20 // characters
 )
 
-// readTokens reads a file of tokens, {"tokens": [{"name": …}, …]}. Its errors name
-// the entry, and never a secret.
+// readTokens reads a token file, {"tokens": [{"name": …}, …]}. Its errors name the
+// entry, and never contain a secret.
 func readTokens(path string) (*tokens, error) {
 	f, err := parseFile(path)
 	if err != nil {
@@ -225,7 +227,7 @@ func readTokens(path string) (*tokens, error) {
 	return all, nil
 }
 
-// token reads an entry of the file.
+// token decodes an entry of the file.
 func (f *form) token() *token {
 	f.only("name", "token", "token_sha256", "post", "get", "metrics", "admin")
 	t := &token{post: f.names("post"), get: f.names("get"), metrics: f.bool("metrics"), admin: f.bool("admin")}

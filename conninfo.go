@@ -21,18 +21,18 @@ import (
 	"github.com/lib/pq"
 )
 
-// treatment is what becomes of a connection parameter.
+// treatment is how a connection parameter is handled.
 type treatment int
 
 const (
-	toDriver    treatment = iota // lib/pq honours it
-	toNobody                     // it does not change what the server promises, and is ignored
-	toService                    // it says where there are more parameters
-	unsupported                  // it matters, and lib/pq cannot honour it
+	toDriver    treatment = iota // passed to lib/pq
+	toNobody                     // ignored: it does not affect what the server promises
+	toService                    // names a service with more parameters
+	unsupported                  // refused: it matters, and lib/pq does not support it
 )
 
-// parameter is a connection parameter of libpq, or one that a provider or another
-// driver has in its URLs.
+// parameter is a connection parameter of libpq, or one that providers or other
+// drivers use in their URLs.
 type parameter struct {
 	does     treatment
 	variable string // of libpq, empty if there is none
@@ -40,9 +40,9 @@ type parameter struct {
 	remedy   string // unsupported
 }
 
-// parameters are those of libpq in PostgreSQL 14 to 18 (section 34.1.2 of its
-// manual), with their environment variables (section 34.15), and then those of
-// others. All that is not here is a mistake.
+// parameters are the parameters of libpq in PostgreSQL 14 to 18 (section 34.1.2 of
+// its manual) with their environment variables (section 34.15), followed by those of
+// others. Any other parameter is an error.
 var parameters = map[string]parameter{
 	"host":                      {variable: "PGHOST"},
 	"hostaddr":                  {variable: "PGHOSTADDR"},
@@ -151,29 +151,28 @@ func (s setting) String() string {
 	return fmt.Sprintf("%s (%s)", s.from, s.name)
 }
 
-// Nothing that was given is in these: it may be a part of a password.
+// These errors do not quote the input, which may be part of a password.
 var (
 	errMalformedURL = errors.New("malformed URL; write special characters percent-encoded, as %40 for @, %2F for /, %23 for # and %3F for ? in a password")
 	errMalformed    = errors.New("malformed; write a URL (postgres://user:password@host/database) with special characters percent-encoded, or key=value pairs with single quotes around values that have spaces")
 )
 
-// readConnection reads a PostgreSQL URL or a string of key=value pairs as libpq
-// does, with the service that it names and libpq's environment variables for what
-// it leaves out. It returns the string for lib/pq, which must not read those
-// variables itself, and what it ignores, by name. Errors contain no secrets.
+// readConnection parses a PostgreSQL URL or key=value pairs as libpq does. It takes
+// missing parameters from the service that is named and from libpq's environment
+// variables. It returns the connection string for lib/pq, which must not read these
+// variables itself, and the names of ignored parameters. Errors contain no secrets.
 //
-// As in libpq, and not as in lib/pq, TLS is used where the server offers it unless
-// sslmode says otherwise.
+// As in libpq, and unlike lib/pq, the default of sslmode is prefer.
 func readConnection(text string, getenv func(string) string) (dsn string, without []string, err error) {
 	given, err := parseConnection(strings.TrimSpace(text))
 	if err != nil {
 		return "", nil, err
 	}
 	all := make(map[string]setting)
-	for i, s := range given { // the last of two equal ones counts
+	for i, s := range given { // the last of two equal names wins
 		if _, known := parameters[s.name]; !known {
 			if i > 0 && strings.Contains(given[i-1].name, "password") && !given[i-1].quoted {
-				return "", nil, errMalformed // perhaps this is where the password goes on
+				return "", nil, errMalformed // perhaps this is part of the password
 			}
 			return "", nil, unknownParameter(s)
 		}
@@ -249,7 +248,7 @@ func readConnection(text string, getenv func(string) string) (dsn string, withou
 	return dsn, without, nil
 }
 
-// reason is lib/pq's error about the value of a parameter, without its prefix.
+// reason returns lib/pq's error about the value of a parameter, without its prefix.
 func reason(err error) string {
 	return regexp.MustCompile(`^pq: (wrong value for \S+: )?`).ReplaceAllString(err.Error(), "")
 }
@@ -261,8 +260,8 @@ func unknownParameter(s setting) error {
 	return fmt.Errorf("%v: unknown parameter; if it is a setting of PostgreSQL, write options='-c %s=value'", s, s.name)
 }
 
-// checkedSetting returns the value as lib/pq takes it. Its errors do not show the
-// value where a URL may have a part of a password in that place.
+// checkedSetting checks a value and returns it as lib/pq expects it. Its errors do
+// not quote a value that may be part of a password in a URL.
 func checkedSetting(s setting) (string, error) {
 	switch s.name {
 	case "host":
@@ -294,7 +293,7 @@ func checkedSetting(s setting) (string, error) {
 		if err != nil || n > 1e6 {
 			return "", fmt.Errorf("%v: not a number of seconds", s)
 		}
-		if n <= 0 { // without a limit, in libpq
+		if n <= 0 { // no limit, in libpq
 			return fmt.Sprint(int(connectTimeout.Seconds())), nil
 		}
 	case "target_session_attrs":
@@ -305,7 +304,7 @@ func checkedSetting(s setting) (string, error) {
 	return s.value, nil
 }
 
-// writePairs writes a connection string. It is the one that lib/pq reads.
+// writePairs encodes a connection string for lib/pq.
 func writePairs(all ...setting) string {
 	escape := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
 	pairs := make([]string, len(all))
@@ -324,8 +323,8 @@ func parseConnection(text string) ([]setting, error) {
 	return parsePairs(text)
 }
 
-// parseURL reads what follows postgres:// as libpq does (section 34.1.1.2 of
-// PostgreSQL's manual), but takes no URL whose parts may have been meant otherwise.
+// parseURL parses what follows postgres:// as libpq does (section 34.1.1.2 of
+// PostgreSQL's manual), but refuses ambiguous URLs.
 func parseURL(text string) ([]setting, error) {
 	end := strings.IndexAny(text, "/?")
 	if end < 0 {
@@ -389,7 +388,7 @@ func parseURL(text string) ([]setting, error) {
 	}), err
 }
 
-// cutPort cuts the port from one host of a URL.
+// cutPort splits the port off one host of a URL.
 func cutPort(host string) (name, port string, ok bool) {
 	if address, is := strings.CutPrefix(host, "["); is {
 		name, rest, closed := strings.Cut(address, "]")
@@ -405,7 +404,7 @@ func decode(text string) (string, bool) {
 	return text, err == nil && utf8.ValidString(text) && !strings.Contains(text, "\x00")
 }
 
-// parsePairs reads key=value pairs as libpq does (section 34.1.1.1).
+// parsePairs parses key=value pairs as libpq does (section 34.1.1.1).
 func parsePairs(text string) (all []setting, err error) {
 	space := func(r rune) bool { return unicode.IsSpace(r) }
 	for {
@@ -492,9 +491,9 @@ func readService(service setting, file string, getenv func(string) string) ([]se
 	return nil, fmt.Errorf("%v: service %q not found; name its file with PGSERVICEFILE", service, service.value)
 }
 
-// untrusted reports whether a connection is not made because of TLS: it is not
-// offered, the certificate is not one to trust, or a file of ours is missing or open
-// to all.
+// untrusted reports whether a connection failed because of TLS: the server does not
+// offer it, its certificate is not trusted, or a local file is missing or readable by
+// others.
 func untrusted(err error) bool {
 	return errors.As(err, new(*tls.CertificateVerificationError)) || errors.As(err, new(x509.UnknownAuthorityError)) ||
 		errors.As(err, new(x509.CertificateInvalidError)) || errors.As(err, new(x509.HostnameError)) ||
@@ -502,9 +501,8 @@ func untrusted(err error) bool {
 		errors.Is(err, pq.ErrSSLKeyHasWorldPermissions) || errors.Is(err, pq.ErrSSLKeyUnknownOwnership)
 }
 
-// takeLibpqVariables removes from the environment what lib/pq would read there by
-// itself, also where it is not meant for the connection, and returns a getenv that
-// still has it.
+// takeLibpqVariables removes libpq's variables from the environment, where lib/pq
+// would read them for every connection, and returns a getenv that still has them.
 func takeLibpqVariables(getenv func(string) string) func(string) string {
 	taken := make(map[string]string)
 	for _, v := range os.Environ() {

@@ -10,11 +10,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// depthCollector tells Prometheus which queues there are, and how many messages are
-// in each. Counting takes time that grows with the messages, so a count begins
-// only when a scrape or an overview asks for it and the last one is nineteen times
-// as long ago as it took: it never takes more than a twentieth of the time. Whoever
-// asks waits a little for the count and then has what there is.
+// depthCollector exports the number of messages of each queue to Prometheus. The
+// time of a count grows with the messages, so counts take at most a twentieth of the
+// time: a count starts on demand, if the last one ended 19 times its duration ago. A
+// scrape waits for the running count, at most for countTimeout, and then returns the
+// last one.
 type depthCollector struct {
 	db      *sql.DB
 	log     *slog.Logger
@@ -24,30 +24,30 @@ type depthCollector struct {
 	oldest   *prometheus.Desc
 	info     *prometheus.Desc
 
-	pages int64 // of the table that one statement counts, 8 kB each
+	pages int64 // pages of the table per statement, 8 kB each
 
 	ctx  context.Context // of the counts
 	stop context.CancelFunc
 
 	mu        sync.Mutex
-	counted   []queueDepth
-	countedAt time.Time     // when the count of these began; zero: not yet
-	counting  chan struct{} // closed when the count that runs ends; nil if none does
-	notBefore time.Time     // of the next one
-	missing   []string      // queues that have counters here, and were not there at the last count
+	counted   []queueDepth  // the result of the last count
+	countedAt time.Time     // when it began; zero if there was none
+	counting  chan struct{} // closed when the running count ends; nil if none is running
+	notBefore time.Time     // earliest start of the next count
+	missing   []string      // queues with counters that the last count did not find
 }
 
-// queueDepth is what is in a queue, by state.
+// queueDepth is the number of messages in a queue, by state.
 type queueDepth struct {
 	queueID                             string
 	deadQueueID                         string // empty if it has none
 	ready, delayed, inFlight, exhausted int64
-	oldestSeconds                       float64 // the age of the oldest that is ready
+	oldestSeconds                       float64 // age of the oldest ready message
 }
 
 const (
-	countShare   = 20                     // counting takes at most one part in so many of the time
-	countTimeout = 500 * time.Millisecond // for which a scrape waits
+	countShare   = 20                     // counts take at most one part in so many of the time
+	countTimeout = 500 * time.Millisecond // maximum wait of a scrape
 	countPages   = 1 << 16
 )
 
@@ -83,8 +83,8 @@ func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
 	}
 }
 
-// latest begins a count if it is time for one, waits a little for the one that
-// runs, and returns the last that ended, and when that began.
+// latest starts a count if one is due, waits up to countTimeout for the running one,
+// and returns the last complete count and when that began.
 func (c *depthCollector) latest() ([]queueDepth, time.Time) {
 	c.mu.Lock()
 	if c.counting == nil && time.Now().After(c.notBefore) && c.ctx.Err() == nil {
@@ -121,7 +121,7 @@ func (c *depthCollector) count(ended chan struct{}) {
 	close(ended)
 }
 
-// close ends the count that runs.
+// close cancels the running count.
 func (c *depthCollector) close() {
 	c.stop()
 	c.mu.Lock()
@@ -132,9 +132,9 @@ func (c *depthCollector) close() {
 	}
 }
 
-// forgetMissing drops the counters of queues that were deleted, here or at
-// another server: those that were there at neither of two counts, as one that is
-// only missing in the last may have been made since.
+// forgetMissing drops the counters of queues that were deleted, here or at another
+// server: those missing in two counts. A queue that is missing in one count may have
+// been created during that.
 func (c *depthCollector) forgetMissing() {
 	there := make(map[string]bool, len(c.counted))
 	for _, q := range c.counted {
@@ -218,7 +218,7 @@ func (c *depthCollector) query() ([]queueDepth, error) {
 			return nil, err
 		}
 		for _, q := range part {
-			if sum := byKey[q.key]; sum != nil { // else it was made a moment ago
+			if sum := byKey[q.key]; sum != nil { // nil: the queue was created during the count
 				sum.ready += q.ready
 				sum.delayed += q.delayed
 				sum.inFlight += q.inFlight

@@ -2,18 +2,18 @@ package main
 
 import "queued/internal/rawjson"
 
-// Bounds of the filters of a queue.
+// Limits of the filters of a queue.
 const (
 	maxFilterNames  = 100
 	maxFilterValues = 1000     // of all names
 	maxFilterSize   = 64 << 10 // bytes of JSON
 )
 
-// filters are the filters of a queue, as JSON that decodeFilters accepted: for each
-// name of an attribute the values that will do. Nil accepts every message.
+// filters are the filters of a queue as JSON that form.filters has checked: the
+// accepted values of each attribute name. Nil accepts every message.
 type filters []byte
 
-// parseFilters takes null, and nothing at all, for no filters.
+// parseFilters returns nil for null and for no JSON at all.
 func parseFilters(raw []byte) filters {
 	if rawjson.IsNull(raw) {
 		return nil
@@ -21,15 +21,14 @@ func parseFilters(raw []byte) filters {
 	return raw
 }
 
-// matcher finds the queues whose filters accept a message. It goes by the message's
-// attributes and not by the queues: that costs an addition for each attribute and
-// each queue that accepts its value, whatever else their filters hold.
+// matcher finds the queues whose filters accept a message. It looks up each of the
+// message's attributes, so its cost does not depend on the size of the filters.
 type matcher struct {
-	wanted    []int32                       // by queue: how many attributes it wants; unfiltered
-	accepting map[string]map[string][]int32 // by name and value: the queues that accept it
+	wanted    []int32                       // by queue: the number of attributes in its filters, or unfiltered
+	accepting map[string]map[string][]int32 // by attribute name and value: the queues that accept it
 }
 
-// unfiltered is in place of the number of attributes where there are no filters.
+// unfiltered is the value of matcher.wanted for a queue without filters.
 const unfiltered = -1
 
 // newMatcher returns a matcher of queues with these filters.
@@ -41,7 +40,7 @@ func newMatcher(queues []filters) *matcher {
 			continue
 		}
 		lists := make(map[string][]byte)
-		rawjson.WalkObject(f, func(name string, list []byte) { lists[name] = list }) // of two equal names the last counts
+		rawjson.WalkObject(f, func(name string, list []byte) { lists[name] = list }) // of two equal names the last wins
 		m.wanted[i] = int32(len(lists))
 		for name, list := range lists {
 			if m.accepting[name] == nil {
@@ -50,7 +49,7 @@ func newMatcher(queues []filters) *matcher {
 			rawjson.WalkArray(list, func(value []byte) {
 				text, queue := rawjson.Unquote(value), int32(i)
 				accept := m.accepting[name][text]
-				if n := len(accept); n == 0 || accept[n-1] != queue { // else it is there twice
+				if n := len(accept); n == 0 || accept[n-1] != queue { // otherwise the value is listed twice
 					m.accepting[name][text] = append(accept, queue)
 				}
 			})
@@ -59,11 +58,11 @@ func newMatcher(queues []filters) *matcher {
 	return m
 }
 
-// match appends the queues that a message with these attributes goes to: those
-// whose filters find each attribute that they name, with a value that they accept. A
-// message without attributes, nil, goes only where there are no filters, not even
-// empty ones; one with an empty set of them goes to empty filters. It counts in met,
-// which has a place for each queue.
+// match appends to to the queues that accept a message with these attributes. A
+// queue accepts it if the message has every attribute in the queue's filters, with
+// one of the accepted values. A message without attributes (nil) matches only queues
+// without filters; an empty set of attributes also matches empty filters. met is
+// scratch space with one element for each queue.
 func (m *matcher) match(attributes map[string]string, met, to []int32) []int32 {
 	clear(met)
 	for name, value := range attributes {
@@ -79,8 +78,8 @@ func (m *matcher) match(attributes map[string]string, met, to []int32) []int32 {
 	return to
 }
 
-// parseAttributes reads the attributes of a message from the JSON that
-// decodeAttributes accepted, nil for null and for nothing at all.
+// parseAttributes decodes attributes that form.attributes has checked. It returns nil
+// for null and for no JSON at all.
 func parseAttributes(raw []byte) map[string]string {
 	if rawjson.IsNull(raw) {
 		return nil

@@ -11,8 +11,8 @@ import (
 	"unicode/utf8"
 )
 
-// newLog returns a log in a format, text or json, that is written line by line,
-// and says only once in a while what PostgreSQL refuses.
+// newLog returns a log in text or json format, one line per entry. Repeated errors
+// of PostgreSQL are logged once a minute (repeatFilter).
 func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	var h slog.Handler = slog.NewTextHandler(printable{w}, options)
@@ -22,10 +22,9 @@ func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
 	return slog.New(repeatFilter{h, new(sync.Map)})
 }
 
-// printable writes lines with all that is not printable as \uXXXX, which both
-// formats read as the same: slog lets DEL through, and JSON also U+009B, which
-// some terminals take for the start of a command, and what turns the direction of
-// writing around.
+// printable escapes unprintable characters as \uXXXX, which both formats decode to
+// the same text. slog does not escape DEL and, in JSON, U+009B (the start of a
+// terminal command) and characters that reverse the direction of text.
 type printable struct{ w io.Writer }
 
 func (p printable) Write(line []byte) (int, error) {
@@ -49,5 +48,5 @@ func (p printable) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// unprintable is also true for bytes that are no UTF-8.
+// unprintable is also true for bytes that are not valid UTF-8.
 func unprintable(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }

@@ -9,8 +9,8 @@ import (
 	"queued/internal/rawjson"
 )
 
-// timestamp is a time in the wire format of the API: UTC without a zone, six
-// digits after the second.
+// timestamp is a time in the wire format of the API: UTC without a zone, with six
+// digits after the decimal point.
 type timestamp struct{ time.Time }
 
 const timestampLayout = "2006-01-02T15:04:05.000000"
@@ -34,8 +34,8 @@ func (t *timestamp) Scan(src any) error {
 	return nil
 }
 
-// message is one message in one queue: a publish makes one for each queue that
-// gets it.
+// message is one message in one queue. A publish stores one copy in each matching
+// queue.
 type message struct {
 	ID               string
 	QueueID          string
@@ -46,7 +46,7 @@ type message struct {
 	ScheduledAt      timestamp
 	CreatedAt        timestamp
 	UpdatedAt        timestamp
-	State            string // as of a look at it; empty in other answers
+	State            string // only where a message is inspected; empty in other responses
 	Group            string // empty if it has none
 
 	trace         trace // of the request that published it
@@ -68,8 +68,8 @@ type shown struct{ group, requestID, traceparent bool }
 // stateConsumed is the state of messages that were consumed and are kept.
 const stateConsumed = "consumed"
 
-// appendJSON appends the message in the wire format. It is written by hand
-// because encoding/json would check and rewrite data that is kept as sent.
+// appendJSON appends the message in the wire format. It does not use encoding/json,
+// which would validate and reformat data that must stay as it was sent.
 func (m *message) appendJSON(b []byte) []byte {
 	b = append(b, `{"id":"`...)
 	b = append(b, m.ID...)
@@ -100,7 +100,7 @@ func (m *message) appendJSON(b []byte) []byte {
 	}
 	if m.State == stateConsumed {
 		b = append(b, `,"consumed_at":`...)
-		b = m.UpdatedAt.appendJSON(b) // nothing has happened to it since
+		b = m.UpdatedAt.appendJSON(b) // a consumed message has not changed since
 	}
 	if m.shows.group {
 		b = appendOptional(b, `,"group":`, m.Group)
@@ -114,7 +114,7 @@ func (m *message) appendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
-// appendOptional appends a member of an object, unless its text is empty.
+// appendOptional appends a member of an object unless its text is empty.
 func appendOptional(b []byte, name, text string) []byte {
 	if text == "" {
 		return b

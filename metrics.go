@@ -13,8 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// metrics is what Prometheus scrapes. The names of the http_ metrics are those
-// of the servers whose clients come here with their dashboards.
+// metrics are the server's Prometheus metrics. The http_ metrics have the names that
+// fastqueue gives them, so that its dashboards keep working.
 type metrics struct {
 	registry *prometheus.Registry
 
@@ -23,13 +23,13 @@ type metrics struct {
 	requestSizes  *prometheus.SummaryVec   // bytes, by handler
 	responseSizes *prometheus.SummaryVec   // bytes, by handler
 
-	messages sync.Map // *messageTotals of queues that have had any, by id
+	messages sync.Map // *messageTotals by queue id
 
-	batches    *prometheus.HistogramVec // requests that shared a statement, by batcher
-	lateness   prometheus.Histogram     // seconds from due to claimed
+	batches    *prometheus.HistogramVec // requests per statement, by batcher
+	delay      prometheus.Histogram     // seconds from due to claimed
 	statements *prometheus.HistogramVec // seconds, by name
 
-	cleanedUp prometheus.Gauge // when the last complete pass of the cleanup ended
+	cleanedUp prometheus.Gauge // end of the last successful cleanup pass
 }
 
 func newMetrics(db *sql.DB) *metrics {
@@ -54,7 +54,7 @@ func newMetrics(db *sql.DB) *metrics {
 			Help:    "Requests that shared a statement.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 12),
 		}, []string{"batcher"}),
-		lateness: prometheus.NewHistogram(prometheus.HistogramOpts{
+		delay: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "queued_delivery_delay_seconds",
 			Help:    "Time from when a message was due to when it was leased to a receiver.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600, 3600},
@@ -73,14 +73,14 @@ func newMetrics(db *sql.DB) *metrics {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.duration, m.requestSizes, m.responseSizes, m.batches, m.lateness, m.statements, m.cleanedUp, messagesCollector{m},
+		m.requests, m.duration, m.requestSizes, m.responseSizes, m.batches, m.delay, m.statements, m.cleanedUp, messagesCollector{m},
 	)
 	m.observePool(db, "requests")
 	return m
 }
 
-// messageCounter is one of the counters that each queue has. Messages that move
-// count at the queue that they leave.
+// messageCounter is one of the counters of a queue. A message that moves to another
+// queue counts at the one that it leaves.
 type messageCounter int
 
 const (
@@ -97,7 +97,7 @@ const (
 	numMessageCounters
 )
 
-// messageTotals is what has happened to the messages of a queue at this server.
+// messageTotals are the counters of a queue at this server.
 type messageTotals [numMessageCounters]atomic.Int64
 
 // messageDescs describes the counters.
@@ -119,8 +119,7 @@ var messageDescs = func() (descs [numMessageCounters]*prometheus.Desc) {
 	return descs
 }()
 
-// messagesCollector has a series for each queue and counter that has counted
-// anything.
+// messagesCollector exports a series for each queue and counter above zero.
 type messagesCollector struct{ *metrics }
 
 func (c messagesCollector) Describe(descs chan<- *prometheus.Desc) {
@@ -139,16 +138,16 @@ func (c messagesCollector) Collect(all chan<- prometheus.Metric) {
 	}
 }
 
-// observePool adds the numbers of a pool of database connections.
+// observePool adds the metrics of a pool of database connections.
 func (m *metrics) observePool(db *sql.DB, name string) {
 	m.registry.MustRegister(collectors.NewDBStatsCollector(db, name))
 }
 
-// scrapeTimeout is for how long a scrape waits for the database to answer.
+// scrapeTimeout is how long a scrape waits for the database.
 const scrapeTimeout = time.Second
 
-// observeDatabase adds whether the database is there for requests, as each scrape
-// finds it.
+// observeDatabase adds the gauge of whether the database is available. Each scrape
+// checks it.
 func (m *metrics) observeDatabase(up func(context.Context) bool) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "queued_database_up",
@@ -163,12 +162,12 @@ func (m *metrics) observeDatabase(up func(context.Context) bool) {
 	}))
 }
 
-// observeReceivers adds the receivers that wait, by queue.
+// observeReceivers adds the number of waiting receivers by queue.
 func (m *metrics) observeReceivers(e *engine) {
 	m.registry.MustRegister(receiversCollector{e, prometheus.NewDesc("queued_waiting_receivers", "Receivers that wait for messages.", []string{"queue"}, nil)})
 }
 
-// receiversCollector has a series for each queue that has receivers here.
+// receiversCollector exports a series for each queue with waiting receivers.
 type receiversCollector struct {
 	engine *engine
 	desc   *prometheus.Desc
@@ -195,15 +194,14 @@ func (m *metrics) add(counter messageCounter, queueID string, n int) {
 	totals[counter].Add(int64(n))
 }
 
-// totalsOf returns what has happened to the messages of a queue, nil if nothing
-// has.
+// totalsOf returns the counters of a queue, nil if it has none.
 func (m *metrics) totalsOf(queueID string) *messageTotals {
 	totals, _ := m.messages.Load(queueID)
 	v, _ := totals.(*messageTotals)
 	return v
 }
 
-// delivery counts the messages of one answer to a receiver.
+// delivery counts the messages of a response to a receiver.
 func (m *metrics) delivery(queueID string, messages []message) {
 	redelivered := 0
 	for _, v := range messages {
@@ -212,16 +210,16 @@ func (m *metrics) delivery(queueID string, messages []message) {
 		}
 		dueAt := v.dueAt.Time
 		if v.groupDelivery != nil && v.groupDelivery.before.Time.After(dueAt) {
-			dueAt = v.groupDelivery.before.Time // its group was limited
+			dueAt = v.groupDelivery.before.Time // the rate limit of its group held it back
 		}
-		m.lateness.Observe(v.UpdatedAt.Sub(dueAt).Seconds())
+		m.delay.Observe(v.UpdatedAt.Sub(dueAt).Seconds())
 	}
 	m.add(messagesDelivered, queueID, len(messages))
 	m.add(messagesRedelivered, queueID, redelivered)
 }
 
-// timed returns a database whose statements are timed, to their first row, under
-// a name.
+// timed returns a database that records the duration of its statements, up to their
+// first row, under a name.
 func (m *metrics) timed(name string, db querier) querier {
 	return timed{db, m.statements.WithLabelValues(name)}
 }
@@ -254,7 +252,7 @@ func (m *metrics) observe(method, handler string, status int, took time.Duration
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions:
 	default:
-		method = "other" // anything a client can think of
+		method = "other" // clients can send any method
 	}
 	if handler == "" {
 		handler = "none"
@@ -266,13 +264,12 @@ func (m *metrics) observe(method, handler string, status int, took time.Duration
 	m.responseSizes.WithLabelValues(handler).Observe(float64(sent))
 }
 
-// forget drops the series of a queue that is gone.
+// forget drops the series of a deleted queue.
 func (m *metrics) forget(queueID string) {
 	m.messages.Delete(queueID)
 }
 
-// maxScrapes is how many scrapes gather at the same time; others are answered
-// with 503.
+// maxScrapes is the maximum number of concurrent scrapes; others get a 503.
 const maxScrapes = 8
 
 func (m *metrics) handler() http.Handler {

@@ -138,7 +138,7 @@ func prepareUntilDone(ctx context.Context, d *database, s, patient *store, t *to
 			err = s.check(ctx)
 		}
 		if err == nil {
-			err = d.sequences.lookOn(ctx, patient.db)
+			err = d.sequences.raiseOn(ctx, patient.db)
 		}
 		if err == nil && t != nil {
 			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {

@@ -9,9 +9,9 @@ import (
 )
 
 // peerClosed reports whether the client of a request has shut down its side of the
-// connection, which clients also do that have closed all of it, and whether the
-// connection has failed. net/http learns of that from a read in a goroutine of its
-// own, which may not have run yet: this asks the socket what would be read next.
+// connection (it may also have closed it: both look the same), and whether the
+// connection has failed. net/http notices by a read in a goroutine of its own, which
+// may not have run yet; peerClosed asks the socket what a read would return.
 func peerClosed(r *http.Request) (ended, failed bool) {
 	ended = r.Context().Err() != nil
 	c, ok := r.Context().Value(connKey{}).(syscall.Conn)
@@ -33,9 +33,9 @@ func peerClosed(r *http.Request) (ended, failed bool) {
 	return ended, failed || err != nil
 }
 
-// isReset waits for the client to reset the connection, which its system does with
-// what it is sent after the connection was closed there. It reports false if that
-// does not come in time: then the client still reads.
+// isReset waits for a reset of the connection, with which the client's system
+// replies to data if the client has closed the connection. It returns false if none
+// arrives in time: then the client is still reading.
 func (c *conn) isReset(within time.Duration) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// The arrays below are statement arguments in PostgreSQL's text format for
-// arrays (PostgreSQL manual, section 8.15). lib/pq has the same in general, by
-// reflection and element by element; these are on the path of every message.
+// These types are statement arguments in PostgreSQL's text format for arrays
+// (PostgreSQL manual, section 8.15). lib/pq has the same for all types, but uses
+// reflection and allocates for each element; these are on the path of every message.
 
-// textArray is a text[] of strings that need no quotes, as ids do not.
+// textArray is a text[] of strings that need no quotes, such as ids.
 type textArray []string
 
 func (a textArray) Value() (driver.Value, error) {
@@ -55,8 +55,8 @@ func (a intArray) Value() (driver.Value, error) {
 	return joinArray(a, func(b []byte, n int64) []byte { return strconv.AppendInt(b, n, 10) }), nil
 }
 
-// timeArray is a timestamptz[] of times that PostgreSQL told us, or a client to
-// whom we had told them; the zero time is NULL.
+// timeArray is a timestamptz[]; the zero time is NULL. The times come from
+// PostgreSQL, directly or by way of a client.
 type timeArray []time.Time
 
 func (a timeArray) Value() (driver.Value, error) {

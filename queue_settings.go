@@ -9,8 +9,8 @@ import (
 	"queued/internal/rawjson"
 )
 
-// queueSettings is what a client decides about a queue. See schema.sql for what
-// each of them means and what null says.
+// queueSettings are the settings of a queue that clients choose. schema.sql describes
+// each, and what null means.
 type queueSettings struct {
 	TopicID                 *string         `json:"topic_id"`
 	DeadQueueID             *string         `json:"dead_queue_id"`
@@ -22,8 +22,9 @@ type queueSettings struct {
 	ownSettings
 }
 
-// ownSettings are those that fastqueue does not have. Its clients do not see them
-// unless they are set, and do not change them by leaving them out.
+// ownSettings are the settings that fastqueue does not have. Responses show them only
+// where they are set, and an update without them leaves them as they are: so
+// fastqueue's clients neither see nor change them.
 type ownSettings struct {
 	DeliveryIntervalMS       *int `json:"delivery_interval_ms,omitempty"`
 	Ordered                  bool `json:"ordered,omitempty"`
@@ -32,10 +33,10 @@ type ownSettings struct {
 	leftOut leftOut // of a request
 }
 
-// leftOut says which settings stay what they are.
+// leftOut marks the settings that a request does not have.
 type leftOut struct{ deliveryInterval, ordered, consumedRetention bool }
 
-// over returns the settings with what they leave out as in others.
+// over returns the settings, with those that are left out taken from others.
 func (v ownSettings) over(others ownSettings) ownSettings {
 	if v.leftOut.deliveryInterval {
 		v.DeliveryIntervalMS = others.DeliveryIntervalMS
@@ -50,14 +51,13 @@ func (v ownSettings) over(others ownSettings) ownSettings {
 	return v
 }
 
-// ofGroups returns those of the settings that say when a group is looked at.
+// ofGroups returns the settings that decide when a group is ready.
 func (v *queueSettings) ofGroups() queueSettings {
 	return queueSettings{DeadQueueID: v.DeadQueueID, MessageMaxDeliveries: v.MessageMaxDeliveries,
 		ownSettings: ownSettings{DeliveryIntervalMS: v.DeliveryIntervalMS, Ordered: v.Ordered}}
 }
 
-// filters reads an object of lists of strings, likewise, within the bounds of
-// filters.
+// filters decodes an object of lists of strings within the limits of filters.
 func (f *form) filters(name string) []byte {
 	raw := f.object(name, false)
 	if raw == nil {
@@ -93,7 +93,7 @@ func (f *form) filters(name string) []byte {
 	return filters
 }
 
-// queueSettings reads the settings of a queue.
+// queueSettings decodes the settings of a queue.
 func (f *form) queueSettings(l *limits) queueSettings {
 	v := queueSettings{
 		TopicID:     f.id("topic_id", false),
@@ -125,10 +125,10 @@ func (f *form) queueSettings(l *limits) queueSettings {
 	return v
 }
 
-// maxInterval is the longest delivery interval, in milliseconds: almost 25 days.
+// maxInterval is the maximum delivery interval in milliseconds: almost 25 days.
 const maxInterval = math.MaxInt32
 
-// ownSettings reads the settings of a queue that fastqueue does not have.
+// ownSettings decodes the settings that fastqueue does not have.
 func (f *form) ownSettings(l *limits) ownSettings {
 	return ownSettings{
 		DeliveryIntervalMS:       f.integer("delivery_interval_ms", bounds{0, maxInterval}, false),

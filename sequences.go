@@ -10,20 +10,19 @@ import (
 	"sync/atomic"
 )
 
-// sequencesLock is the key of the advisory lock that servers raise sequences under.
+// sequencesLock is the key of the advisory lock under which servers raise sequences.
 const sequencesLock = 0x71756575_65640003
 
-// sequenceLeap is how far beyond the newest messages the sequence of messages goes
-// when it is found behind them: by more than there can be messages that were moved
-// since, which have later numbers, and are in no index by number.
+// sequenceLeap is how far the sequence of messages is raised above the newest
+// message that an index finds. Messages that were moved since have higher numbers,
+// which no index finds; there cannot be as many of them as this.
 const sequenceLeap = 1 << 32
 
-// raiseSequencesSQL raises the sequences of keys and messages above what the tables
-// hold: logical replication and some restores leave them where they were. Else a
-// new queue would get the key of a deleted one, and its messages would be deleted
-// with those of that one, and new messages would come before old ones of their
-// group. Sequences that are right, as nearly always, are left alone, and what that
-// takes is found by index.
+// raiseSequencesSQL raises the sequences of keys and messages above the values in the
+// tables. Logical replication and some restores leave them behind. Then a new queue
+// would get the key of a deleted one, whose messages are being deleted, and new
+// messages would come before older ones of their group. It changes nothing if the
+// sequences are right, as they nearly always are, and finds that out by index.
 var raiseSequencesSQL = fmt.Sprintf(`
 SELECT pg_advisory_xact_lock(%d);
 
@@ -54,18 +53,18 @@ FROM (
 CROSS JOIN queued.messages_seq_seq s
 WHERE held.seq >= s.last_value + s.is_called::integer`, int64(sequencesLock), int64(sequenceLeap))
 
-// errKeyTaken is returned for a new queue whose key another one has, or a deleted
-// one had.
+// errKeyTaken is the error of a new queue whose key belongs to another queue, or to a
+// deleted one.
 var errKeyTaken = errors.New("the sequence of keys was set back")
 
-// raiseSequences is for a server that has met errKeyTaken: somebody has set a
-// sequence back, and no connection was lost.
+// raiseSequences raises the sequences after errKeyTaken: a sequence was set back
+// while the connections stayed.
 func (s *store) raiseSequences(ctx context.Context) error {
 	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequencesSQL)
 	return asUnavailable(err)
 }
 
-// standing says which sequences there are, and where they stand.
+// standing identifies the sequences and holds their values.
 type standing struct {
 	identity   string // of the PostgreSQL cluster, the database and the sequences in it
 	keys, seqs int64
@@ -94,19 +93,20 @@ func readStanding(ctx context.Context, conn driver.Conn) (v standing, err error)
 	return v, nil
 }
 
-// sequences are to be looked at on the first connection after one was lost, which
-// may lead to another PostgreSQL, before any statement. Those that are the same as at
-// the last look and have only grown are right: to compare them with the tables is to
-// walk over all index entries of what was deleted and not vacuumed.
+// sequences checks the sequences on the first connection after one was lost, before
+// any other statement: the new connection may lead to another PostgreSQL. Sequences
+// that are the same as at the last check, and have only grown, are right. For these
+// the comparison with the tables is skipped, which may scan many index entries of
+// deleted rows.
 type sequences struct {
-	lost   atomic.Int64 // connections
-	looked atomic.Int64 // how many were lost when the last look began
-	mu     sync.Mutex   // held by who looks
-	seen   standing     // at the last look; zero: there was none
+	lost    atomic.Int64 // number of lost connections
+	checked atomic.Int64 // the same at the start of the last check
+	mu      sync.Mutex   // held during a check
+	seen    standing     // at the last check; zero if there was none
 }
 
-// look raises the sequences if that is needed. The mutex is held.
-func (q *sequences) look(ctx context.Context, conn driver.Conn) error {
+// raise raises the sequences if necessary. Its caller holds the mutex.
+func (q *sequences) raise(ctx context.Context, conn driver.Conn) error {
 	now, err := readStanding(ctx, conn)
 	if err != nil && !rejected(err) {
 		return err
@@ -118,12 +118,12 @@ func (q *sequences) look(ctx context.Context, conn driver.Conn) error {
 	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, raiseSequencesSQL, nil); err != nil {
 		return err
 	}
-	q.seen = now // zero if it may not be read
+	q.seen = now // zero without the right to read them
 	return nil
 }
 
-// lookOn is look for the start, with time.
-func (q *sequences) lookOn(ctx context.Context, db *sql.DB) error {
+// raiseOn is look at the start of the server, with a longer timeout.
+func (q *sequences) raiseOn(ctx context.Context, db *sql.DB) error {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return err
@@ -131,25 +131,25 @@ func (q *sequences) lookOn(ctx context.Context, db *sql.DB) error {
 	defer conn.Close()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return conn.Raw(func(conn any) error { return q.look(ctx, conn.(driver.Conn)) })
+	return conn.Raw(func(conn any) error { return q.raise(ctx, conn.(driver.Conn)) })
 }
 
-// check looks at them if need be. Where the schema is missing, or without the
-// rights, the next connection looks again. Where the look takes longer than a
-// statement may, or waits for that of another server, the connection is used without.
+// check checks the sequences if a connection was lost since the last check. If the
+// schema or a privilege is missing, the next connection tries again. If the check
+// times out, the connection is used without it.
 func (q *sequences) check(ctx context.Context, conn driver.Conn) error {
-	if q.looked.Load() == q.lost.Load() {
+	if q.checked.Load() == q.lost.Load() {
 		return nil
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	lost := q.lost.Load()
-	if q.looked.Load() == lost {
+	if q.checked.Load() == lost {
 		return nil
 	}
-	err := q.look(ctx, conn)
+	err := q.raise(ctx, conn)
 	if err == nil || rejected(err) && !means(err, needsOperator) {
-		q.looked.Store(lost)
+		q.checked.Store(lost)
 	}
 	if rejected(err) {
 		return nil

@@ -131,7 +131,7 @@ func TestSequencesThatAreRightStay(t *testing.T) {
 		return v
 	}
 	before := standing()
-	if err := new(sequences).lookOn(t.Context(), s.store.db); err != nil {
+	if err := new(sequences).raiseOn(t.Context(), s.store.db); err != nil {
 		t.Fatal(err)
 	}
 	checkDiff(t, "sequences", before, standing())

@@ -7,9 +7,8 @@ import (
 	"reflect"
 )
 
-// topology is a file of topics and queues that shall be there, as a server
-// beside one service wants it: {"topics": […], "queues": […]}, each as the API
-// takes it.
+// topology is a file of topics and queues to create at the start, for example for a
+// sidecar: {"topics": […], "queues": […]}, each as in a request to the API.
 type topology struct {
 	topics []string
 	queues []declaredQueue
@@ -20,11 +19,11 @@ type declaredQueue struct {
 	settings queueSettings
 }
 
-// maxTopologyItems bounds the topics, and the queues, of a topology.
+// maxTopologyItems is the maximum number of topics, and of queues, in a topology.
 const maxTopologyItems = 100_000
 
-// readTopology reads a file, which has no mistakes if it returns no error: they
-// are named by their places.
+// readTopology reads and checks a file. Its error lists the invalid fields by their
+// paths.
 func readTopology(path string, l *limits) (*topology, error) {
 	f, err := parseFile(path)
 	if err != nil {
@@ -46,8 +45,9 @@ func readTopology(path string, l *limits) (*topology, error) {
 	return t, nil
 }
 
-// declared reads an optional list of objects with different ids, which have these
-// fields and the times that a server shows: what it shows may go into a topology.
+// declared reads an optional list of objects with unique ids and these fields. It
+// ignores created_at and updated_at, so that the output of a server can be used as a
+// topology.
 func (f *form) declared(name string, fields []string, each func(item *form, id string)) {
 	if raw := f.value(name, false); raw == nil || string(quoteScalars(raw)) == "[]" {
 		return
@@ -68,14 +68,15 @@ func (f *form) declared(name string, fields []string, each func(item *form, id s
 	})
 }
 
-// apply makes what is missing and updates what differs. Nothing is deleted.
+// apply creates the missing topics and queues and updates those that differ. It
+// deletes nothing.
 func (t *topology) apply(ctx context.Context, s *store) error {
 	for _, id := range t.topics {
 		if _, err := s.createTopic(ctx, id); err != nil && !errors.Is(err, errExists) {
 			return fmt.Errorf("topic %q: %w", id, err)
 		}
 	}
-	// First without their dead queues, which may be further down.
+	// First without their dead queues, which may come later in the list.
 	for _, q := range t.queues {
 		alone := q.settings
 		alone.DeadQueueID, alone.MessageMaxDeliveries = nil, nil

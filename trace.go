@@ -8,20 +8,20 @@ import (
 	"sync/atomic"
 )
 
-// trace is what a request says of the work that it belongs to, for us to pass on as
-// it is: empty where it says nothing, or nothing valid, which is no mistake.
+// trace is the request id and the trace context of a request, which the server logs
+// and stores with messages. A field is empty if the header is missing or invalid;
+// neither is an error.
 type trace struct {
 	requestID   string // X-Request-Id
 	traceparent string // W3C Trace Context, section 3.2
 }
 
-// maxTrace is the longest that either is taken, in bytes.
+// maxTrace is the maximum length of either, in bytes.
 const maxTrace = 128
 
-// readTrace reads the two headers. Of what is there several times nobody knows
-// which is meant.
+// readTrace reads the two headers. It ignores a header that is sent more than once.
 func readTrace(h http.Header) (t trace) {
-	if all := h["X-Request-Id"]; len(all) == 1 && isWord(all[0]) {
+	if all := h["X-Request-Id"]; len(all) == 1 && isVisibleASCII(all[0]) {
 		t.requestID = all[0]
 	}
 	if all := h["Traceparent"]; len(all) == 1 && validTraceparent(all[0]) {
@@ -30,9 +30,9 @@ func readTrace(h http.Header) (t trace) {
 	return t
 }
 
-// isWord reports whether a text is 1 to maxTrace bytes of printable ASCII without
-// a space.
-func isWord(text string) bool {
+// isVisibleASCII reports whether a text is 1 to maxTrace bytes of printable ASCII
+// without spaces.
+func isVisibleASCII(text string) bool {
 	for _, c := range []byte(text) {
 		if c <= ' ' || c > '~' {
 			return false
@@ -41,11 +41,11 @@ func isWord(text string) bool {
 	return 0 < len(text) && len(text) <= maxTrace
 }
 
-// validTraceparent reports whether a text is a traceparent: of version 00, or of a
-// later one, which begins like it and may go on after another dash.
+// validTraceparent reports whether a text is a traceparent of version 00 or of a
+// later one, which starts with the same fields and may have more after a dash.
 func validTraceparent(text string) bool {
 	const length = len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-	if len(text) < length || !isWord(text) || text[2] != '-' || text[35] != '-' || text[52] != '-' {
+	if len(text) < length || !isVisibleASCII(text) || text[2] != '-' || text[35] != '-' || text[52] != '-' {
 		return false
 	}
 	version, traceID, parentID, flags := text[:2], text[3:35], text[36:52], text[53:length]
@@ -60,12 +60,12 @@ func validTraceparent(text string) bool {
 	return len(text) == length || version != "00" && text[length] == '-'
 }
 
-// size returns how many bytes it has.
+// size returns the number of bytes.
 func (t trace) size() int { return len(t.requestID) + len(t.traceparent) }
 
-// requestIDs makes ids for requests that bring none.
+// requestIDs generates ids for requests that have none.
 type requestIDs struct {
-	prefix string // no other server has it
+	prefix string // random, so unique among servers
 	last   atomic.Uint64
 }
 

@@ -152,7 +152,7 @@ func TestEveryAnswerHasARequestID(t *testing.T) {
 			headers = append(headers, "Host: localhost")
 		}
 		made := v.server.raw(v.method, v.path, v.body, headers...)
-		if ids := made.Header["X-Request-Id"]; made.StatusCode != v.status || len(ids) != 1 || !isWord(ids[0]) {
+		if ids := made.Header["X-Request-Id"]; made.StatusCode != v.status || len(ids) != 1 || !isVisibleASCII(ids[0]) {
 			t.Errorf("%s = %d with request ids %q, want %d and one", what, made.StatusCode, ids, v.status)
 		}
 		given := v.server.raw(v.method, v.path, v.body, append(headers, "X-Request-Id: mine")...)
@@ -173,7 +173,7 @@ func TestRequestIDsAreDifferent(t *testing.T) {
 				for range many {
 					id := r.next()
 					mu.Lock()
-					seen[id] = isWord(id)
+					seen[id] = isVisibleASCII(id)
 					mu.Unlock()
 				}
 			})
@@ -212,7 +212,7 @@ func TestLogSaysWhichRequestALineIsAbout(t *testing.T) {
 			{s.tracing("a b", "00-0"), ""},
 		} {
 			lines, id := logged(v.client, path)
-			if given := v.client.trace.requestID; isWord(given) && id != given {
+			if given := v.client.trace.requestID; isVisibleASCII(given) && id != given {
 				t.Errorf("GET %s is answered with the id %q, want %q", path, id, given)
 			}
 			if strings.ContainsAny(id, `"=\`) {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// newID returns a new UUID of version 7 (RFC 9562, section 5.7): they sort by
-// the millisecond they were made in, so new rows meet in one place of the index.
+// newID returns a new UUID of version 7 (RFC 9562, section 5.7). These sort by their
+// time in milliseconds, so new rows go to the right edge of the index.
 func newID() string {
 	var u [16]byte
 	rand.Read(u[6:]) // never fails
@@ -20,8 +20,8 @@ func newID() string {
 	return formatID(u)
 }
 
-// parseID reads a UUID, in any case and with or without its hyphens, and
-// returns it in the one form that the rest of the program uses.
+// parseID parses a UUID, in upper or lower case, with or without hyphens, and returns
+// its canonical form: lower case with hyphens.
 func parseID(s string) (id string, ok bool) {
 	if len(s) == 36 && s[8] == '-' && s[13] == '-' && s[18] == '-' && s[23] == '-' {
 		s = s[:8] + s[9:13] + s[14:18] + s[19:23] + s[24:]

@@ -46,7 +46,7 @@
 // which trace a request belongs to.
 //
 // Other commands are programs of their own, which use a running server over HTTP:
-// bench.go is load for it, and internal/shell publishes, shows queues, and receives
+// internal/bench is load for it, and internal/shell publishes, shows queues, and receives
 // and runs a command for each message.
 //
 // Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
@@ -65,6 +65,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"queued/internal/bench"
 	"queued/internal/flags"
 	"queued/internal/shell"
 )
@@ -103,7 +104,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	case "health":
 		return shell.Health(ctx, args[1:], getenv, stdout)
 	case "bench":
-		return runBench(ctx, args[1:], getenv, stdout, stderr)
+		return bench.Run(ctx, args[1:], getenv, stdout, stderr)
 	case "publish":
 		return shell.Publish(ctx, args[1:], getenv, stdin, stdout)
 	case "receive":

@@ -1,4 +1,5 @@
-package main
+// Package bench loads a running server over HTTP and measures how fast it is.
+package bench
 
 import (
 	"bytes"
@@ -19,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"queued/internal/client"
 	"queued/internal/flags"
 	"queued/internal/rawjson"
 )
@@ -84,9 +86,9 @@ const (
 	benchDrain = 10 * time.Second
 )
 
-// benchReport is what a run comes to. Rates are per second of the duration,
+// Report is what a run comes to. Rates are per second of the duration,
 // latencies in milliseconds.
-type benchReport struct {
+type Report struct {
 	URL              string         `json:"url"`
 	Producers        int            `json:"producers"`
 	Consumers        int            `json:"consumers"`
@@ -109,7 +111,7 @@ type benchReport struct {
 	PublishedBySec   []int64        `json:"published_by_second"`
 }
 
-func runBench(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func Run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	b := &bench{run: rand.Text(), statuses: map[string]int{}}
 	v := &b.settings
 	f := flags.New("queued bench", benchUsage, stdout)
@@ -141,10 +143,10 @@ func runBench(ctx context.Context, args []string, getenv func(string) string, st
 	}{
 		{isURL(v.url), "url", "must begin with http:// or https://"},
 		{isURL(v.from), "receive-url", "must begin with http:// or https://"},
-		{v.queue == "" || validID(v.queue), "queue", "is no id of a queue"},
+		{v.queue == "" || client.ValidID(v.queue), "queue", "is no id of a queue"},
 		{0 <= v.producers && v.producers <= 100_000, "producers", "must be 0 to 100000"},
 		{0 <= v.consumers && v.consumers <= 100_000, "consumers", "must be 0 to 100000"},
-		{1 <= v.batch && v.batch <= maxBatch, "batch", fmt.Sprintf("must be 1 to %d", maxBatch)},
+		{1 <= v.batch && v.batch <= client.MaxBatch, "batch", fmt.Sprintf("must be 1 to %d", client.MaxBatch)},
 		{0 <= v.groups && v.groups <= 100_000_000, "groups", "must be 0 to 100000000"},
 		{0 <= v.size && v.size <= 16<<20, "size", "must be 0 to 16777216"},
 		{v.rate >= 0, "rate", "must not be negative"},
@@ -223,7 +225,7 @@ func (b *bench) fill(ctx context.Context) error {
 	for range 4 {
 		fillers.Go(func() {
 			for ctx.Err() == nil {
-				n := min(left.Add(-maxBatch)+maxBatch, maxBatch)
+				n := min(left.Add(-client.MaxBatch)+client.MaxBatch, client.MaxBatch)
 				if n <= 0 {
 					return
 				}
@@ -245,9 +247,9 @@ func (b *bench) counts() benchCounts {
 }
 
 // watch writes a line each second until the load is over.
-func (b *bench) watch(ctx context.Context, start time.Time, before benchCounts, stderr io.Writer) *benchReport {
+func (b *bench) watch(ctx context.Context, start time.Time, before benchCounts, stderr io.Writer) *Report {
 	v := &b.settings
-	report := &benchReport{URL: v.url, Producers: v.producers, Consumers: v.consumers, Batch: v.batch, Size: v.size}
+	report := &Report{URL: v.url, Producers: v.producers, Consumers: v.consumers, Batch: v.batch, Size: v.size}
 	end := time.NewTimer(v.duration)
 	defer end.Stop()
 	ticker := time.NewTicker(time.Second)
@@ -413,7 +415,7 @@ func (b *bench) consume() {
 	for !b.drained.Load() {
 		limit := b.settings.batch
 		if b.ended.Load() {
-			limit = maxBatch
+			limit = client.MaxBatch
 		}
 		status, answer, err := b.request(http.MethodGet, fmt.Sprintf("%s/queues/%s/messages?limit=%d&wait_seconds=%d", b.settings.from, b.settings.queue, limit, benchPoll), nil)
 		if err != nil || status != http.StatusOK {
@@ -540,7 +542,7 @@ func (b *bench) failed(status int, err error) {
 	b.statuses[what]++
 }
 
-func (r *benchReport) write(stdout io.Writer, asJSON bool) error {
+func (r *Report) write(stdout io.Writer, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(stdout).Encode(r)
 	}

@@ -359,7 +359,7 @@ func TestPasswordOverTCPAndUnixSocket(t *testing.T) {
 		r := runServer(t, "-database-url", database)
 		r.client().do("POST", "/topics", `{"id":"t"}`)
 		r.client().must(200, "GET", "/topics/t", "")
-		if strings.Contains(r.output.String(), "s3cret") || !strings.Contains(r.output.String(), `data="queued `) {
+		if strings.Contains(r.output.String(), "s3cret") || !strings.Contains(r.output.String(), `database="queued `) {
 			t.Errorf("the log shows the password, or not the database:\n%s", r.output)
 		}
 	}

@@ -21,6 +21,7 @@ type config struct {
 	debugListen            string
 	databaseURL            string   // for lib/pq; empty: a private PostgreSQL
 	ignored                []string // parameters in what was given
+	passwordInArguments    bool     // where other users of the machine can read it
 	commit                 string   // the least synchronous_commit
 	dataDir                string
 	maxDatabaseConnections int
@@ -138,6 +139,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	}
 	if c.databaseURL != "" {
 		var err error
+		c.passwordInArguments = f.Given("database-url") && hasPassword(c.databaseURL)
 		c.databaseURL, c.ignored, err = readConnection(c.databaseURL, getenv)
 		check(err == nil, "database-url", fmt.Sprint(err))
 	} else {

@@ -248,6 +248,14 @@ func readConnection(text string, getenv func(string) string) (dsn string, withou
 	return dsn, without, nil
 }
 
+// hasPassword reports whether a connection string itself contains a password.
+func hasPassword(text string) bool {
+	all, err := parseConnection(strings.TrimSpace(text))
+	return err == nil && slices.ContainsFunc(all, func(s setting) bool {
+		return s.name == "password" && s.value != ""
+	})
+}
+
 // reason returns lib/pq's error about the value of a parameter, without its prefix.
 func reason(err error) string {
 	return regexp.MustCompile(`^pq: (wrong value for \S+: )?`).ReplaceAllString(err.Error(), "")

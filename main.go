@@ -71,10 +71,6 @@ import (
 )
 
 func main() {
-	if err := hideSecrets(); err != nil {
-		fmt.Fprintln(os.Stderr, "queued:", err)
-		os.Exit(1)
-	}
 	// It is never stopped: one more signal in the last moment must not change how the
 	// program ends.
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -6,13 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
-	"slices"
-	"strings"
 	"sync/atomic"
-	"syscall"
-
-	"queued/internal/flags"
 )
 
 // reloadedFiles are the files that are read at the start, and again on SIGHUP:
@@ -88,48 +82,4 @@ func (v *reloadedFiles) auth() string {
 		return "tokens"
 	}
 	return "none"
-}
-
-// hideSecrets starts the program again, as the same process, with its secrets in
-// the environment if they are among its arguments: those can be read by every user
-// of the machine, the environment by the same user and root. On Windows, where a
-// process cannot do that, nobody else can read the arguments either.
-func hideSecrets() error {
-	args, name, value := withoutSecret(os.Args)
-	if name == "" || runtime.GOOS == "windows" {
-		return nil
-	}
-	err := os.Setenv(flags.Variable(name), value)
-	if program, failed := os.Executable(); err == nil && failed == nil {
-		err = syscall.Exec(program, args, os.Environ())
-	}
-	if _, failed := os.Stat("/proc/self/exe"); failed == nil { // Linux: also if the file was replaced
-		err = syscall.Exec("/proc/self/exe", args, os.Environ())
-	}
-	return fmt.Errorf("-%s cannot be kept from the list of processes, so put it into $%s: %w", name, flags.Variable(name), err)
-}
-
-// withoutSecret takes the flag whose value is secret from the arguments of a
-// process, and returns its name, empty if it is not there.
-func withoutSecret(args []string) (kept []string, name, value string) {
-	secret := "database-url"
-	if len(args) > 1 && slices.Contains([]string{"bench", "publish", "receive", "queues", "stats"}, args[1]) {
-		secret = "token"
-	}
-	kept = slices.Clone(args)
-	for i := 1; i < len(kept) && kept[i] != "--"; {
-		flag, text, hasText := strings.Cut(kept[i], "=")
-		switch {
-		case flag != "-"+secret && flag != "--"+secret:
-			i++
-		case hasText:
-			kept, name, value = slices.Delete(kept, i, i+1), secret, text
-		case i+1 < len(kept):
-			name, value = secret, kept[i+1]
-			kept = slices.Delete(kept, i, i+2)
-		default:
-			i++ // the value is missing, which is said later
-		}
-	}
-	return kept, name, value
 }

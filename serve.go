@@ -69,6 +69,9 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		go (&http.Server{Handler: profiles(), ErrorLog: errorLog}).Serve(l)
 	}
 
+	if c.passwordInArguments {
+		log.Warn("other users can read the database password in the process list", "flag", "-database-url", "remedy", "set QUEUED_DATABASE_URL or a passfile instead")
+	}
 	if len(c.ignored) > 0 {
 		log.Info("connection parameters are ignored", "parameters", strings.Join(c.ignored, " "))
 	}

@@ -96,10 +96,15 @@ func Variable(flagName string) string {
 // SetEmpty reports whether the flag, or else its variable, is set to nothing, or to
 // nothing but white space.
 func (f *Set) SetEmpty(name string) bool {
+	text, set := os.LookupEnv(Variable(name)) // which getenv cannot tell
+	return strings.TrimSpace(f.Lookup(name).Value.String()) == "" && (f.Given(name) || set && strings.TrimSpace(text) == "")
+}
+
+// Given reports whether the flag is in the arguments, whatever its variable is.
+func (f *Set) Given(name string) bool {
 	given := false
 	f.Visit(func(v *flag.Flag) { given = given || v.Name == name })
-	text, set := os.LookupEnv(Variable(name)) // which getenv cannot tell
-	return strings.TrimSpace(f.Lookup(name).Value.String()) == "" && (given || set && strings.TrimSpace(text) == "")
+	return given
 }
 
 // masked keeps secrets out of errors.

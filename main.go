@@ -102,13 +102,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	case "bench":
 		return bench.Run(ctx, args[1:], getenv, stdout, stderr)
 	case "publish":
-		return shell.Publish(ctx, args[1:], getenv, stdin, stdout)
+		return shell.Publish(ctx, args[1:], getenv, stdin, stdout, stderr)
 	case "receive":
 		return shell.Receive(ctx, args[1:], getenv, stdout, stderr)
 	case "queues":
-		return shell.Queues(ctx, args[1:], getenv, stdout)
+		return shell.Queues(ctx, args[1:], getenv, stdout, stderr)
 	case "stats":
-		return shell.Stats(ctx, args[1:], getenv, stdout)
+		return shell.Stats(ctx, args[1:], getenv, stdout, stderr)
 	case "schema":
 		return runSchema(args[1:], getenv, stdout)
 	}

@@ -378,6 +378,18 @@ a-dead  -      -           1m            1h         -               -
 	}
 }
 
+func TestShellCommandsWarnOfATokenInTheArguments(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	for _, args := range [][]string{{"publish", "-token", "secret", "-to-queue", "q"}, {"queues", "-token", "secret"}, {"stats", "-token=secret", "q"}, {"receive", "-token", "secret", "-wait", "0", "q"}} {
+		_, stderr, err := s.shell(strings.NewReader("{}"), args[0], args[1:]...)
+		if err != nil || strings.Count(stderr, "$QUEUED_TOKEN") != 1 || strings.Contains(stderr, "secret") {
+			t.Errorf("%v = %v, %q", args, err, stderr)
+		}
+	}
+}
+
 func TestShellCommandsSendTheToken(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

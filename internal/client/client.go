@@ -46,17 +46,24 @@ type Client struct {
 	Cert        string       // PEM file of the only certificate to trust; the system's authorities if empty
 	Traceparent string       // not sent if empty
 	HTTP        *http.Client // set by Prepare
+
+	flags *flags.Set // nil if the client was not made by flags
 }
 
 // Flags defines the flags of the server's address and of access to it.
 func (c *Client) Flags(f *flags.Set) {
+	c.flags = f
 	f.StringVar(&c.URL, "url", "http://127.0.0.1:8000", "`URL` of the server")
 	f.StringVar(&c.Token, "token", "", "bearer `token` to send; no token if empty")
 	f.StringVar(&c.Cert, "tls-cert", "", "PEM `file` of the server's certificate, if it is self-signed")
 }
 
-// Prepare checks the URL and reads the certificate. Its errors are usage errors.
-func (c *Client) Prepare() error {
+// Prepare checks the URL and reads the certificate. Its errors are usage errors. It
+// warns on stderr of a token in the arguments.
+func (c *Client) Prepare(stderr io.Writer) error {
+	if c.Token != "" && c.flags != nil && c.flags.Given("token") {
+		fmt.Fprintf(stderr, "queued: -token: other users can read the token in the process list; set $%s instead\n", flags.Variable("token"))
+	}
 	c.URL = strings.TrimSuffix(c.URL, "/")
 	if u, err := url.Parse(c.URL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" {
 		return flags.Errorf("-url: must be a URL such as http://127.0.0.1:8000 or https://queue.example")

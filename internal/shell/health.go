@@ -47,7 +47,7 @@ func Health(ctx context.Context, args []string, getenv func(string) string, stdo
 			c.URL = "https://" + net.JoinHostPort(host, port)
 		}
 	}
-	if err := c.Prepare(); err != nil {
+	if err := c.Prepare(io.Discard); err != nil {
 		return err
 	}
 	path := "/livez"

@@ -49,7 +49,7 @@ type publisher struct {
 	out     *bufio.Writer
 }
 
-func Publish(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout io.Writer) error {
+func Publish(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	var toQueue, lines bool
 	var attributes [][]byte // as members of a JSON object
@@ -87,7 +87,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 			return flags.Errorf("%s", check.what)
 		}
 	}
-	if err := c.Prepare(); err != nil {
+	if err := c.Prepare(stderr); err != nil {
 		return err
 	}
 	unprintable := func(c rune) bool { return c <= ' ' || c > '~' }

@@ -29,7 +29,7 @@ type listedQueue struct {
 	DeliveryDelaySeconds    *int    `json:"delivery_delay_seconds"`
 }
 
-func Queues(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+func Queues(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	var asJSON bool
 	f := flags.New("queued queues", queuesUsage, stdout)
@@ -38,7 +38,7 @@ func Queues(ctx context.Context, args []string, getenv func(string) string, stdo
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
-	if err := c.Prepare(); err != nil {
+	if err := c.Prepare(stderr); err != nil {
 		return err
 	}
 	out := bufio.NewWriter(stdout)

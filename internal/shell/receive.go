@@ -146,7 +146,7 @@ func Receive(ctx context.Context, args []string, getenv func(string) string, std
 			return flags.Errorf("%s", check.what)
 		}
 	}
-	if err := c.Prepare(); err != nil {
+	if err := c.Prepare(stderr); err != nil {
 		return err
 	}
 	if err := shellCommand(ctx, w.command).Err; err != nil && w.command != "" {

@@ -85,7 +85,7 @@ func TestWhatIsReceivedAndNotBegunAtTheEndIsForOthers(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	w := &worker{client: &client.Client{URL: server.URL}, command: "exit 1", stderr: io.Discard, slots: make(chan struct{}, 2), settling: context.Background()}
-	if err := w.client.Prepare(); err != nil {
+	if err := w.client.Prepare(io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())

@@ -18,7 +18,7 @@ usage: queued stats [flags] QUEUE
 
 `
 
-func Stats(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+func Stats(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	var asJSON bool
 	f := flags.New("queued stats", statsUsage, stdout)
@@ -31,7 +31,7 @@ func Stats(ctx context.Context, args []string, getenv func(string) string, stdou
 	if !client.ValidID(f.Arg(0)) {
 		return flags.Errorf("%q is no id of a queue", f.Arg(0))
 	}
-	if err := c.Prepare(); err != nil {
+	if err := c.Prepare(stderr); err != nil {
 		return err
 	}
 	var v struct {

@@ -1,56 +1,37 @@
 // Queued is a message queue server: HTTP in front of PostgreSQL.
 //
-// A message is published to a topic. Every queue that subscribes to the topic,
-// and whose filter matches the message's attributes, gets a copy. A consumer
-// receives messages from a queue, works, and acks them. A received message is
-// hidden from the others until its ack deadline; if it was not acked by then, or
-// was nacked, it is delivered again, and after too many deliveries it goes to
-// the queue's dead queue, from where it can be redriven.
+// A client publishes a message to a topic. Every queue that subscribes to the topic,
+// and whose filters match the message's attributes, gets a copy. A consumer receives
+// messages from a queue, processes them and acks them. A received message is leased:
+// hidden from other consumers until its ack deadline. If it is not acked by then, or
+// is nacked, it is delivered again. After too many attempts it moves to the queue's
+// dead queue, from where it can be redriven.
 //
-// # The house
+// All state is in PostgreSQL (schema.sql), so any number of servers can share one
+// database. A request takes one way through the program:
 //
-// A request goes one way through the program:
+//	HTTP request
+//	     │   server.go: admission, authentication, routes
+//	     ▼
+//	  handler    handlers.go, compat_*.go: decode, check, one call, encode
+//	     │
+//	     ├────────────► store     store.go: topics, queues, lookups
+//	     ▼                │
+//	  engine              │       publish.go, receive.go, ack.go: frequent operations
+//	     │                │
+//	     ▼                ▼
+//	one statement, one commit     cleanup.go: what expired, what was never acked
 //
-//	request → handle → handler → one call to the store or the engine → one statement → rows → JSON
+// A commit and a round trip cost the same for one message as for a hundred. So the
+// engine combines requests: publishes, acks, nacks and extends that wait at the same
+// time share a statement (batcher.go), and one dispatcher for each queue claims
+// messages for all its receivers (receive.go). When nothing is due, the dispatcher
+// sleeps until a publish, a notification of another server (notify.go) or the clock
+// wakes it. That is the long poll.
 //
-// server.go has the routes of the API. The handlers (handlers.go) decode and check with
-// decode.go and internal/rawjson, call, and encode. What is done now and then, like
-// making a queue, is a method of the store (store.go) on any connection of the
-// pool. What is done thousands of times a second goes through the engine
-// (engine.go), because a commit and a round trip cost the same for a hundred
-// messages as for one:
-//
-//   - Publishes, acks, nacks and extensions gather in lanes (batcher.go, publish.go,
-//     ack.go): those that wait at the same time share one statement and one
-//     commit.
-//   - Receivers line up at the dispatcher of their queue (receive.go), which
-//     claims messages for all of them at once (claim.go) and hands them out in the order
-//     in which they came. When nothing is due it sleeps, which is the long poll,
-//     until something is: told by a publish in this process, by a notification
-//     from another (notify.go), by the clock, or by a slow look for what nobody
-//     told it. watermark.go keeps claims from walking over what is gone. groups.go is
-//     how messages of one sender are limited and kept in order.
-//
-// All state is in PostgreSQL, in the schema that schema.sql describes, so any
-// number of these processes can share one database. cleanup.go removes what
-// expired and moves what was delivered too often. admission.go bounds connections and
-// memory of clients, and says who makes way. pgconn.go makes connections to
-// PostgreSQL and cuts them when it does not answer, pinned.go is how one of the
-// engine's behaves, topology.go makes queues from a file, metrics.go is what Prometheus
-// sees, depth.go how many messages there are, openapi.go the API described. auth.go
-// says who may do what, and reload.go reads that and the certificate of HTTPS
-// from files. compat.go is how other servers' APIs are spoken: compat_pgqueue.go,
-// compat_microqueue.go, and compat_sharq.go with what its jobs need beyond groups in compat_sharq_jobs.go.
-// dashboard.go serves the page in dashboard/ to browsers. log.go keeps the log to
-// one line an entry, whatever clients send, and trace.go reads which request and
-// which trace a request belongs to.
-//
-// Other commands are programs of their own, which use a running server over HTTP:
-// internal/bench is load for it, and internal/shell publishes, shows queues, and receives
-// and runs a command for each message.
-//
-// Without a database, postgres.go starts a PostgreSQL of our own. Tests use the
-// same code.
+// Each file is named for the one thing that it does, and reads from the request down
+// to the statement. docs/inside.md follows a message through the files, and lists
+// the invariants.
 package main
 
 import (

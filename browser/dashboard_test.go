@@ -83,10 +83,10 @@ func TestQueuesAreShownLive(t *testing.T) {
 	p.see("only what fits the filter", rowIDs+" === 'mails'")
 	p.seeText(".tools", "1 of 3")
 	p.fillIn("input[type=search]", "ORD nothing")
-	p.seeText("main", "No queue is like that")
+	p.seeText("main", "No queues match.")
 	p.fillIn("input[type=search]", "")
 	p.size(390, 800)
-	p.choose("[aria-label='The other way round']") // where there are no heads
+	p.choose("[aria-label='Reverse order']") // where there are no heads
 	p.see("and back", rowIDs+" === 'mails audit dead'")
 	p.size(1280, 900)
 	p.run("const s = document.querySelector('select'); s.value = 'dead'; s.dispatchEvent(new Event('change'))")
@@ -120,7 +120,7 @@ func TestSettingsAreChangedAndMistakesShowAtTheirFields(t *testing.T) {
 	mistake("message_filters", "country: ")
 	p.fill("message_filters", `{"country": `)
 	p.click("Save")
-	mistake("message_filters", "This is not JSON")
+	mistake("message_filters", "Invalid JSON")
 	p.fill("ack_deadline_seconds", "90")
 	p.fill("message_retention_seconds", "7200")
 	p.fill("message_filters", "")
@@ -135,8 +135,8 @@ func TestSettingsAreChangedAndMistakesShowAtTheirFields(t *testing.T) {
 	p.fill("delivery_interval_ms", "250")
 	p.choose("[name=ordered]")
 	p.click("Save")
-	p.seeText("#notes", "The settings are saved")
-	p.seeText("h1 + .about", "after 5 deliveries to dead")
+	p.seeText("#notes", "Settings saved.")
+	p.seeText("h1 + .about", "dead queue after 5 deliveries: dead")
 	var got map[string]any
 	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails", "")), &got); err != nil {
 		t.Fatal(err)
@@ -156,7 +156,7 @@ func TestQueueIsMadeAndDeleted(t *testing.T) {
 	p.click("create a queue here")
 	p.fill("id", "in/valid")
 	p.expect("status of 422")
-	p.click("Create the queue")
+	p.click("Create queue")
 	p.seeText("dialog .wrong:not(:empty)", "string does not match regex")
 	p.press(escape)
 	p.seeNo("dialog")
@@ -170,7 +170,7 @@ func TestQueueIsMadeAndDeleted(t *testing.T) {
 	p.click("Cancel")
 	p.seeNo("dialog")
 	p.click("Delete…")
-	p.click("Delete the queue")
+	p.click("Delete queue")
 	p.seeText("main", "There are no queues yet")
 	if queues := s.must("GET", "/queues", ""); queues != `{"data":[]}` {
 		t.Errorf("queues = %s", queues)
@@ -187,7 +187,7 @@ func TestMessagesAreShownPublishedNackedAndAcked(t *testing.T) {
 	p.expect("status of 422")
 	p.fill("data", `{"n": 1`)
 	p.choose(".part button[type=submit]")
-	p.seeText(".part .wrong:not(:empty)", "This is not JSON")
+	p.seeText(".part .wrong:not(:empty)", "Invalid JSON")
 	p.fill("data", `[1]`)
 	p.choose(".part button[type=submit]")
 	p.seeText(".part .wrong:not(:empty)", "value is not a valid dict")
@@ -218,7 +218,7 @@ func TestMessagesAreShownPublishedNackedAndAcked(t *testing.T) {
 	p.seeText(".message .state.in_flight", "in flight")
 	p.see("it stays open", "document.querySelector('.message:has(.in_flight) details').open")
 	p.seeText(".message:has(.in_flight)", "1 delivery")
-	p.seeText(".message:has(.in_flight)", "leased for")
+	p.seeText(".message:has(.in_flight)", "lease ends in")
 	p.click("Nack", `//li[.//*[contains(@class,"in_flight")]]`)
 	p.seeText(first+" .state", "ready")
 	p.seeText(second+" .state", "delayed")
@@ -227,11 +227,11 @@ func TestMessagesAreShownPublishedNackedAndAcked(t *testing.T) {
 	s.must("GET", "/queues/mails/messages?limit=1", "")
 	p.see("it is in flight", "document.querySelectorAll('.message .in_flight').length === 1")
 	p.click("Ack…", `//li[.//*[contains(@class,"in_flight")]]`)
-	p.seeText("dialog", "deleted for good")
-	p.click("Ack it")
+	p.seeText("dialog", "permanently deleted")
+	p.click("Ack message")
 	p.see("one is left", "document.querySelectorAll('.message').length === 1")
 	p.click("Ack…")
-	p.click("Ack it")
+	p.click("Ack message")
 	p.seeText(".part", "No messages.")
 	if left := s.states("mails"); left != "" {
 		t.Errorf("left: %s of %s", left, received)
@@ -254,7 +254,7 @@ func TestLeaseThatIsOverIsNotTouched(t *testing.T) {
 	// may not do is to hold on to the old one and succeed.
 	p.run(`const real = window.fetch
 		window.fetch = (target, options) => real(target.replace(/scheduled_at=[^&]*/, 'scheduled_at=2020-01-01T00:00:00.000000'), options)`)
-	p.click("Ack it")
+	p.click("Ack message")
 	p.seeText("dialog .wrong", "not in this lease any more")
 	if states := s.states("mails"); states != "in_flight" {
 		t.Errorf("the message is %q", states)
@@ -282,7 +282,7 @@ func TestPagesOfMessagesAreTurned(t *testing.T) {
 	p.seeText(".part", "26 to 50")
 	p.choose(".message summary")
 	p.see("a part of what is long", "document.querySelector('.message pre').textContent.length === 20002")
-	p.click("Show all of it")
+	p.click("Show all")
 	p.see("all of it", "document.querySelector('.message pre').textContent.length > 30000")
 
 	// An answer has at most 8 MiB, so these do not fit into one.
@@ -308,7 +308,7 @@ func TestPurgeAndRedriveSayHowMany(t *testing.T) {
 	p := open(t, s.url()+"/#/queues/dead")
 	p.seeText("h1 + .about", "dead queue of mails")
 	p.click("Redrive…")
-	p.seeText("dialog", "3 messages could be received now")
+	p.seeText("dialog", "3 messages can be moved")
 	p.see("it goes home", "document.querySelector('[name=destination_queue_id]').value === 'mails'")
 	p.expect("status of 404")
 	p.fill("destination_queue_id", "nosuch")
@@ -317,7 +317,7 @@ func TestPurgeAndRedriveSayHowMany(t *testing.T) {
 	p.fill("destination_queue_id", "mails")
 	p.fill("limit", "2")
 	p.click("Move up to 3 messages")
-	p.seeText("#notes", "Moved from dead to mails")
+	p.seeText("#notes", "Messages moved from dead to mails.")
 	p.seeNo("dialog")
 	if states := s.states("mails"); states != "ready ready" {
 		t.Errorf("in mails: %s", states)
@@ -327,7 +327,7 @@ func TestPurgeAndRedriveSayHowMany(t *testing.T) {
 	p.click("Cancel")
 	p.click("Purge…")
 	p.click("Delete 2 messages")
-	p.seeText("#notes", "dead is empty")
+	p.seeText("#notes", "Queue dead purged.")
 	p.seeText(".part", "No messages.")
 	if states := s.states("dead"); states != "" {
 		t.Errorf("in dead: %s", states)
@@ -343,31 +343,31 @@ func TestTopicsAreMadePublishedToAndDeleted(t *testing.T) {
 	p.click("New topic")
 	p.fill("id", "orders")
 	p.press(enter)
-	p.seeText("section[aria-label='Topic orders']", "No queue gets what is published here")
+	p.seeText("section[aria-label='Topic orders']", "No queue subscribes to this topic.")
 	p.click("New queue")
 	p.see("its topic", "document.querySelector('dialog [name=topic_id]').value === 'orders'")
 	p.fill("id", "south")
 	p.fill("message_filters", `{"country": ["fr", "es"]}`)
 	p.fill("dead_queue_id", "dead")
 	p.fill("message_max_deliveries", "2")
-	p.click("Create the queue")
+	p.click("Create queue")
 	p.seeText("h1", "south")
 	p.click("Topics")
-	for _, text := range []string{"south", "country: fr or es", "after 2 deliveries to dead"} {
+	for _, text := range []string{"south", "country: fr or es", "dead queue after 2 deliveries: dead"} {
 		p.seeText("section[aria-label='Topic orders'] .tree", text)
 	}
 	p.seeText("main > div > div:last-child", "dead") // without a topic
 	p.click("Publish…")
 	p.choose("dialog button[type=submit]")
-	p.seeText("#notes", "no queue wanted it")
+	p.seeText("#notes", "no queue matched")
 	p.click("Publish…")
 	p.fill("attributes", `{"country": "es"}`)
 	p.choose("dialog button[type=submit]")
 	p.seeText("#notes", "Published to south.")
 	p.seeText(".tree", "1 ready")
 	p.click("Delete…")
-	p.seeText("dialog", "One queue hangs on it")
-	p.click("Delete the topic")
+	p.seeText("dialog", "One queue subscribes to it")
+	p.click("Delete topic")
 	p.seeText("main", "There are no topics yet")
 	if states := s.states("south"); states != "ready" {
 		t.Errorf("south has %s", states)
@@ -406,7 +406,7 @@ func TestGroupsAreShownAndLimited(t *testing.T) {
 func TestAddressesThatABrowserCannotAskForAreRefused(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
-	open(t, s.url()+"/#/queues/..").seeText("main", "cannot name")
+	open(t, s.url()+"/#/queues/..").seeText("main", "A browser cannot request")
 }
 
 func TestServerGoesAwayAndComesBack(t *testing.T) {
@@ -420,10 +420,10 @@ func TestServerGoesAwayAndComesBack(t *testing.T) {
 	p.expect("ERR_CONNECTION_RESET")
 	p.seeText("tr[data-id=mails] td[data-label=Ready]", "1")
 	s.stop()
-	p.seeText("#status", "cannot be reached. Trying again")
+	p.seeText("#status", "Cannot reach the server. Retrying…")
 	p.seeText("tr[data-id=mails]", "mails") // what was known is still there
 	p.click("New queue")
-	p.seeText("#notes", "cannot be reached")
+	p.seeText("#notes", "Cannot reach the server.")
 	s.start()
 	p.seeText("#status", "Live")
 	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
@@ -452,12 +452,12 @@ func TestTokenIsAskedForAndKeptForTheTab(t *testing.T) {
 	p := open(t, s.url())
 	p.expect("status of 401")
 	p.expect("status of 403")
-	p.seeText("h1", "This server wants a token")
+	p.seeText("h1", "Token required")
 	p.seeText("#status", "No valid token")
 	p.see("nothing to forget", "document.getElementById('forget').hidden")
 	p.fill("token", "not a tökén")
 	p.press(enter)
-	p.seeText("form .wrong:not(:empty)", "letters, digits and signs of ASCII")
+	p.seeText("form .wrong:not(:empty)", "printable ASCII characters")
 	p.fill("token", "not-a-valid-one")
 	p.press(enter)
 	p.seeText("form .wrong:not(:empty)", "Invalid token")
@@ -468,8 +468,8 @@ func TestTokenIsAskedForAndKeptForTheTab(t *testing.T) {
 	p.see("it is kept for the tab alone", "sessionStorage.length === 1 && localStorage.length === 0 && document.cookie === ''")
 	p.do(chromedp.Reload())
 	p.see("and after a reload", rowIDs+" === 'mails others'")
-	p.click("Forget the token")
-	p.seeText("h1", "This server wants a token")
+	p.click("Forget token")
+	p.seeText("h1", "Token required")
 
 	p.fill("token", "the-secret-of-the-worker-it-is")
 	p.press(enter)
@@ -479,7 +479,7 @@ func TestTokenIsAskedForAndKeptForTheTab(t *testing.T) {
 	p.seeText(".part", "No messages.")
 	p.seeNo("main .title .buttons")
 	p.click("Settings")
-	p.seeText(".part", "The token has no right to change them")
+	p.seeText(".part", "Your token does not allow you to change these settings.")
 	p.see("fields that can only be read", "document.querySelector('[name=ack_deadline_seconds]').disabled")
 	p.click("Publish", `//nav[@class="tabs"]`)
 	p.choose(".part button[type=submit]")
@@ -492,7 +492,7 @@ func TestTokenIsAskedForAndKeptForTheTab(t *testing.T) {
 	s.stop()
 	p.expect("ERR_")
 	s.start()
-	p.seeText("main", "The server refuses the one you gave")
+	p.seeText("main", "The server rejected the token")
 	p.see("the field has the focus, whatever had it", "document.activeElement.name === 'token'")
 }
 
@@ -503,7 +503,7 @@ func TestTokenThatSeesNoQueueIsNotToldToMakeOne(t *testing.T) {
 	p.expect("status of 401")
 	p.fill("token", "the-secret-of-the-worker-it-is")
 	p.press(enter)
-	p.seeText("main", "There are no queues that this token may see")
+	p.seeText("main", "There are no queues that this token can access.")
 	p.see("no commands", "!document.querySelector('.steps')")
 }
 
@@ -597,12 +597,12 @@ func TestNewQueueIsNotSaidToBeMissing(t *testing.T) {
 			return answer
 		}
 		window.missing = false
-		new MutationObserver(() => { missing ||= [...document.querySelectorAll('p.panel')].some((e) => e.checkVisibility() && e.innerText.includes('no such queue')) })
+		new MutationObserver(() => { missing ||= [...document.querySelectorAll('p.panel')].some((e) => e.checkVisibility() && e.innerText.includes('Queue not found')) })
 			.observe(document.body, { subtree: true, childList: true, attributes: true })`)
 	p.see("an answer is on its way", "held.length === 1")
 	p.click("New queue")
 	p.fill("id", "b")
-	p.click("Create the queue")
+	p.click("Create queue")
 	p.seeText("h1", "b")
 	p.run("held.shift()()") // which does not know of it
 	p.see("the next", "held.length === 1")
@@ -830,7 +830,7 @@ func TestEveryPageIsReadableOnEveryScreen(t *testing.T) {
 	for name, v := range map[string]struct{ hash, shows string }{
 		"queues":   {"#/", "invoices"},
 		"topics":   {"#/topics", "orders-dead"},
-		"messages": {"#/queues/invoices", "kept for"},
+		"messages": {"#/queues/invoices", "expires in"},
 		"publish":  {"#/queues/invoices/publish", "Attributes"},
 		"settings": {"#/queues/invoices/settings", "Save"},
 		"groups":   {"#/queues/mails/groups", "acme"},

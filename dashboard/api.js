@@ -14,7 +14,7 @@ export const token = {
 export class Refusal extends Error {
   constructor(status, detail) {
     const mistakes = Array.isArray(detail) ? detail : []
-    super(mistakes.length ? mistakes.map((m) => `${m.loc.slice(1).join(' ')}: ${m.msg}`).join('; ') : detail || `status ${status}`)
+    super(mistakes.length ? mistakes.map((m) => `${m.loc.slice(1).join(' ')}: ${m.msg}`).join('; ') : detail || `HTTP status ${status}`)
     this.status = status
     this.mistakes = mistakes
   }
@@ -23,7 +23,7 @@ export class Refusal extends Error {
 // Away is when there is no answer at all.
 export class Away extends Error {
   constructor() {
-    super('The server cannot be reached.')
+    super('Cannot reach the server.')
   }
 }
 
@@ -31,7 +31,7 @@ export class Away extends Error {
 // are refused: a request for the group ".." of a queue would be one for the queue.
 export function path(texts, ...ids) {
   return ids.reduce((all, id, i) => {
-    if (id === '.' || id === '..') throw new Refusal(0, `A browser cannot name ${JSON.stringify(id)} in a path.`)
+    if (id === '.' || id === '..') throw new Refusal(0, `A browser cannot request a path with the id ${JSON.stringify(id)}.`)
     return all + encodeURIComponent(id) + texts[i + 1]
   }, texts[0])
 }

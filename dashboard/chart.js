@@ -56,7 +56,7 @@ export function chart(title, series) {
 }
 
 // ratesChart is the chart of what is published, delivered and acked.
-export const ratesChart = () => chart('Messages a second', [
+export const ratesChart = () => chart('Messages per second', [
   { kind: 'published', label: 'Published', show: rate },
   { kind: 'delivered', label: 'Delivered', show: rate },
   { kind: 'acked', label: 'Acked', show: rate },

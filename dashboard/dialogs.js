@@ -74,7 +74,7 @@ export function makeForm({ fields, intro = [], action, danger = false, cancel = 
       else rest.push(`${m.loc.slice(1).join(' ')}: ${m.msg}`)
     }
     if (!error.mistakes?.length) rest.push(error.message)
-    if (error instanceof Away) rest.push('What was asked for may have been done.')
+    if (error instanceof Away) rest.push('The request may have succeeded.')
     setText(alert, rest.join(' '))
     form.element.querySelector('[aria-invalid]')?.focus()
   }
@@ -101,7 +101,7 @@ export function jsonText(input, name) {
   try {
     JSON.parse(input.value)
   } catch (error) {
-    throw new Invalid(name, `This is not JSON: ${error.message}`)
+    throw new Invalid(name, `Invalid JSON: ${error.message}`)
   }
   return input.value
 }

@@ -71,6 +71,9 @@ export const count = (n) => (n === null || n === undefined ? '–' : n < 100_000
 // exact shows a number of messages to the last one.
 export const exact = (n) => `${whole.format(n)} ${n === 1 ? 'message' : 'messages'}`
 
+// deliveries shows a number of deliveries.
+export const deliveries = (n) => `${whole.format(n)} ${n === 1 ? 'delivery' : 'deliveries'}`
+
 // rate shows a number a second.
 export function rate(n) {
   if (n === null || n === undefined) return '–'

@@ -50,13 +50,13 @@ function decoded(text) {
 function askForToken(error) {
   const refused = token.get() !== null
   const form = makeForm({
-    fields: { token: field('Token', inputs.text({ name: 'token', type: 'password', autocomplete: 'off' }), 'It is kept for this tab only.') },
-    action: 'Go on',
+    fields: { token: field('Token', inputs.text({ name: 'token', type: 'password', autocomplete: 'off' }), 'Kept in this browser tab only.') },
+    action: 'Continue',
     cancel: false,
     async send(input) {
       const before = token.get()
       const value = input.token.value.trim()
-      if (!/^[\x21-\x7e]+$/.test(value)) throw new Invalid('token', 'A token is of letters, digits and signs of ASCII, without spaces.')
+      if (!/^[\x21-\x7e]+$/.test(value)) throw new Invalid('token', 'A token consists of printable ASCII characters without spaces.')
       token.set(value)
       try {
         await call('GET', '/overview')
@@ -72,8 +72,8 @@ function askForToken(error) {
     asks: true,
     focus: () => form.element.elements.token.focus(),
     element: h('section', { class: 'panel narrow' },
-      h('h1', {}, 'This server wants a token'),
-      h('p', {}, refused ? `The server refuses the one you gave: ${error.message}.` : 'One of those in its -token-file.'),
+      h('h1', {}, 'Token required'),
+      h('p', {}, refused ? `The server rejected the token: ${error.message}.` : 'Enter one of the tokens in the token file of the server.'),
       form.element),
   }
 }
@@ -86,7 +86,7 @@ function showStatus() {
   status.className = error ? 'bad' : 'good'
   if (!error) setText(status, live.server ? 'Live' : '')
   else if (error.status === 401) setText(status, 'No valid token')
-  else setText(status, `${error.message} Trying again…`)
+  else setText(status, `${error.message.replace(/\.$/, '')}. Retrying…`)
   status.title = live.server ? `queued ${live.server.version}` : ''
   forget.hidden = token.get() === null
 }

@@ -14,9 +14,9 @@ export function publishForm(kind, id) {
   return makeForm({
     fields: {
       data: field('Data', data, 'A JSON object.'),
-      attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}' }), 'A JSON object of strings, or nothing.'),
-      group: field('Group', inputs.text({ name: 'group' }), 'What limits and orders apply to, or nothing.'),
-      delay_seconds: field('Delay, in seconds', inputs.whole({ name: 'delay_seconds' }), 'Without it that of the queue.'),
+      attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}' }), 'Optional. A JSON object of strings.'),
+      group: field('Group', inputs.text({ name: 'group' }), 'Optional. The queue limits or orders deliveries within a group.'),
+      delay_seconds: field('Delay in seconds', inputs.whole({ name: 'delay_seconds' }), 'Optional. The default is the delay of the queue.'),
     },
     action: 'Publish',
     cancel: kind === 'topics',
@@ -27,7 +27,7 @@ export function publishForm(kind, id) {
       const delay = numberIn(input.delay_seconds)
       if (delay !== null) members.push(`"delay_seconds":${JSON.stringify(delay)}`)
       const stored = (await call('POST', target, `{${members.join(',')}}`)).value.data
-      note(stored.length === 0 ? 'Published, but no queue wanted it.' : `Published to ${stored.map((m) => m.queue_id).join(', ')}.`)
+      note(stored.length === 0 ? 'Published, but no queue matched.' : `Published to ${stored.map((m) => m.queue_id).join(', ')}.`)
       refresh()
     },
   })

@@ -4,7 +4,7 @@
 import { call, get, mayBeCut, now, page, parseExactly, path } from './api.js'
 import { chart, ratesChart } from './chart.js'
 import { attempt, confirm, inputs, note, numberIn, suggested } from './dialogs.js'
-import { count, duration, exact, field, h, keep, replace, setCurrent, setText, time } from './dom.js'
+import { count, deliveries, duration, exact, field, h, keep, replace, setCurrent, setText, time } from './dom.js'
 import { deadQueueOf, live, mayChange, queueCalled, refresh } from './live.js'
 import { publishForm } from './publish.js'
 import { describe } from './queues.js'
@@ -22,7 +22,7 @@ export function queuePage(id) {
     ['receivers', 'Receivers', (q) => count(q.waiting_receivers)],
   ].map(([name, label, show]) => ({ show, value: h('b'), label, name }))
   const rates = ratesChart()
-  const ready = chart('Messages ready', [{ kind: 'ready', label: 'Now', show: (n) => count(Math.round(n)) }])
+  const ready = chart('Ready messages', [{ kind: 'ready', label: 'Now', show: (n) => count(Math.round(n)) }])
   const about = h('p', { class: 'about' })
   const actions = h('div', { class: 'buttons' },
     h('button', { onclick: () => attempt(() => redrive(id)) }, 'Redrive…'),
@@ -30,12 +30,12 @@ export function queuePage(id) {
     h('button', { onclick: () => attempt(() => remove(id)) }, 'Delete…'))
   const links = tabs.map(([name, label]) => h('a', { href: `#/queues/${encodeURIComponent(id)}/${name}`, 'data-tab': name }, label))
   const part = h('div', { class: 'part' })
-  const gone = h('p', { class: 'panel', hidden: true }, 'There is no such queue, or the token may not see it. ', h('a', { href: '#/' }, 'All queues'))
+  const gone = h('p', { class: 'panel', hidden: true }, 'Queue not found, or the token has no access to it. ', h('a', { href: '#/' }, 'All queues'))
   const content = h('div', {},
-    h('section', { class: 'totals', 'aria-label': 'Now' },
+    h('section', { class: 'totals', 'aria-label': 'Current state' },
       h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: `tile ${t.name}` }, h('span', {}, t.label), t.value))),
       rates.element, ready.element),
-    h('nav', { class: 'tabs', 'aria-label': 'Parts of the queue' }, links),
+    h('nav', { class: 'tabs', 'aria-label': 'Queue sections' }, links),
     part)
   let shown = null // {name, element, update(), close()}
   const opened = performance.now()
@@ -62,7 +62,7 @@ export function queuePage(id) {
       replace(about, ...describe({ ...q, topic_id: null }, []),
         q.topic_id && h('a', { class: 'tag', href: '#/topics' }, `topic ${q.topic_id}`),
         ...deadQueueOf(id).map((other) => h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(other.id)}` }, `dead queue of ${other.id}`)),
-        q.dead_queue_id && h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `after ${q.message_max_deliveries} deliveries to ${q.dead_queue_id}`))
+        q.dead_queue_id && h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `dead queue after ${deliveries(q.message_max_deliveries)}: ${q.dead_queue_id}`))
       for (const t of tiles) setText(t.value, t.show(q))
       rates.update([q.history.published, q.history.delivered, q.history.acked])
       ready.update([q.history.ready])
@@ -88,12 +88,12 @@ function listed(messages) {
 async function purge(id) {
   const messages = await counted(id)
   confirm({
-    title: `Purge ${id}?`,
-    text: `${exact(sum(messages))}${listed(messages)} will be deleted for good${queueCalled(id)?.consumed_retention_seconds ? ', and what was consumed and is kept' : ''}.`,
+    title: `Purge queue ${id}?`,
+    text: `${exact(sum(messages))}${listed(messages)} will be permanently deleted${queueCalled(id)?.consumed_retention_seconds ? ', and so will the retained consumed messages' : ''}.`,
     action: `Delete ${exact(sum(messages))}`,
     async send() {
       await call('PUT', path`/queues/${id}/purge`)
-      note(`${id} is empty.`)
+      note(`Queue ${id} purged.`)
       refresh()
     },
   })
@@ -102,12 +102,12 @@ async function purge(id) {
 async function remove(id) {
   const messages = await counted(id)
   confirm({
-    title: `Delete ${id}?`,
-    text: `The queue and ${exact(sum(messages))}${listed(messages)} will be deleted for good.`,
-    action: 'Delete the queue',
+    title: `Delete queue ${id}?`,
+    text: `The queue and its ${exact(sum(messages))}${listed(messages)} will be permanently deleted.`,
+    action: 'Delete queue',
     async send() {
       await call('DELETE', path`/queues/${id}`)
-      note(`The queue ${id} is deleted.`)
+      note(`Queue ${id} deleted.`)
       refresh()
       location.hash = '#/'
     },
@@ -118,20 +118,20 @@ async function redrive(id) {
   const { ready } = await counted(id)
   const [home, ...others] = deadQueueOf(id)
   confirm({
-    title: `Redrive ${id}`,
-    text: `${exact(ready)} could be received now. They, or at most as many as you say, will move to another queue, where deliveries count from zero.`,
+    title: `Redrive queue ${id}`,
+    text: `${exact(ready)} can be moved to another queue, where delivery attempts start again at zero.`,
     action: `Move up to ${exact(ready)}`,
     danger: false,
     fields: {
-      destination_queue_id: suggested('To the queue', live.queues.map((q) => q.id).filter((other) => other !== id), null,
+      destination_queue_id: suggested('Destination queue', live.queues.map((q) => q.id).filter((other) => other !== id), null,
         { name: 'destination_queue_id', value: home && others.length === 0 ? home.id : null }),
-      limit: field('At most', inputs.whole({ name: 'limit' }), 'All of them if this is empty.'),
+      limit: field('Maximum number of messages', inputs.whole({ name: 'limit' }), 'Leave empty to move all.'),
     },
     async send(input) {
       const body = { destination_queue_id: input.destination_queue_id.value.trim() || null }
       if (input.limit.value.trim()) body.limit = numberIn(input.limit)
       await call('PUT', path`/queues/${id}/redrive`, body)
-      note(`Moved from ${id} to ${body.destination_queue_id}.`)
+      note(`Messages moved from ${id} to ${body.destination_queue_id}.`)
       refresh()
     },
   })
@@ -205,7 +205,7 @@ function messagesPart(id) {
     const exactly = parseExactly(answer.text).data
     keep(list, rows, messages, (m) => m.id, (id) => messageRow(id, () => asking.again()))
       .forEach((row, i) => row.update(messages[i], exactly[i].data))
-    setText(nothing, from > 0 ? 'No messages here any more.' : 'No messages.')
+    setText(nothing, from > 0 ? 'No messages on this page.' : 'No messages.')
     nothing.hidden = messages.length > 0
     turning.show(messages.length === pageSize || answer.text.length >= mayBeCut, messages.length ? `${from + 1} to ${from + messages.length}, oldest due first` : '')
   }
@@ -228,7 +228,7 @@ function messageRow(id, changed) {
   const tags = h('p', { class: 'about' })
   const preview = h('span', { class: 'preview' })
   const pretty = h('pre', { tabindex: 0 })
-  const more = h('button', { hidden: true, onclick: () => { whole = true; showData() } }, 'Show all of it')
+  const more = h('button', { hidden: true, onclick: () => { whole = true; showData() } }, 'Show all')
   const details = h('details', { ontoggle: () => showData() }, h('summary', {}, h('code', {}, id), preview), pretty, more)
 
   function showData() {
@@ -242,18 +242,18 @@ function messageRow(id, changed) {
   const guard = () => (message.state === 'in_flight' ? `?scheduled_at=${encodeURIComponent(message.scheduled_at)}` : '')
   const settle = async (how, done) => {
     await call('PUT', path`/messages/${id}/` + how + guard())
-    note(`${id} ${done}.`)
+    note(`Message ${id} ${done}.`)
     changed()
     refresh()
   }
-  const nack = h('button', { 'aria-label': `Nack ${id}`, onclick: () => attempt(() => settle('nack', 'can be received again')) }, 'Nack')
+  const nack = h('button', { 'aria-label': `Nack ${id}`, onclick: () => attempt(() => settle('nack', 'nacked')) }, 'Nack')
   const ack = h('button', {
     'aria-label': `Ack ${id}`,
     onclick: () => confirm({
       title: 'Ack this message?',
-      text: `${id} will be deleted for good, as if it was done.`,
-      action: 'Ack it',
-      send: () => settle('ack', 'is acked'),
+      text: `Message ${id} will be permanently deleted, as if a consumer had processed it.`,
+      action: 'Ack message',
+      send: () => settle('ack', 'acked'),
     }),
   }, 'Ack…')
   return {
@@ -265,11 +265,11 @@ function messageRow(id, changed) {
       setText(state, m.state.replace('_', ' '))
       state.className = `state ${m.state}`
       setText(facts, [
-        `${m.delivery_attempts} ${m.delivery_attempts === 1 ? 'delivery' : 'deliveries'}`,
+        deliveries(m.delivery_attempts),
         `published ${ago(m.created_at)}`,
-        m.state === 'in_flight' && `leased for ${duration(due / 1000)} more`,
+        m.state === 'in_flight' && `lease ends in ${duration(due / 1000)}`,
         m.state === 'delayed' && `due in ${duration(due / 1000)}`,
-        `kept for ${duration((time(m.expired_at) - now()) / 1000)} more`,
+        `expires in ${duration((time(m.expired_at) - now()) / 1000)}`,
       ].filter(Boolean).join(' · '))
       replace(tags,
         m.group !== undefined && h('span', { class: 'tag' }, `group ${m.group}`),
@@ -289,13 +289,13 @@ function prettyText(data, space = 2) {
   try {
     return JSON.stringify(data, null, space)
   } catch (error) {
-    return `This cannot be shown: ${error.message}` // it is nested too deeply
+    return `Cannot be displayed: ${error.message}` // it is nested too deeply
   }
 }
 
 function publishPart(id) {
   const form = publishForm('queues', id)
-  return { element: h('section', { class: 'panel', 'aria-label': 'Publish' }, h('p', { class: 'soft' }, 'A test message straight to this queue, whatever its topic and filters.'), form.element) }
+  return { element: h('section', { class: 'panel', 'aria-label': 'Publish' }, h('p', { class: 'soft' }, 'Publish a test message directly to this queue, bypassing its topic and filters.'), form.element) }
 }
 
 function settingsPart(id) {
@@ -303,9 +303,9 @@ function settingsPart(id) {
   const fill = () => attempt(async () => {
     const q = await get(path`/queues/${id}`)
     element.replaceChildren(
-      mayChange() ? '' : h('p', { class: 'soft' }, 'The token has no right to change them.'),
+      mayChange() ? '' : h('p', { class: 'soft' }, 'Your token does not allow you to change these settings.'),
       await settingsForm(q, mayChange(), () => fill().then(() => element.querySelector('[type=submit]')?.focus())),
-      h('p', { class: 'soft' }, `Made ${ago(q.created_at)}, changed ${ago(q.updated_at)}.`))
+      h('p', { class: 'soft' }, `Created ${ago(q.created_at)}, updated ${ago(q.updated_at)}.`))
   })
   fill()
   return { element }
@@ -330,7 +330,7 @@ function groupsPart(id) {
     if (from !== turning.offset) return
     keep(body, rows, groups, (g) => g.group, (group) => groupRow(id, group, () => asking.again()))
       .forEach((row, i) => row.update(groups[i]))
-    setText(nothing, 'No group has messages or an interval of its own.')
+    setText(nothing, 'There are no groups with messages or an interval of their own.')
     nothing.hidden = groups.length > 0
     table.hidden = groups.length === 0
     turning.show(more)
@@ -342,26 +342,26 @@ function groupRow(queueID, id, changed) {
   const cells = Object.fromEntries(['state', 'length', 'in_flight', 'interval'].map((name) => [name, h('span')]))
   let group = null
   const setInterval = () => confirm({
-    title: `Interval of ${id}`,
-    text: 'At most one message of the group is delivered in this time. Nothing gives it back to the setting of the queue.',
+    title: `Delivery interval of group ${id}`,
+    text: 'At most one message of the group is delivered per interval. Leave the field empty to use the interval of the queue.',
     action: 'Save',
     danger: false,
-    fields: { delivery_interval_ms: field('Milliseconds', inputs.whole({ name: 'delivery_interval_ms', value: String(group.delivery_interval_ms ?? '') })) },
+    fields: { delivery_interval_ms: field('Interval in milliseconds', inputs.whole({ name: 'delivery_interval_ms', value: String(group.delivery_interval_ms ?? '') })) },
     async send(input) {
       await call('PUT', path`/queues/${queueID}/groups/${id}`, { delivery_interval_ms: numberIn(input.delivery_interval_ms) })
-      note(`The interval of ${id} is saved.`)
+      note(`Interval of group ${id} saved.`)
       changed()
     },
   })
   const remove = () => {
     const n = sum(group.messages)
     confirm({
-      title: `Delete the group ${id}?`,
-      text: `${exact(n)}${listed(group.messages)} of the group will be deleted for good, and its own interval.`,
+      title: `Delete group ${id}?`,
+      text: `${exact(n)}${listed(group.messages)} of the group will be permanently deleted, and so will its own interval.`,
       action: `Delete ${exact(n)}`,
       async send() {
         await call('DELETE', path`/queues/${queueID}/groups/${id}`)
-        note(`The group ${id} is deleted.`)
+        note(`Group ${id} deleted.`)
         changed()
         refresh()
       },

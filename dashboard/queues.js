@@ -24,8 +24,8 @@ const columns = [
 // Which queues to show: what feeds a queue are those whose dead queue it is.
 const shownKinds = [
   ['all', 'All queues', () => true],
-  ['waiting', 'With messages ready', (q) => q.messages?.ready > 0],
-  ['idle', 'Ready, but no receiver', (q) => q.messages?.ready > 0 && q.waiting_receivers === 0 && !q.delivered],
+  ['waiting', 'With ready messages', (q) => q.messages?.ready > 0],
+  ['idle', 'Ready messages, no receivers', (q) => q.messages?.ready > 0 && q.waiting_receivers === 0 && !q.delivered],
   ['dead', 'Dead queues', (_, feeds) => feeds.length > 0],
 ]
 
@@ -66,11 +66,11 @@ export function queuesPage() {
   const body = h('tbody', { role: 'rowgroup' })
   const more = h('p', { class: 'nothing', hidden: true }, 'More…')
   observer.observe(more)
-  const nothing = h('p', { class: 'nothing', hidden: true }, 'No queue is like that.')
+  const nothing = h('p', { class: 'nothing', hidden: true }, 'No queues match.')
   const table = h('table', { class: 'queues', role: 'table', 'aria-label': 'Queues' },
     h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element))), body)
-  const filter = inputs.text({ type: 'search', 'aria-label': 'Filter by the names of queue, topic and dead queue', placeholder: 'Filter', value: view.filter })
-  const kind = inputs.choice(shownKinds.map(([value, label]) => [value, label]), { 'aria-label': 'Which queues to show' })
+  const filter = inputs.text({ type: 'search', 'aria-label': 'Filter by name of queue, topic or dead queue', placeholder: 'Filter', value: view.filter })
+  const kind = inputs.choice(shownKinds.map(([value, label]) => [value, label]), { 'aria-label': 'Queues to show' })
   const sort = inputs.choice(columns.map((c) => [c.name, `Sort by ${c.label.toLowerCase()}`]), { 'aria-label': 'Sort', class: 'small-only' })
   kind.value = view.kind
   sort.value = view.sort
@@ -85,7 +85,7 @@ export function queuesPage() {
     arrange(true)
   })
   sort.addEventListener('change', () => sortBy(sort.value))
-  const turnRound = h('button', { class: 'small-only', 'aria-label': 'The other way round', onclick: () => sortBy(view.sort) }, '↑↓')
+  const turnRound = h('button', { class: 'small-only', 'aria-label': 'Reverse order', onclick: () => sortBy(view.sort) }, '↑↓')
   const number = h('span', { class: 'soft' })
   const full = h('div', { hidden: true },
     totals.element,
@@ -218,7 +218,7 @@ function totalsOf() {
   const rates = ratesChart()
   const sums = { published: [], delivered: [], acked: [] }
   return {
-    element: h('section', { class: 'totals', 'aria-label': 'All queues together' },
+    element: h('section', { class: 'totals', 'aria-label': 'Totals of all queues' },
       h('div', { class: 'tiles' }, numbers.map((n) => h('p', { class: `tile ${n.name}` }, h('span', {}, n.label), n.value)), age),
       rates.element),
     update() {
@@ -236,18 +236,18 @@ function totalsOf() {
 
 // greeting is what a server without queues shows: how to begin.
 function greeting() {
-  if (!mayChange()) return h('p', { class: 'panel' }, 'There are no queues that this token may see.')
+  if (!mayChange()) return h('p', { class: 'panel' }, 'There are no queues that this token can access.')
   const here = location.origin
   const bearer = token.get() ? ` -H "Authorization: Bearer $TOKEN"` : ''
   const steps = [
-    ['A topic, to publish to', `curl${bearer} ${here}/topics -d '{"id": "orders"}'`],
-    ['A queue, which gets what is published to the topic', `curl${bearer} ${here}/queues -d '{"id": "invoices", "topic_id": "orders", "ack_deadline_seconds": 30, "message_retention_seconds": 3600}'`],
-    ['A message', `curl${bearer} ${here}/topics/orders/messages -d '{"data": {"order": 1}}'`],
-    ['Receive it', `curl${bearer} '${here}/queues/invoices/messages?wait_seconds=20'`],
+    ['Create a topic', `curl${bearer} ${here}/topics -d '{"id": "orders"}'`],
+    ['Create a queue that subscribes to the topic', `curl${bearer} ${here}/queues -d '{"id": "invoices", "topic_id": "orders", "ack_deadline_seconds": 30, "message_retention_seconds": 3600}'`],
+    ['Publish a message', `curl${bearer} ${here}/topics/orders/messages -d '{"data": {"order": 1}}'`],
+    ['Receive the message', `curl${bearer} '${here}/queues/invoices/messages?wait_seconds=20'`],
   ]
   return h('section', { class: 'panel' },
     h('h2', {}, 'There are no queues yet'),
-    h('p', {}, token.get() ? 'Type this into a terminal, with TOKEN set to your token, or ' : 'Type this into a terminal, or ', h('button', { class: 'link', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'create a queue here'), '.'),
+    h('p', {}, token.get() ? 'Run these commands in a terminal, with TOKEN set to your token, or ' : 'Run these commands in a terminal, or ', h('button', { class: 'link', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'create a queue here'), '.'),
     h('ol', { class: 'steps' }, steps.map(([what, command]) => h('li', {}, what, h('div', { class: 'command' }, h('pre', { tabindex: 0 }, command), copyButton(command))))))
 }
 
@@ -256,7 +256,7 @@ function copyButton(command) {
     class: 'plain',
     async onclick() {
       await navigator.clipboard?.writeText(command)
-      setText(button, navigator.clipboard ? 'Copied' : 'Select it to copy')
+      setText(button, navigator.clipboard ? 'Copied' : 'Select the text to copy it')
     },
   }, 'Copy')
   return button

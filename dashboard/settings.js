@@ -12,16 +12,16 @@ function settingFields(q, topics) {
   const filters = inputs.area({ name: 'message_filters', rows: 3, placeholder: '{"country": ["fr", "es"]}' })
   filters.value = q.message_filters ? JSON.stringify(q.message_filters) : ''
   return {
-    topic_id: suggested('Topic', topics, 'It gets a copy of what is published to this topic. Without one it gets what is published straight to it.', { name: 'topic_id', value: shown(q.topic_id) }),
-    ack_deadline_seconds: whole('ack_deadline_seconds', 'Ack deadline, in seconds', 'For how long a received message is hidden from the others.'),
-    message_retention_seconds: whole('message_retention_seconds', 'Retention, in seconds', 'For how long a message is kept.'),
-    message_filters: field('Filters', filters, 'JSON: attributes that a message needs, each with one of these values.'),
-    dead_queue_id: suggested('Dead queue', live.queues.map((other) => other.id).filter((id) => id !== q.id), 'Where messages go after so many deliveries.', { name: 'dead_queue_id', value: shown(q.dead_queue_id) }),
-    message_max_deliveries: whole('message_max_deliveries', 'Most deliveries', 'With a dead queue only.'),
-    delivery_delay_seconds: whole('delivery_delay_seconds', 'Delay, in seconds', 'For how long a new message is hidden.'),
-    delivery_interval_ms: whole('delivery_interval_ms', 'Interval of a group, in milliseconds', 'At most one message of a group is delivered in this time.'),
-    consumed_retention_seconds: whole('consumed_retention_seconds', 'Keep what was consumed, in seconds', 'Of clients that read and delete in one.'),
-    ordered: field('In order: the next message of a group waits until the one before was acked', inputs.check({ name: 'ordered', checked: q.ordered === true })),
+    topic_id: suggested('Topic', topics, 'The queue gets a copy of each matching message published to this topic. Optional: messages can also be published directly to the queue.', { name: 'topic_id', value: shown(q.topic_id) }),
+    ack_deadline_seconds: whole('ack_deadline_seconds', 'Ack deadline in seconds', 'How long a received message is hidden from other consumers.'),
+    message_retention_seconds: whole('message_retention_seconds', 'Retention in seconds', 'How long a message is kept.'),
+    message_filters: field('Filters', filters, 'Optional. A JSON object of the attributes that a message must have, each with a list of accepted values.'),
+    dead_queue_id: suggested('Dead queue', live.queues.map((other) => other.id).filter((id) => id !== q.id), 'Optional. Messages move there after the maximum number of deliveries.', { name: 'dead_queue_id', value: shown(q.dead_queue_id) }),
+    message_max_deliveries: whole('message_max_deliveries', 'Maximum number of deliveries', 'Required with a dead queue.'),
+    delivery_delay_seconds: whole('delivery_delay_seconds', 'Delay in seconds', 'Optional. How long a new message is hidden.'),
+    delivery_interval_ms: whole('delivery_interval_ms', 'Delivery interval of a group in milliseconds', 'Optional. At most one message of a group is delivered per interval.'),
+    consumed_retention_seconds: whole('consumed_retention_seconds', 'Retention of consumed messages in seconds', 'Optional. How long to keep messages that clients of the pgQueue and micro-queue APIs have read.'),
+    ordered: field('Ordered: deliver the next message of a group only after the previous one was acked', inputs.check({ name: 'ordered', checked: q.ordered === true })),
   }
 }
 
@@ -60,13 +60,13 @@ const topicIDs = async () => (await all('/topics')).map((t) => t.id)
 export async function askForQueue(topicID = null) {
   const topics = await topicIDs()
   const start = { topic_id: topicID, ack_deadline_seconds: 30, message_retention_seconds: 345600 }
-  const id = field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, - . _')
+  const id = field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, -, . and _')
   dialog('New queue', makeForm({
     fields: { id, ...settingFields(start, topics) },
-    action: 'Create the queue',
+    action: 'Create queue',
     async send(input) {
       const { value } = await atField(call('POST', '/queues', bodyOf({ id: JSON.stringify(input.id.value.trim()), ...settingsIn(input) })))
-      note(`The queue ${value.id} is there.`)
+      note(`Queue ${value.id} created.`)
       refresh()
       location.hash = `#/queues/${encodeURIComponent(value.id)}`
     },
@@ -90,7 +90,7 @@ export async function settingsForm(q, allowed, saved) {
         if (settings[name] === start[name]) settings[name] = JSON.stringify(present[name] ?? (name === 'ordered' ? false : null))
       }
       await atField(call('PUT', path`/queues/${q.id}`, bodyOf(settings)))
-      note('The settings are saved.')
+      note('Settings saved.')
       refresh()
       saved()
     },

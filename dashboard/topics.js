@@ -2,7 +2,7 @@
 
 import { all, call, path } from './api.js'
 import { attempt, confirm, dialog, inputs, makeForm, note } from './dialogs.js'
-import { count, field, h, keep, replace, setText } from './dom.js'
+import { count, deliveries, field, h, keep, replace, setText } from './dom.js'
 import { deadQueueOf, live, mayChange, queueCalled, refresh } from './live.js'
 import { publishForm } from './publish.js'
 import { askForQueue } from './settings.js'
@@ -50,7 +50,7 @@ function queueList(queues) {
     h('span', { class: 'soft' }, `${count(q.messages?.ready)} ready`),
     deadQueueOf(q.id).length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${deadQueueOf(q.id).map((other) => other.id).join(', ')}`),
     Object.entries(q.message_filters ?? {}).map(([name, values]) => h('span', { class: 'tag' }, `${name}: ${values.join(' or ')}`)),
-    q.dead_queue_id && h('ul', {}, h('li', {}, h('span', { class: 'soft' }, `after ${q.message_max_deliveries} deliveries to `),
+    q.dead_queue_id && h('ul', {}, h('li', {}, h('span', { class: 'soft' }, `dead queue after ${deliveries(q.message_max_deliveries)}: `),
       h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, q.dead_queue_id),
       ' ', h('span', { class: 'soft' }, `${count(queueCalled(q.dead_queue_id)?.messages?.ready)} ready`))))))
 }
@@ -66,7 +66,7 @@ function topicCard(id) {
         h('div', { class: 'buttons' }, h('button', { onclick: () => dialog(`Publish to ${id}`, publishForm('topics', id)) }, 'Publish…'), admin)),
       queues),
     update(its) {
-      replace(queues, its.length ? queueList(its) : h('p', { class: 'soft' }, 'No queue gets what is published here.'))
+      replace(queues, its.length ? queueList(its) : h('p', { class: 'soft' }, 'No queue subscribes to this topic.'))
       admin.hidden = !mayChange()
     },
   }
@@ -74,11 +74,11 @@ function topicCard(id) {
 
 function askForTopic() {
   dialog('New topic', makeForm({
-    fields: { id: field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, - . _') },
-    action: 'Create the topic',
+    fields: { id: field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, -, . and _') },
+    action: 'Create topic',
     async send(input) {
       const { value } = await call('POST', '/topics', { id: input.id.value.trim() })
-      note(`The topic ${value.id} is there.`)
+      note(`Topic ${value.id} created.`)
       refresh()
     },
   }))
@@ -87,12 +87,12 @@ function askForTopic() {
 function removeTopic(id) {
   const n = live.queues.filter((q) => q.topic_id === id).length
   confirm({
-    title: `Delete the topic ${id}?`,
-    text: n === 0 ? 'No queue hangs on it.' : `${n === 1 ? 'One queue hangs' : `${n} queues hang`} on it. What is in them stays, and nothing new will come.`,
-    action: 'Delete the topic',
+    title: `Delete topic ${id}?`,
+    text: n === 0 ? 'No queue subscribes to it.' : `${n === 1 ? 'One queue subscribes' : `${n} queues subscribe`} to it and will get no more messages from it. Messages already in ${n === 1 ? 'the queue' : 'the queues'} stay.`,
+    action: 'Delete topic',
     async send() {
       await call('DELETE', path`/topics/${id}`)
-      note(`The topic ${id} is deleted.`)
+      note(`Topic ${id} deleted.`)
       refresh()
     },
   })

@@ -1,17 +1,17 @@
-// Requests to the server, with the token if it wants one.
+// HTTP requests to the server, with the token if there is one.
 
 const tokenKey = 'queued-token'
 
-// The token is kept for this tab only.
+// token is kept in the session storage of the browser tab.
 export const token = {
   get: () => sessionStorage.getItem(tokenKey),
   set: (value) => sessionStorage.setItem(tokenKey, value),
   forget: () => sessionStorage.removeItem(tokenKey),
 }
 
-// Refusal is an answer that is no success. Mistakes are those of a request, each
-// with loc (where: "body", the field, …) and msg.
-export class Refusal extends Error {
+// RequestError is a response with an error status. Its mistakes are the validation
+// errors, each with loc ("body", then the field and the path in it) and msg.
+export class RequestError extends Error {
   constructor(status, detail) {
     const mistakes = Array.isArray(detail) ? detail : []
     super(mistakes.length ? mistakes.map((m) => `${m.loc.slice(1).join(' ')}: ${m.msg}`).join('; ') : detail || `HTTP status ${status}`)
@@ -20,85 +20,89 @@ export class Refusal extends Error {
   }
 }
 
-// Away is when there is no answer at all.
-export class Away extends Error {
+// NetworkError means that a request got no response.
+export class NetworkError extends Error {
   constructor() {
     super('Cannot reach the server.')
   }
 }
 
-// path puts ids into a path. Two ids that browsers take for steps between folders
-// are refused: a request for the group ".." of a queue would be one for the queue.
+// path is a template tag that encodes ids in a path. It refuses "." and "..", which
+// browsers resolve as path segments: a request for the group ".." of a queue would
+// be a request for the queue.
 export function path(texts, ...ids) {
   return ids.reduce((all, id, i) => {
-    if (id === '.' || id === '..') throw new Refusal(0, `A browser cannot request a path with the id ${JSON.stringify(id)}.`)
+    if (id === '.' || id === '..') throw new RequestError(0, `A browser cannot request a path with the id ${JSON.stringify(id)}.`)
     return all + encodeURIComponent(id) + texts[i + 1]
   }, texts[0])
 }
 
-// clock is by how much the server is ahead of this machine, in milliseconds.
+// clock.ahead is the number of milliseconds that the server's clock is ahead.
 const clock = { ahead: 0 }
 
-// now is the server's time in milliseconds.
+// now returns the server's time in milliseconds.
 export const now = () => Date.now() + clock.ahead
 
-// Times of an answer are a second long, and these are of the server.
-function readClock(answer) {
-  const date = Date.parse(answer.headers.get('Date'))
+// readClock compares the clocks by the Date header of a response, which has a
+// resolution of one second. It ignores differences that the resolution explains.
+function readClock(response) {
+  const date = Date.parse(response.headers.get('Date'))
   const ahead = date + 500 - Date.now()
   if (Math.abs(ahead - clock.ahead) > 2000) clock.ahead = ahead
 }
 
-// call makes a request, and returns what the answer says, null if it says nothing.
-// A body is a value, or the text of one.
+// call makes a request and returns the body of the response as text and as a value,
+// which is null if the body is empty. A request body is a value, or JSON text.
 export async function call(method, target, body) {
   const headers = {}
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`
-  let answer, text
+  let response, text
   try {
-    answer = await fetch(target, {
+    response = await fetch(target, {
       method,
       headers,
       body: body === undefined || typeof body === 'string' ? body : JSON.stringify(body),
       signal: AbortSignal.timeout(method === 'GET' ? 15_000 : 120_000),
     })
-    text = await answer.text()
+    text = await response.text()
   } catch {
-    throw new Away()
+    throw new NetworkError()
   }
-  readClock(answer)
+  readClock(response)
   let value = null
   try {
     if (text) value = JSON.parse(text)
   } catch {
-    throw new Refusal(answer.status, text.slice(0, 200)) // of a proxy, perhaps
+    throw new RequestError(response.status, text.slice(0, 200)) // an error page of a proxy, for example
   }
-  if (!answer.ok) throw new Refusal(answer.status, value?.detail)
+  if (!response.ok) throw new RequestError(response.status, value?.detail)
   return { value, text }
 }
 
+// get requests a target and returns the value of the response.
 export const get = async (target) => (await call('GET', target)).value
 
-// parseExactly is JSON.parse, but numbers keep all their digits when they are shown
-// again, in browsers that can do that (ECMAScript proposal JSON.parse source text access).
+// parseExactly parses JSON so that numbers keep all their digits when they are
+// encoded again. It needs a browser with JSON.rawJSON (ECMAScript proposal
+// JSON.parse source text access); in others it is JSON.parse.
 export function parseExactly(text) {
   return JSON.parse(text, (_, value, context) => (typeof value === 'number' && JSON.rawJSON && context ? JSON.rawJSON(context.source) : value))
 }
 
 const pageSize = 100
 
-// mayBeCut is how many characters a list has that may have fewer items than there
-// are: the server cuts lists at some bytes.
-export const mayBeCut = 1 << 20
+// maybeTruncated reports whether the text of a list is so long that the server may
+// have left out items: it limits the bytes of a response.
+export const maybeTruncated = (text) => text.length >= 1 << 20
 
-// page returns a page of a list, and whether there may be another.
+// page returns a page of a list, and whether there may be more pages.
 export async function page(target, offset) {
   try {
     const { value, text } = await call('GET', `${target}?offset=${offset}&limit=${pageSize}`)
-    return { items: value.data, more: value.data.length === pageSize || text.length >= mayBeCut }
+    return { items: value.data, more: value.data.length === pageSize || maybeTruncated(text) }
   } catch (error) {
     if (error.status !== 422) throw error
-    const { data } = await get(`${target}?offset=${offset}`) // the server's -max-limit is lower
+    const { data } = await get(`${target}?offset=${offset}`) // the server's -max-limit is below pageSize
     return { items: data, more: data.length > 0 }
   }
 }

@@ -2,17 +2,17 @@
 
 import { h, rate, setText, svg } from './dom.js'
 
-const length = 60 // samples
+const length = 60 // samples that the width of a chart has room for
 
-// points places values from right to left, the newest at the right edge.
-function points(values, width, height, most) {
+// points returns the SVG points of a line whose newest value is at the right edge.
+function points(values, width, height, max) {
   const step = width / (length - 1)
   const start = width - step * (values.length - 1)
-  return values.map((v, i) => `${(start + i * step).toFixed(1)},${(height - 1 - (v / most) * (height - 2)).toFixed(1)}`)
+  return values.map((v, i) => `${(start + i * step).toFixed(1)},${(height - 1 - (v / max) * (height - 2)).toFixed(1)}`)
 }
 
-// spark returns a line without axes, and how to change it. Whoever cannot see it
-// has the number beside it.
+// spark returns a sparkline and the function that updates it. Screen readers skip it,
+// because the current number stands beside it.
 export function spark(kind) {
   const line = svg('polyline', { class: `line ${kind}` })
   const element = svg('svg', { class: 'spark', viewBox: '0 0 60 16', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, line)
@@ -22,8 +22,8 @@ export function spark(kind) {
   }
 }
 
-// chart returns a larger one of several series with a scale and a legend.
-// A series has a kind, a label, and show for its numbers.
+// chart returns a chart of several series with a scale and a legend. A series has a
+// kind, a label, and a function show that formats its values.
 export function chart(title, series) {
   const width = 300
   const height = 80
@@ -42,20 +42,20 @@ export function chart(title, series) {
       h('div', { class: 'plot' }, top, picture)),
     // update takes the values of each series, oldest first.
     update(all) {
-      const most = Math.max(...all.flat(), 1e-9)
-      setText(top, most > 1e-9 ? series[0].show(most) : '')
+      const max = Math.max(...all.flat(), 1e-9)
+      setText(top, max > 1e-9 ? series[0].show(max) : '')
       parts.forEach((p, i) => {
         const values = all[i]
-        const at = points(values, width, height, most)
-        p.line.setAttribute('points', at.join(' '))
-        p.area.setAttribute('points', at.length ? `${at[0].split(',')[0]},${height} ${at.join(' ')} ${width},${height}` : '')
+        const line = points(values, width, height, max)
+        p.line.setAttribute('points', line.join(' '))
+        p.area.setAttribute('points', line.length ? `${line[0].split(',')[0]},${height} ${line.join(' ')} ${width},${height}` : '')
         setText(p.value, values.length ? p.show(values.at(-1)) : '–')
       })
     },
   }
 }
 
-// ratesChart is the chart of what is published, delivered and acked.
+// ratesChart returns the chart of the publish, delivery and ack rates.
 export const ratesChart = () => chart('Messages per second', [
   { kind: 'published', label: 'Published', show: rate },
   { kind: 'delivered', label: 'Delivered', show: rate },

@@ -1,30 +1,30 @@
-// Questions, forms, and notes of what was done.
+// Notifications, forms and dialogs.
 
-import { Away } from './api.js'
+import { NetworkError } from './api.js'
 import { field, h, setText } from './dom.js'
 
-// note tells what was done, or what went wrong, for a while.
-export function note(text, bad = false) {
-  const element = h('p', { class: bad ? 'note bad' : 'note' }, text, h('button', { class: 'plain', 'aria-label': 'Close', onclick: () => element.remove() }, '×'))
-  const notes = document.getElementById('notes')
-  notes.append(element)
-  while (notes.childElementCount > 4) notes.firstElementChild.remove()
-  setTimeout(() => element.remove(), bad ? 20_000 : 6_000)
+// notify shows what was done, or an error, for some seconds.
+export function notify(text, isError = false) {
+  const element = h('p', { class: isError ? 'notification bad' : 'notification' }, text, h('button', { class: 'plain', 'aria-label': 'Close', onclick: () => element.remove() }, '×'))
+  const notifications = document.getElementById('notifications')
+  notifications.append(element)
+  while (notifications.childElementCount > 4) notifications.firstElementChild.remove()
+  setTimeout(() => element.remove(), isError ? 20_000 : 6_000)
 }
 
-// attempt does something that may be refused, and notes it if it is.
-export async function attempt(what) {
+// attempt calls f, and shows a notification if it fails.
+export async function attempt(f) {
   try {
-    return await what()
+    return await f()
   } catch (error) {
-    note(error.message, true)
+    notify(error.message, true)
   }
 }
 
-// dialog shows a form in a window of its own, until it is sent and sending it
-// succeeds, or it is closed.
+// dialog shows a form in a modal dialog, until the form succeeds or the dialog is
+// closed. It does nothing if a dialog is open already, as after a double click.
 export function dialog(title, form) {
-  if (document.querySelector('dialog[open]')) return // of a second click
+  if (document.querySelector('dialog[open]')) return
   const element = h('dialog', { 'aria-labelledby': 'dialog-title' }, h('h2', { id: 'dialog-title' }, title), form.element)
   const opener = document.activeElement
   element.addEventListener('close', () => {
@@ -37,12 +37,12 @@ export function dialog(title, form) {
   element.showModal()
 }
 
-// makeForm returns a form of fields by name, whose send is called with their
-// inputs, and a button that says what it does. Mistakes that the server finds show
-// at the fields that they are about, and what is about none of them at the end.
-// A field is as dom.js makes it; intro stands above them.
+// makeForm returns a form. The fields are by name, each as dom.js makes it; intro
+// stands above them, and action is the label of the submit button. Submitting calls
+// send with the inputs by name. Validation errors show at the fields that they
+// name, all other errors at the end of the form.
 export function makeForm({ fields, intro = [], action, danger = false, cancel = true, send }) {
-  const alert = h('p', { class: 'wrong', role: 'alert' })
+  const alert = h('p', { class: 'error', role: 'alert' })
   const submit = h('button', { type: 'submit', class: danger ? 'danger' : 'primary' }, action)
   const form = { onDone() {}, onCancel() {} }
   form.element = h('form', { novalidate: true },
@@ -52,42 +52,42 @@ export function makeForm({ fields, intro = [], action, danger = false, cancel = 
     h('div', { class: 'buttons' }, cancel && h('button', { type: 'button', onclick: () => form.onCancel() }, 'Cancel'), submit))
   form.element.addEventListener('submit', async (event) => {
     event.preventDefault()
-    for (const f of Object.values(fields)) f.say('')
+    for (const f of Object.values(fields)) f.setError('')
     setText(alert, '')
     submit.disabled = true
     try {
       form.onDone(await send(Object.fromEntries(Object.entries(fields).map(([name, f]) => [name, f.input]))))
     } catch (error) {
-      show(error)
+      showError(error)
     } finally {
       submit.disabled = false
     }
   })
-  function show(error) {
-    const rest = []
+  function showError(error) {
+    const general = []
     for (const m of error.mistakes ?? []) {
-      // A mistake of several fields together begins with the name of one.
+      // The text of an error about several fields begins with the name of one of them.
       const places = m.loc[1] === '__root__' ? m.msg.split(' ', 1) : m.loc.slice(1)
       const f = fields[places.find((part) => fields[part])]
       const within = m.loc.slice(2).join(' ')
-      if (f) f.say(within && m.loc[1] in fields ? `${within}: ${m.msg}` : m.msg)
-      else rest.push(`${m.loc.slice(1).join(' ')}: ${m.msg}`)
+      if (f) f.setError(within && m.loc[1] in fields ? `${within}: ${m.msg}` : m.msg)
+      else general.push(`${m.loc.slice(1).join(' ')}: ${m.msg}`)
     }
-    if (!error.mistakes?.length) rest.push(error.message)
-    if (error instanceof Away) rest.push('The request may have succeeded.')
-    setText(alert, rest.join(' '))
+    if (!error.mistakes?.length) general.push(error.message)
+    if (error instanceof NetworkError) general.push('The request may have succeeded.')
+    setText(alert, general.join(' '))
     form.element.querySelector('[aria-invalid]')?.focus()
   }
   return form
 }
 
-// confirm asks before something that cannot be undone is done, and says how much
-// it is about.
+// confirm shows a dialog that asks before an action. The text says what the action
+// affects, and how much.
 export function confirm({ title, text, action, danger = true, fields = {}, send }) {
   dialog(title, makeForm({ fields, intro: [h('p', {}, text)], action, danger, send }))
 }
 
-// Invalid is a mistake that is found here: the server cannot be asked.
+// Invalid is a validation error found by the dashboard itself, without a request.
 export class Invalid extends Error {
   constructor(name, text) {
     super(text)
@@ -95,8 +95,8 @@ export class Invalid extends Error {
   }
 }
 
-// jsonText returns the text of a field that must be JSON, as it was typed: all its
-// digits and the order of its members count.
+// jsonText returns the text of an input, which must be JSON. The text is returned as
+// typed, because encoding it anew could change digits and the order of members.
 export function jsonText(input, name) {
   try {
     JSON.parse(input.value)
@@ -112,10 +112,10 @@ const area = (attributes) => h('textarea', { rows: 6, spellcheck: 'false', autoc
 export const inputs = {
   text,
   area,
-  whole: (attributes) => text({ inputmode: 'numeric', ...attributes }),
+  integer: (attributes) => text({ inputmode: 'numeric', ...attributes }),
   check: (attributes) => h('input', { type: 'checkbox', ...attributes }),
   choice: (options, attributes) => h('select', attributes, options.map(([value, label]) => h('option', { value }, label))),
-  // suggesting lets one type, and offers what there is.
+  // suggesting returns a text input, and the list of values that it suggests.
   suggesting(options, attributes) {
     const id = `list${(inputs.lists = (inputs.lists ?? 0) + 1)}`
     const input = text({ list: id, ...attributes })
@@ -123,7 +123,7 @@ export const inputs = {
   },
 }
 
-// suggested is a field whose input offers what there is.
+// suggested returns a text field that suggests values.
 export function suggested(label, options, hint, attributes) {
   const { input, list } = inputs.suggesting(options, attributes)
   const f = field(label, input, hint)
@@ -131,8 +131,8 @@ export function suggested(label, options, hint, attributes) {
   return f
 }
 
-// numberIn returns the text of a number as JSON, null if it is empty. What is no
-// number is left to the server, which says so.
+// numberIn returns the number in an input, or null if the input is empty. Any other
+// text is returned as it is, for the server to reject.
 export function numberIn(input) {
   const value = input.value.trim()
   if (value === '') return null

@@ -1,13 +1,13 @@
-// Elements, and how numbers and times are shown.
+// DOM elements, and the formatting of numbers and times.
 
-// h returns a new element. Names of attributes are as in HTML; those that begin with
-// "on" are listeners, and what is null, undefined or false is left out. Children are
-// elements or texts: text never becomes markup.
+// h returns a new HTML element. An attribute whose name begins with "on" is an event
+// listener, and one whose value is null, undefined or false is omitted. Children are
+// elements or strings; strings become text, never markup.
 export function h(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children)
 }
 
-// svg is h for SVG.
+// svg is h for SVG elements.
 export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS('http://www.w3.org/2000/svg', tag), attributes, children)
 }
@@ -22,38 +22,40 @@ function fill(element, attributes, children) {
   return element
 }
 
-// setText changes a text only if it differs, so that the page is not laid out again.
+// setText sets the text of an element if it differs, to avoid needless layout.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text
 }
 
-// setCurrent says of a link whether it leads to what is shown.
-export function setCurrent(link, is) {
-  if (is) link.setAttribute('aria-current', 'page')
+// setCurrent marks a link as the link to the current page, or removes the mark.
+export function setCurrent(link, isCurrent) {
+  if (isCurrent) link.setAttribute('aria-current', 'page')
   else link.removeAttribute('aria-current')
 }
 
-// replace changes the children only where they differ, so that a link that has the
-// focus keeps it while a number beside it changes. They have no listeners.
-export function replace(element, ...children) {
+// updateChildren gives an element new children, but keeps those that are equal to the
+// new ones: a link keeps the focus while a number beside it changes. Event listeners
+// of new children are lost.
+export function updateChildren(element, ...children) {
   const next = element.cloneNode(false)
   fill(next, {}, children)
-  become(element, next)
+  patch(element, next)
 }
 
-function become(old, next) {
+function patch(old, next) {
   if (old.isEqualNode(next)) return
   if (!old.cloneNode(false).isEqualNode(next.cloneNode(false))) old.replaceWith(next)
   else if (old.childNodes.length !== next.childNodes.length) old.replaceChildren(...next.childNodes)
-  else [...next.childNodes].forEach((child, i) => become(old.childNodes[i], child))
+  else [...next.childNodes].forEach((child, i) => patch(old.childNodes[i], child))
 }
 
-// keep has parent show a row for each item, in their order: those there are already
-// stay as they are. Rows are {element, …} by the ids of items. It returns them in order.
-export function keep(parent, rows, items, idOf, newRow) {
+// syncRows shows one row in parent for each item, in the order of the items, and
+// returns the rows in that order. rows is a map from ids to rows, {element, …}, which
+// it updates: it reuses the rows of known ids and creates the others with newRow.
+export function syncRows(parent, rows, items, idOf, newRow) {
   const ids = items.map(idOf)
-  const there = new Set(ids)
-  for (const id of rows.keys()) if (!there.has(id)) rows.delete(id)
+  const wanted = new Set(ids)
+  for (const id of rows.keys()) if (!wanted.has(id)) rows.delete(id)
   for (const id of ids) if (!rows.has(id)) rows.set(id, newRow(id))
   const order = ids.map((id) => rows.get(id))
   if (order.length !== parent.children.length || order.some((row, i) => row.element !== parent.children[i])) {
@@ -62,26 +64,26 @@ export function keep(parent, rows, items, idOf, newRow) {
   return order
 }
 
-const whole = new Intl.NumberFormat('en')
-const short = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
+const full = new Intl.NumberFormat('en')
+const compact = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
 
-// count shows a number of messages: to the last one if it is short.
-export const count = (n) => (n === null || n === undefined ? '–' : n < 100_000 ? whole.format(n) : short.format(n))
+// count formats a number of messages. It abbreviates numbers from 100,000.
+export const count = (n) => (n === null || n === undefined ? '–' : n < 100_000 ? full.format(n) : compact.format(n))
 
-// exact shows a number of messages to the last one.
-export const exact = (n) => `${whole.format(n)} ${n === 1 ? 'message' : 'messages'}`
+// exact formats a number of messages with all digits and its noun.
+export const exact = (n) => `${full.format(n)} ${n === 1 ? 'message' : 'messages'}`
 
-// deliveries shows a number of deliveries.
-export const deliveries = (n) => `${whole.format(n)} ${n === 1 ? 'delivery' : 'deliveries'}`
+// deliveries formats a number of deliveries with its noun.
+export const deliveries = (n) => `${full.format(n)} ${n === 1 ? 'delivery' : 'deliveries'}`
 
-// rate shows a number a second.
+// rate formats a number per second.
 export function rate(n) {
   if (n === null || n === undefined) return '–'
   if (n === 0) return '0'
   return n < 10 ? n.toFixed(1) : count(Math.round(n))
 }
 
-// duration shows seconds by their two largest units.
+// duration formats seconds by their two largest units.
 export function duration(seconds) {
   const left = Math.max(0, Math.round(seconds))
   const units = [['d', 86400], ['h', 3600], ['min', 60], ['s', 1]]
@@ -93,24 +95,24 @@ export function duration(seconds) {
   return `${Math.floor(left / size)} ${unit}${rest ? ` ${rest} ${nextUnit}` : ''}`
 }
 
-// time returns the milliseconds of a time of the API, which is UTC.
+// time parses a time of the API, which is in UTC, and returns it in milliseconds.
 export const time = (text) => Date.parse(`${text}Z`)
 
-// field is an input with its label, and where the server's mistakes about it show.
+// field returns an input with its label, its hint, and a place for its error.
 export function field(label, input, hint) {
   const id = `f${(field.last = (field.last ?? 0) + 1)}`
-  const wrong = h('span', { class: 'wrong', id: `${id}-wrong` })
+  const error = h('span', { class: 'error', id: `${id}-error` })
   const about = hint ? h('span', { class: 'hint', id: `${id}-hint` }, hint) : null
   input.id = id
-  input.setAttribute('aria-describedby', hint ? `${id}-wrong ${id}-hint` : `${id}-wrong`)
+  input.setAttribute('aria-describedby', hint ? `${id}-error ${id}-hint` : `${id}-error`)
   const check = input.type === 'checkbox'
-  const element = h('div', { class: check ? 'field check' : 'field' }, h('label', { for: id }, label), input, about, wrong)
+  const element = h('div', { class: check ? 'field check' : 'field' }, h('label', { for: id }, label), input, about, error)
   return {
     element,
     input,
-    // say shows a mistake; none if the text is empty.
-    say(text) {
-      setText(wrong, text)
+    // setError shows an error, or removes it if the text is empty.
+    setError(text) {
+      setText(error, text)
       if (text) input.setAttribute('aria-invalid', 'true')
       else input.removeAttribute('aria-invalid')
     },

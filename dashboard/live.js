@@ -1,67 +1,70 @@
-// What the server says of all queues, asked for again and again.
+// The state of all queues, which the dashboard polls from GET /overview.
 
-import { Away, get } from './api.js'
+import { get, NetworkError } from './api.js'
 
-const interval = 2000 // milliseconds between an answer and the next question, at least
-const samples = 60 // that a chart shows
-const memory = 10_000 // milliseconds for which a server counts that does not answer any more
+const interval = 2000 // minimum milliseconds between a response and the next request
+const samples = 60 // length of a chart's history
+const serverTimeout = 10_000 // milliseconds after its last response for which a server still counts
 
-// live is the present state. Queues have, besides what GET /overview says, their
-// rates, and a history of these and of what is ready, oldest first.
+// live is the current state. Besides the fields of GET /overview, each queue has its
+// rates, and a history of its rates and ready messages, oldest first.
 export const live = {
   queues: [],
-  server: null, // that answered last; null: none has yet
+  server: null, // the server that responded last; null before the first response
   token: null,
-  error: null, // why the last question failed
-  askedAt: 0, // when the question began whose answer this is, by performance.now()
+  error: null, // the error of the last request, null if it succeeded
+  requestedAt: 0, // start of the last successful request, by performance.now()
 }
 
 const rates = ['published', 'delivered', 'acked']
 const charted = [...rates, 'ready']
 const histories = new Map() // by queue id
-const servers = new Map() // by their ids, what each said last: behind a balancer there may be several
+const servers = new Map() // last response of each server by server id: a load balancer may have several
 const listeners = new Set()
-let wake = null
-let again = false // asked for while a question is under way, whose answer may be too old
+let wake = null // ends the pause between two requests
+let refreshRequested = false // since the last request began, whose response may therefore be outdated
 
-// listen has f called after each answer and failure, and returns how to end that.
+// listen registers a function to call after each response and each failure. It
+// returns a function that removes the registration.
 export function listen(f) {
   listeners.add(f)
   return () => listeners.delete(f)
 }
 
-// refresh asks at once.
+// refresh requests the state now, or as soon as a running request has ended.
 export function refresh() {
-  again = true
+  refreshRequested = true
   wake?.()
 }
 
-// deadQueueOf returns the queues whose dead queue this is.
-export const deadQueueOf = (id) => live.queues.filter((q) => q.dead_queue_id === id)
+// sourcesOf returns the queues whose dead queue has this id.
+export const sourcesOf = (id) => live.queues.filter((q) => q.dead_queue_id === id)
 
-export const queueCalled = (id) => live.queues.find((q) => q.id === id)
+// queueByID returns a queue, undefined if there is none.
+export const queueByID = (id) => live.queues.find((q) => q.id === id)
 
-// run asks for ever, but not while nobody looks.
+// run polls the server forever, except while the page is hidden.
 export async function run() {
   for (;;) {
-    again = false
+    refreshRequested = false
     const began = performance.now()
     try {
-      take(await ask())
-      live.askedAt = began
+      merge(await fetchOverview())
+      live.requestedAt = began
       live.error = null
     } catch (error) {
-      if (!(error instanceof Away) && error.status === undefined) console.error(error)
+      if (!(error instanceof NetworkError) && error.status === undefined) console.error(error)
       live.error = error
     }
     for (const f of [...listeners]) f()
-    if (!again) await rest(Math.max(interval, 4 * (performance.now() - began))) // a fifth of the time for what is slow
+    // Slow requests take at most a fifth of the time.
+    if (!refreshRequested) await pause(Math.max(interval, 4 * (performance.now() - began)))
     while (document.hidden) await new Promise((resolve) => document.addEventListener('visibilitychange', resolve, { once: true }))
   }
 }
 
-// rest returns after so many milliseconds, or when a refresh is asked for.
-function rest(milliseconds) {
+// pause returns after a number of milliseconds, or when a refresh is requested.
+function pause(milliseconds) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, milliseconds)
     wake = () => {
@@ -71,7 +74,7 @@ function rest(milliseconds) {
   })
 }
 
-async function ask() {
+async function fetchOverview() {
   const first = await get('/overview')
   for (let next = first.next_offset; next !== null; ) {
     const page = await get(`/overview?offset=${next}`)
@@ -81,28 +84,29 @@ async function ask() {
   return first
 }
 
-// take works out rates and receivers, which each server knows of itself: a rate is
-// by how much a total grew since the last answer of the same process. One that was
-// started again counts from anew.
-function take(answer) {
-  const { id, uptime_seconds } = answer.server
+// merge updates the state from an overview. Totals and receivers are those of the
+// server that responded, so it computes rates per server, from two responses of the
+// same process, and adds up the servers.
+function merge(overview) {
+  const { id, uptime_seconds } = overview.server
   const before = servers.get(id)
-  const passed = uptime_seconds - before?.at
-  const seen = new Map() // by queue id
-  for (const q of answer.data) {
-    const was = passed > 0 ? before.seen.get(q.id) : null
-    const grown = (name) => (was ? Math.max(0, q[`${name}_total`] - was.totals[name]) / passed : null) // a queue made again counts from zero
-    seen.set(q.id, {
+  const elapsed = uptime_seconds - before?.uptime
+  const queues = new Map() // by queue id
+  for (const q of overview.data) {
+    const last = elapsed > 0 ? before.queues.get(q.id) : null
+    // The totals of a queue that was deleted and created again restart at zero.
+    const rateOf = (name) => (last ? Math.max(0, q[`${name}_total`] - last.totals[name]) / elapsed : null)
+    queues.set(q.id, {
       totals: Object.fromEntries(rates.map((name) => [name, q[`${name}_total`]])),
-      rates: Object.fromEntries(rates.map((name) => [name, grown(name)])),
+      rates: Object.fromEntries(rates.map((name) => [name, rateOf(name)])),
       receivers: q.waiting_receivers,
     })
   }
-  servers.set(id, { at: uptime_seconds, seen, heard: performance.now() })
-  for (const [id, s] of servers) if (performance.now() - s.heard > memory) servers.delete(id)
+  servers.set(id, { uptime: uptime_seconds, queues, respondedAt: performance.now() })
+  for (const [id, s] of servers) if (performance.now() - s.respondedAt > serverTimeout) servers.delete(id)
 
-  for (const q of answer.data) {
-    const parts = [...servers.values()].map((s) => s.seen.get(q.id)).filter(Boolean)
+  for (const q of overview.data) {
+    const parts = [...servers.values()].map((s) => s.queues.get(q.id)).filter(Boolean)
     q.waiting_receivers = parts.reduce((sum, part) => sum + part.receivers, 0)
     for (const name of rates) {
       const known = parts.map((part) => part.rates[name]).filter((n) => n !== null)
@@ -117,9 +121,9 @@ function take(answer) {
     }
   }
   histories.clear()
-  for (const q of answer.data) histories.set(q.id, q.history)
-  Object.assign(live, { queues: answer.data, server: answer.server, token: answer.token })
+  for (const q of overview.data) histories.set(q.id, q.history)
+  Object.assign(live, { queues: overview.data, server: overview.server, token: overview.token })
 }
 
-// mayChange reports whether topics and queues may be made, changed and deleted here.
-export const mayChange = () => !live.token || live.token.admin
+// isAdmin reports whether the user may create, change and delete topics and queues.
+export const isAdmin = () => !live.token || live.token.admin

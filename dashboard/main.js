@@ -1,4 +1,4 @@
-// The dashboard: which page is shown, whether the server is there, and the token.
+// The entry point: routing, the connection status, and the page that asks for a token.
 
 import { call, token } from './api.js'
 import { field, h, setCurrent, setText } from './dom.js'
@@ -10,35 +10,35 @@ import { topicsPage } from './topics.js'
 
 const main = document.getElementById('main')
 const status = document.getElementById('status')
-const forget = document.getElementById('forget')
-let page = null // what is shown: {element, update(), close()}
+const forgetToken = document.getElementById('forget-token')
+let page = null // the current page: {element, update(), close()}
 
-// route shows the page that the address names.
+// route shows the page that the hash of the address names.
 function route() {
   const hash = location.hash || '#/'
-  if (!hash.startsWith('#/')) return // of the link to the content
-  const [kind, id, tab] = hash.slice(2).split('/').map(decoded)
+  if (!hash.startsWith('#/')) return // the link that skips to the content
+  const [kind, id, tab] = hash.slice(2).split('/').map(decode)
   let next
-  if (live.error?.status === 401) next = askForToken(live.error)
-  else if (kind === 'queues' && id) next = page?.id === id && !page.asks ? page : queuePage(id)
+  if (live.error?.status === 401) next = tokenPage(live.error)
+  else if (kind === 'queues' && id) next = page?.id === id ? page : queuePage(id)
   else if (kind === 'topics') next = topicsPage()
   else next = queuesPage()
-  next.tab?.(tab || 'messages')
+  next.showTab?.(tab || 'messages')
   document.title = `${id || (kind === 'topics' ? 'Topics' : 'Queues')} · queued`
   for (const a of document.querySelectorAll('nav [data-page]')) {
     setCurrent(a, a.dataset.page === (kind === 'topics' ? 'topics' : 'queues'))
   }
   if (next === page) return
-  const turned = page !== null
+  const isFirst = page === null
   page?.close?.()
   page = next
   main.replaceChildren(page.element)
   page.update?.()
   if (page.focus) page.focus()
-  else if (turned) main.focus({ preventScroll: true })
+  else if (!isFirst) main.focus({ preventScroll: true })
 }
 
-function decoded(text) {
+function decode(text) {
   try {
     return decodeURIComponent(text)
   } catch {
@@ -46,9 +46,10 @@ function decoded(text) {
   }
 }
 
-// askForToken is the page of a server that wants a token, or another one.
-function askForToken(error) {
-  const refused = token.get() !== null
+// tokenPage returns the page that asks for a token: the server requires one, or has
+// rejected the one that the browser tab keeps.
+function tokenPage(error) {
+  const rejected = token.get() !== null
   const form = makeForm({
     fields: { token: field('Token', inputs.text({ name: 'token', type: 'password', autocomplete: 'off' }), 'Kept in this browser tab only.') },
     action: 'Continue',
@@ -69,38 +70,37 @@ function askForToken(error) {
     },
   })
   return {
-    asks: true,
+    asksForToken: true,
     focus: () => form.element.elements.token.focus(),
     element: h('section', { class: 'panel narrow' },
       h('h1', {}, 'Token required'),
-      h('p', {}, refused ? `The server rejected the token: ${error.message}.` : 'Enter one of the tokens in the token file of the server.'),
+      h('p', {}, rejected ? `The server rejected the token: ${error.message}.` : 'Enter one of the tokens in the token file of the server.'),
       form.element),
   }
 }
 
-// showStatus says in a word how it is. It is read aloud when it changes.
+// showStatus shows the state of the connection. Screen readers announce its changes.
 function showStatus() {
   const { error } = live
-  const away = error && error.status !== 401
-  document.body.classList.toggle('away', Boolean(away))
+  document.body.classList.toggle('offline', Boolean(error) && error.status !== 401)
   status.className = error ? 'bad' : 'good'
   if (!error) setText(status, live.server ? 'Live' : '')
   else if (error.status === 401) setText(status, 'No valid token')
   else setText(status, `${error.message.replace(/\.$/, '')}. Retrying…`)
   status.title = live.server ? `queued ${live.server.version}` : ''
-  forget.hidden = token.get() === null
+  forgetToken.hidden = token.get() === null
 }
 
 function update() {
   showStatus()
-  if (Boolean(page?.asks) !== (live.error?.status === 401)) route()
+  if (Boolean(page?.asksForToken) !== (live.error?.status === 401)) route()
   else page?.update?.()
 }
 
-forget.addEventListener('click', () => {
+forgetToken.addEventListener('click', () => {
   token.forget()
   location.hash = '#/'
-  location.reload() // what was seen with the token goes, too
+  location.reload() // discards everything that was read with the token
 })
 document.querySelector('.skip').addEventListener('click', (event) => {
   event.preventDefault()

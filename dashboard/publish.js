@@ -1,12 +1,12 @@
-// Publishing a test message.
+// The form that publishes a test message.
 
 import { call, path } from './api.js'
-import { inputs, jsonText, makeForm, note, numberIn } from './dialogs.js'
+import { inputs, jsonText, makeForm, notify, numberIn } from './dialogs.js'
 import { field } from './dom.js'
 import { refresh } from './live.js'
 
-// publishForm returns a form that publishes to a topic ("topics") or straight to a
-// queue ("queues").
+// publishForm returns a form that publishes to a topic (kind "topics") or directly to
+// a queue (kind "queues").
 export function publishForm(kind, id) {
   const data = inputs.area({ name: 'data' })
   data.value = '{"hello": "world"}'
@@ -16,7 +16,7 @@ export function publishForm(kind, id) {
       data: field('Data', data, 'A JSON object.'),
       attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}' }), 'Optional. A JSON object of strings.'),
       group: field('Group', inputs.text({ name: 'group' }), 'Optional. The queue limits or orders deliveries within a group.'),
-      delay_seconds: field('Delay in seconds', inputs.whole({ name: 'delay_seconds' }), 'Optional. The default is the delay of the queue.'),
+      delay_seconds: field('Delay in seconds', inputs.integer({ name: 'delay_seconds' }), 'Optional. The default is the delay of the queue.'),
     },
     action: 'Publish',
     cancel: kind === 'topics',
@@ -27,7 +27,7 @@ export function publishForm(kind, id) {
       const delay = numberIn(input.delay_seconds)
       if (delay !== null) members.push(`"delay_seconds":${JSON.stringify(delay)}`)
       const stored = (await call('POST', target, `{${members.join(',')}}`)).value.data
-      note(stored.length === 0 ? 'Published, but no queue matched.' : `Published to ${stored.map((m) => m.queue_id).join(', ')}.`)
+      notify(stored.length === 0 ? 'Published, but no queue matched.' : `Published to ${stored.map((m) => m.queue_id).join(', ')}.`)
       refresh()
     },
   })

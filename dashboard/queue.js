@@ -1,17 +1,18 @@
-// The page of one queue: its numbers, messages, settings and groups, and what can be
-// done with them.
+// The page of one queue: its counts, messages, settings and groups, and the actions
+// on them.
 
-import { call, get, mayBeCut, now, page, parseExactly, path } from './api.js'
+import { call, get, maybeTruncated, now, page, parseExactly, path } from './api.js'
 import { chart, ratesChart } from './chart.js'
-import { attempt, confirm, inputs, note, numberIn, suggested } from './dialogs.js'
-import { count, deliveries, duration, exact, field, h, keep, replace, setCurrent, setText, time } from './dom.js'
-import { deadQueueOf, live, mayChange, queueCalled, refresh } from './live.js'
+import { attempt, confirm, inputs, notify, numberIn, suggested } from './dialogs.js'
+import { count, deliveries, duration, exact, field, h, setCurrent, setText, syncRows, time, updateChildren } from './dom.js'
+import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
 import { publishForm } from './publish.js'
-import { describe } from './queues.js'
+import { settingTags } from './queues.js'
 import { settingsForm } from './settings.js'
 
 const tabs = [['messages', 'Messages'], ['publish', 'Publish'], ['settings', 'Settings'], ['groups', 'Groups']]
 
+// queuePage returns the page of a queue.
 export function queuePage(id) {
   const tiles = [
     ['ready', 'Ready', (q) => count(q.messages?.ready)],
@@ -23,100 +24,104 @@ export function queuePage(id) {
   ].map(([name, label, show]) => ({ show, value: h('b'), label, name }))
   const rates = ratesChart()
   const ready = chart('Ready messages', [{ kind: 'ready', label: 'Now', show: (n) => count(Math.round(n)) }])
-  const about = h('p', { class: 'about' })
+  const tags = h('p', { class: 'tags' })
   const actions = h('div', { class: 'buttons' },
     h('button', { onclick: () => attempt(() => redrive(id)) }, 'Redrive…'),
     h('button', { onclick: () => attempt(() => purge(id)) }, 'Purge…'),
     h('button', { onclick: () => attempt(() => remove(id)) }, 'Delete…'))
   const links = tabs.map(([name, label]) => h('a', { href: `#/queues/${encodeURIComponent(id)}/${name}`, 'data-tab': name }, label))
-  const part = h('div', { class: 'part' })
-  const gone = h('p', { class: 'panel', hidden: true }, 'Queue not found, or the token has no access to it. ', h('a', { href: '#/' }, 'All queues'))
+  const tabContent = h('div', { class: 'tab-content' })
+  const missing = h('p', { class: 'panel', hidden: true }, 'Queue not found, or the token has no access to it. ', h('a', { href: '#/' }, 'All queues'))
   const content = h('div', {},
     h('section', { class: 'totals', 'aria-label': 'Current state' },
       h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: `tile ${t.name}` }, h('span', {}, t.label), t.value))),
       rates.element, ready.element),
     h('nav', { class: 'tabs', 'aria-label': 'Queue sections' }, links),
-    part)
-  let shown = null // {name, element, update(), close()}
+    tabContent)
+  let currentTab = null // {name, element, update(), close()}
   const opened = performance.now()
 
   return {
     id,
     element: h('div', {},
-      h('div', { class: 'title' }, h('div', {}, h('p', { class: 'soft' }, h('a', { href: '#/' }, 'Queues'), ' /'), h('h1', {}, id), about), actions),
-      gone, content),
-    tab(name) {
-      if (shown?.name === name) return
-      shown?.close?.()
-      const make = { messages: messagesPart, publish: publishPart, settings: settingsPart, groups: groupsPart }[name] ?? messagesPart
-      shown = { ...make(id), name }
+      h('div', { class: 'title' }, h('div', {}, h('p', { class: 'muted' }, h('a', { href: '#/' }, 'Queues'), ' /'), h('h1', {}, id), tags), actions),
+      missing, content),
+    showTab(name) {
+      if (currentTab?.name === name) return
+      currentTab?.close?.()
+      const newTab = { messages: messagesTab, publish: publishTab, settings: settingsTab, groups: groupsTab }[name] ?? messagesTab
+      currentTab = { ...newTab(id), name }
       for (const a of links) setCurrent(a, a.dataset.tab === name)
-      part.replaceChildren(shown.element)
+      tabContent.replaceChildren(currentTab.element)
     },
     update() {
-      const q = queueCalled(id)
-      gone.hidden = Boolean(q) || live.askedAt < opened // it may have been made since
+      const q = queueByID(id)
+      missing.hidden = Boolean(q) || live.requestedAt < opened // an older response may not have a new queue
       content.hidden = Boolean(live.server) && !q
-      actions.hidden = !mayChange() || !q
+      actions.hidden = !isAdmin() || !q
       if (!q) return
-      replace(about, ...describe({ ...q, topic_id: null }, []),
+      updateChildren(tags, ...settingTags({ ...q, topic_id: null }, []),
         q.topic_id && h('a', { class: 'tag', href: '#/topics' }, `topic ${q.topic_id}`),
-        ...deadQueueOf(id).map((other) => h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(other.id)}` }, `dead queue of ${other.id}`)),
+        ...sourcesOf(id).map((other) => h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(other.id)}` }, `dead queue of ${other.id}`)),
         q.dead_queue_id && h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `dead queue after ${deliveries(q.message_max_deliveries)}: ${q.dead_queue_id}`))
       for (const t of tiles) setText(t.value, t.show(q))
       rates.update([q.history.published, q.history.delivered, q.history.acked])
       ready.update([q.history.ready])
-      shown?.update?.()
+      currentTab?.update?.()
     },
     close() {
-      shown?.close?.()
+      currentTab?.close?.()
     },
   }
 }
 
-// counted asks how many messages there are right now.
-const counted = async (id) => (await get(path`/queues/${id}/stats` + '?detail=true')).messages
+// countMessages returns the current number of messages in each state.
+const countMessages = async (id) => (await get(path`/queues/${id}/stats` + '?detail=true')).messages
 
 const sum = (messages) => Object.values(messages).reduce((a, b) => a + b, 0)
 
-// listed says how many there are in each state.
-function listed(messages) {
+// breakdown formats the number of messages in each state. It is empty if all are in one.
+function breakdown(messages) {
   const parts = Object.entries(messages).filter(([, n]) => n > 0).map(([state, n]) => `${count(n)} ${state.replace('_', ' ')}`)
   return parts.length > 1 ? ` (${parts.join(', ')})` : ''
 }
 
+// purge asks before it deletes all messages of a queue.
 async function purge(id) {
-  const messages = await counted(id)
+  const messages = await countMessages(id)
   confirm({
     title: `Purge queue ${id}?`,
-    text: `${exact(sum(messages))}${listed(messages)} will be permanently deleted${queueCalled(id)?.consumed_retention_seconds ? ', and so will the retained consumed messages' : ''}.`,
+    text: `${exact(sum(messages))}${breakdown(messages)} will be permanently deleted${queueByID(id)?.consumed_retention_seconds ? ', and so will the retained consumed messages' : ''}.`,
     action: `Delete ${exact(sum(messages))}`,
     async send() {
       await call('PUT', path`/queues/${id}/purge`)
-      note(`Queue ${id} purged.`)
+      notify(`Queue ${id} purged.`)
       refresh()
     },
   })
 }
 
+// remove asks before it deletes a queue.
 async function remove(id) {
-  const messages = await counted(id)
+  const messages = await countMessages(id)
   confirm({
     title: `Delete queue ${id}?`,
-    text: `The queue and its ${exact(sum(messages))}${listed(messages)} will be permanently deleted.`,
+    text: `The queue and its ${exact(sum(messages))}${breakdown(messages)} will be permanently deleted.`,
     action: 'Delete queue',
     async send() {
       await call('DELETE', path`/queues/${id}`)
-      note(`Queue ${id} deleted.`)
+      notify(`Queue ${id} deleted.`)
       refresh()
       location.hash = '#/'
     },
   })
 }
 
+// redrive asks where to move the messages of a queue, and how many. It suggests the
+// queue that has this one as its dead queue, if there is exactly one.
 async function redrive(id) {
-  const { ready } = await counted(id)
-  const [home, ...others] = deadQueueOf(id)
+  const { ready } = await countMessages(id)
+  const [source, ...others] = sourcesOf(id)
   confirm({
     title: `Redrive queue ${id}`,
     text: `${exact(ready)} can be moved to another queue, where delivery attempts start again at zero.`,
@@ -124,29 +129,29 @@ async function redrive(id) {
     danger: false,
     fields: {
       destination_queue_id: suggested('Destination queue', live.queues.map((q) => q.id).filter((other) => other !== id), null,
-        { name: 'destination_queue_id', value: home && others.length === 0 ? home.id : null }),
-      limit: field('Maximum number of messages', inputs.whole({ name: 'limit' }), 'Leave empty to move all.'),
+        { name: 'destination_queue_id', value: source && others.length === 0 ? source.id : null }),
+      limit: field('Maximum number of messages', inputs.integer({ name: 'limit' }), 'Leave empty to move all.'),
     },
     async send(input) {
       const body = { destination_queue_id: input.destination_queue_id.value.trim() || null }
       if (input.limit.value.trim()) body.limit = numberIn(input.limit)
       await call('PUT', path`/queues/${id}/redrive`, body)
-      note(`Messages moved from ${id} to ${body.destination_queue_id}.`)
+      notify(`Messages moved from ${id} to ${body.destination_queue_id}.`)
       refresh()
     },
   })
 }
 
-// repeating has f called at once, and again some time after it ended, until close
-// is called.
-function repeating(f) {
+// poll calls f now, and then again and again with pauses, until close is called.
+function poll(f) {
   let timer = null
   let closed = false
   async function again() {
     clearTimeout(timer)
     const began = Date.now()
     if (!document.hidden) await f()
-    if (!closed) timer = setTimeout(again, Math.max(2000, 10 * (Date.now() - began))) // not all the time for what is slow
+    // Slow requests take at most a tenth of the time.
+    if (!closed) timer = setTimeout(again, Math.max(2000, 10 * (Date.now() - began)))
   }
   again()
   return {
@@ -158,106 +163,109 @@ function repeating(f) {
   }
 }
 
-// turner returns buttons that turn pages: what turn is called after, and how many
-// items the present page shows. Pages need not be of one size.
-function turner(turn, shown) {
-  const before = [] // where the pages before this one begin
-  const to = (offset) => {
-    turning.offset = offset
-    turn()
+// newPager returns buttons for the previous and the next page, with the offset of the
+// current page. It calls load to load another page, and itemCount for the number of
+// items of the current page: pages may differ in size.
+function newPager(load, itemCount) {
+  const before = [] // offsets of the previous pages
+  const goTo = (offset) => {
+    pager.offset = offset
+    load()
   }
-  const previous = h('button', { onclick: () => to(before.pop() ?? 0) }, 'Previous')
-  const next = h('button', { onclick: () => { before.push(turning.offset); to(turning.offset + shown()) } }, 'Next')
-  const where = h('span', { class: 'soft' })
-  const turning = {
+  const previous = h('button', { onclick: () => goTo(before.pop() ?? 0) }, 'Previous')
+  const next = h('button', { onclick: () => { before.push(pager.offset); goTo(pager.offset + itemCount()) } }, 'Next')
+  const range = h('span', { class: 'muted' })
+  const pager = {
     offset: 0,
-    element: h('div', { class: 'tools' }, previous, next, where),
-    // show says whether there is another page, and which this one is.
-    show(more, text = '') {
-      previous.disabled = turning.offset === 0
+    element: h('div', { class: 'tools' }, previous, next, range),
+    // update takes whether there are more pages, and a text that describes the current one.
+    update(more, text = '') {
+      previous.disabled = pager.offset === 0
       next.disabled = !more
-      turning.element.hidden = previous.disabled && next.disabled && !text
-      setText(where, text)
+      pager.element.hidden = previous.disabled && next.disabled && !text
+      setText(range, text)
     },
   }
-  return turning
+  return pager
 }
 
 const pageSize = 25
 
-// messagesPart peeks at the messages, page by page.
-function messagesPart(id) {
+// messagesTab lists the messages, a page at a time.
+function messagesTab(id) {
   const rows = new Map() // by message id
   const list = h('ul', { class: 'messages' })
-  const nothing = h('p', { class: 'nothing' }, 'Loading…')
-  const turning = turner(() => asking.again(), () => list.children.length)
-  async function ask() {
-    let answer
-    const from = turning.offset
+  const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
+  const pager = newPager(() => polling.again(), () => list.children.length)
+  async function load() {
+    let response
+    const from = pager.offset
     try {
-      answer = await call('GET', path`/queues/${id}/messages/peek` + `?offset=${from}&limit=${pageSize}`)
+      response = await call('GET', path`/queues/${id}/messages/peek` + `?offset=${from}&limit=${pageSize}`)
     } catch (error) {
-      if (!rows.size) setText(nothing, error.message)
+      if (!rows.size) setText(placeholder, error.message)
       return
     }
-    if (from !== turning.offset) return
-    const messages = answer.value.data
-    const exactly = parseExactly(answer.text).data
-    keep(list, rows, messages, (m) => m.id, (id) => messageRow(id, () => asking.again()))
+    if (from !== pager.offset) return
+    const messages = response.value.data
+    const exactly = parseExactly(response.text).data
+    syncRows(list, rows, messages, (m) => m.id, (id) => messageRow(id, () => polling.again()))
       .forEach((row, i) => row.update(messages[i], exactly[i].data))
-    setText(nothing, from > 0 ? 'No messages on this page.' : 'No messages.')
-    nothing.hidden = messages.length > 0
-    turning.show(messages.length === pageSize || answer.text.length >= mayBeCut, messages.length ? `${from + 1} to ${from + messages.length}, oldest due first` : '')
+    setText(placeholder, from > 0 ? 'No messages on this page.' : 'No messages.')
+    placeholder.hidden = messages.length > 0
+    pager.update(messages.length === pageSize || maybeTruncated(response.text), messages.length ? `${from + 1} to ${from + messages.length}, oldest due first` : '')
   }
-  const asking = repeating(ask)
+  const polling = poll(load)
   return {
-    element: h('section', { 'aria-label': 'Messages' }, nothing, list, turning.element),
-    close: asking.close,
+    element: h('section', { 'aria-label': 'Messages' }, placeholder, list, pager.element),
+    close: polling.close,
   }
 }
 
-const longText = 20_000 // characters of data that are shown at first
+const longText = 20_000 // maximum characters of data to show at first
 
-// messageRow shows one message, and acks and nacks it.
-function messageRow(id, changed) {
+// messageRow returns the row of a message, with buttons to ack and nack it. It calls
+// reload after either.
+function messageRow(id, reload) {
   let message = null
   let data = null
-  let whole = false
+  let showAll = false
   const state = h('span', { class: 'state' })
   const facts = h('p', { class: 'facts' })
-  const tags = h('p', { class: 'about' })
+  const tags = h('p', { class: 'tags' })
   const preview = h('span', { class: 'preview' })
   const pretty = h('pre', { tabindex: 0 })
-  const more = h('button', { hidden: true, onclick: () => { whole = true; showData() } }, 'Show all')
+  const more = h('button', { hidden: true, onclick: () => { showAll = true; showData() } }, 'Show all')
   const details = h('details', { ontoggle: () => showData() }, h('summary', {}, h('code', {}, id), preview), pretty, more)
 
   function showData() {
     if (!details.open) return
     const text = prettyText(data)
-    more.hidden = whole || text.length <= longText
+    more.hidden = showAll || text.length <= longText
     setText(pretty, more.hidden ? text : `${text.slice(0, longText)} …`)
   }
 
-  // The guard: what was in flight is settled only while it is in that same lease.
-  const guard = () => (message.state === 'in_flight' ? `?scheduled_at=${encodeURIComponent(message.scheduled_at)}` : '')
-  const settle = async (how, done) => {
-    await call('PUT', path`/messages/${id}/` + how + guard())
-    note(`Message ${id} ${done}.`)
-    changed()
+  // The lease token of a message in flight: the server changes the message only while
+  // it is still in the lease that the page shows.
+  const leaseToken = () => (message.state === 'in_flight' ? `?scheduled_at=${encodeURIComponent(message.scheduled_at)}` : '')
+  const change = async (action, done) => {
+    await call('PUT', path`/messages/${id}/` + action + leaseToken())
+    notify(`Message ${id} ${done}.`)
+    reload()
     refresh()
   }
-  const nack = h('button', { 'aria-label': `Nack ${id}`, onclick: () => attempt(() => settle('nack', 'nacked')) }, 'Nack')
+  const nack = h('button', { 'aria-label': `Nack ${id}`, onclick: () => attempt(() => change('nack', 'nacked')) }, 'Nack')
   const ack = h('button', {
     'aria-label': `Ack ${id}`,
     onclick: () => confirm({
       title: 'Ack this message?',
       text: `Message ${id} will be permanently deleted, as if a consumer had processed it.`,
       action: 'Ack message',
-      send: () => settle('ack', 'acked'),
+      send: () => change('ack', 'acked'),
     }),
   }, 'Ack…')
   return {
-    element: h('li', { class: 'message' }, h('div', { class: 'what' }, h('p', { class: 'facts' }, state, facts), details, tags), h('div', { class: 'buttons' }, nack, ack)),
+    element: h('li', { class: 'message' }, h('div', { class: 'body' }, h('p', { class: 'facts' }, state, facts), details, tags), h('div', { class: 'buttons' }, nack, ack)),
     update(m, exactData) {
       message = m
       data = exactData
@@ -271,7 +279,7 @@ function messageRow(id, changed) {
         m.state === 'delayed' && `due in ${duration(due / 1000)}`,
         `expires in ${duration((time(m.expired_at) - now()) / 1000)}`,
       ].filter(Boolean).join(' · '))
-      replace(tags,
+      updateChildren(tags,
         m.group !== undefined && h('span', { class: 'tag' }, `group ${m.group}`),
         m.request_id !== undefined && h('span', { class: 'tag' }, `request ${m.request_id}`),
         m.traceparent !== undefined && h('span', { class: 'tag' }, `trace ${m.traceparent.slice(3, 35)}`),
@@ -283,62 +291,65 @@ function messageRow(id, changed) {
   }
 }
 
+// ago formats the time that has passed since a time of the API.
 const ago = (text) => `${duration((now() - time(text)) / 1000)} ago`
 
 function prettyText(data, space = 2) {
   try {
     return JSON.stringify(data, null, space)
   } catch (error) {
-    return `Cannot be displayed: ${error.message}` // it is nested too deeply
+    return `Cannot be displayed: ${error.message}` // the data is nested too deeply
   }
 }
 
-function publishPart(id) {
+function publishTab(id) {
   const form = publishForm('queues', id)
-  return { element: h('section', { class: 'panel', 'aria-label': 'Publish' }, h('p', { class: 'soft' }, 'Publish a test message directly to this queue, bypassing its topic and filters.'), form.element) }
+  return { element: h('section', { class: 'panel', 'aria-label': 'Publish' }, h('p', { class: 'muted' }, 'Publish a test message directly to this queue, bypassing its topic and filters.'), form.element) }
 }
 
-function settingsPart(id) {
+function settingsTab(id) {
   const element = h('section', { class: 'panel', 'aria-label': 'Settings' }, 'Loading…')
   const fill = () => attempt(async () => {
     const q = await get(path`/queues/${id}`)
     element.replaceChildren(
-      mayChange() ? '' : h('p', { class: 'soft' }, 'Your token does not allow you to change these settings.'),
-      await settingsForm(q, mayChange(), () => fill().then(() => element.querySelector('[type=submit]')?.focus())),
-      h('p', { class: 'soft' }, `Created ${ago(q.created_at)}, updated ${ago(q.updated_at)}.`))
+      isAdmin() ? '' : h('p', { class: 'muted' }, 'Your token does not allow you to change these settings.'),
+      await settingsForm(q, isAdmin(), () => fill().then(() => element.querySelector('[type=submit]')?.focus())),
+      h('p', { class: 'muted' }, `Created ${ago(q.created_at)}, updated ${ago(q.updated_at)}.`))
   })
   fill()
   return { element }
 }
 
-// groupsPart lists the groups, page by page.
-function groupsPart(id) {
+// groupsTab lists the groups, a page at a time.
+function groupsTab(id) {
   const rows = new Map()
   const body = h('tbody')
   const table = h('table', { hidden: true }, h('thead', {}, h('tr', {}, ['Group', 'State', 'Waiting', 'In flight', 'Interval', ''].map((t, i) => h('th', { scope: 'col', class: i > 1 && i < 5 ? 'number' : '' }, t)))), body)
-  const nothing = h('p', { class: 'nothing' }, 'Loading…')
-  const turning = turner(() => asking.again(), () => body.children.length)
-  const asking = repeating(async () => {
+  const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
+  const pager = newPager(() => polling.again(), () => body.children.length)
+  const polling = poll(async () => {
     let groups, more
-    const from = turning.offset
+    const from = pager.offset
     try {
       ({ items: groups, more } = await page(path`/queues/${id}/groups`, from))
     } catch (error) {
-      if (!rows.size) setText(nothing, error.message)
+      if (!rows.size) setText(placeholder, error.message)
       return
     }
-    if (from !== turning.offset) return
-    keep(body, rows, groups, (g) => g.group, (group) => groupRow(id, group, () => asking.again()))
+    if (from !== pager.offset) return
+    syncRows(body, rows, groups, (g) => g.group, (group) => groupRow(id, group, () => polling.again()))
       .forEach((row, i) => row.update(groups[i]))
-    setText(nothing, 'There are no groups with messages or an interval of their own.')
-    nothing.hidden = groups.length > 0
+    setText(placeholder, 'There are no groups with messages or an interval of their own.')
+    placeholder.hidden = groups.length > 0
     table.hidden = groups.length === 0
-    turning.show(more)
+    pager.update(more)
   })
-  return { element: h('section', { 'aria-label': 'Groups' }, nothing, table, turning.element), close: asking.close }
+  return { element: h('section', { 'aria-label': 'Groups' }, placeholder, table, pager.element), close: polling.close }
 }
 
-function groupRow(queueID, id, changed) {
+// groupRow returns the row of a group, with buttons to change its interval and to
+// delete it. It calls reload after either.
+function groupRow(queueID, id, reload) {
   const cells = Object.fromEntries(['state', 'length', 'in_flight', 'interval'].map((name) => [name, h('span')]))
   let group = null
   const setInterval = () => confirm({
@@ -346,28 +357,28 @@ function groupRow(queueID, id, changed) {
     text: 'At most one message of the group is delivered per interval. Leave the field empty to use the interval of the queue.',
     action: 'Save',
     danger: false,
-    fields: { delivery_interval_ms: field('Interval in milliseconds', inputs.whole({ name: 'delivery_interval_ms', value: String(group.delivery_interval_ms ?? '') })) },
+    fields: { delivery_interval_ms: field('Interval in milliseconds', inputs.integer({ name: 'delivery_interval_ms', value: String(group.delivery_interval_ms ?? '') })) },
     async send(input) {
       await call('PUT', path`/queues/${queueID}/groups/${id}`, { delivery_interval_ms: numberIn(input.delivery_interval_ms) })
-      note(`Interval of group ${id} saved.`)
-      changed()
+      notify(`Interval of group ${id} saved.`)
+      reload()
     },
   })
   const remove = () => {
     const n = sum(group.messages)
     confirm({
       title: `Delete group ${id}?`,
-      text: `${exact(n)}${listed(group.messages)} of the group will be permanently deleted, and so will its own interval.`,
+      text: `${exact(n)}${breakdown(group.messages)} of the group will be permanently deleted, and so will its own interval.`,
       action: `Delete ${exact(n)}`,
       async send() {
         await call('DELETE', path`/queues/${queueID}/groups/${id}`)
-        note(`Group ${id} deleted.`)
-        changed()
+        notify(`Group ${id} deleted.`)
+        reload()
         refresh()
       },
     })
   }
-  const admin = mayChange()
+  const admin = isAdmin()
   return {
     element: h('tr', {}, h('th', { scope: 'row' }, id), h('td', {}, cells.state),
       ['length', 'in_flight', 'interval'].map((name) => h('td', { class: 'number' }, cells[name])),

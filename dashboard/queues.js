@@ -1,13 +1,13 @@
-// The page of all queues: what is in them, how fast, and which of them to look at.
+// The page of all queues: a table of their counts and rates, with totals and filters.
 
 import { token } from './api.js'
 import { ratesChart, spark } from './chart.js'
-import { inputs, note } from './dialogs.js'
-import { count, duration, h, rate, replace, setText } from './dom.js'
-import { live, mayChange } from './live.js'
-import { askForQueue } from './settings.js'
+import { inputs, notify } from './dialogs.js'
+import { count, duration, h, rate, setText, updateChildren } from './dom.js'
+import { isAdmin, live } from './live.js'
+import { openQueueForm } from './settings.js'
 
-// The columns: what they show of a queue, and what they are sorted by.
+// The columns: by returns the value that a column shows and sorts by, show formats it.
 const columns = [
   { name: 'id', label: 'Queue', by: (q) => q.id },
   { name: 'ready', label: 'Ready', by: (q) => q.messages?.ready, show: count },
@@ -21,30 +21,31 @@ const columns = [
   { name: 'acked', label: 'Acked/s', by: (q) => q.acked, show: rate, chart: true },
 ]
 
-// Which queues to show: what feeds a queue are those whose dead queue it is.
-const shownKinds = [
+// The kinds of queues to choose from. sources are the queues that have q as dead queue.
+const kinds = [
   ['all', 'All queues', () => true],
   ['waiting', 'With ready messages', (q) => q.messages?.ready > 0],
   ['idle', 'Ready messages, no receivers', (q) => q.messages?.ready > 0 && q.waiting_receivers === 0 && !q.delivered],
-  ['dead', 'Dead queues', (_, feeds) => feeds.length > 0],
+  ['dead', 'Dead queues', (q, sources) => sources.length > 0],
 ]
 
-const portion = 100 // rows that are there at first, and that come when the last is seen
+const rowBatch = 100 // rows to add whenever the user scrolls to the last one
 
-// view is kept while other pages are shown.
+// view is kept while the user is on other pages.
 const view = { sort: 'id', descending: false, filter: '', kind: 'all' }
 
+// queuesPage returns the page of all queues.
 export function queuesPage() {
   const rows = new Map() // by queue id
-  const visible = new Set() // ids of rows that can be seen
-  let room = portion // rows that may be in the table
+  const visible = new Set() // ids of the rows in the viewport; only those are drawn
+  let rowLimit = rowBatch // maximum rows in the table
   const observer = new IntersectionObserver((entries) => {
     for (const e of entries) {
       if (e.target === more) {
         if (e.isIntersecting && !more.hidden) {
-          room += portion
-          arrange(true)
-          observer.unobserve(more) // to be told again if it can still be seen
+          rowLimit += rowBatch
+          arrangeRows(true)
+          observer.unobserve(more) // so that observe reports again if it is still visible
           observer.observe(more)
         }
         continue
@@ -58,100 +59,100 @@ export function queuesPage() {
     }
   }, { rootMargin: '300px' })
 
-  const totals = totalsOf()
+  const totals = totalsSection()
   const heads = columns.map((column) => {
     const button = h('button', { class: 'plain', onclick: () => sortBy(column.name) }, column.label)
     return { column, element: h('th', { scope: 'col', role: 'columnheader', class: column.chart ? 'number charted' : column.show ? 'number' : '' }, button) }
   })
   const body = h('tbody', { role: 'rowgroup' })
-  const more = h('p', { class: 'nothing', hidden: true }, 'More…')
+  const more = h('p', { class: 'placeholder', hidden: true }, 'More…')
   observer.observe(more)
-  const nothing = h('p', { class: 'nothing', hidden: true }, 'No queues match.')
+  const noMatch = h('p', { class: 'placeholder', hidden: true }, 'No queues match.')
   const table = h('table', { class: 'queues', role: 'table', 'aria-label': 'Queues' },
     h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element))), body)
   const filter = inputs.text({ type: 'search', 'aria-label': 'Filter by name of queue, topic or dead queue', placeholder: 'Filter', value: view.filter })
-  const kind = inputs.choice(shownKinds.map(([value, label]) => [value, label]), { 'aria-label': 'Queues to show' })
+  const kind = inputs.choice(kinds.map(([value, label]) => [value, label]), { 'aria-label': 'Queues to show' })
   const sort = inputs.choice(columns.map((c) => [c.name, `Sort by ${c.label.toLowerCase()}`]), { 'aria-label': 'Sort', class: 'small-only' })
   kind.value = view.kind
   sort.value = view.sort
   filter.addEventListener('input', () => {
     view.filter = filter.value
-    room = portion
-    arrange(true)
+    rowLimit = rowBatch
+    arrangeRows(true)
   })
   kind.addEventListener('change', () => {
     view.kind = kind.value
-    room = portion
-    arrange(true)
+    rowLimit = rowBatch
+    arrangeRows(true)
   })
   sort.addEventListener('change', () => sortBy(sort.value))
-  const turnRound = h('button', { class: 'small-only', 'aria-label': 'Reverse order', onclick: () => sortBy(view.sort) }, '↑↓')
-  const number = h('span', { class: 'soft' })
-  const full = h('div', { hidden: true },
+  const reverse = h('button', { class: 'small-only', 'aria-label': 'Reverse order', onclick: () => sortBy(view.sort) }, '↑↓')
+  const number = h('span', { class: 'muted' })
+  const content = h('div', { hidden: true },
     totals.element,
-    h('div', { class: 'tools' }, filter, kind, sort, turnRound, number, h('button', { class: 'primary admin', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'New queue')),
-    table, more, nothing)
+    h('div', { class: 'tools' }, filter, kind, sort, reverse, number, h('button', { class: 'primary admin', onclick: () => openQueueForm().catch((e) => notify(e.message, true)) }, 'New queue')),
+    table, more, noMatch)
   const welcome = h('div')
-  const loading = h('p', { class: 'nothing' }, 'Loading…')
+  const loading = h('p', { class: 'placeholder' }, 'Loading…')
 
   function sortBy(name) {
     const column = columns.find((c) => c.name === name)
-    view.descending = view.sort === name ? !view.descending : Boolean(column.show) // largest first
+    view.descending = view.sort === name ? !view.descending : Boolean(column.show) // numbers start with the largest
     view.sort = name
     sort.value = name
-    room = portion
-    arrange(true)
+    rowLimit = rowBatch
+    arrangeRows(true)
   }
 
-  // arrange puts the rows in order. While somebody points at a row, or is in it by
-  // keyboard, the rows stay where they are.
-  function arrange(asked) {
-    const held = !asked && (body.matches(':hover') || body.contains(document.activeElement))
+  // arrangeRows filters and sorts the rows. Unless the user asked for it, rows keep
+  // their places while the pointer or the keyboard focus is in the table.
+  function arrangeRows(asked) {
+    const keepPlaces = !asked && (body.matches(':hover') || body.contains(document.activeElement))
     for (const head of heads) {
       if (head.column.name === view.sort) head.element.setAttribute('aria-sort', view.descending ? 'descending' : 'ascending')
       else head.element.removeAttribute('aria-sort')
     }
     const words = view.filter.toLowerCase().split(/\s+/).filter(Boolean)
-    const wanted = shownKinds.find(([name]) => name === view.kind)[2]
+    const isKind = kinds.find(([name]) => name === view.kind)[2]
     const { by } = columns.find((c) => c.name === view.sort)
     const sign = view.descending ? -1 : 1
     const order = live.queues
-      .filter((q) => wanted(q, rows.get(q.id).feeds) && words.every((w) => [q.id, q.topic_id, q.dead_queue_id].some((name) => name?.toLowerCase().includes(w))))
+      .filter((q) => isKind(q, rows.get(q.id).sources) && words.every((w) => [q.id, q.topic_id, q.dead_queue_id].some((name) => name?.toLowerCase().includes(w))))
       .map((q) => [by(q) ?? -1, q])
       .sort(([a, p], [b, q]) => (a < b ? -sign : a > b ? sign : p.id < q.id ? -1 : 1))
       .map(([, q]) => rows.get(q.id).element)
     const found = order.length
-    order.length = Math.min(found, room)
-    more.hidden = found <= room
+    order.length = Math.min(found, rowLimit)
+    more.hidden = found <= rowLimit
     table.setAttribute('aria-rowcount', found + 1)
-    if (held) {
+    if (keepPlaces) {
       for (const element of [...body.children]) if (rows.get(element.dataset.id)?.element !== element) element.remove()
       body.append(...order.filter((element) => !element.isConnected))
     } else if (order.length !== body.children.length || order.some((element, i) => element !== body.children[i])) body.replaceChildren(...order)
-    nothing.hidden = order.length > 0
+    noMatch.hidden = order.length > 0
     setText(number, found === live.queues.length ? `${found}` : `${found} of ${live.queues.length}`)
   }
 
   return {
-    element: h('div', {}, h('h1', { class: 'unseen' }, 'Queues'), loading, welcome, full),
+    element: h('div', {}, h('h1', { class: 'visually-hidden' }, 'Queues'), loading, welcome, content),
     close: () => observer.disconnect(),
     update() {
       loading.hidden = Boolean(live.server)
       if (!live.server) return
       const empty = live.queues.length === 0
-      full.hidden = empty
-      if (empty && !welcome.firstChild) welcome.append(greeting())
+      content.hidden = empty
+      if (empty && !welcome.firstChild) welcome.append(gettingStarted())
       if (!empty) welcome.replaceChildren()
-      full.querySelector('.admin').hidden = !mayChange()
-      const there = new Set(live.queues.map((q) => q.id))
+      content.querySelector('.admin').hidden = !isAdmin()
+      const existing = new Set(live.queues.map((q) => q.id))
       for (const [id, row] of rows) {
-        if (there.has(id)) continue
+        if (existing.has(id)) continue
         observer.unobserve(row.element)
         rows.delete(id)
         visible.delete(id)
       }
-      const feeds = new Map() // by dead queue, the queues that it is for
-      for (const q of live.queues) if (q.dead_queue_id) feeds.set(q.dead_queue_id, [...(feeds.get(q.dead_queue_id) ?? []), q.id])
+      const sources = new Map() // ids of the queues that have a dead queue, by the dead queue's id
+      for (const q of live.queues) if (q.dead_queue_id) sources.set(q.dead_queue_id, [...(sources.get(q.dead_queue_id) ?? []), q.id])
       for (const q of live.queues) {
         let row = rows.get(q.id)
         if (!row) {
@@ -160,33 +161,33 @@ export function queuesPage() {
           observer.observe(row.element)
         }
         row.queue = q
-        row.feeds = feeds.get(q.id) ?? []
+        row.sources = sources.get(q.id) ?? []
       }
-      arrange(false)
+      arrangeRows(false)
       for (const id of visible) rows.get(id).update()
       totals.update()
     },
   }
 }
 
-// newRow returns the row of a queue, which shows the latest when it is updated.
+// newRow returns the row of a queue. Its update method shows the current row.queue.
 function newRow(id) {
   const cells = columns.slice(1).map((column) => {
     const text = h('span')
     const line = column.chart && spark(column.name)
     return { column, text, line, element: h('td', { role: 'cell', 'data-label': column.label, class: column.chart ? 'number charted' : 'number' }, text, line?.element) }
   })
-  const about = h('span', { class: 'about' })
+  const tags = h('span', { class: 'tags' })
   const row = {
     queue: null,
-    feeds: [],
+    sources: [],
     element: h('tr', { role: 'row', 'data-id': id },
-      h('th', { scope: 'row', role: 'rowheader' }, h('a', { href: `#/queues/${encodeURIComponent(id)}` }, id), about),
+      h('th', { scope: 'row', role: 'rowheader' }, h('a', { href: `#/queues/${encodeURIComponent(id)}` }, id), tags),
       cells.map((c) => c.element)),
     update() {
       const q = row.queue
-      row.element.classList.toggle('dead', row.feeds.length > 0)
-      replace(about, ...describe(q, row.feeds))
+      row.element.classList.toggle('dead', row.sources.length > 0)
+      updateChildren(tags, ...settingTags(q, row.sources))
       for (const { column, text, line, element } of cells) {
         const value = column.by(q)
         setText(text, column.show(value))
@@ -199,22 +200,23 @@ function newRow(id) {
   return row
 }
 
-// describe says in small labels what a queue hangs on, and what hangs on it.
-export function describe(q, feeds) {
+// settingTags returns the tags that show a queue's settings, and the ids of the queues
+// that have it as their dead queue.
+export function settingTags(q, sources) {
   return [
     q.topic_id && h('span', { class: 'tag' }, `topic ${q.topic_id}`),
-    feeds.length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${feeds.slice(0, 3).join(', ')}${feeds.length > 3 ? ' …' : ''}`),
+    sources.length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${sources.slice(0, 3).join(', ')}${sources.length > 3 ? ' …' : ''}`),
     q.message_filters && h('span', { class: 'tag' }, 'filtered'),
     q.ordered && h('span', { class: 'tag' }, 'ordered'),
     q.delivery_interval_ms > 0 && h('span', { class: 'tag' }, 'limited'),
   ].filter(Boolean)
 }
 
-// totalsOf returns the strip above the table.
-function totalsOf() {
+// totalsSection returns the totals above the table.
+function totalsSection() {
   const states = [['ready', 'Ready'], ['in_flight', 'In flight'], ['delayed', 'Delayed'], ['exhausted', 'Exhausted']]
   const numbers = states.map(([name, label]) => ({ name, value: h('b'), label }))
-  const age = h('p', { class: 'soft' })
+  const age = h('p', { class: 'muted' })
   const rates = ratesChart()
   const sums = { published: [], delivered: [], acked: [] }
   return {
@@ -234,21 +236,21 @@ function totalsOf() {
   }
 }
 
-// greeting is what a server without queues shows: how to begin.
-function greeting() {
-  if (!mayChange()) return h('p', { class: 'panel' }, 'There are no queues that this token can access.')
-  const here = location.origin
+// gettingStarted returns the first steps, shown while there are no queues.
+function gettingStarted() {
+  if (!isAdmin()) return h('p', { class: 'panel' }, 'There are no queues that this token can access.')
+  const origin = location.origin
   const bearer = token.get() ? ` -H "Authorization: Bearer $TOKEN"` : ''
   const steps = [
-    ['Create a topic', `curl${bearer} ${here}/topics -d '{"id": "orders"}'`],
-    ['Create a queue that subscribes to the topic', `curl${bearer} ${here}/queues -d '{"id": "invoices", "topic_id": "orders", "ack_deadline_seconds": 30, "message_retention_seconds": 3600}'`],
-    ['Publish a message', `curl${bearer} ${here}/topics/orders/messages -d '{"data": {"order": 1}}'`],
-    ['Receive the message', `curl${bearer} '${here}/queues/invoices/messages?wait_seconds=20'`],
+    ['Create a topic', `curl${bearer} ${origin}/topics -d '{"id": "orders"}'`],
+    ['Create a queue that subscribes to the topic', `curl${bearer} ${origin}/queues -d '{"id": "invoices", "topic_id": "orders", "ack_deadline_seconds": 30, "message_retention_seconds": 3600}'`],
+    ['Publish a message', `curl${bearer} ${origin}/topics/orders/messages -d '{"data": {"order": 1}}'`],
+    ['Receive the message', `curl${bearer} '${origin}/queues/invoices/messages?wait_seconds=20'`],
   ]
   return h('section', { class: 'panel' },
     h('h2', {}, 'There are no queues yet'),
-    h('p', {}, token.get() ? 'Run these commands in a terminal, with TOKEN set to your token, or ' : 'Run these commands in a terminal, or ', h('button', { class: 'link', onclick: () => askForQueue().catch((e) => note(e.message, true)) }, 'create a queue here'), '.'),
-    h('ol', { class: 'steps' }, steps.map(([what, command]) => h('li', {}, what, h('div', { class: 'command' }, h('pre', { tabindex: 0 }, command), copyButton(command))))))
+    h('p', {}, token.get() ? 'Run these commands in a terminal, with TOKEN set to your token, or ' : 'Run these commands in a terminal, or ', h('button', { class: 'link', onclick: () => openQueueForm().catch((e) => notify(e.message, true)) }, 'create a queue here'), '.'),
+    h('ol', { class: 'steps' }, steps.map(([title, command]) => h('li', {}, title, h('div', { class: 'command' }, h('pre', { tabindex: 0 }, command), copyButton(command))))))
 }
 
 function copyButton(command) {

@@ -1,31 +1,31 @@
-// The settings of a queue as a form, to make one and to change one.
+// The forms that create a queue and change its settings.
 
 import { all, call, get, path } from './api.js'
-import { dialog, inputs, Invalid, jsonText, makeForm, note, numberIn, suggested } from './dialogs.js'
+import { dialog, inputs, Invalid, jsonText, makeForm, notify, numberIn, suggested } from './dialogs.js'
 import { field } from './dom.js'
 import { live, refresh } from './live.js'
 
-// settingFields returns the fields of all settings, with the values of a queue.
+// settingFields returns the form fields of all settings, with the values of q.
 function settingFields(q, topics) {
-  const shown = (value) => (value === null || value === undefined ? null : String(value))
-  const whole = (name, label, hint) => field(label, inputs.whole({ name, value: shown(q[name]) }), hint)
+  const format = (value) => (value === null || value === undefined ? null : String(value))
+  const integer = (name, label, hint) => field(label, inputs.integer({ name, value: format(q[name]) }), hint)
   const filters = inputs.area({ name: 'message_filters', rows: 3, placeholder: '{"country": ["fr", "es"]}' })
   filters.value = q.message_filters ? JSON.stringify(q.message_filters) : ''
   return {
-    topic_id: suggested('Topic', topics, 'The queue gets a copy of each matching message published to this topic. Optional: messages can also be published directly to the queue.', { name: 'topic_id', value: shown(q.topic_id) }),
-    ack_deadline_seconds: whole('ack_deadline_seconds', 'Ack deadline in seconds', 'How long a received message is hidden from other consumers.'),
-    message_retention_seconds: whole('message_retention_seconds', 'Retention in seconds', 'How long a message is kept.'),
+    topic_id: suggested('Topic', topics, 'The queue gets a copy of each matching message published to this topic. Optional: messages can also be published directly to the queue.', { name: 'topic_id', value: format(q.topic_id) }),
+    ack_deadline_seconds: integer('ack_deadline_seconds', 'Ack deadline in seconds', 'How long a received message is hidden from other consumers.'),
+    message_retention_seconds: integer('message_retention_seconds', 'Retention in seconds', 'How long a message is kept.'),
     message_filters: field('Filters', filters, 'Optional. A JSON object of the attributes that a message must have, each with a list of accepted values.'),
-    dead_queue_id: suggested('Dead queue', live.queues.map((other) => other.id).filter((id) => id !== q.id), 'Optional. Messages move there after the maximum number of deliveries.', { name: 'dead_queue_id', value: shown(q.dead_queue_id) }),
-    message_max_deliveries: whole('message_max_deliveries', 'Maximum number of deliveries', 'Required with a dead queue.'),
-    delivery_delay_seconds: whole('delivery_delay_seconds', 'Delay in seconds', 'Optional. How long a new message is hidden.'),
-    delivery_interval_ms: whole('delivery_interval_ms', 'Delivery interval of a group in milliseconds', 'Optional. At most one message of a group is delivered per interval.'),
-    consumed_retention_seconds: whole('consumed_retention_seconds', 'Retention of consumed messages in seconds', 'Optional. How long to keep messages that clients of the pgQueue and micro-queue APIs have read.'),
+    dead_queue_id: suggested('Dead queue', live.queues.map((other) => other.id).filter((id) => id !== q.id), 'Optional. Messages move there after the maximum number of deliveries.', { name: 'dead_queue_id', value: format(q.dead_queue_id) }),
+    message_max_deliveries: integer('message_max_deliveries', 'Maximum number of deliveries', 'Required with a dead queue.'),
+    delivery_delay_seconds: integer('delivery_delay_seconds', 'Delay in seconds', 'Optional. How long a new message is hidden.'),
+    delivery_interval_ms: integer('delivery_interval_ms', 'Delivery interval of a group in milliseconds', 'Optional. At most one message of a group is delivered per interval.'),
+    consumed_retention_seconds: integer('consumed_retention_seconds', 'Retention of consumed messages in seconds', 'Optional. How long to keep messages that clients of the pgQueue and micro-queue APIs have read.'),
     ordered: field('Ordered: deliver the next message of a group only after the previous one was acked', inputs.check({ name: 'ordered', checked: q.ordered === true })),
   }
 }
 
-// settingsIn returns what the fields say, by name, each as JSON.
+// settingsIn returns the settings in a form by name, each as JSON.
 function settingsIn(input) {
   const settings = {
     topic_id: input.topic_id.value.trim() || null,
@@ -40,11 +40,12 @@ function settingsIn(input) {
 
 const numbers = ['ack_deadline_seconds', 'message_retention_seconds', 'message_max_deliveries', 'delivery_delay_seconds', 'delivery_interval_ms', 'consumed_retention_seconds']
 
-// bodyOf returns an object of members that are JSON.
+// bodyOf returns a JSON object of members that are JSON already.
 const bodyOf = (texts) => `{${Object.entries(texts).map(([name, text]) => `${JSON.stringify(name)}:${text}`).join(',')}}`
 
-// atField has a topic or dead queue that is not there shown at its field.
-async function atField(request) {
+// withFieldErrors awaits a request, and turns the error for a missing topic or dead
+// queue into an error of the field that names it.
+async function withFieldErrors(request) {
   try {
     return await request
   } catch (error) {
@@ -56,45 +57,46 @@ async function atField(request) {
 
 const topicIDs = async () => (await all('/topics')).map((t) => t.id)
 
-// askForQueue shows a form for a new queue, on a topic if one is given.
-export async function askForQueue(topicID = null) {
+// openQueueForm opens a dialog that creates a queue, which subscribes to a topic if
+// one is given.
+export async function openQueueForm(topicID = null) {
   const topics = await topicIDs()
-  const start = { topic_id: topicID, ack_deadline_seconds: 30, message_retention_seconds: 345600 }
+  const defaults = { topic_id: topicID, ack_deadline_seconds: 30, message_retention_seconds: 345600 }
   const id = field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, -, . and _')
   dialog('New queue', makeForm({
-    fields: { id, ...settingFields(start, topics) },
+    fields: { id, ...settingFields(defaults, topics) },
     action: 'Create queue',
     async send(input) {
-      const { value } = await atField(call('POST', '/queues', bodyOf({ id: JSON.stringify(input.id.value.trim()), ...settingsIn(input) })))
-      note(`Queue ${value.id} created.`)
+      const { value } = await withFieldErrors(call('POST', '/queues', bodyOf({ id: JSON.stringify(input.id.value.trim()), ...settingsIn(input) })))
+      notify(`Queue ${value.id} created.`)
       refresh()
       location.hash = `#/queues/${encodeURIComponent(value.id)}`
     },
   }))
 }
 
-// settingsForm returns the form that changes a queue, and calls saved when it has.
-// What was not changed in it stays as it is by then, whoever changed it meanwhile.
-// Where that is not allowed it can only be read.
-export async function settingsForm(q, allowed, saved) {
+// settingsForm returns a form that changes the settings of a queue and then calls
+// saved. Settings that the user has not edited are read again before saving, so that
+// changes made elsewhere in the meantime persist. The form is read-only unless editable.
+export async function settingsForm(q, editable, saved) {
   const fields = settingFields(q, await topicIDs())
-  const start = settingsIn(Object.fromEntries(Object.entries(fields).map(([name, f]) => [name, f.input])))
+  const initial = settingsIn(Object.fromEntries(Object.entries(fields).map(([name, f]) => [name, f.input])))
   const form = makeForm({
     fields,
     action: 'Save',
     cancel: false,
     async send(input) {
       const settings = settingsIn(input)
-      const present = await get(path`/queues/${q.id}`)
+      const current = await get(path`/queues/${q.id}`)
       for (const name of Object.keys(settings)) {
-        if (settings[name] === start[name]) settings[name] = JSON.stringify(present[name] ?? (name === 'ordered' ? false : null))
+        if (settings[name] === initial[name]) settings[name] = JSON.stringify(current[name] ?? (name === 'ordered' ? false : null))
       }
-      await atField(call('PUT', path`/queues/${q.id}`, bodyOf(settings)))
-      note('Settings saved.')
+      await withFieldErrors(call('PUT', path`/queues/${q.id}`, bodyOf(settings)))
+      notify('Settings saved.')
       refresh()
       saved()
     },
   })
-  if (!allowed) for (const e of form.element.elements) e.disabled = true
+  if (!editable) for (const e of form.element.elements) e.disabled = true
   return form.element
 }

@@ -1,89 +1,93 @@
-// The page of topics: which queues hang on each, and where their dead messages go.
+// The page of topics, with the queues that subscribe to each and their dead queues.
 
 import { all, call, path } from './api.js'
-import { attempt, confirm, dialog, inputs, makeForm, note } from './dialogs.js'
-import { count, deliveries, field, h, keep, replace, setText } from './dom.js'
-import { deadQueueOf, live, mayChange, queueCalled, refresh } from './live.js'
+import { attempt, confirm, dialog, inputs, makeForm, notify } from './dialogs.js'
+import { count, deliveries, field, h, setText, syncRows, updateChildren } from './dom.js'
+import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
 import { publishForm } from './publish.js'
-import { askForQueue } from './settings.js'
+import { openQueueForm } from './settings.js'
 
+// topicsPage returns the page of topics.
 export function topicsPage() {
   const cards = new Map() // by topic id
   const list = h('div', { class: 'cards' })
-  const nothing = h('p', { class: 'nothing' }, 'Loading…')
-  const without = h('div')
-  const create = h('button', { class: 'primary' , onclick: askForTopic }, 'New topic')
-  let asking = false
+  const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
+  const withoutTopic = h('div')
+  const create = h('button', { class: 'primary', onclick: openTopicForm }, 'New topic')
+  let loading = false
 
-  async function ask() {
-    if (asking) return
-    asking = true
+  async function load() {
+    if (loading) return
+    loading = true
     try {
       show(await all('/topics'))
     } catch (error) {
-      if (!cards.size) setText(nothing, error.message)
+      if (!cards.size) setText(placeholder, error.message)
     } finally {
-      asking = false
+      loading = false
     }
   }
 
   function show(topics) {
-    keep(list, cards, topics, (t) => t.id, topicCard)
+    syncRows(list, cards, topics, (t) => t.id, topicCard)
       .forEach((card, i) => card.update(live.queues.filter((q) => q.topic_id === topics[i].id)))
-    setText(nothing, 'There are no topics yet.')
-    nothing.hidden = topics.length > 0
+    setText(placeholder, 'There are no topics yet.')
+    placeholder.hidden = topics.length > 0
     const rest = live.queues.filter((q) => !q.topic_id)
-    replace(without, ...(rest.length ? [h('h2', {}, 'Queues without a topic'), h('div', { class: 'card' }, queueList(rest))] : []))
-    create.hidden = !mayChange()
+    updateChildren(withoutTopic, ...(rest.length ? [h('h2', {}, 'Queues without a topic'), h('div', { class: 'card' }, queueList(rest))] : []))
+    create.hidden = !isAdmin()
   }
 
   return {
-    element: h('div', {}, h('div', { class: 'title' }, h('h1', {}, 'Topics'), create), nothing, list, without),
-    update: ask,
+    element: h('div', {}, h('div', { class: 'title' }, h('h1', {}, 'Topics'), create), placeholder, list, withoutTopic),
+    update: load,
   }
 }
 
-// queueList shows queues, what they want, and where their dead messages go.
+// queueList returns a list of queues with their filters and dead queues.
 function queueList(queues) {
   return h('ul', { class: 'tree' }, queues.map((q) => h('li', {},
     h('a', { href: `#/queues/${encodeURIComponent(q.id)}` }, q.id), ' ',
-    h('span', { class: 'soft' }, `${count(q.messages?.ready)} ready`),
-    deadQueueOf(q.id).length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${deadQueueOf(q.id).map((other) => other.id).join(', ')}`),
+    h('span', { class: 'muted' }, `${count(q.messages?.ready)} ready`),
+    sourcesOf(q.id).length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${sourcesOf(q.id).map((other) => other.id).join(', ')}`),
     Object.entries(q.message_filters ?? {}).map(([name, values]) => h('span', { class: 'tag' }, `${name}: ${values.join(' or ')}`)),
-    q.dead_queue_id && h('ul', {}, h('li', {}, h('span', { class: 'soft' }, `dead queue after ${deliveries(q.message_max_deliveries)}: `),
+    q.dead_queue_id && h('ul', {}, h('li', {}, h('span', { class: 'muted' }, `dead queue after ${deliveries(q.message_max_deliveries)}: `),
       h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, q.dead_queue_id),
-      ' ', h('span', { class: 'soft' }, `${count(queueCalled(q.dead_queue_id)?.messages?.ready)} ready`))))))
+      ' ', h('span', { class: 'muted' }, `${count(queueByID(q.dead_queue_id)?.messages?.ready)} ready`))))))
 }
 
+// topicCard returns the card of a topic.
 function topicCard(id) {
   const queues = h('div')
   const admin = h('span', {},
-    h('button', { onclick: () => attempt(() => askForQueue(id)) }, 'New queue'),
+    h('button', { onclick: () => attempt(() => openQueueForm(id)) }, 'New queue'),
     h('button', { onclick: () => removeTopic(id) }, 'Delete…'))
   return {
     element: h('section', { class: 'card', 'aria-label': `Topic ${id}` },
       h('div', { class: 'title' }, h('h2', {}, id),
         h('div', { class: 'buttons' }, h('button', { onclick: () => dialog(`Publish to ${id}`, publishForm('topics', id)) }, 'Publish…'), admin)),
       queues),
-    update(its) {
-      replace(queues, its.length ? queueList(its) : h('p', { class: 'soft' }, 'No queue subscribes to this topic.'))
-      admin.hidden = !mayChange()
+    update(subscribers) {
+      updateChildren(queues, subscribers.length ? queueList(subscribers) : h('p', { class: 'muted' }, 'No queue subscribes to this topic.'))
+      admin.hidden = !isAdmin()
     },
   }
 }
 
-function askForTopic() {
+// openTopicForm opens a dialog that creates a topic.
+function openTopicForm() {
   dialog('New topic', makeForm({
     fields: { id: field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, -, . and _') },
     action: 'Create topic',
     async send(input) {
       const { value } = await call('POST', '/topics', { id: input.id.value.trim() })
-      note(`Topic ${value.id} created.`)
+      notify(`Topic ${value.id} created.`)
       refresh()
     },
   }))
 }
 
+// removeTopic asks before it deletes a topic.
 function removeTopic(id) {
   const n = live.queues.filter((q) => q.topic_id === id).length
   confirm({
@@ -92,7 +96,7 @@ function removeTopic(id) {
     action: 'Delete topic',
     async send() {
       await call('DELETE', path`/topics/${id}`)
-      note(`Topic ${id} deleted.`)
+      notify(`Topic ${id} deleted.`)
       refresh()
     },
   })

@@ -15,7 +15,7 @@ export function publishForm(kind, id) {
     fields: {
       data: field('Data', data, 'A JSON object.'),
       attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}' }), 'Optional. A JSON object of strings.'),
-      group: field('Group', inputs.text({ name: 'group' }), 'Optional. The queue limits or orders deliveries within a group.'),
+      group: field('Group', inputs.text({ name: 'group' }), 'Optional. Limits and ordering apply within a group.'),
       delay_seconds: field('Delay in seconds', inputs.integer({ name: 'delay_seconds' }), 'Optional. The default is the delay of the queue.'),
     },
     action: 'Publish',

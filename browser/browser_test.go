@@ -1,9 +1,9 @@
-// Package browser drives the dashboard in Chromium, as people use it. It is a module
-// of its own because it needs a browser, and what speaks to it.
+// Package browser tests the dashboard in Chromium, as a user would use it. It is a
+// separate module because it depends on a browser and on a client for it.
 //
 //	go test -screenshots DIR .
 //
-// also writes pictures of all pages, of phone and desktop size, in both themes.
+// also writes screenshots of all pages in phone and desktop size and in both themes.
 package browser
 
 import (
@@ -32,13 +32,14 @@ import (
 	"github.com/chromedp/chromedp/kb"
 )
 
-// patience is how long something may take to show. Nothing that works takes as long.
+// patience is the maximum time to wait for something on a page. It is only reached
+// when a test fails.
 const patience = 30 * time.Second
 
-// What all tests share.
+// Shared by all tests.
 var (
-	queued   string          // the program
-	chromium context.Context // a browser in which each test has a window of its own
+	queued   string          // path of the server's binary
+	chromium context.Context // a browser in which each test opens its own window
 )
 
 func TestMain(m *testing.M) {
@@ -62,28 +63,28 @@ func run(m *testing.M) int {
 	}
 	options := []chromedp.ExecAllocatorOption{chromedp.Headless}
 	if os.Geteuid() == 0 {
-		options = append(options, chromedp.NoSandbox) // Chromium has none for root
+		options = append(options, chromedp.NoSandbox) // Chromium refuses to run a sandbox as root
 	}
-	allocator, end := chromedp.NewExecAllocator(context.Background(), options...)
-	defer end()
+	allocator, cancel := chromedp.NewExecAllocator(context.Background(), options...)
+	defer cancel()
 	var closeBrowser context.CancelFunc
 	chromium, closeBrowser = chromedp.NewContext(allocator)
 	defer closeBrowser()
 	if err := chromedp.Do(chromium, chromedp.Navigate("about:blank")); err != nil {
-		fmt.Fprintln(os.Stderr, "Chromium (Debian's package chromium) is needed:", err)
+		fmt.Fprintln(os.Stderr, "cannot start Chromium (Debian package chromium):", err)
 		return 1
 	}
 	return m.Run()
 }
 
-// server is a queued with a private PostgreSQL, on an address that it keeps when it
-// is started again.
+// server is a running server with a private PostgreSQL. It keeps its address across
+// restarts.
 type server struct {
 	t       testing.TB
 	address string
 	dir     string
 	args    []string
-	token   string // for requests of the test
+	token   string // sent with requests of the test, if not empty
 	process *exec.Cmd
 }
 
@@ -112,7 +113,7 @@ func newServer(t testing.TB, args ...string) *server {
 
 func (s *server) url() string { return "http://" + s.address }
 
-// start returns when the server is ready.
+// start starts the server and returns when it is ready.
 func (s *server) start() {
 	s.t.Helper()
 	s.process = exec.Command(queued, append([]string{"-listen", s.address, "-data-dir", filepath.Join(s.dir, "data"), "-cleanup-interval", "200ms"}, s.args...)...)
@@ -123,13 +124,13 @@ func (s *server) start() {
 	if err := s.process.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	var text bytes.Buffer
-	piece := make([]byte, 4096)
-	for !strings.Contains(text.String(), "msg=ready") {
-		n, err := logs.Read(piece)
-		text.Write(piece[:n])
+	var log bytes.Buffer
+	chunk := make([]byte, 4096)
+	for !strings.Contains(log.String(), "msg=ready") {
+		n, err := logs.Read(chunk)
+		log.Write(chunk[:n])
 		if err != nil {
-			s.t.Fatalf("the server is not ready: %s", text.String())
+			s.t.Fatalf("the server did not become ready: %s", log.String())
 		}
 	}
 	go io.Copy(io.Discard, logs)
@@ -139,12 +140,12 @@ func (s *server) stop() {
 	s.t.Helper()
 	s.process.Process.Signal(syscall.SIGTERM)
 	if err := s.process.Wait(); err != nil {
-		s.t.Errorf("the server ends with %v", err)
+		s.t.Errorf("the server exited with %v", err)
 	}
 }
 
-// must makes a request that has to succeed, again while the server has too much to
-// do for it.
+// must makes a request that has to succeed, and returns the body of the response. It
+// retries while the server is overloaded (503).
 func (s *server) must(method, path, body string) string {
 	s.t.Helper()
 	for began := time.Now(); ; {
@@ -158,6 +159,7 @@ func (s *server) must(method, path, body string) string {
 	}
 }
 
+// send makes a request and returns the status and the body of the response.
 func (s *server) send(method, path, body string) (status int, text string) {
 	s.t.Helper()
 	r, err := http.NewRequest(method, s.url()+path, strings.NewReader(body))
@@ -167,25 +169,25 @@ func (s *server) send(method, path, body string) (status int, text string) {
 	if s.token != "" {
 		r.Header.Set("Authorization", "Bearer "+s.token)
 	}
-	answer, err := http.DefaultClient.Do(r)
+	response, err := http.DefaultClient.Do(r)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer answer.Body.Close()
-	b, err := io.ReadAll(answer.Body)
+	defer response.Body.Close()
+	b, err := io.ReadAll(response.Body)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return answer.StatusCode, string(b)
+	return response.StatusCode, string(b)
 }
 
-// queue makes a queue, with settings besides those it must have.
+// queue creates a queue. The settings are JSON members besides the required ones.
 func (s *server) queue(id string, settings ...string) {
 	s.t.Helper()
 	s.must("POST", "/queues", fmt.Sprintf(`{"id":%q,%s}`, id, strings.Join(append(settings, `"ack_deadline_seconds":60,"message_retention_seconds":3600`), ",")))
 }
 
-// messages returns the states of what is in a queue, oldest due first.
+// states returns the states of the messages of a queue, oldest due first.
 func (s *server) states(queueID string) string {
 	s.t.Helper()
 	var peek struct{ Data []struct{ State string } }
@@ -199,32 +201,32 @@ func (s *server) states(queueID string) string {
 	return strings.Join(states, " ")
 }
 
-// page is a window of the browser.
+// page is a browser window.
 type page struct {
 	t   testing.TB
 	ctx context.Context
 
-	mu         sync.Mutex
-	complaints []string // of the console
-	expects    []string // parts of those that belong to the test
+	mu       sync.Mutex
+	console  []string // messages in the browser's console
+	expected []string // parts of console messages that are no failure
 }
 
-// open opens an address in a window that shares nothing with the others. At the end
-// of the test nothing may have been thrown, refused or complained of.
+// open opens an address in a window that shares no state with the others. At the end
+// of the test, it fails the test for each console message that was not expected.
 func open(t testing.TB, url string) *page {
 	t.Helper()
-	ctx, end := chromedp.NewContext(chromium, chromedp.WithNewBrowserContext())
-	p := &page{t: t, ctx: ctx, expects: []string{"status of 503"}} // of a machine that has too much to do
+	ctx, cancel := chromedp.NewContext(chromium, chromedp.WithNewBrowserContext())
+	p := &page{t: t, ctx: ctx, expected: []string{"status of 503"}} // a busy machine may overload the server
 	t.Cleanup(func() {
 		if t.Failed() {
 			p.screenshot(filepath.Join(os.TempDir(), strings.ReplaceAll(t.Name(), "/", "-")+".png"))
 		}
-		end()
+		cancel()
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		for _, text := range p.complaints {
-			if !slices.ContainsFunc(p.expects, func(expected string) bool { return strings.Contains(text, expected) }) {
-				t.Errorf("the console says: %s", text)
+		for _, text := range p.console {
+			if !slices.ContainsFunc(p.expected, func(part string) bool { return strings.Contains(text, part) }) {
+				t.Errorf("console: %s", text)
 			}
 		}
 	})
@@ -236,7 +238,7 @@ func open(t testing.TB, url string) *page {
 			if err != nil {
 				return
 			}
-			p.hear(m.String())
+			p.addConsole(m.String())
 		}
 	}()
 	<-listening
@@ -245,43 +247,43 @@ func open(t testing.TB, url string) *page {
 	return p
 }
 
-func (p *page) hear(text string) {
+func (p *page) addConsole(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.complaints = append(p.complaints, text)
+	p.console = append(p.console, text)
 }
 
-// expect allows the console to say something, also before: a page may be quick.
+// expect allows console messages that contain a text, including earlier ones.
 func (p *page) expect(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.expects = append(p.expects, text)
+	p.expected = append(p.expected, text)
 }
 
-// do does steps, each within the time that it may take.
-func (p *page) do(steps ...chromedp.Action[chromedp.Void]) {
+// do performs actions, each within the time limit.
+func (p *page) do(actions ...chromedp.Action[chromedp.Void]) {
 	p.t.Helper()
-	for _, step := range steps {
-		if err := p.try(step); err != nil {
+	for _, action := range actions {
+		if err := p.try(action); err != nil {
 			p.t.Fatal(err)
 		}
 	}
 }
 
-// try is do for what may fail. The first step of a window must not end with its own
-// time, because the window would.
-func (p *page) try(step chromedp.Action[chromedp.Void]) error {
+// try performs an action and returns its error. It does not pass a deadline to the
+// action, because the window would close with the context of its first action.
+func (p *page) try(action chromedp.Action[chromedp.Void]) error {
 	failed := make(chan error, 1)
-	go func() { failed <- chromedp.Do(p.ctx, step) }()
+	go func() { failed <- chromedp.Do(p.ctx, action) }()
 	select {
 	case err := <-failed:
 		return err
 	case <-time.After(patience):
-		return errors.New("it takes too long")
+		return errors.New("the browser did not respond in time")
 	}
 }
 
-// js returns what an expression is on the page.
+// js evaluates an expression on the page and returns its value.
 func js[T any](p *page, expression string) T {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
@@ -293,28 +295,28 @@ func js[T any](p *page, expression string) T {
 	return v
 }
 
-// run runs statements on the page.
+// run executes statements on the page.
 func (p *page) run(statements string) {
 	p.t.Helper()
 	js[bool](p, "(() => { "+statements+"; return true })()")
 }
 
-// see waits until an expression holds on the page.
+// see waits until an expression is true on the page. what describes it in failures.
 func (p *page) see(what, expression string) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
 	defer cancel()
 	for {
-		held, err := chromedp.Run(ctx, chromedp.Evaluate[bool](fmt.Sprintf(`new Promise((resolve) => {
+		seen, err := chromedp.Run(ctx, chromedp.Evaluate[bool](fmt.Sprintf(`new Promise((resolve) => {
 			const began = Date.now()
-			const look = () => {
+			const check = () => {
 				if (%s) resolve(true)
 				else if (Date.now() - began > 1000) resolve(false)
-				else setTimeout(look, 10)
+				else setTimeout(check, 10)
 			}
-			look()
+			check()
 		})`, expression), chromedp.EvalAwaitPromise))
-		if err == nil && held {
+		if err == nil && seen {
 			return
 		}
 		if ctx.Err() != nil {
@@ -324,32 +326,32 @@ func (p *page) see(what, expression string) {
 	}
 }
 
-// seeText waits until an element, the first that a CSS selector finds, has a text in it.
+// seeText waits until the first element that matches a CSS selector contains a text.
 func (p *page) seeText(selector, text string) {
 	p.t.Helper()
 	p.see(fmt.Sprintf("%q in %s", text, selector), fmt.Sprintf("document.querySelector(%q)?.innerText.includes(%q)", selector, text))
 }
 
-// seeNo waits until there is nothing like that, or it is hidden.
+// seeNo waits until no element matches a CSS selector, or the first one is hidden.
 func (p *page) seeNo(selector string) {
 	p.t.Helper()
 	p.see("no "+selector, fmt.Sprintf("!document.querySelector(%q)?.checkVisibility()", selector))
 }
 
-// click clicks on a button or link with this text, in what an XPath finds, or anywhere.
+// click clicks on the button or link with a text, optionally within an XPath.
 func (p *page) click(text string, in ...string) {
 	p.t.Helper()
 	clickOn(p, chromedp.Search(fmt.Sprintf(`%s//*[self::button or self::a][normalize-space()=%q][not(ancestor-or-self::*[@hidden])]`, strings.Join(in, ""), text)))
 }
 
-// choose clicks on what a CSS selector finds.
+// choose clicks on the element that a CSS selector finds.
 func (p *page) choose(selector string) {
 	p.t.Helper()
 	clickOn(p, chromedp.CSS(selector))
 }
 
-// clickOn clicks on what is found, and looks for it again if the page has put
-// another in its place meanwhile.
+// clickOn clicks on an element. It searches again if the page replaced the element
+// between the search and the click.
 func clickOn[S chromedp.Selectable](p *page, selector S) {
 	p.t.Helper()
 	for began := time.Now(); ; {
@@ -363,13 +365,13 @@ func clickOn[S chromedp.Selectable](p *page, selector S) {
 	}
 }
 
-// fill types into a field by its name, in place of what is there.
+// fill replaces the text of the field with a name.
 func (p *page) fill(name, text string) {
 	p.t.Helper()
 	p.fillIn(fmt.Sprintf("[name=%q]", name), text)
 }
 
-// fillIn is fill for what a CSS selector finds.
+// fillIn replaces the text of the field that a CSS selector finds.
 func (p *page) fillIn(selector, text string) {
 	p.t.Helper()
 	p.see(selector, fmt.Sprintf("document.querySelector(%q)?.checkVisibility()", selector))
@@ -380,6 +382,7 @@ func (p *page) fillIn(selector, text string) {
 	p.do(chromedp.KeyEvent(text))
 }
 
+// press presses keys, one after the other.
 func (p *page) press(keys ...string) {
 	p.t.Helper()
 	for _, key := range keys {
@@ -387,17 +390,19 @@ func (p *page) press(keys ...string) {
 	}
 }
 
-// goTo opens a page of the dashboard, as somebody does who types its address.
+// goTo opens a page of the dashboard by its address.
 func (p *page) goTo(hash string) {
 	p.t.Helper()
 	js[string](p, fmt.Sprintf("location.hash = %q", hash))
 }
 
+// size sets the size of the window in pixels.
 func (p *page) size(width, height int64) {
 	p.t.Helper()
 	p.do(chromedp.EmulateViewport(width, height))
 }
 
+// theme sets the color scheme that the page sees: light or dark.
 func (p *page) theme(name string) {
 	p.t.Helper()
 	p.do(chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
@@ -408,7 +413,7 @@ func (p *page) theme(name string) {
 	}))
 }
 
-// screenshot writes a picture, for whoever looks.
+// screenshot writes a PNG file of the window.
 func (p *page) screenshot(path string) {
 	png, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
 	if err == nil {

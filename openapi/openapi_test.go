@@ -1,5 +1,5 @@
-// Package openapi holds the description of the API against the answers of the
-// server. It is a module of its own because it needs a validator.
+// Package openapi checks the server's responses against the description of its API.
+// It is a separate module because it depends on a validator.
 package openapi
 
 import (
@@ -19,7 +19,7 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 )
 
-// reply is an answer that the server gave in one of its tests.
+// reply is a response that the server sent in one of its tests.
 type reply struct {
 	Method string      `json:"method"`
 	Target string      `json:"target"`
@@ -28,7 +28,8 @@ type reply struct {
 	Body   []byte      `json:"body"`
 }
 
-// otherAPIs are the paths of the servers whose API is not described here.
+// otherAPIs matches the paths of the other servers' APIs, which openapi.json does not
+// describe.
 var otherAPIs = regexp.MustCompile(`^/(message|messages|channels|(queue|in|out|compact)/[^/]*|((enqueue|dequeue|finish|interval|deletequeue|status|metrics|deepstatus)(/.*)|dequeue|deepstatus)?)/?(\?.*)?$`)
 
 func TestEveryReplyFitsItsSchema(t *testing.T) {
@@ -44,9 +45,9 @@ func TestEveryReplyFitsItsSchema(t *testing.T) {
 	if len(errs) > 0 {
 		t.Fatal(errs)
 	}
-	if ok, mistakes := v.ValidateDocument(); !ok {
-		for _, m := range mistakes {
-			t.Errorf("openapi.json: %s: %s %v", m.Message, m.Reason, m.SchemaValidationErrors)
+	if ok, errs := v.ValidateDocument(); !ok {
+		for _, e := range errs {
+			t.Errorf("openapi.json: %s: %s %v", e.Message, e.Reason, e.SchemaValidationErrors)
 		}
 		t.FailNow()
 	}
@@ -61,17 +62,17 @@ func TestEveryReplyFitsItsSchema(t *testing.T) {
 	seen := map[string]bool{}
 	statuses := map[int]int{}
 	for lines.Scan() {
-		var a reply
-		if err := json.Unmarshal(lines.Bytes(), &a); err != nil {
+		var r reply
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 			t.Fatal(err)
 		}
-		shape := a.Method + a.Target + http.StatusText(a.Status) + mask(a.Body)
-		if a.Method == http.MethodHead || seen[shape] || otherAPIs.MatchString(a.Target) {
+		shape := r.Method + r.Target + http.StatusText(r.Status) + mask(r.Body)
+		if r.Method == http.MethodHead || seen[shape] || otherAPIs.MatchString(r.Target) {
 			continue
 		}
 		seen[shape] = true
-		statuses[a.Status]++
-		a.check(t, v)
+		statuses[r.Status]++
+		r.check(t, v)
 	}
 	if err := lines.Err(); err != nil {
 		t.Fatal(err)
@@ -81,37 +82,37 @@ func TestEveryReplyFitsItsSchema(t *testing.T) {
 			t.Errorf("no reply has the status %d: is anything recorded?", status)
 		}
 	}
-	t.Logf("%d different replies, by status: %v", len(seen), statuses)
+	t.Logf("%d different responses, by status: %v", len(seen), statuses)
 }
 
-// check fails the test unless the description has such an answer.
-func (a *reply) check(t *testing.T, v validator.Validator) {
-	r, err := http.NewRequest(a.Method, "http://localhost"+a.Target, nil)
+// check fails the test unless the description has such a response.
+func (r *reply) check(t *testing.T, v validator.Validator) {
+	request, err := http.NewRequest(r.Method, "http://localhost"+r.Target, nil)
 	if err != nil {
 		t.Error(err)
 		return
 	}
-	ok, mistakes := v.ValidateHttpResponse(r, &http.Response{
-		StatusCode: a.Status,
-		Header:     a.Header,
-		Body:       io.NopCloser(bytes.NewReader(tooLarge.ReplaceAll(a.Body, []byte("e40")))),
+	ok, errs := v.ValidateHttpResponse(request, &http.Response{
+		StatusCode: r.Status,
+		Header:     r.Header,
+		Body:       io.NopCloser(bytes.NewReader(hugeExponent.ReplaceAll(r.Body, []byte("e40")))),
 	})
 	if ok {
 		return
 	}
-	for _, m := range mistakes {
-		if m.IsPathMissingError() || m.IsOperationMissingError() {
-			// No route of the description, or one that a test added.
-			if a.Status >= 300 {
+	for _, e := range errs {
+		if e.IsPathMissingError() || e.IsOperationMissingError() {
+			// An error for an unknown route, or for a route that a test added.
+			if r.Status >= 300 {
 				continue
 			}
 		}
-		t.Errorf("%s %s = %d %s\n%s: %s %v", a.Method, a.Target, a.Status, cut(a.Body), m.Message, m.Reason, m.SchemaValidationErrors)
+		t.Errorf("%s %s = %d %s\n%s: %s %v", r.Method, r.Target, r.Status, excerpt(r.Body), e.Message, e.Reason, e.SchemaValidationErrors)
 	}
 }
 
-// replies returns the file that the tests of the server wrote their answers to:
-// that in QUEUED_TEST_REPLIES, or else that of a run of them.
+// replies returns the path of a file with the responses that the server sent in its
+// tests: the file in QUEUED_TEST_REPLIES if it is set, else that of a new test run.
 func replies(t *testing.T) string {
 	if path := os.Getenv("QUEUED_TEST_REPLIES"); path != "" {
 		return path
@@ -126,15 +127,16 @@ func replies(t *testing.T) string {
 	return path
 }
 
-// tooLarge is in numbers that the server keeps and the validator cannot read.
-var tooLarge = regexp.MustCompile(`e400\b`)
+// hugeExponent matches exponents that the server preserves and the validator rejects.
+var hugeExponent = regexp.MustCompile(`e400\b`)
 
 var varying = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+`)
 
-// mask replaces what differs between answers of the same shape.
+// mask replaces ids and numbers, so that responses of the same shape are equal.
 func mask(body []byte) string { return varying.ReplaceAllString(string(body), "#") }
 
-func cut(body []byte) string {
+// excerpt returns at most the first 300 bytes of a body.
+func excerpt(body []byte) string {
 	if len(body) > 300 {
 		return strings.ToValidUTF8(string(body[:300]), "") + "…"
 	}

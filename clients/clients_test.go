@@ -1,6 +1,6 @@
-// Package clients holds the server against clients of the servers whose APIs it
-// speaks, each as their users write it: in Python, in a shell with curl, and in Go.
-// It is a module of its own because the server's tests do without Python.
+// Package clients tests the server with clients of the four servers whose APIs it
+// implements, written as their users write them: in Python, in Go, and in a shell with
+// curl. It is a separate module because the server's own tests do not need Python.
 package clients
 
 import (
@@ -21,22 +21,24 @@ import (
 	"time"
 )
 
-// testTimeout is how long a client may take. None that works takes as long.
+// testTimeout is the maximum time that a client may take. It is only reached when a
+// test fails.
 const testTimeout = time.Minute
 
-// A client gets a URL and a name for its queues. It produces twenty messages, works
-// them off, and prints a line for each: the queue and, after a space, what was in it.
+// servers lists the servers to imitate. A client gets a URL and a name for its queues.
+// It produces and consumes twenty messages, and prints a line for each: the queue, a
+// space, and the content of the message.
 var servers = []struct {
-	id   string // folder of the clients
+	id   string // directory of the clients
 	args []string
-	want func(name string) []string // lines; only the order within a queue counts
+	want func(name string) []string // lines; their order matters only within a queue
 
-	// A client cannot be done sooner, because of a limit on the rate.
+	// The minimum time that a client takes, because of a rate limit.
 	atLeast time.Duration
 }{
 	{
 		id: "fastqueue",
-		want: func(name string) []string { // the number of the delivery at the end
+		want: func(name string) []string { // lines end in the number of the delivery
 			lines := numbered(1, 6, name+" %d 1")
 			lines = append(lines, numbered(8, 20, name+" %d 1")...)
 			return append(lines, name+" 7 2")
@@ -53,13 +55,13 @@ var servers = []struct {
 	},
 	{
 		id: "sharq",
-		want: func(string) (lines []string) { // the requeues that remain at the end
+		want: func(string) (lines []string) { // lines end in the number of remaining requeues
 			for n := 1; n <= 20; n++ {
 				lines = append(lines, fmt.Sprintf("user-%d %d 5", n%3, n))
 			}
 			return lines
 		},
-		atLeast: 600 * time.Millisecond, // seven jobs of a user, one every 100 ms
+		atLeast: 600 * time.Millisecond, // each user has seven jobs, one every 100 ms
 	},
 }
 
@@ -88,11 +90,11 @@ func TestClientsWorkUnchanged(t *testing.T) {
 					began := time.Now()
 					got := run(t, append(command, url, language)...)
 					if took := time.Since(began); took < v.atLeast {
-						t.Errorf("it took %v, want at least %v", took, v.atLeast)
+						t.Errorf("the client took %v, want at least %v", took, v.atLeast)
 					}
 					want := byQueue(v.want(language))
 					if !reflect.DeepEqual(byQueue(got), want) {
-						t.Errorf("worked on, by queue:\n%q\nwant:\n%q", byQueue(got), want)
+						t.Errorf("messages by queue:\n%q\nwant:\n%q", byQueue(got), want)
 					}
 				})
 			}
@@ -115,7 +117,7 @@ func run(t *testing.T, command ...string) []string {
 	return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
 }
 
-// byQueue groups lines by their first word, in their order.
+// byQueue groups lines by their first word, and keeps their order.
 func byQueue(lines []string) map[string][]string {
 	queues := map[string][]string{}
 	for _, line := range lines {
@@ -125,7 +127,7 @@ func byQueue(lines []string) map[string][]string {
 	return queues
 }
 
-// mustBuild builds the program in a folder.
+// mustBuild builds the program in a directory and returns the path of the binary.
 func mustBuild(t *testing.T, dir string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "program")
@@ -139,8 +141,8 @@ func mustBuild(t *testing.T, dir string) string {
 
 var readyLine = regexp.MustCompile(`msg=ready url=(\S+)`)
 
-// startServer starts queued on a private PostgreSQL, and returns its URL once it
-// is ready. At the end of the test it has to stop as it should.
+// startServer starts queued on a private PostgreSQL and returns its URL once it is
+// ready. At the end of the test it stops the server, which has to exit with status 0.
 func startServer(t *testing.T, queued string, args ...string) (url string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*testTimeout)
@@ -160,14 +162,14 @@ func startServer(t *testing.T, queued string, args ...string) (url string) {
 		server.Process.Signal(syscall.SIGTERM)
 		<-rest
 		if err := server.Wait(); err != nil {
-			t.Errorf("the server ended with %v after SIGTERM", err)
+			t.Errorf("the server exited with %v after SIGTERM", err)
 		}
 	})
 	for url == "" {
 		line, err := lines.ReadString('\n')
 		if err != nil {
 			close(rest)
-			t.Fatalf("the server is not ready: %v", err)
+			t.Fatalf("the server did not become ready: %v", err)
 		}
 		if m := readyLine.FindStringSubmatch(line); m != nil {
 			url = m[1]
@@ -177,18 +179,18 @@ func startServer(t *testing.T, queued string, args ...string) (url string) {
 		defer close(rest)
 		io.Copy(io.Discard, lines)
 	}()
-	answer, err := http.Get(url + "/readyz")
+	response, err := http.Get(url + "/readyz")
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		t.Fatalf("GET /readyz = %s", answer.Status)
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		t.Fatalf("GET /readyz = %s", response.Status)
 	}
 	return url
 }
 
-// newDataDir returns a folder that the user PostgreSQL runs as can reach.
+// newDataDir returns a path that the user PostgreSQL runs as can reach.
 func newDataDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "queued-test-")

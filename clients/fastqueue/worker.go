@@ -1,6 +1,6 @@
-// The program publishes twenty events and works them off: worker URL NAME
+// The program publishes twenty events and processes them: worker URL NAME
 //
-// The seventh fails the first time, and comes back.
+// The seventh fails the first time, and is delivered again.
 package main
 
 import (
@@ -54,7 +54,7 @@ func main() {
 	}
 }
 
-// call makes a request, and decodes the answer into a result unless that is nil.
+// call makes a request, and decodes the response into a result unless that is nil.
 func call(method, url string, body object, result any) {
 	var in bytes.Buffer
 	if body != nil {
@@ -68,16 +68,16 @@ func call(method, url string, body object, result any) {
 	}
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("Content-Type", "application/json")
-	answer, err := http.DefaultClient.Do(request)
+	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode >= 300 {
-		log.Fatalf("%s %s: %s", method, url, answer.Status)
+	defer response.Body.Close()
+	if response.StatusCode >= 300 {
+		log.Fatalf("%s %s: %s", method, url, response.Status)
 	}
 	if result != nil {
-		if err := json.NewDecoder(answer.Body).Decode(result); err != nil {
+		if err := json.NewDecoder(response.Body).Decode(result); err != nil {
 			log.Fatal(err)
 		}
 	}

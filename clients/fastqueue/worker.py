@@ -1,6 +1,6 @@
-"""Publishes twenty events and works them off: worker.py URL NAME
+"""Publishes twenty events and processes them: worker.py URL NAME
 
-The seventh fails the first time, and comes back.
+The seventh fails the first time, and is delivered again.
 """
 
 import json
@@ -14,8 +14,8 @@ def call(method, path, body=None):
     data = None if body is None else json.dumps(body).encode()
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
     request = urllib.request.Request(url + path, data, headers, method=method)
-    with urllib.request.urlopen(request) as answer:
-        return json.loads(answer.read() or "null")
+    with urllib.request.urlopen(request) as response:
+        return json.loads(response.read() or "null")
 
 
 call("POST", "/topics", {"id": name})

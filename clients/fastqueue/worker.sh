@@ -1,6 +1,6 @@
 #!/bin/sh
-# Publishes twenty events and works them off: worker.sh URL NAME
-# The seventh fails the first time, and comes back.
+# Publishes twenty events and processes them: worker.sh URL NAME
+# The seventh fails the first time, and is delivered again.
 set -eu
 url=$1 name=$2
 
@@ -8,8 +8,8 @@ call() { # METHOD PATH [BODY]
     curl -fsS -X "$1" -H 'Accept: application/json' -H 'Content-Type: application/json' ${3:+-d "$3"} "$url$2"
 }
 
-# field prints a member of the one message in an answer, if there is one.
-field() { # NAME ANSWER
+# field prints a member of the one message in a response, if there is one.
+field() { # NAME RESPONSE
     printf '%s' "$2" | tr -d '\n' | sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",} ]*\).*/\1/p'
 }
 
@@ -22,15 +22,15 @@ while [ $n -le 20 ]; do
 done
 
 while :; do
-    answer=$(call GET "/queues/$name/messages?limit=1")
-    id=$(field id "$answer")
+    response=$(call GET "/queues/$name/messages?limit=1")
+    id=$(field id "$response")
     [ -n "$id" ] || break
-    number=$(field number "$answer")
-    delivery=$(field delivery_attempts "$answer")
+    number=$(field number "$response")
+    delivery=$(field delivery_attempts "$response")
     if [ "$number $delivery" = "7 1" ]; then
         call PUT "/messages/$id/nack"
         continue
     fi
-    echo "$(field queue_id "$answer") $number $delivery"
+    echo "$(field queue_id "$response") $number $delivery"
     call PUT "/messages/$id/ack"
 done

@@ -12,15 +12,15 @@ server = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc)
 
 
 def call(method, path, headers, body=None):
-    """Returns the status and the body of an answer."""
+    """Returns the status and the body of a response."""
     server.request(method, path, body, headers)
-    answer = server.getresponse()
-    return answer.status, answer.read()
+    response = server.getresponse()
+    return response.status, response.read()
 
 
 for n in range(1, 21):
-    answer = call("POST", f"/in/{queue}", PRODUCER, b'{"context": "job %d"}' % n)
-    assert answer == (200, b""), answer
+    response = call("POST", f"/in/{queue}", PRODUCER, b'{"context": "job %d"}' % n)
+    assert response == (200, b""), response
 
 while True:
     status, job = call("GET", f"/out/{queue}", WORKER)

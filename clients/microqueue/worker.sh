@@ -12,12 +12,12 @@ while [ $n -le 20 ]; do
 done
 
 while :; do
-    answer=$(curl -sS -w ' %{http_code}' -X GET -H "$worker" "$url/out/$queue")
-    case $answer in
-    *' 200') echo "$queue ${answer% *}" ;;
+    response=$(curl -sS -w ' %{http_code}' -X GET -H "$worker" "$url/out/$queue")
+    case $response in
+    *' 200') echo "$queue ${response% *}" ;;
     *' 404') break ;;
     *)
-        echo "$answer" >&2
+        echo "$response" >&2
         exit 1
         ;;
     esac

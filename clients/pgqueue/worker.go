@@ -1,4 +1,4 @@
-// The program inserts twenty messages, looks at them and reads them: worker URL CHANNEL
+// The program inserts twenty messages, browses them and reads them: worker URL CHANNEL
 package main
 
 import (
@@ -61,21 +61,21 @@ func main() {
 	}
 }
 
-// call makes a request, decodes the answer unless it is empty, and returns its status.
+// call makes a request, decodes the response unless it is empty, and returns its status.
 func call(method, url, body string, result any) (status int) {
 	request, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
 		log.Fatal(err)
 	}
-	answer, err := http.DefaultClient.Do(request)
+	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusNoContent {
-		if err := json.NewDecoder(answer.Body).Decode(result); err != nil {
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusNoContent {
+		if err := json.NewDecoder(response.Body).Decode(result); err != nil {
 			log.Fatal(err)
 		}
 	}
-	return answer.StatusCode
+	return response.StatusCode
 }

@@ -1,4 +1,4 @@
-"""Inserts twenty messages, looks at them and reads them: worker.py URL CHANNEL"""
+"""Inserts twenty messages, browses them and reads them: worker.py URL CHANNEL"""
 
 import json
 import sys
@@ -8,12 +8,12 @@ url, channel = sys.argv[1:]
 
 
 def call(method, path, body=None):
-    """Returns the status and the JSON of an answer, None for an empty one."""
+    """Returns the status and the JSON of a response, None for an empty one."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(url + path, data, headers, method=method)
-    with urllib.request.urlopen(request) as answer:
-        return answer.status, json.loads(answer.read() or "null")
+    with urllib.request.urlopen(request) as response:
+        return response.status, json.loads(response.read() or "null")
 
 
 ids = []

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Inserts twenty messages, looks at them and reads them: worker.sh URL CHANNEL
+# Inserts twenty messages, browses them and reads them: worker.sh URL CHANNEL
 set -eu
 url=$1 channel=$2
 
-# field prints a member of the message in an answer, if there is one.
-field() { # NAME ANSWER
+# field prints a member of the message in a response, if there is one.
+field() { # NAME RESPONSE
     printf '%s' "$2" | tr -d '\n' | sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\).*/\1/p'
 }
 
@@ -15,8 +15,8 @@ fail() {
 
 seq=1
 while [ $seq -le 20 ]; do
-    answer=$(curl -fsS "$url/message" -H 'Content-Type: application/json' -d '{"channel": "'"$channel"'", "message": {"seq": '$seq'}}')
-    [ "$(field status "$answer")" = 'Message inserted!' ] || fail "$answer"
+    response=$(curl -fsS "$url/message" -H 'Content-Type: application/json' -d '{"channel": "'"$channel"'", "message": {"seq": '$seq'}}')
+    [ "$(field status "$response")" = 'Message inserted!' ] || fail "$response"
     seq=$((seq + 1))
 done
 
@@ -29,9 +29,9 @@ browsed=$(curl -fsS "$url/messages?channel=$channel&offset=0&limit=25" | tr '{' 
 [ "$browsed" -eq 20 ] || fail "a browse shows $browsed messages"
 
 while :; do
-    answer=$(curl -fsS "$url/queue/$channel")
-    [ -n "$answer" ] || break
-    echo "$(field channel "$answer") $(field seq "$answer")"
+    response=$(curl -fsS "$url/queue/$channel")
+    [ -n "$response" ] || break
+    echo "$(field channel "$response") $(field seq "$response")"
 done
 
 status=$(curl -sS -w '%{http_code}' "$url/messages?channel=$channel")

@@ -1,4 +1,4 @@
-// The program enqueues twenty jobs of three users and works them off: worker URL QUEUE_TYPE
+// The program enqueues twenty jobs of three users and processes them: worker URL QUEUE_TYPE
 //
 // A user gets one job every 100 ms.
 package main
@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// reply has what is in any answer.
+// reply has the members of all responses.
 type reply struct {
 	Status            string
 	QueueID           string `json:"queue_id"`
@@ -56,20 +56,20 @@ func main() {
 	}
 }
 
-// call makes a request, and returns the status and the JSON of the answer.
+// call makes a request, and returns the status and the JSON of the response.
 func call(method, url, body string) (status int, v reply) {
 	request, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
 		log.Fatal(err)
 	}
 	request.Header.Set("Content-Type", "application/json")
-	answer, err := http.DefaultClient.Do(request)
+	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer answer.Body.Close()
-	if err := json.NewDecoder(answer.Body).Decode(&v); err != nil {
-		log.Fatalf("%s %s: %s, %v", method, url, answer.Status, err)
+	defer response.Body.Close()
+	if err := json.NewDecoder(response.Body).Decode(&v); err != nil {
+		log.Fatalf("%s %s: %s, %v", method, url, response.Status, err)
 	}
-	return answer.StatusCode, v
+	return response.StatusCode, v
 }

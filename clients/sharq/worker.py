@@ -1,4 +1,4 @@
-"""Enqueues twenty jobs of three users and works them off: worker.py URL QUEUE_TYPE
+"""Enqueues twenty jobs of three users and processes them: worker.py URL QUEUE_TYPE
 
 A user gets one job every 100 ms.
 """
@@ -13,25 +13,25 @@ url, queue_type = sys.argv[1:]
 
 
 def call(method, path, body=None):
-    """Returns the status and the JSON of an answer."""
+    """Returns the status and the JSON of a response."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
     request = urllib.request.Request(url + path, data, headers, method=method)
     try:
-        with urllib.request.urlopen(request) as answer:
-            return answer.status, json.load(answer)
+        with urllib.request.urlopen(request) as response:
+            return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
 
 
 for n in range(1, 21):
-    answer = call("POST", f"/enqueue/{queue_type}/user-{n % 3}/", {
+    response = call("POST", f"/enqueue/{queue_type}/user-{n % 3}/", {
         "job_id": f"job-{n}",
         "interval": 100,
         "payload": {"number": n},
         "requeue_limit": 5,
     })
-    assert answer == (201, {"status": "queued"}), answer
+    assert response == (201, {"status": "queued"}), response
 
 finished = 0
 while finished < 20:
@@ -41,8 +41,8 @@ while finished < 20:
         continue
     assert (status, job["status"]) == (200, "success"), job
     print(job["queue_id"], job["payload"]["number"], job["requeues_remaining"])
-    answer = call("POST", f"/finish/{queue_type}/{job['queue_id']}/{job['job_id']}/")
-    assert answer == (200, {"status": "success"}), answer
+    response = call("POST", f"/finish/{queue_type}/{job['queue_id']}/{job['job_id']}/")
+    assert response == (200, {"status": "success"}), response
     finished += 1
 
 for user in range(3):

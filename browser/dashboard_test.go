@@ -100,6 +100,7 @@ func TestSettingsAreSavedAndErrorsShowAtTheirFields(t *testing.T) {
 	s.queue("dead")
 	s.queue("mails", `"message_filters":{"country":["fr"]}`)
 	p := open(t, s.url()+"/#/queues/mails")
+	p.seeText("h1 + .tags", "filtered") // nothing moves from here on
 	p.click("Settings")
 	p.see("the settings", `document.querySelector('[name=message_filters]')?.value === '{"country":["fr"]}'`)
 	p.fill("ack_deadline_seconds", "0")

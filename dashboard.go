@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// dashboardFiles is the dashboard as the browser gets it: there is no build step,
-// and it loads nothing from elsewhere.
+// dashboardFiles has the files of the dashboard, which are served as they are. There
+// is no build step, and the files load nothing from other hosts.
 //
 //go:embed dashboard/*.html dashboard/*.css dashboard/*.js dashboard/*.svg
 var dashboardFiles embed.FS
 
-// dashboardPolicy is the Content-Security-Policy of the dashboard: its own files,
-// requests to this server alone, and no HTML made of text.
+// dashboardPolicy is the Content-Security-Policy of the dashboard. It allows the
+// dashboard's own files and requests to this server, and no HTML built from strings.
 const dashboardPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// dashboardTypes are not asked of package mime, which may go by the settings of
-// the machine.
+// dashboardTypes are the content types by extension. Package mime may return others,
+// depending on the configuration of the machine.
 var dashboardTypes = map[string]string{
 	".html": "text/html; charset=utf-8",
 	".css":  "text/css; charset=utf-8",
@@ -36,8 +36,8 @@ func (s *server) handleDashboard() {
 	s.handle(anyToken, "GET /overview", s.overview)
 }
 
-// home is the dashboard for a browser, and SharQ's greeting for all others. Its
-// header says which server this is, for which the greeting has no place.
+// home returns the dashboard to browsers and SharQ's greeting to all other clients.
+// The Server header holds the version, for which SharQ's greeting has no field.
 func (s *server) home(r *request) error {
 	r.w.Header().Set("Server", "queued "+version())
 	r.w.Header().Set("Vary", "Accept")
@@ -51,7 +51,7 @@ func (s *server) dashboardFile(r *request) error {
 	return r.dashboard(r.PathValue("file"))
 }
 
-// dashboard answers with a file of the dashboard.
+// dashboard responds with a file of the dashboard.
 func (r *request) dashboard(name string) error {
 	text, err := dashboardFiles.ReadFile("dashboard/" + name)
 	if err != nil {
@@ -67,20 +67,20 @@ func (r *request) dashboard(name string) error {
 	return nil
 }
 
-// overview is all that there is to see of many queues at once, beside its "data",
-// a list of overviewItem.
+// overview is the response to GET /overview without its "data", a list of
+// overviewItem.
 type overview struct {
 	Server overviewServer `json:"server"`
-	Token  *overviewToken `json:"token"` // null if the server is open
-	// NextOffset is where the next page begins, null at the end.
+	Token  *overviewToken `json:"token"` // null if the server requires none
+	// NextOffset is the offset of the next page, null on the last page.
 	NextOffset *int `json:"next_offset"`
 }
 
 type overviewServer struct {
-	ID      string  `json:"id"` // of the process: totals are its own, and count from its start
+	ID      string  `json:"id"` // of the process, whose totals count from its start
 	Version string  `json:"version"`
 	Uptime  float64 `json:"uptime_seconds"`
-	// CountedAgo is how old the counts of messages are; null before the first.
+	// CountedAgo is the age of the message counts, null before the first count.
 	CountedAgo *float64 `json:"counted_seconds_ago"`
 }
 
@@ -89,10 +89,10 @@ type overviewToken struct {
 	Admin bool   `json:"admin"`
 }
 
-// overviewItem is a queue, what is in it, and what this server did with it.
+// overviewItem is a queue with its message counts and with this server's totals.
 type overviewItem struct {
 	queue
-	Messages         *messageCounts `json:"messages"` // null: made since the last count
+	Messages         *messageCounts `json:"messages"` // null if the queue was created after the last count
 	OldestAge        float64        `json:"oldest_message_age_seconds"`
 	WaitingReceivers int            `json:"waiting_receivers"`
 	PublishedTotal   int64          `json:"published_total"`
@@ -100,7 +100,7 @@ type overviewItem struct {
 	AckedTotal       int64          `json:"acked_total"`
 }
 
-// overview answers with a page of queues, as many as an answer may have.
+// overview returns a page of at most -max-limit queues, ordered by id.
 func (s *server) overview(r *request) error {
 	f := parseQuery(r.URL.RawQuery)
 	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})

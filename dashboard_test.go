@@ -18,16 +18,16 @@ func getAs(s *testServer, accept, path string) reply {
 		s.t.Fatal(err)
 	}
 	r.Header.Set("Accept", accept)
-	answer, err := http.DefaultClient.Do(r)
+	response, err := http.DefaultClient.Do(r)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer answer.Body.Close()
-	text, err := io.ReadAll(answer.Body)
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return reply{answer.StatusCode, answer.Header, string(text)}
+	return reply{response.StatusCode, response.Header, string(text)}
 }
 
 func TestHomeIsTheDashboardForBrowsersAndTheGreetingForOthers(t *testing.T) {
@@ -54,7 +54,7 @@ func TestHomeIsTheDashboardForBrowsersAndTheGreetingForOthers(t *testing.T) {
 func TestDashboardLoadsNothingFromElsewhere(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.server.ready.Store(false) // it is there to say that the database is not
+	s.server.ready.Store(false) // the dashboard has to load while the database is unavailable
 	files, err := fs.Glob(dashboardFiles, "dashboard/*")
 	if err != nil || len(files) < 5 {
 		t.Fatalf("files = %v, %v", files, err)
@@ -85,7 +85,7 @@ func TestDashboardLoadsNothingFromElsewhere(t *testing.T) {
 	}
 }
 
-// overviewSeen is what tests look at of an overview.
+// overviewSeen has the fields of an overview that tests check.
 type overviewSeen struct {
 	Server struct {
 		ID      string
@@ -126,7 +126,7 @@ func TestOverviewShowsQueuesAndWhatIsInThem(t *testing.T) {
 	s.poll(t.Context(), "u", "?wait_seconds=20")
 	s.waiting("u", 1)
 	var v overviewSeen
-	eventually(t, "all are counted", func() bool {
+	eventually(t, "all messages are counted", func() bool {
 		v = overviewOf(&s.client, "")
 		return len(v.Data) == 2 && v.Data[1].Messages != nil && v.Data[0].Messages != nil && *v.Data[0].Messages == messageCounts{Ready: 1, Delayed: 1, InFlight: 1}
 	})
@@ -143,7 +143,7 @@ func TestOverviewShowsQueuesAndWhatIsInThem(t *testing.T) {
 	s.must(204, "DELETE", "/queues/t", "")
 	s.mustQueue("t")
 	if q := overviewOf(&s.client, "").Data[0]; q.Published != 0 {
-		t.Errorf("a queue made again has %d publishes", q.Published)
+		t.Errorf("a queue created again has %d publishes", q.Published)
 	}
 }
 

@@ -30,7 +30,7 @@ var errNotInFlight = errors.New("not in flight")
 // with many of them, those of the others were carried out.
 type errLeaseEnded struct{ items []int }
 
-func (errLeaseEnded) Error() string { return "the message is not in this lease any more" }
+func (errLeaseEnded) Error() string { return "the lease has ended: scheduled_at does not match" }
 
 // ack deletes messages, whoever holds them unless they have a guard. Unknown ids
 // are ignored.
@@ -160,7 +160,7 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	there, err := s.existing(ids)
 	if err != nil {
 		// What came before is committed, and must not be done again.
-		return fmt.Errorf("%w: which guards held is unknown: %v", errUnavailable, err)
+		return fmt.Errorf("%w: unknown which leases had ended: %v", errUnavailable, err)
 	}
 	for _, v := range batch {
 		for i, item := range v.items {
@@ -429,7 +429,7 @@ func (f *form) messageID(raw []byte, loc ...any) string {
 func (f *form) ackItems() (items []ackItem) {
 	switch {
 	case f.has("messages") && f.has("ids"):
-		f.addMistake("either ids or messages", "value_error", "messages")
+		f.addMistake("ids and messages are mutually exclusive", "value_error", "messages")
 	case f.has("messages"):
 		f.objects("messages", maxBatch, func(item *form) {
 			v := ackItem{}

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-const leaseOver = `{"detail":"the message is not in this lease any more"}`
+const leaseOver = `{"detail":"the lease has ended: scheduled_at does not match"}`
 
 // A consumer that was too slow has the scheduled_at of its own lease, and can
 // touch neither the lease of the next one, nor the message once it has moved.
@@ -43,7 +43,7 @@ func TestLateConsumerCannotTouchTheNextLease(t *testing.T) {
 			next(s, id)
 			before := s.must(200, "GET", "/messages/"+id, "")
 			guarded := fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q}]}`, id, lease)
-			conflict := `{"detail":[{"loc":["body","messages",0,"scheduled_at"],"msg":"the message is not in this lease any more","type":"value_error.lease"}]}`
+			conflict := `{"detail":[{"loc":["body","messages",0,"scheduled_at"],"msg":"the lease has ended: scheduled_at does not match","type":"value_error.lease"}]}`
 			s.play([]step{
 				{"PUT", "/messages/" + id + "/ack?scheduled_at=" + lease, "", 409, leaseOver},
 				{"PUT", "/messages/" + id + "/nack?scheduled_at=" + lease, "", 409, leaseOver},

@@ -163,7 +163,7 @@ func (r *admission) enter(t *net.TCPConn) *conn {
 	}
 	r.mu.Unlock()
 	if open >= r.maxConnections && !said {
-		r.log.Warn("there is no room for more connections, see -max-connections", "connections", open)
+		r.log.Warn("connection limit reached, see -max-connections", "connections", open)
 	}
 	return c
 }
@@ -426,9 +426,9 @@ func (r *admission) connOf(hr *http.Request) *conn {
 }
 
 var (
-	connectionsDesc = prometheus.NewDesc("queued_connections", "Open connections.", nil, nil)
-	evictionsDesc   = prometheus.NewDesc("queued_connections_evicted_total", "Connections that were closed because their clients were waited for and there was no room.", nil, nil)
-	inHandDesc      = prometheus.NewDesc("queued_buffered_bytes", "Bytes of requests and answers that are held.", nil, nil)
+	connectionsDesc = prometheus.NewDesc("queued_connections", "Open client connections.", nil, nil)
+	evictionsDesc   = prometheus.NewDesc("queued_connections_evicted_total", "Connections closed to stay within the limits.", nil, nil)
+	inHandDesc      = prometheus.NewDesc("queued_buffered_bytes", "Bytes of requests and responses in memory.", nil, nil)
 )
 
 func (r *admission) Describe(descs chan<- *prometheus.Desc) {

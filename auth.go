@@ -96,7 +96,7 @@ func (s *server) authorize(r *request, need permission) error {
 
 // forbidden is the error of a request whose token lacks a permission.
 func forbidden(need permission) error {
-	return status{http.StatusForbidden, fmt.Sprintf("the token has no right to do this: it needs %s", need.name)}
+	return status{http.StatusForbidden, fmt.Sprintf("token lacks permission: requires %s", need.name)}
 }
 
 // Errors of a request without a valid token.
@@ -213,10 +213,10 @@ func readTokens(path string) (*tokens, error) {
 	f.objects("tokens", maxTokens, func(item *form) {
 		t := item.token()
 		if named[t.name] {
-			item.addMistake("is there twice", "value_error", "name")
+			item.addMistake("duplicate name", "value_error", "name")
 		}
 		if hashes[t.hash] && len(item.mistakes) == 0 {
-			item.addMistake("another entry has the same token", "value_error", "token")
+			item.addMistake("duplicate token", "value_error", "token")
 		}
 		named[t.name], hashes[t.hash] = true, true
 		*all = append(*all, t)
@@ -234,13 +234,13 @@ func (f *form) token() *token {
 	t.name, _ = f.string("name", true)
 	hasHash := f.has("token_sha256")
 	if f.has("token") == hasHash {
-		f.addMistake("either token or token_sha256 is required", "value_error", "token")
+		f.addMistake("exactly one of token and token_sha256 is required", "value_error", "token")
 		return t
 	}
 	if hasHash {
 		text, _ := f.string("token_sha256", true)
 		if hash, err := hex.DecodeString(text); err != nil || len(hash) != len(t.hash) {
-			f.addMistake("value is not 64 hexadecimal digits", "value_error", "token_sha256")
+			f.addMistake("must be 64 hexadecimal digits", "value_error", "token_sha256")
 		} else {
 			copy(t.hash[:], hash)
 		}
@@ -251,7 +251,7 @@ func (f *form) token() *token {
 		f.addMistake(fmt.Sprintf("ensure this value has at least %d characters", minSecret), "value_error.any_str.min_length", "token")
 	}
 	if strings.TrimSpace(secret) != secret {
-		f.addMistake("begins or ends with white space", "value_error", "token")
+		f.addMistake("must not begin or end with white space", "value_error", "token")
 	}
 	t.hash = sha256.Sum256([]byte(secret))
 	return t
@@ -308,7 +308,7 @@ func (f *form) names(name string) (n names) {
 		case validID(id):
 			n.exact = append(n.exact, id)
 		default:
-			f.addMistake("is no id, no prefix with * behind it, and not *", "value_error", name, i)
+			f.addMistake("must be an id, a prefix ending in *, or *", "value_error", name, i)
 		}
 		i++
 	})

@@ -45,14 +45,14 @@ func writeTokens(t testing.TB, path string, entries map[string]string) string {
 	return path
 }
 
-// statedRights returns the table of docs/configuration.md: the right of each route.
+// statedRights returns the table of docs/configuration.md: the permission of each route.
 func statedRights(t testing.TB) map[string]string {
 	t.Helper()
 	page, err := os.ReadFile("docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, table, _ := strings.Cut(string(page), "| right | requests |\n|---|---|\n")
+	_, table, _ := strings.Cut(string(page), "| permission | requests |\n|---|---|\n")
 	table, _, _ = strings.Cut(table, "\n\n")
 	rights := map[string]string{}
 	for line := range strings.Lines(table) {
@@ -221,7 +221,7 @@ func TestMessagesOfOtherQueuesAreUnknownToAToken(t *testing.T) {
 	both := fmt.Sprintf(`{"ids":[%q,%q]}`, theirs.ID, mine.ID)
 	c.must(204, "PUT", "/messages/nack", both)
 	again := c.receive("mine", "")[0]
-	checkDiff(t, "conflict", `{"detail":[{"loc":["body","messages",1,"scheduled_at"],"msg":"the message is not in this lease any more","type":"value_error.lease"}]}`,
+	checkDiff(t, "conflict", `{"detail":[{"loc":["body","messages",1,"scheduled_at"],"msg":"the lease has ended: scheduled_at does not match","type":"value_error.lease"}]}`,
 		c.must(409, "PUT", "/messages/ack", fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":"2022-10-05T21:48:24"},{"id":%q,"scheduled_at":"2022-10-05T21:48:24"}]}`, theirs.ID, again.ID)))
 	c.must(204, "PUT", "/messages/ack", both)
 	checkDiff(t, "mine", 0, s.messagesIn("mine"))
@@ -236,19 +236,19 @@ func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
 		`{}`:                          "[PATH tokens]: field required",
 		`{"tokens":[]}`:               "[PATH tokens]: ensure this value has at least 1 items",
 		`{"tokens":[{` + long + `}]}`: "[PATH tokens 0 name]: field required",
-		`{"tokens":[{"name":"a"}]}`:   "[PATH tokens 0 token]: either token or token_sha256 is required",
+		`{"tokens":[{"name":"a"}]}`:   "[PATH tokens 0 token]: exactly one of token and token_sha256 is required",
 		`{"tokens":[{"name":"a","token":"super-secret"}]}`:                                   "[PATH tokens 0 token]: ensure this value has at least 20 characters",
-		`{"tokens":[{"name":"a","token":" super-secret-super-secret"}]}`:                     "[PATH tokens 0 token]: begins or ends with white space",
-		`{"tokens":[{"name":"a","token_sha256":"super-secret"}]}`:                            "[PATH tokens 0 token_sha256]: value is not 64 hexadecimal digits",
-		`{"tokens":[{"name":"a",` + long + `,"token_sha256":"00"}]}`:                         "[PATH tokens 0 token]: either token or token_sha256 is required",
+		`{"tokens":[{"name":"a","token":" super-secret-super-secret"}]}`:                     "[PATH tokens 0 token]: must not begin or end with white space",
+		`{"tokens":[{"name":"a","token_sha256":"super-secret"}]}`:                            "[PATH tokens 0 token_sha256]: must be 64 hexadecimal digits",
+		`{"tokens":[{"name":"a",` + long + `,"token_sha256":"00"}]}`:                         "[PATH tokens 0 token]: exactly one of token and token_sha256 is required",
 		`{"tokens":[{"name":"a",` + long + `}],"token":[]}`:                                  "[PATH token]: unexpected field",
 		`{"tokens":[{"name":"a",` + long + `,"gets":["t"]}]}`:                                "[PATH tokens 0 gets]: unexpected field",
 		`{"tokens":[{"name":"a",` + long + `,"get":"t"}]}`:                                   "[PATH tokens 0 get]: value is not a valid list",
-		`{"tokens":[{"name":"a",` + long + `,"get":["t","a/b"]}]}`:                           "[PATH tokens 0 get 1]: is no id",
-		`{"tokens":[{"name":"a",` + long + `,"post":["*a"]}]}`:                               "[PATH tokens 0 post 0]: is no id",
+		`{"tokens":[{"name":"a",` + long + `,"get":["t","a/b"]}]}`:                           "[PATH tokens 0 get 1]: must be an id",
+		`{"tokens":[{"name":"a",` + long + `,"post":["*a"]}]}`:                               "[PATH tokens 0 post 0]: must be an id",
 		`{"tokens":[{"name":"a",` + long + `,"admin":"yes"}]}`:                               "[PATH tokens 0 admin]: value could not be parsed to a boolean",
-		`{"tokens":[{"name":"a",` + long + `},{"name":"a","token":"another-secret-of-20"}]}`: "[PATH tokens 1 name]: is there twice",
-		`{"tokens":[{"name":"a",` + long + `},{"name":"b",` + long + `}]}`:                   "[PATH tokens 1 token]: another entry has the same token",
+		`{"tokens":[{"name":"a",` + long + `},{"name":"a","token":"another-secret-of-20"}]}`: "[PATH tokens 1 name]: duplicate name",
+		`{"tokens":[{"name":"a",` + long + `},{"name":"b",` + long + `}]}`:                   "[PATH tokens 1 token]: duplicate token",
 	} {
 		path := filepath.Join(t.TempDir(), "tokens.json")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -351,7 +351,7 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.cmd.Process.Signal(syscall.SIGHUP)
-	eventually(t, "the broken file is refused", func() bool { return strings.Contains(r.output.String(), "stays in force") })
+	eventually(t, "the broken file is refused", func() bool { return strings.Contains(r.output.String(), "reload failed") })
 	checkDiff(t, "old token after a broken file", 200, status("old"))
 
 	newCertificate(t, certFile, keyFile)
@@ -379,11 +379,11 @@ func TestHangUpWithoutFilesDrains(t *testing.T) {
 func TestOpenServerBeyondLoopbackWarns(t *testing.T) {
 	t.Parallel()
 	r := startProcess(t, "-database-url", newTestDatabase(t, "queued"), "-listen", "0.0.0.0:0")
-	if !strings.Contains(r.output.String(), "everybody who can reach this address") {
+	if !strings.Contains(r.output.String(), "authentication is disabled") {
 		t.Errorf("no warning:\n%s", r.output)
 	}
 	loopback := startProcess(t, "-database-url", newTestDatabase(t, "queued"))
-	if strings.Contains(loopback.output.String(), "everybody who can reach") || !strings.Contains(loopback.output.String(), "auth=none") {
+	if strings.Contains(loopback.output.String(), "authentication is disabled") || !strings.Contains(loopback.output.String(), "auth=none") {
 		t.Errorf("on loopback:\n%s", loopback.output)
 	}
 }

@@ -74,7 +74,7 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 		case <-ticker.C:
 			err := c.once(ctx)
 			if err != nil && ctx.Err() == nil && !errors.Is(err, errUnresponsive) { // of which the log has a line
-				c.log.Warn("cleanup", "error", err)
+				c.log.Warn("cleanup failed", "error", err)
 			}
 		}
 	}
@@ -89,7 +89,7 @@ func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan stru
 			return
 		case <-asked:
 			if _, err := c.metrics.timed("vacuum", patient).ExecContext(ctx, "VACUUM queued.messages"); err != nil && ctx.Err() == nil {
-				c.log.Warn("vacuum", "error", err)
+				c.log.Warn("vacuum failed", "error", err)
 			}
 		}
 	}

@@ -65,7 +65,7 @@ func TestPgQueueAnswersLikePgQueue(t *testing.T) {
 		}
 	}
 	s.ready.Store(false)
-	if got := s.do("POST", "/message", `{"channel":"a","message":{}}`); got.status != 503 || got.body != `{"status":"the database is not available, try again later"}` {
+	if got := s.do("POST", "/message", `{"channel":"a","message":{}}`); got.status != 503 || got.body != `{"status":"database unavailable; try again later"}` {
 		t.Errorf("without a database = %d %s", got.status, got.body)
 	}
 }

@@ -539,7 +539,7 @@ func TestSharQSaysWhenTheDatabaseIsAway(t *testing.T) {
 	s.ready.Store(false)
 	v := s.do(http.MethodGet, "/deepstatus/", "")
 	checkDiff(t, "status", 503, v.status)
-	checkDiff(t, "body", `{"status":"failure","message":"the database is not available, try again later"}`, v.body)
+	checkDiff(t, "body", `{"status":"failure","message":"database unavailable; try again later"}`, v.body)
 	checkDiff(t, "others", 503, s.do("GET", "/dequeue/", "").status)
 }
 

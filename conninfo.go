@@ -86,14 +86,14 @@ var parameters = map[string]parameter{
 	"gsslib":              {does: toNobody, variable: "PGGSSLIB"},
 	"gssdelegation":       {does: toNobody, variable: "PGGSSDELEGATION"},
 
-	"channel_binding":     {does: unsupported, variable: "PGCHANNELBINDING", harmless: "prefer disable", remedy: "remove it, and set sslmode=verify-full to be sure of the server"},
-	"require_auth":        {does: unsupported, variable: "PGREQUIREAUTH", remedy: "remove it, and set sslmode=verify-full to be sure of the server"},
-	"gssencmode":          {does: unsupported, variable: "PGGSSENCMODE", harmless: "prefer disable", remedy: "encrypt with TLS (sslmode)"},
-	"sslcertmode":         {does: unsupported, variable: "PGSSLCERTMODE", harmless: "allow disable", remedy: "name a certificate with sslcert and sslkey"},
-	"sslcrl":              {does: unsupported, variable: "PGSSLCRL", remedy: "revoked certificates cannot be recognised"},
-	"sslcrldir":           {does: unsupported, variable: "PGSSLCRLDIR", remedy: "revoked certificates cannot be recognised"},
-	"sslpassword":         {does: unsupported, remedy: "name a key without a password with sslkey"},
-	"requirepeer":         {does: unsupported, variable: "PGREQUIREPEER", remedy: "let nobody else write to the folder of the socket"},
+	"channel_binding":     {does: unsupported, variable: "PGCHANNELBINDING", harmless: "prefer disable", remedy: "remove it and set sslmode=verify-full to authenticate the server"},
+	"require_auth":        {does: unsupported, variable: "PGREQUIREAUTH", remedy: "remove it and set sslmode=verify-full to authenticate the server"},
+	"gssencmode":          {does: unsupported, variable: "PGGSSENCMODE", harmless: "prefer disable", remedy: "set sslmode to encrypt with TLS"},
+	"sslcertmode":         {does: unsupported, variable: "PGSSLCERTMODE", harmless: "allow disable", remedy: "set sslcert and sslkey"},
+	"sslcrl":              {does: unsupported, variable: "PGSSLCRL", remedy: "remove it; revoked certificates are not detected"},
+	"sslcrldir":           {does: unsupported, variable: "PGSSLCRLDIR", remedy: "remove it; revoked certificates are not detected"},
+	"sslpassword":         {does: unsupported, remedy: "set sslkey to a key without a password"},
+	"requirepeer":         {does: unsupported, variable: "PGREQUIREPEER", remedy: "remove it and make the socket's directory writable to PostgreSQL's user alone"},
 	"requiressl":          {does: unsupported, variable: "PGREQUIRESSL", harmless: "0", remedy: "set sslmode=require"},
 	"replication":         {does: unsupported, harmless: "false off no 0", remedy: "remove it"},
 	"scram_client_key":    {does: unsupported, remedy: "set password or passfile"},
@@ -153,8 +153,8 @@ func (s setting) String() string {
 
 // These errors do not quote the input, which may be part of a password.
 var (
-	errMalformedURL = errors.New("malformed URL; write special characters percent-encoded, as %40 for @, %2F for /, %23 for # and %3F for ? in a password")
-	errMalformed    = errors.New("malformed; write a URL (postgres://user:password@host/database) with special characters percent-encoded, or key=value pairs with single quotes around values that have spaces")
+	errMalformedURL = errors.New("malformed URL; percent-encode special characters, as %40 for @, %2F for /, %23 for # and %3F for ? in a password")
+	errMalformed    = errors.New("malformed; use a URL (postgres://user:password@host/database) with percent-encoded special characters, or key=value pairs with single quotes around values that contain spaces")
 )
 
 // readConnection parses a PostgreSQL URL or key=value pairs as libpq does. It takes
@@ -265,7 +265,7 @@ func unknownParameter(s setting) error {
 	if !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_]{0,62}$`).MatchString(s.name) {
 		return errMalformed
 	}
-	return fmt.Errorf("%v: unknown parameter; if it is a setting of PostgreSQL, write options='-c %s=value'", s, s.name)
+	return fmt.Errorf("%v: unknown parameter; write a PostgreSQL setting as options='-c %s=value'", s, s.name)
 }
 
 // checkedSetting checks a value and returns it as lib/pq expects it. Its errors do
@@ -286,20 +286,20 @@ func checkedSetting(s setting) (string, error) {
 			if port == "" {
 				ports[i] = "5432"
 			} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-				return "", fmt.Errorf("%v: not a number from 1 to 65535", s)
+				return "", fmt.Errorf("%v: must be a number from 1 to 65535", s)
 			}
 		}
 		return strings.Join(ports, ","), nil
 	case "hostaddr":
 		for address := range strings.SplitSeq(s.value, ",") {
 			if _, err := netip.ParseAddr(address); err != nil {
-				return "", fmt.Errorf("%v: not an IP address", s)
+				return "", fmt.Errorf("%v: must be an IP address", s)
 			}
 		}
 	case "connect_timeout":
 		n, err := strconv.Atoi(s.value)
 		if err != nil || n > 1e6 {
-			return "", fmt.Errorf("%v: not a number of seconds", s)
+			return "", fmt.Errorf("%v: must be a number of seconds", s)
 		}
 		if n <= 0 { // no limit, in libpq
 			return fmt.Sprint(int(connectTimeout.Seconds())), nil
@@ -487,7 +487,7 @@ func readService(service setting, file string, getenv func(string) string) ([]se
 				inside = line == "["+service.value+"]"
 				found = found || inside
 			case inside && !pair:
-				return nil, fmt.Errorf("service %q: a line in %s is no key=value", service.value, file)
+				return nil, fmt.Errorf("service %q: a line in %s is not key=value", service.value, file)
 			case inside:
 				all = append(all, setting{name: strings.TrimSpace(name), value: strings.TrimSpace(value), from: fmt.Sprintf("service %q", service.value), quoted: true})
 			}
@@ -496,7 +496,7 @@ func readService(service setting, file string, getenv func(string) string) ([]se
 			return all, nil
 		}
 	}
-	return nil, fmt.Errorf("%v: service %q not found; name its file with PGSERVICEFILE", service, service.value)
+	return nil, fmt.Errorf("%v: service %q not found; set PGSERVICEFILE to its file", service, service.value)
 }
 
 // untrusted reports whether a connection failed because of TLS: the server does not

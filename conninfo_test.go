@@ -79,8 +79,8 @@ func TestWrongConnectionStringIsRefusedByNameWithoutItsSecrets(t *testing.T) {
 		{given: "postgres://me@[::1/q", want: "malformed URL"},
 		{given: "postgres://a/q?password=secret&secret", want: "malformed URL"},
 		{given: "postgres://a/q?password=se&cret=x", want: "malformed"},
-		{given: "postgres://me:secret/q", want: "port: not a number"},
-		{given: "postgres://me:secret@host:port/q", want: "port: not a number"},
+		{given: "postgres://me:secret/q", want: "port: must be a number"},
+		{given: "postgres://me:secret@host:port/q", want: "port: must be a number"},
 		{given: "nonsense", want: "malformed"},
 		{given: "password=secret host", want: "malformed"},
 		{given: "password='secret", want: "malformed"},
@@ -92,15 +92,15 @@ func TestWrongConnectionStringIsRefusedByNameWithoutItsSecrets(t *testing.T) {
 		{given: "postgres://me:secret@a/q?sslmod=require", want: "sslmod: unknown parameter"},
 		{given: "password='secret' aplication_name=x", want: "aplication_name: unknown parameter"},
 		{given: "search_path=x", want: "options='-c search_path=value'"},
-		{given: "connect_timeout=soon", want: "connect_timeout: not a number"},
-		{given: "hostaddr=a", want: "hostaddr: not an IP address"},
+		{given: "connect_timeout=soon", want: "connect_timeout: must be a number"},
+		{given: "hostaddr=a", want: "hostaddr: must be an IP address"},
 		{given: "host=a,b port=1,2,3", want: "could not match"},
 		{given: "sslrootcert=system sslmode=require", want: "verify-full"},
-		{given: "channel_binding=require", want: "channel_binding: not supported; remove it, and set sslmode=verify-full"},
+		{given: "channel_binding=require", want: "channel_binding: not supported; remove it and set sslmode=verify-full"},
 		{given: "postgres://a?target_session_attrs=standby", want: "target_session_attrs: must be read-write"},
 		{given: "ssl=true", want: "ssl: not supported; set sslmode"},
 		{given: "service=s", env: "HOME=/nowhere", want: `service "s" not found`},
-		{given: "dbname=q", env: "PGPORT=x", want: "$PGPORT (port): not a number"},
+		{given: "dbname=q", env: "PGPORT=x", want: "$PGPORT (port): must be a number"},
 		{given: "dbname=q", env: "PGSSLMODE=sometimes", want: `$PGSSLMODE (sslmode): "sometimes" is not supported`},
 		{given: "dbname=q", env: "PGGSSENCMODE=require", want: "$PGGSSENCMODE (gssencmode): not supported"},
 		{given: "dbname=q", env: "PGTARGETSESSIONATTRS=standby", want: "$PGTARGETSESSIONATTRS (target_session_attrs): must be"},
@@ -151,7 +151,7 @@ func TestServerStartsWithEveryParameterThatIsNotRefused(t *testing.T) {
 	}
 	r := runServer(t, "-database-url", text)
 	r.client().mustTopic("t")
-	if want := `msg="connection parameters are ignored" parameters="` + strings.Join(ignored, " ") + `"`; !strings.Contains(r.output.String(), want) {
+	if want := `msg="ignoring connection parameters" parameters="` + strings.Join(ignored, " ") + `"`; !strings.Contains(r.output.String(), want) {
 		t.Errorf("the log lacks %s:\n%s", want, r.output)
 	}
 }

@@ -641,7 +641,7 @@ func (f *form) shown() (v shown) {
 		case "traceparent":
 			v.traceparent = true
 		default:
-			f.addMistake(`the fields there are to ask for, separated by commas, are "group", "request_id" and "traceparent"`, "value_error", "fields")
+			f.addMistake("unknown field; allowed: group, request_id, traceparent", "value_error", "fields")
 			return v
 		}
 	}

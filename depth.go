@@ -57,9 +57,9 @@ func newDepthCollector(db *sql.DB, log *slog.Logger, m *metrics) *depthCollector
 		db:       db,
 		log:      log,
 		metrics:  m,
-		messages: prometheus.NewDesc("queued_queue_messages", "Messages in the queue, by state; the same on all servers of a database.", []string{"queue", "state"}, nil),
-		oldest:   prometheus.NewDesc("queued_queue_oldest_message_age_seconds", "Age of the oldest message that could be received, 0 if there is none.", []string{"queue"}, nil),
-		info:     prometheus.NewDesc("queued_queue_info", "1 for each queue, with the dead queue that it has, if any.", []string{"queue", "dead_queue"}, nil),
+		messages: prometheus.NewDesc("queued_queue_messages", "Messages in the queue by state; the same on all servers of a database.", []string{"queue", "state"}, nil),
+		oldest:   prometheus.NewDesc("queued_queue_oldest_message_age_seconds", "Age of the oldest message that can be received, 0 without one.", []string{"queue"}, nil),
+		info:     prometheus.NewDesc("queued_queue_info", "Dead queue of each queue, if it has one; the value is always 1.", []string{"queue", "dead_queue"}, nil),
 		pages:    countPages,
 		ctx:      ctx,
 		stop:     stop,
@@ -114,7 +114,7 @@ func (c *depthCollector) count(ended chan struct{}) {
 		c.counted, c.countedAt = counted, began
 		c.forgetMissing()
 	} else if c.ctx.Err() == nil {
-		c.log.Warn("count of messages", "error", err)
+		c.log.Warn("message count failed", "error", err)
 	}
 	c.notBefore = time.Now().Add((countShare - 1) * took)
 	c.counting = nil

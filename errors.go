@@ -48,7 +48,7 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 		return known.code, known.detail
 	case r.Context().Err() != nil:
 		// Most likely nobody reads it, but saying nothing would be a 200.
-		return statusClientClosed, "the client has closed the connection"
+		return statusClientClosed, "the client closed the connection"
 	case errors.As(err, &mistakes):
 		return http.StatusUnprocessableEntity, mistakes
 	case errors.As(err, &conflicts):
@@ -72,13 +72,13 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 	case errors.Is(err, errTooManyCopies), errors.As(err, new(errNeverDue)):
 		return http.StatusUnprocessableEntity, err.Error()
 	case atFault(err):
-		s.log.Info("PostgreSQL refused what a request brought", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
+		s.log.Info("PostgreSQL rejected request data", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
 		return http.StatusUnprocessableEntity, invalid{{Loc: []any{"body"}, Msg: refusedData(err), Type: "value_error"}}
 	case errors.Is(err, errOverloaded):
-		return http.StatusServiceUnavailable, "too many requests are waiting, try again later"
+		return http.StatusServiceUnavailable, "too many requests are waiting; try again later"
 	case errors.Is(err, errUnavailable), pq.As(err) != nil:
 		s.logUnavailable(err)
-		return http.StatusServiceUnavailable, "the database is not available, try again later"
+		return http.StatusServiceUnavailable, "database unavailable; try again later"
 	default:
 		s.log.Error("internal error", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
 		return http.StatusInternalServerError, "internal error"
@@ -90,11 +90,11 @@ func (s *server) explain(r *request, err error) (code int, detail any) {
 func refusedData(err error) string {
 	switch pq.As(err).Code.Class() {
 	case "23":
-		return "the database refuses it: it contradicts what is stored"
+		return "database rejected the value: it conflicts with stored data"
 	case "54":
-		return "the database refuses it: it is larger, or nested deeper, than the database takes"
+		return "database rejected the value: it is too large or nested too deeply"
 	}
-	return "the database refuses it: it cannot represent what the body holds"
+	return "database rejected the value: it cannot be stored"
 }
 
 // logUnavailable logs why PostgreSQL does not do what requests want, like that its disk

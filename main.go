@@ -100,8 +100,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	return serve(ctx, c, stderr)
 }
 
-const versionUsage = `Queued version says which version of the program this is, of which Go, and for
-which system.
+const versionUsage = `queued version prints the version of the program, its Go version and its platform.
 
 `
 

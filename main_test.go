@@ -259,7 +259,7 @@ func TestHopelessDatabaseEndsTheProgram(t *testing.T) {
 		testPostgres.dsn("queued") + " options=-x":                                                                    "invalid command-line argument",
 		testPostgres.dsn("queued") + " " + tcp + " sslmode=require":                                                   "SSL is not enabled on the server",
 		testPostgres.dsn("queued") + " " + tcp + " sslmode=verify-full sslrootcert=/nowhere/ca.crt password='secret'": "/nowhere/ca.crt: no such file",
-		latin: "encoding must be UTF8, and is LATIN1",
+		latin: "encoding must be UTF8, not LATIN1",
 		newer: "newer schema: version 999",
 	} {
 		var output bytes.Buffer
@@ -281,12 +281,12 @@ func TestEmptyVariablesAreNoPrivatePostgresAndNoOpenServer(t *testing.T) {
 		variable string
 		want     string
 	}{
-		{nil, "QUEUED_DATABASE_URL=", "-database-url: set, but empty"},
-		{nil, "QUEUED_DATABASE_URL= \n", "-database-url: set, but empty"},
-		{[]string{"-database-url", ""}, "A=", "-database-url: set, but empty"},
-		{[]string{"-database-url="}, "A=", "-database-url: set, but empty"},
-		{[]string{"-database-url", "dbname=q"}, "QUEUED_TOKEN_FILE=", "-token-file: set, but empty"},
-		{[]string{"-database-url", "dbname=q"}, "QUEUED_TLS_CERT=", "-tls-cert: set, but empty"},
+		{nil, "QUEUED_DATABASE_URL=", "-database-url: set but empty"},
+		{nil, "QUEUED_DATABASE_URL= \n", "-database-url: set but empty"},
+		{[]string{"-database-url", ""}, "A=", "-database-url: set but empty"},
+		{[]string{"-database-url="}, "A=", "-database-url: set but empty"},
+		{[]string{"-database-url", "dbname=q"}, "QUEUED_TOKEN_FILE=", "-token-file: set but empty"},
+		{[]string{"-database-url", "dbname=q"}, "QUEUED_TLS_CERT=", "-tls-cert: set but empty"},
 	} {
 		cmd := exec.Command(os.Args[0], append(v.args, "-listen", "127.0.0.1:0")...)
 		cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", v.variable)
@@ -319,7 +319,7 @@ func TestReadOnlyDatabaseIsNotReady(t *testing.T) {
 	})
 	r.url = "http://" + listen
 	c := r.client()
-	eventually(t, "it says that the database is read-only", func() bool { return strings.Contains(r.output.String(), "it is read-only") })
+	eventually(t, "it says that the database is read-only", func() bool { return strings.Contains(r.output.String(), "database unavailable: read-only") })
 	c.must(200, "GET", "/queues", "")
 	c.must(503, "GET", "/readyz", "")
 	if strings.Contains(r.output.String(), "msg=ready") {
@@ -400,8 +400,8 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-default-ack-deadline-seconds", "0"}, want: "-default-ack-deadline-seconds: "},
 		{args: []string{"-no-such-flag"}, want: "-no-such-flag"},
 		{args: []string{"serve"}, want: `"serve"`},
-		{args: []string{"-database-url", ""}, want: "-database-url: set, but empty; name a database, or leave it out"},
-		{args: []string{"-token-file", ""}, want: "-token-file: set, but empty"},
+		{args: []string{"-database-url", ""}, want: "-database-url: set but empty; name a database, or unset it"},
+		{args: []string{"-token-file", ""}, want: "-token-file: set but empty"},
 		{args: []string{"-tls-cert", "", "-tls-key", ""}, want: "-tls-"},
 		{args: []string{"-database-url", "postgres://me:p@secret/w#rd@db.example/q"}, want: "-database-url: malformed URL"},
 		{args: []string{"-database-url", "postgres://me:secret@a/q?sslmod=require"}, want: "-database-url: sslmod: unknown parameter"},
@@ -660,7 +660,7 @@ func TestVariablesOfLibpqCompleteTheDatabaseURL(t *testing.T) {
 		{"PGDATESTYLE=German", ""},
 		{"PGPORT=", ""},
 		{"PGGSSENCMODE=require", "-database-url: $PGGSSENCMODE (gssencmode): not supported"},
-		{"PGPORT=x", "-database-url: $PGPORT (port): not a number"},
+		{"PGPORT=x", "-database-url: $PGPORT (port): must be a number"},
 		{"PGSERVICE=nosuch", `service "nosuch" not found`},
 	} {
 		cmd := exec.Command(os.Args[0], "-listen", "127.0.0.1:0", "-database-url", "user=queued")
@@ -668,7 +668,7 @@ func TestVariablesOfLibpqCompleteTheDatabaseURL(t *testing.T) {
 		r := startCommand(t, cmd)
 		if v.want == "" {
 			r.awaitReady()
-			if want := fmt.Sprintf("data=%q", c.Database+" in "+c.Host); !strings.Contains(r.output.String(), want) {
+			if want := fmt.Sprintf("database=%q", c.Database+" in "+c.Host); !strings.Contains(r.output.String(), want) {
 				t.Errorf("with %s the log lacks %s:\n%s", v.variable, want, r.output)
 			}
 			continue

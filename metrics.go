@@ -41,32 +41,32 @@ func newMetrics(db *sql.DB) *metrics {
 	}
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		requests: counter("http_requests_total", "Requests, by method, route and class of status.", "method", "handler", "status"),
+		requests: counter("http_requests_total", "HTTP requests by method, route and status class.", "method", "handler", "status"),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "http_request_duration_seconds",
-			Help:    "Time from the request's header to the end of the answer; long polls take as long as they wait.",
+			Help:    "Duration of HTTP requests, including the wait of long polls.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20},
 		}, []string{"method", "handler"}),
 		requestSizes:  summary("http_request_size_bytes", "Size of request bodies."),
-		responseSizes: summary("http_response_size_bytes", "Size of answers, without their headers."),
+		responseSizes: summary("http_response_size_bytes", "Size of response bodies."),
 		batches: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "queued_batch_requests",
-			Help:    "Requests that shared a statement.",
+			Help:    "Requests per batch that shared a statement.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 12),
 		}, []string{"batcher"}),
 		delay: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "queued_delivery_delay_seconds",
-			Help:    "Time from when a message was due to when it was leased to a receiver.",
+			Help:    "Time from when a message was due until it was leased.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 60, 600, 3600},
 		}),
 		statements: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "queued_statement_duration_seconds",
-			Help:    "Time of statements on the database, by name: those of the engine to their end, others to their first row.",
+			Help:    "Duration of database statements by name, to the end for batched ones and to the first row for others.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
 		}, []string{"statement"}),
 		cleanedUp: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "queued_cleanup_last_success_timestamp_seconds",
-			Help: "When a pass of the cleanup last ended without an error here, or the server started.",
+			Help: "Unix time of the last cleanup pass without an error on this server, or of its start.",
 		}),
 	}
 	m.cleanedUp.SetToCurrentTime()
@@ -103,16 +103,16 @@ type messageTotals [numMessageCounters]atomic.Int64
 // messageDescs describes the counters.
 var messageDescs = func() (descs [numMessageCounters]*prometheus.Desc) {
 	for counter, v := range [numMessageCounters]struct{ name, help string }{
-		messagesPublished:    {"published", "Messages stored by publishes."},
-		messagesDelivered:    {"delivered", "Messages sent to receivers."},
-		messagesRedelivered:  {"redelivered", "Messages sent to receivers again."},
+		messagesPublished:    {"published", "Messages published."},
+		messagesDelivered:    {"delivered", "Messages delivered."},
+		messagesRedelivered:  {"redelivered", "Messages delivered again."},
 		messagesAcked:        {"acked", "Messages acked."},
 		messagesNacked:       {"nacked", "Messages nacked."},
-		messagesExpired:      {"expired", "Messages deleted because their retention was over."},
+		messagesExpired:      {"expired", "Messages deleted after their retention."},
 		messagesDeadLettered: {"dead_lettered", "Messages moved to the dead queue of this queue."},
-		messagesRedriven:     {"redriven", "Messages moved away by redrives."},
+		messagesRedriven:     {"redriven", "Messages moved to another queue by redrives."},
 		messagesPurged:       {"purged", "Messages deleted by purges."},
-		messagesDropped:      {"dropped", "Messages deleted because they were delivered as often as their publisher allowed."},
+		messagesDropped:      {"dropped", "Messages deleted after the maximum deliveries that their publisher set."},
 	} {
 		descs[counter] = prometheus.NewDesc("queued_messages_"+v.name+"_total", v.help, []string{"queue"}, nil)
 	}
@@ -151,7 +151,7 @@ const scrapeTimeout = time.Second
 func (m *metrics) observeDatabase(up func(context.Context) bool) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "queued_database_up",
-		Help: "1 if the database answers, has the schema and can be written, else 0.",
+		Help: "Whether the database responds, has the schema and is writable: 1 or 0.",
 	}, func() float64 {
 		ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 		defer cancel()
@@ -164,7 +164,7 @@ func (m *metrics) observeDatabase(up func(context.Context) bool) {
 
 // observeReceivers adds the number of waiting receivers by queue.
 func (m *metrics) observeReceivers(e *engine) {
-	m.registry.MustRegister(receiversCollector{e, prometheus.NewDesc("queued_waiting_receivers", "Receivers that wait for messages.", []string{"queue"}, nil)})
+	m.registry.MustRegister(receiversCollector{e, prometheus.NewDesc("queued_waiting_receivers", "Receivers waiting for messages.", []string{"queue"}, nil)})
 }
 
 // receiversCollector exports a series for each queue with waiting receivers.

@@ -58,13 +58,13 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return err // another server was at work meanwhile
 	}
 	if version > len(steps) {
-		return fmt.Errorf("%w: version %d, this queued knows %d", errSchemaNewer, version, len(steps))
+		return fmt.Errorf("%w: version %d, this queued supports %d", errSchemaNewer, version, len(steps))
 	}
 	for i, step := range steps[version:] {
 		// The first line of a step is its number.
 		_, statements, _ := strings.Cut(step, "\n")
 		if _, err := tx.ExecContext(ctx, statements); err != nil {
-			return fmt.Errorf("schema step %d, to carry version %d to %d: %w", version+i+1, version, len(steps), err)
+			return fmt.Errorf("schema step %d, from version %d to %d: %w", version+i+1, version, len(steps), err)
 		}
 	}
 	if _, err := tx.ExecContext(ctx, "INSERT INTO queued.schema_version (version) VALUES ($1)", len(steps)); err != nil {
@@ -87,13 +87,13 @@ func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 }
 
 // errSchema is returned by check if the schema is not as the statements need it.
-var errSchema = errors.New("the database lacks what queued needs")
+var errSchema = errors.New("database schema is incomplete")
 
 const selectLackingSQL = `
 SELECT CASE
            WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
-           WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is no table'
-           ELSE 'the role ' || current_user || ' lacks rights on queued.' || name
+           WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is not a table'
+           ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
        END
 FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
 LEFT JOIN pg_namespace n ON n.nspname = 'queued'
@@ -168,7 +168,7 @@ func tryUntilDone(ctx context.Context, log *slog.Logger, try func() error) error
 		}
 		if said != err.Error() {
 			said = err.Error()
-			log.Warn("the database is not available, trying again", "error", err)
+			log.Warn("database unavailable, retrying", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -178,18 +178,18 @@ func tryUntilDone(ctx context.Context, log *slog.Logger, try func() error) error
 	}
 }
 
-var errEncoding = errors.New("its encoding must be UTF8")
+var errEncoding = errors.New("encoding must be UTF8")
 
 func checkEncoding(ctx context.Context, s *store) error {
 	var encoding string
 	err := s.db.QueryRowContext(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding)
 	if err == nil && encoding != "UTF8" {
-		return fmt.Errorf("%w, and is %s", errEncoding, encoding)
+		return fmt.Errorf("%w, not %s", errEncoding, encoding)
 	}
 	return err
 }
 
-var errPooler = errors.New("a pooler gives its connections to somebody else between two statements: it must do so between two sessions (PgBouncer: pool_mode = session)")
+var errPooler = errors.New("the connection pooler is not in session mode (PgBouncer: set pool_mode = session)")
 
 // checkSessions returns errPooler if connections do not stay with one client.
 func checkSessions(ctx context.Context, s *store) error {

@@ -142,7 +142,7 @@ func (n *notifier) flushAlone() {
 		err = n.notify(payloads)
 	}
 	if err != nil {
-		n.log.Debug("notify", "error", err)
+		n.log.Debug("notify failed", "error", err)
 	}
 }
 

@@ -169,7 +169,7 @@ func TestFewFilesAreEnough(t *testing.T) {
 	attack{clients: 400}.begin(ctx, t, r.url)
 	r.client().must(201, "POST", "/topics", `{"id":"t"}`)
 	r.client().must(200, "GET", "/readyz", "")
-	if !strings.Contains(r.output.String(), "fewer than -max-connections") {
+	if !strings.Contains(r.output.String(), "open file limit is below -max-connections") {
 		t.Errorf("the log does not say that there are few files:\n%s", r.output)
 	}
 }

@@ -34,7 +34,7 @@ func peerClosed(r *http.Request) (ended, failed bool) {
 }
 
 // isReset waits for a reset of the connection, with which the client's system
-// replies to data if the client has closed the connection. It returns false if none
+// replies to data if the client closed the connection. It returns false if none
 // arrives in time: then the client is still reading.
 func (c *conn) isReset(within time.Duration) bool {
 	raw, err := c.SyscallConn()

@@ -282,7 +282,7 @@ func (d *database) watch(ctx context.Context, pulse *sql.DB, log *slog.Logger, b
 	}
 	lost := func(err error) {
 		if !d.unresponsive.Swap(true) {
-			log.Warn("PostgreSQL does not answer, requests are refused until it does", "error", err)
+			log.Warn("PostgreSQL does not respond, refusing requests", "error", err)
 		}
 		d.closeConnections(false)
 	}
@@ -294,7 +294,7 @@ func (d *database) watch(ctx context.Context, pulse *sql.DB, log *slog.Logger, b
 			continue
 		}
 		if d.ping(ctx, pulse, next, lost) && d.unresponsive.Swap(false) {
-			log.Info("PostgreSQL answers again")
+			log.Info("PostgreSQL responds again")
 			back()
 		}
 		asked = d.ticks.Load()

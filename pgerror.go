@@ -50,8 +50,8 @@ const inOptions = "check options in -database-url"
 
 // Remedies for a DBA.
 const (
-	askDBA  = `have a DBA run what "queued schema -role NAME" prints`
-	notOurs = `the schema "queued" must be as "queued schema" prints it: use another database, or move away what is in the way`
+	askDBA  = `have a DBA run the output of "queued schema -role NAME"`
+	notOurs = `schema "queued" does not match the output of "queued schema"; use another database or rename the conflicting objects`
 )
 
 // unlisted is the kind of all other errors, such as those that triggers raise.
@@ -74,7 +74,7 @@ func pgErrorKindOf(err error) (v pgErrorKind, remedy string, ok bool) {
 			}
 		}
 	}
-	return unlisted, "look for a trigger or an event trigger that raises it", true
+	return unlisted, "check for a trigger or an event trigger that raises it", true
 }
 
 func means(err error, what pgErrorKind) bool {

@@ -354,6 +354,6 @@ func TestServerWarnsThatPostgreSQLMayLoseMessages(t *testing.T) {
 	}
 	r.client().play([]step{
 		{"GET", "/readyz", "", 200, `{"success":true}`},
-		{"GET", "/readyz?verbose", "", 200, `{"success":true,"warnings":["fsync is off: PostgreSQL can lose committed messages in a crash"]}`},
+		{"GET", "/readyz?verbose", "", 200, `{"success":true,"warnings":["fsync is off; PostgreSQL can lose committed messages in a crash"]}`},
 	})
 }

@@ -61,7 +61,7 @@ const (
 	postgresStop = 30 * time.Second // how long we wait until we stop it harder
 
 	// What to do where there is no place for a private PostgreSQL, as in a container.
-	otherPlace = "set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server, or -data-dir (QUEUED_DATA_DIR) to a folder that can be written, such as a volume"
+	otherPlace = "set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server, or -data-dir (QUEUED_DATA_DIR) to a writable directory, such as a volume"
 
 	maxSocketPath = 103 // bytes; Linux takes 107 (unix(7)), macOS 103
 	socketName    = ".s.PGSQL.5432"
@@ -85,7 +85,7 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 			err = os.Chmod(dir, p.dirMode()) // whatever the umask
 		}
 		if err != nil {
-			return nil, fmt.Errorf("data folder: %w; %s", err, otherPlace)
+			return nil, fmt.Errorf("data directory: %w; %s", err, otherPlace)
 		}
 	}
 	if p.lock, err = lockFile(filepath.Join(dir, "lock")); err != nil {
@@ -253,14 +253,14 @@ func (p *privatePostgres) watch() {
 			return
 		case <-ended:
 		}
-		p.log.Error("PostgreSQL has ended by itself, starting it again", "log_file", p.logFile())
+		p.log.Error("private PostgreSQL exited, restarting", "log_file", p.logFile())
 		select {
 		case <-p.stopping:
 			return
 		case <-time.After(time.Second):
 		}
 		if err := p.launch(); err != nil {
-			p.log.Error("PostgreSQL does not start", "error", err)
+			p.log.Error("private PostgreSQL did not start", "error", err)
 		}
 	}
 }
@@ -290,7 +290,7 @@ func (p *privatePostgres) awaitReady(ctx context.Context) error {
 		select {
 		case <-ended:
 			out, _ := os.ReadFile(p.logFile())
-			return fmt.Errorf("PostgreSQL does not start in %s%s", p.dir, lastLines(out))
+			return fmt.Errorf("PostgreSQL did not start in %s%s", p.dir, lastLines(out))
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(10 * time.Millisecond):
@@ -321,7 +321,7 @@ func (p *privatePostgres) stop(atOnce bool) error {
 	case <-ended:
 		return nil
 	case <-time.After(postgresStop):
-		return fmt.Errorf("PostgreSQL (process %d) does not stop", child.Process.Pid)
+		return fmt.Errorf("PostgreSQL (process %d) did not stop", child.Process.Pid)
 	}
 }
 
@@ -369,9 +369,9 @@ func findBinaries(major string, places []string) (binaries, error) {
 		}
 	}
 	if major != "" {
-		return binaries{}, fmt.Errorf("the data folder was made by PostgreSQL %s, whose binaries were not found: install them (Debian: apt-get install postgresql-%s), or name another folder with -data-dir", major, major)
+		return binaries{}, fmt.Errorf("data directory was created by PostgreSQL %s, whose binaries were not found; install them (Debian: apt-get install postgresql-%s) or set another -data-dir", major, major)
 	}
-	return binaries{}, errors.New("the binaries of PostgreSQL (initdb and postgres) were not found, neither in PATH nor in /usr/lib/postgresql/*/bin: install them (make setup, or Debian: apt-get install postgresql), or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
+	return binaries{}, errors.New("PostgreSQL binaries (initdb and postgres) not found in PATH or /usr/lib/postgresql/*/bin; install them (make setup, or Debian: apt-get install postgresql), or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 }
 
 // inspect looks for an installation in a folder.
@@ -386,7 +386,7 @@ func inspect(dir string) (binaries, error) {
 	// postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1), or 18beta1
 	fields := strings.Fields(string(out))
 	if len(fields) < 3 {
-		return binaries{}, fmt.Errorf("%s says %q", dir, out)
+		return binaries{}, fmt.Errorf("%s/postgres --version: unexpected output %q", dir, out)
 	}
 	end := strings.IndexFunc(fields[2], func(r rune) bool { return r < '0' || r > '9' })
 	if end < 0 {

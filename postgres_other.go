@@ -10,7 +10,7 @@ import (
 
 const immediateShutdown = syscall.SIGKILL
 
-var errNoPrivatePostgres = errors.New("queued starts a PostgreSQL of its own only on Unix: name a database with -database-url")
+var errNoPrivatePostgres = errors.New("a private PostgreSQL runs only on Unix; set -database-url to a PostgreSQL server")
 
 func postgresAccount() (*account, error)                  { return nil, errNoPrivatePostgres }
 func childAttributes(runAs *account) *syscall.SysProcAttr { return nil }

@@ -41,9 +41,9 @@ func TestDataFolderThatCannotBeUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for dir, want := range map[string][]string{
-		filepath.Join(file, "data"): {"data folder", "not a directory", "QUEUED_DATABASE_URL", "-data-dir"},
-		closed:                      {"data folder", "permission denied", "-data-dir"},
-		foreign:                     {"made by PostgreSQL 9, whose binaries were not found", "postgresql-9"},
+		filepath.Join(file, "data"): {"data directory", "not a directory", "QUEUED_DATABASE_URL", "-data-dir"},
+		closed:                      {"data directory", "permission denied", "-data-dir"},
+		foreign:                     {"created by PostgreSQL 9, whose binaries were not found", "postgresql-9"},
 	} {
 		p, err := startPostgres(context.Background(), dir, slog.New(slog.DiscardHandler))
 		if err == nil {

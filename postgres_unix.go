@@ -25,7 +25,7 @@ func postgresAccount() (*account, error) {
 	}
 	u, err := user.Lookup("postgres")
 	if err != nil {
-		return nil, errors.New("PostgreSQL does not run as root, and there is no user named postgres to run it as: install PostgreSQL's package, start queued as another user, or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
+		return nil, errors.New("PostgreSQL cannot run as root, and there is no user postgres; install PostgreSQL's package, start queued as another user, or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 	}
 	uid, err := strconv.Atoi(u.Uid)
 	if err != nil {
@@ -49,7 +49,7 @@ func childAttributes(runAs *account) *syscall.SysProcAttr {
 // that PostgreSQL's user cannot reach the data folder: it is started there.
 func explain(err error) error {
 	if errors.Is(err, syscall.EACCES) {
-		return fmt.Errorf("%w (the user that PostgreSQL runs as must be able to enter the data folder and all folders above it; name another with -data-dir)", err)
+		return fmt.Errorf("%w; PostgreSQL's user needs access to the data directory and all its parents, or set another -data-dir", err)
 	}
 	return err
 }
@@ -58,12 +58,12 @@ func explain(err error) error {
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("data folder: %w; %s", err, otherPlace)
+		return nil, fmt.Errorf("data directory: %w; %s", err, otherPlace)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("the data folder %s is in use by another queued: stop that one, or name another folder with -data-dir", filepath.Dir(path))
+			return nil, fmt.Errorf("data directory %s is in use by another queued; stop it or set another -data-dir", filepath.Dir(path))
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
@@ -78,7 +78,7 @@ func checkPrivate(path string, uid int) error {
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.IsDir() || int(stat.Uid) != uid || info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s is not a folder of user %d alone: remove it", path, uid)
+		return fmt.Errorf("%s is not a directory of user %d alone; remove it", path, uid)
 	}
 	return nil
 }
@@ -99,7 +99,7 @@ func stopLeftovers(cluster string) error {
 			}
 		}
 	}
-	return fmt.Errorf("a PostgreSQL left over from before (process %d) does not stop", pid)
+	return fmt.Errorf("PostgreSQL of an earlier run (process %d) did not stop", pid)
 }
 
 // leftover returns the process that serves the cluster, 0 if there is none.

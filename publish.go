@@ -45,7 +45,7 @@ type draft struct {
 // maxCopies is the most messages that one request may make.
 const maxCopies = 100_000
 
-var errTooManyCopies = fmt.Errorf("a request makes at most %d copies of its messages", maxCopies)
+var errTooManyCopies = fmt.Errorf("too many message copies: a request may create at most %d", maxCopies)
 
 // errNeverDue says that a message would expire in a queue before it is due there.
 type errNeverDue struct {
@@ -54,7 +54,7 @@ type errNeverDue struct {
 }
 
 func (e errNeverDue) Error() string {
-	return fmt.Sprintf("the message would expire in queue %q before it is due: its delay must be less than the retention there", e.queueID)
+	return fmt.Sprintf("the message would expire in queue %q before it is due; use a delay shorter than the queue's retention", e.queueID)
 }
 
 // directory is what is known of the queues of topics, for those who match messages
@@ -452,7 +452,7 @@ func (s *pinnedConn) readNamed(queueIDs []string) error {
 
 // errStale says that settings which a statement relied on have changed, and that
 // it did nothing.
-var errStale = errors.New("settings of topics and queues are changing all the time")
+var errStale = errors.New("topic and queue settings change too often")
 
 // The payloads are sent once however many copies there are. LATERAL leaves the
 // planner no choice: rows are inserted, and so numbered, in the order of the

@@ -137,7 +137,7 @@ func TestTooManyCopiesAreRefused(t *testing.T) {
 	s.must(201, "POST", "/topics", `{"id":"t"}`)
 	s.exec(`INSERT INTO queued.queues (id, topic_id, ack_deadline_seconds, message_retention_seconds)
 		SELECT 'q' || n, 't', 60, 3600 FROM generate_series(1, $1) n`, maxCopies+1)
-	checkDiff(t, "answer", `{"detail":"a request makes at most 100000 copies of its messages"}`,
+	checkDiff(t, "answer", `{"detail":"too many message copies: a request may create at most 100000"}`,
 		s.must(422, "POST", "/topics/t/messages", `{"data":{}}`))
 	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
 }

@@ -239,7 +239,7 @@ func (e *engine) release(queueID string, messages []message) {
 	err := e.releases.do(context.Background(), messages, len(messages), 0)
 	if err != nil {
 		// They come back when their lease ends.
-		e.log.Warn("messages of a receiver that is gone could not be released", "queue", queueID, "count", len(messages), "error", err)
+		e.log.Warn("undelivered messages not released, they return at their ack deadline", "queue", queueID, "count", len(messages), "error", err)
 	}
 }
 

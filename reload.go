@@ -51,9 +51,9 @@ func (v *reloadedFiles) watch(ctx context.Context, hangUps <-chan os.Signal, log
 		if v.tokenFile == "" && v.certFile == "" {
 			end()
 		} else if err := v.read(); err != nil {
-			log.Error("the files cannot be read again, and what was read before stays in force", "error", err)
+			log.Error("reload failed, keeping the previous tokens and certificate", "error", err)
 		} else {
-			log.Info("the files were read again")
+			log.Info("tokens and certificate reloaded")
 		}
 	}
 }

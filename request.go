@@ -79,7 +79,7 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return errTooLarge
 	}
-	return status{http.StatusBadRequest, "the body ends before its length, or did not come in time"}
+	return status{http.StatusBadRequest, "request body is incomplete or timed out"}
 }
 
 // firstBody is the size of the first buffer for a body.
@@ -117,7 +117,7 @@ func (r *request) discardBody() {
 	}
 }
 
-var errTooLarge = status{http.StatusRequestEntityTooLarge, "the body is too large, see -max-body"}
+var errTooLarge = status{http.StatusRequestEntityTooLarge, "request body is too large; see -max-body"}
 
 // topicID returns the id in the path. One that no topic can have is not found.
 func (r *request) topicID() (string, error) {

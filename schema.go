@@ -10,8 +10,8 @@ import (
 	"queued/internal/flags"
 )
 
-const schemaUsage = `Queued schema prints the SQL that creates the schema of this version, or carries
-an older one forward, for a DBA to run where servers may not create tables.
+const schemaUsage = `queued schema prints the SQL that creates the schema of this version, or upgrades an
+older one. A DBA runs it where servers may not create tables.
 
 usage: queued schema [flags] | psql DATABASE
 
@@ -21,7 +21,7 @@ func runSchema(args []string, getenv func(string) string, stdout io.Writer) erro
 	var role string
 	f := flags.New("queued schema", schemaUsage, stdout)
 	f.WithoutVariable = []string{"role"}
-	f.StringVar(&role, "role", "", "`role` of the servers, which gets the rights that they need")
+	f.StringVar(&role, "role", "", "`role` of the servers, to grant the privileges they need")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
@@ -33,8 +33,8 @@ func runSchema(args []string, getenv func(string) string, stdout io.Writer) erro
 // run again, and changes nothing then.
 func schemaScript(steps []string, role string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, `-- The schema of queued %s, version %d. What is there already stays as it is:
--- run it again for each version of queued, before its servers start.
+	fmt.Fprintf(&b, `-- Creates the schema of queued %s, version %d, or upgrades an older one to it.
+-- Existing data stays. Run it before the servers of a new version start.
 
 BEGIN;
 
@@ -49,7 +49,7 @@ BEGIN
         SELECT coalesce(max(version), 0) INTO have FROM queued.schema_version;
     END IF;
     IF have > %[2]d THEN
-        RAISE EXCEPTION 'the database has a newer schema: version %%, this is %[2]d', have;
+        RAISE EXCEPTION 'the database has a newer schema: version %%, this queued supports %[2]d', have;
     END IF;
 `, version(), len(steps), int64(schemaLock), migrationSettings)
 	for i, step := range steps {
@@ -63,7 +63,7 @@ END
 $queued$;
 `, len(steps))
 	if role == "" {
-		b.WriteString("\n-- queued schema -role NAME also prints the rights that servers need.\n")
+		b.WriteString("\n-- queued schema -role NAME also prints the grants that servers need.\n")
 	} else {
 		fmt.Fprintf(&b, `
 DO $queued$

@@ -88,7 +88,7 @@ func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
 	if _, err := admin.db.Exec(strings.ReplaceAll(grants, "PUBLIC", role)); err != nil {
 		t.Fatal(err)
 	}
-	if got := startOn(t, dsn); !strings.Contains(got, fmt.Sprintf("to carry version %d to %d", len(schemaSteps())-1, len(schemaSteps()))) || !strings.Contains(got, askDBA) {
+	if got := startOn(t, dsn); !strings.Contains(got, fmt.Sprintf("from version %d to %d", len(schemaSteps())-1, len(schemaSteps()))) || !strings.Contains(got, askDBA) {
 		t.Errorf("on an older schema the start ends with %q", got)
 	}
 	if _, err := admin.db.Exec("DO $$ BEGIN EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database()); END $$"); err != nil {

@@ -55,7 +55,7 @@ WHERE held.seq >= s.last_value + s.is_called::integer`, int64(sequencesLock), in
 
 // errKeyTaken is the error of a new queue whose key belongs to another queue, or to a
 // deleted one.
-var errKeyTaken = errors.New("the sequence of keys was set back")
+var errKeyTaken = errors.New("the key sequence is behind the stored keys")
 
 // raiseSequences raises the sequences after errKeyTaken: a sequence was set back
 // while the connections stayed.

@@ -73,7 +73,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 		log.Warn("other users can read the database password in the process list", "flag", "-database-url", "remedy", "set QUEUED_DATABASE_URL or a passfile instead")
 	}
 	if len(c.ignored) > 0 {
-		log.Info("connection parameters are ignored", "parameters", strings.Join(c.ignored, " "))
+		log.Info("ignoring connection parameters", "parameters", strings.Join(c.ignored, " "))
 	}
 	databaseURL := c.databaseURL
 	atOnce := false // the drain was cut short
@@ -122,7 +122,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 
 	v.tokens = &files.tokens
 	if c.tokenFile == "" && !v.checkHost {
-		log.Warn("everybody who can reach this address may do everything, see -token-file", "listen", outer.Addr().String())
+		log.Warn("authentication is disabled on a non-loopback address, see -token-file", "listen", outer.Addr().String())
 	}
 	v.admission = c.newRoom(log)
 	v.transferTimeout = c.transferTimeout
@@ -203,7 +203,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	if h.Shutdown(hurry) != nil && shutdownNow(h) != nil {
 		h.Close()
 		atOnce = true
-		err = errors.Join(err, errors.New("not all requests were finished"))
+		err = errors.Join(err, errors.New("not all requests finished"))
 	}
 	stopBackground()
 	ended := make(chan struct{})
@@ -216,7 +216,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	select {
 	case <-ended:
 	case <-time.After(closeTimeout):
-		err = errors.Join(err, errors.New("not all statements were finished"))
+		err = errors.Join(err, errors.New("not all statements finished"))
 	}
 	return err
 }
@@ -227,7 +227,7 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 func (c *config) newRoom(log *slog.Logger) *admission {
 	connections := c.maxConnections
 	if most := max(maxFiles()-spareConnections-ownFiles, 1); connections > most {
-		log.Warn("the limit of open files allows fewer than -max-connections", "limit", most)
+		log.Warn("open file limit is below -max-connections", "limit", most)
 		connections = most
 	}
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 {

@@ -300,7 +300,7 @@ func (s *server) unmatched(w *response) {
 // the server: it is for programs, and reachable for browsers by accident.
 func (s *server) refuse(r *http.Request) error {
 	if s.checkHost && !s.hostAllowed(r) {
-		return status{http.StatusForbidden, fmt.Sprintf("the host %q is not allowed, see -allowed-hosts", r.Host)}
+		return status{http.StatusForbidden, fmt.Sprintf("host %q is not allowed; see -allowed-hosts", r.Host)}
 	}
 	if err := crossOrigin.Check(r); err != nil {
 		return errOtherSite
@@ -312,7 +312,7 @@ func (s *server) refuse(r *http.Request) error {
 // Origin. It lets GETs through, see consuming.
 var crossOrigin = http.NewCrossOriginProtection()
 
-var errOtherSite = status{http.StatusForbidden, "requests from pages of other sites are not allowed"}
+var errOtherSite = status{http.StatusForbidden, "cross-site requests are not allowed"}
 
 // hostAllowed reports whether a request names the server as it may. One without a
 // name is no browser's, and comes from health checks in HTTP/1.0. A dot at the end
@@ -386,7 +386,7 @@ func (s *server) readyz(r *request) error {
 	}
 	v := readiness{success{true}, []string{}}
 	for _, setting := range off {
-		v.Warnings = append(v.Warnings, setting+" is off: PostgreSQL can lose committed messages in a crash")
+		v.Warnings = append(v.Warnings, setting+" is off; PostgreSQL can lose committed messages in a crash")
 	}
 	return r.w.json(http.StatusOK, v)
 }

@@ -26,7 +26,7 @@ var (
 
 	// errUnavailable says that the database cannot be reached or does not do what
 	// it should, or that what became of a statement is unknown.
-	errUnavailable = errors.New("the database is not available")
+	errUnavailable = errors.New("database unavailable")
 )
 
 // topic is what messages are published to.
@@ -96,9 +96,9 @@ func (s *store) ping(ctx context.Context) error {
 	case err != nil:
 		return asUnavailable(err)
 	case !settings:
-		return asUnavailable(fmt.Errorf("%w: queued.settings is empty; restore its row, or INSERT INTO queued.settings (version) VALUES (1)", errSchema))
+		return asUnavailable(fmt.Errorf("%w: queued.settings is empty; restore its row or run INSERT INTO queued.settings (version) VALUES (1)", errSchema))
 	case !writable:
-		return fmt.Errorf("%w: it is read-only", errUnavailable)
+		return fmt.Errorf("%w: read-only", errUnavailable)
 	}
 	return nil
 }

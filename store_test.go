@@ -592,9 +592,9 @@ func TestClientsDoNotReadPostgreSQLsWords(t *testing.T) {
 	s.server.log = slog.New(slog.NewTextHandler(logged, nil))
 	s.mustTopic("t")
 	for code, want := range map[string]string{
-		"22P02": "the database refuses it: it cannot represent what the body holds",
-		"23514": "the database refuses it: it contradicts what is stored",
-		"54001": "the database refuses it: it is larger, or nested deeper, than the database takes",
+		"22P02": "database rejected the value: it cannot be stored",
+		"23514": "database rejected the value: it conflicts with stored data",
+		"54001": "database rejected the value: it is too large or nested too deeply",
 	} {
 		s.exec(`CREATE OR REPLACE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a secret of the database' USING ERRCODE = '` + code + `'; END $$`)
 		s.exec("CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON queued.messages FOR EACH STATEMENT EXECUTE FUNCTION public.refuse()")

@@ -61,7 +61,7 @@ func (f *form) declared(name string, fields []string, each func(item *form, id s
 			return
 		}
 		if seen[*id] {
-			item.addMistake(fmt.Sprintf("%q is there twice", *id), "value_error", "id")
+			item.addMistake(fmt.Sprintf("duplicate id %q", *id), "value_error", "id")
 		}
 		seen[*id] = true
 		each(item, *id)

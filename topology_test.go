@@ -65,7 +65,7 @@ func TestWrongTopologyIsOneClearError(t *testing.T) {
 		`{"topics":{}}`:                      "topics]: value is not a valid list",
 		`{"topics":["a"]}`:                   "topics 0]: value is not a valid dict",
 		`{"topics":[{"id":"a b"}]}`:          "topics 0 id]: string does not match regex",
-		`{"topics":[{"id":"a"},{"id":"a"}]}`: `topics 1 id]: "a" is there twice`,
+		`{"topics":[{"id":"a"},{"id":"a"}]}`: `topics 1 id]: duplicate id "a"`,
 		`{"queues":[{"id":"q"}]}`:            "queues 0 ack_deadline_seconds]: field required",
 		`{"data":[]}`:                        "topology.json data]: unexpected field",
 		`{"topics":[{"id":"a","retention_seconds":60}]}`:                                                                 "topics 0 retention_seconds]: unexpected field",

@@ -1,21 +1,24 @@
-# make run       starts the server on its private PostgreSQL, ready for the README's tour
-# make test      runs the tests of the server, its API and its clients
-# make test-matrix VERSIONS="14 18"   runs them on these versions of PostgreSQL
-# make test-browser  drives the dashboard in Chromium, which it installs
-# make torture DURATION=30m   kills, stops and cuts off everything for so long, and accounts for every message
-# make test-deploy   tests what is in deploy/ with a real Prometheus, which it installs
-# make bench     measures beside references and writes BENCHMARKS.md; takes an hour
-# make build     builds the static binary ./queued
-# make release   builds static binaries for all systems, with SHA256SUMS, in dist/
+# make run           starts the server with its private PostgreSQL, for the README's tour
+# make test          runs the tests of the server, its API and its clients
+# make test-matrix   runs the server's tests on other versions of PostgreSQL; VERSIONS="16 17" selects them
+# make test-browser  tests the dashboard in Chromium; installs Chromium
+# make test-deploy   tests deploy/ with Prometheus; installs Prometheus
+# make torture DURATION=30m   kills, stops and disconnects servers and PostgreSQL, and accounts for every message
+# make bench         measures queued and reference programs and writes BENCHMARKS.md; takes an hour
+# make build         builds the static binary ./queued
+# make release       builds static binaries for all systems, with SHA256SUMS, in dist/
 
-VERSIONS ?= 14 15 16 17 18
+# The PostgreSQL versions of test-matrix: the oldest and the newest supported. CI runs
+# them, and "make test" on the installed version, 15 on Debian 12. compose.yaml uses the
+# newest. Versions 14 to 18 can be selected.
+VERSIONS ?= 14 18
 DURATION ?= 30s
 
-# Where go.dev says to put Go: sudo does not pass PATH on.
+# The directory that go.dev recommends for Go; sudo resets PATH.
 export PATH := $(PATH):/usr/local/go/bin
 
-# Git says nothing to root about another user's clone, and Go then builds only
-# without the commit.
+# Git refuses to read another user's clone for root. Go then builds only without the
+# commit.
 ifneq ($(shell git rev-parse HEAD >/dev/null 2>&1 || echo no),)
 export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false
 endif
@@ -26,14 +29,14 @@ run:
 	@.ci/setup run
 	@go build -o queued . && exec ./queued
 
-# A test that hangs is named, with what it waits for, when its time is over.
+# The timeout names a test that hangs, and what it waits for.
 test: setup
 	@rm -f .replies
-	@echo "== The server: some 400 tests, which take two minutes, or more on a busy machine"
+	@echo "== The server: about 400 tests; two minutes, more on a busy machine"
 	QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -race -shuffle=on -parallel 4 -timeout 20m ./...
-	@echo "== Their answers, compared with openapi.json"
+	@echo "== The responses of these tests, compared with openapi.json"
 	cd openapi && QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -count=1 -timeout 5m ./...
-	@echo "== Clients of the servers whose APIs this one has"
+	@echo "== Clients of the servers whose APIs queued speaks"
 	cd clients && go test -count=1 -timeout 5m ./...
 
 test-deploy:
@@ -52,7 +55,7 @@ torture: setup
 	go test -count=1 -timeout 0 -v -run '^TestTorture$$' -torture $(DURATION) .
 
 bench: setup
-	@command -v rabbitmq-server >/dev/null || { echo "This measures RabbitMQ too: apt-get install rabbitmq-server" >&2; exit 1; }
+	@command -v rabbitmq-server >/dev/null || { echo "rabbitmq-server is missing: apt-get install rabbitmq-server" >&2; exit 1; }
 	cd benchmarks && go run . -o ../BENCHMARKS.md
 
 build:
@@ -65,12 +68,12 @@ release:
 	@$(MAKE) --no-print-directory $(SYSTEMS:%=dist/queued-%)
 	@cd dist && { sha256sum queued-* 2>/dev/null || shasum -a 256 queued-*; } >SHA256SUMS && cat SHA256SUMS
 
-# The same commit and the same Go give the same bytes, in any folder. Outside of a
-# clone there is no commit to name.
+# The same commit and Go version give the same bytes, in any directory. Outside a clone
+# there is no commit to record.
 dist/queued-%:
 	@target=$(basename $*) && GOOS=$${target%-*} GOARCH=$${target#*-} CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly \
 		go build -trimpath -buildvcs=$$(git rev-parse HEAD >/dev/null 2>&1 && echo true || echo false) -ldflags="-s -w" -o $@ .
 
-# Installs what is missing, and nothing where all is there.
+# Installs the programs that are missing.
 setup:
 	@.ci/setup

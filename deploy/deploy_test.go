@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,6 +50,15 @@ func TestComposeMountsWhatIsThere(t *testing.T) {
 		if _, err := os.Stat("../" + string(m[1])); err != nil {
 			t.Errorf("compose.yaml mounts what is not there: %v", err)
 		}
+	}
+}
+
+func TestComposeRunsAPostgreSQLThatCITests(t *testing.T) {
+	t.Parallel()
+	tested := regexp.MustCompile(`(?m)^VERSIONS \?= (.+)$`).FindSubmatch(mustRead(t, "../Makefile"))
+	image := regexp.MustCompile(`image: postgres:(\d+)\n`).FindSubmatch(mustRead(t, "../compose.yaml"))
+	if tested == nil || image == nil || !slices.Contains(strings.Fields(string(tested[1])), string(image[1])) {
+		t.Errorf("compose.yaml runs postgres %q, the Makefile tests %q", image, tested)
 	}
 }
 

@@ -256,7 +256,7 @@ func TestMessageInAnotherLeaseIsNotAcked(t *testing.T) {
 	p.run(`const real = window.fetch
 		window.fetch = (target, options) => real(target.replace(/scheduled_at=[^&]*/, 'scheduled_at=2020-01-01T00:00:00.000000'), options)`)
 	p.click("Ack message")
-	p.seeText("dialog .error", "not in this lease any more")
+	p.seeText("dialog .error", "the lease has ended")
 	if states := s.states("mails"); states != "in_flight" {
 		t.Errorf("the message is %q", states)
 	}

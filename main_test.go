@@ -382,7 +382,7 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-database-url", "postgres://me:secret@host:port/"}, want: "-database-url"},
 		{args: []string{"-database-url", "nonsense"}, want: "-database-url"},
 		{args: []string{"-cleanup-interval", "0"}, want: "-cleanup-interval"},
-		{args: []string{"-cleanup-interval", "5"}, want: "-cleanup-interval: it must be like 500ms, 20s"},
+		{args: []string{"-cleanup-interval", "5"}, want: "-cleanup-interval: must be a duration such as 500ms, 20s"},
 		{args: []string{"-max-wait", "-1s"}, want: "-max-wait"},
 		{args: []string{"-max-body", "0"}, want: "-max-body"},
 		{args: []string{"-max-limit", "x"}, want: "-max-limit"},

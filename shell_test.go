@@ -408,10 +408,10 @@ func TestShellCommandsSendTheToken(t *testing.T) {
 func TestShellCommandsRefuseWrongUse(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
-		"publish":                      "TOPIC to publish to, and a FILE if it is not the standard input is missing, see queued publish -help",
+		"publish":                      "missing argument: TOPIC [FILE]; see queued publish -help",
 		"publish a/b":                  `"a/b" is no id`,
-		"publish t f g":                "more arguments",
-		"publish t -lines":             "flags go before the arguments: -lines",
+		"publish t f g":                "too many arguments",
+		"publish t -lines":             "flags must precede the arguments: -lines",
 		"publish -attr k t":            "-attr",
 		"publish -delay 1 t":           "-delay",
 		"publish -delay -1s t":         "-delay",
@@ -421,15 +421,15 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 		"publish -url http://[ t":      "-url",
 		"publish -url http://a?b t":    "-url",
 		"publish -tls-cert /no/such t": "-tls-cert",
-		"receive":                      "QUEUE to receive from is missing",
+		"receive":                      "missing argument: QUEUE",
 		"receive a/b":                  `"a/b" is no id`,
 		"receive -parallel 0 q":        "-parallel",
 		"receive -count -1 q":          "-count",
 		"receive -wait -1s q":          "-wait",
 		"receive -wait 1 q":            "-wait",
-		"receive q r":                  "more arguments",
-		"queues q":                     `unknown argument "q", see queued queues -help`,
-		"stats":                        "QUEUE to look at is missing",
+		"receive q r":                  "too many arguments",
+		"queues q":                     `unexpected argument "q"; see queued queues -help`,
+		"stats":                        "missing argument: QUEUE",
 		"stats a/b":                    `"a/b" is no id`,
 	} {
 		err := run(context.Background(), strings.Fields(args), func(string) string { return "" }, strings.NewReader("{}"), io.Discard, io.Discard)

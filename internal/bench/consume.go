@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"queued/internal/client"
-	"queued/internal/rawjson"
 	"strconv"
 	"strings"
 	"time"
+
+	"queued/internal/client"
+	"queued/internal/rawjson"
 )
 
 // consume receives and acks until the load has ended and all is drained.

@@ -5,11 +5,12 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"queued/internal/client"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"queued/internal/client"
 )
 
 // fill publishes the backlog.

@@ -8,14 +8,15 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"queued/internal/client"
-	"queued/internal/rawjson"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"queued/internal/client"
+	"queued/internal/rawjson"
 )
 
 // execute runs the command for a message, keeps the message meanwhile, and acks

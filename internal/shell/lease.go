@@ -7,8 +7,9 @@ import (
 	"io"
 	"math"
 	"net/http"
-	"queued/internal/client"
 	"time"
+
+	"queued/internal/client"
 )
 
 // settleAll acks messages at once, or nacks those with which nothing was done, which

@@ -12,13 +12,14 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"queued/internal/client"
-	"queued/internal/flags"
-	"queued/internal/rawjson"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"queued/internal/client"
+	"queued/internal/flags"
+	"queued/internal/rawjson"
 )
 
 const publishUsage = `Queued publish publishes to a topic, or straight to a queue, and prints what was
@@ -56,7 +57,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	var group string
 	var delay flags.OptionalDuration
 	f := flags.New("queued publish", publishUsage, stdout)
-	f.Takes(1, 2, "the TOPIC to publish to, and a FILE if it is not the standard input")
+	f.Arguments(1, 2, "TOPIC [FILE]")
 	c.Flags(f)
 	f.BoolVar(&toQueue, "to-queue", false, "the first argument is a queue: publish straight to it, without a topic")
 	f.BoolVar(&lines, "lines", false, "each line is the data of a message")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+
 	"queued/internal/client"
 	"queued/internal/flags"
 )

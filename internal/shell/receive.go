@@ -122,7 +122,7 @@ func Receive(ctx context.Context, args []string, getenv func(string) string, std
 	c := &client.Client{}
 	w := &worker{client: c, stdout: stdout, stderr: stderr, atOnce: 1, longest: longestPoll}
 	f := flags.New("queued receive", receiveUsage, stdout)
-	f.Takes(1, 1, "the QUEUE to receive from")
+	f.Arguments(1, 1, "QUEUE")
 	f.StringVar(&w.command, "exec", "", "`command` to run for each message")
 	f.IntVar(&w.parallel, "parallel", 1, "`number` of commands that run at once")
 	f.IntVar(&w.count, "count", 0, "`number` of messages to receive before it ends, 0 for any number")

@@ -3,8 +3,9 @@ package shell
 import (
 	"context"
 	"fmt"
-	"queued/internal/client"
 	"time"
+
+	"queued/internal/client"
 )
 
 // insist is retry for what shall be done also after the end of the work, for a

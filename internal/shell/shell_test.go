@@ -7,11 +7,12 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"queued/internal/client"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"queued/internal/client"
 )
 
 func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {

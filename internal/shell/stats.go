@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+
 	"queued/internal/client"
 	"queued/internal/flags"
 )
@@ -22,7 +23,7 @@ func Stats(ctx context.Context, args []string, getenv func(string) string, stdou
 	c := &client.Client{}
 	var asJSON bool
 	f := flags.New("queued stats", statsUsage, stdout)
-	f.Takes(1, 1, "the QUEUE to look at")
+	f.Arguments(1, 1, "QUEUE")
 	c.Flags(f)
 	f.BoolVar(&asJSON, "json", false, "print them as JSON, on one line")
 	if err := f.Parse(args, getenv); err != nil {

@@ -484,7 +484,7 @@ func TestTokenIsRequestedAndKeptForTheTab(t *testing.T) {
 	p.see("read-only fields", "document.querySelector('[name=ack_deadline_seconds]').disabled")
 	p.click("Publish", `//nav[@class="tabs"]`)
 	p.choose(".tab-content button[type=submit]")
-	p.seeText(".tab-content .error:not(:empty)", "it needs post")
+	p.seeText(".tab-content .error:not(:empty)", "requires post")
 
 	// The token becomes invalid.
 	if err := os.WriteFile(s.args[1], []byte(`{"tokens": [{"name": "operator", "token": "another-secret-of-the-operator", "admin": true}]}`), 0o600); err != nil {

@@ -113,6 +113,19 @@ func (e *engine) waiting() map[string]int {
 	return all
 }
 
+// asleep reports whether all dispatchers of a queue sleep: each of its receivers
+// waits for a wake-up or a due time, and no claim is under way. Tests wait for it.
+func (e *engine) asleep(queueID string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, d := range e.dispatchersOf(queueID) {
+		if !d.sleeping || d.woken {
+			return false
+		}
+	}
+	return true
+}
+
 // drain ends the wait of all receivers, and of those that arrive later, with an
 // empty result.
 func (e *engine) drain() {

@@ -94,9 +94,7 @@ func FuzzRequests(f *testing.F) {
 			t.Errorf("%s %q?%q %q %q = %d, and something was stored", method, path, query, header, body, w.Code)
 		}
 		eventually(t, "nothing is left behind", func() bool {
-			s.engine.mu.Lock()
-			defer s.engine.mu.Unlock()
-			return s.engine.receivers == 0 && len(s.engine.dispatchers) == 0 && s.inHand() == 0 &&
+			return len(s.engine.waiting()) == 0 && s.inHand() == 0 &&
 				s.store.db.Stats().InUse == 0 && runtime.NumGoroutine() < goroutines+50 // the pools have some of their own
 		})
 	})

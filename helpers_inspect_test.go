@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // inspector sees and changes what is behind a server's API: its database, its
@@ -182,31 +183,30 @@ func (s *inspector) match(topicID string, batch ...*publication) {
 	}
 }
 
-// waiting waits until that many receivers wait for the queue, and its
-// dispatcher has gone to sleep over it.
+// waiting waits until that many receivers wait at the queue, and its dispatchers
+// sleep.
 func (s *inspector) waiting(queueID string, receivers int) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("%d receivers wait for %s", receivers, queueID), func() bool {
-		s.engine.mu.Lock()
-		defer s.engine.mu.Unlock()
-		d := s.engine.dispatchers[dispatcherKey{queueID: queueID}]
-		return d == nil && receivers == 0 || d != nil && len(d.line) == receivers && d.sleeping && !d.woken
+		return s.engine.waiting()[queueID] == receivers && s.engine.asleep(queueID)
 	})
 }
 
-// waitLine waits until the line has a length, whatever its dispatcher does.
-func (s *inspector) waitLine(queueID string, length int) {
+// inLine waits until that many receivers wait at the queue, whatever its
+// dispatchers do.
+func (s *inspector) inLine(queueID string, receivers int) {
 	s.t.Helper()
-	eventually(s.t, "the line has changed", func() bool { return s.lineLength(queueID) == length })
+	eventually(s.t, fmt.Sprintf("%d receivers are in line for %s", receivers, queueID), func() bool {
+		return s.engine.waiting()[queueID] == receivers
+	})
 }
 
-func (s *inspector) lineLength(queueID string) int {
+// watermark returns the low-water mark of a queue's messages without a group, zero
+// if there is none.
+func (s *inspector) watermark(queueID string) time.Time {
 	s.engine.mu.Lock()
 	defer s.engine.mu.Unlock()
-	if d := s.engine.dispatchers[dispatcherKey{queueID: queueID}]; d != nil {
-		return len(d.line)
-	}
-	return 0
+	return s.engine.watermarksOf(queueID).messages.at
 }
 
 // inHand returns how many bytes of requests and answers the server holds.

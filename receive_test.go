@@ -107,7 +107,7 @@ func TestReceivePassesOverRowsThatOthersHold(t *testing.T) {
 	}
 	checkDiff(t, "received", []int{2}, numbers(s.receive("t", "")))
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
-	s.waitLine("t", 1)
+	s.inLine("t", 1)
 	tx.Rollback() // announced by nobody: the dispatcher keeps trying
 	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
 }
@@ -317,22 +317,20 @@ func TestReceiverThatJoinsSleepingOnesCostsNoStatement(t *testing.T) {
 	checkDiff(t, "received", []int{1, 2, 3, 4, 5, 6}, got)
 }
 
-func TestReceiverThatJoinsUnsureOnesLooks(t *testing.T) {
+// The search for the next due time fails: it has to connect, and cannot. The
+// dispatcher sleeps, but does not know that nothing is due.
+func TestReceiverCausesAClaimWhereTheNextDueTimeIsUnknown(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s, p := newProxiedServer(t)
 	s.mustTopic("t")
+	free := s.lockTable("queued.queues")
 	first := s.poll(context.Background(), "t", "?wait_seconds=30&limit=1")
-	eventually(t, "the dispatcher sleeps, unsure, over two messages", func() bool {
-		s.engine.mu.Lock()
-		defer s.engine.mu.Unlock()
-		d := s.engine.dispatchers[dispatcherKey{queueID: "t"}]
-		if d == nil || len(d.line) != 1 || !d.sleeping || d.woken {
-			return false
-		}
-		s.fill("t", 2)      // without a word
-		d.dueUnknown = true // as after a look that failed
-		return true
-	})
+	s.waitForLocks(1)
+	p.refuse(true)
+	free()
+	s.waiting("t", 1)
+	p.refuse(false)
+	s.fill("t", 2)
 	second := s.poll(context.Background(), "t", "?wait_seconds=30&limit=1")
 	if got := len(s.await(first)) + len(s.await(second)); got != 2 {
 		t.Errorf("two receivers got %d messages", got)
@@ -437,7 +435,7 @@ func TestHangUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Close()
-		s.waitLine("t", 0)
+		s.inLine("t", 0)
 		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
@@ -466,23 +464,38 @@ func TestHangUp(t *testing.T) {
 		t.Parallel()
 		s := newTestServer(t)
 		s.mustTopic("t")
+		first := &unnoticedEnd{Context: context.Background()}
+		received := make(chan delivery)
+		go func() {
+			v, _ := s.engine.receive(first, "t", 10, testTimeout)
+			received <- v
+		}()
+		s.waiting("t", 1)
 		for range 20 {
 			c := get(t, s)
 			defer c.Close()
 		}
-		s.waiting("t", 20)
-		s.engine.mu.Lock()
-		first := s.engine.dispatchers[dispatcherKey{queueID: "t"}].line[0]
-		s.engine.mu.Unlock()
-		gone, leave := context.WithCancel(context.Background())
-		leave()
-		s.engine.mu.Lock()
-		first.ctx = gone // the engine has not noticed yet
-		s.engine.mu.Unlock()
+		s.waiting("t", 21)
+		first.ended.Store(true)
 		s.publish("t", 1)
-		eventually(t, "one got it", func() bool { return s.lineLength("t") == 18 })
+		s.inLine("t", 19)
+		checkDiff(t, "received by the client that has left", 0, len((<-received).messages))
 		checkDiff(t, "attempts", 1, s.count("SELECT delivery_attempts FROM queued.messages"))
 	})
+}
+
+// unnoticedEnd is the context of a request whose client has left, before anything
+// that waits for the context noticed.
+type unnoticedEnd struct {
+	context.Context
+	ended atomic.Bool
+}
+
+func (c *unnoticedEnd) Err() error {
+	if c.ended.Load() {
+		return context.Canceled
+	}
+	return nil
 }
 
 func TestReleaseLeavesALeaseThatIsNoLongerOurs(t *testing.T) {
@@ -732,8 +745,7 @@ func TestBothKindsOfReceiversAreWoken(t *testing.T) {
 		consumed <- v
 	}()
 	poll := s.poll(context.Background(), "t", "?limit=1&wait_seconds=20")
-	s.waiting("t", 1)
-	eventually(t, "the one that consumes waits", func() bool { return s.engine.waiting()["t"] == 2 })
+	s.waiting("t", 2)
 	s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{}},{"data":{}}]}`)
 	if got := s.await(poll); len(got) != 1 {
 		t.Errorf("leased %d messages, want 1", len(got))

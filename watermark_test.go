@@ -64,10 +64,7 @@ func TestWhatIsBelowTheFloorIsFoundByALook(t *testing.T) {
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2)
 	s.receive("t", "?limit=1&wait_seconds=5")
-	s.engine.mu.Lock()
-	raised := !s.engine.watermarks["t"].messages.at.IsZero()
-	s.engine.mu.Unlock()
-	if !raised {
+	if s.watermark("t").IsZero() {
 		t.Error("the receive did not raise the floor of its queue")
 	}
 	s.schedule("-10 s", ids[1])
@@ -82,18 +79,9 @@ func TestALookFindsWhatIsBelowTheFloorOfAQueueWithoutALine(t *testing.T) {
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2)
 	s.receive("t", "?limit=1")
-	floorAt := func() time.Time {
-		s.engine.mu.Lock()
-		defer s.engine.mu.Unlock()
-		if f := s.engine.watermarks["t"]; f != nil {
-			return f.messages.at
-		}
-		t.Fatal("the floor was forgotten")
-		return time.Time{}
-	}
-	before := floorAt()
+	before := s.watermark("t")
 	s.schedule("-10 s", ids[1])
-	eventually(t, "the floor is lowered", func() bool { return floorAt().Before(before) })
+	eventually(t, "the floor is lowered", func() bool { return s.watermark("t").Before(before) })
 }
 
 func TestThoseWhoDoNotWaitSeeWhatIsBelowTheFloor(t *testing.T) {

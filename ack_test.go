@@ -13,22 +13,25 @@ const leaseOver = `{"detail":"the lease has ended: scheduled_at does not match"}
 // touch neither the lease of the next one, nor the message once it has moved.
 func TestLateConsumerCannotTouchTheNextLease(t *testing.T) {
 	t.Parallel()
-	for what, next := range map[string]func(s *testServer, id string){
-		"delivered again": func(s *testServer, id string) { s.receive("t", "") },
-		"redriven and delivered": func(s *testServer, id string) {
+	for what, v := range map[string]struct {
+		ended bool // the lease, before what comes next
+		next  func(s *testServer, id string)
+	}{
+		"delivered again": {true, func(s *testServer, id string) { s.receive("t", "") }},
+		"redriven and delivered": {true, func(s *testServer, id string) {
 			s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
 			s.receive("to", "")
-		},
-		"redriven": func(s *testServer, id string) {
+		}},
+		"redriven": {true, func(s *testServer, id string) {
 			s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
-		},
-		"redriven to itself": func(s *testServer, id string) {
+		}},
+		"redriven to itself": {true, func(s *testServer, id string) {
 			s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"t"}`)
-		},
-		"nacked": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
-		"extended by another": func(s *testServer, id string) {
+		}},
+		"nacked": {false, func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") }},
+		"extended by another": {false, func(s *testServer, id string) {
 			s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":9}`)
-		},
+		}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -37,10 +40,10 @@ func TestLateConsumerCannotTouchTheNextLease(t *testing.T) {
 			s.mustQueue("to")
 			id := s.publish("t", 1)[0]
 			lease := s.receive("t", "")[0].ScheduledAt
-			if what != "nacked" && what != "extended by another" {
+			if v.ended {
 				s.makeDue()
 			}
-			next(s, id)
+			v.next(s, id)
 			before := s.must(200, "GET", "/messages/"+id, "")
 			guarded := fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q}]}`, id, lease)
 			conflict := `{"detail":[{"loc":["body","messages",0,"scheduled_at"],"msg":"the lease has ended: scheduled_at does not match","type":"value_error.lease"}]}`

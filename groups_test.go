@@ -50,14 +50,13 @@ func TestReceiveOfManyTakesFromGroupsInTurns(t *testing.T) {
 func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 	t.Parallel()
 	for what, back := range map[string]func(s *testServer, id string){
-		"nacked": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
-		"not acked": func(s *testServer, id string) {
+		"nacked":    func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
+		"not acked": func(s *testServer, id string) { s.makeDue(id) },
+		"extended and not acked": func(s *testServer, id string) {
+			s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":30}`)
 			s.makeDue(id)
 		},
-		"extended": func(s *testServer, id string) {
-			s.makeDue(id)
-		},
-		"given back":   func(s *testServer, id string) { giveBack(s, id) },
+		"released":     func(s *testServer, id string) { giveBack(s, id) },
 		"not for long": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":0}`) },
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -66,9 +65,6 @@ func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 			s.mustQueue("q")
 			s.publishGroups("q", "a1", "a2", "a3")
 			first := s.receive("q", "?limit=1")[0]
-			if what == "extended" {
-				s.must(200, "PUT", "/messages/"+first.ID+"/extend", `{"ack_deadline_seconds":30}`)
-			}
 			back(s, first.ID)
 			checkDiff(t, "received", "a1 a2 a3", s.receiveNames("q", 10))
 		})
@@ -217,33 +213,31 @@ func TestOrderedGroupGivesAReturnedMessageAgain(t *testing.T) {
 
 func TestReceiverIsWokenWhenAGroupBecomesReady(t *testing.T) {
 	t.Parallel()
-	for what, cause := range map[string]func(s, other *testServer){
-		"in time": func(s, other *testServer) {},
-		"by a change of its interval": func(s, other *testServer) {
+	for what, v := range map[string]struct {
+		interval int // of the queue, in milliseconds
+		cause    func(s, other *testServer)
+	}{
+		"in time": {300, func(s, other *testServer) {}},
+		"by a change of its interval": {3600000, func(s, other *testServer) {
+			s.waiting("q", 1)
 			s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
 			other.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":0}`)
-		},
-		"by a change of the queue's interval": func(s, other *testServer) {
+		}},
+		"by a change of the queue's interval": {3600000, func(s, other *testServer) {
+			s.waiting("q", 1)
 			other.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":null,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
-		},
+		}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			s := newTestServer(t)
 			other := newTestServerOn(t, s.dsn)
-			interval := 3600000
-			if what == "in time" {
-				interval = 300
-			}
-			s.mustQueue("q", fmt.Sprintf(`"delivery_interval_ms":%d`, interval))
+			s.mustQueue("q", fmt.Sprintf(`"delivery_interval_ms":%d`, v.interval))
 			eventually(t, "the servers listen", func() bool { return s.engine.notifier.listening() && other.engine.notifier.listening() })
 			s.publishGroups("q", "a1", "a2")
 			checkDiff(t, "first", "a1", s.receiveNames("q", 10))
 			poll := s.poll(context.Background(), "q", "?wait_seconds=30")
-			if what != "in time" {
-				s.waiting("q", 1)
-			}
-			cause(s, other)
+			v.cause(s, other)
 			checkDiff(t, "second", "a2", namesOf(s.await(poll)))
 		})
 	}

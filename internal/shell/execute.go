@@ -24,14 +24,14 @@ import (
 func (w *worker) execute(ctx context.Context, m *received) {
 	working, done := context.WithCancel(context.Background())
 	var keeping sync.WaitGroup
-	keeping.Go(func() { w.keep(working, m) })
-	cmd := shellCommand(w.hurry, w.command)
+	keeping.Go(func() { w.extendLease(working, m) })
+	cmd := shellCommand(w.forced, w.command)
 	cmd.Stdin = bytes.NewReader(append(m.Data, '\n'))
 	cmd.Stdout, cmd.Stderr = w.stdout, w.stderr
-	cmd.Env = append(w.commandEnviron(os.Environ()), w.environ(m)...)
+	cmd.Env = append(w.baseEnviron(os.Environ()), w.messageEnviron(m)...)
 	cmd.WaitDelay = closeTimeout
 	failure := w.children.run(cmd)
-	if w.hurry.Err() != nil {
+	if w.forced.Err() != nil {
 		killGroup(cmd) // what of it did not heed the signal
 	}
 	if cmd.ProcessState != nil && cmd.ProcessState.Success() {
@@ -41,33 +41,33 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	keeping.Wait()
 
 	what, body := "ack", []byte(nil)
-	if err := w.notItsFault(cmd, failure); err != nil {
-		w.end(err)
+	if err := w.environmentFault(cmd, failure); err != nil {
+		w.fail(err)
 		// Not at once, or the poll that is being given up could receive it again.
-		what, body = "nack", fmt.Appendf(nil, `{"count_attempt":false,"delay_seconds":%d}`, firstRetry/time.Second)
+		what, body = "nack", fmt.Appendf(nil, `{"count_attempt":false,"delay_seconds":%d}`, firstRetryDelay/time.Second)
 	} else if failure != nil {
 		delay := retryDelay(m.DeliveryAttempts)
 		what, body = "nack", fmt.Appendf(nil, `{"delay_seconds":%d}`, delay/time.Second)
-		w.say("message %s, attempt %d: %v; it comes again in %v", m.ID, m.DeliveryAttempts, failure, delay)
+		w.logf("message %s, attempt %d: %v; it comes again in %v", m.ID, m.DeliveryAttempts, failure, delay)
 	}
-	err := w.insist(ctx, func() error { return w.guarded(m, what, body, nil) })
+	err := w.retryAfterEnd(ctx, func() error { return w.finish(m, what, body, nil) })
 	if client.Status(err) == http.StatusConflict {
-		w.say("message %s: its lease was over before the command ended, and others may have received it", m.ID)
+		w.logf("message %s: its lease was over before the command ended, and others may have received it", m.ID)
 	} else if err != nil {
-		w.say("message %s cannot be %sed and will be delivered again: %v", m.ID, what, err)
+		w.logf("message %s cannot be %sed and will be delivered again: %v", m.ID, what, err)
 	}
 }
 
 // notItsFault returns why a command failed, if that is no fault of its message and
 // others would fail likewise, else nil.
-func (w *worker) notItsFault(cmd *exec.Cmd, failure error) error {
+func (w *worker) environmentFault(cmd *exec.Cmd, failure error) error {
 	switch {
 	case failure == nil:
 		return nil
 	case w.pipe != nil && w.pipe.closed(0):
 		return ErrOutputClosed
-	case cmd.ProcessState == nil && w.hurry.Err() != nil:
-		return w.hurry.Err() // it was not begun
+	case cmd.ProcessState == nil && w.forced.Err() != nil:
+		return w.forced.Err() // it was not begun
 	case cmd.ProcessState == nil && !errors.Is(failure, syscall.E2BIG): // which may be for the message's attributes
 		return fmt.Errorf("-exec: the shell cannot be started: %w", failure)
 	case cmd.ProcessState != nil && slices.Contains(shellFailures, cmd.ProcessState.ExitCode()):
@@ -78,13 +78,13 @@ func (w *worker) notItsFault(cmd *exec.Cmd, failure error) error {
 
 // retryDelay is for how long a message is hidden whose command failed.
 func retryDelay(attempts int) time.Duration {
-	return min(firstRetry<<min(max(attempts, 1)-1, 30), longestRetry)
+	return min(firstRetryDelay<<min(max(attempts, 1)-1, 30), maxRetryDelay)
 }
 
 // commandEnviron returns an environment without what only messages have: the trace
 // of whoever started the worker is not that of a message. And what the worker shall
 // do, such as -exec, is not for a queued receive in the command.
-func (w *worker) commandEnviron(all []string) (kept []string) {
+func (w *worker) baseEnviron(all []string) (kept []string) {
 	for _, variable := range all {
 		name, _, _ := strings.Cut(variable, "=")
 		if !strings.HasPrefix(name, "QUEUED_ATTRIBUTE") && name != "TRACEPARENT" && name != "TRACESTATE" && !slices.Contains(w.variables, name) {
@@ -95,7 +95,7 @@ func (w *worker) commandEnviron(all []string) (kept []string) {
 }
 
 // environ returns what the command of a message has in its environment.
-func (w *worker) environ(m *received) (variables []string) {
+func (w *worker) messageEnviron(m *received) (variables []string) {
 	add := func(name, value string) {
 		if len(name)+len(value) <= maxVariable && !strings.ContainsRune(value, 0) {
 			variables = append(variables, name+"="+value)

@@ -14,7 +14,7 @@ import (
 
 // settleAll acks messages at once, or nacks those with which nothing was done, which
 // counts no attempt. Those whose leases are over stay as they are, which is said.
-func (w *worker) settleAll(ctx context.Context, what string, messages []received) error {
+func (w *worker) finishAll(ctx context.Context, what string, messages []received) error {
 	if len(messages) == 0 {
 		return nil
 	}
@@ -32,24 +32,24 @@ func (w *worker) settleAll(ctx context.Context, what string, messages []received
 	}
 	body, err := json.Marshal(request)
 	if err == nil {
-		err = w.insist(ctx, func() error {
-			return w.client.Call(w.settling, http.MethodPut, "/messages/"+what, body, nil)
+		err = w.retryAfterEnd(ctx, func() error {
+			return w.client.Call(w.requests, http.MethodPut, "/messages/"+what, body, nil)
 		})
 	}
 	if client.Status(err) == http.StatusConflict {
-		w.say("%v", err)
+		w.logf("%v", err)
 		return nil
 	}
 	return err
 }
 
 // keep extends the lease of a message, well before its end, until working ends.
-func (w *worker) keep(working context.Context, m *received) {
+func (w *worker) extendLease(working context.Context, m *received) {
 	lease := m.lease()
 	body := fmt.Appendf(nil, `{"ack_deadline_seconds":%.0f}`, math.Ceil(lease.Seconds()))
 	for sleep(working, lease/3) {
 		err := w.retry(working, func() error {
-			return w.guarded(m, "extend", body, func(answer io.Reader) error {
+			return w.finish(m, "extend", body, func(answer io.Reader) error {
 				var now received
 				err := json.NewDecoder(answer).Decode(&now)
 				if err == nil {
@@ -60,7 +60,7 @@ func (w *worker) keep(working context.Context, m *received) {
 		})
 		if err != nil {
 			if working.Err() == nil {
-				w.say("message %s cannot be kept from others while its command runs: %v", m.ID, err)
+				w.logf("message %s cannot be kept from others while its command runs: %v", m.ID, err)
 			}
 			return
 		}
@@ -81,16 +81,16 @@ func (m *received) lease() time.Duration {
 // guarded acks, nacks or extends a message that is still in its lease. An answer
 // that was lost may have extended it, so a lease is also ours if nobody else has
 // received the message since.
-func (w *worker) guarded(m *received, what string, body []byte, read func(io.Reader) error) error {
+func (w *worker) finish(m *received, what string, body []byte, read func(io.Reader) error) error {
 	settle := func() error {
-		return w.client.Call(w.settling, http.MethodPut, "/messages/"+m.ID+"/"+what+"?scheduled_at="+m.ScheduledAt, body, read)
+		return w.client.Call(w.requests, http.MethodPut, "/messages/"+m.ID+"/"+what+"?scheduled_at="+m.ScheduledAt, body, read)
 	}
 	err := settle()
 	if client.Status(err) != http.StatusConflict {
 		return err
 	}
 	var now received
-	failed := w.client.Call(w.settling, http.MethodGet, "/messages/"+m.ID, nil, func(answer io.Reader) error {
+	failed := w.client.Call(w.requests, http.MethodGet, "/messages/"+m.ID, nil, func(answer io.Reader) error {
 		return json.NewDecoder(answer).Decode(&now)
 	})
 	if failed != nil || now.DeliveryAttempts != m.DeliveryAttempts || now.QueueID != m.QueueID || now.ScheduledAt == m.ScheduledAt {

@@ -16,7 +16,7 @@ var errOutputBlocked = errors.New("nobody reads what is printed")
 // so long for is kept, and others can receive the rest. Once ctx has ended it does
 // not wait for whoever reads the output, or not for long.
 func (w *worker) print(ctx context.Context, messages []received) error {
-	late, cancel := context.WithCancel(w.hurry)
+	late, cancel := context.WithCancel(w.forced)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(closeTimeout, cancel) })()
 	if len(messages) == 0 {
@@ -24,7 +24,7 @@ func (w *worker) print(ctx context.Context, messages []received) error {
 	}
 	slow := time.NewTimer(min(slowPrint, messages[0].lease()/3))
 	defer slow.Stop()
-	w.atOnce = min(2*w.atOnce, mostPrinted)
+	w.printBatch = min(2*w.printBatch, maxPrintBatch)
 	printed := 0
 	var err error
 	for printed < len(messages) && err == nil && ctx.Err() == nil {
@@ -36,25 +36,25 @@ func (w *worker) print(ctx context.Context, messages []received) error {
 		case <-late.Done():
 			err = errOutputBlocked
 		case <-slow.C:
-			w.atOnce = 1
-			err = errors.Join(w.settleAll(ctx, "ack", messages[:printed]), w.settleAll(ctx, "nack", messages[printed+1:]))
+			w.printBatch = 1
+			err = errors.Join(w.finishAll(ctx, "ack", messages[:printed]), w.finishAll(ctx, "nack", messages[printed+1:]))
 			messages, printed = messages[printed:printed+1], 0
 			if err == nil {
-				err = w.keepUntil(m, late, done)
+				err = w.extendUntilPrinted(m, late, done)
 			}
 		}
 		if err == nil {
 			printed++
 		}
 	}
-	return errors.Join(err, w.settleAll(ctx, "ack", messages[:printed]), w.settleAll(ctx, "nack", messages[printed:]))
+	return errors.Join(err, w.finishAll(ctx, "ack", messages[:printed]), w.finishAll(ctx, "nack", messages[printed:]))
 }
 
 // keepUntil keeps a message until it was printed, and returns what came of that.
-func (w *worker) keepUntil(m *received, late context.Context, done <-chan error) error {
+func (w *worker) extendUntilPrinted(m *received, late context.Context, done <-chan error) error {
 	working, end := context.WithCancel(late)
 	var keeping sync.WaitGroup
-	keeping.Go(func() { w.keep(working, m) })
+	keeping.Go(func() { w.extendLease(working, m) })
 	defer keeping.Wait()
 	defer end()
 	select {
@@ -74,7 +74,7 @@ func (w *worker) printOne(late context.Context, m *received) error {
 	if err != nil || w.pipe == nil {
 		return err
 	}
-	for pause := 50 * time.Microsecond; w.pipe.unread(); pause = min(2*pause, longestPeep) {
+	for pause := 50 * time.Microsecond; w.pipe.unread(); pause = min(2*pause, maxPipePause) {
 		if w.pipe.closed(pause) && w.pipe.unread() { // it may have read its last message just before
 			return ErrOutputClosed
 		}

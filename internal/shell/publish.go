@@ -163,13 +163,13 @@ func (p *publisher) appendMessage(body, data []byte) []byte {
 
 // answerTimeout is how long a publish that is under way may take when the
 // command is interrupted, to know what was stored.
-const answerTimeout = 5 * time.Second
+const responseTimeout = 5 * time.Second
 
 // post publishes, and prints the copies.
 func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(answerTimeout, cancel) })()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(responseTimeout, cancel) })()
 	err := p.client.Call(lasting, http.MethodPost, p.path+batch, body, client.Items(func(item json.RawMessage) error {
 		var m received
 		if err := json.Unmarshal(item, &m); err != nil {
@@ -188,18 +188,18 @@ type lineBatch struct {
 }
 
 const (
-	batchStart = `{"messages":[`
-	batchEnd   = "]}"
+	batchPrefix = `{"messages":[`
+	batchSuffix   = "]}"
 )
 
 // publishLines publishes a message a line. What comes while a batch is under way
 // is the next batch, so it waits for nothing, and holds two batches and a line.
 func (p *publisher) publishLines(ctx context.Context, in io.Reader) error {
-	g := &gathering{publisher: p}
+	g := &lineBuffer{publisher: p}
 	g.changed.L = &g.mu
-	interrupted := context.AfterFunc(ctx, g.end)
+	interrupted := context.AfterFunc(ctx, g.close)
 	defer interrupted()
-	defer g.end()
+	defer g.close()
 	go g.read(in) // which is left behind if ctx ends: nothing ends a read of a terminal
 	for next := 1; ; {
 		b, err := g.take()
@@ -211,40 +211,40 @@ func (p *publisher) publishLines(ctx context.Context, in io.Reader) error {
 		case err != nil:
 			return err
 		}
-		if err := p.post(ctx, "/batch", append(b.body, batchEnd...)); err != nil {
-			return b.explain(err)
+		if err := p.post(ctx, "/batch", append(b.body, batchSuffix...)); err != nil {
+			return b.wrap(err)
 		}
 		next = b.lines[len(b.lines)-1] + 1
 	}
 }
 
 // gathering is the batch that comes next.
-type gathering struct {
+type lineBuffer struct {
 	publisher *publisher
 
 	mu      sync.Mutex
 	changed sync.Cond // something below
 	batch   lineBatch
 	err     error // why there are no more lines; io.EOF at the end
-	ended   bool  // nobody takes batches any more
+	closed   bool  // nobody takes batches any more
 }
 
-func (g *gathering) end() {
+func (g *lineBuffer) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.ended = true
+	g.closed = true
 	g.changed.Broadcast()
 }
 
 // read gathers lines until there are no more.
-func (g *gathering) read(in io.Reader) {
+func (g *lineBuffer) read(in io.Reader) {
 	r := bufio.NewReaderSize(in, 64<<10)
 	for number := 1; g.add(r, number); number++ {
 	}
 }
 
 // add gathers one line, and reports whether to go on.
-func (g *gathering) add(r *bufio.Reader, number int) bool {
+func (g *lineBuffer) add(r *bufio.Reader, number int) bool {
 	line, err := readLine(r, client.MaxBatchBody)
 	message := g.publisher.appendMessage(nil, line)
 	switch {
@@ -252,13 +252,13 @@ func (g *gathering) add(r *bufio.Reader, number int) bool {
 		return true
 	case err == nil && !isObject(line):
 		err = errors.New("not a JSON object")
-	case err == nil && len(batchStart)+len(message)+len(batchEnd) > client.MaxBatchBody:
+	case err == nil && len(batchPrefix)+len(message)+len(batchSuffix) > client.MaxBatchBody:
 		err = errLineTooLong
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	b := &g.batch
-	for err == nil && !g.ended && (len(b.lines) == client.MaxBatch || len(b.body)+1+len(message)+len(batchEnd) > client.MaxBatchBody) {
+	for err == nil && !g.closed && (len(b.lines) == client.MaxBatch || len(b.body)+1+len(message)+len(batchSuffix) > client.MaxBatchBody) {
 		g.changed.Wait()
 	}
 	switch {
@@ -267,21 +267,21 @@ func (g *gathering) add(r *bufio.Reader, number int) bool {
 	case err != nil:
 		g.err = fmt.Errorf("line %d: %w; nothing from this line on was published", number, err)
 	case b.lines == nil:
-		b.body = append([]byte(batchStart), message...)
+		b.body = append([]byte(batchPrefix), message...)
 		b.lines = append(b.lines, number)
 	default:
 		b.body = append(append(b.body, ','), message...)
 		b.lines = append(b.lines, number)
 	}
 	g.changed.Broadcast()
-	return g.err == nil && !g.ended
+	return g.err == nil && !g.closed
 }
 
 // take waits for the next batch, and returns it, or why there is none.
-func (g *gathering) take() (lineBatch, error) {
+func (g *lineBuffer) take() (lineBatch, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for g.batch.lines == nil && g.err == nil && !g.ended {
+	for g.batch.lines == nil && g.err == nil && !g.closed {
 		g.changed.Wait()
 	}
 	b := g.batch
@@ -294,7 +294,7 @@ func (g *gathering) take() (lineBatch, error) {
 }
 
 // explain adds to an error which lines it is about.
-func (b *lineBatch) explain(err error) error {
+func (b *lineBatch) wrap(err error) error {
 	first, last := b.lines[0], b.lines[len(b.lines)-1]
 	status := client.Status(err)
 	var network *net.OpError

@@ -74,18 +74,18 @@ type worker struct {
 	stdout    io.Writer
 	stderr    io.Writer
 
-	hurry    context.Context // ended by the second signal
-	settling context.Context // and this a little later
-	end      func(error)     // ends the work with an error
+	forced    context.Context // ended by the second signal
+	requests context.Context // and this a little later
+	fail      func(error)     // ends the work with an error
 	slots    chan struct{}   // one is in it for each command that runs
 	running  sync.WaitGroup
 	children children
 	pipe     *pipe         // that stdout is; nil if it is none
-	atOnce   int           // messages to receive to print them
-	longest  time.Duration // of a long poll
+	printBatch   int           // messages to receive to print them
+	maxWait  time.Duration // of a long poll
 
 	mu   sync.Mutex // of stderr and away
-	away bool       // which has been said
+	unavailable bool       // which has been said
 }
 
 // received is a message as the worker has it.
@@ -107,20 +107,20 @@ const (
 	drainTimeout = 15 * time.Second       // for acks and nacks after the end of the work
 	closeTimeout = 5 * time.Second        // for what then is still under way
 	firstPause   = 100 * time.Millisecond // between two tries; it doubles
-	longestPause = 10 * time.Second
-	longestPoll  = 20 * time.Second      // the default of -max-wait
-	mostPrinted  = 100                   // messages received at once to print them
+	maxPause = 10 * time.Second
+	defaultMaxWait  = 20 * time.Second      // the default of -max-wait
+	maxPrintBatch  = 100                   // messages received at once to print them
 	slowPrint    = time.Second           // to print what was received at once
-	longestPeep  = 50 * time.Millisecond // between two looks at whether a pipe was read
-	firstRetry   = time.Second           // of a command that failed; it doubles
-	longestRetry = 15 * time.Minute
+	maxPipePause  = 50 * time.Millisecond // between two looks at whether a pipe was read
+	firstRetryDelay   = time.Second           // of a command that failed; it doubles
+	maxRetryDelay = 15 * time.Minute
 	maxVariable  = 64 << 10  // bytes of a variable in the environment, with its name: Linux takes 128 KiB
 	maxEnviron   = 512 << 10 // bytes of all variables of attributes: Linux takes 2 MiB with the usual stack
 )
 
 func Receive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client.Client{}
-	w := &worker{client: c, stdout: stdout, stderr: stderr, atOnce: 1, longest: longestPoll}
+	w := &worker{client: c, stdout: stdout, stderr: stderr, printBatch: 1, maxWait: defaultMaxWait}
 	f := flags.New("queued receive", receiveUsage, stdout)
 	f.Arguments(1, 1, "QUEUE")
 	f.StringVar(&w.command, "exec", "", "`command` to run for each message")
@@ -160,7 +160,7 @@ func Receive(ctx context.Context, args []string, getenv func(string) string, std
 func (w *worker) run(ctx context.Context) error {
 	hurry, kill := context.WithCancel(context.Background())
 	settling, abandon := context.WithCancel(context.Background())
-	w.hurry, w.settling, w.slots = hurry, settling, make(chan struct{}, w.parallel)
+	w.forced, w.requests, w.slots = hurry, settling, make(chan struct{}, w.parallel)
 	ended := make(chan struct{})
 	var watching sync.WaitGroup
 	watching.Go(func() {
@@ -188,7 +188,7 @@ func (w *worker) run(ctx context.Context) error {
 	defer w.children.inherit()()
 	working, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	w.end = end
+	w.fail = end
 	if w.pipe = asPipe(w.stdout); w.pipe != nil {
 		go func() { // which is left behind: nothing ends its wait
 			w.pipe.closed(-1)
@@ -209,7 +209,7 @@ func (w *worker) run(ctx context.Context) error {
 func (w *worker) receiveAll(ctx context.Context) error {
 	var idleSince time.Time // when the first of the polls began that brought nothing
 	for got := 0; ctx.Err() == nil && (w.count == 0 || got < w.count); {
-		most := w.atOnce
+		most := w.printBatch
 		if w.command != "" {
 			most = w.parallel
 		}
@@ -217,14 +217,14 @@ func (w *worker) receiveAll(ctx context.Context) error {
 			most = min(most, w.count-got)
 		}
 		if w.command != "" {
-			most = w.takeSlots(ctx, most)
+			most = w.acquireSlots(ctx, most)
 		}
 		if idleSince.IsZero() {
 			idleSince = time.Now()
 		}
 		messages, err := w.poll(ctx, most, idleSince)
 		if w.command != "" {
-			w.giveSlots(most - len(messages))
+			w.releaseSlots(most - len(messages))
 		}
 		if err == nil {
 			err = w.work(ctx, messages)
@@ -245,7 +245,7 @@ func (w *worker) receiveAll(ctx context.Context) error {
 
 // takeSlots waits until a command may be run, and returns how many may, at most
 // so many; 0 if ctx has ended.
-func (w *worker) takeSlots(ctx context.Context, most int) int {
+func (w *worker) acquireSlots(ctx context.Context, most int) int {
 	select {
 	case w.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -263,7 +263,7 @@ func (w *worker) takeSlots(ctx context.Context, most int) int {
 	}
 }
 
-func (w *worker) giveSlots(n int) {
+func (w *worker) releaseSlots(n int) {
 	for range n {
 		<-w.slots
 	}
@@ -282,7 +282,7 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 		if ctx.Err() != nil {
 			return nil
 		}
-		began, wait := time.Now(), w.longest
+		began, wait := time.Now(), w.maxWait
 		if w.wait.Given {
 			wait = min(wait, max(0, w.wait.D-time.Since(idleSince)))
 		}
@@ -296,12 +296,12 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 		switch {
 		case len(messages) > 0, ctx.Err() != nil:
 			return nil // what was lost on the way comes again
-		case client.Status(err) == http.StatusUnprocessableEntity && w.longest > 0: // a server with a lower -max-wait
-			if w.longest /= 2; w.longest < time.Second {
-				w.longest = 0
+		case client.Status(err) == http.StatusUnprocessableEntity && w.maxWait > 0: // a server with a lower -max-wait
+			if w.maxWait /= 2; w.maxWait < time.Second {
+				w.maxWait = 0
 			}
 			return nil
-		case err == nil && len(messages) == 0 && (w.longest == 0 || time.Since(began) < wait/2): // it does not wait
+		case err == nil && len(messages) == 0 && (w.maxWait == 0 || time.Since(began) < wait/2): // it does not wait
 			sleep(until, time.Second)
 		}
 		return err
@@ -337,11 +337,11 @@ func (w *worker) work(ctx context.Context, messages []received) error {
 	}
 	for i := range messages {
 		if ctx.Err() != nil {
-			w.giveSlots(len(messages) - i)
-			return w.settleAll(ctx, "nack", messages[i:])
+			w.releaseSlots(len(messages) - i)
+			return w.finishAll(ctx, "nack", messages[i:])
 		}
 		w.running.Go(func() {
-			defer w.giveSlots(1)
+			defer w.releaseSlots(1)
 			w.execute(ctx, &messages[i])
 		})
 	}

@@ -10,8 +10,8 @@ import (
 
 // insist is retry for what shall be done also after the end of the work, for a
 // while.
-func (w *worker) insist(ctx context.Context, do func() error) error {
-	late, giveUp := context.WithCancel(w.settling)
+func (w *worker) retryAfterEnd(ctx context.Context, do func() error) error {
+	late, giveUp := context.WithCancel(w.requests)
 	defer giveUp()
 	stop := context.AfterFunc(ctx, func() {
 		sleep(late, drainTimeout)
@@ -24,41 +24,41 @@ func (w *worker) insist(ctx context.Context, do func() error) error {
 // retry calls do until it succeeds, is refused for good, or ctx has ended. The
 // first of several failures is said, and that it works again.
 func (w *worker) retry(ctx context.Context, do func() error) error {
-	for wait := firstPause; ; wait = min(2*wait, longestPause) {
+	for wait := firstPause; ; wait = min(2*wait, maxPause) {
 		err := do()
 		if err == nil || !client.Unavailable(err) {
-			w.back()
+			w.logAvailable()
 			return err
 		}
 		if ctx.Err() != nil {
 			return err
 		}
-		w.gone(err)
+		w.logUnavailable(err)
 		if !sleep(ctx, wait) {
 			return err
 		}
 	}
 }
 
-func (w *worker) gone(err error) {
+func (w *worker) logUnavailable(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.away {
-		w.away = true
+	if !w.unavailable {
+		w.unavailable = true
 		fmt.Fprintf(w.stderr, "queued: %v; trying again until it works\n", err)
 	}
 }
 
-func (w *worker) back() {
+func (w *worker) logAvailable() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.away {
-		w.away = false
+	if w.unavailable {
+		w.unavailable = false
 		fmt.Fprintf(w.stderr, "queued: %s works again\n", w.client.URL)
 	}
 }
 
-func (w *worker) say(format string, args ...any) {
+func (w *worker) logf(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	fmt.Fprintf(w.stderr, "queued: "+format+"\n", args...)

@@ -21,7 +21,7 @@ func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
 		const lines, size = 40, 1_000_000
 		line := `{"a":"` + strings.Repeat("a", size-len(`{"a":""}`)-1) + "\"}\n"
 		in := strings.NewReader(strings.Repeat(line, lines))
-		g := &gathering{publisher: &publisher{}}
+		g := &lineBuffer{publisher: &publisher{}}
 		g.changed.L = &g.mu
 		go g.read(in)
 		taken := 0
@@ -31,7 +31,7 @@ func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
 				t.Fatalf("%d bytes are read and not taken", held)
 			}
 			b, err := g.take()
-			if size := len(b.body) + len(batchEnd); err != nil || size > client.MaxBatchBody || len(b.lines) != min(16, lines-taken) {
+			if size := len(b.body) + len(batchSuffix); err != nil || size > client.MaxBatchBody || len(b.lines) != min(16, lines-taken) {
 				t.Fatalf("take = %d lines in %d bytes, %v", len(b.lines), size, err)
 			}
 			taken += len(b.lines)
@@ -85,12 +85,12 @@ func TestWhatIsReceivedAndNotBegunAtTheEndIsForOthers(t *testing.T) {
 		w.WriteHeader(http.StatusNoContent)
 	}))
 	t.Cleanup(server.Close)
-	w := &worker{client: &client.Client{URL: server.URL}, command: "exit 1", stderr: io.Discard, slots: make(chan struct{}, 2), settling: context.Background()}
+	w := &worker{client: &client.Client{URL: server.URL}, command: "exit 1", stderr: io.Discard, slots: make(chan struct{}, 2), requests: context.Background()}
 	if err := w.client.Prepare(io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	w.takeSlots(ctx, 2)
+	w.acquireSlots(ctx, 2)
 	stop()
 	if err := w.work(ctx, []received{{ID: "a", ScheduledAt: "1"}, {ID: "b", ScheduledAt: "2"}}); err != nil || len(w.slots) != 0 {
 		t.Errorf("work = %v, and %d slots are taken", err, len(w.slots))

@@ -179,7 +179,7 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.endBySignals(s)
-	if exit := new(exec.ExitError); !errors.As(r.err, &exit) || exit.ExitCode() != 1 || !strings.Contains(r.output.String(), "nobody reads what is printed") {
+	if exit := new(exec.ExitError); !errors.As(r.err, &exit) || exit.ExitCode() != 1 || !strings.Contains(r.output.String(), "output blocked: its reader has stopped reading") {
 		t.Errorf("receive into a pipe that nobody reads = %v, %s, want exit status 1", r.err, r.output)
 	}
 	checkDiff(t, "given back", 0, s.count("SELECT count(*) FROM queued.messages JOIN queued.queues ON key = queue_key WHERE queues.id = 'u' AND in_flight"))
@@ -277,7 +277,7 @@ func TestReceiveCommandNacksWithAGrowingDelay(t *testing.T) {
 	for attempt, want := range []float64{1, 2, 4, 8} {
 		s.makeDue()
 		_, stderr, err := s.shell(nil, "receive", "-exec", "exit 3", "-count", "1", "t")
-		if err != nil || !strings.Contains(stderr, fmt.Sprintf("message %s, attempt %d: exit status 3; it comes again in %vs", id, attempt+1, want)) {
+		if err != nil || !strings.Contains(stderr, fmt.Sprintf("message %s, attempt %d: exit status 3; retrying in %vs", id, attempt+1, want)) {
 			t.Errorf("receive = %v, %s", err, stderr)
 		}
 		var m wireMessage
@@ -366,7 +366,7 @@ func TestReceiveCommandLeavesTheLeaseOfAnotherAlone(t *testing.T) {
 		s.makeDue()
 		m := s.receive("t", "?wait_seconds=20")[0]
 		c.end(status)
-		if err := r.await(); err != nil || !strings.Contains(r.output.String(), "message "+id+": its lease was over") {
+		if err := r.await(); err != nil || !strings.Contains(r.output.String(), "message "+id+": the lease ended") {
 			t.Errorf("receive = %v, %s", err, r.output)
 		}
 		s.must(204, "PUT", "/messages/"+id+"/ack?scheduled_at="+m.ScheduledAt, "")
@@ -492,7 +492,7 @@ func TestReceiveCommandEndsWhenItCannotRunCommands(t *testing.T) {
 		"a last command that is not":   {"true; nosuchcommand", os.Getenv("PATH"), "-exec: exit status 127: "},
 		"a file that is no program":    {notExecutable, os.Getenv("PATH"), "-exec: exit status 126: "},
 		"no shell":                     {"true", folder, `-exec: exec: "sh": executable file not found in $PATH`},
-		"a shell that cannot be begun": {"true", mustMakeBrokenShell(t), "-exec: the shell cannot be started: fork/exec"},
+		"a shell that cannot be begun": {"true", mustMakeBrokenShell(t), "-exec: cannot start the shell: fork/exec"},
 	} {
 		for _, parallel := range []string{"1", "5"} {
 			cmd := shellProcess(s.url, "receive", "-parallel", parallel, "-exec", v.command, "t")
@@ -574,7 +574,7 @@ func TestReceiveCommandStopsWhileTheServerIsAway(t *testing.T) {
 	p := newProxy(t, "tcp", strings.TrimPrefix(s.url, "http://"))
 	p.refuse(true)
 	r := s.startWorker("-url", "http://"+p.address, "t")
-	eventually(t, "it is said", func() bool { return strings.Contains(r.output.String(), "; trying again until it works\n") })
+	eventually(t, "the worker logs that the server is unavailable", func() bool { return strings.Contains(r.output.String(), "queued: server unavailable: ") })
 	r.stop()
 	if err := r.await(); err != nil {
 		t.Errorf("receive = %v", err)
@@ -592,7 +592,7 @@ func TestReceiveCommandSurvivesAServerThatGoesAway(t *testing.T) {
 	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
 	p.refuse(true)
 	p.reset()
-	eventually(t, "it is said", func() bool { return strings.Contains(r.output.String(), "; trying again until it works\n") })
+	eventually(t, "the worker logs that the server is unavailable", func() bool { return strings.Contains(r.output.String(), "queued: server unavailable: ") })
 	c.end(0) // and is acked later
 	s.publish("t", 2)
 	p.refuse(false)
@@ -600,7 +600,7 @@ func TestReceiveCommandSurvivesAServerThatGoesAway(t *testing.T) {
 	c.end(0)
 	eventually(t, "both are acked", func() bool { return s.unacked() == 0 })
 	r.stop()
-	if err := r.await(); err != nil || strings.Count(r.output.String(), "\n") != 2 || !strings.HasSuffix(r.output.String(), " works again\n") {
+	if err := r.await(); err != nil || strings.Count(r.output.String(), "\n") != 2 || !strings.HasSuffix(r.output.String(), "queued: server available again: http://"+p.address+"\n") {
 		t.Errorf("receive = %v, and says\n%s", err, r.output)
 	}
 

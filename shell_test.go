@@ -153,11 +153,11 @@ func TestPublishCommandPublishesNothingWrong(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	for stdin, want := range map[string]string{
-		"":                 "not one JSON object",
-		"[]":               "not one JSON object",
-		"{}{}":             "not one JSON object; -lines",
-		`{},"group":"g"`:   "not one JSON object",
-		"{\"a\":\"\xff\"}": "not one JSON object",
+		"":                 "not a single JSON object",
+		"[]":               "not a single JSON object",
+		"{}{}":             "not a single JSON object; use -lines",
+		`{},"group":"g"`:   "not a single JSON object",
+		"{\"a\":\"\xff\"}": "not a single JSON object",
 		`{"a":"` + strings.Repeat("a", 2<<20) + `"}`: "returned 413",
 	} {
 		if out, _, err := s.shell(strings.NewReader(stdin), "publish", "t"); err == nil || out != "" || !strings.Contains(err.Error(), want) {
@@ -243,11 +243,11 @@ func TestPublishCommandNamesTheLineThatIsWrong(t *testing.T) {
 		stored int // of what comes before
 		want   string
 	}{
-		{"{}\n\n{}\n{\n{}\n", 2, "line 4: not a JSON object; nothing from this line on was published"},
+		{"{}\n\n{}\n{\n{}\n", 2, "line 4: not a JSON object; lines from 4 on were not published"},
 		{"{}\nnull", 1, "line 2: not a JSON object"},
 		{"{}\n{} {}\n", 1, "line 2: not a JSON object"},
-		{"{}\n" + strings.Repeat(" ", maxBatchBody) + "{}\n", 1, "line 2: longer than"},
-		{long, 0, "line 1: server returned 422: body messages 0 data: ensure data and attributes have at most 1048576 bytes; nothing from line 1 on was published"},
+		{"{}\n" + strings.Repeat(" ", maxBatchBody) + "{}\n", 1, "line 2: longer than the maximum batch"},
+		{long, 0, "line 1: server returned 422: body messages 0 data: ensure data and attributes have at most 1048576 bytes; lines from 1 on were not published"},
 	} {
 		queue := fmt.Sprint("q", i)
 		s.mustQueue(queue)
@@ -264,7 +264,7 @@ func TestPublishCommandSaysWhatCannotHaveBeenStored(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	_, _, err := s.shell(strings.NewReader("{}\n"), "publish", "-url", "http://"+freeAddress(t), "-lines", "-to-queue", "q")
-	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "nothing from line 1 on was published") {
+	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "lines from 1 on were not published") {
 		t.Errorf("publish to nobody = %v", err)
 	}
 }
@@ -286,7 +286,7 @@ func TestPublishCommandEndsWhileItReads(t *testing.T) {
 			eventually(t, "the line is published before the next comes", func() bool { return s.count("SELECT count(*) FROM queued.messages") == 1 })
 		}
 		stop()
-		if err := <-ended; err == nil || lines && !strings.Contains(err.Error(), "nothing from line 2 on") {
+		if err := <-ended; err == nil || lines && !strings.Contains(err.Error(), "lines from 2 on were not published") {
 			t.Errorf("publish that is interrupted, with -lines=%v = %v", lines, err)
 		}
 	}
@@ -409,7 +409,7 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
 		"publish":                      "missing argument: TOPIC [FILE]; see queued publish -help",
-		"publish a/b":                  `"a/b" is no id`,
+		"publish a/b":                  `"a/b" is not a valid`,
 		"publish t f g":                "too many arguments",
 		"publish t -lines":             "flags must precede the arguments: -lines",
 		"publish -attr k t":            "-attr",
@@ -422,7 +422,7 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 		"publish -url http://a?b t":    "-url",
 		"publish -tls-cert /no/such t": "-tls-cert",
 		"receive":                      "missing argument: QUEUE",
-		"receive a/b":                  `"a/b" is no id`,
+		"receive a/b":                  `"a/b" is not a valid`,
 		"receive -parallel 0 q":        "-parallel",
 		"receive -count -1 q":          "-count",
 		"receive -wait -1s q":          "-wait",
@@ -430,7 +430,7 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 		"receive q r":                  "too many arguments",
 		"queues q":                     `unexpected argument "q"; see queued queues -help`,
 		"stats":                        "missing argument: QUEUE",
-		"stats a/b":                    `"a/b" is no id`,
+		"stats a/b":                    `"a/b" is not a valid`,
 	} {
 		err := run(context.Background(), strings.Fields(args), func(string) string { return "" }, strings.NewReader("{}"), io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, new(flags.UsageError)) {

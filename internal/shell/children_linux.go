@@ -9,14 +9,13 @@ import (
 	"unsafe"
 )
 
-// children runs commands, and takes the exit status of processes that nobody else
-// takes it of, where this process inherits those: as the first in a container, or as
-// a subreaper (prctl(2)). Otherwise each would stay in the table of processes.
+// children runs commands and reaps orphaned processes, which this process inherits if
+// it is the first process of a container or a subreaper (prctl(2)).
 type children struct {
 	inherits bool // set by inherit
 
 	mu   sync.Mutex
-	ours map[int]bool // started, and waited for by run
+	ours map[int]bool // process ids that run waits for
 }
 
 // run is cmd.Run.
@@ -24,7 +23,7 @@ func (c *children) run(cmd *exec.Cmd) error {
 	if !c.inherits {
 		return cmd.Run()
 	}
-	c.mu.Lock() // or it could end before it is known to be ours
+	c.mu.Lock() // the process may end before it is in ours
 	err := cmd.Start()
 	if err == nil {
 		c.ours[cmd.Process.Pid] = true
@@ -37,12 +36,11 @@ func (c *children) run(cmd *exec.Cmd) error {
 	c.mu.Lock()
 	delete(c.ours, cmd.Process.Pid)
 	c.mu.Unlock()
-	c.reap() // it may have hidden others
+	c.reap() // it may have been in front of others
 	return err
 }
 
-// inherit takes the exit statuses of inherited processes until the function that it
-// returns is called.
+// inherit reaps inherited processes until stop is called.
 func (c *children) inherit() (stop func()) {
 	if c.inherits = os.Getpid() == 1 || isSubreaper(); !c.inherits {
 		return func() {}
@@ -63,8 +61,8 @@ func (c *children) inherit() (stop func()) {
 	}
 }
 
-// reap takes the exit statuses of ended children, up to one of ours: run takes that,
-// and then reaps again.
+// reap reaps the children that have ended, up to one of ours: run reaps that one, and
+// then calls reap again.
 func (c *children) reap() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,8 +77,8 @@ func (c *children) reap() {
 	}
 }
 
-// endedChild returns a child that has ended and whose exit status nobody has taken,
-// and leaves it so; 0 if there is none. See waitid(2).
+// endedChild returns the process id of a child that has ended, without reaping it; 0
+// if there is none. See waitid(2).
 func endedChild() (pid int) {
 	const all = 0     // P_ALL
 	var info struct { // siginfo_t

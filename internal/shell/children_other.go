@@ -9,5 +9,5 @@ type children struct{}
 
 func (*children) run(cmd *exec.Cmd) error { return cmd.Run() }
 
-// inherit does nothing: this process inherits no others.
+// inherit does nothing: this process inherits no processes.
 func (*children) inherit() (stop func()) { return func() {} }

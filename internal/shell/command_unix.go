@@ -8,8 +8,8 @@ import (
 	"syscall"
 )
 
-// shellCommand returns a command in a process group of its own, for the signals
-// of a terminal to leave it alone. When ctx ends the group gets SIGTERM.
+// shellCommand returns a command in a process group of its own, so that signals of
+// the terminal do not reach it. When ctx ends the group gets SIGTERM.
 func shellCommand(ctx context.Context, command string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -17,11 +17,11 @@ func shellCommand(ctx context.Context, command string) *exec.Cmd {
 	return cmd
 }
 
-// shellFailures are exit statuses of a shell that could not run its command: what it
-// found cannot be executed, or it found nothing. See POSIX, Shell Command Language, 2.8.2.
+// shellFailures are the exit statuses of a shell whose command is not executable or
+// not found. See POSIX, Shell Command Language, 2.8.2.
 var shellFailures = []int{126, 127}
 
-// killGroup ends what is left of a command that was started.
+// killGroup kills the remaining processes of a command.
 func killGroup(cmd *exec.Cmd) {
 	if cmd.Process != nil {
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)

@@ -6,9 +6,8 @@ import (
 	"syscall"
 )
 
-// shellCommand returns a command that Ctrl-C in the terminal leaves alone, and
-// that is ended with ctx. Quotes are for cmd to read, and not those of a list of
-// arguments.
+// shellCommand returns a command that Ctrl-C in the terminal does not reach. When ctx
+// ends it is killed. The quotes are cmd's, not those of a list of arguments.
 func shellCommand(ctx context.Context, command string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "cmd")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -18,8 +17,8 @@ func shellCommand(ctx context.Context, command string) *exec.Cmd {
 	return cmd
 }
 
-// shellFailures are none: cmd exits with what commands exit with, too.
+// shellFailures is empty: cmd has no exit statuses that commands do not have.
 var shellFailures []int
 
-// killGroup does nothing: the command was killed itself, and what it started is not known.
+// killGroup does nothing: the command was killed, and its processes are not known.
 func killGroup(*exec.Cmd) {}

@@ -19,12 +19,12 @@ import (
 	"queued/internal/rawjson"
 )
 
-// execute runs the command for a message, keeps the message meanwhile, and acks
-// or nacks it.
+// execute runs the command for a message, extends the lease until the command ends,
+// and acks or nacks the message.
 func (w *worker) execute(ctx context.Context, m *received) {
-	working, done := context.WithCancel(context.Background())
-	var keeping sync.WaitGroup
-	keeping.Go(func() { w.extendLease(working, m) })
+	running, done := context.WithCancel(context.Background())
+	var extending sync.WaitGroup
+	extending.Go(func() { w.extendLease(running, m) })
 	cmd := shellCommand(w.forced, w.command)
 	cmd.Stdin = bytes.NewReader(append(m.Data, '\n'))
 	cmd.Stdout, cmd.Stderr = w.stdout, w.stderr
@@ -32,34 +32,34 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	cmd.WaitDelay = closeTimeout
 	failure := w.children.run(cmd)
 	if w.forced.Err() != nil {
-		killGroup(cmd) // what of it did not heed the signal
+		killGroup(cmd) // processes that ignored SIGTERM
 	}
 	if cmd.ProcessState != nil && cmd.ProcessState.Success() {
-		failure = nil // what it left running, or did not read, does not count
+		failure = nil // whatever it left running or unread
 	}
 	done()
-	keeping.Wait()
+	extending.Wait()
 
-	what, body := "ack", []byte(nil)
+	action, body := "ack", []byte(nil)
 	if err := w.environmentFault(cmd, failure); err != nil {
 		w.fail(err)
-		// Not at once, or the poll that is being given up could receive it again.
-		what, body = "nack", fmt.Appendf(nil, `{"count_attempt":false,"delay_seconds":%d}`, firstRetryDelay/time.Second)
+		// With a delay, because the poll that is being aborted could receive it again.
+		action, body = "nack", fmt.Appendf(nil, `{"count_attempt":false,"delay_seconds":%d}`, firstRetryDelay/time.Second)
 	} else if failure != nil {
 		delay := retryDelay(m.DeliveryAttempts)
-		what, body = "nack", fmt.Appendf(nil, `{"delay_seconds":%d}`, delay/time.Second)
-		w.logf("message %s, attempt %d: %v; it comes again in %v", m.ID, m.DeliveryAttempts, failure, delay)
+		action, body = "nack", fmt.Appendf(nil, `{"delay_seconds":%d}`, delay/time.Second)
+		w.logf("message %s, attempt %d: %v; retrying in %v", m.ID, m.DeliveryAttempts, failure, delay)
 	}
-	err := w.retryAfterEnd(ctx, func() error { return w.finish(m, what, body, nil) })
+	err := w.retryAfterEnd(ctx, func() error { return w.finish(m, action, body, nil) })
 	if client.Status(err) == http.StatusConflict {
-		w.logf("message %s: its lease was over before the command ended, and others may have received it", m.ID)
+		w.logf("message %s: the lease ended before the command did; another consumer may have received the message", m.ID)
 	} else if err != nil {
-		w.logf("message %s cannot be %sed and will be delivered again: %v", m.ID, what, err)
+		w.logf("message %s: %s failed, it will be delivered again: %v", m.ID, action, err)
 	}
 }
 
-// notItsFault returns why a command failed, if that is no fault of its message and
-// others would fail likewise, else nil.
+// environmentFault returns an error if a command failed for a reason other than its
+// message, so that it would fail for every message.
 func (w *worker) environmentFault(cmd *exec.Cmd, failure error) error {
 	switch {
 	case failure == nil:
@@ -67,23 +67,23 @@ func (w *worker) environmentFault(cmd *exec.Cmd, failure error) error {
 	case w.pipe != nil && w.pipe.closed(0):
 		return ErrOutputClosed
 	case cmd.ProcessState == nil && w.forced.Err() != nil:
-		return w.forced.Err() // it was not begun
-	case cmd.ProcessState == nil && !errors.Is(failure, syscall.E2BIG): // which may be for the message's attributes
-		return fmt.Errorf("-exec: the shell cannot be started: %w", failure)
+		return w.forced.Err() // it was not started
+	case cmd.ProcessState == nil && !errors.Is(failure, syscall.E2BIG): // the attributes of a message may be too large
+		return fmt.Errorf("-exec: cannot start the shell: %w", failure)
 	case cmd.ProcessState != nil && slices.Contains(shellFailures, cmd.ProcessState.ExitCode()):
-		return fmt.Errorf("-exec: %w: what the shell should run cannot be executed or is not found; the message was given back", failure)
+		return fmt.Errorf("-exec: %w: command not found or not executable; its message was nacked without counting the attempt", failure)
 	}
 	return nil
 }
 
-// retryDelay is for how long a message is hidden whose command failed.
+// retryDelay returns the delay of a message whose command failed.
 func retryDelay(attempts int) time.Duration {
 	return min(firstRetryDelay<<min(max(attempts, 1)-1, 30), maxRetryDelay)
 }
 
-// commandEnviron returns an environment without what only messages have: the trace
-// of whoever started the worker is not that of a message. And what the worker shall
-// do, such as -exec, is not for a queued receive in the command.
+// baseEnviron returns an environment without the variables of a message and a trace,
+// which may be those of the worker's own message, and without the variables of the
+// worker's flags, which are not meant for a queued receive in the command.
 func (w *worker) baseEnviron(all []string) (kept []string) {
 	for _, variable := range all {
 		name, _, _ := strings.Cut(variable, "=")
@@ -94,7 +94,7 @@ func (w *worker) baseEnviron(all []string) (kept []string) {
 	return kept
 }
 
-// environ returns what the command of a message has in its environment.
+// messageEnviron returns the variables of a message for its command.
 func (w *worker) messageEnviron(m *received) (variables []string) {
 	add := func(name, value string) {
 		if len(name)+len(value) <= maxVariable && !strings.ContainsRune(value, 0) {
@@ -114,9 +114,9 @@ func (w *worker) messageEnviron(m *received) (variables []string) {
 	}
 	add("QUEUED_ATTRIBUTES", string(m.Attributes))
 	if !rawjson.IsNull(m.Attributes) {
-		room := maxEnviron
+		left := maxEnviron
 		rawjson.WalkObject(m.Attributes, func(name string, value []byte) {
-			if room -= len("QUEUED_ATTRIBUTE_=") + len(name) + len(value) + 16; room >= 0 {
+			if left -= len("QUEUED_ATTRIBUTE_=") + len(name) + len(value) + 16; left >= 0 {
 				add("QUEUED_ATTRIBUTE_"+variableName(name), rawjson.Unquote(value))
 			}
 		})
@@ -124,7 +124,7 @@ func (w *worker) messageEnviron(m *received) (variables []string) {
 	return variables
 }
 
-// variableName returns the name of an attribute as that of a variable.
+// variableName converts the name of an attribute to that of a variable.
 func variableName(name string) string {
 	return strings.Map(func(c rune) rune {
 		switch {

@@ -12,25 +12,27 @@ import (
 	"queued/internal/flags"
 )
 
-const healthUsage = `Queued health asks a server whether it is alive (GET /livez), for the health check of a container:
-a server is alive without its database, and to restart it would not bring that back. With
--ready it asks whether the server is ready for requests (GET /readyz).
+const healthUsage = `Queued health checks whether a server is alive (GET /livez), as a container health check does.
+A server without its database is alive: a restart would not bring the database back. With
+-ready it checks whether the server is ready to serve requests (GET /readyz).
+
+usage: queued health [flags]
 
 `
 
 // healthTimeout is how long the response may take.
 const healthTimeout = 5 * time.Second
 
-// Health asks the server that the same settings would start.
+// Health checks the server that the same settings would start.
 func Health(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	c := &client.Client{}
 	var listen string
 	var ready bool
 	f := flags.New("queued health", healthUsage, stdout)
-	f.BoolVar(&ready, "ready", false, "ask whether the server is ready for requests, with a database that can be written")
-	f.StringVar(&listen, "listen", "127.0.0.1:8000", "`address` of the server, as given to it")
-	f.StringVar(&c.URL, "url", "", "`URL` of the server, in place of -listen")
-	f.StringVar(&c.Cert, "tls-cert", "", "PEM `file` of its certificate, as given to it")
+	f.BoolVar(&ready, "ready", false, "check that the server is ready to serve requests and can write to its database")
+	f.StringVar(&listen, "listen", "127.0.0.1:8000", "`address` the server listens on")
+	f.StringVar(&c.URL, "url", "", "`URL` of the server; replaces -listen")
+	f.StringVar(&c.Cert, "tls-cert", "", "PEM `file` of the server's certificate")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
@@ -64,7 +66,7 @@ func Health(ctx context.Context, args []string, getenv func(string) string, stdo
 	body, _ := io.ReadAll(io.LimitReader(response.Body, 1000))
 	fmt.Fprintln(stdout, string(body))
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s", c.URL, response.Status)
+		return fmt.Errorf("%s returned %s", c.URL, response.Status)
 	}
 	return nil
 }

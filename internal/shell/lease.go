@@ -12,9 +12,9 @@ import (
 	"queued/internal/client"
 )
 
-// settleAll acks messages at once, or nacks those with which nothing was done, which
-// counts no attempt. Those whose leases are over stay as they are, which is said.
-func (w *worker) finishAll(ctx context.Context, what string, messages []received) error {
+// finishAll acks messages in one request, or nacks them without counting the attempt.
+// Messages whose leases have ended stay as they are, and this is logged.
+func (w *worker) finishAll(ctx context.Context, action string, messages []received) error {
 	if len(messages) == 0 {
 		return nil
 	}
@@ -27,13 +27,13 @@ func (w *worker) finishAll(ctx context.Context, what string, messages []received
 		items = append(items, item{m.ID, m.ScheduledAt})
 	}
 	request := map[string]any{"messages": items}
-	if what == "nack" {
+	if action == "nack" {
 		request["count_attempt"] = false
 	}
 	body, err := json.Marshal(request)
 	if err == nil {
 		err = w.retryAfterEnd(ctx, func() error {
-			return w.client.Call(w.requests, http.MethodPut, "/messages/"+what, body, nil)
+			return w.client.Call(w.requests, http.MethodPut, "/messages/"+action, body, nil)
 		})
 	}
 	if client.Status(err) == http.StatusConflict {
@@ -43,15 +43,16 @@ func (w *worker) finishAll(ctx context.Context, what string, messages []received
 	return err
 }
 
-// keep extends the lease of a message, well before its end, until working ends.
-func (w *worker) extendLease(working context.Context, m *received) {
+// extendLease extends the lease of a message each time a third of it has passed, until
+// ctx ends.
+func (w *worker) extendLease(ctx context.Context, m *received) {
 	lease := m.lease()
 	body := fmt.Appendf(nil, `{"ack_deadline_seconds":%.0f}`, math.Ceil(lease.Seconds()))
-	for sleep(working, lease/3) {
-		err := w.retry(working, func() error {
-			return w.finish(m, "extend", body, func(answer io.Reader) error {
+	for sleep(ctx, lease/3) {
+		err := w.retry(ctx, func() error {
+			return w.finish(m, "extend", body, func(response io.Reader) error {
 				var now received
-				err := json.NewDecoder(answer).Decode(&now)
+				err := json.NewDecoder(response).Decode(&now)
 				if err == nil {
 					m.ScheduledAt = now.ScheduledAt
 				}
@@ -59,16 +60,15 @@ func (w *worker) extendLease(working context.Context, m *received) {
 			})
 		})
 		if err != nil {
-			if working.Err() == nil {
-				w.logf("message %s cannot be kept from others while its command runs: %v", m.ID, err)
+			if ctx.Err() == nil {
+				w.logf("message %s: cannot extend its lease: %v", m.ID, err)
 			}
 			return
 		}
 	}
 }
 
-// lease returns how long the lease is, by the clock of the server: at least the
-// shortest that there is.
+// lease returns the length of the lease, at least the shortest ack deadline, 1 s.
 func (m *received) lease() time.Duration {
 	from, err := time.Parse(client.TimestampLayout, m.UpdatedAt)
 	to, failed := time.Parse(client.TimestampLayout, m.ScheduledAt)
@@ -78,24 +78,24 @@ func (m *received) lease() time.Duration {
 	return max(to.Sub(from), time.Second)
 }
 
-// guarded acks, nacks or extends a message that is still in its lease. An answer
-// that was lost may have extended it, so a lease is also ours if nobody else has
-// received the message since.
-func (w *worker) finish(m *received, what string, body []byte, read func(io.Reader) error) error {
-	settle := func() error {
-		return w.client.Call(w.requests, http.MethodPut, "/messages/"+m.ID+"/"+what+"?scheduled_at="+m.ScheduledAt, body, read)
+// finish acks, nacks or extends a message if its lease is still this worker's. If the
+// response to an extension was lost, scheduled_at is not the lease token any more: then
+// the lease is this worker's if the message was not delivered since.
+func (w *worker) finish(m *received, action string, body []byte, read func(io.Reader) error) error {
+	request := func() error {
+		return w.client.Call(w.requests, http.MethodPut, "/messages/"+m.ID+"/"+action+"?scheduled_at="+m.ScheduledAt, body, read)
 	}
-	err := settle()
+	err := request()
 	if client.Status(err) != http.StatusConflict {
 		return err
 	}
 	var now received
-	failed := w.client.Call(w.requests, http.MethodGet, "/messages/"+m.ID, nil, func(answer io.Reader) error {
-		return json.NewDecoder(answer).Decode(&now)
+	failed := w.client.Call(w.requests, http.MethodGet, "/messages/"+m.ID, nil, func(response io.Reader) error {
+		return json.NewDecoder(response).Decode(&now)
 	})
 	if failed != nil || now.DeliveryAttempts != m.DeliveryAttempts || now.QueueID != m.QueueID || now.ScheduledAt == m.ScheduledAt {
 		return err
 	}
 	m.ScheduledAt = now.ScheduledAt
-	return settle()
+	return request()
 }

@@ -11,7 +11,7 @@ import (
 // pipe is the writing end of a pipe.
 type pipe struct{ raw syscall.RawConn }
 
-// asPipe returns what w writes to as a pipe, nil if it is none.
+// asPipe returns w as a pipe, nil if it is not one.
 func asPipe(w io.Writer) *pipe {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -28,13 +28,13 @@ func asPipe(w io.Writer) *pipe {
 	return &pipe{raw}
 }
 
-// closed waits until nobody can read from the pipe any more, for at most so long, or
-// for ever if d is negative, and reports whether that is so.
+// closed waits for at most d, forever if d is negative, until the reading end of the
+// pipe is closed, and reports whether it is.
 func (p *pipe) closed(d time.Duration) (closed bool) {
 	p.raw.Control(func(fd uintptr) {
 		v := struct { // struct pollfd
 			fd      int32
-			events  int16 // none: an error is always looked for
+			events  int16 // none; an error is always reported
 			revents int16
 		}{fd: int32(fd)}
 		var timeout *syscall.Timespec
@@ -54,7 +54,7 @@ func (p *pipe) closed(d time.Duration) (closed bool) {
 	return closed
 }
 
-// unread reports whether there is something in the pipe that nobody has read.
+// unread reports whether the pipe has unread bytes.
 func (p *pipe) unread() bool {
 	var n int32
 	p.raw.Control(func(fd uintptr) {

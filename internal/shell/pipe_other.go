@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// pipe is the writing end of a pipe, of which nothing is known here.
+// pipe is the writing end of a pipe. Here no output is known to be one.
 type pipe struct{}
 
 func asPipe(io.Writer) *pipe { return nil }

@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-var errOutputBlocked = errors.New("nobody reads what is printed")
+var errOutputBlocked = errors.New("output blocked: its reader has stopped reading")
 
-// print writes messages, a line each, and acks what was read, or is written where
-// nobody knows whether it is read. If that takes long, only the message that it takes
-// so long for is kept, and others can receive the rest. Once ctx has ended it does
-// not wait for whoever reads the output, or not for long.
+// print writes messages, one per line, and acks those that the reader of the pipe has
+// read, or that are written if the output is not a pipe. If the output blocks, it
+// extends the lease of the message being written and nacks the others. After ctx has
+// ended it waits for the output for at most closeTimeout.
 func (w *worker) print(ctx context.Context, messages []received) error {
-	late, cancel := context.WithCancel(w.forced)
+	deadline, cancel := context.WithCancel(w.forced)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(closeTimeout, cancel) })()
 	if len(messages) == 0 {
@@ -30,17 +30,17 @@ func (w *worker) print(ctx context.Context, messages []received) error {
 	for printed < len(messages) && err == nil && ctx.Err() == nil {
 		m := &messages[printed]
 		done := make(chan error, 1)
-		go func() { done <- w.printOne(late, m) }() // which is left behind if its write does not end
+		go func() { done <- w.printOne(deadline, m) }() // it outlives this function if its write blocks
 		select {
 		case err = <-done:
-		case <-late.Done():
+		case <-deadline.Done():
 			err = errOutputBlocked
 		case <-slow.C:
 			w.printBatch = 1
 			err = errors.Join(w.finishAll(ctx, "ack", messages[:printed]), w.finishAll(ctx, "nack", messages[printed+1:]))
 			messages, printed = messages[printed:printed+1], 0
 			if err == nil {
-				err = w.extendUntilPrinted(m, late, done)
+				err = w.extendUntilPrinted(deadline, m, done)
 			}
 		}
 		if err == nil {
@@ -50,23 +50,24 @@ func (w *worker) print(ctx context.Context, messages []received) error {
 	return errors.Join(err, w.finishAll(ctx, "ack", messages[:printed]), w.finishAll(ctx, "nack", messages[printed:]))
 }
 
-// keepUntil keeps a message until it was printed, and returns what came of that.
-func (w *worker) extendUntilPrinted(m *received, late context.Context, done <-chan error) error {
-	working, end := context.WithCancel(late)
-	var keeping sync.WaitGroup
-	keeping.Go(func() { w.extendLease(working, m) })
-	defer keeping.Wait()
+// extendUntilPrinted extends the lease of a message until done, and returns the error
+// from there.
+func (w *worker) extendUntilPrinted(deadline context.Context, m *received, done <-chan error) error {
+	printing, end := context.WithCancel(deadline)
+	var extending sync.WaitGroup
+	extending.Go(func() { w.extendLease(printing, m) })
+	defer extending.Wait()
 	defer end()
 	select {
 	case err := <-done:
 		return err
-	case <-late.Done():
+	case <-deadline.Done():
 		return errOutputBlocked
 	}
 }
 
-// printOne writes a message, and waits until it was read, if the output is a pipe.
-func (w *worker) printOne(late context.Context, m *received) error {
+// printOne writes a message and, if the output is a pipe, waits until it was read.
+func (w *worker) printOne(deadline context.Context, m *received) error {
 	_, err := fmt.Fprintf(w.stdout, "%s\n", m.text)
 	if errors.Is(err, syscall.EPIPE) {
 		return ErrOutputClosed
@@ -75,10 +76,10 @@ func (w *worker) printOne(late context.Context, m *received) error {
 		return err
 	}
 	for pause := 50 * time.Microsecond; w.pipe.unread(); pause = min(2*pause, maxPipePause) {
-		if w.pipe.closed(pause) && w.pipe.unread() { // it may have read its last message just before
+		if w.pipe.closed(pause) && w.pipe.unread() { // not if the reader read the message and then closed the pipe
 			return ErrOutputClosed
 		}
-		if late.Err() != nil {
+		if deadline.Err() != nil {
 			return errOutputBlocked
 		}
 	}

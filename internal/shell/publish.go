@@ -22,34 +22,34 @@ import (
 	"queued/internal/rawjson"
 )
 
-const publishUsage = `Queued publish publishes to a topic, or straight to a queue, and prints what was
-stored: a line for each copy, with the id of the message and that of its queue.
+const publishUsage = `Queued publish publishes to a topic, or directly to a queue. For each copy of a
+message it prints a line with the id of the message and the id of its queue.
 
 usage: queued publish [flags] TOPIC [FILE]
        queued publish [flags] -to-queue QUEUE [FILE]
 
-The file, or the standard input without one or with "-", is one JSON object: the
-data of one message. With -lines each line is, and lines without anything are
-skipped. Then messages are published as they come, in batches of up to 1000
-messages and 16 MiB, each of them as a whole or not at all; where it stops, the
-error says from which line on nothing was published.
+FILE is one JSON object, the data of one message. Without FILE, or with "-", it is
+read from the standard input. With -lines each line is the data of a message, and
+empty lines are skipped. Lines are published as they arrive, in batches of up to
+1000 messages and 16 MiB. A batch is published completely or not at all. An error
+names the first line that was not published.
 
-A publish is not tried again, because a server that does not answer may have
-stored it.
+A publish is not retried: a server that does not respond may have stored it.
 
-If $TRACEPARENT is a traceparent (W3C Trace Context), the messages keep it, and who
-receives them can go on with the trace.
+If $TRACEPARENT is a traceparent (W3C Trace Context), it is stored with the
+messages, so that consumers can continue the trace.
 
 `
 
-// publisher publishes what it reads.
+// publisher publishes messages that have everything but their data in common.
 type publisher struct {
 	client  *client.Client
-	path    string // of the topic or queue
-	members []byte // JSON of what all messages have besides data, each member after a comma
+	path    string // of the messages of the topic or queue
+	members []byte // JSON members of each message besides data, each after a comma
 	out     *bufio.Writer
 }
 
+// Publish publishes a file or the standard input.
 func Publish(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	var toQueue, lines bool
@@ -59,40 +59,37 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	f := flags.New("queued publish", publishUsage, stdout)
 	f.Arguments(1, 2, "TOPIC [FILE]")
 	c.Flags(f)
-	f.BoolVar(&toQueue, "to-queue", false, "the first argument is a queue: publish straight to it, without a topic")
-	f.BoolVar(&lines, "lines", false, "each line is the data of a message")
-	f.WithoutVariable = []string{"attr", "group", "delay"} // a worker's command has $QUEUED_GROUP from its message
-	f.Func("attr", "`name=value` of an attribute of the messages; may be given several times", func(text string) error {
+	f.BoolVar(&toQueue, "to-queue", false, "publish directly to the queue QUEUE, without a topic")
+	f.BoolVar(&lines, "lines", false, "publish each line as a message")
+	f.WithoutVariable = []string{"attr", "group", "delay"} // $QUEUED_GROUP is a message's in a command of queued receive
+	f.Func("attr", "attribute of the messages, as `name=value`; may be repeated", func(text string) error {
 		name, value, ok := strings.Cut(text, "=")
 		if !ok || !utf8.ValidString(text) {
-			return errors.New("it must be like name=value, in UTF-8")
+			return errors.New("must be name=value in UTF-8")
 		}
 		attributes = append(attributes, fmt.Appendf(nil, "%s:%s", rawjson.Quote(name), rawjson.Quote(value)))
 		return nil
 	})
-	f.StringVar(&group, "group", "", "`group` that the messages belong to")
-	f.Var(&delay, "delay", "`time` that the messages are hidden, in whole seconds, like 90s or 10m; without it that of the queue")
+	f.StringVar(&group, "group", "", "`group` of the messages; no group if empty")
+	f.Var(&delay, "delay", "delivery delay, a `duration` in whole seconds; the default is the queue's")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	id, file := f.Arg(0), f.Arg(1)
-	for _, check := range []struct {
-		ok   bool
-		what string
-	}{
-		{client.ValidID(id), fmt.Sprintf("%q is no id of a topic or queue", id)},
-		{utf8.ValidString(group), "-group: must be UTF-8"},
-		{delay.D >= 0 && delay.D%time.Second == 0, "-delay: must be whole seconds"},
-	} {
-		if !check.ok {
-			return flags.Errorf("%s", check.what)
-		}
+	if !client.ValidID(id) {
+		return flags.Errorf("%q is not a valid topic or queue id", id)
+	}
+	f.Check(utf8.ValidString(group), "group", "must be UTF-8")
+	f.Check(delay.D >= 0 && delay.D%time.Second == 0, "delay", "must be whole seconds")
+	if err := f.Err(); err != nil {
+		return err
 	}
 	if err := c.Prepare(stderr); err != nil {
 		return err
 	}
+	// The server ignores an invalid traceparent; here it only must be a valid header.
 	unprintable := func(c rune) bool { return c <= ' ' || c > '~' }
-	if traceparent := getenv("TRACEPARENT"); !strings.ContainsFunc(traceparent, unprintable) { // the server checks the rest
+	if traceparent := getenv("TRACEPARENT"); !strings.ContainsFunc(traceparent, unprintable) {
 		c.Traceparent = traceparent
 	}
 	defer ignoreBrokenPipes()()
@@ -125,13 +122,13 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 
 // publishOne publishes one message.
 func (p *publisher) publishOne(ctx context.Context, in io.Reader) error {
-	const most = 64 << 20 // of -max-body
+	const maxInput = 64 << 20 // the largest -max-body
 	var data []byte
 	var err error
 	read := make(chan struct{})
-	go func() { // which is left behind if ctx ends: nothing ends a read of a terminal
+	go func() { // it outlives this function if ctx ends: a read of a terminal cannot be aborted
 		defer close(read)
-		data, err = io.ReadAll(io.LimitReader(in, most+1))
+		data, err = io.ReadAll(io.LimitReader(in, maxInput+1))
 	}()
 	select {
 	case <-read:
@@ -141,17 +138,17 @@ func (p *publisher) publishOne(ctx context.Context, in io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if len(data) > most {
-		return fmt.Errorf("the input has more than %d bytes; -lines takes many messages, one a line", most)
+	if len(data) > maxInput {
+		return fmt.Errorf("input exceeds %d bytes; use -lines to publish one message per line", maxInput)
 	}
 	data = rawjson.WithoutMark(data)
 	if !isObject(data) {
-		return errors.New("the input is not one JSON object; -lines takes many, one a line")
+		return errors.New("input is not a single JSON object; use -lines to publish one object per line")
 	}
 	return p.post(ctx, "", p.appendMessage(nil, data))
 }
 
-// isObject reports whether a text is one JSON object and nothing else.
+// isObject reports whether a text is a single JSON object.
 func isObject(text []byte) bool {
 	text = bytes.TrimSpace(text)
 	return len(text) > 0 && text[0] == '{' && utf8.Valid(text) && json.Valid(text)
@@ -161,11 +158,11 @@ func (p *publisher) appendMessage(body, data []byte) []byte {
 	return fmt.Appendf(body, `{"data":%s%s}`, data, p.members)
 }
 
-// answerTimeout is how long a publish that is under way may take when the
-// command is interrupted, to know what was stored.
+// responseTimeout limits the wait for the response to a pending publish when the command
+// is interrupted. The response says what was stored.
 const responseTimeout = 5 * time.Second
 
-// post publishes, and prints the copies.
+// post publishes and prints the ids of the copies.
 func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -181,31 +178,32 @@ func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
 	return cmp.Or(err, p.out.Flush())
 }
 
-// lineBatch is a request of publishLines.
+// lineBatch is a batch of publishLines.
 type lineBatch struct {
-	body  []byte // but for its end
-	lines []int  // of the messages, from 1
+	body  []byte // without batchSuffix
+	lines []int  // line numbers of the messages, from 1
 }
 
 const (
 	batchPrefix = `{"messages":[`
-	batchSuffix   = "]}"
+	batchSuffix = "]}"
 )
 
-// publishLines publishes a message a line. What comes while a batch is under way
-// is the next batch, so it waits for nothing, and holds two batches and a line.
+// publishLines publishes each line as a message. Lines that arrive during a request
+// are the next batch, so a line waits at most for one request. At most two batches
+// and a line are in memory.
 func (p *publisher) publishLines(ctx context.Context, in io.Reader) error {
 	g := &lineBuffer{publisher: p}
 	g.changed.L = &g.mu
 	interrupted := context.AfterFunc(ctx, g.close)
 	defer interrupted()
 	defer g.close()
-	go g.read(in) // which is left behind if ctx ends: nothing ends a read of a terminal
+	go g.read(in) // it outlives this function if ctx ends: a read of a terminal cannot be aborted
 	for next := 1; ; {
 		b, err := g.take()
 		switch {
 		case ctx.Err() != nil:
-			return fmt.Errorf("interrupted; nothing from line %d on was published", next)
+			return fmt.Errorf("interrupted; lines from %d on were not published", next)
 		case err == io.EOF:
 			return nil
 		case err != nil:
@@ -218,15 +216,15 @@ func (p *publisher) publishLines(ctx context.Context, in io.Reader) error {
 	}
 }
 
-// gathering is the batch that comes next.
+// lineBuffer collects the lines of the next batch.
 type lineBuffer struct {
 	publisher *publisher
 
 	mu      sync.Mutex
-	changed sync.Cond // something below
+	changed sync.Cond // one of the fields below
 	batch   lineBatch
-	err     error // why there are no more lines; io.EOF at the end
-	closed   bool  // nobody takes batches any more
+	err     error // after the last line; io.EOF at the end of the input
+	closed  bool  // no more batches are taken
 }
 
 func (g *lineBuffer) close() {
@@ -236,14 +234,15 @@ func (g *lineBuffer) close() {
 	g.changed.Broadcast()
 }
 
-// read gathers lines until there are no more.
+// read adds the lines of the input until its end, an error, or close.
 func (g *lineBuffer) read(in io.Reader) {
 	r := bufio.NewReaderSize(in, 64<<10)
 	for number := 1; g.add(r, number); number++ {
 	}
 }
 
-// add gathers one line, and reports whether to go on.
+// add reads one line and adds it, and waits while the batch is full. It reports
+// whether to continue.
 func (g *lineBuffer) add(r *bufio.Reader, number int) bool {
 	line, err := readLine(r, client.MaxBatchBody)
 	message := g.publisher.appendMessage(nil, line)
@@ -265,7 +264,7 @@ func (g *lineBuffer) add(r *bufio.Reader, number int) bool {
 	case err == io.EOF:
 		g.err = err
 	case err != nil:
-		g.err = fmt.Errorf("line %d: %w; nothing from this line on was published", number, err)
+		g.err = fmt.Errorf("line %d: %w; lines from %d on were not published", number, err, number)
 	case b.lines == nil:
 		b.body = append([]byte(batchPrefix), message...)
 		b.lines = append(b.lines, number)
@@ -277,7 +276,7 @@ func (g *lineBuffer) add(r *bufio.Reader, number int) bool {
 	return g.err == nil && !g.closed
 }
 
-// take waits for the next batch, and returns it, or why there is none.
+// take waits for the next batch and returns it, or the error after the last one.
 func (g *lineBuffer) take() (lineBatch, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -293,40 +292,40 @@ func (g *lineBuffer) take() (lineBatch, error) {
 	return b, g.err
 }
 
-// explain adds to an error which lines it is about.
+// wrap adds to an error which lines were not published.
 func (b *lineBatch) wrap(err error) error {
 	first, last := b.lines[0], b.lines[len(b.lines)-1]
 	status := client.Status(err)
 	var network *net.OpError
 	unsent := errors.As(err, &network) && network.Op == "dial"
 	if status >= 500 || status == 0 && !unsent {
-		return fmt.Errorf("lines %d to %d: %w; whether they were stored is not known, and nothing after them was published", first, last, err)
+		return fmt.Errorf("lines %d to %d: %w; these lines may have been published, later lines were not", first, last, err)
 	}
 	var refused *client.StatusError
 	if errors.As(err, &refused) {
 		for _, m := range refused.Mistakes { // loc is body, messages, the index of a message, …
 			if len(m.Loc) > 2 {
 				if i, ok := m.Loc[2].(float64); ok && 0 <= i && int(i) < len(b.lines) {
-					return fmt.Errorf("line %d: %w; nothing from line %d on was published", b.lines[int(i)], err, first)
+					return fmt.Errorf("line %d: %w; lines from %d on were not published", b.lines[int(i)], err, first)
 				}
 			}
 		}
 	}
-	return fmt.Errorf("lines %d to %d: %w; nothing from line %d on was published", first, last, err, first)
+	return fmt.Errorf("lines %d to %d: %w; lines from %d on were not published", first, last, err, first)
 }
 
-var errLineTooLong = fmt.Errorf("longer than a batch, of %d bytes, may be", client.MaxBatchBody)
+var errLineTooLong = fmt.Errorf("longer than the maximum batch, %d bytes", client.MaxBatchBody)
 
-// readLine reads a line of at most so many bytes, without white space around it and
-// without a byte order mark, as files that were put together have some.
-// It returns io.EOF when there is none left.
-func readLine(r *bufio.Reader, most int) ([]byte, error) {
+// readLine returns the next line, of at most max bytes, without white space around it
+// and without a byte order mark, which concatenated files have in the middle. It
+// returns io.EOF after the last line.
+func readLine(r *bufio.Reader, max int) ([]byte, error) {
 	var line []byte
 	for {
 		part, err := r.ReadSlice('\n')
 		line = append(line, part...)
 		switch {
-		case len(line) > most:
+		case len(line) > max:
 			return nil, errLineTooLong
 		case err == io.EOF && len(line) == 0:
 			return nil, io.EOF

@@ -13,13 +13,13 @@ import (
 	"queued/internal/flags"
 )
 
-const queuesUsage = `Queued queues lists the queues of a server.
+const queuesUsage = `Queued queues lists the queues of a server and their settings.
 
 usage: queued queues [flags]
 
 `
 
-// listedQueue is what a table shows of a queue.
+// listedQueue is a queue as the table shows it.
 type listedQueue struct {
 	ID                      string  `json:"id"`
 	TopicID                 *string `json:"topic_id"`
@@ -30,12 +30,13 @@ type listedQueue struct {
 	DeliveryDelaySeconds    *int    `json:"delivery_delay_seconds"`
 }
 
+// Queues prints the queues of a server.
 func Queues(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	var asJSON bool
 	f := flags.New("queued queues", queuesUsage, stdout)
 	c.Flags(f)
-	f.BoolVar(&asJSON, "json", false, "print all settings as JSON, a queue a line")
+	f.BoolVar(&asJSON, "json", false, "print all settings as JSON, one queue per line")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
@@ -61,7 +62,8 @@ func Queues(ctx context.Context, args []string, getenv func(string) string, stdo
 	return cmp.Or(err, out.Flush())
 }
 
-// eachQueue calls each with all queues, page by page.
+// eachQueue calls each with every queue. It reads a page to its end before it calls
+// each, which may block for longer than a response may take.
 func eachQueue(ctx context.Context, c *client.Client, each func(item json.RawMessage) error) error {
 	limit := "&limit=100"
 	for offset := 0; ; {
@@ -78,7 +80,7 @@ func eachQueue(ctx context.Context, c *client.Client, each func(item json.RawMes
 		case err != nil || len(page) == 0:
 			return err
 		}
-		for _, item := range page { // in its own time: the request has ended
+		for _, item := range page {
 			if err := each(item); err != nil {
 				return err
 			}

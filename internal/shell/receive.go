@@ -19,132 +19,130 @@ import (
 	"queued/internal/flags"
 )
 
-const receiveUsage = `Queued receive receives the messages of a queue until it is told to stop.
+const receiveUsage = `Queued receive receives the messages of a queue until it is stopped.
 
 usage: queued receive [flags] QUEUE
 
-Without -exec it prints each message as JSON, one a line, and acks it when it is
-written; into a pipe on Linux, when it is read. A message shows its group, request_id
-and traceparent if it has them. If the reader of the pipe goes away, the messages that
-it has not read are for others, and queued exits with 141, as if SIGPIPE had ended it.
+Without -exec it prints each message as JSON, one per line, and acks it after it is
+written; into a pipe on Linux, after it is read. A message has the members group,
+request_id and traceparent if it was published with them. When the reader closes the
+pipe, unread messages stay in the queue, and queued exits with status 141, as a
+program does that SIGPIPE ends.
 
-With -exec it runs a command for each message, with "sh -c" ("cmd /c" on Windows),
-and acks the message if the command exits with 0. If it does not, the message comes
-again after 1 s, next time after 2 s, then 4 s and so on up to 15 minutes, or goes to
-the queue's dead queue. While the command runs nobody else gets the message, however
-long that takes. If sh is missing, or exits with 126 or 127 because what it should run
-cannot be executed or is not found, the message is given back, which does not count as
-a delivery attempt, and queued receives nothing more, waits for the commands that run,
-and exits with 1. The command has the message's data on its standard input, as JSON
-on one line, and in its environment
+With -exec it runs a command for each message, with "sh -c" ("cmd /c" on Windows).
+Exit status 0 acks the message. Any other status nacks it with a delay of 1 s, next
+time 2 s, then 4 s and so on up to 15 minutes; after the last delivery attempt it
+moves to the queue's dead queue. The lease is extended while the command runs. If sh
+is missing, or exits with 126 or 127 because the command is not executable or not
+found, the message is nacked without counting the attempt. Queued then receives no
+more messages, waits for the running commands, and exits with status 1.
+
+A command reads the message's data from its standard input, as JSON on one line. Its
+environment has
 
   QUEUED_MESSAGE_ID          id of the message
   QUEUED_QUEUE_ID            id of its queue
-  QUEUED_DELIVERY_ATTEMPTS   1 if it is delivered for the first time
-  QUEUED_GROUP               id of its group, empty if it has none
-  QUEUED_ATTRIBUTES          its attributes as JSON, null if it has none
-  QUEUED_ATTRIBUTE_<NAME>    the attribute called name, in capitals; what is not a
-                             letter from A to Z or a digit becomes _. If several
-                             come to the same name the last one counts
-  QUEUED_REQUEST_ID          X-Request-Id of the publish, empty if it had none
-  TRACEPARENT                traceparent of the publish, for the command to go on with
-                             the trace; not there if it had none
-  QUEUED_URL, QUEUED_TOKEN,  the server, the token and the certificate, for what it
-  QUEUED_TLS_CERT            does with queued
+  QUEUED_DELIVERY_ATTEMPTS   number of deliveries, 1 for the first
+  QUEUED_GROUP               group of the message, empty without a group
+  QUEUED_ATTRIBUTES          attributes as JSON, null without attributes
+  QUEUED_ATTRIBUTE_<NAME>    attribute with this name, in capitals; characters other
+                             than A to Z and digits become _. If several attributes
+                             have the same variable, the last one counts
+  QUEUED_REQUEST_ID          X-Request-Id of the publish, empty without one
+  TRACEPARENT                traceparent of the publish, not set without one
+  QUEUED_URL, QUEUED_TOKEN,  URL, token and certificate file of the server, for other
+  QUEUED_TLS_CERT            queued commands
 
-and not QUEUED_EXEC and the variables of the other flags of this command.
-A value that has a zero byte, or more than 65536 bytes with its name, is left out, and
-so are attributes beyond 524288 bytes in all: the system takes no more.
+but not the variables of the other flags of queued receive, such as QUEUED_EXEC.
+A variable with a zero byte, or longer than 65536 bytes with its name, is omitted, and
+so are attributes beyond 524288 bytes in all: these are limits of the system.
 
-SIGTERM and SIGINT (Ctrl-C) end it: it receives nothing more, waits for the commands
-that run, and exits with 0. A second one stops the commands. If the server goes away
-it tries again until it is back.
+SIGTERM or SIGINT (Ctrl-C) stops it: it receives no more messages, waits for the
+running commands, and exits with status 0. A second signal terminates the commands.
+While the server is unavailable it retries.
 
 `
 
-// worker receives messages, and prints them or runs a command for each.
+// worker receives messages and prints them, or runs a command for each.
 type worker struct {
 	client    *client.Client
 	queue     string
 	command   string // empty: print
 	parallel  int
-	count     int // messages to receive, 0 for any number
+	count     int // number of messages to receive; 0 is unlimited
 	wait      flags.OptionalDuration
-	variables []string // of the flags, which are not for commands
+	variables []string // environment variables of the flags, hidden from commands
 	stdout    io.Writer
 	stderr    io.Writer
 
-	forced    context.Context // ended by the second signal
-	requests context.Context // and this a little later
-	fail      func(error)     // ends the work with an error
-	slots    chan struct{}   // one is in it for each command that runs
-	running  sync.WaitGroup
-	children children
-	pipe     *pipe         // that stdout is; nil if it is none
-	printBatch   int           // messages to receive to print them
-	maxWait  time.Duration // of a long poll
+	forced     context.Context // ends at the second signal
+	requests   context.Context // of acks, nacks and extensions; ends some time after forced
+	fail       func(error)     // stops the worker with an error
+	slots      chan struct{}   // has one element for each running command
+	running    sync.WaitGroup
+	children   children
+	pipe       *pipe         // stdout, if it is a pipe; else nil
+	printBatch int           // number of messages to receive at once to print
+	maxWait    time.Duration // of a long poll
 
-	mu   sync.Mutex // of stderr and away
-	unavailable bool       // which has been said
+	mu          sync.Mutex // of stderr and unavailable
+	unavailable bool       // the server, and this was logged
 }
 
-// received is a message as the worker has it.
+// received is a received message.
 type received struct {
 	ID               string          `json:"id"`
 	QueueID          string          `json:"queue_id"`
 	Data             json.RawMessage `json:"data"`
 	Attributes       json.RawMessage `json:"attributes"`
 	DeliveryAttempts int             `json:"delivery_attempts"`
-	ScheduledAt      string          `json:"scheduled_at"` // end of the lease, and its guard
-	UpdatedAt        string          `json:"updated_at"`   // its beginning
+	ScheduledAt      string          `json:"scheduled_at"` // end of the lease, and the lease token
+	UpdatedAt        string          `json:"updated_at"`   // start of the lease
 	Group            string          `json:"group"`
 	RequestID        string          `json:"request_id"`
 	Traceparent      string          `json:"traceparent"`
-	text             []byte          // all of it, on one line
+	text             []byte          // JSON of the message, on one line
 }
 
 const (
-	drainTimeout = 15 * time.Second       // for acks and nacks after the end of the work
-	closeTimeout = 5 * time.Second        // for what then is still under way
-	firstPause   = 100 * time.Millisecond // between two tries; it doubles
-	maxPause = 10 * time.Second
-	defaultMaxWait  = 20 * time.Second      // the default of -max-wait
-	maxPrintBatch  = 100                   // messages received at once to print them
-	slowPrint    = time.Second           // to print what was received at once
-	maxPipePause  = 50 * time.Millisecond // between two looks at whether a pipe was read
-	firstRetryDelay   = time.Second           // of a command that failed; it doubles
-	maxRetryDelay = 15 * time.Minute
-	maxVariable  = 64 << 10  // bytes of a variable in the environment, with its name: Linux takes 128 KiB
-	maxEnviron   = 512 << 10 // bytes of all variables of attributes: Linux takes 2 MiB with the usual stack
+	drainTimeout    = 15 * time.Second       // for acks and nacks after the worker was stopped
+	closeTimeout    = 5 * time.Second        // for the rest after that
+	firstPause      = 100 * time.Millisecond // before the first retry of a request; it doubles up to maxPause
+	maxPause        = 10 * time.Second
+	defaultMaxWait  = 20 * time.Second      // of the server
+	maxPrintBatch   = 100                   // messages to receive at once to print
+	slowPrint       = time.Second           // maximum time to print the messages of one receive
+	maxPipePause    = 50 * time.Millisecond // between two checks whether a pipe was read
+	firstRetryDelay = time.Second           // of a message whose command failed; it doubles up to maxRetryDelay
+	maxRetryDelay   = 15 * time.Minute
+	maxVariable     = 64 << 10  // bytes of an environment variable with its name; Linux allows 128 KiB
+	maxEnviron      = 512 << 10 // bytes of all attributes; Linux allows 2 MiB with the default stack limit
 )
 
+// Receive receives messages and prints them, or runs a command for each.
 func Receive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	w := &worker{client: c, stdout: stdout, stderr: stderr, printBatch: 1, maxWait: defaultMaxWait}
 	f := flags.New("queued receive", receiveUsage, stdout)
 	f.Arguments(1, 1, "QUEUE")
-	f.StringVar(&w.command, "exec", "", "`command` to run for each message")
-	f.IntVar(&w.parallel, "parallel", 1, "`number` of commands that run at once")
-	f.IntVar(&w.count, "count", 0, "`number` of messages to receive before it ends, 0 for any number")
-	f.Var(&w.wait, "wait", "`time` without a message after which it ends; with 0s it takes what is there now;\nwithout -wait it waits for ever")
+	f.StringVar(&w.command, "exec", "", "`command` to run for each message; messages are printed if empty")
+	f.IntVar(&w.parallel, "parallel", 1, "maximum `number` of commands running at once")
+	f.IntVar(&w.count, "count", 0, "exit after this `number` of messages; 0 is unlimited")
+	f.Var(&w.wait, "wait", "exit after this `duration` without a message; the default is to wait forever")
 	f.VisitAll(func(v *flag.Flag) { w.variables = append(w.variables, flags.Variable(v.Name)) })
 	c.Flags(f)
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	w.queue = f.Arg(0)
-	for _, check := range []struct {
-		ok   bool
-		what string
-	}{
-		{client.ValidID(w.queue), fmt.Sprintf("%q is no id of a queue", w.queue)},
-		{1 <= w.parallel && w.parallel <= client.MaxBatch, fmt.Sprintf("-parallel: must be 1 to %d", client.MaxBatch)},
-		{w.count >= 0, "-count: must not be negative"},
-		{w.wait.D >= 0, "-wait: must not be negative"},
-	} {
-		if !check.ok {
-			return flags.Errorf("%s", check.what)
-		}
+	if !client.ValidID(w.queue) {
+		return flags.Errorf("%q is not a valid queue id", w.queue)
+	}
+	f.Check(1 <= w.parallel && w.parallel <= client.MaxBatch, "parallel", fmt.Sprintf("must be 1 to %d", client.MaxBatch))
+	f.Check(w.count >= 0, "count", "must not be negative")
+	f.Check(w.wait.D >= 0, "wait", "must not be negative")
+	if err := f.Err(); err != nil {
+		return err
 	}
 	if err := c.Prepare(stderr); err != nil {
 		return err
@@ -155,17 +153,18 @@ func Receive(ctx context.Context, args []string, getenv func(string) string, std
 	return w.run(ctx)
 }
 
-// run works until ctx ends, or what the flags say is done, and then waits for the
-// commands that run.
+// run receives until ctx ends or the limits of the flags are reached, and then waits
+// for the running commands. A second signal ends forced, and requests end
+// 2*closeTimeout later.
 func (w *worker) run(ctx context.Context) error {
-	hurry, kill := context.WithCancel(context.Background())
-	settling, abandon := context.WithCancel(context.Background())
-	w.forced, w.requests, w.slots = hurry, settling, make(chan struct{}, w.parallel)
-	ended := make(chan struct{})
+	forced, force := context.WithCancel(context.Background())
+	requests, abandon := context.WithCancel(context.Background())
+	w.forced, w.requests, w.slots = forced, requests, make(chan struct{}, w.parallel)
+	ended := make(chan struct{}) // closed when all commands have ended
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		defer abandon()
-		defer kill()
+		defer force()
 		select {
 		case <-ctx.Done():
 		case <-ended:
@@ -175,7 +174,7 @@ func (w *worker) run(ctx context.Context) error {
 		defer stop()
 		select {
 		case <-again.Done():
-			kill()
+			force()
 		case <-ended:
 			return
 		}
@@ -190,7 +189,7 @@ func (w *worker) run(ctx context.Context) error {
 	defer end(nil)
 	w.fail = end
 	if w.pipe = asPipe(w.stdout); w.pipe != nil {
-		go func() { // which is left behind: nothing ends its wait
+		go func() { // it outlives this function: its wait cannot be aborted
 			w.pipe.closed(-1)
 			end(ErrOutputClosed)
 		}()
@@ -205,26 +204,27 @@ func (w *worker) run(ctx context.Context) error {
 	return err
 }
 
-// receiveAll receives and begins to work on messages until there shall be no more.
+// receiveAll receives messages and starts to process them, until ctx ends or -count
+// or -wait is reached.
 func (w *worker) receiveAll(ctx context.Context) error {
-	var idleSince time.Time // when the first of the polls began that brought nothing
+	var idleSince time.Time // start of the first of the last polls without a message
 	for got := 0; ctx.Err() == nil && (w.count == 0 || got < w.count); {
-		most := w.printBatch
+		limit := w.printBatch
 		if w.command != "" {
-			most = w.parallel
+			limit = w.parallel
 		}
 		if w.count > 0 {
-			most = min(most, w.count-got)
+			limit = min(limit, w.count-got)
 		}
 		if w.command != "" {
-			most = w.acquireSlots(ctx, most)
+			limit = w.acquireSlots(ctx, limit)
 		}
 		if idleSince.IsZero() {
 			idleSince = time.Now()
 		}
-		messages, err := w.poll(ctx, most, idleSince)
+		messages, err := w.poll(ctx, limit, idleSince)
 		if w.command != "" {
-			w.releaseSlots(most - len(messages))
+			w.releaseSlots(limit - len(messages))
 		}
 		if err == nil {
 			err = w.work(ctx, messages)
@@ -243,16 +243,16 @@ func (w *worker) receiveAll(ctx context.Context) error {
 	return nil
 }
 
-// takeSlots waits until a command may be run, and returns how many may, at most
-// so many; 0 if ctx has ended.
-func (w *worker) acquireSlots(ctx context.Context, most int) int {
+// acquireSlots waits until another command may run, and takes the free slots, at
+// most max. It returns their number, 0 if ctx has ended.
+func (w *worker) acquireSlots(ctx context.Context, max int) int {
 	select {
 	case w.slots <- struct{}{}:
 	case <-ctx.Done():
 		return 0
 	}
 	for taken := 1; ; taken++ {
-		if taken == most {
+		if taken == max {
 			return taken
 		}
 		select {
@@ -269,10 +269,10 @@ func (w *worker) releaseSlots(n int) {
 	}
 }
 
-// poll receives up to so many messages, or none if ctx ends or for that long there
-// are none.
-func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messages []received, err error) {
-	until := ctx // tries after which there is no other
+// poll receives up to limit messages. It returns none if ctx ends, if -wait is
+// reached, or after the longest long poll of the server.
+func (w *worker) poll(ctx context.Context, limit int, idleSince time.Time) (messages []received, err error) {
+	until := ctx // of retries
 	if w.wait.Given {
 		var cancel context.CancelFunc
 		until, cancel = context.WithDeadline(ctx, idleSince.Add(w.wait.D))
@@ -287,7 +287,7 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 			wait = min(wait, max(0, w.wait.D-time.Since(idleSince)))
 		}
 		messages = nil
-		target := fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.3f&fields=group,request_id,traceparent", w.queue, most, wait.Seconds())
+		target := fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.3f&fields=group,request_id,traceparent", w.queue, limit, wait.Seconds())
 		err := w.client.Call(ctx, http.MethodGet, target, nil, client.Items(func(item json.RawMessage) error {
 			m, err := parseReceived(item)
 			messages = append(messages, m)
@@ -295,19 +295,19 @@ func (w *worker) poll(ctx context.Context, most int, idleSince time.Time) (messa
 		}))
 		switch {
 		case len(messages) > 0, ctx.Err() != nil:
-			return nil // what was lost on the way comes again
-		case client.Status(err) == http.StatusUnprocessableEntity && w.maxWait > 0: // a server with a lower -max-wait
+			return nil // messages lost on the way are delivered again
+		case client.Status(err) == http.StatusUnprocessableEntity && w.maxWait > 0: // the server has a shorter -max-wait
 			if w.maxWait /= 2; w.maxWait < time.Second {
 				w.maxWait = 0
 			}
 			return nil
-		case err == nil && len(messages) == 0 && (w.maxWait == 0 || time.Since(began) < wait/2): // it does not wait
+		case err == nil && len(messages) == 0 && (w.maxWait == 0 || time.Since(began) < wait/2): // the server does not wait
 			sleep(until, time.Second)
 		}
 		return err
 	})
 	if ctx.Err() != nil && client.Unavailable(err) {
-		err = nil // told to stop while the server was away
+		err = nil // stopped while the server was unavailable
 	}
 	return messages, err
 }
@@ -329,8 +329,9 @@ func parseReceived(text []byte) (m received, err error) {
 	return m, nil
 }
 
-// work prints the messages, or runs a command for each, for which there are slots.
-// What it has not begun when ctx ends others can receive.
+// work prints the messages, or starts a command for each, which the caller has
+// acquired slots for. When ctx ends it nacks the remaining messages without counting
+// the attempt.
 func (w *worker) work(ctx context.Context, messages []received) error {
 	if w.command == "" {
 		return w.print(ctx, messages)

@@ -8,21 +8,21 @@ import (
 	"queued/internal/client"
 )
 
-// insist is retry for what shall be done also after the end of the work, for a
-// while.
+// retryAfterEnd is retry for acks and nacks, which go on for drainTimeout after ctx
+// has ended.
 func (w *worker) retryAfterEnd(ctx context.Context, do func() error) error {
-	late, giveUp := context.WithCancel(w.requests)
+	draining, giveUp := context.WithCancel(w.requests)
 	defer giveUp()
 	stop := context.AfterFunc(ctx, func() {
-		sleep(late, drainTimeout)
+		sleep(draining, drainTimeout)
 		giveUp()
 	})
 	defer stop()
-	return w.retry(late, do)
+	return w.retry(draining, do)
 }
 
-// retry calls do until it succeeds, is refused for good, or ctx has ended. The
-// first of several failures is said, and that it works again.
+// retry calls do until it returns no error, an error that a retry cannot mend, or ctx
+// has ended. It logs when the server becomes unavailable and available again.
 func (w *worker) retry(ctx context.Context, do func() error) error {
 	for wait := firstPause; ; wait = min(2*wait, maxPause) {
 		err := do()
@@ -45,7 +45,7 @@ func (w *worker) logUnavailable(err error) {
 	defer w.mu.Unlock()
 	if !w.unavailable {
 		w.unavailable = true
-		fmt.Fprintf(w.stderr, "queued: %v; trying again until it works\n", err)
+		fmt.Fprintf(w.stderr, "queued: server unavailable: %v; retrying\n", err)
 	}
 }
 
@@ -54,7 +54,7 @@ func (w *worker) logAvailable() {
 	defer w.mu.Unlock()
 	if w.unavailable {
 		w.unavailable = false
-		fmt.Fprintf(w.stderr, "queued: %s works again\n", w.client.URL)
+		fmt.Fprintf(w.stderr, "queued: server available again: %s\n", w.client.URL)
 	}
 }
 
@@ -64,7 +64,7 @@ func (w *worker) logf(format string, args ...any) {
 	fmt.Fprintf(w.stderr, "queued: "+format+"\n", args...)
 }
 
-// sleep waits, and reports whether ctx has not ended meanwhile.
+// sleep waits, and returns false if ctx ends before.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):

@@ -12,25 +12,26 @@ import (
 	"queued/internal/flags"
 )
 
-const statsUsage = `Queued stats shows how many messages a queue has in each state, how many its dead
-queue has, and how old the oldest message is that could be received.
+const statsUsage = `Queued stats prints the number of messages of a queue in each state, the number of
+messages in its dead queue, and the age of the oldest message that can be received.
 
 usage: queued stats [flags] QUEUE
 
 `
 
+// Stats prints the statistics of a queue.
 func Stats(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	var asJSON bool
 	f := flags.New("queued stats", statsUsage, stdout)
 	f.Arguments(1, 1, "QUEUE")
 	c.Flags(f)
-	f.BoolVar(&asJSON, "json", false, "print them as JSON, on one line")
+	f.BoolVar(&asJSON, "json", false, "print the statistics as JSON, on one line")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	if !client.ValidID(f.Arg(0)) {
-		return flags.Errorf("%q is no id of a queue", f.Arg(0))
+		return flags.Errorf("%q is not a valid queue id", f.Arg(0))
 	}
 	if err := c.Prepare(stderr); err != nil {
 		return err

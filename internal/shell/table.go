@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// table aligns its columns when it is flushed.
+// table prints aligned columns when it is flushed.
 type table struct{ *tabwriter.Writer }
 
 func newTable(out io.Writer, columns ...string) table {
 	t := table{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)}
-	fmt.Fprintln(t, strings.Join(columns, "\t")) // an error shows in Flush, too
+	fmt.Fprintln(t, strings.Join(columns, "\t")) // Flush returns an error again
 	return t
 }
 
-// row adds a row. A nil pointer is shown as a dash.
+// row adds a row. A nil pointer is a dash.
 func (t table) row(values ...any) error {
 	cells := make([]string, len(values))
 	for i, value := range values {
@@ -41,7 +41,7 @@ func (t table) row(values ...any) error {
 	return err
 }
 
-// seconds shows a duration like 1h30m.
+// seconds formats a duration, for example as 1h30m; nil if n is nil.
 func seconds(n *int) *string {
 	if n == nil {
 		return nil

@@ -36,8 +36,8 @@ func secret(name string) string { return "the-secret-of-" + name + "-in-tests" }
 func writeTokens(t testing.TB, path string, entries map[string]string) string {
 	t.Helper()
 	var all []string
-	for name, rights := range entries {
-		all = append(all, fmt.Sprintf(`{"name":%q,"token":%q,%s}`, name, secret(name), rights))
+	for name, permissions := range entries {
+		all = append(all, fmt.Sprintf(`{"name":%q,"token":%q,%s}`, name, secret(name), permissions))
 	}
 	if err := os.WriteFile(path, []byte(`{"tokens":[`+strings.Join(all, ",")+`]}`), 0o600); err != nil {
 		t.Fatal(err)
@@ -45,8 +45,8 @@ func writeTokens(t testing.TB, path string, entries map[string]string) string {
 	return path
 }
 
-// statedRights returns the table of docs/configuration.md: the permission of each route.
-func statedRights(t testing.TB) map[string]string {
+// statedPermissions returns the table of docs/configuration.md: the permission of each route.
+func statedPermissions(t testing.TB) map[string]string {
 	t.Helper()
 	page, err := os.ReadFile("docs/configuration.md")
 	if err != nil {
@@ -54,14 +54,14 @@ func statedRights(t testing.TB) map[string]string {
 	}
 	_, table, _ := strings.Cut(string(page), "| permission | requests |\n|---|---|\n")
 	table, _, _ = strings.Cut(table, "\n\n")
-	rights := map[string]string{}
+	permissions := map[string]string{}
 	for line := range strings.Lines(table) {
 		cells := strings.Split(line, "|")
 		for _, m := range regexp.MustCompile("`([A-Z]+ /[^`]*)`").FindAllStringSubmatch(cells[2], -1) {
-			rights[m[1]] = strings.TrimSpace(cells[1])
+			permissions[m[1]] = strings.TrimSpace(cells[1])
 		}
 	}
-	return rights
+	return permissions
 }
 
 func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
@@ -72,7 +72,7 @@ func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 		"poster": `"post":["t"]`, "getter": `"get":["t"]`, "scraper": `"metrics":true`, "admin": `"admin":true`,
 		"stranger": `"post":["tt","s*"],"get":["tt","s*"]`,
 	})
-	rights := statedRights(t)
+	permissions := statedPermissions(t)
 	has := map[string]map[string]bool{
 		"none":        {"nobody": true, "wrong": true, "poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
 		"any":         {"poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
@@ -84,16 +84,16 @@ func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 	}
 	for _, r := range s.routes {
 		route := strings.TrimSuffix(r.pattern, "{$}")
-		right, stated := rights[route]
-		if !stated || has[right] == nil {
-			t.Errorf("docs/configuration.md states no right for %s", route)
+		permission, stated := permissions[route]
+		if !stated || has[permission] == nil {
+			t.Errorf("docs/configuration.md states no permission for %s", route)
 			continue
 		}
 		method, path, _ := strings.Cut(route, " ")
 		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", newID(), "{group}", "g", "{queue_type}", "t", "{job_id}", "j", "{file}", "main.js").Replace(path)
 		for who, v := range map[string]struct {
 			client *client
-			denied int // the status without the right
+			denied int // the status without the permission
 		}{
 			"nobody":   {&s.client, http.StatusUnauthorized},
 			"wrong":    {s.with(secret("wrong")), http.StatusUnauthorized},
@@ -105,7 +105,7 @@ func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 		} {
 			got := v.client.do(method, path, "")
 			want := 0
-			if !has[right][who] {
+			if !has[permission][who] {
 				want = v.denied
 			}
 			denied := got.status == http.StatusUnauthorized || got.status == http.StatusForbidden
@@ -117,8 +117,8 @@ func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 			}
 		}
 	}
-	if len(rights) != len(s.routes) {
-		t.Errorf("docs/configuration.md states the rights of %d routes, and there are %d", len(rights), len(s.routes))
+	if len(permissions) != len(s.routes) {
+		t.Errorf("docs/configuration.md states the permissions of %d routes, and there are %d", len(permissions), len(s.routes))
 	}
 }
 

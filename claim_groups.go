@@ -295,7 +295,9 @@ FROM returned`
 // errManyEnded says in which groups more leases have ended than were looked at.
 type errManyEnded struct{ groups []string }
 
-func (e errManyEnded) Error() string { return "more leases of a group have ended than were looked at" }
+func (e errManyEnded) Error() string {
+	return "a group has more ended leases than one statement examines"
+}
 
 // manyEnded returns errManyEnded if one of the messages is of such a group.
 func manyEnded(messages []message) error {

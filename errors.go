@@ -104,5 +104,5 @@ func (s *server) logUnavailable(err error) {
 	if pq.As(err) != nil {
 		level = slog.LevelWarn
 	}
-	s.log.Log(context.Background(), level, "requests are answered with 503", "error", err)
+	s.log.Log(context.Background(), level, "database error, responding with 503", "error", err)
 }

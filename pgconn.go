@@ -192,7 +192,7 @@ const (
 )
 
 // errUnresponsive is the error of connections that were cut or not even tried.
-var errUnresponsive = errors.New("PostgreSQL does not answer")
+var errUnresponsive = errors.New("PostgreSQL does not respond")
 
 // newDatabase returns the way to the database that a PostgreSQL URL or a string
 // of key=value pairs names, and nothing else. It connects to nothing.

@@ -1,7 +1,7 @@
-// Package deploy holds what is in this folder against the programs that it is for:
-// the dashboard and the alerts against a Prometheus that scrapes the server, and the
-// unit against systemd. It is a module of its own because the server's tests do
-// without these programs.
+// Package deploy tests the files of this directory with the programs that read them:
+// the dashboard and the alerts with a Prometheus that scrapes the server, and the unit
+// with systemd. It is a module of its own because the server's tests do not need these
+// programs.
 package deploy
 
 import (
@@ -23,8 +23,7 @@ import (
 	"time"
 )
 
-// testTimeout is how long a test waits for what should happen soon. Nothing that
-// works takes as long.
+// testTimeout is the longest wait for an event. A working program is much faster.
 const testTimeout = 30 * time.Second
 
 func TestPromtoolAcceptsTheRulesAndTheirTests(t *testing.T) {
@@ -40,15 +39,15 @@ func TestPromtoolAcceptsTheRulesAndTheirTests(t *testing.T) {
 	}
 }
 
-func TestComposeMountsWhatIsThere(t *testing.T) {
+func TestComposeMountsFilesThatExist(t *testing.T) {
 	t.Parallel()
 	mounts := regexp.MustCompile(`- \./(deploy/[^:]+):`).FindAllSubmatch(mustRead(t, "../compose.yaml"), -1)
 	if len(mounts) == 0 {
-		t.Error("compose.yaml mounts nothing of this folder")
+		t.Error("compose.yaml mounts no file of this directory")
 	}
 	for _, m := range mounts {
 		if _, err := os.Stat("../" + string(m[1])); err != nil {
-			t.Errorf("compose.yaml mounts what is not there: %v", err)
+			t.Errorf("compose.yaml mounts a missing file: %v", err)
 		}
 	}
 }
@@ -62,8 +61,8 @@ func TestComposeRunsAPostgreSQLThatCITests(t *testing.T) {
 	}
 }
 
-// A message of each fate is made, and the database goes away for a moment: every
-// expression of the dashboard then has something to show.
+// The test gives every expression of the dashboard data: it produces each message
+// outcome and stops the database for a moment.
 func TestPrometheusFindsWhatTheDashboardAndTheAlertsAskFor(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mustBuild(t, ".."), "-cleanup-interval", "50ms", "-min-message-retention-seconds", "1")
@@ -134,10 +133,10 @@ func TestPrometheusFindsWhatTheDashboardAndTheAlertsAskFor(t *testing.T) {
 	}
 }
 
-// selectors are those of a PromQL expression that are about the server.
+// selectors match the series of the server in a PromQL expression.
 var selectors = regexp.MustCompile(`\b(up|(queued|http)_\w+)\b(\{[^}]*\})?`)
 
-// query is one of the dashboard.
+// query is a query of the dashboard.
 type query struct {
 	Panel, Expr string
 	labels      []string // that its legend shows
@@ -150,7 +149,7 @@ type dashboard struct {
 	variables []variable
 }
 
-// readDashboard reads what the dashboard asks for, with values for its variables.
+// readDashboard returns the queries of the dashboard, with values for its variables.
 func readDashboard(t *testing.T) (d dashboard) {
 	t.Helper()
 	var file struct {
@@ -204,8 +203,8 @@ func readDashboard(t *testing.T) (d dashboard) {
 	return d
 }
 
-// asksFor reports whether a query is about the metric, or, if that is a histogram
-// or a summary, about a part of it.
+// asksFor reports whether a query reads the metric, or a series of it if the metric is
+// a histogram or a summary.
 func (d dashboard) asksFor(metric string) bool {
 	about := regexp.MustCompile(`\b` + metric + `(_bucket|_sum|_count)?\{`)
 	for _, q := range d.queries {
@@ -216,14 +215,14 @@ func (d dashboard) asksFor(metric string) bool {
 	return false
 }
 
-// prometheus is one that scrapes a server, by its API.
+// prometheus is a running Prometheus that scrapes a server.
 type prometheus struct {
 	t   *testing.T
 	url string
 }
 
-// startPrometheus starts one with the configuration of this folder, for a server at
-// an address, and with less time between its scrapes.
+// startPrometheus starts a Prometheus with the configuration of this directory, for
+// the server at an address, and with shorter scrape intervals.
 func startPrometheus(t *testing.T, server string) *prometheus {
 	t.Helper()
 	dir := t.TempDir()
@@ -249,7 +248,7 @@ func startPrometheus(t *testing.T, server string) *prometheus {
 	return &prometheus{t: t, url: "http://" + listen}
 }
 
-// get asks for something of the API, which has to succeed.
+// get calls the API of Prometheus. A failure ends the test.
 func (p *prometheus) get(path string, values url.Values, result any) {
 	p.t.Helper()
 	response, err := http.Get(p.url + "/api/v1/" + path + "?" + values.Encode())
@@ -269,7 +268,7 @@ func (p *prometheus) get(path string, values url.Values, result any) {
 	}
 }
 
-// sample is a value that an expression has for some labels, now.
+// sample is the current value of an expression for some labels.
 type sample struct {
 	Metric map[string]string
 	Value  [2]any // the time, and the number as text
@@ -304,8 +303,8 @@ func (p *prometheus) value(expr string) float64 {
 	return -1
 }
 
-// withoutData returns those of the queries that have no value, or only NaN, or lack
-// a label that their legend shows.
+// withoutData returns the queries that have no value, or only NaN, or lack a label of
+// their legend.
 func (p *prometheus) withoutData(all []query) (without []query) {
 	p.t.Helper()
 next:
@@ -328,7 +327,7 @@ next:
 
 type rule struct{ Name, Query, Health, LastError string }
 
-// rules returns the alerts once each was evaluated.
+// rules returns the alerts, after each was evaluated.
 func (p *prometheus) rules() (rules []rule) {
 	p.t.Helper()
 	p.eventually("the rules are evaluated", func() bool {
@@ -350,8 +349,8 @@ func (p *prometheus) rules() (rules []rule) {
 	return rules
 }
 
-// eventually waits until something is true; what else there is to say is said if it
-// is not.
+// eventually waits until a condition holds. It fails the test with details after
+// testTimeout.
 func (p *prometheus) eventually(what string, is func() bool, more ...func() any) {
 	p.t.Helper()
 	for end := time.Now().Add(testTimeout); !is(); {
@@ -365,7 +364,7 @@ func (p *prometheus) eventually(what string, is func() bool, more ...func() any)
 	}
 }
 
-// server is a queued that runs.
+// server is a running queued.
 type server struct {
 	t       *testing.T
 	url     string
@@ -374,7 +373,7 @@ type server struct {
 	killed  int  // the process of PostgreSQL that was killed last
 }
 
-// startServer starts queued on a private PostgreSQL.
+// startServer starts queued with a private PostgreSQL.
 func startServer(t *testing.T, queued string, args ...string) *server {
 	t.Helper()
 	s := &server{t: t, dataDir: newDataDir(t)}
@@ -382,26 +381,26 @@ func startServer(t *testing.T, queued string, args ...string) *server {
 	return s
 }
 
-// send makes a request, and returns the status and the body of the answer.
-func (s *server) send(method, path, body string) (status int, answer string) {
+// send sends a request, and returns the status and the body of the response.
+func (s *server) send(method, path, body string) (status int, response string) {
 	s.t.Helper()
 	r, err := http.NewRequestWithContext(s.t.Context(), method, s.url+path, strings.NewReader(body))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	response, err := http.DefaultClient.Do(r)
+	resp, err := http.DefaultClient.Do(r)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer response.Body.Close()
-	b, err := io.ReadAll(response.Body)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return response.StatusCode, string(b)
+	return resp.StatusCode, string(b)
 }
 
-// must makes a request that has to be answered with this status.
+// must sends a request, and fails the test unless the response has this status.
 func (s *server) must(status int, method, path, body string) (answer string) {
 	s.t.Helper()
 	got, answer := s.send(method, path, body)
@@ -411,8 +410,8 @@ func (s *server) must(status int, method, path, body string) (answer string) {
 	return answer
 }
 
-// work has one message acked, one purged, one redelivered, dead-lettered and
-// redriven, one dropped, and, the first time, one that expires.
+// work produces message outcomes: one message is acked, one purged, one redelivered,
+// dead-lettered and redriven, one dropped and, in the first call, one expires.
 func (s *server) work() {
 	s.t.Helper()
 	if !s.brief {
@@ -431,7 +430,7 @@ func (s *server) work() {
 	s.must(204, "PUT", "/queues/invoices/purge", "")
 }
 
-// receive returns the id of a message.
+// receive receives a message and returns its id.
 func (s *server) receive(queueID string) string {
 	s.t.Helper()
 	var answer struct {
@@ -444,8 +443,8 @@ func (s *server) receive(queueID string) string {
 	return answer.Data[0].ID
 }
 
-// killPostgres kills the private PostgreSQL, unless it did so already. The server
-// starts it again a second later.
+// killPostgres kills the private PostgreSQL once. The server restarts it a second
+// later.
 func (s *server) killPostgres() {
 	s.t.Helper()
 	b, err := os.ReadFile(filepath.Join(s.dataDir, "postgres", "postmaster.pid"))
@@ -459,8 +458,8 @@ func (s *server) killPostgres() {
 	}
 }
 
-// start starts a program, and returns what the line says that tells that it is
-// ready. At the end of the test it has to end as it should.
+// start starts a program, waits for the line that reports it as ready, and returns the
+// match in that line. The end of the test stops the program, which must exit cleanly.
 func start(t *testing.T, program *exec.Cmd, ready *regexp.Regexp) (said string) {
 	t.Helper()
 	logs, err := program.StderrPipe()
@@ -498,7 +497,7 @@ func start(t *testing.T, program *exec.Cmd, ready *regexp.Regexp) (said string) 
 	return said
 }
 
-// mustBuild builds the program in a folder.
+// mustBuild builds the program in a directory.
 func mustBuild(t *testing.T, dir string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "queued")
@@ -529,7 +528,7 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// newDataDir returns a folder that the user PostgreSQL runs as can reach.
+// newDataDir returns a directory that PostgreSQL's user can reach.
 func newDataDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "queued-test-")

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// systemd complains of a unit whose program is not there, so this one is given
-// another.
+// systemd-analyze rejects a unit whose program is missing, so the test names another
+// program.
 func TestSystemdUnderstandsTheUnitAndFindsItConfined(t *testing.T) {
 	t.Parallel()
 	unit := string(mustRead(t, "queued.service"))
@@ -26,14 +26,14 @@ func TestSystemdUnderstandsTheUnitAndFindsItConfined(t *testing.T) {
 	if err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
-	// From 0, all closed, to 100, all open.
+	// From 0, fully confined, to 100.
 	out, err = exec.CommandContext(t.Context(), "systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=15", path).CombinedOutput()
 	if err != nil {
 		t.Errorf("systemd-analyze security: %v\n%s", err, out)
 	}
 }
 
-// The settings of the example are in comments: they are to be chosen.
+// The settings of the example are commented out.
 func TestTheServerKnowsTheSettingsOfTheExample(t *testing.T) {
 	t.Parallel()
 	help, err := exec.CommandContext(t.Context(), mustBuild(t, ".."), "-help").Output()

@@ -223,7 +223,7 @@ const wakeAckedSQL = `woken AS (
     SELECT a.queue_key, a.group_id, now() AS due_at, NULL::bigint AS seq
     FROM acked a
     WHERE a.group_id IS NOT NULL
-        AND ((SELECT q.ordered FROM queued.queues q WHERE q.key = -a.queue_key) -- also if a claim that saw the message is about to block its group
+        AND ((SELECT q.ordered FROM queued.queues q WHERE q.key = a.queue_key) -- also if a claim that saw the message is about to block its group
             OR (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id)) -- not a join, which may read all groups
 ), groups AS (` + wakeGroupsSQL + `
 )`
@@ -239,7 +239,7 @@ WITH acked AS (
 ), ` + wakeAckedSQL + `
 SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE leased_until IS NOT NULL), min(g.ready_at)
 FROM acked
-LEFT JOIN queued.queues q ON q.key = abs(acked.queue_key)
+LEFT JOIN queued.queues q ON q.key = acked.queue_key
 LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = acked.queue_key
 GROUP BY q.id`
 
@@ -290,7 +290,12 @@ WITH named AS MATERIALIZED (
            q.dead_queue_id AS destination_id
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[]) AS a (id, leased_until, seconds, uncounted)
     JOIN queued.messages m ON ` + thatOneSQL + `
-    JOIN queued.queues q ON q.key = abs(m.queue_key)
+    CROSS JOIN LATERAL (
+        SELECT dead_queue_id, message_max_deliveries
+        FROM queued.queues
+        WHERE key = m.queue_key
+        OFFSET 0 -- messages are found by their ids, not by their queues
+    ) q
     WHERE ` + nackableSQL + `
         AND ` + inLeaseSQL + `
 ), gone AS (
@@ -338,7 +343,7 @@ FROM (
     UNION ALL
     SELECT queue_key, 0, 0, 0, ready_at, NULL, NULL FROM groups
 ) t
-JOIN queued.queues q ON q.key = abs(t.queue_key)
+JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
 
 // nack makes messages due that are in flight or delayed, or moves them to the dead
@@ -374,7 +379,7 @@ WITH asked AS MATERIALIZED (
 SELECT e.id, q.id, e.data, e.attributes, e.delivery_attempts, e.expired_at, e.scheduled_at, e.created_at, e.updated_at,
        coalesce(e.group_id, ''), coalesce(e.request_id, ''), coalesce(e.traceparent, '')
 FROM extended e
-JOIN queued.queues q ON q.key = abs(e.queue_key)`
+JOIN queued.queues q ON q.key = e.queue_key`
 
 // extend sets when the leases of messages in flight end, and returns those
 // messages. Other ids are ignored.

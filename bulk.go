@@ -14,7 +14,7 @@ const workBatch = 500
 
 // snapshot says which messages of a queue were there at one moment.
 type snapshot struct {
-	key int64     // of the queue; negative: of its messages with a group
+	key int64     // of the queue
 	at  time.Time // the clock of PostgreSQL
 	seq int64     // messages that come later have a larger one
 }
@@ -32,27 +32,30 @@ func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err e
 	return v, asUnavailable(err)
 }
 
-// The rows of a batch are locked in the order of the index; a row that somebody
-// else holds is left for a later round. Starting after the last row of the
-// batch before keeps the statement from walking over what that one deleted.
+// The rows of a batch are locked in the order of messages_due; a row that another
+// transaction has locked is left for a later round. Each batch begins after the last
+// row of the batch before, so that it does not walk over the rows that one deleted.
 const purgeBatchSQL = `
 WITH due AS MATERIALIZED (
-    SELECT ctid AS tid, scheduled_at, seq
+    SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
     FROM queued.messages
     WHERE queue_key = $1
-        AND (scheduled_at, seq) > ($3, $4)
+        AND ((group_id IS NULL), scheduled_at, seq) > ($3, $4, $5)
         AND seq <= $2
-    ORDER BY scheduled_at, seq
-    LIMIT $5
+    ORDER BY (group_id IS NULL), scheduled_at, seq
+    LIMIT $6
     FOR UPDATE SKIP LOCKED
 ), purged AS (
     DELETE FROM queued.messages m
     USING due
     WHERE m.ctid = due.tid
-)
-SELECT scheduled_at, seq, count(*) OVER ()
+)` + lastOfBatchSQL
+
+// lastOfBatchSQL returns the last position of a step named due, and its number of rows.
+const lastOfBatchSQL = `
+SELECT ungrouped, scheduled_at, seq, count(*) OVER ()
 FROM due
-ORDER BY scheduled_at DESC, seq DESC
+ORDER BY ungrouped DESC, scheduled_at DESC, seq DESC
 LIMIT 1`
 
 const purgeLeftSQL = `
@@ -72,20 +75,18 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 	if err != nil {
 		return err
 	}
-	for _, key := range []int64{v.key, -v.key} {
-		err := inBatches(ctx, func(after position) (position, error) {
-			last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatchSQL, key, v.seq, after.at, after.seq, workBatch))
-			if err == nil {
-				purged(n)
-			}
-			return last, err
-		}, func() (left bool, err error) {
-			err = s.on("purge_left").QueryRowContext(ctx, purgeLeftSQL, key, v.seq).Scan(&left)
-			return left, err
-		})
-		if err != nil {
-			return err
+	err = inBatches(ctx, func(after position) (position, error) {
+		last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatchSQL, v.key, v.seq, after.ungrouped, after.at, after.seq, workBatch))
+		if err == nil {
+			purged(n)
 		}
+		return last, err
+	}, func() (left bool, err error) {
+		err = s.on("purge_left").QueryRowContext(ctx, purgeLeftSQL, v.key, v.seq).Scan(&left)
+		return left, err
+	})
+	if err != nil {
+		return err
 	}
 	if err := recheckGroupsOn(ctx, s.on("refresh_groups"), v.key, ""); err != nil {
 		return err
@@ -104,7 +105,7 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 // anew but for its id and its age.
 const moveMessagesSQL = `
     INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-    SELECT gone.id, CASE WHEN gone.group_id IS NULL THEN d.key ELSE -d.key END, gone.group_id, gone.job_id, gone.max_deliveries,
+    SELECT gone.id, d.key, gone.group_id, gone.job_id, gone.max_deliveries,
            gone.data, gone.attributes, gone.size, gone.request_id, gone.traceparent,
            now() + make_interval(secs => d.message_retention_seconds),
            now() + make_interval(secs => coalesce(d.delivery_delay_seconds, 0)),
@@ -135,40 +136,36 @@ const redriveBatchSQL = `
 WITH source AS MATERIALIZED (
     SELECT CASE WHEN dead_queue_id IS NULL THEN NULL ELSE message_max_deliveries END AS max_deliveries
     FROM queued.queues
-    WHERE key = abs($1::bigint)
+    WHERE key = $1
 ), destination AS MATERIALIZED (
     SELECT id
     FROM queued.queues
-    WHERE id = $7
+    WHERE id = $8
 ), due AS MATERIALIZED (
-    SELECT ctid AS tid, scheduled_at, seq
+    SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
     FROM queued.messages
     WHERE queue_key = $1
-        AND (scheduled_at, seq) > ($4, $5)
+        AND ((group_id IS NULL), scheduled_at, seq) > ($4, $5, $6)
         AND scheduled_at <= $2
         AND seq <= $3
         AND expired_at > now()
         AND delivery_attempts < least((SELECT max_deliveries FROM source), max_deliveries, 2147483647)
         AND EXISTS (SELECT FROM destination)
-    ORDER BY scheduled_at, seq
-    LIMIT $6
+    ORDER BY (group_id IS NULL), scheduled_at, seq
+    LIMIT $7
     FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM queued.messages m
     USING due, destination
     WHERE m.ctid = due.tid
     RETURNING ` + movedColumnsSQL + `, m.max_deliveries, destination.id AS destination_id
-), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
-SELECT scheduled_at, seq, count(*) OVER ()
-FROM due
-ORDER BY scheduled_at DESC, seq DESC
-LIMIT 1`
+), moved AS (` + moveMessagesSQL + wakeMovedSQL + lastOfBatchSQL
 
 const redriveLeftSQL = `
 SELECT EXISTS (
     SELECT
     FROM queued.messages m
-    JOIN queued.queues q ON q.key = abs(m.queue_key)
+    JOIN queued.queues q ON q.key = m.queue_key
     WHERE m.queue_key = $1
         AND m.scheduled_at <= $2
         AND m.seq <= $3
@@ -176,40 +173,29 @@ SELECT EXISTS (
         AND m.delivery_attempts < ` + maxDeliveriesSQL + `
 )`
 
-// redrive moves what could be received from the queue when it was called to the
-// destination, in order and at most limit messages, and calls moved with the
-// number of each batch. If ctx ends or the
-// process dies, part of them has moved and each is in one queue. Redriving a
-// queue onto itself restarts its messages.
+// redrive moves the messages of the queue that could be received when it was called
+// to the destination, and calls moved with the number of each batch. It moves at most
+// limit messages, in order: those with a group first. If ctx ends or the process dies,
+// part of them has moved, and each is in one queue. To redrive a queue onto itself
+// restarts its messages.
 func (s *store) redrive(ctx context.Context, queueID, destinationID string, limit int, moved func(n int)) error {
 	v, err := s.snapshot(ctx, queueID)
 	if err != nil {
 		return err
 	}
-	for _, key := range []int64{v.key, -v.key} {
-		v.key = key
-		if err := s.redriveKey(ctx, v, destinationID, &limit, moved); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// redriveKey is redrive for the messages under one key.
-func (s *store) redriveKey(ctx context.Context, v snapshot, destinationID string, limit *int, moved func(n int)) error {
 	return inBatches(ctx, func(after position) (position, error) {
 		// Deleted meanwhile, the destination would take nothing and the work not end.
 		if _, err := s.queue(ctx, destinationID); err != nil {
 			return position{}, err
 		}
-		last, n, err := scanBatch(s.on("redrive").QueryRowContext(ctx, redriveBatchSQL, v.key, v.at, v.seq, after.at, after.seq, min(*limit, workBatch), destinationID))
+		last, n, err := scanBatch(s.on("redrive").QueryRowContext(ctx, redriveBatchSQL, v.key, v.at, v.seq, after.ungrouped, after.at, after.seq, min(limit, workBatch), destinationID))
 		if err == nil {
-			*limit -= n
+			limit -= n
 			moved(n)
 		}
 		return last, err
 	}, func() (left bool, err error) {
-		if *limit == 0 {
+		if limit == 0 {
 			return false, nil
 		}
 		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeftSQL, v.key, v.at, v.seq).Scan(&left)
@@ -217,15 +203,17 @@ func (s *store) redriveKey(ctx context.Context, v snapshot, destinationID string
 	})
 }
 
-// position is a place in the order of a queue's messages.
+// position is a place in the order of messages_due, where the messages of a queue
+// that have a group come before the others. Zero is before the first.
 type position struct {
-	at  time.Time
-	seq int64
+	ungrouped bool
+	at        time.Time
+	seq       int64
 }
 
 // scanBatch reads the last position of a batch and its number of rows.
 func scanBatch(row scanner) (last position, n int, err error) {
-	err = row.Scan(&last.at, &last.seq, &n)
+	err = row.Scan(&last.ungrouped, &last.at, &last.seq, &n)
 	return last, n, err
 }
 

@@ -28,7 +28,7 @@ const selectLeaseTermsSQL = `
 SELECT s.version, q.key, q.ack_deadline_seconds,
        CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END,
        coalesce(q.delivery_interval_ms, 0), q.ordered,
-       EXISTS (SELECT FROM queued.groups g WHERE abs(g.queue_key) = q.key AND g.ready_at >= $2 AND g.ready_at < 'infinity'),
+       EXISTS (SELECT FROM queued.groups g WHERE g.queue_key = q.key AND g.ready_at >= $2 AND g.ready_at < 'infinity'),
        q.consumed_retention_seconds IS NOT NULL
 FROM queued.settings s
 CROSS JOIN queued.queues q
@@ -65,6 +65,7 @@ WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq, size
     FROM queued.messages
     WHERE queue_key = $1
+        AND group_id IS NULL
         AND scheduled_at >= $6
         AND scheduled_at <= now()
         AND expired_at > now()
@@ -106,7 +107,7 @@ const consumeMessagesSQL = deleteDueSQL + `
 const consumeAndKeepSQL = deleteDueSQL + `, m.queue_key, m.group_id
 ), kept AS (
     INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
-    SELECT abs(queue_key), now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
+    SELECT queue_key, now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
     FROM consumed
 )` + selectDeliveredSQL
 
@@ -246,6 +247,7 @@ SELECT q.id, now(), (
     SELECT m.scheduled_at
     FROM queued.messages m
     WHERE m.queue_key = q.key
+        AND m.group_id IS NULL
         AND m.scheduled_at >= coalesce(a.due_since, '-infinity')
         AND (m.scheduled_at > now()
             OR m.expired_at > now()
@@ -255,7 +257,7 @@ SELECT q.id, now(), (
 ), (
     SELECT g.ready_at
     FROM queued.groups g
-    WHERE abs(g.queue_key) = q.key
+    WHERE g.queue_key = q.key
         AND g.ready_at >= coalesce(a.ready_since, '-infinity')
         AND g.ready_at < 'infinity'
     ORDER BY g.ready_at

@@ -16,9 +16,10 @@ type groupDelivery struct {
 const readyGroupsSQL = `
 SELECT ctid, ready_at, now()
 FROM queued.groups
-WHERE abs(queue_key) = abs($1::bigint)
+WHERE queue_key = $1
     AND ready_at >= $2
     AND ready_at <= now()
+    AND ready_at < 'infinity'
     AND (SELECT version FROM queued.settings) = $3
 ORDER BY ready_at
 LIMIT $4
@@ -46,13 +47,13 @@ WITH visited AS MATERIALIZED (
            CASE WHEN $4 THEN (
                SELECT max(m.scheduled_at)
                FROM queued.messages m
-               WHERE abs(m.queue_key) = abs($1::bigint)
+               WHERE m.queue_key = $1
                    AND m.group_id = g.id
                    AND m.in_flight
                    AND m.scheduled_at > now()
            ) END AS held_until
     FROM unnest($2::tid[]) WITH ORDINALITY AS u (tid, place)
-    JOIN queued.groups g ON g.ctid = u.tid AND (g.queue_key = $1) IS TRUE -- nothing to look for in an index
+    JOIN queued.groups g ON g.ctid = u.tid AND (g.queue_key = $1) IS TRUE
 ), fronts AS MATERIALIZED (
     SELECT v.id AS group_id, v.place, v.limited_until, f.*,
            row_number() OVER (PARTITION BY v.id ORDER BY f.seq) AS turn,
@@ -65,7 +66,7 @@ WITH visited AS MATERIALIZED (
             (
                 SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries, false AS many
                 FROM queued.messages m
-                WHERE abs(m.queue_key) = abs($1::bigint)
+                WHERE m.queue_key = $1
                     AND m.group_id = v.id
                     AND NOT m.in_flight
                     AND m.seq >= v.front
@@ -80,7 +81,7 @@ WITH visited AS MATERIALIZED (
                 FROM (
                     SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries
                     FROM queued.messages m
-                    WHERE abs(m.queue_key) = abs($1::bigint)
+                    WHERE m.queue_key = $1
                         AND m.group_id = v.id
                         AND m.in_flight
                         AND m.scheduled_at <= now()
@@ -137,7 +138,7 @@ const (
 // keepTakenSQL keeps what consumeTakenSQL takes, in a queue that wants it.
 const keepTakenSQL = `kept AS (
     INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
-    SELECT abs($1::bigint), now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
+    SELECT $1, now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
     FROM claimed
 ), `
 
@@ -149,18 +150,19 @@ const keepTakenSQL = `kept AS (
 const recheckVisitedSQL = `soonest AS MATERIALIZED (
     SELECT v.tid, v.id, v.kept, t.taken, now() AS visited_at, now() + interval '10 seconds' AS again_at,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
-           t.taken AND NOT $9 OR ( -- not EXISTS, which may read all messages
+           t.taken AND NOT $9 OR ( -- not EXISTS, where an order does not count
                SELECT true
                FROM queued.messages m
-               WHERE abs(m.queue_key) = abs($1::bigint)
+               WHERE m.queue_key = $1
                    AND m.group_id = v.id
                    AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
+               ORDER BY m.in_flight, m.scheduled_at
                LIMIT 1
            ) IS NOT NULL AS holds,
            coalesce((
                SELECT m.seq
                FROM queued.messages m
-               WHERE abs(m.queue_key) = abs($1::bigint)
+               WHERE m.queue_key = $1
                    AND m.group_id = v.id
                    AND NOT m.in_flight
                    AND m.seq >= v.front
@@ -178,7 +180,7 @@ const recheckVisitedSQL = `soonest AS MATERIALIZED (
                ELSE coalesce((
                    SELECT m.scheduled_at
                    FROM queued.messages m
-                   WHERE abs(m.queue_key) = abs($1::bigint)
+                   WHERE m.queue_key = $1
                        AND m.group_id = v.id
                        AND NOT m.in_flight
                        AND m.seq >= v.front
@@ -191,7 +193,7 @@ const recheckVisitedSQL = `soonest AS MATERIALIZED (
                ), least(CASE WHEN t.taken THEN now() + make_interval(secs => $8) END, (
                    SELECT m.scheduled_at
                    FROM queued.messages m
-                   WHERE abs(m.queue_key) = abs($1::bigint)
+                   WHERE m.queue_key = $1
                        AND m.group_id = v.id
                        AND NOT m.in_flight
                        AND m.scheduled_at > now()
@@ -202,7 +204,7 @@ const recheckVisitedSQL = `soonest AS MATERIALIZED (
                ), (
                    SELECT m.scheduled_at
                    FROM queued.messages m
-                   WHERE abs(m.queue_key) = abs($1::bigint)
+                   WHERE m.queue_key = $1
                        AND m.group_id = v.id
                        AND m.in_flight
                        AND m.expired_at > now()
@@ -270,7 +272,7 @@ WITH ended AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT ctid AS tid
         FROM queued.messages
-        WHERE abs(queue_key) = abs($1::bigint)
+        WHERE queue_key = $1
             AND group_id = u.group_id
             AND in_flight
             AND scheduled_at <= now()
@@ -338,7 +340,7 @@ func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.
 		var many errManyEnded
 		if errors.As(err, &many) {
 			c.messages = nil // nothing was delivered
-			if _, err := read(s, "return_ended", scanKey, returnEndedSQL, -terms.queueKey, groupArray(many.groups), endedBatch); err != nil {
+			if _, err := read(s, "return_ended", scanKey, returnEndedSQL, terms.queueKey, groupArray(many.groups), endedBatch); err != nil {
 				return claimPart{}, err
 			}
 			continue
@@ -369,7 +371,7 @@ func (s *pinnedConn) lockGroups(name, statement string, terms leaseTerms, from t
 	return read(s, name, func(row scanner) (g lockedGroup, err error) {
 		err = row.Scan(&g.tid, &g.readyAt, &g.now)
 		return g, err
-	}, statement, -terms.queueKey, since(from), s.settings.version, visits)
+	}, statement, terms.queueKey, since(from), s.settings.version, visits)
 }
 
 func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited []lockedGroup, limit, budget int) ([]message, error) {
@@ -385,10 +387,10 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited 
 		tids[i] = g.tid
 	}
 	return read(s, name, func(row scanner) (message, error) {
-		m := message{QueueID: at.queueID, queueKey: -terms.queueKey, consumed: at.consumes, groupDelivery: &groupDelivery{}}
+		m := message{QueueID: at.queueID, queueKey: terms.queueKey, consumed: at.consumes, groupDelivery: &groupDelivery{}}
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
 			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.trace.requestID, &m.trace.traceparent, &m.groupDelivery.before, &m.groupDelivery.after, &m.groupDelivery.manyEnded)
 		return m, err
-	}, statement, -terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.maxDeliveries, limit, budget,
+	}, statement, terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.maxDeliveries, limit, budget,
 		int(hidden/time.Second), at.consumes)
 }

@@ -5,8 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
-	"math"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 // cleanup removes what nobody can receive any more: expired messages and those
@@ -27,7 +28,14 @@ type cleanup struct {
 	round  round    // of the walk through the table
 	group  groupKey // where the walk through the groups goes on; zero: at the first
 	rests  struct{ table, groups rest }
-	fronts map[int64]time.Time // by queue key: when the oldest message was due, at the last pass
+	fronts map[frontKey]time.Time // when the oldest message was due, at the last pass
+}
+
+// frontKey is one of the two fronts of a queue: that of its messages without a group,
+// or that of those with one.
+type frontKey struct {
+	queueKey  int64
+	ungrouped bool
 }
 
 // cleanupLock is the key of the advisory lock. It is a transaction's: a session
@@ -112,13 +120,12 @@ func (c *cleanup) once(ctx context.Context) (err error) {
 }
 
 const selectExhaustedSQL = `
-SELECT k.key, q.id, coalesce(q.dead_queue_id, '')
+SELECT q.key, q.id, coalesce(q.dead_queue_id, '')
 FROM queued.queues q
-CROSS JOIN LATERAL (VALUES (q.key), (-q.key)) AS k (key)
 WHERE EXISTS (
     SELECT
     FROM queued.messages m
-    WHERE m.queue_key = k.key
+    WHERE m.queue_key = q.key
         AND m.last_delivery
         AND m.scheduled_at <= now()
         AND m.delivery_attempts >= ` + maxDeliveriesSQL + `
@@ -129,9 +136,9 @@ const moveExhaustedSQL = `
 WITH source AS MATERIALIZED (
     SELECT CASE WHEN dead_queue_id IS NOT NULL THEN message_max_deliveries END AS max_deliveries, dead_queue_id
     FROM queued.queues
-    WHERE key = abs($1::bigint)
+    WHERE key = $1
 ), due AS MATERIALIZED (
-    SELECT ctid AS tid, scheduled_at, seq
+    SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
     FROM queued.messages
     WHERE queue_key = $1
         AND last_delivery
@@ -148,10 +155,9 @@ WITH source AS MATERIALIZED (
     WHERE m.ctid = due.tid
     RETURNING ` + movedColumnsSQL + `, NULL::integer AS max_deliveries, source.dead_queue_id AS destination_id
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
-SELECT scheduled_at, seq, count(*) OVER ()
+SELECT bool_and(ungrouped), max(scheduled_at), 0, count(*)
 FROM due
-ORDER BY scheduled_at DESC, seq DESC
-LIMIT 1`
+HAVING count(*) > 0`
 
 // moveExhausted moves messages whose last delivery ended without an ack to the
 // dead queue; where there is none, they are dropped. Those that were nacked are
@@ -169,8 +175,11 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 		return err
 	}
 	for _, m := range moves {
-		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-			return scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhaustedSQL, m.key, cleanupBatch, after.at))
+		grouped := false // some of them had a group
+		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (last position, n int, err error) {
+			last, n, err = scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhaustedSQL, m.key, cleanupBatch, after.at))
+			grouped = err == nil && !last.ungrouped
+			return last, n, err
 		}, func(n int) {
 			if m.deadQueueID == "" {
 				c.metrics.add(messagesDropped, m.id, n)
@@ -178,7 +187,7 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 				c.metrics.add(messagesDeadLettered, m.id, n)
 				c.announce(m.deadQueueID, time.Time{})
 			}
-			if m.key < 0 {
+			if grouped {
 				c.announce(m.id, time.Time{}) // others of their groups waited for them
 			}
 		})
@@ -194,14 +203,15 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 // the last time: as long as PostgreSQL cannot remove what is gone from there, it
 // would walk over all of it.
 const selectFrontsSQL = `
-SELECT k.key, q.id, coalesce(oldest.scheduled_at, f.front), coalesce(oldest.expired_at <= now(), false)
+SELECT q.key, k.ungrouped, q.id, coalesce(oldest.scheduled_at, f.front), coalesce(oldest.expired_at <= now(), false)
 FROM queued.queues q
-CROSS JOIN LATERAL (VALUES (q.key), (-q.key)) AS k (key)
-LEFT JOIN unnest($1::bigint[], $2::timestamptz[]) AS f (key, front) ON f.key = k.key
+CROSS JOIN (VALUES (true), (false)) AS k (ungrouped)
+LEFT JOIN unnest($1::bigint[], $2::boolean[], $3::timestamptz[]) AS f (key, ungrouped, front) ON f.key = q.key AND f.ungrouped = k.ungrouped
 LEFT JOIN LATERAL (
     SELECT scheduled_at, expired_at
     FROM queued.messages
-    WHERE queue_key = k.key
+    WHERE queue_key = q.key
+        AND (group_id IS NULL) = k.ungrouped
         AND scheduled_at >= coalesce(f.front, '-infinity')
     ORDER BY scheduled_at, seq
     LIMIT 1
@@ -214,59 +224,58 @@ WITH oldest AS MATERIALIZED (
     SELECT ctid AS tid
     FROM queued.messages
     WHERE queue_key = $1
-        AND (scheduled_at, seq) > ($3, $4)
+        AND (group_id IS NULL) = $3
+        AND (scheduled_at, seq) > ($4, $5)
     ORDER BY scheduled_at, seq
     LIMIT $2
-), expired AS MATERIALIZED (
-    SELECT m.tid, m.scheduled_at, m.seq
+), due AS MATERIALIZED (
+    SELECT m.tid, $3::boolean AS ungrouped, m.scheduled_at, m.seq
     FROM oldest
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, scheduled_at, seq
         FROM queued.messages
-        WHERE ctid = oldest.tid
+        WHERE queue_key = $1
+            AND ctid = oldest.tid
             AND expired_at <= now()
         FOR UPDATE SKIP LOCKED
     ) m
 ), removed AS (
     DELETE FROM queued.messages m
-    USING expired
-    WHERE m.ctid = expired.tid
-)
-SELECT scheduled_at, seq, count(*) OVER ()
-FROM expired
-ORDER BY scheduled_at DESC, seq DESC
-LIMIT 1`
+    USING due
+    WHERE m.ctid = due.tid
+)` + lastOfBatchSQL
 
 // removeExpired deletes expired messages at the front of their queues, where
 // they are in the way of receivers. The walk finds the others.
 func (c *cleanup) removeExpired(ctx context.Context) error {
 	type front struct {
-		key     int64
+		frontKey
 		id      string
 		at      time.Time
 		expired bool
 	}
 	var keys intArray
+	var ungrouped pq.BoolArray
 	var times timeArray
 	for key, at := range c.fronts {
-		keys, times = append(keys, key), append(times, at)
+		keys, ungrouped, times = append(keys, key.queueKey), append(ungrouped, key.ungrouped), append(times, at)
 	}
 	fronts, err := collect(ctx, c.on("fronts"), func(row scanner) (f front, err error) {
 		var at sql.NullTime // null: the queue never had any
-		err = row.Scan(&f.key, &f.id, &at, &f.expired)
+		err = row.Scan(&f.queueKey, &f.ungrouped, &f.id, &at, &f.expired)
 		f.at = at.Time
 		return f, err
-	}, selectFrontsSQL, keys, times)
+	}, selectFrontsSQL, keys, ungrouped, times)
 	if err != nil {
 		return err
 	}
-	c.fronts = make(map[int64]time.Time, len(fronts))
+	c.fronts = make(map[frontKey]time.Time, len(fronts))
 	for _, f := range fronts {
-		c.fronts[f.key] = f.at
+		c.fronts[f.frontKey] = f.at
 		if !f.expired {
 			continue
 		}
-		err := c.remove(ctx, "remove_expired", removeExpiredSQL, f.key, f.at, func(n int) {
+		err := c.remove(ctx, "remove_expired", removeExpiredSQL, f.queueKey, position{ungrouped: f.ungrouped, at: f.at}, func(n int) {
 			c.metrics.add(messagesExpired, f.id, n)
 		})
 		if err != nil {
@@ -283,23 +292,19 @@ WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
 ORDER BY key`
 
 const removeDeletedSQL = `
-WITH found AS MATERIALIZED (
-    SELECT ctid AS tid, scheduled_at, seq
+WITH due AS MATERIALIZED (
+    SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
     FROM queued.messages
     WHERE queue_key = $1
-        AND (scheduled_at, seq) > ($3, $4)
-    ORDER BY scheduled_at, seq
+        AND ((group_id IS NULL), scheduled_at, seq) > ($3, $4, $5)
+    ORDER BY (group_id IS NULL), scheduled_at, seq
     LIMIT $2
     FOR UPDATE SKIP LOCKED
 ), removed AS (
     DELETE FROM queued.messages m
-    USING found
-    WHERE m.ctid = found.tid
-)
-SELECT scheduled_at, seq, count(*) OVER ()
-FROM found
-ORDER BY scheduled_at DESC, seq DESC
-LIMIT 1`
+    USING due
+    WHERE m.ctid = due.tid
+)` + lastOfBatchSQL
 
 const forgetDeletedSQL = `
 DELETE FROM queued.deleted_queues d
@@ -314,7 +319,7 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 		return err
 	}
 	for _, key := range keys {
-		if err := c.remove(ctx, "remove_deleted", removeDeletedSQL, key, time.Time{}, func(int) {}); err != nil {
+		if err := c.remove(ctx, "remove_deleted", removeDeletedSQL, key, position{}, func(int) {}); err != nil {
 			return err
 		}
 	}
@@ -357,14 +362,14 @@ WITH expired AS MATERIALIZED (
 )
 SELECT q.id, count(*)
 FROM removed
-JOIN queued.queues q ON q.key = abs(removed.queue_key)
+JOIN queued.queues q ON q.key = removed.queue_key
 GROUP BY q.id`
 
 	walkExhaustedSQL = `
 WITH exhausted AS MATERIALIZED (
     SELECT m.ctid AS tid
     FROM queued.messages m
-    JOIN queued.queues q ON q.key = abs(m.queue_key)
+    JOIN queued.queues q ON q.key = m.queue_key
     WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
         AND m.ctid < format('(%s,0)', $2::bigint)::tid
         AND NOT m.last_delivery
@@ -477,10 +482,11 @@ func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (ex
 	return expired, err
 }
 
-// remove removes, batch by batch, what a statement finds in a queue after a time.
-func (c *cleanup) remove(ctx context.Context, name, statement string, key int64, from time.Time, done func(n int)) error {
-	return c.untilDone(ctx, position{at: from}, func(tx *sql.Tx, after position) (position, int, error) {
-		return scanBatch(c.metrics.timed(name, tx).QueryRowContext(ctx, statement, key, cleanupBatch, after.at, after.seq))
+// remove runs a statement that deletes the messages of a queue after a position, batch
+// by batch.
+func (c *cleanup) remove(ctx context.Context, name, statement string, key int64, from position, done func(n int)) error {
+	return c.untilDone(ctx, from, func(tx *sql.Tx, after position) (position, int, error) {
+		return scanBatch(c.metrics.timed(name, tx).QueryRowContext(ctx, statement, key, cleanupBatch, after.ungrouped, after.at, after.seq))
 	}, done)
 }
 
@@ -545,16 +551,16 @@ WITH page AS MATERIALIZED (
     SELECT p.queue_key, p.id
     FROM page p
     CROSS JOIN LATERAL (
-        SELECT
+        SELECT queue_key, id
         FROM queued.groups
         WHERE queue_key = p.queue_key
             AND id = p.id
         FOR UPDATE SKIP LOCKED
     ) g
-    WHERE NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = -p.queue_key)
+    WHERE NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = p.queue_key)
         OR NOT p.kept
         AND coalesce(p.limited_until <= now(), true)
-        AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = abs(p.queue_key) AND m.group_id = p.id LIMIT 1) IS NULL -- not EXISTS, which may read all messages
+        AND ` + groupHoldsSQL + ` IS NOT TRUE
 )
 SELECT p.queue_key, p.id, idle.id IS NOT NULL
 FROM page p
@@ -566,10 +572,10 @@ DELETE FROM queued.groups g
 USING unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
 WHERE g.queue_key = u.queue_key
     AND g.id = u.id
-    AND (NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = -g.queue_key)
+    AND (NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = g.queue_key)
         OR NOT g.kept
         AND coalesce(g.limited_until <= now(), true)
-        AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = abs(g.queue_key) AND m.group_id = g.id LIMIT 1) IS NULL)`
+        AND ` + groupHoldsSQL + ` IS NOT TRUE)`
 )
 
 // removeIdleGroups forgets groups that have nothing to remember: claims do so too,
@@ -585,9 +591,6 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 		idle bool
 	}
 	for range walkBatches {
-		if c.group == (groupKey{}) {
-			c.group.queueKey = math.MinInt64
-		}
 		var page []found
 		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
 			page, err = collect(ctx, c.metrics.timed("idle_groups", tx), func(row scanner) (f found, err error) {

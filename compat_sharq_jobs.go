@@ -121,9 +121,10 @@ WITH jobs AS MATERIALIZED (
                FROM (
                    SELECT
                    FROM queued.messages m
-                   WHERE abs(m.queue_key) = abs(g.queue_key)
+                   WHERE m.queue_key = g.queue_key
                        AND m.group_id = g.group_id
                        AND NOT (m.in_flight AND m.scheduled_at > now())
+                   ORDER BY m.in_flight, m.scheduled_at
                    LIMIT greatest(g.max_waiting, $13)
                ) waiting
            ) AS waiting
@@ -134,7 +135,7 @@ WITH jobs AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT m.ctid AS tid
         FROM queued.messages m
-        WHERE abs(m.queue_key) = abs(j.queue_key)
+        WHERE m.queue_key = j.queue_key
             AND m.group_id = j.group_id
             AND m.job_id = j.job_id
             AND m.expired_at > now()
@@ -216,7 +217,7 @@ func (s *pinnedConn) enqueue(batch []*publication) error {
 		m := &p.messages[0]
 		traces.set(i, p.trace)
 		to := s.settings.queues[p.queueID].queues[0]
-		ids, keys = append(ids, newID()), append(keys, -to.queueKey)
+		ids, keys = append(ids, newID()), append(keys, to.queueKey)
 		groups, names = append(groups, m.group), append(names, m.job.id)
 		data, sizes = append(data, m.data), append(sizes, int64(len(m.data)))
 		deliveries = append(deliveries, int64(m.job.maxDeliveries))
@@ -260,7 +261,7 @@ const (
 	selectJobSQL = `
 SELECT m.id, m.scheduled_at, ` + messageStateSQL + `
 FROM queued.queues q
-JOIN queued.messages m ON abs(m.queue_key) = q.key AND m.group_id = $2 AND m.job_id = $3
+JOIN queued.messages m ON m.queue_key = q.key AND m.group_id = $2 AND m.job_id = $3
 WHERE q.id = $1
     AND m.expired_at > now()
 ORDER BY m.in_flight AND m.scheduled_at > now() DESC, m.seq
@@ -269,7 +270,7 @@ LIMIT 1`
 	selectAsJobSQL = `
 SELECT m.id, m.scheduled_at, ` + messageStateSQL + `
 FROM queued.queues q
-JOIN queued.messages m ON m.id = $3 AND m.queue_key IN (q.key, -q.key)
+JOIN queued.messages m ON m.id = $3 AND m.queue_key = q.key
 WHERE q.id = $1
     AND coalesce(m.group_id, $2) = $2
     AND m.job_id IS NULL
@@ -328,11 +329,12 @@ WITH found AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT m.ctid AS tid
         FROM queued.messages m
-        WHERE abs(m.queue_key) = q.key
+        WHERE m.queue_key = q.key
             AND m.group_id = u.group_id
             AND m.job_id = u.job_id
             AND m.in_flight
             AND m.scheduled_at > now()
+        ORDER BY m.seq
         FOR UPDATE
     ) m
 ), acked AS (
@@ -388,9 +390,10 @@ SELECT (
     FROM (
         SELECT
         FROM queued.messages m
-        WHERE abs(m.queue_key) = abs(u.queue_key)
+        WHERE m.queue_key = u.queue_key
             AND m.group_id = u.group_id
             AND NOT (m.in_flight AND m.scheduled_at > now())
+        ORDER BY m.in_flight, m.scheduled_at
         LIMIT $3
     ) waiting
 )
@@ -413,9 +416,9 @@ func (e *engine) runMeasurings(s *pinnedConn, batch []*measuring) error {
 const selectGroupIDsSQL = `
 SELECT g.id
 FROM queued.queues q
-JOIN queued.groups g ON g.queue_key = -q.key
+JOIN queued.groups g ON g.queue_key = q.key
 WHERE q.id = $1
-    AND (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id LIMIT 1)
+    AND ` + groupHoldsSQL + `
 ORDER BY g.id
 LIMIT $2`
 
@@ -430,7 +433,7 @@ FROM (
     SELECT id, key
     FROM queued.queues` + visibleIDsSQL + `
 ) AS visible
-WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = -visible.key)
+WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = visible.key AND group_id IS NOT NULL)
 ORDER BY visible.id
 LIMIT $2 OFFSET $1`
 

@@ -51,7 +51,7 @@ WITH old AS MATERIALIZED (
     USING old
     WHERE c.ctid = old.tid
 )
-SELECT consumed_at, seq, count(*) OVER ()
+SELECT false, consumed_at, seq, count(*) OVER () -- as scanBatch reads it
 FROM old
 ORDER BY consumed_at DESC, seq DESC
 LIMIT 1`

@@ -170,7 +170,7 @@ WITH q AS MATERIALIZED (
 ), found AS (
     SELECT q.key AS queue_key, m.created_at, ` + messageStateSQL + ` AS state
     FROM queued.messages m
-    JOIN q ON q.key = abs(m.queue_key)
+    JOIN q ON q.key = m.queue_key
     WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
         AND m.ctid < format('(%s,0)', $2::bigint)::tid
         AND m.expired_at > now()

@@ -20,8 +20,8 @@ import (
 // can go. Whoever adds a message waits for that lock, so no row goes while there
 // is something, and the limit holds whatever the number of servers.
 //
-// Messages with a group are kept under the negative of their queue's key, where
-// claims of messages without one do not meet them.
+// Messages with a group have a part of messages_due of their own, so that claims of
+// messages without one do not walk over them.
 
 // wakeGroupsSQL is the end of statements with a step named woken, of rows (queue_key,
 // group_id, due_at, seq): messages that wait and are due at that time, or groups that
@@ -39,6 +39,18 @@ const wakeGroupsSQL = `
         OR g.front > excluded.front
         OR g.ready_at > greatest(excluded.ready_at, g.limited_until)
     RETURNING g.queue_key, g.ready_at`
+
+// groupHoldsSQL is true if there is a message in the group g, whatever its state, and
+// null if there is none. It is no EXISTS, where an order does not count: the order says
+// which index is meant.
+const groupHoldsSQL = `(
+    SELECT true
+    FROM queued.messages m
+    WHERE m.queue_key = g.queue_key
+        AND m.group_id = g.id
+    ORDER BY m.in_flight, m.scheduled_at
+    LIMIT 1
+)`
 
 // group is a group of a queue, as a look at it shows it.
 type group struct {
@@ -61,9 +73,9 @@ const (
 WITH found AS MATERIALIZED (
     SELECT g.queue_key, g.id, g.delivery_interval_ms, g.limited_until
     FROM queued.queues q
-    JOIN queued.groups g ON g.queue_key = -q.key
+    JOIN queued.groups g ON g.queue_key = q.key
     WHERE q.id = $1
-        AND (g.kept OR (SELECT true FROM queued.messages m WHERE abs(m.queue_key) = q.key AND m.group_id = g.id LIMIT 1))`
+        AND (g.kept OR ` + groupHoldsSQL + `)`
 
 	describeGroupsSQL = `
 )
@@ -81,7 +93,7 @@ SELECT q.id, g.id, coalesce(g.delivery_interval_ms, q.delivery_interval_ms, 0),
        END,
        c.ready, c.delayed, c.in_flight, c.exhausted
 FROM found g
-JOIN queued.queues q ON q.key = -g.queue_key
+JOIN queued.queues q ON q.key = g.queue_key
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE state = 'ready') AS ready,
            count(*) FILTER (WHERE state = 'delayed') AS delayed,
@@ -91,7 +103,7 @@ CROSS JOIN LATERAL (
     FROM (
         SELECT m.seq, ` + messageStateSQL + ` AS state
         FROM queued.messages m
-        WHERE abs(m.queue_key) = q.key
+        WHERE m.queue_key = q.key
             AND m.group_id = g.id
             AND m.expired_at > now()
     ) messages
@@ -136,12 +148,12 @@ func (s *store) groups(ctx context.Context, queueID string, offset, limit int) (
 
 const putGroupSQL = `
 INSERT INTO queued.groups (queue_key, id, ready_at, delivery_interval_ms, kept)
-SELECT -key, $2, 'infinity', $3, coalesce($4, false)
+SELECT key, $2, 'infinity', $3, coalesce($4, false)
 FROM queued.queues
 WHERE id = $1
 ON CONFLICT (queue_key, id) DO UPDATE
 SET delivery_interval_ms = excluded.delivery_interval_ms, kept = coalesce($4, groups.kept)
-RETURNING -queue_key`
+RETURNING queue_key`
 
 // setInterval sets the delivery interval of a group in milliseconds, nil for the
 // queue's, from its last delivery on. If it is kept, the group keeps it when it
@@ -176,7 +188,7 @@ WITH batch AS MATERIALIZED (
            delivered_at + make_interval(secs => coalesce(delivery_interval_ms, (
                SELECT delivery_interval_ms
                FROM queued.queues
-               WHERE key = -$1::bigint
+               WHERE key = $1
            ), 0) / 1000.0) AS limited_until
     FROM queued.groups
     WHERE queue_key = $1
@@ -205,7 +217,7 @@ LIMIT 1`
 func recheckGroupsOn(ctx context.Context, db querier, key int64, id string) error {
 	after := ""
 	for {
-		err := db.QueryRowContext(ctx, recheckGroupsSQL, -key, after, id, workBatch).Scan(&after)
+		err := db.QueryRowContext(ctx, recheckGroupsSQL, key, after, id, workBatch).Scan(&after)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -263,10 +275,11 @@ const (
 WITH found AS MATERIALIZED (
     SELECT ctid AS tid
     FROM queued.messages
-    WHERE abs(queue_key) = abs($1::bigint)
+    WHERE queue_key = $1
         AND group_id = $2
-        AND (seq <= $3) IS TRUE -- nothing to look for in an index
+        AND seq <= $3
         AND NOT ($4 AND in_flight AND scheduled_at > now())
+    ORDER BY in_flight, scheduled_at
     LIMIT $5
     FOR UPDATE SKIP LOCKED
 ), purged AS (
@@ -281,9 +294,9 @@ FROM found`
 SELECT EXISTS (
     SELECT
     FROM queued.messages
-    WHERE abs(queue_key) = abs($1::bigint)
+    WHERE queue_key = $1
         AND group_id = $2
-        AND (seq <= $3) IS TRUE -- nothing to look for in an index
+        AND seq <= $3
         AND NOT ($4 AND in_flight AND scheduled_at > now())
 )`
 
@@ -303,14 +316,14 @@ func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool
 	}
 	err = inBatches(ctx, func(position) (last position, err error) {
 		var n int
-		err = s.on("purge_group").QueryRowContext(ctx, purgeGroupBatchSQL, -v.key, id, v.seq, waiting, workBatch).Scan(&n)
+		err = s.on("purge_group").QueryRowContext(ctx, purgeGroupBatchSQL, v.key, id, v.seq, waiting, workBatch).Scan(&n)
 		if err == nil && n == 0 {
 			err = sql.ErrNoRows
 		}
 		purged(n)
 		return last, err
 	}, func() (left bool, err error) {
-		err = s.on("purge_group_left").QueryRowContext(ctx, purgeGroupLeftSQL, -v.key, id, v.seq, waiting).Scan(&left)
+		err = s.on("purge_group_left").QueryRowContext(ctx, purgeGroupLeftSQL, v.key, id, v.seq, waiting).Scan(&left)
 		return left, err
 	})
 	if err != nil {
@@ -329,7 +342,7 @@ func (s *store) deleteGroup(ctx context.Context, queueID, id string, purged func
 	if err != nil {
 		return err
 	}
-	if _, err := s.on("reset_group").ExecContext(ctx, resetGroupSQL, -v.key, id); err != nil {
+	if _, err := s.on("reset_group").ExecContext(ctx, resetGroupSQL, v.key, id); err != nil {
 		return asUnavailable(err)
 	}
 	return s.purgeGroup(ctx, queueID, id, false, purged)

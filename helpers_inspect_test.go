@@ -69,6 +69,15 @@ func (s *inspector) fill(queueID string, many int) {
 		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
 }
 
+// fillGroups is fill for messages of a hundred groups.
+func (s *inspector) fillGroups(queueID string, many int) {
+	s.t.Helper()
+	s.exec(`INSERT INTO queued.messages (id, queue_key, group_id, data, size, created_at, updated_at, scheduled_at, expired_at)
+		SELECT gen_random_uuid(), key, n % 100, '{}', 2, now(), now(), now(), now() + interval '1 h'
+		FROM queued.queues, generate_series(1, $2) n WHERE id = $1`, queueID, many)
+	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at) SELECT DISTINCT queue_key, group_id, now() FROM queued.messages WHERE group_id IS NOT NULL")
+}
+
 // changeMessages sets columns of the messages with these ids, or of all.
 func (s *inspector) changeMessages(set string, ids ...string) {
 	s.t.Helper()

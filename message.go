@@ -51,7 +51,7 @@ type message struct {
 
 	trace         trace // of the request that published it
 	shows         shown // in the wire format
-	queueKey      int64 // negative if it has a group
+	queueKey      int64
 	jobID         sql.NullString
 	maxDeliveries sql.NullInt64
 	groupDelivery *groupDelivery // of a received message with a group

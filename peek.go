@@ -29,7 +29,7 @@ func scanMessage(row scanner) (m message, err error) {
 const selectMessageSQL = `
 SELECT ` + messageColumnsSQL + `
 FROM queued.messages m
-JOIN queued.queues q ON q.key = abs(m.queue_key)
+JOIN queued.queues q ON q.key = m.queue_key
 WHERE m.id = $1
     AND m.expired_at > now()`
 
@@ -51,7 +51,7 @@ FROM (
     SELECT id, key
     FROM queued.queues` + visibleIDsSQL + `
 ) AS visible
-WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key IN (visible.key, -visible.key))
+WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = visible.key)
 ORDER BY visible.id
 LIMIT $2 OFFSET $1`
 
@@ -66,7 +66,7 @@ func (s *store) holding(ctx context.Context, visible *names) ([]string, error) {
 const selectQueuesOfSQL = `
 SELECT m.id, q.id
 FROM queued.messages m
-JOIN queued.queues q ON q.key = abs(m.queue_key)
+JOIN queued.queues q ON q.key = m.queue_key
 WHERE m.id = ANY($1::uuid[])`
 
 // queuesOf returns the queues that messages are in, by message id. Those that are
@@ -85,16 +85,16 @@ func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, e
 const selectPeekSQL = `
 WITH page AS MATERIALIZED (
     SELECT id, queue_key, size, scheduled_at, seq
-    FROM (
-        SELECT id, queue_key, size, scheduled_at, seq, expired_at
+    FROM (VALUES (true), (false)) AS k (ungrouped)
+    CROSS JOIN LATERAL (
+        SELECT id, queue_key, size, scheduled_at, seq
         FROM queued.messages
         WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
-        UNION ALL
-        SELECT id, queue_key, size, scheduled_at, seq, expired_at
-        FROM queued.messages
-        WHERE queue_key = (SELECT -key FROM queued.queues WHERE id = $1)
-    ) messages
-    WHERE expired_at > now()
+            AND (group_id IS NULL) = k.ungrouped
+            AND expired_at > now()
+        ORDER BY scheduled_at, seq
+        LIMIT $2::bigint + $3
+    ) oldest
     ORDER BY scheduled_at, seq
     LIMIT $3 OFFSET $2
 ), fitting AS MATERIALIZED (
@@ -104,7 +104,7 @@ WITH page AS MATERIALIZED (
 SELECT ` + messageColumnsSQL + `
 FROM fitting f
 JOIN queued.messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
-JOIN queued.queues q ON q.key = abs(m.queue_key)
+JOIN queued.queues q ON q.key = m.queue_key
 WHERE f.total <= $4
     OR f.total = f.size
 ORDER BY f.total`

@@ -527,17 +527,14 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		}
 		traces.set(len(payloads), m.trace)
 		payloads, attributes, groups = append(payloads, m.data), append(attributes, m.attributes), append(groups, m.group)
-		sign := int64(1)
-		if m.group != "" {
-			grouped, sign = true, -1
-		}
+		grouped = grouped || m.group != ""
 		sizes = append(sizes, int64(len(m.data)+len(m.attributes)))
 		firsts, lasts = append(firsts, int64(n+1)), append(lasts, int64(n+len(m.to)))
 		n += len(m.to)
 		for j, to := range m.to {
-			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace, queueKey: sign * to.queueKey}
+			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace, queueKey: to.queueKey}
 			ids = append(ids, inserted[i][j].ID)
-			keys = append(keys, sign*to.queueKey)
+			keys = append(keys, to.queueKey)
 			retentions = append(retentions, int64(to.retention/time.Second))
 			delays = append(delays, int64(to.delay/time.Second))
 		}

@@ -32,7 +32,7 @@ FROM (
     UNION ALL
     SELECT queue_key, ready_at FROM groups
 ) t
-JOIN queued.queues q ON q.key = abs(t.queue_key)
+JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
 
 // undoDeliveries undoes the deliveries of messages that nobody got: of those that
@@ -134,7 +134,7 @@ WITH restored AS (
 ), forgotten AS (
     DELETE FROM queued.consumed c
     USING unnest($2::bigint[], $3::bigint[], $14::timestamptz[]) AS u (queue_key, seq, consumed_at)
-    WHERE c.queue_key = abs(u.queue_key)
+    WHERE c.queue_key = u.queue_key
         AND c.consumed_at = u.consumed_at
         AND c.seq = u.seq
 ), woken AS (
@@ -149,7 +149,7 @@ FROM (
     UNION ALL
     SELECT queue_key, ready_at FROM groups
 ) t
-JOIN queued.queues q ON q.key = abs(t.queue_key)
+JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
 
 // restore undoes the delivery of messages that were consumed and that nobody got:
@@ -193,7 +193,7 @@ WITH undone AS MATERIALIZED (
            coalesce(g.delivery_interval_ms, (
                SELECT q.delivery_interval_ms
                FROM queued.queues q
-               WHERE q.key = -u.queue_key
+               WHERE q.key = u.queue_key
            ), 0) AS interval_ms
     FROM (
         SELECT queue_key, id, min(after) AS after, min(before) AS before

@@ -76,10 +76,6 @@ CREATE TABLE queued.messages (
     PRIMARY KEY (id, queue_key)
 );
 
--- The index that carries everything: the oldest due messages of a queue. Every
--- receive moves a row in it, so each further index costs on every receive.
-CREATE INDEX messages_due ON queued.messages (queue_key, scheduled_at, seq);
-
 -- What the cleanup moves to dead queues; receives that are not a message's
 -- last do not touch it.
 CREATE INDEX messages_last_delivery ON queued.messages (queue_key, scheduled_at) WHERE last_delivery;
@@ -140,8 +136,6 @@ ALTER TABLE queued.queues
     -- For how long messages that were consumed are kept. Null: not at all.
     ADD COLUMN consumed_retention_seconds integer CHECK (consumed_retention_seconds > 0);
 
--- Messages with a group have the negative of their queue's key as queue_key, so
--- that they are in nobody's way who looks for messages without one.
 ALTER TABLE queued.messages
     ADD COLUMN group_id       text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 256),
     -- SharQ's name of the message. Null: it came by another API.
@@ -150,10 +144,15 @@ ALTER TABLE queued.messages
     -- the dead queue or, without one, dropped. Null: as the queue says.
     ADD COLUMN max_deliveries integer CHECK (max_deliveries > 0);
 
+-- The index that carries everything: the oldest due messages of a queue, those with
+-- a group apart from the others. Every receive moves a row in it, so each further
+-- index costs on every receive.
+CREATE INDEX messages_due ON queued.messages (queue_key, (group_id IS NULL), scheduled_at, seq);
+
 -- Where a group's deliveries stand. There is a row for every group that has
 -- messages, from the moment that they are visible.
 CREATE TABLE queued.groups (
-    queue_key            bigint      NOT NULL, -- that of its messages, and so negative
+    queue_key            bigint      NOT NULL, -- queues.key
     id                   text COLLATE "C" NOT NULL,
     -- When to look at it for a message to deliver: never later than there is one,
     -- but perhaps earlier. Infinity: when something happens to it.
@@ -167,11 +166,8 @@ CREATE TABLE queued.groups (
     PRIMARY KEY (queue_key, id)
 );
 
--- The groups that are ready, the one ready longest first. This index and those of
--- messages by group have abs(queue_key), the key of the queue, where others have
--- queue_key: so a statement says which of them it means. Left to the planner, that
--- would be any of them while the tables are empty, and stay so when they are not.
-CREATE INDEX groups_ready ON queued.groups (abs(queue_key), ready_at);
+-- The groups that may have something to deliver, the one ready longest first.
+CREATE INDEX groups_ready ON queued.groups (queue_key, ready_at) WHERE ready_at < 'infinity';
 
 -- Each delivery changes its row.
 ALTER TABLE queued.groups SET (
@@ -181,20 +177,20 @@ ALTER TABLE queued.groups SET (
 );
 
 -- The messages of a group that wait, in their order.
-CREATE INDEX messages_group ON queued.messages (abs(queue_key), group_id, seq)
+CREATE INDEX messages_group ON queued.messages (queue_key, group_id, seq)
     WHERE group_id IS NOT NULL AND NOT in_flight;
 
 -- When the next message of a group is due, or the next lease ends.
-CREATE INDEX messages_group_due ON queued.messages (abs(queue_key), group_id, in_flight, scheduled_at)
+CREATE INDEX messages_group_due ON queued.messages (queue_key, group_id, in_flight, scheduled_at)
     WHERE group_id IS NOT NULL;
 
 -- Jobs by their names.
-CREATE INDEX messages_job ON queued.messages (abs(queue_key), group_id, job_id)
+CREATE INDEX messages_job ON queued.messages (queue_key, group_id, job_id, seq)
     WHERE job_id IS NOT NULL;
 
 -- Messages that were consumed, as they were delivered, of queues that keep them.
 CREATE TABLE queued.consumed (
-    queue_key         bigint      NOT NULL, -- queues.key, also of messages with a group
+    queue_key         bigint      NOT NULL, -- queues.key
     consumed_at       timestamptz NOT NULL,
     seq               bigint      NOT NULL, -- that of the message
     id                uuid        NOT NULL,

@@ -32,8 +32,7 @@ FROM (
         (SELECT max(key) FROM queued.queues),
         (SELECT max(key) FROM queued.deleted_queues),
         (SELECT max(queue_key) FROM queued.messages),
-        (SELECT -min(queue_key) FROM queued.messages),
-        (SELECT -min(queue_key) FROM queued.groups),
+        (SELECT max(queue_key) FROM queued.groups),
         (SELECT max(queue_key) FROM queued.consumed)
     ) AS key
 ) held

@@ -435,9 +435,8 @@ WITH deleted AS (
     RETURNING key
 )
 INSERT INTO queued.deleted_queues (key)
-SELECT sign * key
+SELECT key
 FROM deleted
-CROSS JOIN (VALUES (1), (-1)) AS signs (sign)
 RETURNING key`
 
 // deleteQueue makes the queue and its messages unreachable at once; the cleanup
@@ -453,7 +452,7 @@ const selectStatsSQL = `
 SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))), 0)::bigint
 FROM queued.queues q
 LEFT JOIN queued.messages m
-    ON m.queue_key IN (q.key, -q.key)
+    ON m.queue_key = q.key
     AND m.scheduled_at <= now()
     AND m.expired_at > now()
     AND m.delivery_attempts < ` + maxDeliveriesSQL + `
@@ -475,7 +474,7 @@ WITH counted AS (
     FROM (
         SELECT m.created_at, ` + messageStateSQL + ` AS state
         FROM queued.queues q
-        JOIN queued.messages m ON m.queue_key IN (q.key, -q.key)
+        JOIN queued.messages m ON m.queue_key = q.key
         WHERE q.id = $1
             AND m.expired_at > now()
     ) messages
@@ -488,7 +487,7 @@ SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
        coalesce((SELECT n FROM counted WHERE state = 'exhausted'), 0),
        (SELECT count(m.id)
         FROM queued.queues d
-        LEFT JOIN queued.messages m ON m.queue_key IN (d.key, -d.key) AND m.expired_at > now()
+        LEFT JOIN queued.messages m ON m.queue_key = d.key AND m.expired_at > now()
         WHERE d.id = q.dead_queue_id
         GROUP BY d.id)
 FROM queued.queues q

@@ -402,27 +402,27 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"release":        {releaseMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"restore":        {restoreMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_pkey"},
 		"next due":       {selectNextDueSQL, []string{"'{t}'", "'{now}'", "'{now}'"}, "messages_due"},
-		"purge":          {purgeBatchSQL, []string{"1", "100", "now()", "0", "10"}, "messages_due"},
-		"redrive":        {redriveBatchSQL, []string{"1", "now()", "100", "now()", "0", "10", "'t'"}, "messages_due"},
+		"purge":          {purgeBatchSQL, []string{"1", "100", "false", "now()", "0", "10"}, "messages_due"},
+		"redrive":        {redriveBatchSQL, []string{"1", "now()", "100", "false", "now()", "0", "10", "'t'"}, "messages_due"},
 		"peek":           {selectPeekSQL, []string{"'t'", "0", "10", "1000000"}, "messages_due"},
 		"consumed":       {selectConsumedSQL, []string{"'t'", "0", "10", "1000000"}, "Backward using consumed_pkey"},
 		"find old":       {selectKeptLongEnoughSQL, nil, "consumed_pkey"},
 		"remove old":     {removeConsumedSQL, []string{"1", "now()", "now()", "0", "10"}, "consumed_pkey"},
 		"message":        {selectMessageSQL, []string{"'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
-		"find expired":   {selectFrontsSQL, []string{"'{1}'", "'{now}'"}, "messages_due"},
+		"find expired":   {selectFrontsSQL, []string{"'{1}'", "'{false}'", "'{now}'"}, "messages_due"},
 		"find exhausted": {selectExhaustedSQL, nil, "messages_last_delivery"},
 		"move exhausted": {moveExhaustedSQL, []string{"1", "10", "now()"}, "messages_last_delivery"},
-		"remove expired": {removeExpiredSQL, []string{"1", "10", "now()", "0"}, "messages_due"},
-		"remove deleted": {removeDeletedSQL, []string{"1", "10", "now()", "0"}, "messages_due"},
-		"groups":         {lockGroupsSQL, []string{"-1", "now()", "1", "10"}, "groups_ready"},
-		"await group":    {awaitGroupsSQL, []string{"-1", "now()", "1", "1"}, "groups_ready"},
-		"in groups":      {frontsOfGroupsSQL + leaseTakenSQL + recheckVisitedSQL, []string{"-1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60", "false"}, "messages_group_due"},
-		"of groups":      {frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + recheckVisitedSQL, []string{"-1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
+		"remove expired": {removeExpiredSQL, []string{"1", "10", "false", "now()", "0"}, "messages_due"},
+		"remove deleted": {removeDeletedSQL, []string{"1", "10", "false", "now()", "0"}, "messages_due"},
+		"groups":         {lockGroupsSQL, []string{"1", "now()", "1", "10"}, "groups_ready"},
+		"await group":    {awaitGroupsSQL, []string{"1", "now()", "1", "1"}, "groups_ready"},
+		"in groups":      {frontsOfGroupsSQL + leaseTakenSQL + recheckVisitedSQL, []string{"1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60", "false"}, "messages_group_due"},
+		"of groups":      {frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + recheckVisitedSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
 		"lock messages":  {lockMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
-		"return ended":   {returnEndedSQL, []string{"-1", "'{}'", "10"}, "messages_group_due"},
+		"return ended":   {returnEndedSQL, []string{"1", "'{}'", "10"}, "messages_group_due"},
 		"undo":           {undoGroupDeliveriesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
-		"purge group":    {purgeGroupBatchSQL, []string{"-1", "'a'", "100", "false", "10"}, "messages_group_due"},
-		"idle groups":    {selectIdleGroupsSQL, []string{"-9", "''", "100"}, "groups_pkey"},
+		"purge group":    {purgeGroupBatchSQL, []string{"1", "'a'", "100", "false", "10"}, "messages_group_due"},
+		"idle groups":    {selectIdleGroupsSQL, []string{"1", "''", "100"}, "groups_pkey"},
 		"enqueue":        {insertJobsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1", "10", "'{}'", "'{}'"}, "messages_job"},
 		"job":            {selectJobSQL, []string{"'t'", "'a'", "'j'"}, "messages_job"},
 		"as job":         {selectAsJobSQL, []string{"'t'", "'a'", "'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
@@ -432,6 +432,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"walk":           {walkExpiredSQL, []string{"0", "10"}, "Tid Range Scan"},
 		"walk exhausted": {walkExhaustedSQL, []string{"0", "10"}, "Tid Range Scan"},
 	}
+	// Planned each time that they run, and so never by what the table was like before.
+	planned := map[string]bool{"message": true, "as job": true, "peek": true, "find exhausted": true}
 	aboutGroups := map[string]bool{"in groups": true, "of groups": true, "enqueue": true, "waiting": true, "return ended": true, "finish": true, "job": true, "undo": true}
 	checkOn := func(when string, db *sql.DB) {
 		conn, err := db.Conn(context.Background())
@@ -443,6 +445,9 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, v := range statements {
+			if planned[name] && strings.HasPrefix(when, "empty") {
+				continue
+			}
 			plan := explain1(t, conn, v.statement, v.args)
 			t.Logf("%s, %s:\n%s", name, when, plan)
 			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") || strings.Contains(plan, "Seq Scan on consumed") {
@@ -459,7 +464,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 					t.Errorf("%s, %s: reads more than it looks for: %s\n%s", name, when, line, plan)
 				}
 			}
-			if strings.Contains(plan, "Sort Key: messages.scheduled_at") || strings.Contains(plan, "Sort Key: consumed.consumed_at") {
+			if strings.Contains(plan, "Sort Key: messages.scheduled_at") && name != "peek" || // which merges the oldest of both kinds
+				strings.Contains(plan, "Sort Key: consumed.consumed_at") {
 				t.Errorf("%s, %s: sorts what is due:\n%s", name, when, plan)
 			}
 		}
@@ -475,6 +481,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	check("empty table")
 	s.fill("other", 30000)
 	s.fill("t", 30000)
+	s.fillGroups("t", 30000)
 	s.fillConsumed("t", 30000)
 	check("full table without statistics")
 	s.exec("ANALYZE")

@@ -420,10 +420,10 @@ func TestMessagesFromBeforeTracesAreCarriedForward(t *testing.T) {
 	}
 	for _, statement := range []string{
 		`INSERT INTO queued.queues (id, ack_deadline_seconds, message_retention_seconds, consumed_retention_seconds) VALUES ('q', 60, 3600, 3600)`,
-		`INSERT INTO queued.groups (queue_key, id, ready_at) SELECT -key, 'g', now() FROM queued.queues`,
+		`INSERT INTO queued.groups (queue_key, id, ready_at) SELECT key, 'g', now() FROM queued.queues`,
 		`INSERT INTO queued.messages (id, queue_key, group_id, data, size, created_at, updated_at, scheduled_at, expired_at)
-			SELECT gen_random_uuid(), sign * key, CASE WHEN sign < 0 THEN 'g' END, format('{"n":%s}', n)::json, 7, now(), now(), now(), now() + interval '1 h'
-			FROM queued.queues, (VALUES (1, 1), (2, -1)) AS m (n, sign)`,
+			SELECT gen_random_uuid(), key, group_id, format('{"n":%s}', n)::json, 7, now(), now(), now(), now() + interval '1 h'
+			FROM queued.queues, (VALUES (1, NULL), (2, 'g')) AS m (n, group_id)`,
 		`INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, data, size, delivery_attempts, expired_at, scheduled_at, created_at)
 			SELECT key, now(), 0, gen_random_uuid(), '{"n":3}', 7, 1, now() + interval '1 h', now(), now() FROM queued.queues`,
 	} {

@@ -349,6 +349,10 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 	if err := health(); err != nil {
 		t.Errorf("queued health = %v", err)
 	}
+	bench := []string{"bench", "-url", r.url, "-tls-cert", certFile, "-token", secret("old"), "-duration", "100ms", "-producers", "1", "-consumers", "1"}
+	if err := run(context.Background(), bench, func(string) string { return "" }, nil, io.Discard, io.Discard); err != nil {
+		t.Errorf("queued bench = %v", err)
+	}
 
 	if err := os.WriteFile(tokenFile, []byte(`{"tokens":[{"name":"broken"}]}`), 0o600); err != nil {
 		t.Fatal(err)

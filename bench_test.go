@@ -41,7 +41,7 @@ func TestBenchRefusesWrongSettingsByName(t *testing.T) {
 	t.Parallel()
 	for name, value := range map[string]string{
 		"url": "localhost", "receive-url": "x", "queue": "a/b", "producers": "-1", "consumers": "x", "batch": "0", "size": "-1",
-		"rate": "-1", "ahead": "-1", "groups": "-1", "backlog": "-1", "duration": "0s",
+		"rate": "-1", "max-lag": "-1", "groups": "-1", "backlog": "-1", "duration": "0s",
 	} {
 		err := run(context.Background(), []string{"bench", "-" + name, value}, func(string) string { return "" }, nil, io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), "-"+name) {

@@ -2,7 +2,6 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -20,137 +19,133 @@ import (
 	"queued/internal/flags"
 )
 
-const benchUsage = `Queued bench loads a running server over HTTP and says how fast it is. Producers
-publish, consumers receive and ack, each one request after the other. It checks
-what it receives: each message once, nothing foreign, and after the load nothing
-missing. It makes a queue of its own and removes it afterwards.
+const benchUsage = `Queued bench puts load on a running server and measures its speed. Producers publish;
+consumers receive and ack. Each sends one request after the other. It checks the
+messages: that each is received once, that none is of another run, and, after the
+load, that none is missing. It creates a queue and deletes it afterwards.
+
+usage: queued bench [flags]
 
 `
 
-// bench is one run of load against a server.
+// bench is one run of load on a server.
 type bench struct {
-	settings benchSettings
-	client   *http.Client
-	run      string // marks the messages of this run
+	settings settings
+	server   *client.Client // to publish to
+	receiver *client.Client // to receive from
+	run      string         // marks the messages of this run
 	began    time.Time
 
 	mu       sync.Mutex
-	messages [][]benchMessage // in blocks of benchBlock; the number of a message is its place
-	count    int
-	statuses map[string]int // answers that were no success, by status
+	messages [][]message    // in blocks of blockSize; the index of a message is its number
+	count    int            // of messages
+	errors   map[string]int // failed requests, by status
 
 	published, received, acked atomic.Int64 // messages
 	duplicates, foreign        atomic.Int64
 	publishing, receipt        latencies   // of a publish; from a publish to its receipt
 	ended                      atomic.Bool // the load is over
-	drained                    atomic.Bool // and consumers may go
+	drained                    atomic.Bool // the consumers may stop
 }
 
-type benchSettings struct {
-	url       string
-	from      string
+type settings struct {
 	queue     string
-	token     string
 	producers int
 	consumers int
 	batch     int
 	groups    int
 	size      int
 	rate      float64
-	ahead     int
+	maxLag    int
 	backlog   int
 	duration  time.Duration
 	drain     bool
 	json      bool
 }
 
-// benchMessage is what is known of a message.
-type benchMessage struct {
-	sentAt    uint32 // in units of benchTick since the run began
-	published bool   // answered with 201
+// message is the state of a message.
+type message struct {
+	sentAt    uint32 // in units of tick since the run began
+	published bool   // the response was 201
 	received  bool
 }
 
 const (
-	benchBlock = 1 << 16
-	benchTick  = 10 * time.Microsecond
-	benchPause = 100 * time.Millisecond // after an answer that is no success
-	benchPoll  = 1                      // wait_seconds
-	// benchDrain is for how long nothing may be received before the rest counts as
-	// missing.
-	benchDrain = 10 * time.Second
+	blockSize    = 1 << 16 // messages
+	tick         = 10 * time.Microsecond
+	pause        = 100 * time.Millisecond // after a failed request
+	waitSeconds  = 1                      // of a long poll
+	drainTimeout = 10 * time.Second       // without a receipt; what was not received by then is missing
 )
 
+// Run runs the load that the arguments describe, and prints the report. It returns an
+// error if messages are missing.
 func Run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	b := &bench{run: rand.Text(), statuses: map[string]int{}}
+	b := &bench{server: &client.Client{}, run: rand.Text(), errors: map[string]int{}}
 	v := &b.settings
+	var receiveURL string
 	f := flags.New("queued bench", benchUsage, stdout)
-	f.StringVar(&v.url, "url", "http://127.0.0.1:8000", "`URL` of the server")
-	f.StringVar(&v.from, "receive-url", "", "`URL` of the server to receive from, if it is another on the same database")
-	f.StringVar(&v.queue, "queue", "", "`queue` to use; it must be empty, and is not removed")
-	f.StringVar(&v.token, "token", "", "`token` to send")
+	b.server.Flags(f)
+	f.StringVar(&receiveURL, "receive-url", "", "`URL` of another server on the same database to receive from; -url if empty")
+	f.StringVar(&v.queue, "queue", "", "`queue` to use, which must be empty and is not deleted; a new one if empty")
 	f.IntVar(&v.producers, "producers", 16, "`number` of producers")
 	f.IntVar(&v.consumers, "consumers", 16, "`number` of consumers")
-	f.IntVar(&v.batch, "batch", 1, "`messages` a request, 1 to 1000")
-	f.IntVar(&v.groups, "groups", 0, "`number` of groups that messages belong to in turns, 0 for messages without one")
-	f.IntVar(&v.size, "size", 200, "`bytes` of a message's data")
-	f.Float64Var(&v.rate, "rate", 0, "`messages` to publish each second, 0 for as many as possible; the latency of a\npublish then counts from when it was due, if the one before was answered too late")
-	f.IntVar(&v.ahead, "ahead", 1000, "`messages` that producers may be ahead of consumers, if there are any; 0 for any number")
-	f.IntVar(&v.backlog, "backlog", 0, "`messages` to publish before the load begins, which do not count as ahead")
-	f.DurationVar(&v.duration, "duration", 10*time.Second, "`time` that the load lasts")
-	f.BoolVar(&v.drain, "drain", true, "receive all there is after the load, and look for what is missing")
-	f.BoolVar(&v.json, "json", false, "report as JSON, on one line")
+	f.IntVar(&v.batch, "batch", 1, "`messages` per request, 1 to 1000")
+	f.IntVar(&v.groups, "groups", 0, "`number` of groups of the messages; no groups if 0")
+	f.IntVar(&v.size, "size", 200, "size of a message's data in `bytes`")
+	f.Float64Var(&v.rate, "rate", 0, "`messages` to publish per second; 0 is unlimited. With a rate, the latency of a\npublish counts from its scheduled time if the publish before it was late")
+	f.IntVar(&v.maxLag, "max-lag", 1000, "maximum `messages` that consumers may lag behind producers; 0 is unlimited")
+	f.IntVar(&v.backlog, "backlog", 0, "`messages` to publish before the load, not counted by -max-lag")
+	f.DurationVar(&v.duration, "duration", 10*time.Second, "`duration` of the load")
+	f.BoolVar(&v.drain, "drain", true, "receive all messages after the load, and count the missing ones")
+	f.BoolVar(&v.json, "json", false, "print the report as JSON, on one line")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
-	if v.from == "" {
-		v.from = v.url
+	f.Check(v.queue == "" || client.ValidID(v.queue), "queue", "must be a valid queue id")
+	f.Check(0 <= v.producers && v.producers <= 100_000, "producers", "must be 0 to 100000")
+	f.Check(0 <= v.consumers && v.consumers <= 100_000, "consumers", "must be 0 to 100000")
+	f.Check(1 <= v.batch && v.batch <= client.MaxBatch, "batch", fmt.Sprintf("must be 1 to %d", client.MaxBatch))
+	f.Check(0 <= v.groups && v.groups <= 100_000_000, "groups", "must be 0 to 100000000")
+	f.Check(0 <= v.size && v.size <= 16<<20, "size", "must be 0 to 16777216")
+	f.Check(v.rate >= 0, "rate", "must not be negative")
+	f.Check(v.maxLag >= 0, "max-lag", "must not be negative")
+	f.Check(v.backlog >= 0, "backlog", "must not be negative")
+	f.Check(0 < v.duration && v.duration <= 11*time.Hour, "duration", "must be more than 0 and at most 11h")
+	if err := f.Err(); err != nil {
+		return err
 	}
-	isURL := func(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
-	for _, check := range []struct {
-		ok         bool
-		name, what string
-	}{
-		{isURL(v.url), "url", "must begin with http:// or https://"},
-		{isURL(v.from), "receive-url", "must begin with http:// or https://"},
-		{v.queue == "" || client.ValidID(v.queue), "queue", "is no id of a queue"},
-		{0 <= v.producers && v.producers <= 100_000, "producers", "must be 0 to 100000"},
-		{0 <= v.consumers && v.consumers <= 100_000, "consumers", "must be 0 to 100000"},
-		{1 <= v.batch && v.batch <= client.MaxBatch, "batch", fmt.Sprintf("must be 1 to %d", client.MaxBatch)},
-		{0 <= v.groups && v.groups <= 100_000_000, "groups", "must be 0 to 100000000"},
-		{0 <= v.size && v.size <= 16<<20, "size", "must be 0 to 16777216"},
-		{v.rate >= 0, "rate", "must not be negative"},
-		{v.ahead >= 0, "ahead", "must not be negative"},
-		{v.backlog >= 0, "backlog", "must not be negative"},
-		{0 < v.duration && v.duration <= 11*time.Hour, "duration", "must be more than 0 and at most 11h"},
-	} {
-		if !check.ok {
-			return flags.Errorf("-%s: %s", check.name, check.what)
+	if err := b.server.Prepare(stderr); err != nil {
+		return err
+	}
+	defer b.server.HTTP.CloseIdleConnections()
+	b.receiver = b.server
+	if receiveURL != "" {
+		b.receiver = &client.Client{URL: receiveURL, Token: b.server.Token, Cert: b.server.Cert}
+		if err := b.receiver.Prepare(stderr); err != nil {
+			return flags.Errorf("-receive-url: %s", strings.TrimPrefix(err.Error(), "-url: "))
 		}
+		defer b.receiver.HTTP.CloseIdleConnections()
 	}
-	v.url, v.from = strings.TrimSuffix(v.url, "/"), strings.TrimSuffix(v.from, "/")
-	conns := v.producers + v.consumers + 1
-	b.client = &http.Client{Transport: &http.Transport{MaxIdleConns: conns, MaxIdleConnsPerHost: conns, DisableCompression: true}}
-	defer b.client.CloseIdleConnections()
 	return b.measure(ctx, stdout, stderr)
 }
 
-// measure runs the load and reports on it.
+// measure runs the load and prints the report.
 func (b *bench) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	if b.settings.queue == "" {
 		b.settings.queue = "bench-" + strings.ToLower(b.run[:8])
-		status, answer, err := b.request(http.MethodPost, b.settings.url+"/queues", fmt.Appendf(nil,
+		status, response, err := request(b.server, http.MethodPost, "/queues", fmt.Appendf(nil,
 			`{"id":%q,"ack_deadline_seconds":60,"message_retention_seconds":86400}`, b.settings.queue))
 		if err != nil {
 			return fmt.Errorf("-url: %w", err)
 		}
 		if status != http.StatusCreated {
-			return fmt.Errorf("cannot make a queue at %s: %d %s", b.settings.url, status, answer)
+			return fmt.Errorf("cannot create a queue at %s: %d %s", b.server.URL, status, response)
 		}
-		defer b.request(http.MethodDelete, b.settings.url+"/queues/"+b.settings.queue, nil)
+		defer request(b.server, http.MethodDelete, "/queues/"+b.settings.queue, nil)
 	}
 	b.began = time.Now()
-	if err := b.fill(ctx); err != nil {
+	if err := b.publishBacklog(ctx); err != nil {
 		return err
 	}
 	b.publishing, b.receipt = latencies{}, latencies{}
@@ -169,12 +164,12 @@ func (b *bench) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	b.ended.Store(true)
 	producers.Wait()
 	if b.settings.consumers > 0 && b.settings.drain {
-		report.Missing = new(b.drain(stderr))
+		report.Missing = new(b.awaitDrained(stderr))
 	}
 	b.drained.Store(true)
 	consumers.Wait()
 	b.mu.Lock()
-	report.Errors = maps.Clone(b.statuses)
+	report.Errors = maps.Clone(b.errors)
 	b.mu.Unlock()
 	report.Published, report.Received = b.published.Load(), b.received.Load()
 	report.Duplicates, report.Foreign = b.duplicates.Load(), b.foreign.Load()
@@ -187,40 +182,29 @@ func (b *bench) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// request makes a request and reads the answer to its end.
-func (b *bench) request(method, url string, body []byte) (status int, answer []byte, err error) {
-	var in io.Reader
-	if body != nil {
-		in = bytes.NewReader(body)
-	}
-	r, err := http.NewRequest(method, url, in)
+// request sends a request and reads the response to its end.
+func request(c *client.Client, method, path string, body []byte) (status int, response []byte, err error) {
+	r, err := c.Do(context.Background(), method, path, body)
 	if err != nil {
 		return 0, nil, err
 	}
-	if b.settings.token != "" {
-		r.Header.Set("Authorization", "Bearer "+b.settings.token)
-	}
-	a, err := b.client.Do(r)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer a.Body.Close()
-	if a.ContentLength > 0 {
-		answer = make([]byte, a.ContentLength)
-		_, err = io.ReadFull(a.Body, answer)
+	defer r.Body.Close()
+	if r.ContentLength > 0 {
+		response = make([]byte, r.ContentLength)
+		_, err = io.ReadFull(r.Body, response)
 	} else {
-		answer, err = io.ReadAll(a.Body)
+		response, err = io.ReadAll(r.Body)
 	}
-	return a.StatusCode, answer, err
+	return r.StatusCode, response, err
 }
 
-// failed counts what was no success.
-func (b *bench) failed(status int, err error) {
+// fail counts a failed request.
+func (b *bench) fail(status int, err error) {
 	what := strconv.Itoa(status)
 	if err != nil {
-		what = "no answer"
+		what = "no response"
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.statuses[what]++
+	b.errors[what]++
 }

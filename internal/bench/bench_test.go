@@ -12,22 +12,22 @@ import (
 
 func TestBenchSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	b := &bench{run: "RUN", began: time.Now(), statuses: map[string]int{}}
+	b := &bench{run: "RUN", began: time.Now(), errors: map[string]int{}}
 	b.number(3, b.began)
 	b.messages[0][0].published, b.messages[0][1].published = true, true
-	answer := func(messages ...string) []byte { return []byte(`{"data":[` + strings.Join(messages, ",") + `]}`) }
+	response := func(messages ...string) []byte { return []byte(`{"data":[` + strings.Join(messages, ",") + `]}`) }
 	message := func(run string, n int) string {
 		return fmt.Sprintf(`{"id":"id%d","data":{"bench":%q,"n":%d}}`, n, run, n)
 	}
-	if ids := b.check(answer(message("RUN", 1), message("ANOTHER", 7), message("RUN", 1))); !slices.Equal(ids, []string{"id1", "id1"}) {
+	if ids := b.check(response(message("RUN", 1), message("ANOTHER", 7), message("RUN", 1))); !slices.Equal(ids, []string{"id1", "id1"}) {
 		t.Errorf("ids to ack = %v", ids)
 	}
 	if b.received.Load() != 1 || b.duplicates.Load() != 1 || b.foreign.Load() != 1 || b.missing() != 1 {
 		t.Errorf("received %d, duplicates %d, foreign %d, missing %d, want one of each", b.received.Load(), b.duplicates.Load(), b.foreign.Load(), b.missing())
 	}
 	b.check([]byte("{"))
-	if want := map[string]int{"no answer": 1}; !maps.Equal(b.statuses, want) {
-		t.Errorf("errors = %v, want %v", b.statuses, want)
+	if want := map[string]int{"no response": 1}; !maps.Equal(b.errors, want) {
+		t.Errorf("errors = %v, want %v", b.errors, want)
 	}
 }
 

@@ -14,46 +14,45 @@ import (
 	"queued/internal/rawjson"
 )
 
-// consume receives and acks until the load has ended and all is drained.
+// consume receives and acks until the queue is drained after the load.
 func (b *bench) consume() {
 	for !b.drained.Load() {
 		limit := b.settings.batch
 		if b.ended.Load() {
 			limit = client.MaxBatch
 		}
-		status, answer, err := b.request(http.MethodGet, fmt.Sprintf("%s/queues/%s/messages?limit=%d&wait_seconds=%d", b.settings.from, b.settings.queue, limit, benchPoll), nil)
+		status, response, err := request(b.receiver, http.MethodGet, fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%d", b.settings.queue, limit, waitSeconds), nil)
 		if err != nil || status != http.StatusOK {
-			b.failed(status, err)
-			time.Sleep(benchPause)
+			b.fail(status, err)
+			time.Sleep(pause)
 			continue
 		}
-		ids := b.check(answer)
+		ids := b.check(response)
 		switch {
 		case len(ids) == 0:
 			continue
 		case len(ids) == 1:
-			status, _, err = b.request(http.MethodPut, b.settings.from+"/messages/"+ids[0]+"/ack", nil)
+			status, _, err = request(b.receiver, http.MethodPut, "/messages/"+ids[0]+"/ack", nil)
 		default:
 			body := append([]byte(`{"ids":["`), strings.Join(ids, `","`)...)
-			status, _, err = b.request(http.MethodPut, b.settings.from+"/messages/ack", append(body, `"]}`...))
+			status, _, err = request(b.receiver, http.MethodPut, "/messages/ack", append(body, `"]}`...))
 		}
 		if err != nil || status != http.StatusNoContent {
-			b.failed(status, err)
+			b.fail(status, err)
 			continue
 		}
 		b.acked.Add(int64(len(ids)))
 	}
 }
 
-// check looks at the messages of an answer, and returns the ids of those that
-// are of this run.
-func (b *bench) check(answer []byte) (ids []string) {
-	if !json.Valid(answer) {
-		b.failed(0, errors.New("an answer that is not JSON"))
+// check counts the messages of a receive, and returns the ids of those of this run.
+func (b *bench) check(response []byte) (ids []string) {
+	if !json.Valid(response) {
+		b.fail(0, errors.New("the response is not JSON"))
 		return nil
 	}
 	now := time.Now()
-	rawjson.WalkObject(answer, func(name string, messages []byte) {
+	rawjson.WalkObject(response, func(name string, messages []byte) {
 		if name != "data" {
 			return
 		}
@@ -65,7 +64,7 @@ func (b *bench) check(answer []byte) (ids []string) {
 				case "id":
 					id = rawjson.Unquote(value)
 				case "data":
-					run, number = benchMark(value)
+					run, number = readData(value)
 				}
 			})
 			if run != b.run {
@@ -73,14 +72,14 @@ func (b *bench) check(answer []byte) (ids []string) {
 				return
 			}
 			ids = append(ids, id)
-			b.arrived(number, now)
+			b.receive(number, now)
 		})
 	})
 	return ids
 }
 
-// benchMark returns the run and the number in an object of appendMessage.
-func benchMark(data []byte) (run string, number int) {
+// readData returns the run and the number of a message, -1 without one.
+func readData(data []byte) (run string, number int) {
 	number = -1
 	rawjson.WalkObject(data, func(name string, value []byte) {
 		switch name {
@@ -93,11 +92,11 @@ func benchMark(data []byte) (run string, number int) {
 	return run, number
 }
 
-// arrived notes that a message was received.
-func (b *bench) arrived(number int, now time.Time) {
+// receive records the receipt of a message.
+func (b *bench) receive(number int, now time.Time) {
 	b.mu.Lock()
-	m := &b.messages[number/benchBlock][number%benchBlock]
-	again, sentAt := m.received, time.Duration(m.sentAt)*benchTick
+	m := &b.messages[number/blockSize][number%blockSize]
+	again, sentAt := m.received, time.Duration(m.sentAt)*tick
 	m.received = true
 	b.mu.Unlock()
 	if again {
@@ -108,9 +107,9 @@ func (b *bench) arrived(number int, now time.Time) {
 	b.receipt.add(now.Sub(b.began) - sentAt)
 }
 
-// drain waits until all that was published has been received and acked, and
-// returns how many messages are missing when nothing comes any more.
-func (b *bench) drain(stderr io.Writer) int {
+// awaitDrained waits until every published message was received, or none was received
+// and acked for drainTimeout, and returns the number of missing messages.
+func (b *bench) awaitDrained(stderr io.Writer) int {
 	last, since := b.counts(), time.Now()
 	for {
 		missing := b.missing()
@@ -119,15 +118,15 @@ func (b *bench) drain(stderr io.Writer) int {
 		}
 		if now := b.counts(); now != last {
 			last, since = now, time.Now()
-		} else if time.Since(since) > benchDrain {
+		} else if time.Since(since) > drainTimeout {
 			return missing
 		}
 		fmt.Fprintf(stderr, "       %d messages to drain\n", missing)
-		time.Sleep(benchPause)
+		time.Sleep(pause)
 	}
 }
 
-// missing counts the messages that were published and not received.
+// missing returns the number of published messages that were not received.
 func (b *bench) missing() (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// latencies counts durations in buckets that are a thirtieth of their value wide.
+// latencies is a histogram of durations, in buckets about 3 % wide.
 type latencies struct {
 	buckets [2048]atomic.Int64
 	max     atomic.Int64 // microseconds
@@ -29,7 +29,7 @@ func (l *latencies) add(d time.Duration) {
 	}
 }
 
-// milliseconds are shown with a precision that suits them.
+// milliseconds are printed with two decimals below 10.
 type milliseconds float64
 
 func (m milliseconds) String() string {
@@ -46,7 +46,7 @@ type percentiles struct {
 	Max milliseconds `json:"max"`
 }
 
-// percentiles returns the upper bounds of the buckets that they are in.
+// percentiles returns the upper bounds of the buckets of the percentiles.
 func (l *latencies) percentiles() (p percentiles) {
 	var total int64
 	for i := range l.buckets {

@@ -13,13 +13,13 @@ import (
 	"queued/internal/client"
 )
 
-// fill publishes the backlog.
-func (b *bench) fill(ctx context.Context) error {
+// publishBacklog publishes the backlog.
+func (b *bench) publishBacklog(ctx context.Context) error {
 	var left atomic.Int64
 	left.Store(int64(b.settings.backlog))
-	var fillers sync.WaitGroup
+	var publishers sync.WaitGroup
 	for range 4 {
-		fillers.Go(func() {
+		publishers.Go(func() {
 			for ctx.Err() == nil {
 				n := min(left.Add(-client.MaxBatch)+client.MaxBatch, client.MaxBatch)
 				if n <= 0 {
@@ -29,14 +29,15 @@ func (b *bench) fill(ctx context.Context) error {
 			}
 		})
 	}
-	fillers.Wait()
-	if len(b.statuses) > 0 {
-		return fmt.Errorf("cannot publish the backlog: %v", b.statuses)
+	publishers.Wait()
+	if len(b.errors) > 0 {
+		return fmt.Errorf("cannot publish the backlog: %v", b.errors)
 	}
 	return ctx.Err()
 }
 
-// produce publishes until the load has ended. With a rate, producers take turns.
+// produce publishes until the load has ended. With a rate, turn counts the publishes
+// that producers have begun.
 func (b *bench) produce(start time.Time, turn *atomic.Int64) {
 	v := &b.settings
 	for !b.ended.Load() {
@@ -48,22 +49,23 @@ func (b *bench) produce(start time.Time, turn *atomic.Int64) {
 			}
 			if wait := time.Until(due); wait > 0 {
 				time.Sleep(wait)
-				due = time.Now() // that the sleep took longer is not the server's fault
+				due = time.Now() // a sleep that took longer is not the server's latency
 			}
 		}
-		for v.ahead > 0 && v.consumers > 0 && b.published.Load()-b.received.Load() > int64(v.ahead+v.backlog) && !b.ended.Load() {
+		for v.maxLag > 0 && v.consumers > 0 && b.published.Load()-b.received.Load() > int64(v.maxLag+v.backlog) && !b.ended.Load() {
 			time.Sleep(time.Millisecond)
 		}
 		if v.rate == 0 {
 			due = time.Now()
 		}
 		if !b.publish(v.batch, due) {
-			time.Sleep(benchPause)
+			time.Sleep(pause)
 		}
 	}
 }
 
-// publish publishes n messages, whose latency counts from due.
+// publish publishes n messages, and reports whether that succeeded. The latency
+// counts from due.
 func (b *bench) publish(n int, due time.Time) bool {
 	first := b.number(n, due)
 	body := make([]byte, 0, n*(b.settings.size+64)+32)
@@ -81,33 +83,33 @@ func (b *bench) publish(n int, due time.Time) bool {
 		}
 		body = append(body, "]}"...)
 	}
-	status, _, err := b.request(http.MethodPost, b.settings.url+path, body)
+	status, _, err := request(b.server, http.MethodPost, path, body)
 	if err != nil || status != http.StatusCreated {
-		b.failed(status, err)
+		b.fail(status, err)
 		return false
 	}
 	b.publishing.add(time.Since(due))
 	b.mu.Lock()
 	for i := first; i < first+n; i++ {
-		b.messages[i/benchBlock][i%benchBlock].published = true
+		b.messages[i/blockSize][i%blockSize].published = true
 	}
 	b.mu.Unlock()
 	b.published.Add(int64(n))
 	return true
 }
 
-// number takes the numbers of n messages.
+// number adds n messages, and returns the number of the first.
 func (b *bench) number(n int, sentAt time.Time) (first int) {
-	at := uint32(max(0, sentAt.Sub(b.began)/benchTick))
+	at := uint32(max(0, sentAt.Sub(b.began)/tick))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	first = b.count
 	b.count += n
-	for len(b.messages)*benchBlock < b.count {
-		b.messages = append(b.messages, make([]benchMessage, benchBlock))
+	for len(b.messages)*blockSize < b.count {
+		b.messages = append(b.messages, make([]message, blockSize))
 	}
 	for i := first; i < b.count; i++ {
-		b.messages[i/benchBlock][i%benchBlock].sentAt = at
+		b.messages[i/blockSize][i%blockSize].sentAt = at
 	}
 	return first
 }

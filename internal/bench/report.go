@@ -12,8 +12,7 @@ import (
 	"time"
 )
 
-// Report is what a run comes to. Rates are per second of the duration,
-// latencies in milliseconds.
+// Report is the result of a run. Rates are averages over the duration of the load.
 type Report struct {
 	URL              string         `json:"url"`
 	Producers        int            `json:"producers"`
@@ -31,16 +30,16 @@ type Report struct {
 	Received         int64          `json:"received"`
 	Duplicates       int64          `json:"duplicates"`
 	Foreign          int64          `json:"foreign"`
-	Missing          *int           `json:"missing"`    // null if nothing was drained
-	ClientCPU        float64        `json:"client_cpu"` // part of the machine's CPU time that the client took, 0 to 1
+	Missing          *int           `json:"missing"`    // null without -drain
+	ClientCPU        float64        `json:"client_cpu"` // the client's share of the machine's CPU time, 0 to 1
 	ReceivedBySec    []int64        `json:"received_by_second"`
 	PublishedBySec   []int64        `json:"published_by_second"`
 }
 
-// watch writes a line each second until the load is over.
-func (b *bench) watch(ctx context.Context, start time.Time, before benchCounts, stderr io.Writer) *Report {
+// watch prints a line every second until the load is over, and returns its rates.
+func (b *bench) watch(ctx context.Context, start time.Time, before counts, stderr io.Writer) *Report {
 	v := &b.settings
-	report := &Report{URL: v.url, Producers: v.producers, Consumers: v.consumers, Batch: v.batch, Size: v.size}
+	report := &Report{URL: b.server.URL, Producers: v.producers, Consumers: v.consumers, Batch: v.batch, Size: v.size}
 	end := time.NewTimer(v.duration)
 	defer end.Stop()
 	ticker := time.NewTicker(time.Second)
@@ -69,22 +68,22 @@ func (b *bench) watch(ctx context.Context, start time.Time, before benchCounts, 
 	return report
 }
 
-type benchCounts struct{ published, received, acked int64 }
+type counts struct{ published, received, acked int64 }
 
-func (b *bench) counts() benchCounts {
-	return benchCounts{b.published.Load(), b.received.Load(), b.acked.Load()}
+func (b *bench) counts() counts {
+	return counts{b.published.Load(), b.received.Load(), b.acked.Load()}
 }
 
 func (r *Report) write(stdout io.Writer, asJSON bool) error {
 	if asJSON {
 		return json.NewEncoder(stdout).Encode(r)
 	}
-	missing := "not looked for"
+	missing := "not counted"
 	if r.Missing != nil {
 		missing = strconv.Itoa(*r.Missing)
 	}
 	_, err := fmt.Fprintf(stdout, `
-%d producers, %d consumers, %d a request, %d bytes of data, %.1f s
+%d producers, %d consumers, %d messages per request, %d bytes of data, %.1f s
 
 published  %9.0f messages/s
 received   %9.0f
@@ -98,7 +97,7 @@ errors      %s
 duplicates  %d
 foreign     %d
 missing     %s of %d
-client      %.0f %% of the CPU time of this machine
+client CPU  %.0f %% of this machine
 `, r.Producers, r.Consumers, r.Batch, r.Size, r.Seconds, r.PublishedPerSec, r.ReceivedPerSec, r.AckedPerSec,
 		r.Publish.P50, r.Publish.P95, r.Publish.P99, r.Publish.Max,
 		r.PublishToReceipt.P50, r.PublishToReceipt.P95, r.PublishToReceipt.P99, r.PublishToReceipt.Max,

@@ -160,7 +160,7 @@ func parseBody(body []byte) *form {
 		f.addMistake("field required", "value_error.missing")
 		return f
 	}
-	body = rawjson.WithoutMark(body)
+	body = rawjson.TrimBOM(body)
 	if !utf8.Valid(body) {
 		f.addMistake("the body is not valid UTF-8", "value_error.unicode", invalidUTF8(body))
 		return f
@@ -189,7 +189,7 @@ func parseBody(body []byte) *form {
 
 // wrongSyntax says what is wrong with a text that is not JSON.
 func (f *form) wrongSyntax(text []byte) {
-	msg, at := rawjson.SyntaxMistake(text)
+	msg, at := rawjson.SyntaxError(text)
 	if msg == "" {
 		f.wrongDepth()
 		return

@@ -1,7 +1,7 @@
-// Package rawjson walks over JSON without changing it, because what clients send
-// comes back as they sent it: encoding/json would replace lone surrogates, drop all
-// but one of equal names, and lose digits. All functions but SyntaxMistake expect
-// text that json.Valid accepts.
+// Package rawjson reads JSON without changing it, so that clients get back the bytes
+// that they sent: encoding/json would replace lone surrogates, drop all but one of
+// several members with the same name, and lose digits. All functions but SyntaxError
+// expect text that json.Valid accepts.
 package rawjson
 
 import (
@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// IsNull reports whether raw is null or nothing at all.
+// IsNull reports whether raw is null or empty.
 func IsNull(raw []byte) bool {
 	return len(raw) == 0 || raw[0] == 'n'
 }
@@ -43,12 +43,13 @@ func WalkArray(raw []byte, each func(value []byte)) {
 	}
 }
 
-// WithoutMark returns the text without a byte order mark before it, which some
-// programs write and JSON does not know (RFC 8259, section 8.1).
-func WithoutMark(text []byte) []byte {
+// TrimBOM returns the text without a leading byte order mark, which some programs
+// write although JSON does not allow it (RFC 8259, section 8.1).
+func TrimBOM(text []byte) []byte {
 	return bytes.TrimPrefix(text, []byte("\ufeff"))
 }
 
+// SkipSpace returns the index of the first byte at or after i that is not white space.
 func SkipSpace(raw []byte, i int) int {
 	for i < len(raw) && (raw[i] == ' ' || raw[i] == '\t' || raw[i] == '\n' || raw[i] == '\r') {
 		i++
@@ -84,8 +85,8 @@ func skipString(raw []byte, i int) int {
 	return i + 1
 }
 
-// Nesting returns the end of the array or object that starts at i and how deep
-// it is nested, 1 if it holds neither.
+// Nesting returns the end of the array or object that starts at i and the depth of its
+// nesting, 1 if it contains no arrays or objects.
 func Nesting(raw []byte, i int) (end, deepest int) {
 	for depth := 0; ; i++ {
 		switch raw[i] {
@@ -102,9 +103,9 @@ func Nesting(raw []byte, i int) (end, deepest int) {
 	}
 }
 
-// Unquote returns the text of a JSON string. Lone surrogates, which UTF-8
-// cannot express, become the three bytes that their code points would have, so
-// that different strings stay different (the WTF-8 encoding).
+// Unquote returns the text of a JSON string. Lone surrogates, which UTF-8 cannot
+// encode, become the three bytes of their code points (WTF-8), so that different
+// strings stay different.
 func Unquote(raw []byte) string {
 	raw = raw[1 : len(raw)-1]
 	plain := true
@@ -161,7 +162,7 @@ func hexRune(digits []byte) rune {
 	return rune(n)
 }
 
-// Quote returns a text, which must be UTF-8, as a string of JSON.
+// Quote returns a text, which must be UTF-8, as a JSON string.
 func Quote(text string) []byte {
 	var b bytes.Buffer
 	encoder := json.NewEncoder(&b)
@@ -170,12 +171,12 @@ func Quote(text string) []byte {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
-// SyntaxMistake says what is wrong with a text that json.Valid refuses, and at
-// which byte, in the words of Python's json module (CPython 3.11,
-// Modules/_json.c), which are fastqueue's. msg is empty if it is only too deep.
-func SyntaxMistake(text []byte) (msg string, at int) {
+// SyntaxError returns the mistake in a text that json.Valid rejects, and its index, in
+// the words of Python's json module (CPython 3.11, Modules/_json.c), which fastqueue
+// returns. msg is empty if the text is only nested too deeply.
+func SyntaxError(text []byte) (msg string, at int) {
 	is := func(i int, c byte) bool { return i < len(text) && text[i] == c }
-	var open []byte // what is around, outermost first
+	var open []byte // the enclosing brackets, outermost first
 	i := SkipSpace(text, 0)
 	for {
 		if len(open) > 0 && open[len(open)-1] == '{' {
@@ -225,8 +226,8 @@ func SyntaxMistake(text []byte) (msg string, at int) {
 	}
 }
 
-// skipBrokenString returns the end of the string that starts at i or, with msg,
-// where it is wrong.
+// skipBrokenString returns the end of the string that starts at i or, with msg, the
+// index of its mistake.
 func skipBrokenString(text []byte, i int) (end int, msg string) {
 	for end = i + 1; end < len(text); end++ {
 		switch c := text[end]; {
@@ -249,8 +250,8 @@ func skipBrokenString(text []byte, i int) (end int, msg string) {
 	return i, "Unterminated string starting at"
 }
 
-// skipScalar returns the end of the longest number or word of JSON that starts at
-// i, which is i if none does.
+// skipScalar returns the end of the longest number or literal that starts at i, and i
+// if there is none.
 func skipScalar(text []byte, i int) int {
 	for _, word := range []string{"null", "true", "false"} {
 		if bytes.HasPrefix(text[i:], []byte(word)) {

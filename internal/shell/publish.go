@@ -141,7 +141,7 @@ func (p *publisher) publishOne(ctx context.Context, in io.Reader) error {
 	if len(data) > maxInput {
 		return fmt.Errorf("input exceeds %d bytes; use -lines to publish one message per line", maxInput)
 	}
-	data = rawjson.WithoutMark(data)
+	data = rawjson.TrimBOM(data)
 	if !isObject(data) {
 		return errors.New("input is not a single JSON object; use -lines to publish one object per line")
 	}
@@ -330,7 +330,7 @@ func readLine(r *bufio.Reader, max int) ([]byte, error) {
 		case err == io.EOF && len(line) == 0:
 			return nil, io.EOF
 		case err == nil || err == io.EOF:
-			return rawjson.WithoutMark(bytes.TrimSpace(line)), nil
+			return rawjson.TrimBOM(bytes.TrimSpace(line)), nil
 		case err != bufio.ErrBufferFull:
 			return nil, err
 		}

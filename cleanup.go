@@ -420,7 +420,7 @@ func (c *cleanup) walk(ctx context.Context) error {
 	}
 	defer c.rests.table.after(time.Now(), 0)
 	var pages, retention, limits int64
-	if err := c.on("walk").QueryRowContext(ctx, selectWalkSQL).Scan(&pages, &retention, &limits); err != nil {
+	if err := c.on("scan_bounds").QueryRowContext(ctx, selectWalkSQL).Scan(&pages, &retention, &limits); err != nil {
 		return err
 	}
 	if c.round.began.IsZero() || c.round.ended {

@@ -112,7 +112,7 @@ LIMIT 3`
 // check returns errSchema if tables are missing, are no tables but have their
 // names, or may not be read and written.
 func (s *store) check(ctx context.Context) error {
-	lacking, err := collect(ctx, s.on("lacking"), func(row scanner) (what string, err error) {
+	lacking, err := collect(ctx, s.on("check_schema"), func(row scanner) (what string, err error) {
 		err = row.Scan(&what)
 		return what, err
 	}, selectLackingSQL)

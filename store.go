@@ -111,7 +111,7 @@ WHERE current_setting(name) = 'off'`
 // undurable returns the settings of PostgreSQL that are off, and without which a
 // crash can lose what was committed.
 func (s *store) undurable(ctx context.Context) ([]string, error) {
-	return collect(ctx, s.on("undurable"), func(row scanner) (name string, err error) {
+	return collect(ctx, s.on("check_durability"), func(row scanner) (name string, err error) {
 		err = row.Scan(&name)
 		return name, err
 	}, selectUndurableSQL)

@@ -113,13 +113,6 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.check("max-body", within(&l.maxBody, 1, 64<<20))
 	f.IntVar(&l.maxLimit, "max-limit", 1000, "maximum `number` of items in a list, and of messages in a receive")
 	f.check("max-limit", within(&l.maxLimit, 1, 10000))
-	f.IntVar(&l.defaultAckDeadline, "default-ack-deadline-seconds", defaultAckDeadline, "ack deadline in `seconds` of queues created by first use (SharQ and pgQueue APIs)")
-	f.check("default-ack-deadline-seconds", func() error {
-		if l.defaultAckDeadline < l.ackDeadline.min || l.defaultAckDeadline > l.ackDeadline.max {
-			return errors.New("must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")
-		}
-		return nil
-	})
 	f.IntVar(&l.requeueLimit, "requeue-limit", defaultRequeueLimit, "default requeue `limit` of SharQ jobs; -1 means the queue's message_max_deliveries")
 	f.check("requeue-limit", within(&l.requeueLimit, -1, math.MaxInt32-1))
 
@@ -183,6 +176,13 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 			return nil
 		})
 	}
+	f.IntVar(&l.defaultAckDeadline, "default-ack-deadline-seconds", defaultAckDeadline, "ack deadline in `seconds` of queues created by first use (SharQ and pgQueue APIs)")
+	f.check("default-ack-deadline-seconds", func() error {
+		if l.defaultAckDeadline < l.ackDeadline.min || l.defaultAckDeadline > l.ackDeadline.max {
+			return errors.New("must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")
+		}
+		return nil
+	})
 
 	var topologyFile string
 	f.StringVar(&topologyFile, "topology", "", "JSON `file` of topics and queues to create or update at startup")

@@ -395,7 +395,7 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-log-level", "loud"}, want: "-log-level"},
 		{args: []string{"-log-format", "xml"}, want: "-log-format"},
 		{args: []string{"-min-ack-deadline-seconds", "0"}, want: "-min-ack-deadline-seconds"},
-		{args: []string{"-max-ack-deadline-seconds", "0"}, want: "-max-ack-deadline-seconds"},
+		{args: []string{"-max-ack-deadline-seconds", "0"}, want: "-max-ack-deadline-seconds: "},
 		{args: []string{"-max-delivery-delay-seconds", "0", "-max-ack-deadline-seconds", "0", "-idle-timeout", "0"}, want: "-idle-timeout"}, // the first check that fails
 		{args: []string{"-default-ack-deadline-seconds", "700"}, want: "-default-ack-deadline-seconds: must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds"},
 		{args: []string{"-default-ack-deadline-seconds", "0"}, want: "-default-ack-deadline-seconds: "},

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// init is for a test's process that shall inherit orphans, as the first
-// process in a container does.
+// init makes a process of a test inherit orphans, as the first process of a container
+// does.
 func init() {
 	const set = 36 // PR_SET_CHILD_SUBREAPER
 	if os.Getenv("QUEUED_TEST_SUBREAPER") != "" {
@@ -80,7 +80,7 @@ func parentOf(t testing.TB, pid int) (parent int) {
 	return parent
 }
 
-// startReceive starts receive as a process whose output goes into a pipe.
+// startReceive starts queued receive as a process that writes into a pipe.
 func startReceive(t testing.TB, url string, args ...string) (r *running, output *os.File) {
 	t.Helper()
 	read, write, err := os.Pipe()
@@ -95,7 +95,7 @@ func startReceive(t testing.TB, url string, args ...string) (r *running, output 
 	return r, read
 }
 
-// awaitSIGPIPE waits for a process to end without a word, as SIGPIPE ends others.
+// awaitSIGPIPE waits for a process to exit silently with the status of SIGPIPE.
 func (r *running) awaitSIGPIPE() {
 	r.t.Helper()
 	exit := new(exec.ExitError)
@@ -156,7 +156,7 @@ func TestReceiveCommandAcksWhatWasRead(t *testing.T) {
 	eventually(t, "what is left is as if never received", func() bool { return untouched() == s.unacked() })
 }
 
-// Commands whose output nobody reads fail for every message.
+// Commands whose output has no reader fail for every message.
 func TestReceiveCommandEndsWithTheReaderOfItsCommands(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -19,15 +19,15 @@ import (
 	"time"
 )
 
-// commands is where commands of a worker and their test meet.
+// commands lets a test follow and end the commands of a worker.
 type commands struct {
 	t      testing.TB
 	folder string
 	ends   *os.File
 }
 
-// newCommands returns them, and a command that writes a file when it has read its
-// message, and waits for the end.
+// newCommands returns commands and the text of one: it reads its message, creates a
+// file, and waits for end.
 func newCommands(t testing.TB) (c *commands, command string) {
 	t.Helper()
 	c = &commands{t: t, folder: t.TempDir()}
@@ -43,7 +43,7 @@ func newCommands(t testing.TB) (c *commands, command string) {
 	return c, fmt.Sprintf(`cd %q && cat >$QUEUED_MESSAGE_ID && mv $QUEUED_MESSAGE_ID begun-$QUEUED_MESSAGE_ID && read status <ends && exit $status`, c.folder)
 }
 
-// begun returns how many commands have begun.
+// begun returns the number of commands that have started.
 func (c *commands) begun() int {
 	all, err := filepath.Glob(filepath.Join(c.folder, "begun-*"))
 	if err != nil {
@@ -52,7 +52,7 @@ func (c *commands) begun() int {
 	return len(all)
 }
 
-// end has one of the commands that wait exit with a status.
+// end makes one of the waiting commands exit with a status.
 func (c *commands) end(status int) {
 	c.t.Helper()
 	if _, err := fmt.Fprintln(c.ends, status); err != nil {
@@ -60,7 +60,7 @@ func (c *commands) end(status int) {
 	}
 }
 
-// startWorker starts receive in this process.
+// startWorker starts queued receive in this process.
 func (s *testServer) startWorker(args ...string) *running {
 	s.t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
@@ -245,8 +245,7 @@ QUEUED_URL=`+s.url+"\n", mask(string(printed)))
 	checkDiff(t, "stored", 0, s.unacked())
 }
 
-// Its command publishes what comes next.
-func TestTraceGoesOnThroughTheCommandOfAWorker(t *testing.T) {
+func TestTraceContinuesThroughTheCommandOfAWorker(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("first")
@@ -336,9 +335,9 @@ func TestReceiveCommandKeepsTheMessageWhileTheCommandRuns(t *testing.T) {
 	checkDiff(t, "stored", 0, s.unacked())
 }
 
-// An answer to an extension may be lost: then the lease is another than it seems,
-// and still the worker's.
-func TestReceiveCommandAcksALeaseThatWasExtendedWithoutAWord(t *testing.T) {
+// If the response to an extension is lost, the lease token has changed, but the lease
+// is still the worker's.
+func TestReceiveCommandAcksALeaseThatWasExtendedWithoutAResponse(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -401,22 +400,22 @@ func TestReceiveCommandDrains(t *testing.T) {
 	}
 }
 
-// startWorkerProcess starts receive as a process.
+// startWorkerProcess starts queued receive as a process.
 func startWorkerProcess(t testing.TB, url, command string) *running {
 	t.Helper()
 	cmd := shellProcess(url, "receive", "-exec", command, "t")
 	return startCommand(t, cmd)
 }
 
-// shellProcess returns a command for a shell as a process, for the server at url.
+// shellProcess returns a command of the program as a process, for the server at url.
 func shellProcess(url string, args ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+url)
 	return cmd
 }
 
-// endBySignals sends signals until the process has ended. The second is one that
-// comes when the first was heard.
+// endBySignals sends signals until the process has ended. One of them arrives after
+// the process has handled the first.
 func (r *running) endBySignals(s *testServer) {
 	s.t.Helper()
 	eventually(r.t, "it has ended", func() bool {
@@ -472,8 +471,8 @@ func TestReceiveCommandLeavesNothingRunningAtTheSecondSignal(t *testing.T) {
 	checkDiff(t, "stored", 1, s.unacked())
 }
 
-// A command that is not there fails for every message: it must not cost them all
-// their attempts.
+// A command that does not exist fails for every message, and must not use up their
+// delivery attempts.
 func TestReceiveCommandEndsWhenItCannotRunCommands(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -517,7 +516,7 @@ func TestReceiveCommandEndsWhenItCannotRunCommands(t *testing.T) {
 	checkDiff(t, "dead", 3, len(s.receive("dead", "")))
 }
 
-// mustMakeBrokenShell returns a folder in which sh is a file that no system can run.
+// mustMakeBrokenShell returns a directory in which sh is not executable code.
 func mustMakeBrokenShell(t testing.TB) (folder string) {
 	t.Helper()
 	folder = t.TempDir()
@@ -527,7 +526,7 @@ func mustMakeBrokenShell(t testing.TB) (folder string) {
 	return folder
 }
 
-// What a command finishes meanwhile is done, and the worker ends all the same.
+// The worker still acks the message of a running command before it exits.
 func TestReceiveCommandLetsCommandsEndWhenAnotherCannotRun(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -547,7 +546,7 @@ func TestReceiveCommandLetsCommandsEndWhenAnotherCannotRun(t *testing.T) {
 	checkDiff(t, "stored", 1, s.unacked())
 }
 
-// The flags of a worker are not those of a queued receive in its command.
+// A queued receive in the command does not inherit the flags of the worker.
 func TestReceiveCommandKeepsItsFlagsFromItsCommand(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -568,7 +567,7 @@ func TestReceiveCommandKeepsItsFlagsFromItsCommand(t *testing.T) {
 	checkDiff(t, "left", 2, s.unacked())
 }
 
-func TestReceiveCommandStopsWhileTheServerIsAway(t *testing.T) {
+func TestReceiveCommandStopsWhileTheServerIsUnavailable(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	p := newProxy(t, "tcp", strings.TrimPrefix(s.url, "http://"))
@@ -581,7 +580,7 @@ func TestReceiveCommandStopsWhileTheServerIsAway(t *testing.T) {
 	}
 }
 
-func TestReceiveCommandSurvivesAServerThatGoesAway(t *testing.T) {
+func TestReceiveCommandSurvivesAnUnavailableServer(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -612,7 +611,7 @@ func TestReceiveCommandSurvivesAServerThatGoesAway(t *testing.T) {
 	}
 }
 
-func TestReceiveCommandEndsForWhatWillNotPass(t *testing.T) {
+func TestReceiveCommandExitsAfterPermanentErrors(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
@@ -634,7 +633,7 @@ func TestReceiveCommandEndsForWhatWillNotPass(t *testing.T) {
 	}
 }
 
-func TestReceiveCommandWaitsNoLongerThanTheServerLets(t *testing.T) {
+func TestReceiveCommandWaitsNoLongerThanTheServerAllows(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")

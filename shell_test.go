@@ -19,7 +19,7 @@ import (
 	"queued/internal/flags"
 )
 
-// shell runs a command of the program for this server.
+// shell runs a command of the program against this server.
 func (s *client) shell(stdin io.Reader, command string, args ...string) (stdout, stderr string, err error) {
 	s.t.Helper()
 	out, errors := newSyncBuffer(), newSyncBuffer() // commands write at the same time
@@ -28,7 +28,7 @@ func (s *client) shell(stdin io.Reader, command string, args ...string) (stdout,
 	return out.String(), errors.String(), err
 }
 
-// mustShell is shell for a command that has to succeed, and returns what it prints.
+// mustShell is shell for a command that has to succeed. It returns the output.
 func (s *client) mustShell(stdin, command string, args ...string) string {
 	s.t.Helper()
 	out, errors, err := s.shell(strings.NewReader(stdin), command, args...)
@@ -38,8 +38,8 @@ func (s *client) mustShell(stdin, command string, args ...string) string {
 	return out
 }
 
-// A byte order mark, as programs on Windows write it, is no part of the JSON: neither
-// in a body, nor in what is published from a shell, nor in files.
+// Programs on Windows write a byte order mark before JSON. It is skipped in request
+// bodies, in the input of queued publish, and in files.
 func TestByteOrderMarkBeforeJSONIsSkipped(t *testing.T) {
 	t.Parallel()
 	const mark = "\ufeff"
@@ -68,7 +68,7 @@ func TestByteOrderMarkBeforeJSONIsSkipped(t *testing.T) {
 	}
 }
 
-// copies returns what publish prints of these messages.
+// copies returns the lines that queued publish prints for these messages.
 func copies(messages []wireMessage) string {
 	var out strings.Builder
 	for _, m := range messages {
@@ -207,7 +207,7 @@ func TestPublishCommandTakesLinesInBatches(t *testing.T) {
 	s.wantMetrics(`http_requests_total{handler="/topics/{topic_id}/messages/batch",method="POST",status="2xx"} 2`)
 }
 
-// stream is a reader of what is sent to it.
+// stream is a reader of the texts sent to it.
 type stream struct {
 	text chan string
 	left string
@@ -259,7 +259,7 @@ func TestPublishCommandNamesTheLineThatIsWrong(t *testing.T) {
 	}
 }
 
-func TestPublishCommandSaysWhatCannotHaveBeenStored(t *testing.T) {
+func TestPublishCommandNamesUnpublishedLinesWithoutAServer(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
@@ -292,8 +292,8 @@ func TestPublishCommandEndsWhileItReads(t *testing.T) {
 	}
 }
 
-// A redirect, and a page that somebody on the way answers with, are not the server.
-func TestShellCommandsBelieveTheServerAlone(t *testing.T) {
+// Neither a redirect nor a page of a proxy is a response of the server.
+func TestShellCommandsRejectResponsesOfOtherServers(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")

@@ -42,9 +42,9 @@ func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
 	})
 }
 
-// An answer is read to its end before any of it is shown: who reads that may take
-// all the time there is, and a request may not.
-func TestQueuesAreReadBeforeTheyAreShown(t *testing.T) {
+// A response is read to its end before it is printed: the reader of the output may take
+// any time, and a request may not.
+func TestQueuesAreReadBeforeTheyArePrinted(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.FormValue("offset") == "0" {
@@ -76,7 +76,7 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-func TestWhatIsReceivedAndNotBegunAtTheEndIsForOthers(t *testing.T) {
+func TestMessagesWithoutAStartedCommandAreNackedAtTheEnd(t *testing.T) {
 	t.Parallel()
 	requests := make(chan string, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -376,117 +376,119 @@ func TestDrainLetsReceiversGoEmpty(t *testing.T) {
 	checkDiff(t, "later", []int{}, numbers(s.receive("a", "?wait_seconds=30")))
 }
 
-// A client that hangs up costs no message and no counted attempt, whenever it does.
-func TestHangUp(t *testing.T) {
-	t.Parallel()
-	get := func(t *testing.T, s *testServer) net.Conn {
-		c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprint(c, "GET /queues/t/messages?wait_seconds=30 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-		return c
+// hangUpLater starts a receive of t that waits, on a connection to close.
+func hangUpLater(s *testServer) net.Conn {
+	s.t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		s.t.Fatal(err)
 	}
-	untouched := func(t *testing.T, s *testServer) {
-		t.Helper()
-		got := s.receive("t", "?wait_seconds=30")
-		if len(got) != 1 || got[0].DeliveryAttempts != 1 {
-			t.Errorf("the next receiver got %+v, want the message in its first delivery", got)
-		}
-	}
+	fmt.Fprint(c, "GET /queues/t/messages?wait_seconds=30 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	return c
+}
 
-	t.Run("while it waits", func(t *testing.T) {
-		t.Parallel()
-		s := newTestServer(t)
-		s.mustTopic("t")
-		c := get(t, s)
-		s.waiting("t", 1)
-		c.Close()
-		s.waiting("t", 0)
-		s.publish("t", 1)
-		untouched(t, s)
-	})
-	t.Run("right before the publish", func(t *testing.T) {
-		t.Parallel()
-		s := newTestServer(t)
-		s.mustTopic("t")
-		c := get(t, s)
-		s.waiting("t", 1)
-		c.Close() // nobody waits for the server to notice
-		s.publish("t", 1)
-		untouched(t, s)
-	})
-	t.Run("during the claim", func(t *testing.T) {
-		t.Parallel()
-		s := newTestServer(t)
-		s.mustTopic("t")
-		// The claim waits for a lock while the client leaves.
-		tx, err := s.store.db.Begin()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tx.Rollback()
-		c := get(t, s)
-		s.waiting("t", 1)
-		if _, err := tx.Exec("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE"); err != nil {
-			t.Fatal(err)
-		}
-		s.engine.wake("t", time.Time{})
-		eventually(t, "the claim waits", func() bool {
-			return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == 1
-		})
-		if _, err := tx.Exec(`INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
-			SELECT gen_random_uuid(), key, '{"n":1}', 7, now() + interval '1 h', now(), now(), now() FROM queued.queues`); err != nil {
-			t.Fatal(err)
-		}
-		c.Close()
-		s.inLine("t", 0)
-		if err := tx.Commit(); err != nil {
-			t.Fatal(err)
-		}
-		s.waiting("t", 0) // or the next receiver is simply given what this one left
-		untouched(t, s)
-	})
-	t.Run("after the claim and before the answer", func(t *testing.T) {
-		t.Parallel()
-		s := newTestServer(t)
-		s.mustTopic("t")
-		s.publish("t", 1)
-		v, err := s.engine.receive(context.Background(), "t", 10, 0)
-		if err != nil || len(v.messages) != 1 {
-			t.Fatalf("receive = %v, %v", v, err)
-		}
-		due := v.messages[0].dueAt
-		s.engine.release("t", v.messages)
-		n := s.count(`SELECT count(*) FROM queued.messages
-			WHERE delivery_attempts = 0 AND NOT in_flight AND NOT last_delivery AND scheduled_at = $1`, due.Time)
-		if n != 1 {
-			t.Error("the message was not released with its old due time and attempts")
-		}
-		untouched(t, s)
-	})
-	t.Run("with others in line", func(t *testing.T) {
-		t.Parallel()
-		s := newTestServer(t)
-		s.mustTopic("t")
-		first := &unnoticedEnd{Context: context.Background()}
-		received := make(chan delivery)
-		go func() {
-			v, _ := s.engine.receive(first, "t", 10, testTimeout)
-			received <- v
-		}()
-		s.waiting("t", 1)
-		for range 20 {
-			c := get(t, s)
-			defer c.Close()
-		}
-		s.waiting("t", 21)
-		first.ended.Store(true)
-		s.publish("t", 1)
-		s.inLine("t", 19)
-		checkDiff(t, "received by the client that has left", 0, len((<-received).messages))
-		checkDiff(t, "attempts", 1, s.count("SELECT delivery_attempts FROM queued.messages"))
-	})
+// wantUntouched receives the message in t, which has to be in its first delivery.
+func wantUntouched(s *testServer) {
+	s.t.Helper()
+	got := s.receive("t", "?wait_seconds=30")
+	if len(got) != 1 || got[0].DeliveryAttempts != 1 {
+		s.t.Errorf("the next receiver got %+v, want the message in its first delivery", got)
+	}
+}
+
+func TestReceiverThatHangsUpWhileItWaitsTakesNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	c := hangUpLater(s)
+	s.waiting("t", 1)
+	c.Close()
+	s.waiting("t", 0)
+	s.publish("t", 1)
+	wantUntouched(s)
+}
+
+func TestReceiverThatHangsUpBeforeAPublishTakesNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	c := hangUpLater(s)
+	s.waiting("t", 1)
+	c.Close() // nobody waits for the server to notice
+	s.publish("t", 1)
+	wantUntouched(s)
+}
+
+func TestReceiverThatHangsUpDuringAClaimTakesNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	// The claim waits for a lock while the client leaves.
+	tx, err := s.store.db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	c := hangUpLater(s)
+	s.waiting("t", 1)
+	if _, err := tx.Exec("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	s.engine.wake("t", time.Time{})
+	s.waitForLocks(1)
+	if _, err := tx.Exec(`INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
+		SELECT gen_random_uuid(), key, '{"n":1}', 7, now() + interval '1 h', now(), now(), now() FROM queued.queues`); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	s.inLine("t", 0)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	s.waiting("t", 0) // or the next receiver is simply given what this one left
+	wantUntouched(s)
+}
+
+func TestReleasedMessageHasItsDueTimeAndAttemptsAgain(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	v, err := s.engine.receive(context.Background(), "t", 10, 0)
+	if err != nil || len(v.messages) != 1 {
+		t.Fatalf("receive = %v, %v", v, err)
+	}
+	due := v.messages[0].dueAt
+	s.engine.release("t", v.messages)
+	n := s.count(`SELECT count(*) FROM queued.messages
+		WHERE delivery_attempts = 0 AND NOT in_flight AND NOT last_delivery AND scheduled_at = $1`, due.Time)
+	if n != 1 {
+		t.Error("the message was not released with its old due time and attempts")
+	}
+	wantUntouched(s)
+}
+
+func TestReceiverThatHasLeftUnnoticedIsPassedOver(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	first := &unnoticedEnd{Context: context.Background()}
+	received := make(chan delivery)
+	go func() {
+		v, _ := s.engine.receive(first, "t", 10, testTimeout)
+		received <- v
+	}()
+	s.waiting("t", 1)
+	for range 20 {
+		c := hangUpLater(s)
+		defer c.Close()
+	}
+	s.waiting("t", 21)
+	first.ended.Store(true)
+	s.publish("t", 1)
+	s.inLine("t", 19)
+	checkDiff(t, "received by the client that has left", 0, len((<-received).messages))
+	checkDiff(t, "attempts", 1, s.count("SELECT delivery_attempts FROM queued.messages"))
 }
 
 // unnoticedEnd is the context of a request whose client has left, before anything
@@ -538,6 +540,7 @@ func TestAnswerAfterItsLeaseIsNotSent(t *testing.T) {
 	// By the time the claim is answered the lease is over.
 	checkDiff(t, "received", []int{}, numbers(s.receive("t", "")))
 	s.exec("DROP TRIGGER linger ON queued.messages")
+	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":3600}`)
 	if got := s.receive("t", ""); len(got) != 1 || got[0].DeliveryAttempts != 1 {
 		t.Errorf("then received %+v, want the message in its first delivery", got)
 	}
@@ -917,10 +920,7 @@ func TestClientThatClosedTheConnectionTakesNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.waiting("t", 0)
-			got := s.receive("t", "?wait_seconds=30")
-			if len(got) != 1 || got[0].DeliveryAttempts != 1 {
-				t.Errorf("the next receiver got %+v, want the message in its first delivery", got)
-			}
+			wantUntouched(s)
 		})
 	}
 }

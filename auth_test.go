@@ -508,18 +508,19 @@ func TestErrorsDoNotShowThePassword(t *testing.T) {
 				ended <- run(ctx, append([]string{"-listen", "127.0.0.1:0", "-log-level", "debug"}, args...), func(string) string { return "" }, nil, output, output)
 			}()
 			var err error
-			for end := time.Now().Add(testTimeout); ; {
+			eventually(t, "it ends or tries again", func() bool {
 				select {
 				case err = <-ended:
-				case <-time.After(5 * time.Millisecond):
-					if !strings.Contains(output.String(), "not available, trying again") && time.Now().Before(end) {
-						continue
-					}
-					stop()
-					err = <-ended
+					return true
+				default:
 				}
-				break
-			}
+				if !strings.Contains(output.String(), "database unavailable, retrying") {
+					return false
+				}
+				stop()
+				err = <-ended
+				return true
+			})
 			stop()
 			if text := fmt.Sprint(err, output); strings.Contains(text, "secret") || text == "<nil>" {
 				t.Errorf("%q: %s", args, text)

@@ -16,6 +16,7 @@ type proxy struct {
 	mu      sync.Mutex
 	delay   time.Duration // of what comes back
 	refuses bool
+	closed  chan struct{}
 	frozen  chan struct{} // closed when bytes pass again; nil if they do
 	clients map[*net.TCPConn]bool
 	came    int // connections so far
@@ -31,6 +32,7 @@ func newProxy(t testing.TB, network, address string) *proxy {
 		address: l.Addr().String(),
 		to:      func() (net.Conn, error) { return net.Dial(network, address) },
 		clients: make(map[*net.TCPConn]bool),
+		closed:  make(chan struct{}),
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -44,6 +46,7 @@ func newProxy(t testing.TB, network, address string) *proxy {
 	})
 	t.Cleanup(func() {
 		l.Close()
+		close(p.closed)
 		p.refuse(true)
 		p.reset()
 		p.thaw()
@@ -92,8 +95,11 @@ func (p *proxy) copy(to io.Writer, from io.Reader, back bool) {
 		p.mu.Lock()
 		frozen, delay := p.frozen, p.delay
 		p.mu.Unlock()
-		if back {
-			<-time.After(delay)
+		if back && delay > 0 {
+			select {
+			case <-time.After(delay): // which is what the caller of slow wants
+			case <-p.closed:
+			}
 		}
 		if frozen != nil {
 			<-frozen

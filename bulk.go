@@ -104,9 +104,9 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 // named gone to the queues they name as destination_id. A moved message starts
 // anew but for its id and its age.
 const moveMessagesSQL = `
-    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, bytes, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
     SELECT gone.id, d.key, gone.group_id, gone.job_id, gone.max_deliveries,
-           gone.data, gone.attributes, gone.size, gone.request_id, gone.traceparent,
+           gone.data, gone.attributes, gone.bytes, gone.request_id, gone.traceparent,
            now() + make_interval(secs => d.message_retention_seconds),
            now() + make_interval(secs => coalesce(d.delivery_delay_seconds, 0)),
            gone.created_at, now()
@@ -117,7 +117,7 @@ const moveMessagesSQL = `
 
 // movedColumnsSQL are those of a message m that moveMessagesSQL needs, besides
 // max_deliveries: a redrive keeps it, and in a dead queue nothing is dropped.
-const movedColumnsSQL = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.size, m.request_id, m.traceparent, m.created_at, m.scheduled_at, m.seq`
+const movedColumnsSQL = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.bytes, m.request_id, m.traceparent, m.created_at, m.scheduled_at, m.seq`
 
 // wakeMovedSQL are the last steps of statements that move messages: their groups are
 // looked at where they come to, and where they leave those who waited for them.

@@ -62,7 +62,7 @@ func (s *pinnedConn) readLeaseTerms(queueID string, groupsSince time.Time) error
 // first: the rule of share.
 const dueMessagesSQL = `
 WITH due AS MATERIALIZED (
-    SELECT ctid AS tid, scheduled_at, seq, size
+    SELECT ctid AS tid, scheduled_at, seq, bytes
     FROM queued.messages
     WHERE queue_key = $1
         AND group_id IS NULL
@@ -75,7 +75,7 @@ WITH due AS MATERIALIZED (
     LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), fitting AS MATERIALIZED (
-    SELECT tid, scheduled_at, seq, size, sum(size) OVER (ORDER BY scheduled_at, seq) AS total
+    SELECT tid, scheduled_at, seq, bytes, sum(bytes) OVER (ORDER BY scheduled_at, seq) AS total
     FROM due
 )`
 
@@ -85,8 +85,8 @@ SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery
     scheduled_at = now() + make_interval(secs => $7), updated_at = now()
 FROM fitting f
 WHERE m.ctid = f.tid
-    AND (f.total <= $4 OR f.total = f.size)
-RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
+    AND (f.total <= $4 OR f.total = f.bytes)
+RETURNING m.id, m.data, m.attributes, m.bytes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
           f.scheduled_at, f.seq, coalesce(m.request_id, ''), coalesce(m.traceparent, '')`
 
 // deleteDueSQL ends within the columns that it returns.
@@ -94,11 +94,11 @@ const deleteDueSQL = dueMessagesSQL + `, consumed AS (
     DELETE FROM queued.messages m
     USING fitting f
     WHERE m.ctid = f.tid
-        AND (f.total <= $4 OR f.total = f.size)
-    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq, m.request_id, m.traceparent`
+        AND (f.total <= $4 OR f.total = f.bytes)
+    RETURNING m.id, m.data, m.attributes, m.bytes, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq, m.request_id, m.traceparent`
 
 const selectDeliveredSQL = `
-SELECT id, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq, coalesce(request_id, ''), coalesce(traceparent, '')
+SELECT id, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq, coalesce(request_id, ''), coalesce(traceparent, '')
 FROM consumed`
 
 const consumeMessagesSQL = deleteDueSQL + `
@@ -106,8 +106,8 @@ const consumeMessagesSQL = deleteDueSQL + `
 
 const consumeAndKeepSQL = deleteDueSQL + `, m.queue_key, m.group_id
 ), kept AS (
-    INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
-    SELECT queue_key, now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
+    INSERT INTO queued.consumed_messages (queue_key, consumed_at, seq, id, group_id, data, attributes, bytes, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
+    SELECT queue_key, now(), seq, id, group_id, data, attributes, bytes, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
     FROM consumed
 )` + selectDeliveredSQL
 

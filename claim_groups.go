@@ -40,7 +40,7 @@ const (
 // also what is not due yet, or is exhausted: the others wait for it.
 const frontsOfGroupsSQL = `
 WITH visited AS MATERIALIZED (
-    SELECT u.tid, g.id, u.place, g.limited_until, g.kept, g.front,
+    SELECT u.tid, g.id, u.place, g.limited_until, g.keep_interval, g.first_seq,
            coalesce(g.limited_until <= now(), true) AS free,
            make_interval(secs => coalesce(g.delivery_interval_ms, $3) / 1000.0) AS pause,
            CASE WHEN $4 OR coalesce(g.delivery_interval_ms, $3) > 0 THEN 1 ELSE $6 / cardinality($2::tid[]) + 1 END AS share,
@@ -64,12 +64,12 @@ WITH visited AS MATERIALIZED (
         SELECT *, bool_or(many) OVER () AS many_ended
         FROM (
             (
-                SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries, false AS many
+                SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts, m.max_deliveries, false AS many
                 FROM queued.messages m
                 WHERE m.queue_key = $1
                     AND m.group_id = v.id
                     AND NOT m.in_flight
-                    AND m.seq >= v.front
+                    AND m.seq >= v.first_seq
                     AND m.expired_at > now()
                     AND ($4 OR m.scheduled_at <= now() AND m.delivery_attempts < least($5, m.max_deliveries))
                 ORDER BY m.seq
@@ -79,7 +79,7 @@ WITH visited AS MATERIALIZED (
             (
                 SELECT ended.*, count(*) OVER () = 1000
                 FROM (
-                    SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.size, m.in_flight, m.delivery_attempts, m.max_deliveries
+                    SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts, m.max_deliveries
                     FROM queued.messages m
                     WHERE m.queue_key = $1
                         AND m.group_id = v.id
@@ -96,9 +96,9 @@ WITH visited AS MATERIALIZED (
         LIMIT v.share
     ) f
 ), fitting AS MATERIALIZED (
-    SELECT tid, group_id, limited_until, scheduled_at, seq, size, in_flight, many_ended,
+    SELECT tid, group_id, limited_until, scheduled_at, seq, bytes, in_flight, many_ended,
            row_number() OVER (ORDER BY turn, place) AS place,
-           sum(size) OVER (ORDER BY turn, place) AS total
+           sum(bytes) OVER (ORDER BY turn, place) AS total
     FROM fronts
     WHERE claimable
         AND open
@@ -107,7 +107,7 @@ WITH visited AS MATERIALIZED (
     FROM fitting f
     JOIN queued.messages m ON m.ctid = f.tid
     WHERE f.place <= $6
-        AND (f.total <= $7 OR f.total = f.size)
+        AND (f.total <= $7 OR f.total = f.bytes)
         AND m.in_flight = f.in_flight
         AND m.scheduled_at IS NOT DISTINCT FROM f.scheduled_at
     FOR UPDATE OF m SKIP LOCKED
@@ -122,7 +122,7 @@ const (
         scheduled_at = now() + make_interval(secs => $8), updated_at = now()
     FROM taken t
     WHERE m.ctid = t.tid
-    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
+    RETURNING m.id, m.data, m.attributes, m.bytes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
               t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place, t.many_ended
 ), `
 
@@ -130,15 +130,15 @@ const (
     DELETE FROM queued.messages m
     USING taken t
     WHERE m.ctid = t.tid
-    RETURNING m.id, m.data, m.attributes, m.size, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, now() AS updated_at,
+    RETURNING m.id, m.data, m.attributes, m.bytes, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, now() AS updated_at,
               t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place, t.many_ended
 ), `
 )
 
 // keepTakenSQL keeps what consumeTakenSQL takes, in a queue that wants it.
 const keepTakenSQL = `kept AS (
-    INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
-    SELECT $1, now(), seq, id, group_id, data, attributes, size, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
+    INSERT INTO queued.consumed_messages (queue_key, consumed_at, seq, id, group_id, data, attributes, bytes, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
+    SELECT $1, now(), seq, id, group_id, data, attributes, bytes, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
     FROM claimed
 ), `
 
@@ -148,7 +148,7 @@ const keepTakenSQL = `kept AS (
 // what is exhausted or expired is looked at from time to time: nobody says so when
 // that goes, or when it can be delivered because there is no dead queue any more.
 const recheckVisitedSQL = `soonest AS MATERIALIZED (
-    SELECT v.tid, v.id, v.kept, t.taken, now() AS visited_at, now() + interval '10 seconds' AS again_at,
+    SELECT v.tid, v.id, v.keep_interval, t.taken, now() AS visited_at, now() + interval '10 seconds' AS again_at,
            CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
            t.taken AND NOT $9 OR ( -- not EXISTS, where an order does not count
                SELECT true
@@ -165,11 +165,11 @@ const recheckVisitedSQL = `soonest AS MATERIALIZED (
                WHERE m.queue_key = $1
                    AND m.group_id = v.id
                    AND NOT m.in_flight
-                   AND m.seq >= v.front
+                   AND m.seq >= v.first_seq
                    AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
                ORDER BY m.seq
                LIMIT 1
-           ), greatest(v.front, (SELECT max(taken.seq) FROM taken WHERE taken.group_id = v.id))) AS front,
+           ), greatest(v.first_seq, (SELECT max(taken.seq) FROM taken WHERE taken.group_id = v.id))) AS first_seq,
            CASE
                WHEN $4 AND t.taken THEN now() + make_interval(secs => $8)
                WHEN $4 THEN coalesce(v.held_until, (
@@ -183,7 +183,7 @@ const recheckVisitedSQL = `soonest AS MATERIALIZED (
                    WHERE m.queue_key = $1
                        AND m.group_id = v.id
                        AND NOT m.in_flight
-                       AND m.seq >= v.front
+                       AND m.seq >= v.first_seq
                        AND m.scheduled_at <= now()
                        AND m.expired_at > now()
                        AND m.delivery_attempts < least($5, m.max_deliveries)
@@ -223,20 +223,20 @@ const recheckVisitedSQL = `soonest AS MATERIALIZED (
     USING soonest s
     WHERE g.ctid = s.tid
         AND NOT s.holds
-        AND NOT s.kept
+        AND NOT s.keep_interval
         AND coalesce(s.limited_until <= now(), true)
 ), scheduled AS (
     UPDATE queued.groups g
     SET ready_at = CASE WHEN s.holds THEN greatest(coalesce(s.at, s.again_at), s.limited_until) ELSE 'infinity' END,
         delivered_at = CASE WHEN s.taken THEN s.visited_at ELSE g.delivered_at END,
         limited_until = s.limited_until,
-        front = s.front,
+        first_seq = s.first_seq,
         blocked = $4 AND s.holds
     FROM soonest s
     WHERE g.ctid = s.tid
-        AND (s.holds OR s.kept OR s.limited_until > now())
+        AND (s.holds OR s.keep_interval OR s.limited_until > now())
 )
-SELECT c.id, c.data, c.attributes, c.size, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.updated_at,
+SELECT c.id, c.data, c.attributes, c.bytes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.updated_at,
        c.due_at, c.seq, c.group_id, c.job_id, c.max_deliveries, coalesce(c.request_id, ''), coalesce(c.traceparent, ''), c.limited_until, s.limited_until, c.many_ended
 FROM claimed c
 JOIN soonest s ON s.id = c.group_id

@@ -310,7 +310,7 @@ const forgetDeletedSQL = `
 DELETE FROM queued.deleted_queues d
 WHERE deleted_at < now() - make_interval(secs => $1)
     AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
-    AND NOT EXISTS (SELECT FROM queued.consumed WHERE queue_key = d.key)`
+    AND NOT EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key)`
 
 // removeDeleted deletes the messages of deleted queues.
 func (c *cleanup) removeDeleted(ctx context.Context) error {
@@ -542,7 +542,7 @@ const groupWalk = 5000 // rows that one statement looks at
 const (
 	selectIdleGroupsSQL = `
 WITH page AS MATERIALIZED (
-    SELECT queue_key, id, kept, limited_until
+    SELECT queue_key, id, keep_interval, limited_until
     FROM queued.groups
     WHERE (queue_key, id) > ($1, $2)
     ORDER BY queue_key, id
@@ -558,7 +558,7 @@ WITH page AS MATERIALIZED (
         FOR UPDATE SKIP LOCKED
     ) g
     WHERE NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = p.queue_key)
-        OR NOT p.kept
+        OR NOT p.keep_interval
         AND coalesce(p.limited_until <= now(), true)
         AND ` + groupHoldsSQL + ` IS NOT TRUE
 )
@@ -573,7 +573,7 @@ USING unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
 WHERE g.queue_key = u.queue_key
     AND g.id = u.id
     AND (NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = g.queue_key)
-        OR NOT g.kept
+        OR NOT g.keep_interval
         AND coalesce(g.limited_until <= now(), true)
         AND ` + groupHoldsSQL + ` IS NOT TRUE)`
 )

@@ -117,7 +117,7 @@ func TestCleanupWorksInBatchesAndServersShareIt(t *testing.T) {
 	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	const many = 3*cleanupBatch + 1
 	insert := func(columns, values string) {
-		s.exec(fmt.Sprintf(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, %s)
+		s.exec(fmt.Sprintf(`INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, %s)
 			SELECT gen_random_uuid(), key, '{}', 2, now(), now(), %s FROM queued.queues, generate_series(1, %d) WHERE id = 'q'`, columns, values, many))
 	}
 	insert("expired_at, scheduled_at", "now() - interval '1 s', now()")
@@ -196,7 +196,7 @@ func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
-	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, scheduled_at, expired_at)
+	s.exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, scheduled_at, expired_at)
 		SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + CASE WHEN n % 2 = 0 THEN interval '1 h' ELSE interval '0' END
 		FROM queued.queues, generate_series(1, 5000) n`)
 	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics}
@@ -331,10 +331,10 @@ func TestCleanupEndsItsPassWhereTheDatabaseIsAway(t *testing.T) {
 	}
 	s.consumeOne("kept")
 	s.expire()
-	s.exec("UPDATE queued.consumed SET consumed_at = '-infinity'")
+	s.exec("UPDATE queued.consumed_messages SET consumed_at = '-infinity'")
 	s.exec(`CREATE FUNCTION public.starting() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it starts' USING ERRCODE = '57P03'; END $$;
 		CREATE TRIGGER starting BEFORE DELETE ON queued.messages FOR EACH ROW EXECUTE FUNCTION public.starting();
-		CREATE TRIGGER starting BEFORE DELETE ON queued.consumed FOR EACH ROW EXECUTE FUNCTION public.starting()`)
+		CREATE TRIGGER starting BEFORE DELETE ON queued.consumed_messages FOR EACH ROW EXECUTE FUNCTION public.starting()`)
 	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
 	err := c.once(t.Context())
 	if n := strings.Count(fmt.Sprint(err), "it starts"); n != 1 {

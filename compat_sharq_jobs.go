@@ -110,10 +110,10 @@ WHERE false`
 // its group next, and is about to settle or to move it.
 const insertJobsSQL = `
 WITH jobs AS MATERIALIZED (
-    SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.size, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.request_id, j.traceparent, j.n
+    SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.bytes, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.request_id, j.traceparent, j.n
     FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[],
                 $14::text[], $15::text[])
-        WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, size, max_deliveries, interval_ms, max_waiting, retention, delay, request_id, traceparent, n)
+        WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, bytes, max_deliveries, interval_ms, max_waiting, retention, delay, request_id, traceparent, n)
     WHERE (SELECT version FROM queued.settings) = $12
 ), lengths AS MATERIALIZED (
     SELECT g.queue_key, g.group_id, (
@@ -130,7 +130,7 @@ WITH jobs AS MATERIALIZED (
            ) AS waiting
     FROM (SELECT queue_key, group_id, max(max_waiting) AS max_waiting FROM jobs WHERE max_waiting >= 0 GROUP BY queue_key, group_id) g
 ), waiting AS MATERIALIZED (
-    SELECT j.n, j.data, j.size, j.max_deliveries, j.request_id, j.traceparent, now() + make_interval(secs => j.retention) AS expired_at, w.tid
+    SELECT j.n, j.data, j.bytes, j.max_deliveries, j.request_id, j.traceparent, now() + make_interval(secs => j.retention) AS expired_at, w.tid
     FROM jobs j
     CROSS JOIN LATERAL (
         SELECT m.ctid AS tid
@@ -146,7 +146,7 @@ WITH jobs AS MATERIALIZED (
     ) w
 ), replaced AS (
     UPDATE queued.messages m
-    SET data = w.data, size = w.size, request_id = w.request_id, traceparent = w.traceparent, max_deliveries = nullif(w.max_deliveries, 0), delivery_attempts = 0, in_flight = false, last_delivery = false,
+    SET data = w.data, bytes = w.bytes, request_id = w.request_id, traceparent = w.traceparent, max_deliveries = nullif(w.max_deliveries, 0), delivery_attempts = 0, in_flight = false, last_delivery = false,
         expired_at = w.expired_at, updated_at = now()
     FROM waiting w
     WHERE m.ctid = w.tid
@@ -162,8 +162,8 @@ WITH jobs AS MATERIALIZED (
     ) j
     LEFT JOIN lengths l ON l.queue_key = j.queue_key AND l.group_id = j.group_id
 ), inserted AS (
-    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-    SELECT j.id, j.queue_key, j.group_id, j.job_id, nullif(j.max_deliveries, 0), j.data, j.size, j.request_id, j.traceparent,
+    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, bytes, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT j.id, j.queue_key, j.group_id, j.job_id, nullif(j.max_deliveries, 0), j.data, j.bytes, j.request_id, j.traceparent,
            now() + make_interval(secs => j.retention), now() + make_interval(secs => j.delay), now(), now()
     FROM jobs j
     WHERE EXISTS (SELECT FROM placed p WHERE p.n = j.n AND p.fits)
@@ -179,7 +179,7 @@ WITH jobs AS MATERIALIZED (
         OR i.id IS NOT NULL
 ), paced AS MATERIALIZED (
     SELECT DISTINCT ON (a.queue_key, a.group_id) a.queue_key, a.group_id, a.interval_ms, now() AS at,
-           min(a.seq) OVER (PARTITION BY a.queue_key, a.group_id) AS front, g.tid, g.delivered_at + make_interval(secs => a.interval_ms / 1000.0) AS limited_until
+           min(a.seq) OVER (PARTITION BY a.queue_key, a.group_id) AS first_seq, g.tid, g.delivered_at + make_interval(secs => a.interval_ms / 1000.0) AS limited_until
     FROM accepted a
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, delivered_at
@@ -192,7 +192,7 @@ WITH jobs AS MATERIALIZED (
 ), groups AS (
     UPDATE queued.groups g
     SET delivery_interval_ms = p.interval_ms, limited_until = p.limited_until, ready_at = least(g.ready_at, greatest(p.at, p.limited_until)),
-        front = least(g.front, p.front), blocked = false
+        first_seq = least(g.first_seq, p.first_seq), blocked = false
     FROM paced p
     WHERE g.ctid = p.tid
     RETURNING g.queue_key, g.id, g.ready_at

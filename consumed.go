@@ -8,22 +8,22 @@ import (
 
 const selectConsumedSQL = `
 WITH page AS MATERIALIZED (
-    SELECT queue_key, consumed_at, seq, size
-    FROM queued.consumed
+    SELECT queue_key, consumed_at, seq, bytes
+    FROM queued.consumed_messages
     WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
         AND consumed_at > now() - make_interval(secs => (SELECT consumed_retention_seconds FROM queued.queues WHERE id = $1))
     ORDER BY consumed_at DESC, seq DESC
     LIMIT $3 OFFSET $2
 ), fitting AS MATERIALIZED (
-    SELECT queue_key, consumed_at, seq, size, sum(size) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
+    SELECT queue_key, consumed_at, seq, bytes, sum(bytes) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
     FROM page
 )
 SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq,
        coalesce(c.group_id, ''), coalesce(c.request_id, ''), coalesce(c.traceparent, ''), '` + stateConsumed + `'
 FROM fitting f
-JOIN queued.consumed c ON c.queue_key = f.queue_key AND c.consumed_at = f.consumed_at AND c.seq = f.seq
+JOIN queued.consumed_messages c ON c.queue_key = f.queue_key AND c.consumed_at = f.consumed_at AND c.seq = f.seq
 WHERE f.total <= $4
-    OR f.total = f.size
+    OR f.total = f.bytes
 ORDER BY f.total`
 
 // consumed looks at the messages of a queue that were consumed and are kept, the
@@ -39,7 +39,7 @@ func (s *store) consumed(ctx context.Context, queueID string, offset, limit int)
 const removeConsumedSQL = `
 WITH old AS MATERIALIZED (
     SELECT ctid AS tid, consumed_at, seq
-    FROM queued.consumed
+    FROM queued.consumed_messages
     WHERE queue_key = $1
         AND consumed_at <= $2
         AND (consumed_at, seq) > ($3, $4)
@@ -47,7 +47,7 @@ WITH old AS MATERIALIZED (
     LIMIT $5
     FOR UPDATE SKIP LOCKED
 ), removed AS (
-    DELETE FROM queued.consumed c
+    DELETE FROM queued.consumed_messages c
     USING old
     WHERE c.ctid = old.tid
 )
@@ -59,7 +59,7 @@ LIMIT 1`
 const consumedLeftSQL = `
 SELECT EXISTS (
     SELECT
-    FROM queued.consumed
+    FROM queued.consumed_messages
     WHERE queue_key = $1
         AND consumed_at <= $2
 )`
@@ -74,7 +74,7 @@ FROM (
     SELECT key, now()
     FROM queued.deleted_queues
 ) q
-WHERE (SELECT min(consumed_at) FROM queued.consumed WHERE queue_key = q.key) <= q.until
+WHERE (SELECT min(consumed_at) FROM queued.consumed_messages WHERE queue_key = q.key) <= q.until
 ORDER BY q.key`
 
 // removeConsumed deletes what was consumed and kept, by what its queue says now.

@@ -12,7 +12,7 @@ const keeping = `"consumed_retention_seconds":3600`
 // keptIn returns how many consumed messages of a queue the database has, listed or not.
 func keptIn(s *testServer, queueID string) int {
 	s.t.Helper()
-	return s.count("SELECT count(*) FROM queued.consumed c JOIN queued.queues q ON q.key = c.queue_key WHERE q.id = $1", queueID)
+	return s.count("SELECT count(*) FROM queued.consumed_messages c JOIN queued.queues q ON q.key = c.queue_key WHERE q.id = $1", queueID)
 }
 
 // setConsumedRetention changes for how long a queue keeps what was consumed.
@@ -78,9 +78,9 @@ func TestListOfConsumedAnswersAtMostItsSize(t *testing.T) {
 	for range 3 {
 		s.must(200, "GET", "/queue/t", "")
 	}
-	s.exec("UPDATE queued.consumed SET size = $1", deliverySize/2)
+	s.exec("UPDATE queued.consumed_messages SET bytes = $1", deliverySize/2)
 	checkDiff(t, "listed", []int{3, 2}, numbers(s.consumed("t", "")))
-	s.exec("UPDATE queued.consumed SET size = $1", deliverySize+1)
+	s.exec("UPDATE queued.consumed_messages SET bytes = $1", deliverySize+1)
 	checkDiff(t, "listed", []int{3}, numbers(s.consumed("t", "")))
 }
 
@@ -93,7 +93,7 @@ func TestOnlyQueuesWithTheSettingKeepWhatWasConsumed(t *testing.T) {
 	for i, retention := range []string{"null", "60", "null"} {
 		setConsumedRetention(s, "t", retention)
 		if retention == "null" {
-			s.exec("DELETE FROM queued.consumed")
+			s.exec("DELETE FROM queued.consumed_messages")
 		}
 		s.must(200, "GET", "/queue/t", "")
 		checkDiff(t, "kept with "+retention, i%2, keptIn(s, "t"))
@@ -143,11 +143,11 @@ func TestConsumedMessagesGoWhenTheirTimeIsOver(t *testing.T) {
 		s.must(200, "GET", "/queue/"+id, "")
 		s.must(200, "GET", "/queue/"+id, "")
 	}
-	s.exec("UPDATE queued.consumed SET consumed_at = consumed_at - interval '10 min' WHERE data->>'n' = '1'")
+	s.exec("UPDATE queued.consumed_messages SET consumed_at = consumed_at - interval '10 min' WHERE data->>'n' = '1'")
 	s.mustCleanUp()
-	checkDiff(t, "kept within their time", 6, s.count("SELECT count(*) FROM queued.consumed"))
+	checkDiff(t, "kept within their time", 6, s.count("SELECT count(*) FROM queued.consumed_messages"))
 
-	s.exec("UPDATE queued.consumed SET consumed_at = consumed_at - interval '50 min' WHERE data->>'n' = '1' AND queue_key = (SELECT key FROM queued.queues WHERE id = 't')")
+	s.exec("UPDATE queued.consumed_messages SET consumed_at = consumed_at - interval '50 min' WHERE data->>'n' = '1' AND queue_key = (SELECT key FROM queued.queues WHERE id = 't')")
 	setConsumedRetention(s, "shortened", "300")
 	setConsumedRetention(s, "off", "null")
 	want := map[string][]int{"t": {2}, "shortened": {2}, "off": {}}
@@ -166,7 +166,7 @@ func TestCleanupRemovesConsumedMessagesInBatches(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q", keeping)
 	s.fillConsumed("q", 2*cleanupBatch+1)
-	s.exec("UPDATE queued.consumed SET consumed_at = now() - interval '1 h'")
+	s.exec("UPDATE queued.consumed_messages SET consumed_at = now() - interval '1 h'")
 	s.fillConsumed("q", 1)
 	c := &cleanup{db: s.store.db, metrics: s.server.metrics}
 	if err := c.removeConsumed(context.Background()); err != nil {
@@ -193,7 +193,7 @@ func TestConsumedMessagesOfDeletedQueuesGo(t *testing.T) {
 	}
 	checkDiff(t, "keys of deleted queues with consumed messages", 1, s.count("SELECT count(*) FROM queued.deleted_queues"))
 	s.mustCleanUp()
-	checkDiff(t, "kept", 3, s.count("SELECT count(*) FROM queued.consumed"))
+	checkDiff(t, "kept", 3, s.count("SELECT count(*) FROM queued.consumed_messages"))
 	checkDiff(t, "kept of the other queue", 3, keptIn(s, "stays"))
 	checkDiff(t, "keys of deleted queues", 0, s.count("SELECT count(*) FROM queued.deleted_queues"))
 }

@@ -28,15 +28,15 @@ import (
 // need not wait for a message any more, where seq is null. Rows are locked in one
 // order in all statements. It returns the groups that are looked at earlier for it.
 const wakeGroupsSQL = `
-    INSERT INTO queued.groups AS g (queue_key, id, ready_at, front)
+    INSERT INTO queued.groups AS g (queue_key, id, ready_at, first_seq)
     SELECT queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807)
     FROM woken
     GROUP BY queue_key, group_id
     ORDER BY queue_key, group_id
     ON CONFLICT (queue_key, id) DO UPDATE
-    SET ready_at = least(g.ready_at, greatest(excluded.ready_at, g.limited_until)), front = least(g.front, excluded.front), blocked = false
+    SET ready_at = least(g.ready_at, greatest(excluded.ready_at, g.limited_until)), first_seq = least(g.first_seq, excluded.first_seq), blocked = false
     WHERE g.blocked
-        OR g.front > excluded.front
+        OR g.first_seq > excluded.first_seq
         OR g.ready_at > greatest(excluded.ready_at, g.limited_until)
     RETURNING g.queue_key, g.ready_at`
 
@@ -75,7 +75,7 @@ WITH found AS MATERIALIZED (
     FROM queued.queues q
     JOIN queued.groups g ON g.queue_key = q.key
     WHERE q.id = $1
-        AND (g.kept OR ` + groupHoldsSQL + `)`
+        AND (g.keep_interval OR ` + groupHoldsSQL + `)`
 
 	describeGroupsSQL = `
 )
@@ -147,12 +147,12 @@ func (s *store) groups(ctx context.Context, queueID string, offset, limit int) (
 }
 
 const putGroupSQL = `
-INSERT INTO queued.groups (queue_key, id, ready_at, delivery_interval_ms, kept)
+INSERT INTO queued.groups (queue_key, id, ready_at, delivery_interval_ms, keep_interval)
 SELECT key, $2, 'infinity', $3, coalesce($4, false)
 FROM queued.queues
 WHERE id = $1
 ON CONFLICT (queue_key, id) DO UPDATE
-SET delivery_interval_ms = excluded.delivery_interval_ms, kept = coalesce($4, groups.kept)
+SET delivery_interval_ms = excluded.delivery_interval_ms, keep_interval = coalesce($4, groups.keep_interval)
 RETURNING queue_key`
 
 // setInterval sets the delivery interval of a group in milliseconds, nil for the
@@ -302,7 +302,7 @@ SELECT EXISTS (
 
 	resetGroupSQL = `
 UPDATE queued.groups
-SET delivery_interval_ms = NULL, kept = false
+SET delivery_interval_ms = NULL, keep_interval = false
 WHERE queue_key = $1
     AND id = $2`
 )

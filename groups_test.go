@@ -446,7 +446,7 @@ func TestNothingIsHiddenBelowTheFrontOfAGroup(t *testing.T) {
 			s.mustQueue("q")
 			s.publishGroups("q", "a1", "a2")
 			all := s.receive("q", "")
-			s.exec("UPDATE queued.groups SET front = front + 1000000") // as if others had come meanwhile
+			s.exec("UPDATE queued.groups SET first_seq = first_seq + 1000000") // as if others had come meanwhile
 			cause(s, all[0].ID)
 			if got := s.receiveNames("q", 10); got == "" {
 				t.Error("it is hidden")
@@ -461,7 +461,7 @@ func TestFrontOfAGroupMovesWithItsMessages(t *testing.T) {
 	s.mustQueue("q")
 	s.publishGroups("q", "a1", "a2", "a3")
 	s.must(204, "PUT", "/messages/"+s.receive("q", "?limit=1")[0].ID+"/ack", "")
-	checkDiff(t, "at the first that waits", 0, s.count("SELECT g.front - min(m.seq) FROM queued.groups g, queued.messages m GROUP BY g.front"))
+	checkDiff(t, "at the first that waits", 0, s.count("SELECT g.first_seq - min(m.seq) FROM queued.groups g, queued.messages m GROUP BY g.first_seq"))
 	checkDiff(t, "received", "a2 a3", s.receiveNames("q", 10))
 }
 
@@ -679,7 +679,7 @@ func TestEndedLeasesOfAGroupComeInOrderHoweverManyThereAre(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	const many = endedLeases + 500
-	s.exec(`INSERT INTO queued.messages (id, queue_key, group_id, data, size, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
+	s.exec(`INSERT INTO queued.messages (id, queue_key, group_id, data, bytes, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
 		SELECT gen_random_uuid(), key, 'a', json_build_object('n', n), 8, true, 1, now() + interval '1 h', now() - n * interval '1 ms', now(), now()
 		FROM queued.queues, generate_series(1, $1) n ORDER BY n`, many)
 	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at) SELECT key, 'a', now() FROM queued.queues")

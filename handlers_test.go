@@ -396,9 +396,9 @@ func TestPeekAnswersAtMostItsSize(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3)
-	s.exec("UPDATE queued.messages SET size = $1", deliverySize/2)
+	s.exec("UPDATE queued.messages SET bytes = $1", deliverySize/2)
 	checkDiff(t, "peeked", []int{1, 2}, numbers(s.peeked("t")))
-	s.exec("UPDATE queued.messages SET size = $1", deliverySize+1)
+	s.exec("UPDATE queued.messages SET bytes = $1", deliverySize+1)
 	checkDiff(t, "peeked", []int{1}, numbers(s.peeked("t")))
 }
 

@@ -64,7 +64,7 @@ func (s *inspector) messagesIn(queueID string) int {
 // server is notified.
 func (s *inspector) fill(queueID string, many int) {
 	s.t.Helper()
-	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, created_at, updated_at, scheduled_at, expired_at)
+	s.exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, scheduled_at, expired_at)
 		SELECT gen_random_uuid(), key, format('{"n":%s}', n)::json, 6 + length(n::text), now(), now(), now(), now() + interval '1 h'
 		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
 }
@@ -72,7 +72,7 @@ func (s *inspector) fill(queueID string, many int) {
 // fillGroups is fill for messages of a hundred groups.
 func (s *inspector) fillGroups(queueID string, many int) {
 	s.t.Helper()
-	s.exec(`INSERT INTO queued.messages (id, queue_key, group_id, data, size, created_at, updated_at, scheduled_at, expired_at)
+	s.exec(`INSERT INTO queued.messages (id, queue_key, group_id, data, bytes, created_at, updated_at, scheduled_at, expired_at)
 		SELECT gen_random_uuid(), key, n % 100, '{}', 2, now(), now(), now(), now() + interval '1 h'
 		FROM queued.queues, generate_series(1, $2) n WHERE id = $1`, queueID, many)
 	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at) SELECT DISTINCT queue_key, group_id, now() FROM queued.messages WHERE group_id IS NOT NULL")
@@ -122,7 +122,7 @@ func (s *inspector) makeGroupsReady() {
 // fillConsumed adds messages that were consumed just now.
 func (s *inspector) fillConsumed(queueID string, many int) {
 	s.t.Helper()
-	s.exec(`INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, data, size, delivery_attempts, expired_at, scheduled_at, created_at)
+	s.exec(`INSERT INTO queued.consumed_messages (queue_key, consumed_at, seq, id, data, bytes, delivery_attempts, expired_at, scheduled_at, created_at)
 		SELECT key, now(), n, gen_random_uuid(), '{}', 2, 1, now() + interval '1 h', now(), now()
 		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
 }
@@ -131,7 +131,7 @@ func (s *inspector) fillConsumed(queueID string, many int) {
 func (s *inspector) state() string {
 	s.t.Helper()
 	var b strings.Builder
-	for _, table := range []string{"topics", "queues", "messages", "groups", "consumed", "deleted_queues", "settings"} {
+	for _, table := range []string{"topics", "queues", "messages", "groups", "consumed_messages", "deleted_queues", "settings"} {
 		var rows string
 		if err := s.store.db.QueryRow("SELECT coalesce(string_agg(v::text, E'\n' ORDER BY v::text), '') FROM queued." + table + " AS v").Scan(&rows); err != nil {
 			s.t.Fatal(err)

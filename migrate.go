@@ -13,10 +13,14 @@ import (
 //go:embed schema.sql
 var schemaSQL string
 
-// schemaSteps returns the parts of schema.sql: applying the first n of them
-// makes a database of version n.
+// schemaSteps returns the parts of schema.sql, without the line that begins each:
+// the first n of them make version n of the schema.
 func schemaSteps() []string {
-	return strings.Split(schemaSQL, "-- step ")[1:]
+	steps := strings.Split(schemaSQL, "\n-- step ")[1:]
+	for i, step := range steps {
+		_, steps[i], _ = strings.Cut(step, "\n")
+	}
+	return steps
 }
 
 // schemaLock is the key of the advisory lock that servers starting together
@@ -28,8 +32,13 @@ var migrationSettings = fmt.Sprintf(`SET LOCAL search_path = pg_catalog;
 SET LOCAL lock_timeout = %d;
 SET LOCAL default_table_access_method = heap`, lockTimeout.Milliseconds())
 
-// errSchemaNewer is returned by migrate if a newer queued was here before.
-var errSchemaNewer = errors.New("the database has a newer schema")
+// What migrate returns for schemas that this version cannot upgrade.
+var (
+	errSchemaNewer      = errors.New("the database has a newer schema")
+	errSchemaUnreleased = errors.New(schemaUnreleased)
+)
+
+const schemaUnreleased = `the schema "queued" was created by a build before the first release: delete it with all its messages (DROP SCHEMA queued CASCADE), or use another database`
 
 // migrate carries the schema to the last of steps. It changes nothing, and
 // needs no right to, if the database is there already.
@@ -61,9 +70,7 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return fmt.Errorf("%w: version %d, this queued supports %d", errSchemaNewer, version, len(steps))
 	}
 	for i, step := range steps[version:] {
-		// The first line of a step is its number.
-		_, statements, _ := strings.Cut(step, "\n")
-		if _, err := tx.ExecContext(ctx, statements); err != nil {
+		if _, err := tx.ExecContext(ctx, step); err != nil {
 			return fmt.Errorf("schema step %d, from version %d to %d: %w", version+i+1, version, len(steps), err)
 		}
 	}
@@ -73,14 +80,34 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 	return tx.Commit()
 }
 
-// schemaVersion returns 0 for a database that queued has not seen yet.
+// selectUnreleasedSQL reports whether there is a column that all builds before the
+// first release had, and that no release has.
+const selectUnreleasedSQL = `
+SELECT EXISTS (
+    SELECT
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE n.nspname = 'queued'
+        AND c.relname = 'messages'
+        AND a.attname = 'size'
+)`
+
+// schemaVersion returns 0 for a database without the schema, and errSchemaUnreleased
+// if a build before the first release created it.
 func schemaVersion(ctx context.Context, q querier) (version int, err error) {
-	var there bool
-	// Not to_regclass: its answer comes from a cache that may be older than a lock
-	// which was waited for.
-	err = q.QueryRowContext(ctx, "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'queued' AND tablename = 'schema_version')").Scan(&there)
-	if err != nil || !there {
+	var exists, unreleased bool
+	// Not to_regclass, which may read from a cache that is older than a lock that this
+	// transaction has waited for.
+	err = q.QueryRowContext(ctx, "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'queued' AND tablename = 'schema_version')").Scan(&exists)
+	if err != nil || !exists {
 		return 0, err
+	}
+	if err := q.QueryRowContext(ctx, selectUnreleasedSQL).Scan(&unreleased); err != nil {
+		return 0, err
+	}
+	if unreleased {
+		return 0, errSchemaUnreleased
 	}
 	err = q.QueryRowContext(ctx, "SELECT coalesce(max(version), 0) FROM queued.schema_version").Scan(&version)
 	return version, err
@@ -95,7 +122,7 @@ SELECT CASE
            WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is not a table'
            ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
        END
-FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
+FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
 LEFT JOIN pg_namespace n ON n.nspname = 'queued'
 LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
 WHERE CASE
@@ -226,5 +253,5 @@ func checkDistinct(ctx context.Context, clients ...querier) error {
 // hopeless reports whether an error at the start is one that the user has to
 // do something about.
 func hopeless(err error) bool {
-	return errors.Is(err, errSchemaNewer) || errors.Is(err, errSchema) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) || means(err, needsOperator)
+	return errors.Is(err, errSchemaNewer) || errors.Is(err, errSchemaUnreleased) || errors.Is(err, errSchema) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) || means(err, needsOperator)
 }

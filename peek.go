@@ -84,10 +84,10 @@ func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, e
 
 const selectPeekSQL = `
 WITH page AS MATERIALIZED (
-    SELECT id, queue_key, size, scheduled_at, seq
+    SELECT id, queue_key, bytes, scheduled_at, seq
     FROM (VALUES (true), (false)) AS k (ungrouped)
     CROSS JOIN LATERAL (
-        SELECT id, queue_key, size, scheduled_at, seq
+        SELECT id, queue_key, bytes, scheduled_at, seq
         FROM queued.messages
         WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
             AND (group_id IS NULL) = k.ungrouped
@@ -98,7 +98,7 @@ WITH page AS MATERIALIZED (
     ORDER BY scheduled_at, seq
     LIMIT $3 OFFSET $2
 ), fitting AS MATERIALIZED (
-    SELECT id, queue_key, size, sum(size) OVER (ORDER BY scheduled_at, seq) AS total
+    SELECT id, queue_key, bytes, sum(bytes) OVER (ORDER BY scheduled_at, seq) AS total
     FROM page
 )
 SELECT ` + messageColumnsSQL + `
@@ -106,7 +106,7 @@ FROM fitting f
 JOIN queued.messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
 JOIN queued.queues q ON q.key = m.queue_key
 WHERE f.total <= $4
-    OR f.total = f.size
+    OR f.total = f.bytes
 ORDER BY f.total`
 
 // peek looks at messages of a queue without receiving them, whatever their

@@ -144,22 +144,6 @@ CREATE EVENT TRIGGER insist ON ddl_command_end EXECUTE FUNCTION public.insist()`
 	}
 }
 
-// A build before the first release created two tables without a key.
-func TestTablesWithoutAKeyGetOne(t *testing.T) {
-	t.Parallel()
-	s := newTestServer(t)
-	s.exec("ALTER TABLE queued.schema_version DROP CONSTRAINT schema_version_pkey")
-	s.exec("ALTER TABLE queued.settings DROP COLUMN only_row")
-	s.exec("UPDATE queued.schema_version SET version = 4")
-	for range 2 {
-		if err := s.store.migrate(context.Background(), schemaSteps()[:5]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	checkDiff(t, "tables without a primary key", 0, s.count(`SELECT count(*) FROM pg_class c WHERE relnamespace = 'queued'::regnamespace
-		AND relkind = 'r' AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND indisprimary)`))
-}
-
 // hostileTexts are values of settings that are neither numbers nor a choice.
 var hostileTexts = map[string]string{
 	"DateStyle":                        "SQL, DMY",

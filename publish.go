@@ -460,13 +460,13 @@ var errStale = errors.New("topic and queue settings change too often")
 // and that the cleanup removes.
 const insertMessagesSQL = `
 WITH inserted AS (
-    INSERT INTO queued.messages (id, queue_key, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.size, p.request_id, p.traceparent,
+    INSERT INTO queued.messages (id, queue_key, data, attributes, bytes, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.bytes, p.request_id, p.traceparent,
            now() + make_interval(secs => ($8::integer[])[n]),
            now() + make_interval(secs => ($9::integer[])[n]),
            now(), now()
     FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[], $12::text[])
-        AS p (data, attributes, size, first, last, request_id, traceparent)
+        AS p (data, attributes, bytes, first, last, request_id, traceparent)
     CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
     WHERE (SELECT version FROM queued.settings) = $10
     RETURNING seq
@@ -477,13 +477,13 @@ FROM inserted`
 // insertGroupedSQL is insertMessagesSQL for messages of which some have a group.
 const insertGroupedSQL = `
 WITH inserted AS (
-    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, size, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.size, p.request_id, p.traceparent,
+    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.bytes, p.request_id, p.traceparent,
            now() + make_interval(secs => ($8::integer[])[n]),
            now() + make_interval(secs => ($9::integer[])[n]),
            now(), now()
     FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[], $12::text[], $13::text[])
-        AS p (data, attributes, size, first, last, request_id, traceparent, group_id)
+        AS p (data, attributes, bytes, first, last, request_id, traceparent, group_id)
     CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
     WHERE (SELECT version FROM queued.settings) = $10
     RETURNING seq, queue_key, group_id, scheduled_at AS due_at

@@ -176,7 +176,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3, 4)
-	s.changeMessages("size = 100")
+	s.changeMessages("bytes = 100")
 	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
 	for _, want := range []int{1, 2, 1} { // one in any case
@@ -255,7 +255,7 @@ func TestLongPollIsAnsweredAtTheAckDeadlineOfAnotherServersLease(t *testing.T) {
 // leased publishes a message that waits for its receiver in t already, receives
 // it with another receiver, and returns its id.
 func leased(s *testServer) string {
-	s.exec(`INSERT INTO queued.messages (id, queue_key, data, size, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
+	s.exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
 		SELECT gen_random_uuid(), key, '{"n":1}', 7, true, 1, now() + interval '1 h', now() + interval '1 h', now(), now()
 		FROM queued.queues WHERE id = 't'`)
 	return s.idOf("t")
@@ -436,7 +436,7 @@ func TestReceiverThatHangsUpDuringAClaimTakesNothing(t *testing.T) {
 	}
 	s.engine.wake("t", time.Time{})
 	s.waitForLocks(1)
-	if _, err := tx.Exec(`INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
+	if _, err := tx.Exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
 		SELECT gen_random_uuid(), key, '{"n":1}', 7, now() + interval '1 h', now(), now(), now() FROM queued.queues`); err != nil {
 		t.Fatal(err)
 	}

@@ -122,17 +122,17 @@ func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 
 const restoreMessagesSQL = `
 WITH restored AS (
-    INSERT INTO queued.messages (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, updated_at,
+    INSERT INTO queued.messages (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, updated_at,
                                  group_id, job_id, max_deliveries, request_id, traceparent)
     OVERRIDING SYSTEM VALUE
-    SELECT u.id, u.queue_key, u.seq, u.data, u.attributes, u.size, u.delivery_attempts, u.expired_at, u.scheduled_at, u.created_at, now(),
+    SELECT u.id, u.queue_key, u.seq, u.data, u.attributes, u.bytes, u.delivery_attempts, u.expired_at, u.scheduled_at, u.created_at, now(),
            u.group_id, u.job_id, nullif(u.max_deliveries, 0), u.request_id, u.traceparent
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
                 $11::text[], $12::text[], $13::integer[], $15::text[], $16::text[])
-        AS u (id, queue_key, seq, data, attributes, size, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, request_id, traceparent)
+        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, request_id, traceparent)
     RETURNING queue_key, group_id, scheduled_at, seq
 ), forgotten AS (
-    DELETE FROM queued.consumed c
+    DELETE FROM queued.consumed_messages c
     USING unnest($2::bigint[], $3::bigint[], $14::timestamptz[]) AS u (queue_key, seq, consumed_at)
     WHERE c.queue_key = u.queue_key
         AND c.consumed_at = u.consumed_at

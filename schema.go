@@ -48,13 +48,15 @@ BEGIN
     IF to_regclass('queued.schema_version') IS NOT NULL THEN
         SELECT coalesce(max(version), 0) INTO have FROM queued.schema_version;
     END IF;
+    IF have > 0 AND (%[5]s) THEN
+        RAISE EXCEPTION '%[6]s';
+    END IF;
     IF have > %[2]d THEN
         RAISE EXCEPTION 'the database has a newer schema: version %%, this queued supports %[2]d', have;
     END IF;
-`, version(), len(steps), int64(schemaLock), migrationSettings)
+`, version(), len(steps), int64(schemaLock), migrationSettings, selectUnreleasedSQL, schemaUnreleased)
 	for i, step := range steps {
-		_, statements, _ := strings.Cut(step, "\n")
-		fmt.Fprintf(&b, "    IF have < %d THEN EXECUTE $step$\n%s\n$step$; END IF;\n", i+1, strings.Trim(statements, "\n"))
+		fmt.Fprintf(&b, "    IF have < %d THEN EXECUTE $step$\n%s\n$step$; END IF;\n", i+1, strings.Trim(step, "\n"))
 	}
 	fmt.Fprintf(&b, `    IF have < %[1]d THEN
         INSERT INTO queued.schema_version (version) VALUES (%[1]d);

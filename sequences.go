@@ -33,7 +33,7 @@ FROM (
         (SELECT max(key) FROM queued.deleted_queues),
         (SELECT max(queue_key) FROM queued.messages),
         (SELECT max(queue_key) FROM queued.groups),
-        (SELECT max(queue_key) FROM queued.consumed)
+        (SELECT max(queue_key) FROM queued.consumed_messages)
     ) AS key
 ) held
 CROSS JOIN queued.queues_key_seq s

@@ -34,7 +34,7 @@ func TestOlderSchemaIsCarriedForwardWithItsMessages(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1)
-	steps := append(schemaSteps(), fmt.Sprintf("%d: what a later version may add\nALTER TABLE queued.messages ADD COLUMN later integer;\n", len(schemaSteps())+1))
+	steps := append(schemaSteps(), "ALTER TABLE queued.messages ADD COLUMN later integer;\n")
 	for range 2 {
 		if err := s.store.migrate(context.Background(), steps); err != nil {
 			t.Fatal(err)
@@ -56,10 +56,41 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	}
 }
 
+func TestSchemaFromBeforeTheFirstReleaseIsRefused(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "template1")
+	s := newTestStoreOn(t, dsn)
+	if _, err := s.db.Exec(`CREATE SCHEMA queued;
+		CREATE TABLE queued.schema_version (version integer PRIMARY KEY);
+		CREATE TABLE queued.messages (id uuid PRIMARY KEY, size integer NOT NULL);
+		INSERT INTO queued.messages VALUES (gen_random_uuid(), 1)`); err != nil {
+		t.Fatal(err)
+	}
+	for _, version := range []int{1, len(schemaSteps()), 7} {
+		if _, err := s.db.Exec("TRUNCATE queued.schema_version"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.db.Exec("INSERT INTO queued.schema_version VALUES ($1)", version); err != nil {
+			t.Fatal(err)
+		}
+		const want = "DROP SCHEMA queued CASCADE"
+		if got := startOn(t, dsn); !strings.Contains(got, want) || strings.Contains(got, "\n") {
+			t.Errorf("the start on version %d ends with %q, want %q", version, got, want)
+		}
+		if _, err := newTestDB(t, dsn).Exec(scriptFor(t, "")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the printed schema on version %d: %v, want %q", version, err, want)
+		}
+	}
+	var n int
+	if err := s.db.QueryRow("SELECT count(*) FROM queued.messages").Scan(&n); err != nil || n != 1 {
+		t.Errorf("%d messages are left, %v, want 1", n, err)
+	}
+}
+
 func TestFailedMigrationChangesNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
-	steps := append(schemaSteps(), "next\nCREATE TABLE queued.half ();", "and next\nbroken")
+	steps := append(schemaSteps(), "CREATE TABLE queued.half ();", "broken")
 	if err := s.migrate(context.Background(), steps); err == nil {
 		t.Error("migrate with a broken step succeeded")
 	}
@@ -199,8 +230,8 @@ func TestAckFindsAMessageThatIsBeingMoved(t *testing.T) {
 	}
 	defer tx.Rollback()
 	if _, err := tx.Exec(`WITH gone AS (DELETE FROM queued.messages RETURNING *)
-		INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
-		SELECT gone.id, q.key, data, size, expired_at, scheduled_at, gone.created_at, gone.updated_at FROM gone, queued.queues q WHERE q.id = 'to'`); err != nil {
+		INSERT INTO queued.messages (id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
+		SELECT gone.id, q.key, data, bytes, expired_at, scheduled_at, gone.created_at, gone.updated_at FROM gone, queued.queues q WHERE q.id = 'to'`); err != nil {
 		t.Fatal(err)
 	}
 	acked := make(chan reply, 1)
@@ -400,14 +431,14 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"nack":           {nackMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"extend":         {extendMessagesSQL, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
-		"restore":        {restoreMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_pkey"},
+		"restore":        {restoreMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_messages_pkey"},
 		"next due":       {selectNextDueSQL, []string{"'{t}'", "'{now}'", "'{now}'"}, "messages_due"},
 		"purge":          {purgeBatchSQL, []string{"1", "100", "false", "now()", "0", "10"}, "messages_due"},
 		"redrive":        {redriveBatchSQL, []string{"1", "now()", "100", "false", "now()", "0", "10", "'t'"}, "messages_due"},
 		"peek":           {selectPeekSQL, []string{"'t'", "0", "10", "1000000"}, "messages_due"},
-		"consumed":       {selectConsumedSQL, []string{"'t'", "0", "10", "1000000"}, "Backward using consumed_pkey"},
-		"find old":       {selectKeptLongEnoughSQL, nil, "consumed_pkey"},
-		"remove old":     {removeConsumedSQL, []string{"1", "now()", "now()", "0", "10"}, "consumed_pkey"},
+		"consumed":       {selectConsumedSQL, []string{"'t'", "0", "10", "1000000"}, "Backward using consumed_messages_pkey"},
+		"find old":       {selectKeptLongEnoughSQL, nil, "consumed_messages_pkey"},
+		"remove old":     {removeConsumedSQL, []string{"1", "now()", "now()", "0", "10"}, "consumed_messages_pkey"},
 		"message":        {selectMessageSQL, []string{"'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
 		"find expired":   {selectFrontsSQL, []string{"'{1}'", "'{false}'", "'{now}'"}, "messages_due"},
 		"find exhausted": {selectExhaustedSQL, nil, "messages_last_delivery"},
@@ -450,7 +481,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 			}
 			plan := explain1(t, conn, v.statement, v.args)
 			t.Logf("%s, %s:\n%s", name, when, plan)
-			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") || strings.Contains(plan, "Seq Scan on consumed") {
+			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") || strings.Contains(plan, "Seq Scan on consumed_messages") {
 				t.Errorf("%s, %s: not along %s:\n%s", name, when, v.index, plan)
 			}
 			lines := strings.Split(plan, "\n")
@@ -465,7 +496,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 				}
 			}
 			if strings.Contains(plan, "Sort Key: messages.scheduled_at") && name != "peek" || // which merges the oldest of both kinds
-				strings.Contains(plan, "Sort Key: consumed.consumed_at") {
+				strings.Contains(plan, "Sort Key: consumed_messages.consumed_at") {
 				t.Errorf("%s, %s: sorts what is due:\n%s", name, when, plan)
 			}
 		}

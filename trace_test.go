@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -408,40 +407,4 @@ func TestPublishesByOtherAPIsKeepTheirTraces(t *testing.T) {
 	s.must(200, "GET", "/dequeue/sharq/", "")
 	s.endLeases() // it comes back
 	checkDiff(t, "a job that comes back", "7/g// 8/g/a/"+testTraceparent, s.tracesIn("sharq"))
-}
-
-// That of the schema before messages had traces.
-func TestMessagesFromBeforeTracesAreCarriedForward(t *testing.T) {
-	t.Parallel()
-	dsn := newTestDatabase(t, "template1")
-	old := newTestStoreOn(t, dsn)
-	if err := old.migrate(t.Context(), schemaSteps()[:3]); err != nil {
-		t.Fatal(err)
-	}
-	for _, statement := range []string{
-		`INSERT INTO queued.queues (id, ack_deadline_seconds, message_retention_seconds, consumed_retention_seconds) VALUES ('q', 60, 3600, 3600)`,
-		`INSERT INTO queued.groups (queue_key, id, ready_at) SELECT key, 'g', now() FROM queued.queues`,
-		`INSERT INTO queued.messages (id, queue_key, group_id, data, size, created_at, updated_at, scheduled_at, expired_at)
-			SELECT gen_random_uuid(), key, group_id, format('{"n":%s}', n)::json, 7, now(), now(), now(), now() + interval '1 h'
-			FROM queued.queues, (VALUES (1, NULL), (2, 'g')) AS m (n, group_id)`,
-		`INSERT INTO queued.consumed (queue_key, consumed_at, seq, id, data, size, delivery_attempts, expired_at, scheduled_at, created_at)
-			SELECT key, now(), 0, gen_random_uuid(), '{"n":3}', 7, 1, now() + interval '1 h', now(), now() FROM queued.queues`,
-	} {
-		if _, err := old.db.Exec(statement); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := old.migrate(t.Context(), schemaSteps()); err != nil {
-		t.Fatal(err)
-	}
-	s := newTestServerOn(t, dsn)
-	checkDiff(t, "waits", "1/// 2/g//", s.tracesIn("q"))
-	checkDiff(t, "consumed", "3///", s.traces(s.must(200, "GET", "/queues/q/messages/consumed", "")))
-	s.tracing("a", testTraceparent).must(201, "POST", "/queues/q/messages", `{"data":{"n":4}}`)
-	for _, m := range s.receive("q", "?limit=3") {
-		s.must(204, "PUT", "/messages/"+m.ID+"/nack", "")
-	}
-	got := strings.Fields(s.traces(s.must(200, "GET", "/queues/q/messages"+allFields, "")))
-	slices.Sort(got)
-	checkDiff(t, "received", []string{"1///", "2/g//", "4//a/" + testTraceparent}, got)
 }

@@ -271,7 +271,7 @@ are messages per second; the server that is not measured is idle.
 // The statements of queued as pgbench can run them: rows are made by
 // PostgreSQL, and ids do not leave it.
 const pgbenchInsert = `
-INSERT INTO queued.messages (id, queue_key, data, size, expired_at, scheduled_at, created_at, updated_at)
+INSERT INTO queued.messages (id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
 SELECT gen_random_uuid(), :key, ('{"pad":"' || repeat('a', 190) || '"}')::json, 200, now() + interval '1 h', now(), now(), now()
 FROM generate_series(1, 100);
 `
@@ -359,7 +359,7 @@ the same table, which inserts 100 rows per commit, or inserts, claims and delete
 
 // rows inserts messages behind the server's back.
 func (v *server) rows(queueID string, many int, scheduledAt string, inFlight bool) error {
-	_, err := v.sql(fmt.Sprintf(`INSERT INTO queued.messages (id, queue_key, data, size, in_flight, expired_at, scheduled_at, created_at, updated_at)
+	_, err := v.sql(fmt.Sprintf(`INSERT INTO queued.messages (id, queue_key, data, bytes, in_flight, expired_at, scheduled_at, created_at, updated_at)
 		SELECT gen_random_uuid(), key, ('{"pad":"' || repeat('a', 190) || '"}')::json, 200, %v, now() + interval '10 h', %s, now(), now()
 		FROM queued.queues, generate_series(1, %d) WHERE id = '%s'`, inFlight, scheduledAt, many, queueID))
 	return err

@@ -286,12 +286,12 @@ WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
            now() + make_interval(secs => a.seconds) AS due_at,
            a.uncounted,
-           ` + attemptsAfterNackSQL + ` >= ` + maxDeliveriesSQL + ` AS exhausted,
+           ` + attemptsAfterNackSQL + ` >= least(q.delivery_limit, m.max_deliveries) AS exhausted,
            q.dead_queue_id AS destination_id
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[]) AS a (id, leased_until, seconds, uncounted)
     JOIN queued.messages m ON ` + thatOneSQL + `
     CROSS JOIN LATERAL (
-        SELECT dead_queue_id, message_max_deliveries
+        SELECT dead_queue_id, delivery_limit
         FROM queued.queues
         WHERE key = m.queue_key
         OFFSET 0 -- messages are found by their ids, not by their queues

@@ -134,7 +134,7 @@ const wakeMovedSQL = `), woken AS (
 
 const redriveBatchSQL = `
 WITH source AS MATERIALIZED (
-    SELECT CASE WHEN dead_queue_id IS NULL THEN NULL ELSE message_max_deliveries END AS max_deliveries
+    SELECT delivery_limit
     FROM queued.queues
     WHERE key = $1
 ), destination AS MATERIALIZED (
@@ -149,7 +149,7 @@ WITH source AS MATERIALIZED (
         AND scheduled_at <= $2
         AND seq <= $3
         AND expired_at > now()
-        AND delivery_attempts < least((SELECT max_deliveries FROM source), max_deliveries, 2147483647)
+        AND delivery_attempts < least((SELECT delivery_limit FROM source), max_deliveries)
         AND EXISTS (SELECT FROM destination)
     ORDER BY (group_id IS NULL), scheduled_at, seq
     LIMIT $7
@@ -170,7 +170,7 @@ SELECT EXISTS (
         AND m.scheduled_at <= $2
         AND m.seq <= $3
         AND m.expired_at > now()
-        AND m.delivery_attempts < ` + maxDeliveriesSQL + `
+        AND m.delivery_attempts < least(q.delivery_limit, m.max_deliveries)
 )`
 
 // redrive moves the messages of the queue that could be received when it was called

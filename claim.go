@@ -11,7 +11,7 @@ import (
 type leaseTerms struct {
 	queueKey      int64
 	ackDeadline   time.Duration
-	maxDeliveries int // the largest there is if messages are never exhausted
+	deliveryLimit int // queues.delivery_limit
 	keepsConsumed bool
 
 	deliveryInterval time.Duration
@@ -25,8 +25,7 @@ type leaseTerms struct {
 const groupsUnnoticed = time.Second
 
 const selectLeaseTermsSQL = `
-SELECT s.version, q.key, q.ack_deadline_seconds,
-       CASE WHEN q.dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(q.message_max_deliveries, 2147483647) END,
+SELECT s.version, q.key, q.ack_deadline_seconds, q.delivery_limit,
        coalesce(q.delivery_interval_ms, 0), q.ordered,
        EXISTS (SELECT FROM queued.groups g WHERE g.queue_key = q.key AND g.ready_at >= $2 AND g.ready_at < 'infinity'),
        q.consumed_retention_seconds IS NOT NULL
@@ -40,7 +39,7 @@ func (s *pinnedConn) readLeaseTerms(queueID string, groupsSince time.Time) error
 	var version int64
 	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
 		var seconds, ms int64
-		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.maxDeliveries, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed)
+		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed)
 		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
 		terms.readAt = time.Now()
 		return terms, err
@@ -193,7 +192,7 @@ func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimSta
 // claimUngrouped is claimBoth for messages without a group.
 func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from time.Time, limit, budget int) (c claimPart, err error) {
 	name, statement := "claim", claimMessagesSQL
-	args := []any{terms.queueKey, terms.maxDeliveries, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
+	args := []any{terms.queueKey, terms.deliveryLimit, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
 	if at.consumes {
 		name, statement, args = "consume", consumeMessagesSQL, args[:6]
 		if terms.keepsConsumed {
@@ -251,7 +250,7 @@ SELECT q.id, now(), (
         AND m.scheduled_at >= coalesce(a.due_since, '-infinity')
         AND (m.scheduled_at > now()
             OR m.expired_at > now()
-                AND (q.dead_queue_id IS NULL OR q.message_max_deliveries IS NULL OR m.delivery_attempts < q.message_max_deliveries))
+                AND m.delivery_attempts < least(q.delivery_limit, m.max_deliveries))
     ORDER BY m.scheduled_at, m.seq
     LIMIT 1
 ), (

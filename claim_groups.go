@@ -391,6 +391,6 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited 
 		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
 			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.trace.requestID, &m.trace.traceparent, &m.groupDelivery.before, &m.groupDelivery.after, &m.groupDelivery.manyEnded)
 		return m, err
-	}, statement, terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.maxDeliveries, limit, budget,
+	}, statement, terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.deliveryLimit, limit, budget,
 		int(hidden/time.Second), at.consumes)
 }

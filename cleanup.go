@@ -128,13 +128,13 @@ WHERE EXISTS (
     WHERE m.queue_key = q.key
         AND m.last_delivery
         AND m.scheduled_at <= now()
-        AND m.delivery_attempts >= ` + maxDeliveriesSQL + `
+        AND m.delivery_attempts >= least(q.delivery_limit, m.max_deliveries)
 )
 ORDER BY q.id`
 
 const moveExhaustedSQL = `
 WITH source AS MATERIALIZED (
-    SELECT CASE WHEN dead_queue_id IS NOT NULL THEN message_max_deliveries END AS max_deliveries, dead_queue_id
+    SELECT delivery_limit, dead_queue_id
     FROM queued.queues
     WHERE key = $1
 ), due AS MATERIALIZED (
@@ -145,7 +145,7 @@ WITH source AS MATERIALIZED (
         AND scheduled_at >= $3 -- several have the same time, and one may be left over
         AND scheduled_at <= now()
         AND expired_at > now()
-        AND delivery_attempts >= least((SELECT max_deliveries FROM source), max_deliveries, 2147483647)
+        AND delivery_attempts >= least((SELECT delivery_limit FROM source), max_deliveries)
     ORDER BY scheduled_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
@@ -336,7 +336,7 @@ const (
 	selectWalkSQL = `
 SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint,
        coalesce(min(message_retention_seconds), 0),
-       coalesce(hashtextextended(string_agg(key || ' ' || message_max_deliveries, ',' ORDER BY key) FILTER (WHERE dead_queue_id IS NOT NULL), 0), 0)
+       coalesce(hashtextextended(string_agg(key || ' ' || delivery_limit, ',' ORDER BY key) FILTER (WHERE dead_queue_id IS NOT NULL), 0), 0)
 FROM queued.queues`
 
 	selectExpirySQL = `
@@ -373,8 +373,7 @@ WITH exhausted AS MATERIALIZED (
     WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
         AND m.ctid < format('(%s,0)', $2::bigint)::tid
         AND NOT m.last_delivery
-        AND q.dead_queue_id IS NOT NULL
-        AND m.delivery_attempts >= q.message_max_deliveries
+        AND m.delivery_attempts >= q.delivery_limit
     FOR UPDATE OF m SKIP LOCKED
 )
 UPDATE queued.messages m

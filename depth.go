@@ -165,7 +165,7 @@ SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigi
 // PostgreSQL from reusing the space of what is gone.
 const countMessagesSQL = `
 WITH q AS MATERIALIZED (
-    SELECT key, dead_queue_id, message_max_deliveries
+    SELECT key, delivery_limit
     FROM queued.queues
 ), found AS (
     SELECT q.key AS queue_key, m.created_at, ` + messageStateSQL + ` AS state

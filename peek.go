@@ -11,7 +11,7 @@ import (
 const messageStateSQL = `
     CASE
         WHEN m.in_flight AND m.scheduled_at > now() THEN 'in_flight'
-        WHEN m.delivery_attempts >= ` + maxDeliveriesSQL + ` THEN 'exhausted'
+        WHEN m.delivery_attempts >= least(q.delivery_limit, m.max_deliveries) THEN 'exhausted'
         WHEN m.scheduled_at > now() THEN 'delayed'
         ELSE 'ready'
     END`

@@ -55,6 +55,9 @@ CREATE TABLE queued.queues (
     delivery_interval_ms       integer CHECK (delivery_interval_ms >= 0),
     ordered                    boolean NOT NULL DEFAULT false,
     consumed_retention_seconds integer CHECK (consumed_retention_seconds > 0),
+    delivery_limit             integer NOT NULL GENERATED ALWAYS AS (
+                                   CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
+                               ) STORED, -- the rule in one place; statements compare with least(delivery_limit, messages.max_deliveries)
     groups_changed_in          bigint, -- a later change asks for another check of all groups
     created_at                 timestamptz NOT NULL DEFAULT now(),
     updated_at                 timestamptz NOT NULL DEFAULT now()
@@ -75,6 +78,7 @@ COMMENT ON COLUMN queued.queues.delivery_delay_seconds     IS 'How long a new me
 COMMENT ON COLUMN queued.queues.delivery_interval_ms       IS 'Time between two deliveries from a group without an interval of its own; null: none';
 COMMENT ON COLUMN queued.queues.ordered                    IS 'A message of a group is delivered only after the one before was acked or left the queue';
 COMMENT ON COLUMN queued.queues.consumed_retention_seconds IS 'How long consumed messages are kept; null: not at all';
+COMMENT ON COLUMN queued.queues.delivery_limit             IS 'Deliveries after which a message is exhausted; 2147483647: never';
 COMMENT ON COLUMN queued.queues.groups_changed_in          IS 'Version of the settings whose change the groups have yet to be checked for; null: they have been';
 
 CREATE TABLE queued.deleted_queues (

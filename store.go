@@ -445,9 +445,6 @@ func (s *store) deleteQueue(ctx context.Context, id string) error {
 	return s.deleteOne(ctx, "delete_queue", errQueueNotFound, deleteQueueSQL, id)
 }
 
-// maxDeliveriesSQL is after how many deliveries a message m of a queue q is exhausted.
-const maxDeliveriesSQL = `least(CASE WHEN q.dead_queue_id IS NOT NULL THEN q.message_max_deliveries END, m.max_deliveries, 2147483647)`
-
 const selectStatsSQL = `
 SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))), 0)::bigint
 FROM queued.queues q
@@ -455,7 +452,7 @@ LEFT JOIN queued.messages m
     ON m.queue_key = q.key
     AND m.scheduled_at <= now()
     AND m.expired_at > now()
-    AND m.delivery_attempts < ` + maxDeliveriesSQL + `
+    AND m.delivery_attempts < least(q.delivery_limit, m.max_deliveries)
 WHERE q.id = $1
 GROUP BY q.id`
 

@@ -63,12 +63,6 @@ func (s *server) addSlash(r *http.Request) {
 // sharQDefault is the queue of a dequeue that names none.
 const sharQDefault = "default"
 
-// Defaults of settings.
-const (
-	defaultAckDeadline  = 60 // seconds
-	defaultRequeueLimit = -1 // a job comes back for ever
-)
-
 // validName reports whether SharQ takes a name of a queue type, queue id or job.
 func validName(name string) bool {
 	return validID(name) && len(name) <= 100 && !strings.Contains(name, ".")

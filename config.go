@@ -113,7 +113,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.check("max-body", within(&l.maxBody, 1, 64<<20))
 	f.IntVar(&l.maxLimit, "max-limit", 1000, "maximum `number` of items in a list, and of messages in a receive")
 	f.check("max-limit", within(&l.maxLimit, 1, 10000))
-	f.IntVar(&l.requeueLimit, "requeue-limit", defaultRequeueLimit, "default requeue `limit` of SharQ jobs; -1 means the queue's message_max_deliveries")
+	f.IntVar(&l.requeueLimit, "requeue-limit", -1, "default requeue `limit` of SharQ jobs; -1 means the queue's message_max_deliveries")
 	f.check("requeue-limit", within(&l.requeueLimit, -1, math.MaxInt32-1))
 
 	f.DurationVar(&c.drainDelay, "drain-delay", 0, "`time` to keep accepting connections after SIGTERM")
@@ -123,18 +123,18 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		}
 		return nil
 	})
-	f.IntVar(&c.maxConnections, "max-connections", defaultMaxConnections, "maximum open `connections`; at the limit the one idle or stalled longest is closed")
+	f.IntVar(&c.maxConnections, "max-connections", 16_000, "maximum open `connections`; at the limit the one idle or stalled longest is closed")
 	f.check("max-connections", positive(&c.maxConnections))
-	f.Int64Var(&c.maxInHand, "max-buffered-bytes", defaultMaxInHand, "maximum `bytes` of requests and responses in memory; at the limit requests get 503")
+	f.Int64Var(&c.maxInHand, "max-buffered-bytes", 256<<20, "maximum `bytes` of requests and responses in memory; at the limit requests get 503")
 	f.check("max-buffered-bytes", func() error {
 		if least := 4 * max(l.maxBody, maxBatchBody); c.maxInHand < least {
 			return fmt.Errorf("must be at least %d, which is four of the largest requests", least)
 		}
 		return nil
 	})
-	f.DurationVar(&c.transferTimeout, "transfer-timeout", defaultTransferTimeout, "maximum `time` for a client to send a request body or to read a response")
+	f.DurationVar(&c.transferTimeout, "transfer-timeout", 30*time.Second, "maximum `time` for a client to send a request body or to read a response")
 	f.check("transfer-timeout", positive(&c.transferTimeout))
-	f.DurationVar(&c.idleTimeout, "idle-timeout", defaultIdleTimeout, "maximum `time` a connection may stay open without a request")
+	f.DurationVar(&c.idleTimeout, "idle-timeout", 3*time.Minute, "maximum `time` a connection may stay open without a request")
 	f.check("idle-timeout", positive(&c.idleTimeout))
 
 	var allowedHosts string
@@ -176,7 +176,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 			return nil
 		})
 	}
-	f.IntVar(&l.defaultAckDeadline, "default-ack-deadline-seconds", defaultAckDeadline, "ack deadline in `seconds` of queues created by first use (SharQ and pgQueue APIs)")
+	f.IntVar(&l.defaultAckDeadline, "default-ack-deadline-seconds", 60, "ack deadline in `seconds` of queues created by first use (SharQ and pgQueue APIs)")
 	f.check("default-ack-deadline-seconds", func() error {
 		if l.defaultAckDeadline < l.ackDeadline.min || l.defaultAckDeadline > l.ackDeadline.max {
 			return errors.New("must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")

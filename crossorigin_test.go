@@ -16,7 +16,7 @@ import (
 func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.server.allowedHosts = []string{"queue.example"}
+	s.server.hosts.allowed = []string{"queue.example"}
 	port := s.url[strings.LastIndex(s.url, ":"):]
 	here := "Host: 127.0.0.1" + port
 	elsewhere := [][]string{
@@ -158,7 +158,7 @@ func exchangeBytes(s *testServer, request string) string {
 func TestAllHostsMayBeAllowed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.server.allowedHosts = []string{"*"}
+	s.server.hosts.allowed = []string{"*"}
 	checkDiff(t, "under another name", 200, s.raw("GET", "/readyz", "", "Host: any.example:80").StatusCode)
 	checkDiff(t, "from a page elsewhere", 403, s.raw("POST", "/topics", "", "Host: any.example", "Origin: https://evil.example").StatusCode)
 }
@@ -166,7 +166,7 @@ func TestAllHostsMayBeAllowed(t *testing.T) {
 func TestPagesOfTheServerAndProgramsAreServed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.server.allowedHosts = []string{"queue.example"}
+	s.server.hosts.allowed = []string{"queue.example"}
 	port := s.url[strings.LastIndex(s.url, ":"):]
 	s.mustTopic("t")
 	for what, headers := range map[string][]string{

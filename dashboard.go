@@ -118,7 +118,7 @@ func (s *server) overview(r *request) error {
 	if r.token != nil {
 		v.Token = &overviewToken{r.token.name, r.token.admin}
 	}
-	counted, at := s.counter.latest()
+	counted, at := s.depth.latest()
 	counts := make(map[string]*queueDepth, len(counted))
 	for i := range counted {
 		counts[counted[i].queueID] = &counted[i]

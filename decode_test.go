@@ -21,7 +21,7 @@ func FuzzForms(f *testing.F) {
 	} {
 		f.Add([]byte(seed))
 	}
-	l := testLimits()
+	l := mustTestConfig(f).limits
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		form := parseBody(raw)
 		id := form.id("id", true)

@@ -651,7 +651,7 @@ func TestPagesElsewhereCannotUseALocalServer(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1)
-	s.server.allowedHosts = []string{"queue.example"}
+	s.server.hosts.allowed = []string{"queue.example"}
 	for _, v := range []struct {
 		method, path, name, value string
 		status                    int

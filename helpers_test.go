@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -160,18 +161,14 @@ type testServer struct {
 	t testing.TB
 }
 
-func testLimits() limits {
-	return limits{
-		ackDeadline:        bounds{1, 600},
-		messageRetention:   bounds{600, 1209600},
-		maxDeliveries:      bounds{1, 1000},
-		deliveryDelay:      bounds{1, 900},
-		defaultAckDeadline: defaultAckDeadline,
-		requeueLimit:       defaultRequeueLimit,
-		maxLimit:           1000,
-		maxWait:            testTimeout.Seconds(),
-		maxBody:            1 << 20,
+// mustTestConfig returns the defaults of the flags, but receives may wait longer.
+func mustTestConfig(t testing.TB) *config {
+	t.Helper()
+	c, err := parseConfig([]string{"-data-dir", "none", "-max-wait", testTimeout.String()}, func(string) string { return "" }, io.Discard)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return c
 }
 
 // mustEngine starts an engine whose slow look never comes: a lost wake-up shows
@@ -210,8 +207,19 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	e := mustEngine(t, d, m, defaultQuickSweep)
 	counter := newDepthCollector(db, log, m)
 	m.registry.MustRegister(counter)
-	s := newServer(log, &store{db, m}, e, m, counter, testLimits())
-	s.checkHost = true
+	c := mustTestConfig(t)
+	s := newServer(serverConfig{
+		log:             log,
+		store:           &store{db, m},
+		engine:          e,
+		metrics:         m,
+		depth:           counter,
+		limits:          c.limits,
+		hosts:           hostPolicy{onLoopback: true},
+		tokens:          new(atomic.Pointer[tokens]),
+		admission:       newAdmission(log, c.maxConnections, c.maxInHand),
+		transferTimeout: c.transferTimeout,
+	})
 	s.ready.Store(true)
 	h := httptest.NewUnstartedServer(s)
 	h.Listener = listener{Listener: h.Listener, admission: s.admission}

@@ -844,6 +844,26 @@ func TestProfilesAreServedOnlyWhereAskedFor(t *testing.T) {
 	r.client().must(404, "GET", "/debug/pprof/goroutine", "")
 }
 
+func TestConnectionsForProfilesEndWithTheServer(t *testing.T) {
+	t.Parallel()
+	address := freeAddress(t)
+	r := runServer(t, "-database-url", newTestDatabase(t, "queued"), "-debug-listen", address)
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /debug/pprof/ HTTP/1.1\r\n") // and no more
+	r.stop()
+	if err := r.await(); err != nil {
+		t.Errorf("run = %v", err)
+	}
+	conn.SetReadDeadline(time.Now().Add(testTimeout))
+	if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) || err == nil {
+		t.Errorf("the connection is open: %v", err)
+	}
+}
+
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := newDataDir(t)

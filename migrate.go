@@ -149,23 +149,23 @@ func (s *store) check(ctx context.Context) error {
 	return err
 }
 
-// prepareUntilDone brings the schema up to date, by a store that is patient, and
-// applies the topology, trying again for as long as the database is not there. It
-// returns an error if trying again is in vain.
-func prepareUntilDone(ctx context.Context, d *database, s, patient *store, t *topology, log *slog.Logger) error {
-	return tryUntilDone(ctx, log, func() error {
+// prepareDatabase checks the database, migrates its schema through a store without a
+// statement timeout, and applies the topology. It retries while the database is
+// unavailable.
+func prepareDatabase(ctx context.Context, d *database, s, unlimited *store, t *topology, log *slog.Logger) error {
+	return retry(ctx, log, func() error {
 		err := checkEncoding(ctx, s)
 		if err == nil {
 			err = checkSessions(ctx, s)
 		}
 		if err == nil {
-			err = patient.migrate(ctx, schemaSteps())
+			err = unlimited.migrate(ctx, schemaSteps())
 		}
 		if err == nil {
 			err = s.check(ctx)
 		}
 		if err == nil {
-			err = d.sequences.raiseOn(ctx, patient.db)
+			err = d.sequences.raiseOn(ctx, unlimited.db)
 		}
 		if err == nil && t != nil {
 			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {
@@ -176,15 +176,17 @@ func prepareUntilDone(ctx context.Context, d *database, s, patient *store, t *to
 	})
 }
 
-// tryUntilDone tries again each second, for as long as ctx lasts, and returns an
-// error if that is in vain.
-func tryUntilDone(ctx context.Context, log *slog.Logger, try func() error) error {
-	var said string
+// retry calls try each second until it succeeds. It returns an error if ctx is done,
+// or if only the user can remove the cause.
+func retry(ctx context.Context, log *slog.Logger, try func() error) error {
+	var logged string
 	for {
 		err := try()
 		switch {
-		case err == nil || ctx.Err() != nil:
+		case err == nil:
 			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
 		case errors.Is(err, errNotFound): // what the topology refers to
 			return err
 		case hopeless(err):
@@ -193,13 +195,13 @@ func tryUntilDone(ctx context.Context, log *slog.Logger, try func() error) error
 			}
 			return fmt.Errorf("database: %w", err)
 		}
-		if said != err.Error() {
-			said = err.Error()
+		if logged != err.Error() {
+			logged = err.Error()
 			log.Warn("database unavailable, retrying", "error", err)
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return ctx.Err()
 		case <-time.After(time.Second):
 		}
 	}

@@ -1,12 +1,13 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"sync/atomic"
+	"syscall"
 )
 
 // reloadedFiles are the files that are read at the start, and again on SIGHUP:
@@ -39,22 +40,27 @@ func (v *reloadedFiles) read() error {
 	return nil
 }
 
-// watch reads the files on each hang-up, until ctx is done. Without any there is
-// nothing to read: then a hang-up is that of the terminal, and ends the server.
-func (v *reloadedFiles) watch(ctx context.Context, hangUps <-chan os.Signal, log *slog.Logger, end func()) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangUps:
+// watch reads the files on each SIGHUP. Without files a SIGHUP comes from a terminal
+// that was closed, and calls end. The caller stops it; stop returns when it has ended.
+func (v *reloadedFiles) watch(log *slog.Logger, end func()) (stop func()) {
+	signals, ended := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		defer close(ended)
+		for range signals {
+			if v.tokenFile == "" && v.certFile == "" {
+				end()
+			} else if err := v.read(); err != nil {
+				log.Error("reload failed, keeping the previous tokens and certificate", "error", err)
+			} else {
+				log.Info("tokens and certificate reloaded")
+			}
 		}
-		if v.tokenFile == "" && v.certFile == "" {
-			end()
-		} else if err := v.read(); err != nil {
-			log.Error("reload failed, keeping the previous tokens and certificate", "error", err)
-		} else {
-			log.Info("tokens and certificate reloaded")
-		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+		<-ended
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"database/sql"
 	"errors"
 	"fmt"
 	"io"
@@ -20,188 +21,300 @@ import (
 	"time"
 )
 
-// Bounds of the end of the program.
 const (
-	drainTimeout = 15 * time.Second // after that connections are cut
-	closeTimeout = 5 * time.Second  // after that statements are abandoned
+	drainTimeout = 15 * time.Second       // for requests to finish
+	cutTimeout   = 100 * time.Millisecond // for responses that are being written after that
+	closeTimeout = 5 * time.Second        // for statements to finish
+
+	headerTimeout = 10 * time.Second
+	maxHeader     = 64 << 10
 )
 
-// serve runs the server until ctx is done, and then drains it: everything that
-// was begun is finished, or cut after drainTimeout, or at once by a second signal.
-func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
-	log := newLog(stderr, c.logLevel, c.logFormat)
-	errorLog := slog.NewLogLogger(log.Handler(), slog.LevelDebug) // of net/http: what clients do wrong
+// process is a server and what it runs on. serve creates the parts in this order and
+// ends them in the reverse order.
+type process struct {
+	*config
+	log   *slog.Logger
+	files *reloadedFiles
 
-	files := &reloadedFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}
-	if err := files.read(); err != nil {
+	public, profiling net.Listener // profiling is nil without -debug-listen
+
+	postgres   *privatePostgres // nil with -database-url
+	database   *database
+	db         *sql.DB // pool for requests and the cleanup
+	unlimited  *sql.DB // pool for statements without a timeout
+	metrics    *metrics
+	store      *store
+	engine     *engine
+	depth      *depthCollector
+	server     *server
+	background sync.WaitGroup
+	failed     chan error // errors that end the process
+
+	cut bool // the drain was cut short
+}
+
+// serve runs the server until ctx is done, and then drains it. When it returns,
+// everything that it started has ended.
+func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
+	p := &process{config: c, log: newLog(stderr, c.logLevel, c.logFormat), failed: make(chan error, 2)}
+	p.files = &reloadedFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}
+	if err := p.files.read(); err != nil {
 		return err
 	}
-	hangUps := make(chan os.Signal, 1)
-	signal.Notify(hangUps, syscall.SIGHUP)
-	defer signal.Stop(hangUps)
 	ctx, end := context.WithCancel(ctx)
-	var watching sync.WaitGroup
-	defer watching.Wait()
 	defer end()
-	watching.Go(func() { files.watch(ctx, hangUps, log, end) })
-
-	outer, err := net.Listen("tcp", c.listen)
-	if err != nil {
-		return fmt.Errorf("-listen: %w", err)
+	defer p.files.watch(p.log, end)()
+	if err := p.listen(); err != nil {
+		return err
 	}
-	defer outer.Close()
-
-	if c.debugListen != "" {
-		l, err := net.Listen("tcp", c.debugListen)
-		if err != nil {
-			return fmt.Errorf("-debug-listen: %w", err)
-		}
-		defer l.Close()
-		go (&http.Server{Handler: profiles(), ErrorLog: errorLog}).Serve(l)
-	}
-
-	if c.passwordInArguments {
-		log.Warn("other users can read the database password in the process list", "flag", "-database-url", "remedy", "set QUEUED_DATABASE_URL or a passfile instead")
-	}
-	if len(c.ignored) > 0 {
-		log.Info("ignoring connection parameters", "parameters", strings.Join(c.ignored, " "))
-	}
-	databaseURL := c.databaseURL
-	atOnce := false // the drain was cut short
-	var postgres *privatePostgres
-	if databaseURL == "" {
-		postgres, err = startPostgres(ctx, c.dataDir, log)
-		if err != nil && ctx.Err() != nil {
+	defer p.closeListeners()
+	defer func() { err = errors.Join(err, p.closeDatabases()) }()
+	if err := p.openDatabases(ctx); err != nil {
+		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
+		return err
+	}
+	if err := p.startEngine(); err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// listen opens the ports first, so that one in use ends the process at once.
+func (p *process) listen() (err error) {
+	if p.public, err = net.Listen("tcp", p.config.listen); err != nil {
+		return fmt.Errorf("-listen: %w", err)
+	}
+	if p.debugListen != "" {
+		if p.profiling, err = net.Listen("tcp", p.debugListen); err != nil {
+			p.public.Close()
+			return fmt.Errorf("-debug-listen: %w", err)
+		}
+	}
+	if p.tokenFile == "" && !p.onLoopback() {
+		p.log.Warn("authentication is disabled on a non-loopback address, see -token-file", "listen", p.public.Addr().String())
+	}
+	return nil
+}
+
+func (p *process) closeListeners() {
+	p.public.Close()
+	if p.profiling != nil {
+		p.profiling.Close()
+	}
+}
+
+// onLoopback reports whether only this machine reaches the server.
+func (p *process) onLoopback() bool {
+	address, ok := p.public.Addr().(*net.TCPAddr)
+	return ok && address.IP.IsLoopback()
+}
+
+// openDatabases starts the private PostgreSQL if there is no -database-url, and opens
+// the pools. It connects to nothing: prepare waits for the database.
+func (p *process) openDatabases(ctx context.Context) (err error) {
+	if p.passwordInArguments {
+		p.log.Warn("other users can read the database password in the process list", "flag", "-database-url", "remedy", "set QUEUED_DATABASE_URL or a passfile instead")
+	}
+	if len(p.ignored) > 0 {
+		p.log.Info("ignoring connection parameters", "parameters", strings.Join(p.ignored, " "))
+	}
+	url := p.databaseURL
+	if url == "" {
+		if p.postgres, err = startPostgres(ctx, p.dataDir, p.log); err != nil {
 			return fmt.Errorf("private PostgreSQL: %w", err)
 		}
-		defer func() { err = errors.Join(err, postgres.stop(atOnce)) }()
-		databaseURL = postgres.dsn("queued")
+		url = p.postgres.dsn("queued")
 	}
-	d, err := newDatabase(databaseURL)
-	if err != nil {
+	if p.database, err = newDatabase(url); err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
-	d.connections = shareConnections(c.maxDatabaseConnections)
-	d.commit = c.commit
-	if postgres != nil {
-		d.gate.close()
+	p.database.connections = shareConnections(p.maxDatabaseConnections)
+	p.database.commit = p.commit
+	if p.postgres != nil {
+		p.database.gate.close() // until it is ready
 	}
-	db, err := d.open(d.connections.requests)
-	if err != nil {
+	if p.db, err = p.database.open(p.database.connections.requests); err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
-	defer db.Close()
-	patient, err := d.openWithoutTimeout()
-	if err != nil {
+	if p.unlimited, err = p.database.openWithoutTimeout(); err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
-	defer patient.Close()
-	m := newMetrics(db)
-	s := &store{db, m}
-	e, err := newEngine(d, log, m, defaultFullSweep, defaultQuickSweep)
-	if err != nil {
-		return fmt.Errorf("-database-url: %w", err)
-	}
-	counter := newDepthCollector(db, log, m)
-	v := newServer(log, s, e, m, counter, c.limits)
-	v.allowedHosts = c.allowedHosts
-	address, _ := outer.Addr().(*net.TCPAddr)
-	v.checkHost = address != nil && address.IP.IsLoopback()
+	return nil
+}
 
-	v.tokens = &files.tokens
-	if c.tokenFile == "" && !v.checkHost {
-		log.Warn("authentication is disabled on a non-loopback address, see -token-file", "listen", outer.Addr().String())
+// closeDatabases closes what openDatabases opened, also if that failed halfway.
+func (p *process) closeDatabases() error {
+	for _, db := range []*sql.DB{p.unlimited, p.db} {
+		if db != nil {
+			db.Close()
+		}
 	}
-	v.admission = c.newRoom(log)
-	v.transferTimeout = c.transferTimeout
-	m.registry.MustRegister(v.admission)
-	var inner net.Listener = listener{outer, v.admission, c.tlsCert != ""}
-	if c.tlsCert != "" {
-		inner = tls.NewListener(inner, files.tlsConfig())
+	if p.postgres == nil {
+		return nil
 	}
-	h := &http.Server{
-		Handler:           v,
+	return p.postgres.stop(p.cut)
+}
+
+// startEngine starts the engine and builds the server around it. drain ends it.
+func (p *process) startEngine() (err error) {
+	p.metrics = newMetrics(p.db)
+	p.store = &store{p.db, p.metrics}
+	if p.engine, err = newEngine(p.database, p.log, p.metrics, defaultFullSweep, defaultQuickSweep); err != nil {
+		return fmt.Errorf("-database-url: %w", err)
+	}
+	p.depth = newDepthCollector(p.db, p.log, p.metrics)
+	connections := p.maxConnections
+	if most := max(maxFiles()-spareConnections-ownFiles, 1); connections > most {
+		p.log.Warn("open file limit is below -max-connections", "limit", most)
+		connections = most
+	}
+	tuneGC(memoryLimit(connections, p.maxInHand))
+	admission := newAdmission(p.log, connections, p.maxInHand)
+	p.metrics.registry.MustRegister(admission)
+	p.server = newServer(serverConfig{
+		log:             p.log,
+		store:           p.store,
+		engine:          p.engine,
+		metrics:         p.metrics,
+		depth:           p.depth,
+		limits:          p.limits,
+		hosts:           hostPolicy{onLoopback: p.onLoopback(), allowed: p.allowedHosts},
+		tokens:          &p.files.tokens,
+		admission:       admission,
+		transferTimeout: p.transferTimeout,
+	})
+	return nil
+}
+
+// gcPercent is by how much the heap grows between two garbage collections. A server
+// has a small heap: with Go's default of 100, collections take a fifth of its CPU.
+const gcPercent = 400
+
+// tuneGC sets the targets of the garbage collector, unless GOGC or GOMEMLIMIT in the
+// environment set them. The heap goes on growing while a collection runs, and the
+// program itself takes memory too, so the target is a tenth below the limit.
+func tuneGC(memoryLimit int64) {
+	if before := debug.SetGCPercent(gcPercent); before != 100 {
+		debug.SetGCPercent(before)
+	}
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
+		debug.SetMemoryLimit(memoryLimit - memoryLimit/10)
+	}
+}
+
+// run serves requests until ctx is done or something fails, and drains.
+func (p *process) run(ctx context.Context) (err error) {
+	errorLog := slog.NewLogLogger(p.log.Handler(), slog.LevelDebug) // mistakes of clients
+	public := &http.Server{
+		Handler:           p.server,
 		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       c.idleTimeout,
+		IdleTimeout:       p.idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnContext:       withConn,
 		ErrorLog:          errorLog,
 	}
-	data := describe(d.dsn)
-	if postgres != nil {
-		data = postgres.dir
-	}
-	failed := make(chan error, 2) // of the two that can fail: the migration and the listener
-	var background sync.WaitGroup
+	profiling := &http.Server{Handler: profiles(), ReadHeaderTimeout: headerTimeout, ErrorLog: errorLog}
 	backgroundCtx, stopBackground := context.WithCancel(context.Background())
-	background.Go(func() {
-		if postgres != nil {
-			if err := postgres.awaitReady(backgroundCtx); err != nil {
-				failed <- fmt.Errorf("private PostgreSQL: %w", err)
-				return
-			}
-			d.gate.open()
+	defer stopBackground()
+	p.background.Go(func() {
+		var l net.Listener = listener{p.public, p.server.admission, p.tlsCert != ""}
+		if p.tlsCert != "" {
+			l = tls.NewListener(l, p.files.tlsConfig())
 		}
-		if err := prepareUntilDone(backgroundCtx, d, s, &store{patient, m}, c.topology, log); err != nil {
-			failed <- err
-			return
-		}
-		if backgroundCtx.Err() != nil {
-			return
-		}
-		m.registry.MustRegister(counter) // before, it would count in vain, and say so
-		v.ready.Store(true)
-		// A standby, or a database that is read-only, can be looked at meanwhile.
-		if err := tryUntilDone(backgroundCtx, log, func() error { return s.ping(backgroundCtx) }); err != nil {
-			failed <- err
-			return
-		}
-		if backgroundCtx.Err() != nil {
-			return
-		}
-		if off, err := s.undurable(backgroundCtx); err == nil && len(off) > 0 {
-			log.Warn("PostgreSQL can lose committed messages in a crash", "disabled", strings.Join(off, ","))
-		}
-		log.Info("ready", "url", files.scheme()+"://"+outer.Addr().String(), "auth", files.auth(), "database", data)
-		clean := &cleanup{db: db, log: log, metrics: m, announce: e.announce}
-		background.Go(func() { clean.vacuum(backgroundCtx, patient, v.compact) })
-		clean.run(backgroundCtx, c.cleanupInterval)
+		p.failed <- public.Serve(l)
 	})
-	background.Go(func() { failed <- h.Serve(inner) })
+	if p.profiling != nil {
+		p.background.Go(func() {
+			if err := profiling.Serve(p.profiling); !errors.Is(err, http.ErrServerClosed) {
+				p.log.Error("profiles are no longer served", "error", err)
+			}
+		})
+	}
+	p.background.Go(func() {
+		if err := p.prepare(backgroundCtx); err != nil {
+			if backgroundCtx.Err() == nil {
+				p.failed <- err
+			}
+			return
+		}
+		p.cleanUp(backgroundCtx)
+	})
 
 	select {
-	case err = <-failed:
+	case err = <-p.failed:
 	case <-ctx.Done():
-		log.Info("draining")
-		v.draining.Store(true)
+		p.log.Info("draining")
+		p.server.draining.Store(true)
 	}
+	return errors.Join(err, p.drain(err != nil, stopBackground, public, profiling))
+}
 
-	// A second signal ends all this at once.
-	hurry, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+// prepare waits for the database, brings its schema up to date, and lets requests
+// in. It returns an error if ctx is done or waiting is of no use.
+func (p *process) prepare(ctx context.Context) error {
+	if p.postgres != nil {
+		if err := p.postgres.awaitReady(ctx); err != nil {
+			return fmt.Errorf("private PostgreSQL: %w", err)
+		}
+		p.database.gate.open()
+	}
+	if err := prepareDatabase(ctx, p.database, p.store, &store{p.unlimited, p.metrics}, p.topology, p.log); err != nil {
+		return err
+	}
+	p.metrics.registry.MustRegister(p.depth) // it logs an error without a schema
+	p.server.ready.Store(true)
+	// A standby or a read-only database serves requests that only read meanwhile.
+	if err := retry(ctx, p.log, func() error { return p.store.ping(ctx) }); err != nil {
+		return err
+	}
+	if off, err := p.store.undurable(ctx); err == nil && len(off) > 0 {
+		p.log.Warn("PostgreSQL can lose committed messages in a crash", "disabled", strings.Join(off, ","))
+	}
+	where := describe(p.database.dsn)
+	if p.postgres != nil {
+		where = p.postgres.dir
+	}
+	p.log.Info("ready", "url", p.files.scheme()+"://"+p.public.Addr().String(), "auth", p.files.auth(), "database", where)
+	return nil
+}
+
+// cleanUp runs the cleanup until ctx is done.
+func (p *process) cleanUp(ctx context.Context) {
+	c := &cleanup{db: p.db, log: p.log, metrics: p.metrics, announce: p.engine.announce}
+	p.background.Go(func() { c.vacuum(ctx, p.unlimited, p.server.compact) })
+	c.run(ctx, p.cleanupInterval)
+}
+
+// drain lets requests finish and ends what run has started. It keeps accepting
+// connections for -drain-delay, unless something failed. A second signal, or the end
+// of drainTimeout, closes all connections; that is an error.
+func (p *process) drain(failed bool, stopBackground func(), public, profiling *http.Server) (err error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	hurry, cancel := context.WithTimeout(hurry, c.drainDelay+drainTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.drainDelay+drainTimeout)
 	defer cancel()
-	if err == nil {
+	if !failed {
 		select {
-		case <-time.After(c.drainDelay):
-		case <-hurry.Done():
+		case <-time.After(p.drainDelay):
+		case <-ctx.Done():
 		}
 	}
-	e.drain()
-	if h.Shutdown(hurry) != nil && shutdownNow(h) != nil {
-		h.Close()
-		atOnce = true
-		err = errors.Join(err, errors.New("not all requests finished"))
+	p.engine.drain()
+	if shutdown(ctx, public) != nil {
+		p.cut = true
+		err = errors.New("not all requests finished")
 	}
+	cancel() // of profiles only the one that is being written finishes
+	shutdown(ctx, profiling)
 	stopBackground()
 	ended := make(chan struct{})
 	go func() {
-		background.Wait()
-		counter.close()
-		e.close()
+		p.background.Wait()
+		p.depth.close()
+		p.engine.close()
 		close(ended)
 	}()
 	select {
@@ -212,45 +325,26 @@ func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	return err
 }
 
-// newRoom returns an admission with as many connections as were asked for and the
-// process may have.
-func (c *config) newRoom(log *slog.Logger) *admission {
-	connections := c.maxConnections
-	if most := max(maxFiles()-spareConnections-ownFiles, 1); connections > most {
-		log.Warn("open file limit is below -max-connections", "limit", most)
-		connections = most
+// shutdown ends an HTTP server once its requests have finished. If they have not
+// cutTimeout after the end of ctx, it closes their connections and returns an error.
+func shutdown(ctx context.Context, h *http.Server) error {
+	if h.Shutdown(ctx) == nil {
+		return nil
 	}
-	tuneGC(memoryLimit(connections, c.maxInHand))
-	return newAdmission(log, connections, c.maxInHand)
+	ctx, cancel := context.WithTimeout(context.Background(), cutTimeout)
+	defer cancel()
+	err := h.Shutdown(ctx)
+	if err != nil {
+		h.Close()
+	}
+	return err
 }
 
-// gcPercent is by how much the heap grows between two garbage collections. A server
-// has a small heap: with Go's default of 100, collections take a fifth of its CPU.
-const gcPercent = 400
-
-// tuneGC sets the targets of the garbage collector, unless GOGC or GOMEMLIMIT in the
-// environment set them.
-func tuneGC(memoryLimit int64) {
-	if before := debug.SetGCPercent(gcPercent); before != 100 {
-		debug.SetGCPercent(before)
-	}
-	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
-		debug.SetMemoryLimit(memoryLimit)
-	}
-}
-
-// profiles serves what go tool pprof asks for.
+// profiles serves profiles to "go tool pprof".
 func profiles() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	return mux
-}
-
-// shutdownNow gives answers that are being written right now a moment.
-func shutdownNow(h *http.Server) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-	defer cancel()
-	return h.Shutdown(ctx)
 }

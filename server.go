@@ -17,36 +17,34 @@ import (
 // server answers requests. Its handlers decode, check, make one call to the
 // store or the engine, and encode; handle does what is the same for all.
 type server struct {
-	log       *slog.Logger
-	store     *store
-	engine    *engine
-	metrics   *metrics
-	jobCounts *jobCounts
-	counter   *depthCollector
-	limits    limits
+	serverConfig
 
 	id      string // of this process
 	started time.Time
 
-	// checkHost is set if requests must name a host that is a loopback address
-	// or in allowedHosts: a web page elsewhere that has its own name point to
-	// 127.0.0.1 does not.
-	checkHost    bool
-	allowedHosts []string
-
-	tokens *atomic.Pointer[tokens] // to nil: the server is open
-
-	admission       *admission
-	transferTimeout time.Duration // for a client to send a body, or to take an answer
+	jobCounts  *jobCounts
+	requestIDs *requestIDs
 
 	compact chan struct{} // holds one: asks for a vacuum
-
-	requestIDs *requestIDs
 
 	ready    atomic.Bool // the schema is there
 	draining atomic.Bool // and so not ready any more
 	mux      *http.ServeMux
 	routes   []route // of mux
+}
+
+// serverConfig is what a server is built from.
+type serverConfig struct {
+	log             *slog.Logger
+	store           *store
+	engine          *engine
+	metrics         *metrics
+	depth           *depthCollector
+	limits          limits
+	hosts           hostPolicy
+	tokens          *atomic.Pointer[tokens] // to nil if authentication is off
+	admission       *admission
+	transferTimeout time.Duration // for a client to send a body or to read a response
 }
 
 // route is a pattern of http.ServeMux and the API that it belongs to.
@@ -61,30 +59,15 @@ const (
 	maxBatchBody = 16 << 20 // bytes; each message is still bounded by -max-body
 )
 
-// Bounds of a connection.
-const (
-	headerTimeout = 10 * time.Second
-	maxHeader     = 64 << 10
-)
-
-// Defaults of settings.
-const (
-	defaultMaxConnections  = 16_000
-	defaultMaxInHand       = 256 << 20
-	defaultTransferTimeout = 30 * time.Second
-	defaultIdleTimeout     = 3 * time.Minute
-)
-
-func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *depthCollector, l limits) *server {
+func newServer(c serverConfig) *server {
 	v := &server{
-		log: log, store: s, engine: e, metrics: m, jobCounts: newJobCounts(), counter: counter, limits: l,
-		id: newID(), started: time.Now(),
-		tokens:          new(atomic.Pointer[tokens]),
-		admission:       newAdmission(log, defaultMaxConnections, defaultMaxInHand),
-		transferTimeout: defaultTransferTimeout,
-		compact:         make(chan struct{}, 1),
-		requestIDs:      newRequestIDs(),
-		mux:             http.NewServeMux(),
+		serverConfig: c,
+		id:           newID(),
+		started:      time.Now(),
+		jobCounts:    newJobCounts(),
+		requestIDs:   newRequestIDs(),
+		compact:      make(chan struct{}, 1),
+		mux:          http.NewServeMux(),
 	}
 	v.handle(admin, "POST /topics", v.createTopic)
 	v.handle(anyToken, "GET /topics", v.listTopics)
@@ -109,8 +92,8 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *depth
 	v.handle(anyToken, "PUT /messages/ack", v.ackBatch)
 	v.handle(anyToken, "PUT /messages/nack", v.nackBatch)
 	v.handle(anyToken, "GET /messages/{message_id}", v.getMessage)
-	v.handle(canGet, "GET /queues/{queue_id}/messages/peek", v.peek(s.peek))
-	v.handle(canGet, "GET /queues/{queue_id}/messages/consumed", v.peek(s.consumed))
+	v.handle(canGet, "GET /queues/{queue_id}/messages/peek", v.peek(c.store.peek))
+	v.handle(canGet, "GET /queues/{queue_id}/messages/consumed", v.peek(c.store.consumed))
 	v.handle(canPostOrGet, "GET /queues/{queue_id}/groups", v.listGroups)
 	v.handle(canPostOrGet, "GET /queues/{queue_id}/groups/{group}", v.getGroup)
 	v.handle(admin, "PUT /queues/{queue_id}/groups/{group}", v.putGroup)
@@ -125,8 +108,8 @@ func newServer(log *slog.Logger, s *store, e *engine, m *metrics, counter *depth
 	v.handleAlways(public, "GET /openapi.json", v.openapi)
 	v.handleAlways(public, "GET /docs", v.docs)
 	v.handleAlways(public, "GET /redoc", v.redoc)
-	m.observeDatabase(v.healthy)
-	scrape := m.handler()
+	c.metrics.observeDatabase(v.healthy)
+	scrape := c.metrics.handler()
 	v.handleAlways(canScrape, "GET /metrics", func(r *request) error {
 		p := page{header: r.w.Header()}
 		scrape.ServeHTTP(&p, r.Request)
@@ -299,7 +282,7 @@ func (s *server) unmatched(w *response) {
 // refuse keeps web pages that are open in a browser on this machine from using
 // the server: it is for programs, and reachable for browsers by accident.
 func (s *server) refuse(r *http.Request) error {
-	if s.checkHost && !s.hostAllowed(r) {
+	if !s.hosts.allow(r) {
 		return status{http.StatusForbidden, fmt.Sprintf("host %q is not allowed; see -allowed-hosts", r.Host)}
 	}
 	if err := crossOrigin.Check(r); err != nil {
@@ -314,12 +297,24 @@ var crossOrigin = http.NewCrossOriginProtection()
 
 var errOtherSite = status{http.StatusForbidden, "cross-site requests are not allowed"}
 
-// hostAllowed reports whether a request names the server as it may. One without a
-// name is no browser's, and comes from health checks in HTTP/1.0. A dot at the end
-// is for allowed names alone: a browser may not take "localhost." for this machine,
-// and only where it does it sends Sec-Fetch-Site.
-func (s *server) hostAllowed(r *http.Request) bool {
+// hostPolicy is by which names requests may address a server on a loopback address:
+// localhost, loopback addresses, and those that are allowed, or all if one of these is
+// "*". It keeps out a web page whose own name points to 127.0.0.1. On any other address
+// all names are allowed.
+type hostPolicy struct {
+	onLoopback bool
+	allowed    []string
+}
+
+// allow reports whether a request addresses the server by an allowed name. A request
+// without a name does not come from a browser, but from a health check in HTTP/1.0. A
+// final dot is ignored in allowed names only: a browser may not take "localhost." for
+// this machine, and sends Sec-Fetch-Site only if it does.
+func (p hostPolicy) allow(r *http.Request) bool {
 	host := r.Host
+	if !p.onLoopback {
+		return true
+	}
 	if host == "" {
 		return r.Header.Get("Origin") == "" && r.Header.Get("Sec-Fetch-Site") == ""
 	}
@@ -327,15 +322,12 @@ func (s *server) hostAllowed(r *http.Request) bool {
 		host = h
 	}
 	host = strings.ToLower(strings.Trim(host, "[]"))
-	if host == "localhost" || slices.Contains(s.allowedHosts, anyHost) || slices.Contains(s.allowedHosts, strings.TrimSuffix(host, ".")) {
+	if host == "localhost" || slices.Contains(p.allowed, "*") || slices.Contains(p.allowed, strings.TrimSuffix(host, ".")) {
 		return true
 	}
 	address, err := netip.ParseAddr(host)
 	return err == nil && address.IsLoopback()
 }
-
-// anyHost allows all names.
-const anyHost = "*"
 
 // consuming is around handlers that change something although they are GETs.
 func consuming(h handler) handler {

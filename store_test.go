@@ -267,7 +267,7 @@ func TestSlowRequestsDoNotTakeTheEnginesConnections(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	outside := inspector{t: t, server: &server{store: newTestStoreOn(t, s.dsn)}}
+	outside := inspector{t: t, server: &server{serverConfig: serverConfig{store: newTestStoreOn(t, s.dsn)}}}
 	free := outside.lockTable("queued.deleted_queues")
 	defer free()
 	var wg sync.WaitGroup

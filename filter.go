@@ -58,28 +58,30 @@ func newMatcher(queues []filters) *matcher {
 	return m
 }
 
-// match appends to to the queues that accept a message with these attributes. A
-// queue accepts it if the message has every attribute in the queue's filters, with
-// one of the accepted values. A message without attributes (nil) matches only queues
-// without filters; an empty set of attributes also matches empty filters. met is
-// scratch space with one element for each queue.
-func (m *matcher) match(attributes map[string]string, met, to []int32) []int32 {
+// match appends to to the queues that accept a message with these attributes, which
+// form.attributes has checked. A queue accepts it if the message has every attribute
+// in the queue's filters, with one of the accepted values. A message without
+// attributes (nil) matches only queues without filters; an empty set of attributes
+// also matches empty filters. met is scratch space with one element for each queue.
+func (m *matcher) match(attributes []byte, met, to []int32) []int32 {
 	clear(met)
-	for name, value := range attributes {
-		for _, queue := range m.accepting[name][value] {
-			met[queue]++
+	if len(m.accepting) > 0 {
+		for name, value := range parseAttributes(attributes) {
+			for _, queue := range m.accepting[name][value] {
+				met[queue]++
+			}
 		}
 	}
 	for queue, wanted := range m.wanted {
-		if wanted == unfiltered || attributes != nil && met[queue] == wanted {
+		if wanted == unfiltered || !rawjson.IsNull(attributes) && met[queue] == wanted {
 			to = append(to, int32(queue))
 		}
 	}
 	return to
 }
 
-// parseAttributes decodes attributes that form.attributes has checked. It returns nil
-// for null and for no JSON at all.
+// parseAttributes returns the values by name, the last of equal names; nil for null
+// and for no JSON at all.
 func parseAttributes(raw []byte) map[string]string {
 	if rawjson.IsNull(raw) {
 		return nil

@@ -34,12 +34,11 @@ type publication struct {
 
 // draft is a message that is to be published.
 type draft struct {
-	data       []byte            // JSON as sent
-	attributes []byte            // JSON as sent; nil if there are none
-	group      string            // empty if it has none
-	matched    map[string]string // the attributes, for the filters; nil if there are none
-	delay      *time.Duration    // in place of the queue's
-	job        *job              // nil if it is none; one that is is published alone, to a queue
+	data       []byte         // JSON as sent
+	attributes []byte         // JSON as sent; nil if there are none
+	group      string         // empty if it has none
+	delay      *time.Duration // in place of the queue's
+	job        *job           // nil if it is none; one that is is published alone, to a queue
 }
 
 // maxCopies is the most messages that one request may make.
@@ -247,7 +246,7 @@ func (p *publication) match(ctx context.Context, to *subscribers) error {
 			return err
 		}
 		first := len(all)
-		all = to.match(m.matched, met, all)
+		all = to.match(m.attributes, met, all)
 		for _, place := range all[first:] {
 			if queue := to.queues[place]; v.err == nil && m.delayIn(queue) >= queue.retention {
 				v.err = errNeverDue{i, queue.queueID}
@@ -365,7 +364,7 @@ type subscribers struct {
 }
 
 // match is that of the matcher of the queues, which is made for the first message.
-func (v *subscribers) match(attributes map[string]string, met, to []int32) []int32 {
+func (v *subscribers) match(attributes []byte, met, to []int32) []int32 {
 	v.compile.Do(func() {
 		all := make([]filters, len(v.queues))
 		for i, queue := range v.queues {
@@ -602,9 +601,6 @@ func (f *form) draft(l *limits) draft {
 	if n := f.integer("delay_seconds", bounds{0, l.deliveryDelay.max}, false); n != nil {
 		delay := time.Duration(*n) * time.Second
 		m.delay = &delay
-	}
-	if len(f.mistakes) == 0 {
-		m.matched = parseAttributes(m.attributes)
 	}
 	return m
 }

@@ -352,7 +352,7 @@ func TestMessagesAreMatchedBeforeTheirTurn(t *testing.T) {
 	s.mustTopic("t", `"message_filters":{"kind":["a"]}`)
 	session := newPinnedConn(s.engine.db, s.metrics)
 	defer session.close()
-	p := &publication{topicID: "t", messages: []draft{{data: []byte(`{}`), attributes: []byte(`{"kind":"a"}`), matched: map[string]string{"kind": "a"}}}}
+	p := &publication{topicID: "t", messages: []draft{{data: []byte(`{}`), attributes: []byte(`{"kind":"a"}`)}}}
 	turn := func(want int) {
 		t.Helper()
 		if err := s.engine.runPublications(session, []*publication{p}); err != nil || p.err != nil {

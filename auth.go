@@ -85,7 +85,7 @@ func (s *server) authorize(r *request, need permission) error {
 		if r.api == sharQ { // elsewhere a browser would ask for a password
 			r.w.Header().Add("WWW-Authenticate", `Basic realm="queued"`)
 		}
-		return status{http.StatusUnauthorized, why}
+		return statusError{http.StatusUnauthorized, why}
 	}
 	if !t.admin && !need.has(t, r) {
 		return forbidden(need)
@@ -96,7 +96,7 @@ func (s *server) authorize(r *request, need permission) error {
 
 // forbidden is the error of a request whose token lacks a permission.
 func forbidden(need permission) error {
-	return status{http.StatusForbidden, fmt.Sprintf("token lacks permission: requires %s", need.name)}
+	return statusError{http.StatusForbidden, fmt.Sprintf("token lacks permission: requires %s", need.name)}
 }
 
 // Errors of a request without a valid token.

@@ -10,12 +10,17 @@ import (
 
 // compatAPI is an API of this server: the native one, or another server's.
 type compatAPI struct {
-	// problem answers with an error; detail is a string, or a list of mistakes. It
-	// returns errOverloaded, and has answered nothing, if there is no room for that.
-	problem func(w *response, code int, detail any) error
+	// problem returns the body of the response to an error. The detail is what
+	// failures has: a string, a list of mistakes, or the whole body.
+	problem func(status int, detail any) any
 }
 
-var native = &compatAPI{func(w *response, code int, detail any) error { return w.json(code, problem{detail}) }}
+var native = &compatAPI{func(_ int, detail any) any {
+	if body, ok := detail.(success); ok {
+		return body
+	}
+	return problem{detail}
+}}
 
 // errorText says in one line what the native API may say in a list.
 func errorText(detail any) string {
@@ -39,9 +44,6 @@ func (s *server) publishTo(r *request, queueID string, m draft) (message, error)
 	if !r.mayPost(queueID) {
 		return message{}, forbidden(canPost)
 	}
-	if !r.w.conn.take(answerSize(1, len(m.data))) {
-		return message{}, errOverloaded
-	}
 	publish := func() ([]message, error) {
 		return s.engine.publish(r.Context(), &publication{queueID: queueID, trace: r.w.trace, messages: []draft{m}})
 	}
@@ -60,14 +62,13 @@ func (s *server) publishTo(r *request, queueID string, m draft) (message, error)
 // receiveFunc is engine.receive or engine.consume.
 type receiveFunc func(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error)
 
-// receiveOne takes the next message of a queue, and answers with it or, if there is
-// none, with nothing. A queue that is not there is made by those who wait for it, if
-// they may publish to it.
-func (s *server) receiveOne(r *request, queueID string, take receiveFunc, answer func(all []message) error) error {
+// receiveOne takes the next message of a queue, nil if there is none. A queue that does
+// not exist is created for a client that waits for it, if it may publish to it.
+func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*message, error) {
 	f := parseQuery(r.URL.RawQuery)
 	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
 	v, err := take(r.whileHeard(), queueID, 1, wait)
 	if errors.Is(err, errQueueNotFound) && wait > 0 && r.mayPost(queueID) {
@@ -76,9 +77,12 @@ func (s *server) receiveOne(r *request, queueID string, take receiveFunc, answer
 		}
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return s.deliver(r, queueID, v, answer)
+	if messages := s.deliver(r, queueID, v); len(messages) > 0 {
+		return &messages[0], nil
+	}
+	return nil, nil
 }
 
 // createImplicitQueue makes a queue unless it is there.

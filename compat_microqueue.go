@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -14,12 +15,16 @@ import (
 
 // microQueue is the API of micro-queue: bodies of any kind go in, and come out as
 // they were, to the byte. Reading consumes. Its errors are lines of text.
-var microQueue = &compatAPI{func(w *response, code int, detail any) error {
-	if code == http.StatusForbidden {
+var microQueue = &compatAPI{func(status int, detail any) any {
+	if status == http.StatusForbidden {
 		detail = "Forbidden"
 	}
-	return w.text(code, errorText(detail)+"\n")
+	return plainText(errorText(detail) + "\n")
 }}
+
+func plainText(text string) content {
+	return content{mediaType: "text/plain; charset=utf-8", bytes: []byte(text)}
+}
 
 func (s *server) handleMicroQueue() {
 	for _, v := range []struct {
@@ -40,24 +45,24 @@ func (s *server) handleMicroQueue() {
 			"Invalid method. Use GET to compact."},
 	} {
 		allowed := v.method + ", OPTIONS"
-		s.handleAs(microQueue, v.need, v.method+" "+v.path, v.handler)
-		s.handleAs(microQueue, public, "OPTIONS "+v.path, func(r *request) error {
+		s.handle(microQueue, v.need, v.method+" "+v.path, v.handler)
+		s.handle(microQueue, public, "OPTIONS "+v.path, func(r *request) (any, error) {
 			r.w.Header().Set("Allow", allowed)
-			return r.w.text(http.StatusOK, v.help)
+			return plainText(v.help), nil
 		})
-		s.serve(microQueue, v.need, v.path, s.limits.maxBody, s.whenReady(func(r *request) error {
+		s.serve(&route{api: microQueue, need: v.need, pattern: v.path, maxBody: s.limits.maxBody, handler: func(r *request) (any, error) {
 			if err := s.microCheck(r); err != nil {
-				return err
+				return nil, err
 			}
 			r.w.Header().Set("Allow", allowed)
-			return status{http.StatusMethodNotAllowed, v.otherMethod}
-		}))
+			return nil, statusError{http.StatusMethodNotAllowed, v.otherMethod}
+		}})
 	}
 }
 
 var (
-	errMicroEmptyJob = status{http.StatusBadRequest, "Cannot enqueue empty job"}
-	errMicroEmpty    = status{http.StatusNotFound, "Queue is empty"}
+	errMicroEmptyJob = statusError{http.StatusBadRequest, "Cannot enqueue empty job"}
+	errMicroEmpty    = statusError{http.StatusNotFound, "Queue is empty"}
 )
 
 // microNames is how many queues an error names at most.
@@ -70,7 +75,7 @@ func (s *server) microUnknown(r *request) error {
 	if err != nil {
 		return err
 	}
-	return status{http.StatusNotFound, fmt.Sprintf("Queue not found: %s. Available: %s", r.PathValue("queue"), strings.Join(ids, ", "))}
+	return statusError{http.StatusNotFound, fmt.Sprintf("Queue not found: %s. Available: %s", r.PathValue("queue"), strings.Join(ids, ", "))}
 }
 
 // microCheck returns an error unless the queue in the path exists.
@@ -86,58 +91,49 @@ func (s *server) microCheck(r *request) error {
 	return err
 }
 
-func (s *server) microIn(r *request) error {
+func (s *server) microIn(r *request) (any, error) {
 	queueID := r.PathValue("queue")
 	if len(r.body) == 0 {
-		if err := s.microCheck(r); err != nil {
-			return err
-		}
-		return errMicroEmptyJob
+		return nil, cmp.Or(s.microCheck(r), error(errMicroEmptyJob))
 	}
 	if !validID(queueID) {
-		return s.microUnknown(r)
+		return nil, s.microUnknown(r)
 	}
 	data := wrap(r.body, r.Header.Get("Content-Type"))
-	if !r.w.conn.take(int64(len(data))) {
-		return errOverloaded
-	}
 	_, err := s.engine.publish(r.Context(), &publication{queueID: queueID, trace: r.w.trace, messages: []draft{{data: data}}})
 	if errors.Is(err, errQueueNotFound) {
-		return s.microUnknown(r)
+		err = s.microUnknown(r)
 	}
-	if err != nil {
-		return err
-	}
-	return r.w.empty(http.StatusOK)
+	return withStatus{status: http.StatusOK}, err
 }
 
-func (s *server) microOut(r *request) error {
+func (s *server) microOut(r *request) (any, error) {
 	queueID := r.PathValue("queue")
 	if !validID(queueID) {
-		return s.microUnknown(r)
+		return nil, s.microUnknown(r)
 	}
-	err := s.receiveOne(r, queueID, s.engine.consume, func(all []message) error {
-		if len(all) == 0 {
-			return errMicroEmpty
-		}
-		r.w.Header().Set("Content-Security-Policy", "sandbox")
-		return r.w.shared(http.StatusOK, unwrap(all[0].Data))
-	})
-	if errors.Is(err, errQueueNotFound) {
-		return s.microUnknown(r)
+	m, err := s.receiveOne(r, queueID, s.engine.consume)
+	switch {
+	case errors.Is(err, errQueueNotFound):
+		return nil, s.microUnknown(r)
+	case err != nil:
+		return nil, err
+	case m == nil:
+		return nil, errMicroEmpty
 	}
-	return err
+	r.w.Header().Set("Content-Security-Policy", "sandbox")
+	return rawJSON(unwrap(m.Data)), nil // whatever it is
 }
 
-func (s *server) microCompact(r *request) error {
+func (s *server) microCompact(r *request) (any, error) {
 	if err := s.microCheck(r); err != nil {
-		return err
+		return nil, err
 	}
 	select {
 	case s.compact <- struct{}{}:
 	default: // it is asked for already
 	}
-	return r.w.empty(http.StatusOK)
+	return withStatus{status: http.StatusOK}, nil
 }
 
 // wrap returns the data of a message with a body of any kind. A JSON object is

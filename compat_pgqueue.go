@@ -12,11 +12,11 @@ import (
 
 // pgQueue is the API of pgQueue, a first-in first-out broker: a channel is a
 // queue, made by its first use, and reading a message consumes it.
-var pgQueue = &compatAPI{func(w *response, code int, detail any) error {
+var pgQueue = &compatAPI{func(_ int, detail any) any {
 	if mistakes, ok := detail.(invalid); ok && mistakes[0].Loc[0] == "query" {
-		return w.json(code, problem{pgMistakes(mistakes)})
+		return problem{pgMistakes(mistakes)}
 	}
-	return w.json(code, pgStatus{Status: errorText(detail)})
+	return pgStatus{Status: errorText(detail)}
 }}
 
 // pgMistake is a mistake in a query as pgQueue's framework says it: FastAPI with
@@ -59,61 +59,62 @@ type pgStatus struct {
 }
 
 func (s *server) handlePgQueue() {
-	s.handleAs(pgQueue, anyToken, "POST /message", s.pgPublish)
-	s.handleAs(pgQueue, canGet, "GET /queue/{channel}", consuming(s.pgConsume))
-	s.handleAs(pgQueue, anyToken, "GET /messages", s.pgBrowse)
-	s.handleAs(pgQueue, anyToken, "GET /channels", s.pgChannels)
+	s.handle(pgQueue, anyToken, "POST /message", s.pgPublish)
+	s.handle(pgQueue, canGet, "GET /queue/{channel}", consuming(s.pgConsume))
+	s.handle(pgQueue, anyToken, "GET /messages", s.pgBrowse)
+	s.handle(pgQueue, anyToken, "GET /channels", s.pgChannels)
 }
 
 // What it says of bad messages.
 var (
-	errPgJSON      = status{http.StatusBadRequest, "Malformed json"}
-	errPgNoChannel = status{http.StatusBadRequest, "Field channel not found in json"}
-	errPgNoMessage = status{http.StatusBadRequest, "Field message not found in json"}
-	errPgTypes     = status{http.StatusBadRequest, "Check the field types. Channel must be str and Message must be a json"}
-	errPgChannel   = status{http.StatusBadRequest, "A channel has 1 to 128 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"}
+	errPgJSON      = statusError{http.StatusBadRequest, "Malformed json"}
+	errPgNoChannel = statusError{http.StatusBadRequest, "Field channel not found in json"}
+	errPgNoMessage = statusError{http.StatusBadRequest, "Field message not found in json"}
+	errPgTypes     = statusError{http.StatusBadRequest, "Check the field types. Channel must be str and Message must be a json"}
+	errPgChannel   = statusError{http.StatusBadRequest, "A channel has 1 to 128 of the characters a-z, A-Z, 0-9, '.', '_' and '-'"}
 )
 
-func (s *server) pgPublish(r *request) error {
+func (s *server) pgPublish(r *request) (any, error) {
 	f := parseBody(r.body)
 	channel, hasChannel := f.find("channel")
 	data, hasMessage := f.find("message")
 	switch {
 	case f.broken && f.mistakes[0].Type == "type_error.dict": // a list or a text has no such key in Python either
-		return errPgNoChannel
+		return nil, errPgNoChannel
 	case f.broken:
-		return errPgJSON
+		return nil, errPgJSON
 	case !hasChannel:
-		return errPgNoChannel
+		return nil, errPgNoChannel
 	case !hasMessage:
-		return errPgNoMessage
+		return nil, errPgNoMessage
 	case channel[0] != '"' || data[0] != '{':
-		return errPgTypes
+		return nil, errPgTypes
 	}
 	id := rawjson.Unquote(channel)
 	if !validID(id) {
-		return errPgChannel
+		return nil, errPgChannel
 	}
 	m, err := s.publishTo(r, id, draft{data: data})
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusCreated, pgStatus{"Message inserted!", m.seq})
+	return created(pgStatus{"Message inserted!", m.seq}, err)
 }
 
-func (s *server) pgConsume(r *request) error {
+func (s *server) pgConsume(r *request) (any, error) {
 	channel := r.PathValue("channel")
 	if !validID(channel) {
-		return errPgChannel
+		return nil, errPgChannel
 	}
-	err := s.receiveOne(r, channel, s.engine.consume, func(all []message) error {
-		if len(all) == 0 {
-			return r.w.empty(http.StatusNoContent)
-		}
-		return r.w.shared(http.StatusOK, all[0].appendPgJSON(nil))
-	})
+	m, err := s.receiveOne(r, channel, s.engine.consume)
+	if m == nil || err != nil {
+		return nil, unlessNotFound(err)
+	}
+	return rawJSON(m.appendPgJSON(nil)), nil
+}
+
+// unlessNotFound returns nil for errQueueNotFound: a channel that does not exist is
+// empty.
+func unlessNotFound(err error) error {
 	if errors.Is(err, errQueueNotFound) {
-		return r.w.empty(http.StatusNoContent)
+		return nil
 	}
 	return err
 }
@@ -132,7 +133,7 @@ func (m *message) appendPgJSON(b []byte) []byte {
 	return append(b, `"}`...)
 }
 
-func (s *server) pgBrowse(r *request) error {
+func (s *server) pgBrowse(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
 	channel, has := f.find("channel")
 	if !has {
@@ -141,50 +142,49 @@ func (s *server) pgBrowse(r *request) error {
 	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
 	limit := min(f.parameter("limit", 25, bounds{0, math.MaxInt}), maxPeek)
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
 	id := string(channel)
 	if !validID(id) {
-		return errPgChannel
+		return nil, errPgChannel
 	}
 	if !r.mayGet(id) {
-		return forbidden(canGet)
+		return nil, forbidden(canGet)
 	}
 	all, err := s.store.peek(r.Context(), id, offset, limit)
-	if err != nil && !errors.Is(err, errQueueNotFound) {
-		return err
+	if len(all) == 0 || err != nil {
+		return nil, unlessNotFound(err)
 	}
-	if len(all) == 0 {
-		return r.w.empty(http.StatusNoContent)
-	}
-	if !r.w.takeFor(all) {
-		return errOverloaded
-	}
-	b := []byte{'['}
-	for i := range all {
-		if i > 0 {
-			b = append(b, ',')
+	return pgMessages(all), nil
+}
+
+// pgMessages is a body of [message…].
+type pgMessages []message
+
+func (all pgMessages) size() int { return (&messageList{messages: all}).size() }
+
+func (all pgMessages) piece(b []byte, item int) ([]byte, int) {
+	for i := item; i < len(all); i++ {
+		b = append(b, "[,"[min(i, 1)])
+		if b = all[i].appendPgJSON(b); len(b) >= pieceSize {
+			return b, i + 1
 		}
-		b = all[i].appendPgJSON(b)
 	}
-	return r.w.own(http.StatusOK, append(b, ']'))
+	return append(b, ']'), -1
 }
 
 // pgChannels lists the channels that hold messages.
-func (s *server) pgChannels(r *request) error {
+func (s *server) pgChannels(r *request) (any, error) {
 	type channel struct {
 		Channel string `json:"channel"`
 	}
 	ids, err := s.store.holding(r.Context(), r.visible())
-	if err != nil {
-		return err
-	}
-	if len(ids) == 0 {
-		return r.w.empty(http.StatusNoContent)
+	if len(ids) == 0 || err != nil {
+		return nil, err
 	}
 	all := make([]channel, len(ids))
 	for i, id := range ids {
 		all[i].Channel = id
 	}
-	return r.w.json(http.StatusOK, all)
+	return all, nil
 }

@@ -16,32 +16,31 @@ import (
 
 // sharQ is the API of SharQ, a queue with a rate limit for each of many senders: a
 // queue type is a queue, made by its first use, and a queue id is a group in it.
-var sharQ = &compatAPI{func(w *response, code int, detail any) error {
-	answer := sharQStatus{Status: "failure"}
-	if code != http.StatusNotFound {
-		answer.Message = errorText(detail)
+var sharQ = &compatAPI{func(status int, detail any) any {
+	if status == http.StatusNotFound {
+		return sharQStatus{Status: "failure"}
 	}
-	return w.json(code, answer)
+	return sharQStatus{"failure", errorText(detail)}
 }}
 
-// sharQStatus is the body of answers that have nothing more to say.
+// sharQStatus is the body of responses that have nothing more to say.
 type sharQStatus struct {
 	Status  string `json:"status"`
 	Message string `json:"message,omitempty"`
 }
 
 func (s *server) handleSharQ() {
-	s.handleAs(sharQ, canPost, "POST /enqueue/{queue_type}/{group}/{$}", s.sharQEnqueue)
-	s.handleAs(sharQ, anyToken, "GET /dequeue/{$}", consuming(s.sharQDequeue))
-	s.handleAs(sharQ, canGet, "GET /dequeue/{queue_type}/{$}", consuming(s.sharQDequeue))
-	s.handleAs(sharQ, canGet, "POST /finish/{queue_type}/{group}/{job_id}/{$}", s.sharQFinish)
-	s.handleAs(sharQ, admin, "POST /interval/{queue_type}/{group}/{$}", s.sharQInterval)
-	s.handleAs(sharQ, admin, "DELETE /deletequeue/{queue_type}/{group}/{$}", s.sharQDelete)
-	s.handleAs(sharQ, canPostOrGet, "GET /status/{queue_type}/{group}/{job_id}/{$}", s.sharQJob)
-	s.handleAs(sharQ, anyToken, "GET /metrics/{$}", s.sharQQueues) // without the slash it is Prometheus's
-	s.handleAs(sharQ, canPostOrGet, "GET /metrics/{queue_type}/{$}", s.sharQGroups)
-	s.handleAs(sharQ, canPostOrGet, "GET /metrics/{queue_type}/{group}/{$}", s.sharQGroup)
-	s.register(sharQ, public, "GET /deepstatus/{$}", s.limits.maxBody, s.sharQDeepStatus)
+	s.handle(sharQ, canPost, "POST /enqueue/{queue_type}/{group}/{$}", sharQChecked(s.sharQEnqueue))
+	s.handle(sharQ, anyToken, "GET /dequeue/{$}", consuming(sharQChecked(s.sharQDequeue)))
+	s.handle(sharQ, canGet, "GET /dequeue/{queue_type}/{$}", consuming(sharQChecked(s.sharQDequeue)))
+	s.handle(sharQ, canGet, "POST /finish/{queue_type}/{group}/{job_id}/{$}", s.sharQFinish)
+	s.handle(sharQ, admin, "POST /interval/{queue_type}/{group}/{$}", sharQChecked(s.sharQInterval))
+	s.handle(sharQ, admin, "DELETE /deletequeue/{queue_type}/{group}/{$}", sharQChecked(s.sharQDelete))
+	s.handle(sharQ, canPostOrGet, "GET /status/{queue_type}/{group}/{job_id}/{$}", s.sharQJob)
+	s.handle(sharQ, anyToken, "GET /metrics/{$}", s.sharQQueues) // without the slash it is Prometheus's
+	s.handle(sharQ, canPostOrGet, "GET /metrics/{queue_type}/{$}", sharQChecked(s.sharQGroups))
+	s.handle(sharQ, canPostOrGet, "GET /metrics/{queue_type}/{group}/{$}", sharQChecked(s.sharQGroup))
+	s.handle(sharQ, public, "GET /deepstatus/{$}", s.sharQDeepStatus).always = true
 }
 
 // addSlash adds the slash that ends all of SharQ's paths to one of them without it.
@@ -71,127 +70,144 @@ func validName(name string) bool {
 // sharQPath is what a path names.
 type sharQPath struct{ queueID, group, jobID string }
 
-func (r *request) sharQNames() sharQPath {
+func (r *request) sharQPath() sharQPath {
 	return sharQPath{r.PathValue("queue_type"), r.PathValue("group"), r.PathValue("job_id")}
 }
 
-// sharQPath is sharQNames for names that SharQ takes.
-func (r *request) sharQPath() (p sharQPath, err error) {
-	p = r.sharQNames()
+// check returns an error for the first name that SharQ does not take.
+func (p sharQPath) check(pattern string) error {
 	for _, v := range []struct{ wildcard, name, value string }{{"{job_id}", "job_id", p.jobID}, {"{group}", "queue_id", p.group}, {"{queue_type}", "queue_type", p.queueID}} { // in SharQ's order
-		if strings.Contains(r.Pattern, v.wildcard) && !validName(v.value) {
-			return p, sharQInvalid(v.name)
+		if strings.Contains(pattern, v.wildcard) && !validName(v.value) {
+			return sharQInvalid(v.name)
 		}
 	}
-	return p, nil
+	return nil
+}
+
+// sharQChecked is around handlers of paths with names that SharQ takes.
+func sharQChecked(h func(r *request, p sharQPath) (any, error)) handler {
+	return func(r *request) (any, error) {
+		p := r.sharQPath()
+		if err := p.check(r.Pattern); err != nil {
+			return nil, err
+		}
+		return h(r, p)
+	}
 }
 
 func sharQInvalid(name string) error {
-	return status{http.StatusBadRequest, fmt.Sprintf("`%s` has an invalid value.", name)}
+	return statusError{http.StatusBadRequest, fmt.Sprintf("`%s` has an invalid value.", name)}
 }
 
-func sharQMandatory(name string) error {
-	return status{http.StatusBadRequest, fmt.Sprintf("`%s` is a mandatory parameter.", name)}
+// sharQForm reads the fields of a body as SharQ does: it stops at the first mistake,
+// which is err, and returns zeros from then on.
+type sharQForm struct {
+	*form
+	err error
 }
 
-// sharQInteger reads a whole number. A mandatory one that is missing is an error,
-// and so is one that is null; for others that is missing.
-func (f *form) sharQInteger(name string, within bounds, missing *int) (int, error) {
-	raw, has := f.find(name)
-	if !has && missing == nil {
-		return 0, sharQMandatory(name)
+// parseSharQ reads a body that must be an object.
+func parseSharQ(body []byte) *sharQForm {
+	f := &sharQForm{form: parseBody(body)}
+	if f.broken {
+		f.err = statusError{http.StatusBadRequest, errorText(f.mistakes)}
 	}
-	if missing != nil && (!has || rawjson.IsNull(raw)) {
-		return *missing, nil
+	return f
+}
+
+// mandatory returns the JSON of a field that must be there.
+func (f *sharQForm) mandatory(name string) []byte {
+	if f.err != nil {
+		return nil
+	}
+	raw, has := f.find(name)
+	if !has {
+		f.err = statusError{http.StatusBadRequest, fmt.Sprintf("`%s` is a mandatory parameter.", name)}
+	}
+	return raw
+}
+
+// name reads a mandatory name.
+func (f *sharQForm) name(name string) string {
+	raw := f.mandatory(name)
+	if f.err == nil && (raw[0] != '"' || !validName(rawjson.Unquote(raw))) {
+		f.err = sharQInvalid(name)
+	}
+	if f.err != nil {
+		return ""
+	}
+	return rawjson.Unquote(raw)
+}
+
+// integer reads a mandatory whole number.
+func (f *sharQForm) integer(name string, within bounds) int {
+	raw := f.mandatory(name)
+	if f.err != nil {
+		return 0
 	}
 	n, ok := parseInteger(string(raw))
 	if !ok || n < within.min || n > within.max {
-		return 0, sharQInvalid(name)
+		f.err = sharQInvalid(name)
 	}
-	return n, nil
+	return n
 }
 
-// sharQBody reads a body that must be an object.
-func (r *request) sharQBody() (*form, error) {
-	f := parseBody(r.body)
-	if f.broken {
-		return nil, status{http.StatusBadRequest, errorText(f.mistakes)}
+// optional is integer for a number that may be missing or null.
+func (f *sharQForm) optional(name string, within bounds, missing int) int {
+	if raw, _ := f.find(name); f.err != nil || rawjson.IsNull(raw) {
+		return missing
 	}
-	return f, nil
+	return f.integer(name, within)
 }
 
-func (s *server) sharQEnqueue(r *request) error {
-	p, err := r.sharQPath()
+func (s *server) sharQEnqueue(r *request, p sharQPath) (any, error) {
+	m, err := s.sharQDraft(r.body, p.group)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f, err := r.sharQBody()
-	if err != nil {
-		return err
-	}
-	m, err := s.sharQDraft(f, p.group)
-	if err != nil {
-		return err
-	}
-	var full errGroupFull
 	_, err = s.publishTo(r, p.queueID, m)
-	if errors.As(err, &full) {
-		return r.w.json(http.StatusTooManyRequests, struct {
+	if full, ok := errors.AsType[errGroupFull](err); ok {
+		return withStatus{http.StatusTooManyRequests, struct {
 			sharQStatus
 			Length int `json:"current_queue_length"`
-		}{sharQStatus{"failure", "Max queue length reached"}, full.waiting})
+		}{sharQStatus{"failure", "Max queue length reached"}, full.waiting}}, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.jobCounts.add(time.Now(), p.queueID, p.group, jobCount{enqueued: 1})
-	answer := struct {
+	v := struct {
 		Status string `json:"status"`
 		Length *int   `json:"current_queue_length,omitempty"`
 	}{Status: "queued"}
 	if m.job.maxWaiting != nil {
-		answer.Length = &m.job.waiting
+		v.Length = &m.job.waiting
 	}
-	return r.w.json(http.StatusCreated, answer)
+	return created(v, nil)
 }
 
 // sharQDraft reads a job that is to be enqueued.
-func (s *server) sharQDraft(f *form, group string) (m draft, err error) {
-	id, has := f.find("job_id")
-	if !has {
-		return m, sharQMandatory("job_id")
-	}
-	if id[0] != '"' || !validName(rawjson.Unquote(id)) {
-		return m, sharQInvalid("job_id")
-	}
-	m = draft{group: group, job: &job{id: rawjson.Unquote(id)}}
-	ms, err := f.sharQInteger("interval", bounds{0, maxInterval}, nil)
-	if err != nil {
-		return m, err
-	}
-	m.job.interval = time.Duration(ms) * time.Millisecond
-	limit, err := f.sharQInteger("requeue_limit", bounds{-1, math.MaxInt32 - 1}, &s.limits.requeueLimit)
-	if err != nil {
-		return m, err
-	}
-	m.job.maxDeliveries = limit + 1
-	payload, has := f.find("payload")
-	if !has {
-		return m, sharQMandatory("payload")
+func (s *server) sharQDraft(body []byte, group string) (draft, error) {
+	f := parseSharQ(body)
+	j := &job{id: f.name("job_id")}
+	j.interval = time.Duration(f.integer("interval", bounds{0, maxInterval})) * time.Millisecond
+	j.maxDeliveries = f.optional("requeue_limit", bounds{-1, math.MaxInt32 - 1}, s.limits.requeueLimit) + 1
+	payload := f.mandatory("payload")
+	if f.err != nil {
+		return draft{}, f.err
 	}
 	if payload[0] == '{' {
 		inside := &form{}
 		inside.read(payload)
-		if raw, bounded := inside.find("max_queued_length"); bounded && !rawjson.IsNull(raw) {
-			most, ok := parseNumber(string(raw))
+		if raw, _ := inside.find("max_queued_length"); !rawjson.IsNull(raw) {
+			n, ok := parseNumber(string(raw))
 			if !ok {
-				return m, sharQInvalid("max_queued_length")
+				return draft{}, sharQInvalid("max_queued_length")
 			}
-			m.job.maxWaiting = new(int(min(max(math.Ceil(most), 0), math.MaxInt32)))
+			j.maxWaiting = new(int(min(max(math.Ceil(n), 0), math.MaxInt32)))
 		}
 	}
-	m.data = wrapPayload(payload)
-	return m, nil
+	return draft{group: group, job: j, data: wrapPayload(payload)}, nil
 }
 
 // wrapPayload returns the data of a message with any JSON as its payload. An object
@@ -213,30 +229,27 @@ func unwrapPayload(data []byte) []byte {
 	return nil
 }
 
-func (s *server) sharQDequeue(r *request) error {
-	p, err := r.sharQPath()
-	if err != nil {
-		return err
-	}
+func (s *server) sharQDequeue(r *request, p sharQPath) (any, error) {
 	if p.queueID == "" {
 		if p.queueID = sharQDefault; !r.mayGet(p.queueID) {
-			return errMessageNotFound
+			return nil, errMessageNotFound
 		}
 	}
-	return s.receiveOne(r, p.queueID, s.engine.receive, func(all []message) error {
-		if len(all) == 0 {
-			return errMessageNotFound
-		}
-		m := &all[0]
-		group, waiting := m.Group, int64(0)
-		if group == "" {
-			group = sharQDefault
-		} else if waiting, err = s.engine.waitingIn(r.Context(), m); err != nil {
-			return err
-		}
-		s.jobCounts.add(time.Now(), p.queueID, group, jobCount{dequeued: 1})
-		return r.w.shared(http.StatusOK, m.appendSharQJSON(nil, group, waiting))
-	})
+	m, err := s.receiveOne(r, p.queueID, s.engine.receive)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil {
+		return nil, errMessageNotFound
+	}
+	group, waiting := m.Group, int64(0)
+	if group == "" {
+		group = sharQDefault
+	} else if waiting, err = s.engine.waitingIn(r.Context(), m); err != nil {
+		return nil, err
+	}
+	s.jobCounts.add(time.Now(), p.queueID, group, jobCount{dequeued: 1})
+	return rawJSON(m.appendSharQJSON(nil, group, waiting)), nil
 }
 
 // appendSharQJSON appends the message in SharQ's format. One that did not come by it
@@ -264,57 +277,50 @@ func (m *message) appendSharQJSON(b []byte, group string, waiting int64) []byte 
 	return append(b, '}')
 }
 
-func (s *server) sharQFinish(r *request) error {
-	p := r.sharQNames()
+func (s *server) sharQFinish(r *request) (any, error) {
+	p := r.sharQPath()
 	if validName(p.queueID) && validName(p.group) && validName(p.jobID) {
 		done, err := s.engine.finish(r.Context(), p.queueID, p.group, p.jobID)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if done {
-			return r.w.json(http.StatusOK, sharQStatus{Status: "success"})
+			return sharQStatus{Status: "success"}, nil
 		}
 		if _, ok := parseID(p.jobID); !ok {
-			return errMessageNotFound
+			return nil, errMessageNotFound
 		}
 	}
 	// It may be a message that did not come by SharQ.
 	m, err := s.sharQPeek(r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if m.State != "in_flight" {
-		return errMessageNotFound
+		return nil, errMessageNotFound
 	}
 	err = s.engine.ack(r.Context(), ackItem{id: m.ID, leasedUntil: m.ScheduledAt.Time})
-	var over errLeaseEnded
-	if errors.As(err, &over) {
-		return errMessageNotFound
+	if _, ok := errors.AsType[errLeaseEnded](err); ok {
+		err = errMessageNotFound
 	}
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusOK, sharQStatus{Status: "success"})
+	return sharQStatus{Status: "success"}, err
 }
 
 // sharQJob says how a job is, which SharQ cannot.
-func (s *server) sharQJob(r *request) error {
+func (s *server) sharQJob(r *request) (any, error) {
 	m, err := s.sharQPeek(r)
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusOK, struct {
+	return struct {
 		Status string `json:"status"`
 		State  string `json:"state"`
-	}{"success", m.State})
+	}{"success", m.State}, err
 }
 
 // sharQPeek looks for the job that the path names. A message that did not come by
 // SharQ may be in a group that has a name which SharQ does not take: that is an error
 // if there is none.
 func (s *server) sharQPeek(r *request) (message, error) {
-	p := r.sharQNames()
-	_, mistake := r.sharQPath()
+	p := r.sharQPath()
+	mistake := p.check(r.Pattern)
 	if msg, _ := groupMistake(p.group); msg != "" || !validName(p.queueID) || !validName(p.jobID) {
 		return message{}, mistake
 	}
@@ -325,67 +331,56 @@ func (s *server) sharQPeek(r *request) (message, error) {
 	return m, err
 }
 
-func (s *server) sharQInterval(r *request) error {
-	p, err := r.sharQPath()
-	if err != nil {
-		return err
-	}
-	f, err := r.sharQBody()
-	if err != nil {
-		return err
-	}
-	ms, err := f.sharQInteger("interval", bounds{0, maxInterval}, nil)
-	if err != nil {
-		return err
+func (s *server) sharQInterval(r *request, p sharQPath) (any, error) {
+	f := parseSharQ(r.body)
+	ms := f.integer("interval", bounds{0, maxInterval})
+	if f.err != nil {
+		return nil, f.err
 	}
 	g, err := s.store.group(r.Context(), p.queueID, p.group)
 	if err == nil && g.State == stateIdle {
 		err = errGroupNotFound
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := s.store.setInterval(r.Context(), p.queueID, p.group, &ms, nil); err != nil {
-		return err
+		return nil, err
 	}
 	s.engine.announce(p.queueID, time.Time{})
-	return r.w.json(http.StatusOK, sharQStatus{Status: "success"})
+	return sharQStatus{Status: "success"}, nil
 }
 
-func (s *server) sharQDelete(r *request) error {
-	p, err := r.sharQPath()
-	if err != nil {
-		return err
-	}
+func (s *server) sharQDelete(r *request, p sharQPath) (any, error) {
 	all := false
 	if len(bytes.TrimSpace(r.body)) > 0 {
-		f, err := r.sharQBody()
-		if err != nil {
-			return err
+		f := parseSharQ(r.body)
+		if f.err != nil {
+			return nil, f.err
 		}
 		raw, _ := f.find("purge_all")
 		all = truthy(raw)
 	}
 	removed := 0
-	err = s.store.purgeGroup(r.Context(), p.queueID, p.group, true, func(n int) {
+	err := s.store.purgeGroup(r.Context(), p.queueID, p.group, true, func(n int) {
 		removed += n
 		s.metrics.add(messagesPurged, p.queueID, n)
 	})
 	if err != nil && !errors.Is(err, errQueueNotFound) {
-		return err
+		return nil, err
 	}
-	answer := sharQStatus{"Failure", "No queued calls found"}
+	result := sharQStatus{"Failure", "No queued calls found"}
 	if removed > 0 {
-		answer = sharQStatus{"Success", "Successfully removed all queued calls"}
+		result = sharQStatus{"Success", "Successfully removed all queued calls"}
 	}
 	if removed > 0 && all {
-		answer.Message += " and purged related resources"
+		result.Message += " and purged related resources"
 		if _, err := s.store.setInterval(r.Context(), p.queueID, p.group, nil, new(false)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	s.engine.announce(p.queueID, time.Time{})
-	return r.w.json(http.StatusOK, answer)
+	return result, nil
 }
 
 // truthy reports whether Python takes a value of JSON, or one that is missing, for true.
@@ -413,39 +408,27 @@ func appendCounts(b []byte, all []minuteCount) []byte {
 }
 
 // sharQQueues lists the queues that hold messages with a group.
-func (s *server) sharQQueues(r *request) error {
+func (s *server) sharQQueues(r *request) (any, error) {
 	ids, err := s.store.grouped(r.Context(), r.visible())
-	if err != nil {
-		return err
-	}
 	b := append([]byte(`{"status":"success","queue_types":`), quoteAll(ids)...)
-	return r.w.own(http.StatusOK, append(appendCounts(b, s.jobCounts.last(time.Now(), r.visible(), "")), '}'))
+	b = appendCounts(b, s.jobCounts.last(time.Now(), r.visible(), ""))
+	return rawJSON(append(b, '}')), err
 }
 
-func (s *server) sharQGroups(r *request) error {
-	p, err := r.sharQPath()
-	if err != nil {
-		return err
-	}
+func (s *server) sharQGroups(r *request, p sharQPath) (any, error) {
 	ids, err := s.store.groupIDs(r.Context(), p.queueID)
-	if err != nil {
-		return err
-	}
-	return r.w.own(http.StatusOK, append(append([]byte(`{"status":"success","queue_ids":`), quoteAll(ids)...), '}'))
+	b := append([]byte(`{"status":"success","queue_ids":`), quoteAll(ids)...)
+	return rawJSON(append(b, '}')), err
 }
 
-func (s *server) sharQGroup(r *request) error {
-	p, err := r.sharQPath()
-	if err != nil {
-		return err
-	}
+func (s *server) sharQGroup(r *request, p sharQPath) (any, error) {
 	g, err := s.store.group(r.Context(), p.queueID, p.group)
-	if err != nil && !errors.Is(err, errNotFound) {
-		return err
+	if errors.Is(err, errNotFound) {
+		err = nil
 	}
-	counts := s.jobCounts.last(time.Now(), &names{exact: []string{p.queueID}}, p.group)
 	b := fmt.Appendf(nil, `{"status":"success","queue_length":%d`, g.Length)
-	return r.w.own(http.StatusOK, append(appendCounts(b, counts), '}'))
+	b = appendCounts(b, s.jobCounts.last(time.Now(), &names{exact: []string{p.queueID}}, p.group))
+	return rawJSON(append(b, '}')), err
 }
 
 // quoteAll returns texts as a JSON list, as many as fit into listSize.
@@ -464,16 +447,14 @@ func quoteAll(texts []string) []byte {
 	return append(b, ']')
 }
 
-func (s *server) sharQDeepStatus(r *request) error {
+func (s *server) sharQDeepStatus(*request) (any, error) {
 	if !s.healthy(context.Background()) {
-		return errUnavailable
+		return nil, errUnavailable
 	}
-	return r.w.json(http.StatusOK, sharQStatus{Status: "success"})
+	return sharQStatus{Status: "success"}, nil
 }
 
 // sharQGreeting is at /: what SharQ's users look for to see that a server is there.
-func (s *server) sharQGreeting(r *request) error {
-	return r.w.json(http.StatusOK, struct {
-		Message string `json:"message"`
-	}{"Hello, SharQ!"})
+type sharQGreeting struct {
+	Message string `json:"message"`
 }

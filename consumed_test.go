@@ -37,7 +37,7 @@ func TestConsumedMessagesAreListedAsDeliveredLatestFirst(t *testing.T) {
 			`"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME","state":"consumed","consumed_at":"TIME"}]}`},
 	})
 	var delivered wireMessage
-	mustDecode(t, string(v.messages[0].appendJSON(nil)), &delivered)
+	mustDecode(t, string(v.messages[0].appendJSON(nil, shown{})), &delivered)
 	checkDiff(t, "listed", []wireMessage{delivered}, s.consumed("t", ""))
 	var at struct {
 		Data []struct {

@@ -2,9 +2,7 @@ package main
 
 import (
 	"embed"
-	"fmt"
 	"math"
-	"net/http"
 	"path"
 	"strings"
 	"time"
@@ -31,40 +29,37 @@ var dashboardTypes = map[string]string{
 }
 
 func (s *server) handleDashboard() {
-	s.register(sharQ, public, "GET /{$}", s.limits.maxBody, s.whenReady(s.home))
-	s.handleAlways(public, "GET /dashboard/{file}", s.dashboardFile)
-	s.handle(anyToken, "GET /overview", s.overview)
+	s.handle(sharQ, public, "GET /{$}", s.home)
+	s.handle(native, public, "GET /dashboard/{file}", s.dashboardFile).always = true
+	s.handle(native, anyToken, "GET /overview", s.overview)
 }
 
 // home returns the dashboard to browsers and SharQ's greeting to all other clients.
 // The Server header holds the version, for which SharQ's greeting has no field.
-func (s *server) home(r *request) error {
+func (s *server) home(r *request) (any, error) {
 	r.w.Header().Set("Server", "queued "+version())
 	r.w.Header().Set("Vary", "Accept")
 	if strings.Contains(r.Header.Get("Accept"), "text/html") {
 		return r.dashboard("index.html")
 	}
-	return s.sharQGreeting(r)
+	return sharQGreeting{"Hello, SharQ!"}, nil
 }
 
-func (s *server) dashboardFile(r *request) error {
+func (s *server) dashboardFile(r *request) (any, error) {
 	return r.dashboard(r.PathValue("file"))
 }
 
-// dashboard responds with a file of the dashboard.
-func (r *request) dashboard(name string) error {
-	text, err := dashboardFiles.ReadFile("dashboard/" + name)
+// dashboard returns a file of the dashboard.
+func (r *request) dashboard(name string) (any, error) {
+	file, err := dashboardFiles.ReadFile("dashboard/" + name)
 	if err != nil {
-		return status{http.StatusNotFound, "Not Found"}
+		return nil, errNoRoute
 	}
 	header := r.w.Header()
 	header.Set("Content-Security-Policy", dashboardPolicy)
 	header.Set("Referrer-Policy", "no-referrer")
 	header.Set("Cross-Origin-Opener-Policy", "same-origin")
-	header.Set("Content-Type", dashboardTypes[path.Ext(name)])
-	header.Set("Content-Length", fmt.Sprint(len(text)))
-	r.w.Write(text)
-	return nil
+	return content{mediaType: dashboardTypes[path.Ext(name)], bytes: file, static: true}, nil
 }
 
 // overview is the response to GET /overview without its "data", a list of
@@ -101,15 +96,15 @@ type overviewItem struct {
 }
 
 // overview returns a page of at most -max-limit queues, ordered by id.
-func (s *server) overview(r *request) error {
+func (s *server) overview(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
 	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
 	queues, more, err := s.store.queues(r.Context(), r.visible(), offset, s.limits.maxLimit+1)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	v := overview{Server: overviewServer{ID: s.id, Version: version()}}
 	if len(queues) > s.limits.maxLimit {
@@ -142,10 +137,10 @@ func (s *server) overview(r *request) error {
 	if !at.IsZero() {
 		v.Server.CountedAgo = new(time.Since(at).Seconds())
 	}
-	return writeList(r.w, items, func(n int) any {
+	return list[overviewItem]{items, func(n int) any {
 		if more || n < len(items) {
 			v.NextOffset = new(offset + n)
 		}
 		return v
-	})
+	}}, nil
 }

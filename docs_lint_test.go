@@ -382,7 +382,7 @@ func TestPagesListEveryRouteAndMetric(t *testing.T) {
 	s := newTestServer(t)
 	api := mustRead(t, "docs/api.md")
 	for _, r := range s.routes {
-		if r.dialect == native && !regexp.MustCompile("`"+regexp.QuoteMeta(strings.TrimSuffix(r.pattern, "{$}"))+"[`? ]").MatchString(api) {
+		if r.api == native && !regexp.MustCompile("`"+regexp.QuoteMeta(strings.TrimSuffix(r.pattern, "{$}"))+"[`? ]").MatchString(api) {
 			t.Errorf("docs/api.md does not list %s", r.pattern)
 		}
 	}

@@ -12,97 +12,139 @@ import (
 // statusClientClosed is what nginx calls it; it is for the metrics.
 const statusClientClosed = 499
 
-// status is an error that is answered with a status and a text.
-type status struct {
-	code   int
+// statusError is an error of a request that states its response.
+type statusError struct {
+	status int
 	detail string
 }
 
-func (s status) Error() string { return s.detail }
+func (e statusError) Error() string { return e.detail }
 
-// problem is the body of answers that say what is wrong.
+// problem is the body of responses that say what is wrong.
 type problem struct {
 	Detail any `json:"detail"`
 }
 
-// fail answers with an error. It alone knows which status an error is, and it
-// logs what is our fault.
-func (s *server) fail(r *request, err error) {
-	code, detail := s.explain(r, err)
-	if code == http.StatusServiceUnavailable {
-		r.w.Header().Set("Retry-After", "1")
+// failures say which status an error is, and what the client is told. The first that
+// matches an error counts; one that none matches is our fault.
+var failures = []struct {
+	status int
+	match  func(error) (detail any, ok bool)
+	log    func(s *server, r *request, err error) // nil: nobody needs to know
+}{
+	{http.StatusUnprocessableEntity, as(func(mistakes invalid) any { return mistakes }), nil},
+	{http.StatusConflict, as(func(mistakes conflict) any { return mistakes }), nil},
+	{http.StatusConflict, as(func(err errLeaseEnded) any { return err.Error() }), nil},
+	{http.StatusUnprocessableEntity, as(func(err errNeverDue) any { return err.Error() }), nil},
+	{http.StatusUnprocessableEntity, is(errTooManyCopies, errTooManyCopies.Error()), nil},
+	{http.StatusUnprocessableEntity, is(errTopicExists, "This topic already exists"), nil},
+	{http.StatusUnprocessableEntity, is(errQueueExists, "This queue already exists"), nil},
+	{http.StatusNotFound, is(errNotInFlight, "Message not in flight"), nil},
+	{http.StatusNotFound, is(errTopicNotFound, "Topic not found"), nil},
+	{http.StatusNotFound, is(errQueueNotFound, "Queue not found"), nil},
+	{http.StatusNotFound, is(errMessageNotFound, "Message not found"), nil},
+	{http.StatusNotFound, is(errGroupNotFound, "Group not found"), nil},
+	{http.StatusNotFound, is(errNoRoute, "Not Found"), nil},
+	{http.StatusMethodNotAllowed, is(errMethod, "Method Not Allowed"), nil},
+	{http.StatusServiceUnavailable, is(errNotReady, success{false}), nil},
+	{http.StatusInternalServerError, is(errUnhealthy, success{false}), nil}, // as fastqueue does
+	{http.StatusUnprocessableEntity, refusedData, (*server).logRefused},
+	{http.StatusServiceUnavailable, is(errOverloaded, "too many requests are waiting; try again later"), nil},
+	{http.StatusServiceUnavailable, isUnavailable, (*server).logUnavailable},
+	{http.StatusInternalServerError, is(errPanic, "internal error"), nil},
+	{http.StatusInternalServerError, is(nil, "internal error"), (*server).logInternal},
+}
+
+var (
+	errNoRoute = errors.New("no route matches")
+	errMethod  = errors.New("no route has this method")
+	errPanic   = errors.New("a handler panicked, which was logged")
+)
+
+// is matches a sentinel, and nil any error.
+func is(target error, detail any) func(error) (any, bool) {
+	return func(err error) (any, bool) { return detail, target == nil || errors.Is(err, target) }
+}
+
+func as[T error](detail func(T) any) func(error) (any, bool) {
+	return func(err error) (any, bool) {
+		found, ok := errors.AsType[T](err)
+		if !ok {
+			return nil, false
+		}
+		return detail(found), true
 	}
-	if err := r.api.problem(r.w, code, detail); err != nil { // no room for it
+}
+
+// refusedData matches errors of PostgreSQL about what a request brought. The words of
+// PostgreSQL name what is ours, so the client gets others.
+func refusedData(err error) (any, bool) {
+	if !atFault(err) {
+		return nil, false
+	}
+	msg := "database rejected the value: it cannot be stored"
+	switch pq.As(err).Code.Class() {
+	case "23":
+		msg = "database rejected the value: it conflicts with stored data"
+	case "54":
+		msg = "database rejected the value: it is too large or nested too deeply"
+	}
+	return invalid{{Loc: []any{"body"}, Msg: msg, Type: "value_error"}}, true
+}
+
+// isUnavailable matches what is left of the errors of PostgreSQL.
+func isUnavailable(err error) (any, bool) {
+	return "database unavailable; try again later", errors.Is(err, errUnavailable) || pq.As(err) != nil
+}
+
+// fail responds with an error.
+func (s *server) fail(r *request, err error) {
+	s.giveBack(r)
+	status, detail := s.explain(r, err)
+	header := r.w.Header()
+	header.Del("Content-Encoding")
+	if status == http.StatusServiceUnavailable {
+		header.Set("Retry-After", "1")
+	}
+	if err := s.send(r, withStatus{status, r.api.problem(status, detail)}); err != nil { // too large
 		s.fail(r, err)
 	}
 }
 
-// explain returns the status that an error is answered with, and what to say.
-func (s *server) explain(r *request, err error) (code int, detail any) {
-	var known status
-	var mistakes invalid
-	var conflicts conflict
-	var over errLeaseEnded
-	switch {
-	case errors.As(err, &known):
-		return known.code, known.detail
-	case r.Context().Err() != nil:
+// explain returns the status of the response to an error, and what it says.
+func (s *server) explain(r *request, err error) (status int, detail any) {
+	if known, ok := errors.AsType[statusError](err); ok {
+		return known.status, known.detail
+	}
+	if r.Context().Err() != nil {
 		// Most likely nobody reads it, but saying nothing would be a 200.
 		return statusClientClosed, "the client closed the connection"
-	case errors.As(err, &mistakes):
-		return http.StatusUnprocessableEntity, mistakes
-	case errors.As(err, &conflicts):
-		return http.StatusConflict, conflicts
-	case errors.As(err, &over):
-		return http.StatusConflict, over.Error()
-	case errors.Is(err, errNotInFlight):
-		return http.StatusNotFound, "Message not in flight"
-	case errors.Is(err, errTopicNotFound):
-		return http.StatusNotFound, "Topic not found"
-	case errors.Is(err, errQueueNotFound):
-		return http.StatusNotFound, "Queue not found"
-	case errors.Is(err, errMessageNotFound):
-		return http.StatusNotFound, "Message not found"
-	case errors.Is(err, errGroupNotFound):
-		return http.StatusNotFound, "Group not found"
-	case errors.Is(err, errTopicExists):
-		return http.StatusUnprocessableEntity, "This topic already exists"
-	case errors.Is(err, errQueueExists):
-		return http.StatusUnprocessableEntity, "This queue already exists"
-	case errors.Is(err, errTooManyCopies), errors.As(err, new(errNeverDue)):
-		return http.StatusUnprocessableEntity, err.Error()
-	case atFault(err):
-		s.log.Info("PostgreSQL rejected request data", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
-		return http.StatusUnprocessableEntity, invalid{{Loc: []any{"body"}, Msg: refusedData(err), Type: "value_error"}}
-	case errors.Is(err, errOverloaded):
-		return http.StatusServiceUnavailable, "too many requests are waiting; try again later"
-	case errors.Is(err, errUnavailable), pq.As(err) != nil:
-		s.logUnavailable(err)
-		return http.StatusServiceUnavailable, "database unavailable; try again later"
-	default:
-		s.log.Error("internal error", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
-		return http.StatusInternalServerError, "internal error"
 	}
+	for _, v := range failures {
+		if detail, ok := v.match(err); ok {
+			if v.log != nil {
+				v.log(s, r, err)
+			}
+			return v.status, detail
+		}
+	}
+	panic("unreachable: the last entry matches any error")
 }
 
-// refusedData says why PostgreSQL refuses what a request brought. Its own words name
-// what is ours.
-func refusedData(err error) string {
-	switch pq.As(err).Code.Class() {
-	case "23":
-		return "database rejected the value: it conflicts with stored data"
-	case "54":
-		return "database rejected the value: it is too large or nested too deeply"
-	}
-	return "database rejected the value: it cannot be stored"
+func (s *server) logRefused(r *request, err error) {
+	s.log.Info("PostgreSQL rejected request data", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
 }
 
-// logUnavailable logs why PostgreSQL does not do what requests want, like that its disk
-// is full. What is wrong with the connections themselves has lines of its own.
-func (s *server) logUnavailable(err error) {
+// logUnavailable logs why PostgreSQL does not do what requests want, such as that its
+// disk is full. Trouble with the connections themselves is logged where it is met.
+func (s *server) logUnavailable(_ *request, err error) {
 	level := slog.LevelDebug
 	if pq.As(err) != nil {
 		level = slog.LevelWarn
 	}
 	s.log.Log(context.Background(), level, "database error, responding with 503", "error", err)
+}
+
+func (s *server) logInternal(r *request, err error) {
+	s.log.Error("internal error", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
 }

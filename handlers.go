@@ -5,174 +5,107 @@ import (
 	"context"
 	"errors"
 	"math"
-	"net/http"
 	"time"
 )
 
-func (s *server) createTopic(r *request) error {
+func (s *server) createTopic(r *request) (any, error) {
 	f := parseBody(r.body)
 	id := f.id("id", true)
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	t, err := s.store.createTopic(r.Context(), *id)
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusCreated, t)
+	return created(s.store.createTopic(r.Context(), *id))
 }
 
-func (s *server) listTopics(r *request) error {
+func (s *server) listTopics(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
 	offset, limit := f.page(&s.limits)
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	all, err := s.store.topics(r.Context(), r.visible(), offset, limit)
-	if err != nil {
-		return err
-	}
-	return list(r.w, all)
+	return listOf(s.store.topics(r.Context(), r.visible(), offset, limit))
 }
 
-func (s *server) getTopic(r *request) error {
-	id, err := r.topicID()
-	if err != nil {
-		return err
-	}
-	t, err := s.store.topic(r.Context(), id)
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusOK, t)
+func (s *server) getTopic(r *request) (any, error) {
+	return s.store.topic(r.Context(), r.topicID)
 }
 
-func (s *server) deleteTopic(r *request) error {
-	id, err := r.topicID()
-	if err != nil {
-		return err
-	}
-	if err := s.store.deleteTopic(r.Context(), id); err != nil {
-		return err
-	}
-	return r.w.empty(http.StatusNoContent)
+func (s *server) deleteTopic(r *request) (any, error) {
+	return nil, s.store.deleteTopic(r.Context(), r.topicID)
 }
 
-func (s *server) createQueue(r *request) error {
+func (s *server) createQueue(r *request) (any, error) {
 	f := parseBody(r.body)
 	id := f.id("id", true)
 	settings := f.queueSettings(&s.limits)
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	q, err := s.store.createQueue(r.Context(), *id, settings)
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusCreated, q)
+	return created(s.store.createQueue(r.Context(), *id, settings))
 }
 
-func (s *server) listQueues(r *request) error {
+func (s *server) listQueues(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
 	offset, limit := f.page(&s.limits)
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	all, _, err := s.store.queues(r.Context(), r.visible(), offset, limit)
-	if err != nil {
-		return err
-	}
-	return list(r.w, all)
+	queues, _, err := s.store.queues(r.Context(), r.visible(), offset, limit)
+	return listOf(queues, err)
 }
 
-func (s *server) getQueue(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
-	}
-	q, err := s.store.queue(r.Context(), id)
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusOK, q)
+func (s *server) getQueue(r *request) (any, error) {
+	return s.store.queue(r.Context(), r.queueID)
 }
 
-func (s *server) updateQueue(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
-	}
+func (s *server) updateQueue(r *request) (any, error) {
 	f := parseBody(r.body)
 	settings := f.queueSettings(&s.limits)
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	q, err := s.store.updateQueue(r.Context(), id, settings)
+	q, err := s.store.updateQueue(r.Context(), r.queueID, settings)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	// Messages that were exhausted may not be any more, nor groups limited.
-	s.engine.announce(id, time.Time{})
-	return r.w.json(http.StatusOK, q)
+	s.engine.announce(r.queueID, time.Time{})
+	return q, nil
 }
 
-func (s *server) deleteQueue(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
+func (s *server) deleteQueue(r *request) (any, error) {
+	if err := s.store.deleteQueue(r.Context(), r.queueID); err != nil {
+		return nil, err
 	}
-	if err := s.store.deleteQueue(r.Context(), id); err != nil {
-		return err
-	}
-	s.engine.announce(id, time.Time{}) // lets its receivers go
-	s.metrics.forget(id)
-	return r.w.empty(http.StatusNoContent)
+	s.engine.announce(r.queueID, time.Time{}) // lets its receivers go
+	s.metrics.forget(r.queueID)
+	return nil, nil
 }
 
-func (s *server) queueStats(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
-	}
+func (s *server) queueStats(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
 	detail := f.boolean("detail")
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
 	if detail {
-		v, err := s.store.details(r.Context(), id)
-		if err != nil {
-			return err
-		}
-		return r.w.json(http.StatusOK, v)
+		return s.store.details(r.Context(), r.queueID)
 	}
-	v, err := s.store.stats(r.Context(), id)
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusOK, v)
+	return s.store.stats(r.Context(), r.queueID)
 }
 
-func (s *server) purge(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
-	}
-	err = s.store.purge(r.Context(), id, func(n int) {
-		s.metrics.add(messagesPurged, id, n)
+func (s *server) purge(r *request) (any, error) {
+	err := s.store.purge(r.Context(), r.queueID, func(n int) {
+		s.metrics.add(messagesPurged, r.queueID, n)
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.engine.announce(id, time.Time{}) // what is published meanwhile may have waited for what is gone
-	return r.w.empty(http.StatusNoContent)
+	s.engine.announce(r.queueID, time.Time{}) // messages published meanwhile may have waited for deleted ones
+	return nil, nil
 }
 
-func (s *server) redrive(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
-	}
+func (s *server) redrive(r *request) (any, error) {
 	f := parseBody(r.body)
 	destination := f.text("destination_queue_id", true)
 	limit := math.MaxInt
@@ -180,361 +113,231 @@ func (s *server) redrive(r *request) error {
 		limit = *n
 	}
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := pathID(*destination, errQueueNotFound); err != nil {
-		return err
+	if !validID(*destination) {
+		return nil, errQueueNotFound
 	}
-	err = s.store.redrive(r.Context(), id, *destination, limit, func(n int) {
-		s.metrics.add(messagesRedriven, id, n)
+	return nil, s.store.redrive(r.Context(), r.queueID, *destination, limit, func(n int) {
+		s.metrics.add(messagesRedriven, r.queueID, n)
 		s.engine.announce(*destination, time.Time{})
 	})
-	if err != nil {
-		return err
-	}
-	return r.w.empty(http.StatusNoContent)
 }
 
-// publication returns an empty publication to the topic or queue in the path.
-func (r *request) publication() (p *publication, err error) {
-	p = &publication{trace: r.w.trace}
-	if r.PathValue("topic_id") != "" {
-		p.topicID, err = r.topicID()
-	} else {
-		p.queueID, err = r.queueID()
-	}
-	return p, err
-}
-
-func (s *server) publish(r *request) error {
-	p, err := r.publication()
-	if err != nil {
-		return err
-	}
+func (s *server) publish(r *request) (any, error) {
 	f := parseBody(r.body)
-	p.messages = []draft{f.draft(&s.limits)}
-	return s.finishPublish(r, f, p, func(int) []any { return []any{"body"} })
+	return s.publishDrafts(r, f, []draft{f.draft(&s.limits)}, func(int) []any { return []any{"body"} })
 }
 
-func (s *server) publishBatch(r *request) error {
-	p, err := r.publication()
-	if err != nil {
-		return err
-	}
+func (s *server) publishBatch(r *request) (any, error) {
 	f := parseBody(r.body)
+	var drafts []draft
 	f.objects("messages", maxBatch, func(item *form) {
-		p.messages = append(p.messages, item.draft(&s.limits))
+		drafts = append(drafts, item.draft(&s.limits))
 	})
-	return s.finishPublish(r, f, p, func(i int) []any { return []any{"body", "messages", i} })
+	return s.publishDrafts(r, f, drafts, func(i int) []any { return []any{"body", "messages", i} })
 }
 
-// attributesCost is how many times their size attributes take for filters to look
-// at, if they are short.
-const attributesCost = 16
-
-// finishPublish publishes what a form had; at is where a message stands in it.
-func (s *server) finishPublish(r *request, f *form, p *publication, at func(i int) []any) error {
+// publishDrafts publishes the messages of a body to the topic or queue in the path;
+// at is where a message stands in the body.
+func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i int) []any) (any, error) {
 	q := parseQuery(r.URL.RawQuery)
 	shows := q.shown()
 	if err := cmp.Or(f.err(), q.err()); err != nil {
-		return err
+		return nil, err
 	}
-	size := 0
-	for _, m := range p.messages {
-		size += len(m.data) + len(m.attributes)*(1+attributesCost)
+	stored, err := s.engine.publish(r.Context(), &publication{topicID: r.topicID, queueID: r.queueID, trace: r.w.trace, messages: drafts})
+	if never, ok := errors.AsType[errNeverDue](err); ok {
+		return nil, invalid{{Loc: append(at(never.message), "delay_seconds"), Msg: never.Error(), Type: "value_error.number.not_lt"}}
 	}
-	taken := answerSize(len(p.messages), size)
-	if !r.w.conn.take(taken) {
-		return errOverloaded
-	}
-	stored, err := s.engine.publish(r.Context(), p)
-	var never errNeverDue
-	if errors.As(err, &never) {
-		return invalid{{Loc: append(at(never.message), "delay_seconds"), Msg: never.Error(), Type: "value_error.number.not_lt"}}
-	}
-	if err != nil {
-		return err
-	}
-	size = 0
-	for _, m := range stored {
-		size += len(m.Data) + len(m.Attributes) + m.trace.size()
-	}
-	r.w.conn.add(answerSize(len(stored), size) - taken) // they are stored: no answer would be worse
-	show(stored, shows)
-	return r.w.messages(http.StatusCreated, stored)
+	return created(&messageList{messages: stored, shows: shows, shared: true}, err)
 }
 
-// show makes messages show what was asked for.
-func show(messages []message, asked shown) {
-	for i := range messages {
-		messages[i].shows = asked
-	}
-}
-
-func (s *server) receive(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
-	}
+func (s *server) receive(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
 	limit := min(f.parameter("limit", 10, bounds{0, math.MaxInt}), s.limits.maxLimit)
 	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
 	shows := f.shown()
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
 	if limit == 0 {
-		if _, err := s.store.queue(r.Context(), id); err != nil {
-			return err
-		}
-		return r.w.messages(http.StatusOK, nil)
+		_, err := s.store.queue(r.Context(), r.queueID)
+		return &messageList{}, err
 	}
-	v, err := s.engine.receive(r.whileHeard(), id, limit, wait)
+	v, err := s.engine.receive(r.whileHeard(), r.queueID, limit, wait)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	show(v.messages, shows)
-	return s.deliver(r, id, v, func(messages []message) error {
-		return r.w.messages(http.StatusOK, messages)
-	})
+	return &messageList{messages: s.deliver(r, r.queueID, v), shows: shows}, nil
 }
 
 // resetTime is how long the reset of a connection may take to come: longer than
 // the round trips of most networks.
 const resetTime = 200 * time.Millisecond
 
-// deliver answers with what was received, which may be nothing. What the client
-// does not get is given back.
-func (s *server) deliver(r *request, queueID string, v delivery, answer func(messages []message) error) error {
-	handed := false
-	defer func() {
-		if !handed || r.w.status == 0 || r.w.lost { // no room for the answer, or a panic
-			s.engine.release(queueID, v.messages)
-		}
-	}()
+// deliver returns the messages that the response is to have: none if the client has
+// disconnected, or if the lease may have ended because the process was stopped. They
+// are given back unless the response begins.
+func (s *server) deliver(r *request, queueID string, v delivery) []message {
 	if len(v.messages) == 0 {
-		return answer(nil)
+		return nil
 	}
-	// Before the first byte is written a receiver can still be gone, or be so
-	// late, because the process was stopped, that its lease has ended.
+	r.unsent = unsent{queueID, v.messages}
 	ended, failed := peerClosed(r.Request)
 	if failed || time.Now().After(v.goodUntil) {
-		return answer(nil)
+		s.giveBack(r)
+		return nil
 	}
-	if !r.w.takeFor(v.messages) {
-		return errOverloaded
-	}
-	count := func() {
-		s.metrics.delivery(queueID, v.messages)
-		if v.messages[0].consumed {
-			s.metrics.add(messagesAcked, queueID, len(v.messages))
-		}
-	}
-	handed = true
-	if !ended {
-		count()
-		return answer(v.messages)
-	}
-	r.w.doubtful = true
-	err := answer(v.messages)
-	if !r.w.lost {
-		count()
-	}
-	return err
+	r.w.doubtful = ended
+	return v.messages
 }
 
-func (s *server) ack(r *request) error {
-	id, err := r.messageID()
-	if err != nil {
-		return err
+// giveBack releases messages that were received for a response which has not begun.
+func (s *server) giveBack(r *request) {
+	if len(r.unsent.messages) > 0 {
+		s.engine.release(r.unsent.queueID, r.unsent.messages)
+		r.unsent = unsent{}
 	}
+}
+
+// countDelivery counts messages whose response begins.
+func (s *server) countDelivery(r *request) {
+	v := r.unsent
+	r.unsent = unsent{}
+	s.metrics.delivery(v.queueID, v.messages)
+	if v.messages[0].consumed {
+		s.metrics.add(messagesAcked, v.queueID, len(v.messages))
+	}
+}
+
+func (s *server) ack(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
-	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
+	item := ackItem{id: r.messageID, leasedUntil: f.leaseToken("scheduled_at")}
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	if err := s.ackOne(r, s.engine.ack, item); err != nil {
-		return err
-	}
-	return r.w.empty(http.StatusNoContent)
+	return nil, s.ackVisible(r, s.engine.ack, item)
 }
 
-func (s *server) nack(r *request) error {
-	id, err := r.messageID()
-	if err != nil {
-		return err
-	}
+func (s *server) nack(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
-	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
+	item := ackItem{id: r.messageID, leasedUntil: f.leaseToken("scheduled_at")}
 	b := optionalBody(r.body)
 	item.after, item.uncounted = b.nack()
 	if err := cmp.Or(f.err(), b.err()); err != nil {
-		return err
+		return nil, err
 	}
-	if err := s.ackOne(r, s.engine.nack, item); err != nil {
-		return err
-	}
-	return r.w.empty(http.StatusNoContent)
+	return nil, s.ackVisible(r, s.engine.nack, item)
 }
 
-func (s *server) extend(r *request) error {
-	id, err := r.messageID()
-	if err != nil {
-		return err
-	}
+func (s *server) extend(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
-	item := ackItem{id: id, leasedUntil: f.leaseToken("scheduled_at")}
+	item := ackItem{id: r.messageID, leasedUntil: f.leaseToken("scheduled_at")}
 	shows := f.shown()
 	b := parseBody(r.body)
 	item.after = b.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
 	if err := cmp.Or(f.err(), b.err()); err != nil {
-		return err
+		return nil, err
 	}
 	var m message
-	err = s.ackOne(r, func(ctx context.Context, items ...ackItem) (err error) {
+	err := s.ackVisible(r, func(ctx context.Context, items ...ackItem) (err error) {
 		m, err = s.engine.extend(ctx, items[0])
 		return err
 	}, item)
-	if err != nil {
-		return err
-	}
-	m.shows = shows
-	return r.w.own(http.StatusOK, m.appendJSON(nil))
+	return rawJSON(m.appendJSON(nil, shows)), err
 }
 
-// ackOne calls the engine for those of the messages that the request may settle;
-// the others are unknown to it.
-func (s *server) ackOne(r *request, do func(context.Context, ...ackItem) error, items ...ackItem) error {
+// ackVisible calls the engine for those of the messages that the token may get; the
+// others are unknown to it.
+func (s *server) ackVisible(r *request, do func(context.Context, ...ackItem) error, items ...ackItem) error {
 	if err := s.hideForbidden(r, items); err != nil {
 		return err
 	}
 	return do(r.Context(), items...)
 }
 
-func (s *server) ackBatch(r *request) error {
+func (s *server) ackBatch(r *request) (any, error) {
 	f := parseBody(r.body)
 	items := f.ackItems()
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	if err := s.ackOne(r, s.engine.ack, items...); err != nil {
-		return batchConflicts(err)
-	}
-	return r.w.empty(http.StatusNoContent)
+	return nil, batchConflicts(s.ackVisible(r, s.engine.ack, items...))
 }
 
-func (s *server) nackBatch(r *request) error {
+func (s *server) nackBatch(r *request) (any, error) {
 	f := parseBody(r.body)
 	items := f.ackItems()
 	after, uncounted := f.nack()
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
 	for i := range items {
 		items[i].after, items[i].uncounted = after, uncounted
 	}
-	if err := s.ackOne(r, s.engine.nack, items...); err != nil {
-		return batchConflicts(err)
-	}
-	return r.w.empty(http.StatusNoContent)
+	return nil, batchConflicts(s.ackVisible(r, s.engine.nack, items...))
 }
 
-// batchConflicts says of errLeaseEnded which messages of a body it is about.
-func batchConflicts(err error) error {
-	var over errLeaseEnded
-	if !errors.As(err, &over) {
-		return err
-	}
-	var mistakes invalid
-	for _, i := range over.items {
-		mistakes = append(mistakes, mistake{Loc: []any{"body", "messages", i, "scheduled_at"}, Msg: over.Error(), Type: "value_error.lease"})
-	}
-	return conflict(mistakes)
-}
-
-// conflict is a list of mistakes that is answered with 409.
+// conflict is a list of mistakes with status 409.
 type conflict invalid
 
 func (c conflict) Error() string { return invalid(c).Error() }
 
-func (s *server) getMessage(r *request) error {
-	id, err := r.messageID()
-	if err != nil {
+// batchConflicts says of errLeaseEnded which messages of a body it is about.
+func batchConflicts(err error) error {
+	ended, ok := errors.AsType[errLeaseEnded](err)
+	if !ok {
 		return err
 	}
-	m, err := s.store.message(r.Context(), id)
+	var mistakes conflict
+	for _, i := range ended.items {
+		mistakes = append(mistakes, mistake{Loc: []any{"body", "messages", i, "scheduled_at"}, Msg: ended.Error(), Type: "value_error.lease"})
+	}
+	return mistakes
+}
+
+func (s *server) getMessage(r *request) (any, error) {
+	m, err := s.store.message(r.Context(), r.messageID)
 	if err == nil && !r.mayGet(m.QueueID) {
 		err = errMessageNotFound
 	}
-	if err != nil {
-		return err
-	}
-	return r.w.own(http.StatusOK, m.appendJSON(nil))
+	return rawJSON(m.appendJSON(nil, showAll)), err
 }
 
 // maxPeek is the most messages that a peek shows.
 const maxPeek = 300
 
-// peek answers with a page of messages, as a method of the store finds it.
+// peek returns a page of messages, as a method of the store finds it.
 func (s *server) peek(page func(ctx context.Context, queueID string, offset, limit int) ([]message, error)) handler {
-	return func(r *request) error {
-		id, err := r.queueID()
-		if err != nil {
-			return err
-		}
+	return func(r *request) (any, error) {
 		f := parseQuery(r.URL.RawQuery)
 		offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
 		limit := f.parameter("limit", 25, bounds{0, maxPeek})
 		if err := f.err(); err != nil {
-			return err
+			return nil, err
 		}
-		all, err := page(r.Context(), id, offset, limit)
-		if err != nil {
-			return err
-		}
-		if !r.w.takeFor(all) {
-			return errOverloaded
-		}
-		return r.w.messages(http.StatusOK, all)
+		all, err := page(r.Context(), r.queueID, offset, limit)
+		return &messageList{messages: all, shows: showAll}, err
 	}
 }
 
-func (s *server) listGroups(r *request) error {
-	id, err := r.queueID()
-	if err != nil {
-		return err
-	}
+func (s *server) listGroups(r *request) (any, error) {
 	f := parseQuery(r.URL.RawQuery)
 	offset, limit := f.page(&s.limits)
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	all, err := s.store.groups(r.Context(), id, offset, limit)
-	if err != nil {
-		return err
-	}
-	return list(r.w, all)
+	return listOf(s.store.groups(r.Context(), r.queueID, offset, limit))
 }
 
-func (s *server) getGroup(r *request) error {
-	queueID, id, err := r.groupID()
-	if err != nil {
-		return err
-	}
-	g, err := s.store.group(r.Context(), queueID, id)
-	if err != nil {
-		return err
-	}
-	return r.w.json(http.StatusOK, g)
+func (s *server) getGroup(r *request) (any, error) {
+	return s.store.group(r.Context(), r.queueID, r.groupID)
 }
 
-func (s *server) putGroup(r *request) error {
-	queueID, id, err := r.groupID()
-	if err != nil {
-		return err
-	}
-	if msg := pathMistake(id); msg != "" {
-		return invalid{{Loc: []any{"path", "group"}, Msg: msg, Type: "value_error"}}
+func (s *server) putGroup(r *request) (any, error) {
+	if msg := pathMistake(r.groupID); msg != "" {
+		return nil, invalid{{Loc: []any{"path", "group"}, Msg: msg, Type: "value_error"}}
 	}
 	f := parseBody(r.body)
 	if !f.broken && !f.has("delivery_interval_ms") {
@@ -542,30 +345,26 @@ func (s *server) putGroup(r *request) error {
 	}
 	interval := f.integer("delivery_interval_ms", bounds{0, maxInterval}, false)
 	if err := f.err(); err != nil {
-		return err
+		return nil, err
 	}
-	g, err := s.store.setInterval(r.Context(), queueID, id, interval, new(interval != nil))
+	g, err := s.store.setInterval(r.Context(), r.queueID, r.groupID, interval, new(interval != nil))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.engine.announce(queueID, time.Time{})
+	s.engine.announce(r.queueID, time.Time{})
 	if g == nil {
-		return r.w.empty(http.StatusNoContent)
+		return nil, nil
 	}
-	return r.w.json(http.StatusOK, g)
+	return g, nil
 }
 
-func (s *server) deleteGroup(r *request) error {
-	queueID, id, err := r.groupID()
-	if err != nil {
-		return err
-	}
-	err = s.store.deleteGroup(r.Context(), queueID, id, func(n int) {
-		s.metrics.add(messagesPurged, queueID, n)
+func (s *server) deleteGroup(r *request) (any, error) {
+	err := s.store.deleteGroup(r.Context(), r.queueID, r.groupID, func(n int) {
+		s.metrics.add(messagesPurged, r.queueID, n)
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.engine.announce(queueID, time.Time{})
-	return r.w.empty(http.StatusNoContent)
+	s.engine.announce(r.queueID, time.Time{})
+	return nil, nil
 }

@@ -778,7 +778,7 @@ func TestPanicIsAnAnswerToOneClient(t *testing.T) {
 	s := newTestServer(t)
 	log := newSyncBuffer()
 	s.server.log = newLog(log, slog.LevelInfo, "text")
-	s.handle(public, "GET /panic", func(*request) error { panic("oh") })
+	s.handle(native, public, "GET /panic", func(*request) (any, error) { panic("oh") })
 	checkDiff(t, "answer", `{"detail":"internal error"}`, s.must(500, "GET", "/panic", ""))
 	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "panic=oh") || !strings.Contains(log.String(), "handlers_test.go:") {
 		t.Errorf("the log is not one line with a stack:\n%s", log)
@@ -793,7 +793,7 @@ func TestPanicCutsAnAnswerThatHasBegun(t *testing.T) {
 	log := newSyncBuffer()
 	s.server.log = newLog(log, slog.LevelInfo, "text")
 	for path, flush := range map[string]bool{"/panic-sent": true, "/panic-buffered": false} {
-		s.handle(public, "POST "+path, func(r *request) error {
+		s.handle(native, public, "POST "+path, func(r *request) (any, error) {
 			fmt.Fprint(r.w, `{"data":[`)
 			if flush {
 				r.w.controller.Flush()

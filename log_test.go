@@ -41,11 +41,11 @@ func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 	s := newTestServer(t)
 	s.exec(`CREATE FUNCTION public.echo(payload text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '%', payload; END $$`)
 	var payload string
-	s.handle(public, "POST /panic", func(*request) error { panic(payload) })
-	s.handle(public, "POST /panic-error", func(*request) error { panic(errors.New(payload)) })
-	s.handle(public, "POST /echo", func(r *request) error {
+	s.handle(native, public, "POST /panic", func(*request) (any, error) { panic(payload) })
+	s.handle(native, public, "POST /panic-error", func(*request) (any, error) { panic(errors.New(payload)) })
+	s.handle(native, public, "POST /echo", func(r *request) (any, error) {
 		_, err := s.store.db.ExecContext(r.Context(), "SELECT public.echo($1)", payload)
-		return err
+		return nil, err
 	})
 	const fake = "time=2026-11-23T06:14:05.210Z level=INFO msg=ready"
 	for _, format := range []string{"text", "json"} {

@@ -50,7 +50,6 @@ type message struct {
 	Group            string // empty if it has none
 
 	trace         trace // of the request that published it
-	shows         shown // in the wire format
 	queueKey      int64
 	jobID         sql.NullString
 	maxDeliveries sql.NullInt64
@@ -65,12 +64,15 @@ type message struct {
 // if there is something for them to show.
 type shown struct{ group, requestID, traceparent bool }
 
+// showAll is what messages show that are inspected.
+var showAll = shown{group: true, requestID: true, traceparent: true}
+
 // stateConsumed is the state of messages that were consumed and are kept.
 const stateConsumed = "consumed"
 
 // appendJSON appends the message in the wire format. It does not use encoding/json,
 // which would validate and reformat data that must stay as it was sent.
-func (m *message) appendJSON(b []byte) []byte {
+func (m *message) appendJSON(b []byte, shows shown) []byte {
 	b = append(b, `{"id":"`...)
 	b = append(b, m.ID...)
 	b = append(b, `","queue_id":"`...)
@@ -102,16 +104,22 @@ func (m *message) appendJSON(b []byte) []byte {
 		b = append(b, `,"consumed_at":`...)
 		b = m.UpdatedAt.appendJSON(b) // a consumed message has not changed since
 	}
-	if m.shows.group {
+	if shows.group {
 		b = appendOptional(b, `,"group":`, m.Group)
 	}
-	if m.shows.requestID {
+	if shows.requestID {
 		b = appendOptional(b, `,"request_id":`, m.trace.requestID)
 	}
-	if m.shows.traceparent {
+	if shows.traceparent {
 		b = appendOptional(b, `,"traceparent":`, m.trace.traceparent)
 	}
 	return append(b, '}')
+}
+
+// jsonSize returns at least as many bytes as appendJSON appends, for ids that need no
+// escapes.
+func (m *message) jsonSize() int {
+	return len(m.Data) + len(m.Attributes) + len(m.QueueID) + len(m.Group) + m.trace.size() + 320
 }
 
 // appendOptional appends a member of an object unless its text is empty.

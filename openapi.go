@@ -34,19 +34,17 @@ func hashOf(element string) string {
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-func (s *server) openapi(r *request) error {
-	return r.w.shared(http.StatusOK, openapiJSON)
+func (s *server) openapi(*request) (any, error) {
+	return content{mediaType: "application/json", bytes: openapiJSON, static: true}, nil
 }
 
-func (s *server) docs(r *request) error {
+func (s *server) docs(r *request) (any, error) {
 	r.w.Header().Set("Content-Security-Policy", docsPolicy)
-	r.w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	r.w.Write(docsPage)
-	return nil
+	return content{mediaType: "text/html; charset=utf-8", bytes: docsPage, static: true}, nil
 }
 
 // redoc is where fastqueue has a second page.
-func (s *server) redoc(r *request) error {
+func (s *server) redoc(r *request) (any, error) {
 	r.w.Header().Set("Location", "/docs")
-	return r.w.empty(http.StatusTemporaryRedirect)
+	return withStatus{status: http.StatusTemporaryRedirect}, nil
 }

@@ -50,7 +50,7 @@ func TestEveryRouteIsDescribedAndNothingElse(t *testing.T) {
 	slices.Sort(described)
 	var routes []string
 	for _, r := range s.routes {
-		if r.dialect == native {
+		if r.api == native {
 			routes = append(routes, r.pattern)
 		}
 	}

@@ -20,7 +20,6 @@ const messageColumnsSQL = `m.id, q.id, m.data, m.attributes, m.delivery_attempts
        coalesce(m.group_id, ''), coalesce(m.request_id, ''), coalesce(m.traceparent, ''),` + messageStateSQL
 
 func scanMessage(row scanner) (m message, err error) {
-	m.shows = shown{group: true, requestID: true, traceparent: true}
 	err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
 		&m.CreatedAt, &m.UpdatedAt, &m.seq, &m.Group, &m.trace.requestID, &m.trace.traceparent, &m.State)
 	return m, err

@@ -11,10 +11,21 @@ import (
 // request is what a handler works on.
 type request struct {
 	*http.Request
-	w     *response
+	w     *responseWriter
 	api   *compatAPI
-	token *token // nil if the server is open, or the route to everybody
+	token *token // nil without authentication, and on public routes
 	body  []byte
+
+	// Ids in the path of a route of the native API.
+	topicID, queueID, groupID, messageID string
+
+	unsent unsent
+}
+
+// unsent is messages that were received for a response which has not begun.
+type unsent struct {
+	queueID  string
+	messages []message
 }
 
 // Context ends when the connection has failed, and not, as that of http.Request,
@@ -24,25 +35,16 @@ func (r *request) Context() context.Context { return r.w.conn.ctx }
 // whileHeard returns the context of http.Request: long polls end with it.
 func (r *request) whileHeard() context.Context { return r.Request.Context() }
 
-// withBody calls the handler with the body of the request, as long as there is
-// room for it.
-func (s *server) withBody(r *request, limit int64, h handler) error {
-	if r.ContentLength > limit {
-		r.discardBody()
-		return errTooLarge
-	}
-	if err := r.readBody(limit, s.transferTimeout); err != nil {
-		return err
-	}
-	return h(r)
-}
-
-// readBody reads the body to its end, also where none is expected: only then
-// does net/http notice a client that hangs up. It takes room for what has come,
-// and not for what the header says will come.
+// readBody reads the body to its end, even if none is expected: only then does
+// net/http notice that a client disconnects. It takes capacity for what has come, and
+// not for what the header says will come.
 func (r *request) readBody(limit int64, timeout time.Duration) error {
 	if r.ContentLength == 0 {
 		return nil
+	}
+	if r.ContentLength > limit {
+		r.discardBody()
+		return errTooLarge
 	}
 	r.w.controller.SetReadDeadline(time.Now().Add(timeout))
 	r.w.conn.beginBody()
@@ -68,19 +70,21 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 		b = b[:len(b)+n]
 	}
 	if err == io.EOF {
-		r.body, r.w.bodyRead, err = b, true, nil
-	}
-	if err == nil {
+		r.body, r.w.bodyRead = b, true
 		r.w.controller.SetReadDeadline(time.Time{})
 		return nil
 	}
-	// Or net/http would wait for the rest before it answers.
-	r.w.Header().Set("Connection", "close")
+	r.w.Header().Set("Connection", "close") // or net/http would first wait for the rest
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return errTooLarge
 	}
-	return status{http.StatusBadRequest, "request body is incomplete or timed out"}
+	return errIncompleteBody
 }
+
+var (
+	errTooLarge       = statusError{http.StatusRequestEntityTooLarge, "request body is too large; see -max-body"}
+	errIncompleteBody = statusError{http.StatusBadRequest, "request body is incomplete or timed out"}
+)
 
 // firstBody is the size of the first buffer for a body.
 const firstBody = 4 << 10
@@ -91,13 +95,13 @@ const unwantedBody = 256 << 10
 
 // discardRest reads what no handler wanted: net/http would, but after the end of
 // the request, and it would look like the header of the next.
-func (w *response) discardRest(body io.Reader) {
-	if w.bodyRead {
+func (w *responseWriter) discardRest(hr *http.Request) {
+	if w.bodyRead || hr.ContentLength == 0 || hr.Header.Get("Expect") != "" {
 		return
 	}
 	w.conn.beginBody()
 	defer w.conn.endBody()
-	io.CopyN(io.Discard, body, unwantedBody)
+	io.CopyN(io.Discard, hr.Body, unwantedBody)
 }
 
 // Bounds of discardBody.
@@ -106,9 +110,9 @@ const (
 	discardTimeout = 5 * time.Second
 )
 
-// discardBody reads a body that is not wanted, within bounds, because most
-// clients do not look for an answer before they have sent theirs. Those that do
-// have asked whether to send it.
+// discardBody reads a body that is not wanted, within bounds, because most clients
+// send all of it before they look for a response. Those that do not have asked whether
+// to send it.
 func (r *request) discardBody() {
 	r.w.Header().Set("Connection", "close")
 	if r.Header.Get("Expect") == "" {
@@ -117,38 +121,24 @@ func (r *request) discardBody() {
 	}
 }
 
-var errTooLarge = status{http.StatusRequestEntityTooLarge, "request body is too large; see -max-body"}
-
-// topicID returns the id in the path. One that no topic can have is not found.
-func (r *request) topicID() (string, error) {
-	return pathID(r.PathValue("topic_id"), errTopicNotFound)
-}
-
-func (r *request) queueID() (string, error) {
-	return pathID(r.PathValue("queue_id"), errQueueNotFound)
-}
-
-// groupID returns the queue and the group in the path.
-func (r *request) groupID() (queueID, id string, err error) {
-	queueID, err = r.queueID()
-	id = r.PathValue("group")
-	if msg, _ := groupMistake(id); msg != "" && err == nil {
-		err = errGroupNotFound
+// readPath reads the ids in the path. One that no topic, queue or group can have is
+// not found.
+func (r *request) readPath() error {
+	r.topicID, r.queueID, r.groupID = r.PathValue("topic_id"), r.PathValue("queue_id"), r.PathValue("group")
+	if r.topicID != "" && !validID(r.topicID) {
+		return errTopicNotFound
 	}
-	return queueID, id, err
-}
-
-func pathID(id string, missing error) (string, error) {
-	if !validID(id) {
-		return "", missing
+	if r.queueID != "" && !validID(r.queueID) {
+		return errQueueNotFound
 	}
-	return id, nil
-}
-
-func (r *request) messageID() (string, error) {
-	id, ok := parseID(r.PathValue("message_id"))
-	if !ok {
-		return "", invalid{{Loc: []any{"path", "message_id"}, Msg: "value is not a valid uuid", Type: "type_error.uuid"}}
+	if msg, _ := groupMistake(r.groupID); r.groupID != "" && msg != "" {
+		return errGroupNotFound
 	}
-	return id, nil
+	if id := r.PathValue("message_id"); id != "" {
+		var ok bool
+		if r.messageID, ok = parseID(id); !ok {
+			return invalid{{Loc: []any{"path", "message_id"}, Msg: "value is not a valid uuid", Type: "type_error.uuid"}}
+		}
+	}
+	return nil
 }

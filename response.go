@@ -2,21 +2,21 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 )
 
-// response is a ResponseWriter that knows what was sent. Until a route has
-// matched it keeps the answers of the mux, which are not JSON, to itself.
-type response struct {
+// responseWriter is a ResponseWriter that knows what was sent. Until a route has
+// matched it keeps the responses of the mux, which are not JSON, to itself.
+type responseWriter struct {
 	http.ResponseWriter
 	controller *http.ResponseController
 	conn       *conn
-	timeout    time.Duration // for the client to take the answer
+	timeout    time.Duration // for the client to take the response
 	trace      trace         // of the request
 	requestID  string        // that of the trace, or else one of ours
 	matched    bool
@@ -30,7 +30,7 @@ type response struct {
 
 // logged returns attributes of a line of the log, and those that say which request
 // it is about.
-func (w *response) logged(attributes ...any) []any {
+func (w *responseWriter) logged(attributes ...any) []any {
 	attributes = append(attributes, "request_id", w.requestID)
 	if w.trace.traceparent != "" {
 		attributes = append(attributes, "traceparent", w.trace.traceparent)
@@ -38,9 +38,9 @@ func (w *response) logged(attributes ...any) []any {
 	return attributes
 }
 
-// WriteHeader gives the client its time to take the answer from now on: how long
+// WriteHeader gives the client its time to take the response from now on: how long
 // the request waited before is no fault of the client's.
-func (w *response) WriteHeader(code int) {
+func (w *responseWriter) WriteHeader(code int) {
 	if !w.matched && (code/100 == 3 || code == http.StatusNotFound || code == http.StatusMethodNotAllowed) {
 		w.refused = code
 		return
@@ -52,14 +52,14 @@ func (w *response) WriteHeader(code int) {
 	w.ResponseWriter.WriteHeader(code)
 }
 
-func (w *response) Write(b []byte) (int, error) {
+func (w *responseWriter) Write(b []byte) (int, error) {
 	if w.refused != 0 && w.status == 0 {
 		return len(b), nil
 	}
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
 	}
-	if len(b) > smallAnswer {
+	if len(b) > smallResponse {
 		w.conn.move(transferring)
 	}
 	if w.lost {
@@ -70,232 +70,225 @@ func (w *response) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// empty answers with a status alone.
-func (w *response) empty(code int) error {
-	w.refused = 0
-	w.matched = true
-	w.Header().Del("Content-Type")
-	w.WriteHeader(code)
+// smallResponse is what net/http has a buffer for. More than that takes capacity.
+const smallResponse = 4 << 10
+
+// withStatus is the body of a response with another status than 200, nil for none.
+type withStatus struct {
+	status int
+	body   any
+}
+
+// created is what a handler returns that has created something.
+func created(v any, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	return withStatus{http.StatusCreated, v}, nil
+}
+
+// content is a body that is sent as it is.
+type content struct {
+	mediaType string
+	bytes     []byte
+	static    bool // it is part of the program, and takes no more memory
+}
+
+// rawJSON is a body that was not made by encoding/json.
+func rawJSON(b []byte) content { return content{mediaType: "application/json", bytes: b} }
+
+// encoder is a body with items, in JSON.
+type encoder interface {
+	// size returns about how many bytes of memory the items take.
+	size() int
+
+	// piece appends the part of the body that begins with an item, up to about
+	// pieceSize. It returns the item to go on with, -1 at the end.
+	piece(b []byte, item int) (piece []byte, next int)
+}
+
+// pieceSize is about how many bytes of a body are in memory at once.
+const pieceSize = 1 << 20
+
+// send responds with what a handler has returned: 204 for nil, and any other value
+// in JSON. It returns errOverloaded, and has sent nothing, if there is no capacity for
+// it.
+func (s *server) send(r *request, v any) error {
+	status := http.StatusOK
+	if special, ok := v.(withStatus); ok {
+		status, v = special.status, special.body
+	} else if v == nil {
+		status = http.StatusNoContent
+	}
+	mediaType := "application/json"
+	var b []byte
+	weight, next := 0, -1
+	body, _ := v.(encoder)
+	switch v := v.(type) {
+	case nil:
+		mediaType = ""
+	case content:
+		b, mediaType = v.bytes, v.mediaType
+		if !v.static {
+			weight = cap(b)
+		}
+	case encoder:
+		b, next = v.piece(nil, 0)
+		weight = cap(b) + v.size()
+	default:
+		b = appendJSON(nil, v)
+		weight = cap(b)
+	}
+	if weight > smallResponse && !r.w.conn.take(int64(weight)) {
+		if r.Method != http.MethodPost {
+			return errOverloaded
+		}
+		// What it brought is stored: a client that were told of an error would send
+		// it again. The response is not much larger than what was admitted.
+		r.w.conn.add(int64(weight))
+	}
+	length := len(b)
+	if next >= 0 {
+		var rest []byte
+		for n := next; n >= 0; length += len(rest) {
+			rest, n = body.piece(rest[:0], n)
+		}
+	}
+	r.w.start(status, mediaType, length)
+	if len(r.unsent.messages) > 0 && !r.w.lost {
+		s.countDelivery(r)
+	}
+	if len(b) == 0 {
+		return nil
+	}
+	_, err := r.w.Write(b)
+	for next >= 0 && err == nil {
+		b, next = body.piece(b[:0], next)
+		_, err = r.w.Write(b)
+	}
 	return nil
 }
 
-// smallAnswer is what net/http has a buffer for. More than that takes room: where
-// there is none, the methods below return errOverloaded and answer nothing.
-const smallAnswer = 4 << 10
-
-// json answers with a value.
-func (w *response) json(code int, v any) error {
-	var b bytes.Buffer
-	if err := appendJSON(&b, v); err != nil {
-		return err
-	}
-	return w.own(code, b.Bytes())
-}
-
-// appendJSON appends a value, with < and the like as they are.
-func appendJSON(b *bytes.Buffer, v any) error {
-	encoder := json.NewEncoder(b)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(v); err != nil {
-		return err
-	}
-	b.Truncate(b.Len() - 1) // the newline
-	return nil
-}
-
-// own answers with JSON that nobody else holds.
-func (w *response) own(code int, b []byte) error {
-	if len(b) > smallAnswer && !w.conn.take(int64(len(b))) {
-		return errOverloaded
-	}
-	return w.shared(code, b)
-}
-
-// shared answers with JSON that is there anyway. That the client may not take it
-// is no error of ours.
-func (w *response) shared(code int, b []byte) error {
-	w.start(code, len(b))
-	w.Write(b)
-	return nil
-}
-
-// text answers with lines of text.
-func (w *response) text(code int, lines string) error {
-	if len(lines) > smallAnswer && !w.conn.take(int64(len(lines))) {
-		return errOverloaded
-	}
-	w.refused = 0
-	w.matched = true
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("Content-Length", strconv.Itoa(len(lines)))
-	w.WriteHeader(code)
-	w.Write([]byte(lines))
-	return nil
-}
-
-// start sends the header of an answer in JSON.
-func (w *response) start(code, size int) {
-	w.refused = 0
-	w.matched = true
+// start sends the header of a response.
+func (w *responseWriter) start(status int, mediaType string, length int) {
+	w.refused, w.matched = 0, true
 	header := w.Header()
-	header.Set("Content-Type", "application/json")
-	header.Set("Content-Length", strconv.Itoa(size))
-	w.WriteHeader(code)
+	if mediaType != "" {
+		header.Set("Content-Type", mediaType)
+		header.Set("Content-Length", strconv.Itoa(length))
+	}
+	w.WriteHeader(status)
 	if w.doubtful {
 		w.controller.Flush()
 		w.lost = w.conn.isReset(resetTime)
 	}
 }
 
-// Sizes of an answer with messages, in bytes.
-const (
-	messageSize = 512       // of a message, beside its data and attributes
-	wholeAnswer = 1 << 20   // up to here it is made in one piece
-	answerPiece = 256 << 10 // else in some of about this size
-)
-
-// answerSize returns how much an answer takes that has n messages with so many
-// bytes of data and attributes, which are held by somebody else.
-func answerSize(n, bytes int) int64 {
-	return int64(min(bytes, wholeAnswer) + n*messageSize)
+// appendJSON appends a value, with < and the like as they are. It panics if the value
+// has no JSON: ours do.
+func appendJSON(b []byte, v any) []byte {
+	buffer := bytes.NewBuffer(b)
+	encoder := json.NewEncoder(buffer)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		panic(err)
+	}
+	return buffer.Bytes()[:buffer.Len()-1] // without the newline
 }
 
-// takeFor takes the room for an answer with messages that nobody else holds.
-func (w *response) takeFor(messages []message) bool {
-	size := len(messages) * messageSize
-	for _, m := range messages {
-		size += len(m.Data) + len(m.Attributes) + m.trace.size()
-	}
-	return size <= smallAnswer || w.conn.take(int64(size))
+// messageSize is about how many bytes of memory a message takes, beside its data and
+// attributes.
+const messageSize = 512
+
+// messageList is a body of {"data": [message…]}.
+type messageList struct {
+	messages []message
+	shows    shown
+	shared   bool // the data with the body of the request, which is counted
 }
 
-// messages answers with {"data": [message…]}. The caller has taken the room.
-func (w *response) messages(code int, messages []message) error {
-	size := 16
-	for i := range messages {
-		size += len(messages[i].Data) + len(messages[i].Attributes) + len(messages[i].QueueID) + messages[i].trace.size() + 320
+func (l *messageList) size() int {
+	size := len(l.messages) * messageSize
+	if !l.shared {
+		for i := range l.messages {
+			size += len(l.messages[i].Data) + len(l.messages[i].Attributes)
+		}
 	}
-	if size > wholeAnswer {
-		w.pieces(code, messages)
-		return nil
+	return size
+}
+
+func (l *messageList) piece(b []byte, item int) ([]byte, int) {
+	if item == 0 {
+		size := 16
+		for i := range l.messages {
+			size += l.messages[i].jsonSize()
+		}
+		b = append(make([]byte, 0, min(size, pieceSize)), `{"data":[`...)
 	}
-	b := append(make([]byte, 0, size), `{"data":[`...)
-	for i := range messages {
+	for i := item; i < len(l.messages); i++ {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = messages[i].appendJSON(b)
-	}
-	return w.shared(code, append(b, "]}"...))
-}
-
-// pieces is messages for an answer that is too large to be held beside what it
-// is made of: copies of a message for many queues share their data.
-func (w *response) pieces(code int, messages []message) {
-	var b []byte
-	size := len(`{"data":[]}`) + len(messages) - 1
-	for i := range messages {
-		b = messages[i].appendJSON(b[:0])
-		size += len(b)
-	}
-	w.start(code, size)
-	b = append(b[:0], `{"data":[`...)
-	for i := range messages {
-		if i > 0 {
-			b = append(b, ',')
+		if b = l.messages[i].appendJSON(b, l.shows); len(b) >= pieceSize {
+			return b, i + 1
 		}
-		b = messages[i].appendJSON(b)
-		if len(b) < answerPiece {
-			continue
-		}
-		if _, err := w.Write(b); err != nil {
-			return
-		}
-		b = b[:0]
 	}
-	w.Write(append(b, "]}"...))
+	return append(b, "]}"...), -1
 }
 
-// page is an answer in the making, for handlers that are not ours: nothing waits
-// for the client before it is complete.
-type page struct {
-	header http.Header
-	code   int // 0 is 200
-	bytes.Buffer
-}
-
-func (p *page) Header() http.Header  { return p.header }
-func (p *page) WriteHeader(code int) { p.code = code }
-
-// page answers with a page.
-func (w *response) page(p *page) error {
-	if p.code == http.StatusServiceUnavailable || !w.conn.take(int64(p.Cap())) {
-		p.header.Del("Content-Encoding")
-		return errOverloaded
-	}
-	p.header.Set("Content-Length", strconv.Itoa(p.Len()))
-	w.WriteHeader(cmp.Or(p.code, http.StatusOK))
-	w.Write(p.Bytes())
-	return nil
-}
-
-// listed is an item of a list. Its size is about how many bytes it takes, here and as
-// JSON.
+// listed is an item of a list. Its size is about how many bytes of memory it takes.
 type listed interface{ size() int }
 
 func (t topic) size() int { return 64 + len(t.ID) }
 func (q queue) size() int { return queueSize/2 + len(q.MessageFilters) }
 func (g group) size() int { return 256 + len(g.QueueID) + len(g.ID) }
 
-// list responds with {"data": [item…]}, with as many of the items as fit into
-// listSize, but one in any case.
-func list[T listed](w *response, items []T) error {
-	return writeList(w, items, func(int) any { return struct{}{} })
+// list is a body of {"data": [item…]}, with as many of the items as fit into listSize,
+// but one in any case. It has the members of one more object, which may depend on how
+// many items are listed.
+type list[T listed] struct {
+	items []T
+	rest  func(n int) any // nil: no more members
 }
 
-// writeList is list with the members of one more object, which may depend on how many
-// of the items are listed.
-func writeList[T listed](w *response, items []T, rest func(n int) any) error {
-	size := len(`{"data":[]}`)
-	for _, item := range items {
-		size += item.size() + 1
+// listOf is what a handler returns that lists items.
+func listOf[T listed](items []T, err error) (any, error) {
+	if err != nil {
+		return nil, err
 	}
-	if size > smallAnswer && !w.conn.take(2*int64(size)) {
-		return errOverloaded
+	return list[T]{items: items}, nil
+}
+
+func (l list[T]) size() (size int) {
+	for _, item := range l.items {
+		size += item.size()
 	}
-	var b bytes.Buffer
-	b.Grow(size)
-	b.WriteString(`{"data":[`)
+	return size
+}
+
+func (l list[T]) piece(b []byte, _ int) ([]byte, int) {
+	b = append(slices.Grow(b, l.size()+16), `{"data":[`...)
 	n := 0
-	for i, item := range items {
-		before := b.Len()
+	for i, item := range l.items {
+		before := len(b)
 		if i > 0 {
-			b.WriteByte(',')
+			b = append(b, ',')
 		}
-		if err := appendJSON(&b, item); err != nil {
-			return err
-		}
-		if i > 0 && b.Len() > listSize {
-			b.Truncate(before)
+		b = appendJSON(b, item)
+		if i > 0 && len(b) > listSize {
+			b = b[:before]
 			break
 		}
 		n++
 	}
-	b.WriteByte(']')
-	end := b.Len()
-	if err := appendJSON(&b, rest(n)); err != nil {
-		return err
+	b = append(b, ']')
+	if l.rest != nil {
+		end := len(b)
+		b = appendJSON(b, l.rest(n))
+		b[end] = ','
+		return b, -1
 	}
-	if b.Bytes()[end+1] == '}' {
-		b.Bytes()[end] = '}'
-		b.Truncate(end + 1)
-	} else {
-		b.Bytes()[end] = ','
-	}
-	if b.Len() > max(size, smallAnswer) {
-		w.conn.add(int64(b.Len() - size))
-	}
-	return w.shared(http.StatusOK, b.Bytes())
+	return append(b, '}'), -1
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,8 +16,8 @@ import (
 	"time"
 )
 
-// server answers requests. Its handlers decode, check, make one call to the
-// store or the engine, and encode; handle does what is the same for all.
+// server serves requests. Its handlers decode, check, make one call to the store or
+// the engine, and return what to encode; serve does what is the same for all.
 type server struct {
 	serverConfig
 
@@ -30,7 +32,7 @@ type server struct {
 	ready    atomic.Bool // the schema is there
 	draining atomic.Bool // and so not ready any more
 	mux      *http.ServeMux
-	routes   []route // of mux
+	routes   []*route // of mux
 }
 
 // serverConfig is what a server is built from.
@@ -45,12 +47,6 @@ type serverConfig struct {
 	tokens          *atomic.Pointer[tokens] // to nil if authentication is off
 	admission       *admission
 	transferTimeout time.Duration // for a client to send a body or to read a response
-}
-
-// route is a pattern of http.ServeMux and the API that it belongs to.
-type route struct {
-	pattern string
-	dialect *compatAPI
 }
 
 // Bounds of a request with many messages.
@@ -69,105 +65,83 @@ func newServer(c serverConfig) *server {
 		compact:      make(chan struct{}, 1),
 		mux:          http.NewServeMux(),
 	}
-	v.handle(admin, "POST /topics", v.createTopic)
-	v.handle(anyToken, "GET /topics", v.listTopics)
-	v.handle(canPostOrGet, "GET /topics/{topic_id}", v.getTopic)
-	v.handle(admin, "DELETE /topics/{topic_id}", v.deleteTopic)
-	v.handle(admin, "POST /queues", v.createQueue)
-	v.handle(anyToken, "GET /queues", v.listQueues)
-	v.handle(canPostOrGet, "GET /queues/{queue_id}", v.getQueue)
-	v.handle(admin, "PUT /queues/{queue_id}", v.updateQueue)
-	v.handle(admin, "DELETE /queues/{queue_id}", v.deleteQueue)
-	v.handle(canPostOrGet, "GET /queues/{queue_id}/stats", v.queueStats)
-	v.handle(admin, "PUT /queues/{queue_id}/purge", v.purge)
-	v.handle(admin, "PUT /queues/{queue_id}/redrive", v.redrive)
-	v.handle(canPost, "POST /topics/{topic_id}/messages", v.publish)
-	v.handle(canPost, "POST /queues/{queue_id}/messages", v.publish)
-	v.handleLarge(canPost, "POST /topics/{topic_id}/messages/batch", v.publishBatch)
-	v.handleLarge(canPost, "POST /queues/{queue_id}/messages/batch", v.publishBatch)
-	v.handle(canGet, "GET /queues/{queue_id}/messages", consuming(v.receive))
-	v.handle(anyToken, "PUT /messages/{message_id}/ack", v.ack)
-	v.handle(anyToken, "PUT /messages/{message_id}/nack", v.nack)
-	v.handle(anyToken, "PUT /messages/{message_id}/extend", v.extend)
-	v.handle(anyToken, "PUT /messages/ack", v.ackBatch)
-	v.handle(anyToken, "PUT /messages/nack", v.nackBatch)
-	v.handle(anyToken, "GET /messages/{message_id}", v.getMessage)
-	v.handle(canGet, "GET /queues/{queue_id}/messages/peek", v.peek(c.store.peek))
-	v.handle(canGet, "GET /queues/{queue_id}/messages/consumed", v.peek(c.store.consumed))
-	v.handle(canPostOrGet, "GET /queues/{queue_id}/groups", v.listGroups)
-	v.handle(canPostOrGet, "GET /queues/{queue_id}/groups/{group}", v.getGroup)
-	v.handle(admin, "PUT /queues/{queue_id}/groups/{group}", v.putGroup)
-	v.handle(admin, "DELETE /queues/{queue_id}/groups/{group}", v.deleteGroup)
+	v.handle(native, admin, "POST /topics", v.createTopic)
+	v.handle(native, anyToken, "GET /topics", v.listTopics)
+	v.handle(native, canPostOrGet, "GET /topics/{topic_id}", v.getTopic)
+	v.handle(native, admin, "DELETE /topics/{topic_id}", v.deleteTopic)
+	v.handle(native, admin, "POST /queues", v.createQueue)
+	v.handle(native, anyToken, "GET /queues", v.listQueues)
+	v.handle(native, canPostOrGet, "GET /queues/{queue_id}", v.getQueue)
+	v.handle(native, admin, "PUT /queues/{queue_id}", v.updateQueue)
+	v.handle(native, admin, "DELETE /queues/{queue_id}", v.deleteQueue)
+	v.handle(native, canPostOrGet, "GET /queues/{queue_id}/stats", v.queueStats)
+	v.handle(native, admin, "PUT /queues/{queue_id}/purge", v.purge)
+	v.handle(native, admin, "PUT /queues/{queue_id}/redrive", v.redrive)
+	v.handle(native, canPost, "POST /topics/{topic_id}/messages", v.publish)
+	v.handle(native, canPost, "POST /queues/{queue_id}/messages", v.publish)
+	v.handle(native, canPost, "POST /topics/{topic_id}/messages/batch", v.publishBatch).maxBody = max(c.limits.maxBody, maxBatchBody)
+	v.handle(native, canPost, "POST /queues/{queue_id}/messages/batch", v.publishBatch).maxBody = max(c.limits.maxBody, maxBatchBody)
+	v.handle(native, canGet, "GET /queues/{queue_id}/messages", consuming(v.receive))
+	v.handle(native, anyToken, "PUT /messages/{message_id}/ack", v.ack)
+	v.handle(native, anyToken, "PUT /messages/{message_id}/nack", v.nack)
+	v.handle(native, anyToken, "PUT /messages/{message_id}/extend", v.extend)
+	v.handle(native, anyToken, "PUT /messages/ack", v.ackBatch)
+	v.handle(native, anyToken, "PUT /messages/nack", v.nackBatch)
+	v.handle(native, anyToken, "GET /messages/{message_id}", v.getMessage)
+	v.handle(native, canGet, "GET /queues/{queue_id}/messages/peek", v.peek(c.store.peek))
+	v.handle(native, canGet, "GET /queues/{queue_id}/messages/consumed", v.peek(c.store.consumed))
+	v.handle(native, canPostOrGet, "GET /queues/{queue_id}/groups", v.listGroups)
+	v.handle(native, canPostOrGet, "GET /queues/{queue_id}/groups/{group}", v.getGroup)
+	v.handle(native, admin, "PUT /queues/{queue_id}/groups/{group}", v.putGroup)
+	v.handle(native, admin, "DELETE /queues/{queue_id}/groups/{group}", v.deleteGroup)
 	v.handlePgQueue()
 	v.handleMicroQueue()
 	v.handleSharQ()
 	v.handleDashboard()
-	v.handleAlways(public, "GET /health", v.health)
-	v.handleAlways(public, "GET /livez", v.livez)
-	v.handleAlways(public, "GET /readyz", v.readyz)
-	v.handleAlways(public, "GET /openapi.json", v.openapi)
-	v.handleAlways(public, "GET /docs", v.docs)
-	v.handleAlways(public, "GET /redoc", v.redoc)
+	v.handle(native, public, "GET /health", v.health).always = true
+	v.handle(native, public, "GET /livez", v.livez).always = true
+	v.handle(native, public, "GET /readyz", v.readyz).always = true
+	v.handle(native, public, "GET /openapi.json", v.openapi).always = true
+	v.handle(native, public, "GET /docs", v.docs).always = true
+	v.handle(native, public, "GET /redoc", v.redoc).always = true
 	c.metrics.observeDatabase(v.healthy)
-	scrape := c.metrics.handler()
-	v.handleAlways(canScrape, "GET /metrics", func(r *request) error {
-		p := page{header: r.w.Header()}
-		scrape.ServeHTTP(&p, r.Request)
-		return r.w.page(&p)
-	})
+	v.handle(native, canScrape, "GET /metrics", v.scrape(c.metrics.handler())).always = true
 	return v
 }
 
-// A handler answers by one of the methods of response, or returns an error for
-// handle to answer.
-type handler func(r *request) error
+// handler decodes a request, checks it, calls the store or the engine once, and returns
+// what to encode: see send.
+type handler func(r *request) (any, error)
 
-// handle registers a handler for a pattern of http.ServeMux, and the right that
-// it takes. It is called once the database is ready.
-func (s *server) handle(need permission, pattern string, h handler) {
-	s.handleAs(native, need, pattern, h)
+// route is a pattern of http.ServeMux and what happens to requests that match it.
+type route struct {
+	api     *compatAPI
+	need    permission
+	pattern string
+	handler handler
+	maxBody int64
+	always  bool // also without a database, and while all connections are busy
 }
 
-// handleAs is handle for a route of another server's API.
-func (s *server) handleAs(d *compatAPI, need permission, pattern string, h handler) {
-	s.register(d, need, pattern, s.limits.maxBody, s.whenReady(h))
+// handle registers a handler. The route that it returns may be changed before the
+// first request.
+func (s *server) handle(api *compatAPI, need permission, pattern string, h handler) *route {
+	rt := &route{api: api, need: need, pattern: pattern, handler: h, maxBody: s.limits.maxBody}
+	s.routes = append(s.routes, rt)
+	s.serve(rt)
+	return rt
 }
 
-// handleLarge is handle for requests with many messages.
-func (s *server) handleLarge(need permission, pattern string, h handler) {
-	s.register(native, need, pattern, max(s.limits.maxBody, maxBatchBody), s.whenReady(h))
-}
-
-// handleAlways is handle for what also works without a database.
-func (s *server) handleAlways(need permission, pattern string, h handler) {
-	s.register(native, need, pattern, s.limits.maxBody, h)
-}
-
-func (s *server) whenReady(h handler) handler {
-	return func(r *request) error {
-		if !s.ready.Load() {
-			return errUnavailable
-		}
-		if r.w.conn.beyond {
-			return errOverloaded
-		}
-		return h(r)
-	}
-}
-
-func (s *server) register(d *compatAPI, need permission, pattern string, maxBody int64, h handler) {
-	s.routes = append(s.routes, route{pattern, d})
-	s.serve(d, need, pattern, maxBody, h)
-}
-
-// serve is register for what is no route, but a mistake that an API has a text for.
-func (s *server) serve(d *compatAPI, need permission, pattern string, maxBody int64, h handler) {
-	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
-		r := &request{Request: hr, w: w.(*response), api: d}
+// serve is the way of a request through a route: its permission, its body, the ids in
+// its path, its handler, and its response.
+func (s *server) serve(rt *route) {
+	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, hr *http.Request) {
+		r := &request{Request: hr, w: w.(*responseWriter), api: rt.api}
 		r.w.matched = true
-		err := s.authorize(r, need)
+		defer s.giveBack(r)
+		v, err := s.call(rt, r)
 		if err == nil {
-			err = s.withBody(r, maxBody, h)
+			err = s.send(r, v)
 		}
 		if err != nil {
 			s.fail(r, err)
@@ -175,72 +149,102 @@ func (s *server) serve(d *compatAPI, need permission, pattern string, maxBody in
 	})
 }
 
+func (s *server) call(rt *route, r *request) (any, error) {
+	if err := s.authorize(r, rt.need); err != nil {
+		return nil, err
+	}
+	if err := r.readBody(rt.maxBody, s.transferTimeout); err != nil {
+		return nil, err
+	}
+	switch {
+	case rt.always:
+	case !s.ready.Load():
+		return nil, errUnavailable
+	case r.w.conn.beyond:
+		return nil, errOverloaded
+	}
+	if rt.api == native {
+		if err := r.readPath(); err != nil {
+			return nil, err
+		}
+	}
+	return rt.handler(r)
+}
+
 // ServeHTTP is around every request, also those that no route matches.
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
-	start := time.Now()
-	w := &response{ResponseWriter: hw, controller: http.NewResponseController(hw), conn: s.admission.connOf(hr), timeout: s.transferTimeout}
+	w := s.newResponseWriter(hw, hr)
+	defer w.conn.end()
+	defer w.discardRest(hr)
+	defer s.finish(w, hr, time.Now())
+	r := &request{Request: hr, w: w, api: native}
+	if err := s.admit(r); err != nil {
+		s.fail(r, err)
+		return
+	}
+	s.fixSlash(hr)
+	s.mux.ServeHTTP(w, hr)
+	if err := w.unmatched(); err != nil {
+		s.fail(r, err)
+	}
+}
+
+func (s *server) newResponseWriter(hw http.ResponseWriter, hr *http.Request) *responseWriter {
+	w := &responseWriter{ResponseWriter: hw, controller: http.NewResponseController(hw), conn: s.admission.connOf(hr), timeout: s.transferTimeout}
 	w.trace = readTrace(hr.Header)
 	if w.requestID = w.trace.requestID; w.requestID == "" {
 		w.requestID = s.requestIDs.next()
 	}
 	w.Header().Set("X-Request-Id", w.requestID)
-	roomy := w.conn.begin(hr.Header)
-	defer w.conn.end()
-	if hr.ContentLength != 0 && hr.Header.Get("Expect") == "" {
-		defer w.discardRest(hr.Body)
-	}
-	defer func() {
-		v := recover()
-		if v != nil && v != http.ErrAbortHandler {
-			s.log.Error("panic", w.logged("method", hr.Method, "path", hr.URL.Path, "panic", v, "stack", string(debug.Stack()))...)
-			if w.status == 0 {
-				w.json(http.StatusInternalServerError, problem{"internal error"})
-				v = nil
-			} else {
-				w.status = http.StatusInternalServerError // for the metrics
-			}
-		}
-		took := time.Since(start)
-		route := hr.Pattern[strings.IndexByte(hr.Pattern, ' ')+1:]
-		s.metrics.observe(hr.Method, strings.TrimSuffix(route, "{$}"), w.status, took, max(hr.ContentLength, 0), w.sent)
-		if s.log.Enabled(hr.Context(), slog.LevelDebug) { // or the line is made for nothing
-			s.log.Debug("request", w.logged("method", hr.Method, "path", hr.URL.Path, "status", w.status, "duration", took, "remote", hr.RemoteAddr)...)
-		}
-		if v != nil {
-			panic(http.ErrAbortHandler) // cuts the connection: what was sent must not look like a whole answer
-		}
-	}()
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	if w.conn.beyond {
-		w.Header().Set("Connection", "close")
+	return w
+}
+
+// finish recovers from a panic of a handler, and counts and logs the request.
+func (s *server) finish(w *responseWriter, hr *http.Request, start time.Time) {
+	v := recover()
+	if v != nil && v != http.ErrAbortHandler {
+		s.log.Error("panic", w.logged("method", hr.Method, "path", hr.URL.Path, "panic", v, "stack", string(debug.Stack()))...)
+		if w.status == 0 {
+			s.fail(&request{Request: hr, w: w, api: native}, errPanic)
+			v = nil
+		} else {
+			w.status = http.StatusInternalServerError // for the metrics
+		}
 	}
-	if hr.ContentLength != 0 {
-		// net/http reads a body that no handler wants before it sends the answer, which
-		// takes some of the time for the answer.
-		w.controller.SetReadDeadline(start.Add(min(discardTimeout, s.transferTimeout/2)))
+	took := time.Since(start)
+	route := hr.Pattern[strings.IndexByte(hr.Pattern, ' ')+1:]
+	s.metrics.observe(hr.Method, strings.TrimSuffix(route, "{$}"), w.status, took, max(hr.ContentLength, 0), w.sent)
+	if s.log.Enabled(hr.Context(), slog.LevelDebug) { // or the line is made for nothing
+		s.log.Debug("request", w.logged("method", hr.Method, "path", hr.URL.Path, "status", w.status, "duration", took, "remote", hr.RemoteAddr)...)
 	}
-	if hr.Header.Get("Expect") != "" {
-		// net/http answers it, within the deadline of the request before on the same connection.
-		w.controller.SetWriteDeadline(time.Time{})
+	if v != nil {
+		panic(http.ErrAbortHandler) // closes the connection: what was sent must not look like a whole response
 	}
-	if s.draining.Load() {
+}
+
+// admit returns an error if there is no capacity for the header of a request, or if a
+// web page of another site has sent it.
+func (s *server) admit(r *request) error {
+	w := r.w
+	admitted := w.conn.begin(r.Header)
+	if !admitted || w.conn.beyond || s.draining.Load() {
 		w.Header().Set("Connection", "close") // the next request goes elsewhere
 	}
-	err := s.refuse(hr)
-	if err == nil && !roomy {
-		w.Header().Set("Connection", "close")
-		err = errOverloaded
+	if r.ContentLength != 0 {
+		// net/http reads a body that no handler wants before it sends the response, which
+		// takes some of the time for the response.
+		w.controller.SetReadDeadline(time.Now().Add(min(discardTimeout, s.transferTimeout/2)))
 	}
-	if err != nil {
-		s.fail(&request{Request: hr, w: w, api: native}, err)
-		return
+	if r.Header.Get("Expect") != "" {
+		// net/http responds to it, within the deadline of the request before on the same connection.
+		w.controller.SetWriteDeadline(time.Time{})
 	}
-	s.fixSlash(hr)
-	s.mux.ServeHTTP(w, hr)
-	if !w.matched {
-		s.unmatched(w)
+	if !admitted {
+		return errOverloaded
 	}
+	return s.refuse(r.Request)
 }
 
 // fixSlash gives a path the slash at its end that its route has: SharQ's clients
@@ -264,26 +268,25 @@ func (s *server) fixSlash(r *http.Request) {
 	}
 }
 
-// unmatched writes the response of a request that no route matches, in JSON: w has
-// kept what the mux wanted to send. Its redirects to a path without "..", "." and
-// empty segments are not sent: a client would repeat a DELETE at a path that means
-// something else.
-func (s *server) unmatched(w *response) {
+// unmatched returns an error if no route has matched: w has kept the response of the
+// mux. A redirect to a path without "..", "." and empty segments is not sent: a client
+// would repeat a DELETE at a path that means something else.
+func (w *responseWriter) unmatched() error {
 	switch w.refused {
-	case 0: // the mux has sent something else
+	case 0: // a route has, or the mux has sent something else
+		return nil
 	case http.StatusMethodNotAllowed:
-		w.json(w.refused, problem{"Method Not Allowed"})
-	default:
-		w.Header().Del("Location")
-		w.json(http.StatusNotFound, problem{"Not Found"})
+		return errMethod
 	}
+	w.Header().Del("Location")
+	return errNoRoute
 }
 
 // refuse keeps web pages that are open in a browser on this machine from using
 // the server: it is for programs, and reachable for browsers by accident.
 func (s *server) refuse(r *http.Request) error {
 	if !s.hosts.allow(r) {
-		return status{http.StatusForbidden, fmt.Sprintf("host %q is not allowed; see -allowed-hosts", r.Host)}
+		return statusError{http.StatusForbidden, fmt.Sprintf("host %q is not allowed; see -allowed-hosts", r.Host)}
 	}
 	if err := crossOrigin.Check(r); err != nil {
 		return errOtherSite
@@ -295,7 +298,7 @@ func (s *server) refuse(r *http.Request) error {
 // Origin. It lets GETs through, see consuming.
 var crossOrigin = http.NewCrossOriginProtection()
 
-var errOtherSite = status{http.StatusForbidden, "cross-site requests are not allowed"}
+var errOtherSite = statusError{http.StatusForbidden, "cross-site requests are not allowed"}
 
 // hostPolicy is by which names requests may address a server on a loopback address:
 // localhost, loopback addresses, and those that are allowed, or all if one of these is
@@ -331,30 +334,33 @@ func (p hostPolicy) allow(r *http.Request) bool {
 
 // consuming is around handlers that change something although they are GETs.
 func consuming(h handler) handler {
-	return func(r *request) error {
+	return func(r *request) (any, error) {
 		if r.Method == http.MethodHead {
 			r.w.Header().Set("Allow", http.MethodGet)
-			return status{http.StatusMethodNotAllowed, "Method Not Allowed"}
+			return nil, errMethod
 		}
 		// WebSockets and older browsers send no Sec-Fetch-Site, but an Origin.
 		asPost := *r.Request
 		asPost.Method = http.MethodPost
 		if err := crossOrigin.Check(&asPost); err != nil {
-			return errOtherSite
+			return nil, errOtherSite
 		}
 		return h(r)
 	}
 }
 
-// success is the body of answers that say how the server is.
+// success is the body of responses about the health of the server.
 type success struct {
 	Success bool `json:"success"`
 }
 
-// livez answers as long as the process runs.
-func (s *server) livez(r *request) error {
-	return r.w.json(http.StatusOK, success{true})
-}
+var (
+	errNotReady  = errors.New("not ready")
+	errUnhealthy = errors.New("the database is not available")
+)
+
+// livez succeeds as long as the process runs.
+func (s *server) livez(*request) (any, error) { return success{true}, nil }
 
 // readiness is the body of readyz when it is asked to be verbose.
 type readiness struct {
@@ -364,31 +370,30 @@ type readiness struct {
 
 // readyz says whether requests should come here: not without a database, and
 // not any more once the server drains. With ?verbose it also has warnings.
-func (s *server) readyz(r *request) error {
+func (s *server) readyz(r *request) (any, error) {
 	if s.draining.Load() || !s.healthy(context.Background()) {
-		r.w.Header().Set("Retry-After", "1")
-		return r.w.json(http.StatusServiceUnavailable, success{false})
+		return nil, errNotReady
 	}
 	if !r.URL.Query().Has("verbose") {
-		return r.w.json(http.StatusOK, success{true})
+		return success{true}, nil
 	}
 	off, err := s.store.undurable(r.Context())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	v := readiness{success{true}, []string{}}
 	for _, setting := range off {
 		v.Warnings = append(v.Warnings, setting+" is off; PostgreSQL can lose committed messages in a crash")
 	}
-	return r.w.json(http.StatusOK, v)
+	return v, nil
 }
 
-// health answers 500 without a database, and not 503, as fastqueue does.
-func (s *server) health(r *request) error {
+// health is 500 without a database, and not 503, as fastqueue's is.
+func (s *server) health(*request) (any, error) {
 	if !s.healthy(context.Background()) {
-		return r.w.json(http.StatusInternalServerError, success{false})
+		return nil, errUnhealthy
 	}
-	return r.w.json(http.StatusOK, success{true})
+	return success{true}, nil
 }
 
 // healthy reports whether the database answers, has the schema, and can be written.
@@ -398,4 +403,29 @@ func (s *server) healthy(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	return s.ready.Load() && s.store.ping(ctx) == nil
+}
+
+// buffer is a ResponseWriter for handlers that are not ours.
+type buffer struct {
+	header http.Header
+	status int // 0 is 200
+	bytes.Buffer
+}
+
+func (b *buffer) Header() http.Header    { return b.header }
+func (b *buffer) WriteHeader(status int) { b.status = status }
+
+// scrape returns what a handler of Prometheus's library responds with.
+func (s *server) scrape(h http.Handler) handler {
+	return func(r *request) (any, error) {
+		b := buffer{header: r.w.Header()}
+		h.ServeHTTP(&b, r.Request)
+		switch b.status {
+		case 0, http.StatusOK:
+			return content{mediaType: b.header.Get("Content-Type"), bytes: b.Bytes()}, nil
+		case http.StatusServiceUnavailable:
+			return nil, errOverloaded
+		}
+		return nil, fmt.Errorf("metrics: %s", b.String())
+	}
 }

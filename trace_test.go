@@ -111,7 +111,7 @@ func TestEveryAnswerHasARequestID(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
-	s.handle(public, "GET /panic", func(*request) error { panic("it") })
+	s.handle(native, public, "GET /panic", func(*request) (any, error) { panic("it") })
 	closed := newTestServer(t)
 	closed.ready.Store(false)
 	locked := newTestServer(t)
@@ -190,8 +190,8 @@ func TestRequestIDsAreDifferent(t *testing.T) {
 func TestLogSaysWhichRequestALineIsAbout(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.handle(public, "GET /panic", func(*request) error { panic("it") })
-	s.handle(public, "GET /error", func(*request) error { return fmt.Errorf("it") })
+	s.handle(native, public, "GET /panic", func(*request) (any, error) { panic("it") })
+	s.handle(native, public, "GET /error", func(*request) (any, error) { return nil, fmt.Errorf("it") })
 	b := newSyncBuffer()
 	s.server.log = newLog(b, slog.LevelDebug, "text")
 	logged := func(client *client, path string) (lines []string, id string) {

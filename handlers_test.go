@@ -794,7 +794,7 @@ func TestPanicCutsAnAnswerThatHasBegun(t *testing.T) {
 	s.server.log = newLog(log, slog.LevelInfo, "text")
 	for path, flush := range map[string]bool{"/panic-sent": true, "/panic-buffered": false} {
 		s.handle(native, public, "POST "+path, func(r *request) (any, error) {
-			fmt.Fprint(r.w, `{"data":[`)
+			fmt.Fprint(&r.w, `{"data":[`)
 			if flush {
 				r.w.controller.Flush()
 			}

@@ -11,7 +11,7 @@ import (
 // request is what a handler works on.
 type request struct {
 	*http.Request
-	w     *responseWriter
+	w     responseWriter
 	api   *compatAPI
 	token *token // nil without authentication, and on public routes
 	body  []byte
@@ -95,13 +95,13 @@ const unwantedBody = 256 << 10
 
 // discardRest reads what no handler wanted: net/http would, but after the end of
 // the request, and it would look like the header of the next.
-func (w *responseWriter) discardRest(hr *http.Request) {
-	if w.bodyRead || hr.ContentLength == 0 || hr.Header.Get("Expect") != "" {
+func (r *request) discardRest() {
+	if r.w.bodyRead || r.ContentLength == 0 || r.Header.Get("Expect") != "" {
 		return
 	}
-	w.conn.beginBody()
-	defer w.conn.endBody()
-	io.CopyN(io.Discard, hr.Body, unwantedBody)
+	r.w.conn.beginBody()
+	defer r.w.conn.endBody()
+	io.CopyN(io.Discard, r.Body, unwantedBody)
 }
 
 // Bounds of discardBody.

@@ -14,7 +14,8 @@ import (
 // matched it keeps the responses of the mux, which are not JSON, to itself.
 type responseWriter struct {
 	http.ResponseWriter
-	controller *http.ResponseController
+	request    *request
+	controller http.ResponseController
 	conn       *conn
 	timeout    time.Duration // for the client to take the response
 	trace      trace         // of the request

@@ -136,8 +136,8 @@ func (s *server) handle(api *compatAPI, need permission, pattern string, h handl
 // its path, its handler, and its response.
 func (s *server) serve(rt *route) {
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, hr *http.Request) {
-		r := &request{Request: hr, w: w.(*responseWriter), api: rt.api}
-		r.w.matched = true
+		r := w.(*responseWriter).request
+		r.Request, r.api, r.w.matched = hr, rt.api, true
 		defer s.giveBack(r)
 		v, err := s.call(rt, r)
 		if err == nil {
@@ -173,24 +173,25 @@ func (s *server) call(rt *route, r *request) (any, error) {
 
 // ServeHTTP is around every request, also those that no route matches.
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
-	w := s.newResponseWriter(hw, hr)
-	defer w.conn.end()
-	defer w.discardRest(hr)
-	defer s.finish(w, hr, time.Now())
-	r := &request{Request: hr, w: w, api: native}
+	r := s.newRequest(hw, hr)
+	defer r.w.conn.end()
+	defer r.discardRest()
+	defer s.finish(r, time.Now())
 	if err := s.admit(r); err != nil {
 		s.fail(r, err)
 		return
 	}
 	s.fixSlash(hr)
-	s.mux.ServeHTTP(w, hr)
-	if err := w.unmatched(); err != nil {
+	s.mux.ServeHTTP(&r.w, hr)
+	if err := r.w.unmatched(); err != nil {
 		s.fail(r, err)
 	}
 }
 
-func (s *server) newResponseWriter(hw http.ResponseWriter, hr *http.Request) *responseWriter {
-	w := &responseWriter{ResponseWriter: hw, controller: http.NewResponseController(hw), conn: s.admission.connOf(hr), timeout: s.transferTimeout}
+func (s *server) newRequest(hw http.ResponseWriter, hr *http.Request) *request {
+	r := &request{Request: hr, api: native}
+	w := &r.w
+	*w = responseWriter{ResponseWriter: hw, request: r, controller: *http.NewResponseController(hw), conn: s.admission.connOf(hr), timeout: s.transferTimeout}
 	w.trace = readTrace(hr.Header)
 	if w.requestID = w.trace.requestID; w.requestID == "" {
 		w.requestID = s.requestIDs.next()
@@ -198,16 +199,17 @@ func (s *server) newResponseWriter(hw http.ResponseWriter, hr *http.Request) *re
 	w.Header().Set("X-Request-Id", w.requestID)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	return w
+	return r
 }
 
 // finish recovers from a panic of a handler, and counts and logs the request.
-func (s *server) finish(w *responseWriter, hr *http.Request, start time.Time) {
+func (s *server) finish(r *request, start time.Time) {
+	w, hr := &r.w, r.Request
 	v := recover()
 	if v != nil && v != http.ErrAbortHandler {
 		s.log.Error("panic", w.logged("method", hr.Method, "path", hr.URL.Path, "panic", v, "stack", string(debug.Stack()))...)
 		if w.status == 0 {
-			s.fail(&request{Request: hr, w: w, api: native}, errPanic)
+			s.fail(r, errPanic)
 			v = nil
 		} else {
 			w.status = http.StatusInternalServerError // for the metrics
@@ -227,7 +229,7 @@ func (s *server) finish(w *responseWriter, hr *http.Request, start time.Time) {
 // admit returns an error if there is no capacity for the header of a request, or if a
 // web page of another site has sent it.
 func (s *server) admit(r *request) error {
-	w := r.w
+	w := &r.w
 	admitted := w.conn.begin(r.Header)
 	if !admitted || w.conn.beyond || s.draining.Load() {
 		w.Header().Set("Connection", "close") // the next request goes elsewhere

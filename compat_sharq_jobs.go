@@ -8,21 +8,19 @@ import (
 	"time"
 )
 
-// A job is a message that has a name in its group, as SharQ's have. Of one name at
-// most one waits: the same job again replaces what waits, with its trace. It may set the interval of
-// its group, be refused by a group that is long enough, and be dropped after so
-// many deliveries.
+// A job is a message with a name in its group, as SharQ's jobs are. At most one message
+// of a name waits: the same job again replaces its data and its trace. A job may set the
+// interval of its group, be refused by a group that is too long, and be dropped after
+// so many deliveries.
 
-// job is what a draft has that is one; its group is never empty.
+// job is the part of a draft that makes it a job; its group is never empty.
 type job struct {
 	id            string
 	interval      time.Duration // of the group, from now on
 	maxDeliveries int           // 0: as many as the queue allows
-	maxWaiting    *int          // it is refused if so many wait in its group; nil: however many do
+	maxWaiting    *int          // it is refused if so many wait in its group; nil: never
 
-	// After it was published:
-	waiting int       // how many waited before it; only with maxWaiting
-	readyAt time.Time // when its group is, by PostgreSQL's clock
+	waiting int // after it was published: how many waited before it, if it has a maxWaiting
 }
 
 // errGroupFull is the answer to a job that was refused.
@@ -32,229 +30,329 @@ func (e errGroupFull) Error() string {
 	return fmt.Sprintf("%d messages wait in the group already", e.waiting)
 }
 
-// maxJobs is how many jobs one statement takes at most.
-const maxJobs = 500
-
-// storeJobs is store for publications that are jobs, whose queues s remembers. A
-// statement takes those that do not depend on others in it: of one group either
-// all have the same maxWaiting or none has any. Of one name it takes the last, as
-// if that had replaced the others, which are answered likewise.
+// storeJobs is insertPublications for jobs, whose queues s remembers.
 func (e *engine) storeJobs(s *pinnedConn, batch []*publication) error {
-	for len(batch) > 0 {
-		type name struct{ queueID, group, id string }
-		places, bounds := make(map[name]int), make(map[name]int)
-		var now, later []*publication
-		var replaced [][]*publication // by each of now
-		for _, p := range batch {
-			m := &p.messages[0]
-			group := name{p.queueID, m.group, ""}
-			one := name{p.queueID, m.group, m.job.id}
-			bound, seen := bounds[group]
-			place, again := places[one]
-			switch {
-			case seen && bound != m.job.bound() || !again && len(now) == maxJobs:
-				later = append(later, p)
-			case again:
-				now[place], replaced[place] = p, append(replaced[place], now[place])
-			default:
-				places[one], bounds[group] = len(now), m.job.bound()
-				now, replaced = append(now, p), append(replaced, nil)
-			}
+	if len(batch) == 0 {
+		return nil
+	}
+	b := newJobBatch(s, batch)
+	err := s.transaction(b.store)
+	if errors.Is(err, errStale) {
+		return err
+	}
+	for _, v := range b.all {
+		switch {
+		case err != nil: // even so they may be stored
+			e.announce(v.publication.queueID, time.Time{})
+		case v.refused:
+			v.publication.stored, v.publication.err = []message{}, errGroupFull{v.job.waiting}
+		default:
+			v.publication.stored, v.publication.err = []message{v.message.stored}, nil
+			e.metrics.add(messagesPublished, v.publication.queueID, 1)
+			e.announce(v.publication.queueID, v.message.group.readyAt)
 		}
-		err := s.transaction(func() error { return s.enqueue(now) })
-		if errors.Is(err, errStale) {
+	}
+	return err
+}
+
+// jobBatch is jobs that are stored in one transaction, with the same outcome as one
+// after the other.
+type jobBatch struct {
+	conn     *pinnedConn
+	all      []*batchedJob
+	messages []*jobMessage
+	groups   []*jobGroup
+}
+
+type batchedJob struct {
+	*job
+	publication *publication
+	message     *jobMessage
+	refused     bool
+}
+
+// jobMessage is the one message that waits for all jobs of a name.
+type jobMessage struct {
+	group *jobGroup
+	name  string
+
+	exists bool        // it waits in the database, and keeps its place
+	last   *batchedJob // the last that was not refused; nil: all were
+	stored message
+}
+
+// jobGroup is a group that a batch has jobs for.
+type jobGroup struct {
+	key      groupKey
+	queue    subscription
+	bounded  bool // some of the jobs have a maxWaiting
+	waiting  int  // messages, if it is bounded
+	interval time.Duration
+	firstSeq int64 // of the messages that the batch stores; 0: none
+	readyAt  time.Time
+}
+
+func newJobBatch(s *pinnedConn, batch []*publication) *jobBatch {
+	type name struct {
+		group *jobGroup
+		id    string
+	}
+	b := &jobBatch{conn: s}
+	groups, messages := make(map[groupKey]*jobGroup), make(map[name]*jobMessage)
+	for _, p := range batch {
+		m := &p.messages[0]
+		queue := s.settings.queues[p.queueID].queues[0]
+		key := groupKey{queue.queueKey, m.group}
+		group := groups[key]
+		if group == nil {
+			group = &jobGroup{key: key, queue: queue}
+			groups[key], b.groups = group, append(b.groups, group)
+		}
+		group.bounded = group.bounded || m.job.maxWaiting != nil
+		one := name{group, m.job.id}
+		if messages[one] == nil {
+			messages[one] = &jobMessage{group: group, name: m.job.id}
+			b.messages = append(b.messages, messages[one])
+		}
+		b.all = append(b.all, &batchedJob{job: m.job, publication: p, message: messages[one]})
+	}
+	return b
+}
+
+// store is the transaction. It returns errStale if the settings that the connection
+// remembers have changed.
+func (b *jobBatch) store() error {
+	for _, step := range []func() error{b.lockGroups, b.findWaiting, b.countWaiting, b.storeMessages, b.updateGroups} {
+		if err := step(); err != nil {
 			return err
 		}
-		for i, p := range now {
-			if err != nil { // even so they may be stored
-				p.stored, p.messages[0].job.readyAt = nil, time.Time{}
-			}
-			for _, v := range replaced[i] {
-				v.stored, v.err, v.messages[0].job.waiting = p.stored, p.err, p.messages[0].job.waiting
-			}
-			e.metrics.add(messagesPublished, p.queueID, len(p.stored)*(1+len(replaced[i])))
-			if err != nil || len(p.stored) > 0 {
-				e.announce(p.queueID, p.messages[0].job.readyAt)
-			}
-		}
-		if err != nil {
-			return err
-		}
-		batch = later
 	}
 	return nil
 }
 
-// bound returns maxWaiting, -1 if there is none.
-func (j *job) bound() int {
-	if j.maxWaiting == nil {
-		return -1
-	}
-	return *j.maxWaiting
-}
-
-// The groups are locked, in the order of wakeGroupsSQL, before anybody looks at what
-// waits in them.
+// The groups are locked, in the order of wakeGroupsSQL, before the transaction reads
+// what waits in them.
 const lockGroupsOfJobsSQL = `
 INSERT INTO queued.groups AS g (queue_key, id, ready_at)
-SELECT DISTINCT u.queue_key, u.id, timestamptz 'infinity'
+SELECT u.queue_key, u.id, timestamptz 'infinity'
 FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
-WHERE (SELECT version FROM queued.settings) = $3
 ORDER BY u.queue_key, u.id
 ON CONFLICT (queue_key, id) DO UPDATE
 SET blocked = g.blocked
 WHERE false`
 
-// Those of one group that are new come one after the other, until it is full. What
-// waits but is locked does not count as the same job: who has locked it may want
-// its group next, and is about to settle or to move it.
-const insertJobsSQL = `
-WITH jobs AS MATERIALIZED (
-    SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.bytes, j.max_deliveries, j.interval_ms, j.max_waiting, j.retention, j.delay, j.request_id, j.traceparent, j.n
-    FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::integer[], $11::integer[],
-                $14::text[], $15::text[])
-        WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, bytes, max_deliveries, interval_ms, max_waiting, retention, delay, request_id, traceparent, n)
-    WHERE (SELECT version FROM queued.settings) = $12
-), lengths AS MATERIALIZED (
-    SELECT g.queue_key, g.group_id, (
-               SELECT count(*)
-               FROM (
-                   SELECT
-                   FROM queued.messages m
-                   WHERE m.queue_key = g.queue_key
-                       AND m.group_id = g.group_id
-                       AND NOT (m.in_flight AND m.scheduled_at > now())
-                   ORDER BY m.in_flight, m.scheduled_at
-                   LIMIT greatest(g.max_waiting, $13)
-               ) waiting
-           ) AS waiting
-    FROM (SELECT queue_key, group_id, max(max_waiting) AS max_waiting FROM jobs WHERE max_waiting >= 0 GROUP BY queue_key, group_id) g
-), waiting AS MATERIALIZED (
-    SELECT j.n, j.data, j.bytes, j.max_deliveries, j.request_id, j.traceparent, now() + make_interval(secs => j.retention) AS expired_at, w.tid
-    FROM jobs j
-    CROSS JOIN LATERAL (
-        SELECT m.ctid AS tid
-        FROM queued.messages m
-        WHERE m.queue_key = j.queue_key
-            AND m.group_id = j.group_id
-            AND m.job_id = j.job_id
-            AND m.expired_at > now()
-            AND NOT (m.in_flight AND m.scheduled_at > now())
-        ORDER BY m.seq
-        LIMIT 1
-        FOR UPDATE SKIP LOCKED
-    ) w
-), replaced AS (
-    UPDATE queued.messages m
-    SET data = w.data, bytes = w.bytes, request_id = w.request_id, traceparent = w.traceparent, max_deliveries = nullif(w.max_deliveries, 0), delivery_attempts = 0, in_flight = false, last_delivery = false,
-        expired_at = w.expired_at, updated_at = now()
-    FROM waiting w
-    WHERE m.ctid = w.tid
-    RETURNING w.n, m.id, m.seq
-), placed AS MATERIALIZED (
-    SELECT j.n, l.waiting IS NULL OR l.waiting + j.before < j.max_waiting AS fits,
-           coalesce(least(l.waiting + j.before, greatest(l.waiting, j.max_waiting)), -1) AS waiting
-    FROM (
-        SELECT j.n, j.queue_key, j.group_id, j.max_waiting,
-               count(*) FILTER (WHERE r.n IS NULL) OVER (PARTITION BY j.queue_key, j.group_id ORDER BY j.n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-        FROM jobs j
-        LEFT JOIN replaced r ON r.n = j.n
-    ) j
-    LEFT JOIN lengths l ON l.queue_key = j.queue_key AND l.group_id = j.group_id
-), inserted AS (
-    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, bytes, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-    SELECT j.id, j.queue_key, j.group_id, j.job_id, nullif(j.max_deliveries, 0), j.data, j.bytes, j.request_id, j.traceparent,
-           now() + make_interval(secs => j.retention), now() + make_interval(secs => j.delay), now(), now()
-    FROM jobs j
-    WHERE EXISTS (SELECT FROM placed p WHERE p.n = j.n AND p.fits)
-        AND NOT EXISTS (SELECT FROM replaced r WHERE r.n = j.n)
-    ORDER BY j.n
-    RETURNING id, seq
-), accepted AS MATERIALIZED (
-    SELECT j.queue_key, j.group_id, j.interval_ms, j.n, coalesce(r.seq, i.seq) AS seq
-    FROM jobs j
-    LEFT JOIN replaced r ON r.n = j.n
-    LEFT JOIN inserted i ON i.id = j.id
-    WHERE r.n IS NOT NULL
-        OR i.id IS NOT NULL
-), paced AS MATERIALIZED (
-    SELECT DISTINCT ON (a.queue_key, a.group_id) a.queue_key, a.group_id, a.interval_ms, now() AS at,
-           min(a.seq) OVER (PARTITION BY a.queue_key, a.group_id) AS first_seq, g.tid, g.delivered_at + make_interval(secs => a.interval_ms / 1000.0) AS limited_until
-    FROM accepted a
-    CROSS JOIN LATERAL (
-        SELECT ctid AS tid, delivered_at
-        FROM queued.groups
-        WHERE queue_key = a.queue_key
-            AND id = a.group_id
-        OFFSET 0 -- not a join, which may read all groups
-    ) g
-    ORDER BY a.queue_key, a.group_id, a.n DESC
-), groups AS (
-    UPDATE queued.groups g
-    SET delivery_interval_ms = p.interval_ms, limited_until = p.limited_until, ready_at = least(g.ready_at, greatest(p.at, p.limited_until)),
-        first_seq = least(g.first_seq, p.first_seq), blocked = false
-    FROM paced p
-    WHERE g.ctid = p.tid
-    RETURNING g.queue_key, g.id, g.ready_at
-)
-SELECT j.n, p.waiting, now(), coalesce(r.id, i.id), coalesce(r.seq, i.seq), coalesce(g.ready_at, now())
-FROM jobs j
-JOIN placed p ON p.n = j.n
-LEFT JOIN replaced r ON r.n = j.n
-LEFT JOIN inserted i ON i.id = j.id
-LEFT JOIN groups g ON g.queue_key = j.queue_key AND g.id = j.group_id`
+func (b *jobBatch) lockGroups() error {
+	keys, ids := groupArrays(b.groups)
+	_, err := read[any](b.conn, "lock_groups_of_jobs", nil, lockGroupsOfJobsSQL, keys, ids)
+	return err
+}
 
-// enqueue stores jobs and leaves in each what became of it: no name is in it twice,
-// and no group with two different bounds. It returns errStale if the settings that s
-// remembers have changed.
-func (s *pinnedConn) enqueue(batch []*publication) error {
-	var ids idArray
-	var keys, sizes, deliveries, intervals, waiting, retentions, delays intArray
+// A message that waits but is locked does not count as the same job: the transaction
+// that has locked it is about to ack or move it, and may want its group next.
+const selectWaitingJobsSQL = `
+SELECT w.id
+FROM unnest($1::bigint[], $2::text[], $3::text[]) WITH ORDINALITY AS j (queue_key, group_id, job_id, n)
+LEFT JOIN LATERAL (
+    SELECT m.id
+    FROM queued.messages m
+    WHERE m.queue_key = j.queue_key
+        AND m.group_id = j.group_id
+        AND m.job_id = j.job_id
+        AND m.expired_at > now()
+        AND NOT (m.in_flight AND m.scheduled_at > now())
+    ORDER BY m.seq
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+) w ON true
+WHERE (SELECT version FROM queued.settings) = $4
+ORDER BY j.n`
+
+// findWaiting finds the messages that new jobs of their name replace.
+func (b *jobBatch) findWaiting() error {
+	var keys intArray
 	var groups, names groupArray
-	var data jsonArray
-	var traces traceArrays
-	for i, p := range batch {
-		m := &p.messages[0]
-		traces.set(i, p.trace)
-		to := s.settings.queues[p.queueID].queues[0]
-		ids, keys = append(ids, newID()), append(keys, to.queueKey)
-		groups, names = append(groups, m.group), append(names, m.job.id)
-		data, sizes = append(data, m.data), append(sizes, int64(len(m.data)))
-		deliveries = append(deliveries, int64(m.job.maxDeliveries))
-		intervals = append(intervals, int64(m.job.interval/time.Millisecond))
-		waiting = append(waiting, int64(m.job.bound()))
-		retentions, delays = append(retentions, int64(to.retention/time.Second)), append(delays, int64(to.delay/time.Second))
+	for _, m := range b.messages {
+		keys, groups, names = append(keys, m.group.key.queueKey), append(groups, m.group.key.id), append(names, m.name)
 	}
-	if _, err := read[any](s, "lock_groups_of_jobs", nil, lockGroupsOfJobsSQL, keys, groups, s.settings.version); err != nil {
-		return err
-	}
-	type outcome struct {
-		n, waiting int
-		at, ready  timestamp
-		id         sql.NullString
-		seq        sql.NullInt64
-	}
-	outcomes, err := read(s, "insert_jobs", func(row scanner) (o outcome, err error) {
-		err = row.Scan(&o.n, &o.waiting, &o.at, &o.id, &o.seq, &o.ready)
-		return o, err
-	}, insertJobsSQL, ids, keys, groups, names, data, sizes, deliveries, intervals, waiting, retentions, delays, s.settings.version, maxMeasured, traces.requestIDs, traces.traceparents)
+	found, err := read(b.conn, "waiting_jobs", func(row scanner) (id sql.NullString, err error) {
+		err = row.Scan(&id)
+		return id, err
+	}, selectWaitingJobsSQL, keys, groups, names, b.conn.settings.version)
 	if err != nil {
 		return err
 	}
-	if len(outcomes) < len(batch) {
+	if len(found) < len(b.messages) {
 		return errStale
 	}
-	for _, o := range outcomes {
-		p := batch[o.n-1]
-		m := &p.messages[0]
-		m.job.waiting, m.job.readyAt = o.waiting, o.ready.Time
-		p.stored, p.err = []message{}, errGroupFull{o.waiting}
-		if o.id.Valid {
-			stored := message{ID: o.id.String, QueueID: p.queueID, Data: m.data, Group: m.group, trace: p.trace, queueKey: keys[o.n-1], seq: o.seq.Int64, CreatedAt: o.at, UpdatedAt: o.at}
-			p.stored, p.err = []message{stored}, nil
+	for i, m := range b.messages {
+		m.exists, m.stored.ID = found[i].Valid, found[i].String
+		if !m.exists {
+			m.stored.ID = newID()
 		}
 	}
 	return nil
+}
+
+// countWaiting refuses the jobs whose group has too many messages.
+func (b *jobBatch) countWaiting() error {
+	most := maxMeasured
+	var bounded []*jobGroup
+	for _, g := range b.groups {
+		if g.bounded {
+			bounded = append(bounded, g)
+		}
+	}
+	for _, v := range b.all {
+		if v.maxWaiting != nil {
+			most = max(most, *v.maxWaiting)
+		}
+	}
+	if len(bounded) > 0 {
+		keys, ids := groupArrays(bounded)
+		counts, err := read(b.conn, "waiting", scanKey, selectWaitingSQL, keys, ids, most)
+		if err != nil {
+			return err
+		}
+		for i, n := range counts {
+			bounded[i].waiting = int(n)
+		}
+	}
+	for _, v := range b.all {
+		m, g := v.message, v.message.group
+		v.waiting = g.waiting
+		isNew := !m.exists && m.last == nil
+		if isNew && v.maxWaiting != nil && g.waiting >= *v.maxWaiting {
+			v.refused = true
+			continue
+		}
+		if isNew {
+			g.waiting++
+		}
+		m.last, g.interval = v, v.interval
+	}
+	return nil
+}
+
+// A message that exists keeps its id and its place, and starts again at its first
+// delivery.
+const storeJobsSQL = `
+INSERT INTO queued.messages AS m (id, queue_key, group_id, job_id, data, bytes, max_deliveries, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
+SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.bytes, nullif(j.max_deliveries, 0), j.request_id, j.traceparent,
+       now() + make_interval(secs => j.retention), now() + make_interval(secs => j.delay), now(), now()
+FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::text[], $11::text[])
+    WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, bytes, max_deliveries, retention, delay, request_id, traceparent, n)
+WHERE (SELECT version FROM queued.settings) = $12
+ORDER BY j.n
+ON CONFLICT (id, queue_key) DO UPDATE
+SET data = excluded.data, bytes = excluded.bytes, max_deliveries = excluded.max_deliveries, request_id = excluded.request_id, traceparent = excluded.traceparent,
+    delivery_attempts = 0, in_flight = false, last_delivery = false, expired_at = excluded.expired_at, updated_at = now()
+RETURNING m.id, m.seq, now()`
+
+// storeMessages stores the last job of each name that was not refused.
+func (b *jobBatch) storeMessages() error {
+	var ids idArray
+	var keys, bytes, deliveries, retentions, delays intArray
+	var groups, names groupArray
+	var data jsonArray
+	var traces traceArrays
+	accepted := make(map[string]*jobMessage)
+	for _, m := range b.messages {
+		if m.last == nil {
+			continue
+		}
+		p := m.last.publication
+		to, draft := &m.group.queue, &p.messages[0]
+		traces.set(len(accepted), p.trace)
+		accepted[m.stored.ID] = m
+		ids, keys = append(ids, m.stored.ID), append(keys, m.group.key.queueKey)
+		groups, names = append(groups, m.group.key.id), append(names, m.name)
+		data, bytes = append(data, draft.data), append(bytes, int64(len(draft.data)))
+		deliveries = append(deliveries, int64(m.last.maxDeliveries))
+		retentions, delays = append(retentions, int64(to.retention/time.Second)), append(delays, int64(to.delay/time.Second))
+	}
+	if len(accepted) == 0 {
+		return nil
+	}
+	type row struct {
+		id  string
+		seq int64
+		at  timestamp
+	}
+	rows, err := read(b.conn, "store_jobs", func(scan scanner) (r row, err error) {
+		err = scan.Scan(&r.id, &r.seq, &r.at)
+		return r, err
+	}, storeJobsSQL, ids, keys, groups, names, data, bytes, deliveries, retentions, delays, traces.requestIDs, traces.traceparents, b.conn.settings.version)
+	if err != nil {
+		return err
+	}
+	if len(rows) < len(accepted) {
+		return errStale
+	}
+	for _, r := range rows {
+		m := accepted[r.id]
+		p, g := m.last.publication, m.group
+		m.stored = message{ID: r.id, QueueID: p.queueID, Data: p.messages[0].data, Group: g.key.id, trace: p.trace, queueKey: g.key.queueKey, seq: r.seq, CreatedAt: r.at, UpdatedAt: r.at}
+		if g.firstSeq == 0 || r.seq < g.firstSeq {
+			g.firstSeq = r.seq
+		}
+	}
+	return nil
+}
+
+const updateGroupsOfJobsSQL = `
+WITH locked AS MATERIALIZED (
+    SELECT u.interval_ms, u.first_seq, now() AS at, g.tid, g.delivered_at + make_interval(secs => u.interval_ms / 1000.0) AS limited_until
+    FROM unnest($1::bigint[], $2::text[], $3::integer[], $4::bigint[]) AS u (queue_key, id, interval_ms, first_seq)
+    CROSS JOIN LATERAL (
+        SELECT ctid AS tid, delivered_at
+        FROM queued.groups
+        WHERE queue_key = u.queue_key
+            AND id = u.id
+        OFFSET 0 -- not a join, which may read all groups
+    ) g
+)
+UPDATE queued.groups g
+SET delivery_interval_ms = l.interval_ms, limited_until = l.limited_until, ready_at = least(g.ready_at, greatest(l.at, l.limited_until)),
+    first_seq = least(g.first_seq, l.first_seq), blocked = false
+FROM locked l
+WHERE g.ctid = l.tid
+RETURNING g.queue_key, g.id, g.ready_at`
+
+// updateGroups sets the intervals of groups that got a job, and finds out when each
+// is ready.
+func (b *jobBatch) updateGroups() error {
+	changed := make(map[groupKey]*jobGroup)
+	var all []*jobGroup
+	var intervals, firstSeqs intArray
+	for _, g := range b.groups {
+		if g.firstSeq != 0 {
+			changed[g.key], all = g, append(all, g)
+			intervals, firstSeqs = append(intervals, g.interval.Milliseconds()), append(firstSeqs, g.firstSeq)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	keys, ids := groupArrays(all)
+	type row struct {
+		key     groupKey
+		readyAt timestamp
+	}
+	rows, err := read(b.conn, "update_groups_of_jobs", func(scan scanner) (r row, err error) {
+		err = scan.Scan(&r.key.queueKey, &r.key.id, &r.readyAt)
+		return r, err
+	}, updateGroupsOfJobsSQL, keys, ids, intervals, firstSeqs)
+	for _, r := range rows {
+		changed[r.key].readyAt = r.readyAt.Time
+	}
+	return err
+}
+
+func groupArrays(groups []*jobGroup) (keys intArray, ids groupArray) {
+	for _, g := range groups {
+		keys, ids = append(keys, g.key.queueKey), append(ids, g.key.id)
+	}
+	return keys, ids
 }
 
 const (

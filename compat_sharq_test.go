@@ -367,7 +367,8 @@ func TestSharQJobIsQueuedThoughTheSameIsBeingSettled(t *testing.T) {
 	checkDiff(t, "job", "j", dequeueJob(s).JobID)
 }
 
-// Else each of those who fill one group would cost all who publish a commit.
+// Else each job of a group that fills up would cost all publishers a commit. The
+// outcomes are those of one job after the other.
 func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -387,7 +388,7 @@ func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
 		got = append(got, fmt.Sprint(p.messages[0].job.id, " ", len(p.stored), " ", p.messages[0].job.waiting, " ", p.err))
 	}
 	const full = "4 messages wait in the group already"
-	checkDiff(t, "outcomes", []string{"c 1 2 <nil>", "b 1 3 <nil>", "d 1 3 <nil>", "e 0 4 " + full, "c 1 2 <nil>", "f 0 4 " + full}, got)
+	checkDiff(t, "outcomes", []string{"c 1 2 <nil>", "b 1 3 <nil>", "d 1 3 <nil>", "e 0 4 " + full, "c 1 4 <nil>", "f 0 4 " + full}, got)
 	for _, want := range []string{`"a"`, `{"n":1}`, `{"n":4}`, `{"n":2}`, ""} {
 		checkDiff(t, "payload", want, string(dequeueJob(s).Payload))
 	}

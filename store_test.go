@@ -454,7 +454,9 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"undo":           {undoGroupDeliveriesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"purge group":    {purgeGroupBatchSQL, []string{"1", "'a'", "100", "false", "10"}, "messages_group_due"},
 		"idle groups":    {selectIdleGroupsSQL, []string{"1", "''", "100"}, "groups_pkey"},
-		"enqueue":        {insertJobsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1", "10", "'{}'", "'{}'"}, "messages_job"},
+		"replace job":    {selectWaitingJobsSQL, []string{"'{}'", "'{}'", "'{}'", "1"}, "messages_job"},
+		"store job":      {storeJobsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1"}, "messages_pkey"},
+		"group of job":   {updateGroupsOfJobsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"job":            {selectJobSQL, []string{"'t'", "'a'", "'j'"}, "messages_job"},
 		"as job":         {selectAsJobSQL, []string{"'t'", "'a'", "'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
 		"waiting":        {selectWaitingSQL, []string{"'{}'", "'{}'", "10"}, "messages_group_due"},
@@ -465,7 +467,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	}
 	// Planned each time that they run, and so never by what the table was like before.
 	planned := map[string]bool{"message": true, "as job": true, "peek": true, "find exhausted": true}
-	aboutGroups := map[string]bool{"in groups": true, "of groups": true, "enqueue": true, "waiting": true, "return ended": true, "finish": true, "job": true, "undo": true}
+	aboutGroups := map[string]bool{"in groups": true, "of groups": true, "replace job": true, "store job": true, "group of job": true, "waiting": true, "return ended": true, "finish": true, "job": true, "undo": true}
 	checkOn := func(when string, db *sql.DB) {
 		conn, err := db.Conn(context.Background())
 		if err != nil {

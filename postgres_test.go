@@ -121,21 +121,3 @@ func TestInterruptedInitializationIsDoneAgain(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestForeignProcessIsNotTakenForOurs(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	// The file of a PostgreSQL that died long ago, whose number another process has now: this one.
-	if err := os.WriteFile(filepath.Join(dir, "postmaster.pid"), []byte("1\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if pid := leftover(dir); pid != 0 {
-		t.Errorf("process %d was taken for a PostgreSQL", pid)
-	}
-	if runsPostgres(os.Getpid(), dir) {
-		t.Error("the test was taken for a PostgreSQL")
-	}
-	if runsPostgres(leftover(testPostgres.cluster()), dir) {
-		t.Error("a PostgreSQL of another folder was taken for this one's")
-	}
-}

@@ -7,6 +7,7 @@ package deploy
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -453,7 +455,9 @@ func (s *server) killPostgres() {
 	}
 	first, _, whole := strings.Cut(string(b), "\n")
 	if pid, err := strconv.Atoi(first); err == nil && whole && pid > 1 && pid != s.killed {
-		syscall.Kill(pid, syscall.SIGQUIT)
+		if process, err := os.FindProcess(pid); err == nil {
+			process.Signal(syscall.SIGQUIT)
+		}
 		s.killed = pid
 	}
 }
@@ -518,9 +522,15 @@ func mustRead(t *testing.T, path string) []byte {
 	return b
 }
 
+// freeAddress returns an address that nothing listens on, and only the caller will:
+// on Linux all of 127.0.0.0/8 is this machine.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	host := "127.0.0.1"
+	if runtime.GOOS == "linux" {
+		host = fmt.Sprintf("127.%d.%d.1", 192+os.Getpid()>>8&31, os.Getpid()&255)
+	}
+	l, err := net.Listen("tcp", host+":0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,7 @@
 package main
 
 import (
-	lists "container/list" // list is an answer
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,92 +12,65 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
-// admission is what the server has for its clients: connections, and bytes in hand,
-// which are those of headers, bodies and answers. Both are bounded. Where one of
-// them runs short, those make way that the server has waited for the longest: it
-// hardly ever waits for a client that does its part.
+// admission limits what clients take of the server: connections, and the bytes of
+// headers, bodies and responses that are buffered for them. At a limit it evicts the
+// connections on whose clients the server has waited for the longest: it hardly ever
+// waits for a client that does its part.
 //
-// The mutex guards all fields below it, and those of its connections.
+// The mutex guards the fields below it, here and in conn.
 type admission struct {
 	log            *slog.Logger
 	maxConnections int
-	maxInHand      int64
+	maxBuffered    int64
 
-	mu        sync.Mutex
-	open      int        // connections
-	idle      lists.List // of *conn: between requests, or in a header, the longest first
-	moving    lists.List // of *conn: in a header that is large, a body or an answer, by their last progress
-	inHand    int64
-	evictions int  // connections that made way
-	full      bool // and it was said
+	mu       sync.Mutex
+	open     int       // connections
+	idle     list.List // of *conn: between requests, or in a header, the longest wait first
+	moving   list.List // of *conn: in a large header, a body or a response, by their last progress
+	buffered int64     // bytes
+	evicted  int       // connections since the start
+	full     bool      // the limit of connections was reached, and logged
 }
 
-// Bounds of a room.
+// Bounds of admission.
 const (
-	// spareConnections are open beyond the bound while there is nobody to make way:
-	// for health checks, and to tell others that there is no room.
-	spareConnections = 64
+	// extraConnections are accepted above the limit while none can be evicted: for
+	// health checks and scrapes, and to refuse other requests with 503.
+	extraConnections = 64
 
 	// ownFiles is how many files and connections the server has for itself.
 	ownFiles = 64
 
-	// Requests and answers up to smallSize find room in the last eighth of what may
-	// be in hand, where larger ones do not.
+	// The last eighth of the buffered bytes is for bodies and responses up to smallSize:
+	// a few clients with large ones must not take what all others need.
 	smallSize = 64 << 10
 
-	// Once half of what may be in hand is, connections make way that have not moved
+	// Once half of the bytes are taken, connections are evicted that have not moved
 	// progressSize in stallTime.
 	stallTime    = time.Second
 	progressSize = 64 << 10
 
-	// A header takes up to headerCost times its size, if it has many short lines;
-	// lineCost is for a line. Headers up to plainHeader are not counted.
-	headerCost  = 32
-	lineCost    = 128
+	// Headers up to plainHeader are not counted. Of others each line takes lineCost
+	// beside its text, which makes headerCost times as much of a header of short lines.
 	plainHeader = 512
+	lineCost    = 128
+	headerCost  = 32
 
-	handshakeSize = 4 << 10 // bytes that clients send to begin with TLS
+	handshakeSize = 4 << 10 // bytes that a TLS client sends before its first header
 )
 
-// Memory of the process: see memoryLimit.
-const (
-	baseMemory       = 256 << 20
-	connectionMemory = 32 << 10
-)
-
-// memoryLimit returns how much memory the process should do with: what it has
-// for itself, and what it decodes, claims and stores in the bounds of the engine
-// and of its pools; what its connections take when they wait, long polls most of
-// all (22 KiB); and the bytes in hand.
-func memoryLimit(maxConnections int, maxInHand int64) int64 {
-	return baseMemory + int64(maxConnections)*connectionMemory + maxInHand
+func newAdmission(log *slog.Logger, maxConnections int, maxBuffered int64) *admission {
+	return &admission{log: log, maxConnections: maxConnections, maxBuffered: maxBuffered}
 }
 
-func newAdmission(log *slog.Logger, maxConnections int, maxInHand int64) *admission {
-	return &admission{log: log, maxConnections: maxConnections, maxInHand: maxInHand}
-}
-
-// phase is what the server does with a connection.
-type phase int
-
-const (
-	waiting phase = iota // for a request, or the rest of its header
-	working
-	transferring // a body or an answer
-)
-
-// conn is a connection that takes some of the room.
+// conn is a connection of a client.
 type conn struct {
-	*net.TCPConn
-	admission *admission
-	beyond    bool        // the bound, when it was accepted
-	wanted    atomic.Bool // a body, none of which was waited for yet
+	*net.TCPConn // nil if it did not come through the listener: then only its bytes count
+	admission    *admission
+	extra        bool // accepted above the limit
 
 	// ctx ends when the connection has failed or is closed. A client that has only
 	// shut down its side of it still waits for its response.
@@ -105,104 +78,95 @@ type conn struct {
 	fail context.CancelFunc
 
 	phase  atomic.Int32 // of type phase; written under the mutex
-	header atomic.Int64 // bytes of the header so far, and of what came with its end
+	header atomic.Int64 // bytes that were read while it was waiting
 
-	line   *lists.List // of the room, nil if it is in none
-	place  *lists.Element
+	line   *list.List // idle, moving, or nil
+	place  *list.Element
 	since  time.Time // it is at its place
 	moved  int       // bytes since
-	held   int64     // bytes in hand
+	held   int64     // of the buffered bytes
 	closed bool
 }
 
-// listener lets connections into a room.
+// phase is what the server does with a connection.
+type phase int32
+
+const (
+	waiting phase = iota // for a request, or the rest of its header
+	working
+	transferring // a body or a response
+)
+
+// listener admits connections.
 type listener struct {
 	net.Listener // of TCP
 	admission    *admission
-	tls          bool // what comes first is no header
+	tls          bool
 }
 
-// Accept returns the next connection that there is room for. net/http goes on
-// after an error that passes, and not at once: files that are used up are one.
+// Accept returns the next connection that is admitted, and closes those before it.
 func (l listener) Accept() (net.Conn, error) {
 	for {
-		c, err := l.Listener.Accept()
-		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-			l.admission.evictOne()
-		}
+		accepted, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		if in := l.admission.enter(c.(*net.TCPConn)); in != nil {
+		if c := l.admission.admit(accepted.(*net.TCPConn)); c != nil {
 			if l.tls {
-				in.header.Store(-handshakeSize)
+				c.header.Store(-handshakeSize)
 			}
-			return in, nil
+			return c, nil
 		}
-		c.Close()
+		accepted.Close()
 	}
 }
 
-// enter returns nil if there is no room for a connection, not even a spare one.
-func (r *admission) enter(t *net.TCPConn) *conn {
-	r.mu.Lock()
-	if r.open >= r.maxConnections {
-		r.evictIdlest()
-	} else if r.open < r.maxConnections/2 {
-		r.full = false
+// admit returns nil if all connections are busy, the extra ones too.
+func (a *admission) admit(t *net.TCPConn) *conn {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.open >= a.maxConnections && !a.evictFirst(&a.idle) {
+		a.evictFirst(&a.moving)
 	}
-	c := &conn{TCPConn: t, admission: r, beyond: r.open >= r.maxConnections}
-	open, said := r.open, r.full
-	r.full = r.full || c.beyond
-	if open < r.maxConnections+spareConnections {
-		c.ctx, c.fail = context.WithCancel(context.Background())
-		r.open++
-		c.lineUp(&r.idle)
-	} else {
-		c = nil
+	c := &conn{TCPConn: t, admission: a, extra: a.open >= a.maxConnections}
+	if c.extra && !a.full {
+		a.log.Warn("connection limit reached, see -max-connections", "connections", a.open)
 	}
-	r.mu.Unlock()
-	if open >= r.maxConnections && !said {
-		r.log.Warn("connection limit reached, see -max-connections", "connections", open)
+	a.full = c.extra || a.full && a.open >= a.maxConnections/2
+	if a.open >= a.maxConnections+extraConnections {
+		return nil
 	}
+	c.ctx, c.fail = context.WithCancel(context.Background())
+	a.open++
+	c.lineUp(&a.idle)
 	return c
 }
 
-// evictOne closes a connection that the server waits for, if there is one.
-func (r *admission) evictOne() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.evictIdlest()
-}
-
-func (r *admission) evictIdlest() {
-	for _, line := range []*lists.List{&r.idle, &r.moving} {
-		if first := line.Front(); first != nil {
-			r.evict(first.Value.(*conn))
-			return
-		}
+// evictFirst closes the first connection in a line, if there is one.
+func (a *admission) evictFirst(line *list.List) bool {
+	first := line.Front()
+	if first == nil {
+		return false
 	}
-}
-
-// evictStalled makes room for n bytes, if it can.
-func (r *admission) evictStalled(n int64) {
-	for r.inHand+n > r.maxInHand/2 {
-		first := r.moving.Front()
-		if first == nil || time.Since(first.Value.(*conn).since) < stallTime {
-			return
-		}
-		r.evict(first.Value.(*conn))
-	}
-}
-
-func (r *admission) evict(c *conn) {
-	r.evictions++
+	c := first.Value.(*conn)
+	a.evicted++
 	c.leave()
 	c.TCPConn.Close() // which ends the wait
+	return true
 }
 
-// lineUp puts the connection at the end of a line, of none if it is nil.
-func (c *conn) lineUp(line *lists.List) {
+// leave gives back what the connection takes.
+func (c *conn) leave() {
+	if !c.closed {
+		c.closed = true
+		c.admission.open--
+		c.lineUp(nil)
+		c.hold(-c.held)
+	}
+}
+
+// lineUp moves the connection to the end of a line; to none for nil.
+func (c *conn) lineUp(line *list.List) {
 	if c.line != nil {
 		c.line.Remove(c.place)
 	}
@@ -212,168 +176,123 @@ func (c *conn) lineUp(line *lists.List) {
 	}
 }
 
-// leave frees the room that the connection takes.
-func (c *conn) leave() {
-	if !c.closed {
-		c.closed = true
-		c.admission.open--
-		c.lineUp(nil)
-		c.release()
-	}
+func (c *conn) hold(n int64) {
+	c.admission.buffered += n
+	c.held += n
 }
 
-func (c *conn) release() {
-	c.admission.inHand -= c.held
-	c.held = 0
-}
-
-// begin is the start of work on a request. It reports whether there is room for
-// its header.
+// begin is the start of work on a request. It reports whether its header is admitted.
 func (c *conn) begin(header http.Header) bool {
-	size := 0
+	size := int64(0)
 	for name, values := range header {
 		for _, v := range values {
-			size += len(name) + len(v) + lineCost
+			size += int64(len(name) + len(v) + lineCost)
 		}
 	}
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
-	c.release() // it is known now what the header takes
-	roomy := size <= plainHeader || c.takeLocked(int64(size), false)
+	c.hold(-c.held) // which takeHeader has guessed
 	c.enter(working)
-	return roomy
+	return size <= plainHeader || c.takeLocked(size, false)
 }
 
-// move is where the server begins to wait for the client, or to work again.
+// move is called where the server begins to wait for the client, or to work again.
+// For a new request it waits once it has given back the bytes of the last.
 func (c *conn) move(p phase) {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
-	c.enter(p)
-}
-
-// beginBody is where a handler wants the body: from the first read that has to
-// wait for it on, the server waits for the client.
-func (c *conn) beginBody() { c.wanted.Store(true) }
-
-func (c *conn) endBody() {
-	if !c.wanted.Swap(false) { // there was such a read
-		c.move(working)
+	if p == waiting {
+		c.hold(-c.held)
+		c.header.Store(0)
 	}
-}
-
-// end is the end of a request.
-func (c *conn) end() {
-	c.admission.mu.Lock()
-	defer c.admission.mu.Unlock()
-	c.release()
-	c.header.Store(0)
-	c.enter(waiting)
+	c.enter(p)
 }
 
 func (c *conn) enter(p phase) {
 	c.phase.Store(int32(p))
-	if c.closed || c.TCPConn == nil {
-		return
-	}
-	switch p {
-	case waiting:
+	switch {
+	case c.closed || c.TCPConn == nil:
+	case p == waiting:
 		c.lineUp(&c.admission.idle)
-	case working:
+	case p == working:
 		c.lineUp(nil)
-	case transferring:
+	case p == transferring:
 		c.lineUp(&c.admission.moving)
 	}
 }
 
-// take counts bytes that will be in hand until the end of the request. It
-// reports whether there is room for them, and else counts nothing.
-func (c *conn) take(n int64) bool {
-	r := c.admission
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return c.takeLocked(n, c.held+n <= smallSize)
+// take takes some of the buffered bytes until the end of the request. It reports
+// whether there were as many left; if not, it takes none unless it must.
+func (c *conn) take(n int64, must bool) bool {
+	c.admission.mu.Lock()
+	defer c.admission.mu.Unlock()
+	if c.takeLocked(n, c.held+n <= smallSize) {
+		return true
+	}
+	if must {
+		c.hold(n)
+	}
+	return must
 }
 
-// takeLocked is take, with or without what is kept for small requests and answers.
 func (c *conn) takeLocked(n int64, small bool) bool {
-	r := c.admission
-	r.evictStalled(n)
-	most := r.maxInHand
-	if !small {
-		most -= most / 8
+	a := c.admission
+	for a.buffered+n > a.maxBuffered/2 {
+		first := a.moving.Front()
+		if first == nil || time.Since(first.Value.(*conn).since) < stallTime {
+			break
+		}
+		a.evictFirst(&a.moving)
 	}
-	if c.closed || r.inHand+n > most {
+	limit := a.maxBuffered
+	if !small {
+		limit -= limit / 8
+	}
+	if c.closed || a.buffered+n > limit {
 		return false
 	}
 	c.hold(n)
 	return true
 }
 
-// add counts bytes that are there whether or not there is room for them.
-func (c *conn) add(n int64) {
+// takeHeader takes bytes for what has come of a header that goes on: net/http limits
+// its bytes, but makes megabytes of many short lines, and a client may never end it.
+func (c *conn) takeHeader() bool {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
-	if n > 0 && !c.closed {
-		c.hold(n)
+	more := (c.header.Load()-plainHeader)*headerCost - c.held
+	if phase(c.phase.Load()) != waiting || more <= 0 || c.closed {
+		return true
 	}
-}
-
-func (c *conn) hold(n int64) {
-	c.admission.inHand += n
-	c.held += n
+	if c.line == &c.admission.idle {
+		c.lineUp(&c.admission.moving)
+	}
+	return c.takeLocked(more, false)
 }
 
 func (c *conn) Read(b []byte) (int, error) {
-	if c.wanted.Load() {
-		c.admission.mu.Lock()
-		if c.wanted.Swap(false) { // else the body has been read, and this looks for what comes next
-			c.enter(transferring)
-		}
-		c.admission.mu.Unlock()
-	}
-	if !c.mayRead() {
+	if c.header.Load() > plainHeader && !c.takeHeader() {
 		c.Close()
 		return 0, io.EOF
 	}
 	n, err := c.TCPConn.Read(b)
-	if n > 0 {
-		c.arrived(n)
+	if phase(c.phase.Load()) == waiting {
+		c.header.Add(int64(n))
 	}
+	c.progress(n)
 	if err != nil && err != io.EOF && !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.fail()
 	}
 	return n, err
 }
 
-// mayRead reports whether there is room for what has come of a header, if it
-// was not all.
-func (c *conn) mayRead() bool {
-	header := c.header.Load()
-	if header <= plainHeader || phase(c.phase.Load()) != waiting {
-		return true
-	}
-	r := c.admission
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	more := (header-plainHeader)*headerCost - c.held
-	if phase(c.phase.Load()) != waiting || more <= 0 || c.closed {
-		return true
-	}
-	if c.line == &r.idle {
-		c.lineUp(&r.moving)
-	}
-	return c.takeLocked(more, false)
-}
-
-// arrived counts bytes that the client has sent.
-func (c *conn) arrived(n int) {
-	if phase(c.phase.Load()) == waiting {
-		c.header.Add(int64(n))
-	}
+func (c *conn) Write(b []byte) (int, error) {
+	n, err := c.TCPConn.Write(b)
 	c.progress(n)
+	return n, err
 }
 
-// progress counts bytes that the client has sent of a body, or taken of an answer.
+// progress counts bytes that the client has sent of a body, or taken of a response.
 func (c *conn) progress(n int) {
 	if phase(c.phase.Load()) != transferring {
 		return
@@ -382,19 +301,6 @@ func (c *conn) progress(n int) {
 	defer c.admission.mu.Unlock()
 	if c.moved += n; c.moved >= progressSize && c.line != nil {
 		c.lineUp(c.line)
-	}
-}
-
-// Write writes in pieces, to see how it goes.
-func (c *conn) Write(b []byte) (written int, err error) {
-	for {
-		piece := b[written:min(written+progressSize, len(b))]
-		n, err := c.TCPConn.Write(piece)
-		written += n
-		c.progress(n)
-		if err != nil || written == len(b) {
-			return written, err
-		}
 	}
 }
 
@@ -416,31 +322,10 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// connOf returns the connection of a request. One that did not come through the
-// listener of the room takes no connection of it, and makes no way.
-func (r *admission) connOf(hr *http.Request) *conn {
+// connOf returns the connection of a request.
+func (a *admission) connOf(hr *http.Request) *conn {
 	if c, ok := hr.Context().Value(connKey{}).(*conn); ok {
 		return c
 	}
-	return &conn{admission: r, ctx: hr.Context()}
-}
-
-var (
-	connectionsDesc = prometheus.NewDesc("queued_connections", "Open client connections.", nil, nil)
-	evictionsDesc   = prometheus.NewDesc("queued_connections_evicted_total", "Connections closed to stay within the limits.", nil, nil)
-	inHandDesc      = prometheus.NewDesc("queued_buffered_bytes", "Bytes of requests and responses in memory.", nil, nil)
-)
-
-func (r *admission) Describe(descs chan<- *prometheus.Desc) {
-	descs <- connectionsDesc
-	descs <- evictionsDesc
-	descs <- inHandDesc
-}
-
-func (r *admission) Collect(all chan<- prometheus.Metric) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all <- prometheus.MustNewConstMetric(connectionsDesc, prometheus.GaugeValue, float64(r.open))
-	all <- prometheus.MustNewConstMetric(evictionsDesc, prometheus.CounterValue, float64(r.evictions))
-	all <- prometheus.MustNewConstMetric(inHandDesc, prometheus.GaugeValue, float64(r.inHand))
+	return &conn{admission: a, ctx: hr.Context()}
 }

@@ -95,7 +95,7 @@ func TestHealthChecksFindRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for range 2 * spareConnections { // of whom the first make way
+	for range 2 * extraConnections { // of whom the first make way
 		other, err := net.Dial("tcp", strings.TrimPrefix(c.url, "http://"))
 		if err != nil {
 			t.Fatal(err)
@@ -149,8 +149,8 @@ func TestStalledConnectionsMakeWay(t *testing.T) {
 	}
 	take := func(c *conn, n int64, want bool) {
 		t.Helper()
-		if got := c.take(n); got != want {
-			t.Errorf("take(%d) = %v with %d of %d in hand, want %v", n, got, r.inHand, r.maxInHand, want)
+		if got := c.take(n, false); got != want {
+			t.Errorf("take(%d) = %v with %d of %d in hand, want %v", n, got, r.buffered, r.maxBuffered, want)
 		}
 	}
 	take(all[0], 400<<10, true)
@@ -171,10 +171,10 @@ func TestStalledConnectionsMakeWay(t *testing.T) {
 	}
 	take(all[0], 1, false)
 	for _, c := range all {
-		c.end()
+		c.move(waiting)
 		c.Close()
 	}
-	checkDiff(t, "in the room afterwards", []any{int64(0), 0, 0, 0}, []any{r.inHand, r.open, r.idle.Len(), r.moving.Len()})
+	checkDiff(t, "in the room afterwards", []any{int64(0), 0, 0, 0}, []any{r.buffered, r.open, r.idle.Len(), r.moving.Len()})
 }
 
 func TestHeadersTakeRoom(t *testing.T) {
@@ -189,25 +189,25 @@ func TestHeadersTakeRoom(t *testing.T) {
 		_, err = io.ReadFull(c, b[:n])
 		return err
 	}
-	if err := send(500); err != nil || r.inHand != 0 {
-		t.Errorf("a small header takes %d, %v", r.inHand, err)
+	if err := send(500); err != nil || r.buffered != 0 {
+		t.Errorf("a small header takes %d, %v", r.buffered, err)
 	}
-	if err := send(1000); err != nil || r.inHand != 0 {
-		t.Errorf("what may be the end of a header takes %d, %v", r.inHand, err)
+	if err := send(1000); err != nil || r.buffered != 0 {
+		t.Errorf("what may be the end of a header takes %d, %v", r.buffered, err)
 	}
-	if err := send(1); err != nil || r.inHand < 16*1000 {
-		t.Errorf("a header takes %d while it comes, %v", r.inHand, err)
+	if err := send(1); err != nil || r.buffered < 16*1000 {
+		t.Errorf("a header takes %d while it comes, %v", r.buffered, err)
 	}
 	c.begin(map[string][]string{"A": {"1", "2"}})
-	checkDiff(t, "a header that has come and is small takes", int64(0), r.inHand)
+	checkDiff(t, "a header that has come and is small takes", int64(0), r.buffered)
 	c.begin(map[string][]string{"A": {strings.Repeat("1", 1000), "2"}})
-	checkDiff(t, "a header that has come takes", int64(1003+2*lineCost), r.inHand)
-	c.end()
-	checkDiff(t, "in hand after the request", int64(0), r.inHand)
+	checkDiff(t, "a header that has come takes", int64(1003+2*lineCost), r.buffered)
+	c.move(waiting)
+	checkDiff(t, "in hand after the request", int64(0), r.buffered)
 	if send(60<<10) == nil && send(1) == nil {
 		t.Error("a header without room can be read")
 	}
-	checkDiff(t, "in hand afterwards", int64(0), r.inHand)
+	checkDiff(t, "in hand afterwards", int64(0), r.buffered)
 }
 
 // What a client has sent of a body that nobody wants is not the header of its
@@ -216,7 +216,7 @@ func TestUnwantedBodyLeavesNothingInHand(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.admission.mu.Lock()
-	s.admission.maxInHand = 4 << 20
+	s.admission.maxBuffered = 4 << 20
 	s.admission.mu.Unlock()
 	for range 3 {
 		if got := s.do("POST", "/nowhere", strings.Repeat("x", 200_000)); got.status != 404 {
@@ -235,7 +235,7 @@ func TestLargeHeadersTakeRoom(t *testing.T) {
 		s.mustQueue("q")
 		const most = 512 << 10
 		s.admission.mu.Lock()
-		s.admission.maxInHand = most
+		s.admission.maxBuffered = most
 		s.admission.mu.Unlock()
 		request := first + "GET /queues/q/messages?wait_seconds=30 HTTP/1.1\r\nHost: localhost\r\n"
 		for i := range 100 {

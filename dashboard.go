@@ -137,7 +137,7 @@ func (s *server) overview(r *request) (any, error) {
 	if !at.IsZero() {
 		v.Server.CountedAgo = new(time.Since(at).Seconds())
 	}
-	return list[overviewItem]{items, func(n int) any {
+	return itemList[overviewItem]{items, func(n int) any {
 		if more || n < len(items) {
 			v.NextOffset = new(offset + n)
 		}

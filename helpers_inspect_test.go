@@ -222,7 +222,7 @@ func (s *inspector) watermark(queueID string) time.Time {
 func (s *inspector) inHand() int64 {
 	s.admission.mu.Lock()
 	defer s.admission.mu.Unlock()
-	return s.admission.inHand
+	return s.admission.buffered
 }
 
 // setRoom leaves room for that many bytes once no request has some. It returns
@@ -234,9 +234,9 @@ func (s *inspector) setRoom(left int64) (giveBack func()) {
 		eventually(s.t, fmt.Sprintf("%d bytes in hand", from), func() bool { return s.inHand() == from })
 		s.admission.mu.Lock()
 		defer s.admission.mu.Unlock()
-		s.admission.inHand = to
+		s.admission.buffered = to
 	}
-	filled := s.admission.maxInHand - left
+	filled := s.admission.maxBuffered - left
 	set(0, filled)
 	return func() { s.t.Helper(); set(filled, 0) }
 }

@@ -181,6 +181,26 @@ func (c receiversCollector) Collect(all chan<- prometheus.Metric) {
 	}
 }
 
+var (
+	connectionsDesc = prometheus.NewDesc("queued_connections", "Open client connections.", nil, nil)
+	evictionsDesc   = prometheus.NewDesc("queued_connections_evicted_total", "Connections closed to stay within the limits.", nil, nil)
+	bufferedDesc    = prometheus.NewDesc("queued_buffered_bytes", "Bytes of requests and responses in memory.", nil, nil)
+)
+
+func (a *admission) Describe(descs chan<- *prometheus.Desc) {
+	descs <- connectionsDesc
+	descs <- evictionsDesc
+	descs <- bufferedDesc
+}
+
+func (a *admission) Collect(all chan<- prometheus.Metric) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all <- prometheus.MustNewConstMetric(connectionsDesc, prometheus.GaugeValue, float64(a.open))
+	all <- prometheus.MustNewConstMetric(evictionsDesc, prometheus.CounterValue, float64(a.evicted))
+	all <- prometheus.MustNewConstMetric(bufferedDesc, prometheus.GaugeValue, float64(a.buffered))
+}
+
 // add counts messages of a queue.
 func (m *metrics) add(counter messageCounter, queueID string, n int) {
 	if n <= 0 {

@@ -42,24 +42,23 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 	if r.ContentLength == 0 {
 		return nil
 	}
+	r.w.conn.move(transferring)
+	defer r.w.conn.move(working)
 	if r.ContentLength > limit {
 		r.discardBody()
 		return errTooLarge
 	}
 	r.w.controller.SetReadDeadline(time.Now().Add(timeout))
-	r.w.conn.beginBody()
-	defer r.w.conn.endBody()
-	body := http.MaxBytesReader(r.w.ResponseWriter, r.Body, limit)
-	most := limit
-	if r.ContentLength > 0 {
-		most = r.ContentLength
+	body, most := r.Body, r.ContentLength
+	if most < 0 { // not known
+		body, most = http.MaxBytesReader(r.w.ResponseWriter, r.Body, limit), limit
 	}
 	var b []byte
 	var err error
 	for err == nil {
 		if len(b) == cap(b) {
 			size := min(max(firstBody, 4*cap(b)), int(most)+1) // one more, to see the end
-			if !r.w.conn.take(int64(size - cap(b))) {
+			if !r.w.conn.take(int64(size-cap(b)), false) {
 				r.w.Header().Set("Connection", "close")
 				return errOverloaded
 			}
@@ -75,7 +74,7 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 		return nil
 	}
 	r.w.Header().Set("Connection", "close") // or net/http would first wait for the rest
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return errTooLarge
 	}
 	return errIncompleteBody
@@ -99,8 +98,7 @@ func (r *request) discardRest() {
 	if r.w.bodyRead || r.ContentLength == 0 || r.Header.Get("Expect") != "" {
 		return
 	}
-	r.w.conn.beginBody()
-	defer r.w.conn.endBody()
+	r.w.conn.move(transferring)
 	io.CopyN(io.Discard, r.Body, unwantedBody)
 }
 

@@ -66,9 +66,14 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 	if w.lost {
 		return 0, net.ErrClosed
 	}
-	n, err := w.ResponseWriter.Write(b)
-	w.sent += int64(n)
-	return n, err
+	for part := range slices.Chunk(b, progressSize) { // each that the client takes is progress
+		n, err := w.ResponseWriter.Write(part)
+		w.sent += int64(n)
+		if err != nil {
+			return 0, err
+		}
+	}
+	return len(b), nil
 }
 
 func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -123,32 +128,29 @@ func (s *server) send(r *request, v any) error {
 	} else if v == nil {
 		status = http.StatusNoContent
 	}
+	// What a POST brought is stored: a client that were told of an error would send it
+	// again. The response is not much larger than what was admitted.
+	must := r.Method == http.MethodPost
 	mediaType := "application/json"
 	var b []byte
-	weight, next := 0, -1
+	next := -1
 	body, _ := v.(encoder)
+	buffered := true
 	switch v := v.(type) {
 	case nil:
 		mediaType = ""
 	case content:
-		b, mediaType = v.bytes, v.mediaType
-		if !v.static {
-			weight = cap(b)
-		}
+		b, mediaType, buffered = v.bytes, v.mediaType, !v.static
 	case encoder:
-		b, next = v.piece(nil, 0)
-		weight = cap(b) + v.size()
-	default:
-		b = appendJSON(nil, v)
-		weight = cap(b)
-	}
-	if weight > smallResponse && !r.w.conn.take(int64(weight)) {
-		if r.Method != http.MethodPost {
+		if !r.w.take(v.size(), must) {
 			return errOverloaded
 		}
-		// What it brought is stored: a client that were told of an error would send
-		// it again. The response is not much larger than what was admitted.
-		r.w.conn.add(int64(weight))
+		b, next = v.piece(nil, 0)
+	default:
+		b = appendJSON(nil, v)
+	}
+	if buffered && !r.w.take(cap(b), must) {
+		return errOverloaded
 	}
 	length := len(b)
 	if next >= 0 {
@@ -170,6 +172,11 @@ func (s *server) send(r *request, v any) error {
 		_, err = r.w.Write(b)
 	}
 	return nil
+}
+
+// take takes some of the buffered bytes for a response; see conn.take.
+func (w *responseWriter) take(n int, must bool) bool {
+	return n <= smallResponse || w.conn.take(int64(n), must)
 }
 
 // start sends the header of a response.
@@ -221,20 +228,22 @@ func (l *messageList) size() int {
 }
 
 func (l *messageList) piece(b []byte, item int) ([]byte, int) {
+	size := len(`{"data":[]}`)
+	for i := item; i < len(l.messages) && (i == item || size < pieceSize); i++ {
+		size += l.messages[i].jsonSize() + 1
+	}
+	b = slices.Grow(b, size)
 	if item == 0 {
-		size := 16
-		for i := range l.messages {
-			size += l.messages[i].jsonSize()
-		}
-		b = append(make([]byte, 0, min(size, pieceSize)), `{"data":[`...)
+		b = append(b, `{"data":[`...)
 	}
 	for i := item; i < len(l.messages); i++ {
+		if len(b) >= pieceSize {
+			return b, i
+		}
 		if i > 0 {
 			b = append(b, ',')
 		}
-		if b = l.messages[i].appendJSON(b, l.shows); len(b) >= pieceSize {
-			return b, i + 1
-		}
+		b = l.messages[i].appendJSON(b, l.shows)
 	}
 	return append(b, "]}"...), -1
 }
@@ -246,10 +255,10 @@ func (t topic) size() int { return 64 + len(t.ID) }
 func (q queue) size() int { return queueSize/2 + len(q.MessageFilters) }
 func (g group) size() int { return 256 + len(g.QueueID) + len(g.ID) }
 
-// list is a body of {"data": [item…]}, with as many of the items as fit into listSize,
+// itemList is a body of {"data": [item…]}, with as many of the items as fit into listSize,
 // but one in any case. It has the members of one more object, which may depend on how
 // many items are listed.
-type list[T listed] struct {
+type itemList[T listed] struct {
 	items []T
 	rest  func(n int) any // nil: no more members
 }
@@ -259,17 +268,17 @@ func listOf[T listed](items []T, err error) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return list[T]{items: items}, nil
+	return itemList[T]{items: items}, nil
 }
 
-func (l list[T]) size() (size int) {
+func (l itemList[T]) size() (size int) {
 	for _, item := range l.items {
 		size += item.size()
 	}
 	return size
 }
 
-func (l list[T]) piece(b []byte, _ int) ([]byte, int) {
+func (l itemList[T]) piece(b []byte, _ int) ([]byte, int) {
 	b = append(slices.Grow(b, l.size()+16), `{"data":[`...)
 	n := 0
 	for i, item := range l.items {

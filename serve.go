@@ -167,7 +167,7 @@ func (p *process) startEngine() (err error) {
 	}
 	p.depth = newDepthCollector(p.db, p.log, p.metrics)
 	connections := p.maxConnections
-	if most := max(maxFiles()-spareConnections-ownFiles, 1); connections > most {
+	if most := max(maxFiles()-extraConnections-ownFiles, 1); connections > most {
 		p.log.Warn("open file limit is below -max-connections", "limit", most)
 		connections = most
 	}
@@ -187,6 +187,19 @@ func (p *process) startEngine() (err error) {
 		transferTimeout: p.transferTimeout,
 	})
 	return nil
+}
+
+// Memory of the process: see memoryLimit.
+const (
+	baseMemory       = 256 << 20
+	connectionMemory = 32 << 10
+)
+
+// memoryLimit returns how much memory the process should do with: its own, for what
+// the engine and its pools work on; that of connections which wait, most of all in
+// long polls (22 KiB); and the buffered bytes.
+func memoryLimit(maxConnections int, maxBuffered int64) int64 {
+	return baseMemory + int64(maxConnections)*connectionMemory + maxBuffered
 }
 
 // gcPercent is by how much the heap grows between two garbage collections. A server

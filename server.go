@@ -160,7 +160,7 @@ func (s *server) call(rt *route, r *request) (any, error) {
 	case rt.always:
 	case !s.ready.Load():
 		return nil, errUnavailable
-	case r.w.conn.beyond:
+	case r.w.conn.extra:
 		return nil, errOverloaded
 	}
 	if rt.api == native {
@@ -174,7 +174,7 @@ func (s *server) call(rt *route, r *request) (any, error) {
 // ServeHTTP is around every request, also those that no route matches.
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	r := s.newRequest(hw, hr)
-	defer r.w.conn.end()
+	defer r.w.conn.move(waiting)
 	defer r.discardRest()
 	defer s.finish(r, time.Now())
 	if err := s.admit(r); err != nil {
@@ -231,7 +231,7 @@ func (s *server) finish(r *request, start time.Time) {
 func (s *server) admit(r *request) error {
 	w := &r.w
 	admitted := w.conn.begin(r.Header)
-	if !admitted || w.conn.beyond || s.draining.Load() {
+	if !admitted || w.conn.extra || s.draining.Load() {
 		w.Header().Set("Connection", "close") // the next request goes elsewhere
 	}
 	if r.ContentLength != 0 {

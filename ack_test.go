@@ -59,7 +59,7 @@ func TestLateConsumerCannotTouchTheNextLease(t *testing.T) {
 	}
 }
 
-func TestGuardHoldsWhileTheLeaseIsNotTakenOver(t *testing.T) {
+func TestLeaseTokenHoldsUntilTheNextDelivery(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -99,7 +99,7 @@ func TestExtendSetsTheEndOfTheLease(t *testing.T) {
 	for _, body := range []string{``, `{}`, `{"ack_deadline_seconds":0}`, `{"ack_deadline_seconds":43201}`} {
 		s.must(422, "PUT", "/messages/"+id+"/extend", body)
 	}
-	// Shortened, it wakes who waits when it ends.
+	// A shorter lease wakes the receiver that waits when it ends.
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)
 	s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":1}`)
@@ -152,10 +152,10 @@ func TestNackThatCountsNoAttempt(t *testing.T) {
 		m := attempt(2) // its last
 		nack(m, `"count_attempt":false,"delay_seconds":0`)
 		s.must(409, "PUT", "/messages/"+m.ID+"/nack?scheduled_at="+m.ScheduledAt, `{"count_attempt":false}`)
-		s.must(204, "PUT", "/messages/"+m.ID+"/nack", `{"count_attempt":false}`) // nobody has it
+		s.must(204, "PUT", "/messages/"+m.ID+"/nack", `{"count_attempt":false}`) // it is not leased
 		m = attempt(2)
 		s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q],"count_attempt":false,"delay_seconds":60}`, m.ID))
-		s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q],"count_attempt":false}`, m.ID)) // delayed, and nobody has it
+		s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q],"count_attempt":false}`, m.ID)) // delayed, not leased
 		m = attempt(2)
 		s.must(422, "PUT", "/messages/"+m.ID+"/nack", `{"count_attempt":"no"}`)
 		nack(m, `"count_attempt":null`)
@@ -173,7 +173,7 @@ func TestBatchesOfAcksAndNacks(t *testing.T) {
 	unknown := newID()
 	s.must(204, "PUT", "/messages/ack", fmt.Sprintf(`{"ids":[%q,%q,%q]}`, ids[0], unknown, ids[0]))
 	s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q,%q]}`, strings.ToUpper(ids[1]), unknown))
-	// Of guarded ones those that hold are carried out, and the others named.
+	// Items whose lease token holds are acked, and the others are named.
 	got := s.must(409, "PUT", "/messages/ack", fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q},{"id":%q,"scheduled_at":"2022-10-05T21:48:24.724341"},{"id":%q},{"id":%q,"scheduled_at":%q}]}`,
 		ids[2], leased[2].ScheduledAt, ids[3], ids[4], unknown, leased[0].ScheduledAt))
 	if !strings.Contains(got, `["body","messages",1,"scheduled_at"]`) || strings.Count(got, "loc") != 1 {
@@ -191,8 +191,7 @@ func TestBatchesOfAcksAndNacks(t *testing.T) {
 	s.must(422, "PUT", "/messages/"+unknown+"/ack?scheduled_at=yesterday", "")
 }
 
-// A row that somebody else has locked, and does not let go, is the trouble of
-// those who want it alone.
+// A row that another transaction keeps locked fails only the requests for that row.
 func TestLockedMessageHurtsNoOther(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -232,8 +231,8 @@ func TestLockedMessageHurtsNoOther(t *testing.T) {
 	checkDiff(t, "left", 1, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A message that nobody holds, but that is not due yet, is made due by a nack, as
-// by fastqueue's. That is no delivery.
+// A nack makes a message due that is delayed and not leased, as fastqueue's does. That
+// is no delivery.
 func TestNackMakesADelayedMessageDue(t *testing.T) {
 	t.Parallel()
 	for what, v := range map[string]struct {
@@ -296,13 +295,13 @@ func TestNackOfADelayedMessageMayDelayItAnew(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+id+"/nack", "")
 	checkDiff(t, "due", 1, due(-300, 0))
 
-	// One that is due, and that nobody holds, stays where it is.
+	// A message that is due and not leased stays where it is.
 	before := s.must(200, "GET", "/messages/"+id, "")
 	s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":300}`)
 	checkDiff(t, "message", before, s.must(200, "GET", "/messages/"+id, ""))
 }
 
-// A second statement looks again for what the first has not found.
+// A second statement retries the ids that the first did not find.
 func TestAckThatIsRefusedKeepsWhatItHasDone(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -14,14 +14,14 @@ import (
 	"time"
 )
 
-// A receiver for whose answer there is no room leaves its messages to others, as
-// if it had never come.
-func TestReceiveWithoutRoomReleases(t *testing.T) {
+// A receive whose response exceeds the limit releases its messages, as if it had never
+// been made.
+func TestReceiveWithoutMemoryReleases(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.must(201, "POST", "/queues/q/messages", fmt.Sprintf(`{"data":{"n":1,"x":%q}}`, strings.Repeat("x", 10_000)))
-	giveBack := s.setRoom(10_000)
+	restore := s.setCapacity(10_000)
 	for _, path := range []string{"/queues/q/messages", "/queues/q/messages/peek"} {
 		got := s.do("GET", path, "")
 		if got.status != 503 || got.header.Get("Retry-After") == "" {
@@ -32,31 +32,31 @@ func TestReceiveWithoutRoomReleases(t *testing.T) {
 		t.Errorf("%d messages are as before, want 1", n)
 	}
 	s.wantMetrics(`http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="5xx"} 1`)
-	giveBack()
+	restore()
 	received := s.receive("q", "")
 	checkDiff(t, "received", []int{1}, numbers(received))
 	checkDiff(t, "attempts", 1, received[0].DeliveryAttempts)
-	eventually(t, "nothing is in hand", func() bool { return s.inHand() == 0 })
+	eventually(t, "nothing is buffered", func() bool { return s.buffered() == 0 })
 }
 
 // A publish is refused before it stores anything: a client would repeat it after an
 // error.
-func TestPublishWithoutRoomStoresNothing(t *testing.T) {
+func TestPublishWithoutMemoryStoresNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
 	body := fmt.Sprintf(`{"data":{"x":%q}}`, strings.Repeat("x", 10_000))
-	giveBack := s.setRoom(int64(len(body)) - 1)
+	restore := s.setCapacity(int64(len(body)) - 1)
 	if got := s.do("POST", "/queues/q/messages", body); got.status != 503 || s.count("SELECT count(*) FROM queued.messages") != 0 {
 		t.Errorf("a publish without room = %d, and something is stored, want 503 and nothing", got.status)
 	}
-	giveBack()
-	s.setRoom(int64(len(body)) + 1) // for the end of the body, and not for the response
+	restore()
+	s.setCapacity(int64(len(body)) + 1) // for the end of the body, and not for the response
 	s.must(201, "POST", "/queues/q/messages", body)
 }
 
 // The copies of a message share what they were made of.
-func TestLargeAnswerIsWhole(t *testing.T) {
+func TestLargeResponseIsWhole(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.must(201, "POST", "/topics", `{"id":"t"}`)
@@ -71,7 +71,7 @@ func TestLargeAnswerIsWhole(t *testing.T) {
 }
 
 // While all connections are at work there are some to say so, and for health checks.
-func TestHealthChecksFindRoom(t *testing.T) {
+func TestHealthChecksAreAdmittedAtTheLimit(t *testing.T) {
 	t.Parallel()
 	c := newTestServer(t)
 	c.mustTopic("t")
@@ -177,7 +177,7 @@ func TestStalledConnectionsMakeWay(t *testing.T) {
 	checkDiff(t, "in the room afterwards", []any{int64(0), 0, 0, 0}, []any{r.buffered, r.open, r.idle.Len(), r.moving.Len()})
 }
 
-func TestHeadersTakeRoom(t *testing.T) {
+func TestHeadersCountAsBuffered(t *testing.T) {
 	t.Parallel()
 	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
 	c, client := newRoomConn(t, r)
@@ -210,9 +210,9 @@ func TestHeadersTakeRoom(t *testing.T) {
 	checkDiff(t, "in hand afterwards", int64(0), r.buffered)
 }
 
-// What a client has sent of a body that nobody wants is not the header of its
-// next request.
-func TestUnwantedBodyLeavesNothingInHand(t *testing.T) {
+// The part of an unwanted body that a client has sent is not the header of its next
+// request.
+func TestUnwantedBodyLeavesNothingBuffered(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.admission.mu.Lock()
@@ -223,12 +223,12 @@ func TestUnwantedBodyLeavesNothingInHand(t *testing.T) {
 			t.Errorf("POST /nowhere = %d %s, want 404", got.status, got.body)
 		}
 	}
-	eventually(t, "nothing is in hand", func() bool { return s.inHand() == 0 })
+	eventually(t, "nothing is buffered", func() bool { return s.buffered() == 0 })
 }
 
-// Large headers of requests that wait take room, also if they came together with
-// another request, and leave some for others.
-func TestLargeHeadersTakeRoom(t *testing.T) {
+// Large headers of waiting requests count as buffered, also if they came together with
+// another request, and leave memory for other requests.
+func TestLargeHeadersCountAsBuffered(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"", "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"} {
 		s := newTestServer(t)
@@ -266,8 +266,8 @@ func TestLargeHeadersTakeRoom(t *testing.T) {
 				return refused || !errors.Is(err, os.ErrDeadlineExceeded)
 			})
 		}
-		if !refused || s.inHand() > most {
-			t.Errorf("after %q: %d receivers wait with large headers, and %d bytes are in hand", first, s.engine.waiting()["q"], s.inHand())
+		if !refused || s.buffered() > most {
+			t.Errorf("after %q: %d receivers wait with large headers, and %d bytes are in hand", first, s.engine.waiting()["q"], s.buffered())
 		}
 		if got := s.do("POST", "/queues/q/messages", fmt.Sprintf(`{"data":{"x":%q}}`, strings.Repeat("x", 10_000))); got.status != 201 {
 			t.Errorf("another client's publish = %d", got.status)
@@ -276,7 +276,7 @@ func TestLargeHeadersTakeRoom(t *testing.T) {
 }
 
 // HTTPS writes small records, each of which is progress.
-func TestAnswerInSmallPiecesIsProgress(t *testing.T) {
+func TestResponseReadInSmallPiecesIsProgress(t *testing.T) {
 	t.Parallel()
 	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
 	c, client := newRoomConn(t, r)
@@ -348,19 +348,19 @@ func TestListsAreCutAndGoOn(t *testing.T) {
 	}
 }
 
-func TestListWithoutRoomIsRefused(t *testing.T) {
+func TestListWithoutMemoryIsRefused(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	for i := range 3 {
 		s.mustQueue(fmt.Sprint("q", i))
 	}
 	s.exec("UPDATE queued.queues SET message_filters = json_build_object('a', json_build_array(repeat('x', 1000000)))")
-	giveBack := s.setRoom(5_000_000) // the rows take three, and their JSON as much
+	restore := s.setCapacity(5_000_000) // the rows take three, and their JSON as much
 	for _, path := range []string{"/queues", "/overview"} {
 		if got := s.do("GET", path, ""); got.status != 503 {
 			t.Errorf("GET %s without room = %d with %d bytes", path, got.status, len(got.body))
 		}
 	}
-	giveBack()
+	restore()
 	s.must(200, "GET", "/queues", "")
 }

@@ -13,7 +13,7 @@ import (
 
 // A batch, of as many as outcomes are wanted, is carried out by a statement that
 // fails with these errors, one after the other, and then succeeds.
-func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
+func TestBatcherRetriesOnlyWhatDidNothing(t *testing.T) {
 	t.Parallel()
 	failure := func(code pqerror.Code) error { return &pq.Error{Severity: "ERROR", Code: code} }
 	poison, held, lost := failure("22P02"), failure("55P03"), driver.ErrBadConn
@@ -57,7 +57,7 @@ func TestLaneTriesAgainOnlyWhatDidNothing(t *testing.T) {
 	}
 }
 
-func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
+func TestClosedBatcherLeavesNoRequestWaiting(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	l := newBatcher("test", newPinnedConns(s.db, newMetrics(s.db), batcherWorkers), newMetrics(s.db), 10, 10, func(*pinnedConn, []int) error { return nil })
@@ -66,11 +66,11 @@ func TestClosedLaneLeavesNobodyWaiting(t *testing.T) {
 	}
 	l.close()
 	if err := l.do(context.Background(), 1, 1, 1); !errors.Is(err, errUnavailable) {
-		t.Errorf("a request to a closed lane = %v, want errUnavailable", err)
+		t.Errorf("a request to a closed batcher = %v, want errUnavailable", err)
 	}
 }
 
-func TestLaneGoesOnWhileStatementsTakeLong(t *testing.T) {
+func TestBatcherStartsASecondWorkerForSlowStatements(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	began := make(chan int)

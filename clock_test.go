@@ -97,7 +97,7 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 	s.must(200, "PUT", "/messages/"+m.ID+"/extend?scheduled_at="+m.ScheduledAt, `{"ack_deadline_seconds":300}`)
 	s.must(409, "PUT", "/messages/"+m.ID+"/ack?scheduled_at="+m.ScheduledAt, "")
 	s.must(204, "PUT", "/messages/"+m.ID+"/nack", `{"delay_seconds":1}`)
-	for range 3 { // up to the dead queue, with looks in between
+	for range 3 { // up to the dead queue, with sweeps in between
 		for _, m := range s.receive("t", "?wait_seconds=20") {
 			s.must(204, "PUT", "/messages/"+m.ID+"/nack?scheduled_at="+m.ScheduledAt, `{"delay_seconds":1}`)
 		}

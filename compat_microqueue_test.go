@@ -70,7 +70,7 @@ func TestMicroQueueErrorsOfTokens(t *testing.T) {
 	s.with(secret("poster")).must(200, "POST", "/in/q", "x")
 }
 
-// The names of queues are for those who may see them.
+// A token shows only the names of queues that it has a right to.
 func TestMicroQueueNamesTheQueuesThatATokenMaySee(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -170,7 +170,7 @@ func FuzzMicroQueueBodies(f *testing.F) {
 }
 
 // A body whose client has hung up goes to the next.
-func TestMicroQueueReaderThatIsGoneTakesNothing(t *testing.T) {
+func TestMicroQueueReaderThatDisconnectedTakesNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")

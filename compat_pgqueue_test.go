@@ -87,7 +87,7 @@ func TestPgQueueIDsGrowAndStay(t *testing.T) {
 	}
 }
 
-// A reader waits for a channel that nobody has used yet; each message goes to one.
+// A reader waits for a channel that is not used yet; each message goes to one reader.
 func TestPgQueueReadersWait(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -346,9 +346,9 @@ func TestSharQJobThatIsQueuedAgainIsKeptAsLongAsANewOne(t *testing.T) {
 	checkDiff(t, "kept", 1, s.count("SELECT count(*) FROM queued.messages WHERE expired_at > now() + interval '59 minutes'"))
 }
 
-// Whoever settles a message locks it first and then its group, and who enqueues a
-// job the group first: they must not wait for each other.
-func TestSharQJobIsQueuedThoughTheSameIsBeingSettled(t *testing.T) {
+// An ack locks the message and then its group, and an enqueue locks the group first:
+// they must not wait for each other.
+func TestSharQJobIsQueuedWhileTheSameJobIsFinished(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	enqueueJob(s, "g", "j", "")

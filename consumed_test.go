@@ -70,7 +70,7 @@ func TestListOfConsumedChecksItsParameters(t *testing.T) {
 	})
 }
 
-func TestListOfConsumedAnswersAtMostItsSize(t *testing.T) {
+func TestListOfConsumedReturnsAtMostItsSize(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t", keeping)
@@ -123,7 +123,7 @@ func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
 	checkDiff(t, "kept", 2, keptIn(s, "t"))
 	s.engine.release("t", v.messages)
 	s.changeMessages("updated_at = created_at")
-	checkDiff(t, "what is there after it was given back", before, s.state())
+	checkDiff(t, "state after the release", before, s.state())
 
 	v, err = s.engine.consume(ctx, "t", 2, 0)
 	if err != nil || len(v.messages) != 2 {

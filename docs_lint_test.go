@@ -79,8 +79,8 @@ func blocksOf(page string) (all []block) {
 	return all
 }
 
-// Whoever reads a page knows of each command on it whether it was tried: a test
-// runs it (TestToursWorkAsPrinted), .ci/run does, or the page says that nobody does.
+// A reader of a page knows of each command on it whether it was tried: a test runs it
+// (TestToursWorkAsPrinted), .ci/run does, or the page says that it is not run.
 func TestEveryBlockOfCommandsIsRunOrSaysThatItIsNot(t *testing.T) {
 	t.Parallel()
 	run := map[string]bool{

@@ -94,7 +94,7 @@ func FuzzRequests(f *testing.F) {
 			t.Errorf("%s %q?%q %q %q = %d, and something was stored", method, path, query, header, body, w.Code)
 		}
 		eventually(t, "nothing is left behind", func() bool {
-			return len(s.engine.waiting()) == 0 && s.inHand() == 0 &&
+			return len(s.engine.waiting()) == 0 && s.buffered() == 0 &&
 				s.store.db.Stats().InUse == 0 && runtime.NumGoroutine() < goroutines+50 // the pools have some of their own
 		})
 	})

@@ -56,7 +56,7 @@ func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 			s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":30}`)
 			s.makeDue(id)
 		},
-		"released":     func(s *testServer, id string) { giveBack(s, id) },
+		"released":     func(s *testServer, id string) { release(s, id) },
 		"not for long": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":0}`) },
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -71,8 +71,8 @@ func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 	}
 }
 
-// giveBack undoes the delivery of a message, as if its receiver was gone.
-func giveBack(s *testServer, id string) {
+// release undoes the delivery of a message, as if its receiver had disconnected.
+func release(s *testServer, id string) {
 	s.t.Helper()
 	var m message
 	turn := &groupDelivery{}
@@ -86,31 +86,31 @@ func giveBack(s *testServer, id string) {
 	s.engine.release("q", []message{m})
 }
 
-func TestReceiverThatIsGoneUsesUpNoInterval(t *testing.T) {
+func TestReleaseGivesTheIntervalBack(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
 	s.publishGroups("q", "a1", "a2")
-	giveBack(s, s.receive("q", "")[0].ID)
+	release(s, s.receive("q", "")[0].ID)
 	again := s.receive("q", "")
 	checkDiff(t, "received", "a1", namesOf(again))
 	checkDiff(t, "attempts", 1, again[0].DeliveryAttempts)
-	giveBack(s, again[0].ID)
+	release(s, again[0].ID)
 	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
 	checkDiff(t, "received when its interval has changed", "a1", s.receiveNames("q", 10))
 }
 
-func TestReceiverThatIsGoneLeavesTheDeliveriesOfOthers(t *testing.T) {
+func TestReleaseLeavesOtherDeliveriesOfTheGroup(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishGroups("q", "a1", "a2", "a3")
-	giveBack(s, s.receive("q", "?limit=2")[1].ID)
+	release(s, s.receive("q", "?limit=2")[1].ID)
 	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
 	checkDiff(t, "received after a1", "", s.receiveNames("q", 10))
 }
 
-func TestConsumedMessageThatNobodyGotIsBackInItsGroup(t *testing.T) {
+func TestReleasedConsumedMessageIsBackInItsGroup(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
@@ -204,7 +204,7 @@ func TestOrderedGroupGivesAReturnedMessageAgain(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+first.ID+"/nack", `{"delay_seconds":600}`)
 	checkDiff(t, "while it is delayed", "", s.receiveNames("q", 10))
 	s.makeDue(first.ID)
-	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":0}`) // looks at the group again
+	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":0}`) // visits the group again
 	checkDiff(t, "then", "a1", s.receiveNames("q", 10))
 	checkDiff(t, "while it is in flight", "", s.receiveNames("q", 10))
 	s.must(200, "PUT", "/queues/q", `{"ordered":false,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
@@ -432,8 +432,8 @@ func TestNothingIsHiddenBelowTheFrontOfAGroup(t *testing.T) {
 		"a job that is enqueued": func(s *testServer, id string) {
 			s.must(201, "POST", "/enqueue/q/a/", `{"job_id":"j","payload":{"name":"a3"},"interval":0}`)
 		},
-		"one that is nacked":     func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
-		"one that is given back": func(s *testServer, id string) { giveBack(s, id) },
+		"one that is nacked":   func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", "") },
+		"one that is released": func(s *testServer, id string) { release(s, id) },
 		"one that is redriven": func(s *testServer, id string) {
 			s.mustQueue("from")
 			s.publishGroups("from", "a3")
@@ -536,7 +536,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	s.mustQueue("q", `"ordered":true`)
 	s.publishGroups("q", "a1")
 	first := s.receive("q", "")[0]
-	s.publishGroups("q", "a2") // the next claim looks at the group
+	s.publishGroups("q", "a2") // the next claim visits the group
 	claim := newPinnedConn(s.store.db, s.server.metrics)
 	defer claim.close()
 	if err := claim.readLeaseTerms("q", time.Time{}); err != nil {
@@ -581,7 +581,7 @@ func TestGroupsKeepTheirTurnWhenTheQueueChanges(t *testing.T) {
 }
 
 // What is exhausted may go, or not be so any more, without a word to its group.
-func TestGroupIsLookedAtAgainThoughItHasOnlyExhaustedMessages(t *testing.T) {
+func TestGroupWithOnlyExhaustedMessagesIsVisitedAgain(t *testing.T) {
 	t.Parallel()
 	for what, ordered := range map[string]string{"ordered": "true", "not ordered": "false"} {
 		t.Run(what, func(t *testing.T) {
@@ -601,7 +601,7 @@ func TestGroupIsLookedAtAgainThoughItHasOnlyExhaustedMessages(t *testing.T) {
 	}
 }
 
-// Who adds a message to a group holds it until that is committed.
+// A publish locks its groups until it is committed.
 func TestReceiveWaitsForWhoHoldsTheOnlyGroup(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

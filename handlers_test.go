@@ -75,8 +75,8 @@ func TestQueuesAnswerLikeFastqueue(t *testing.T) {
 	})
 }
 
-// The stories of fastqueue's own tests, but for the nack of a message that is due
-// and that nobody holds: here it keeps its place.
+// The stories of fastqueue's own tests, except for the nack of a message that is due and
+// not leased: here it keeps its place.
 func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -122,7 +122,7 @@ func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 	s.must(204, "PUT", "/queues/queue-2/purge", "")
 	checkDiff(t, "purged", `{"num_undelivered_messages":0,"oldest_unacked_message_age_seconds":0}`, s.must(200, "GET", "/queues/queue-2/stats", ""))
 	s.must(204, "DELETE", "/queues/queue-3", "")
-	s.must(204, "PUT", "/messages/"+published[3].ID+"/ack", "") // which is gone
+	s.must(204, "PUT", "/messages/"+published[3].ID+"/ack", "") // which is deleted
 	s.must(204, "DELETE", "/queues/dead", "")
 	s.must(204, "DELETE", "/topics/topic", "")
 	want := `{"id":"queue-0","topic_id":null,"dead_queue_id":null,"ack_deadline_seconds":60,"message_retention_seconds":600,` +
@@ -213,7 +213,7 @@ func TestMessageLifeFromPublishToRedrive(t *testing.T) {
 	}
 }
 
-func TestPublishAnswersWhatReceiveDelivers(t *testing.T) {
+func TestPublishReturnsWhatReceiveDelivers(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -391,7 +391,7 @@ func TestMessageStatesAsSeenByPeekAndDetails(t *testing.T) {
 	}
 }
 
-func TestPeekAnswersAtMostItsSize(t *testing.T) {
+func TestPeekReturnsAtMostItsSize(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -594,7 +594,7 @@ func TestHeadNeverConsumes(t *testing.T) {
 	s.must(200, "HEAD", "/queues/t/stats", "")
 }
 
-func TestAnswersAreNotCachedOrSniffed(t *testing.T) {
+func TestResponsesAreNotCachedOrSniffed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	for _, path := range []string{"/topics", "/nope", "/metrics", "/health", "/queues/x/messages"} {
@@ -634,16 +634,16 @@ func TestBodyAboveTheLimitIs413(t *testing.T) {
 	}
 }
 
-func TestBodiesInHandAreBounded(t *testing.T) {
+func TestBufferedBodiesAreBounded(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	giveBack := s.setRoom(11) // one for the end of a body
+	restore := s.setCapacity(11) // one for the end of a body
 	got := s.do("POST", "/topics", `{"id":"much"}`)
 	if got.status != 503 || got.header.Get("Retry-After") == "" {
 		t.Errorf("a request beyond the bound = %d %s, want 503 with Retry-After", got.status, got.body)
 	}
 	s.must(201, "POST", "/topics", `{"id":"t"}`)
-	giveBack()
+	restore()
 }
 
 func TestPagesElsewhereCannotUseALocalServer(t *testing.T) {
@@ -713,8 +713,8 @@ func TestTruncatedBodyStoresNothing(t *testing.T) {
 	}
 }
 
-// net/http reads a body that nobody wants before it answers, for as long as it takes.
-func TestUnwantedBodyDoesNotKeepTheAnswer(t *testing.T) {
+// net/http reads an unwanted body before it responds, for as long as that takes.
+func TestUnwantedBodyDoesNotDelayTheResponse(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.server.transferTimeout = 100 * time.Millisecond
@@ -731,7 +731,7 @@ func TestUnwantedBodyDoesNotKeepTheAnswer(t *testing.T) {
 	}
 }
 
-func TestStalledBodyIsAnswered(t *testing.T) {
+func TestStalledBodyTimesOut(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.server.transferTimeout = 100 * time.Millisecond
@@ -773,7 +773,7 @@ func TestHealthAndDatabaseAway(t *testing.T) {
 	}
 }
 
-func TestPanicIsAnAnswerToOneClient(t *testing.T) {
+func TestPanicFailsOneRequest(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	log := newSyncBuffer()
@@ -786,8 +786,8 @@ func TestPanicIsAnAnswerToOneClient(t *testing.T) {
 	s.must(200, "GET", "/topics", "")
 }
 
-// What was sent before a panic must not look like a whole answer.
-func TestPanicCutsAnAnswerThatHasBegun(t *testing.T) {
+// The part of a response sent before a panic must not look whole.
+func TestPanicCutsAResponseThatHasBegun(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	log := newSyncBuffer()
@@ -835,7 +835,7 @@ func TestPanicAfterAReceiveGivesBackWhatItLeased(t *testing.T) {
 	r.Host = "localhost"
 	s.ServeHTTP(&panicsOnce{ResponseWriter: answer}, r)
 	checkDiff(t, "answer", `500 {"detail":"internal error"}`, fmt.Sprint(answer.Code, " ", answer.Body))
-	checkDiff(t, "given back", 1, s.count("SELECT count(*) FROM queued.messages WHERE NOT in_flight AND delivery_attempts = 0"))
+	checkDiff(t, "released", 1, s.count("SELECT count(*) FROM queued.messages WHERE NOT in_flight AND delivery_attempts = 0"))
 	checkDiff(t, "received", []int{1}, numbers(s.receive("t", "")))
 }
 

@@ -218,20 +218,20 @@ func (s *inspector) watermark(queueID string) time.Time {
 	return s.engine.watermarksOf(queueID).messages.at
 }
 
-// inHand returns how many bytes of requests and answers the server holds.
-func (s *inspector) inHand() int64 {
+// buffered returns how many bytes of requests and responses the server has buffered.
+func (s *inspector) buffered() int64 {
 	s.admission.mu.Lock()
 	defer s.admission.mu.Unlock()
 	return s.admission.buffered
 }
 
-// setRoom leaves room for that many bytes once no request has some. It returns
-// what gives the rest back, once that is so again.
-func (s *inspector) setRoom(left int64) (giveBack func()) {
+// setCapacity leaves that many bytes of the limit on buffered bytes, once no request
+// has any. It returns what restores the limit, once that is so again.
+func (s *inspector) setCapacity(left int64) (restore func()) {
 	s.t.Helper()
 	set := func(from, to int64) {
 		s.t.Helper()
-		eventually(s.t, fmt.Sprintf("%d bytes in hand", from), func() bool { return s.inHand() == from })
+		eventually(s.t, fmt.Sprintf("%d bytes are buffered", from), func() bool { return s.buffered() == from })
 		s.admission.mu.Lock()
 		defer s.admission.mu.Unlock()
 		s.admission.buffered = to

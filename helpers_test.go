@@ -24,7 +24,7 @@ import (
 // its own in it.
 var testPostgres *privatePostgres
 
-// thisRun is what these tests are, for who starts processes in them.
+// thisRun is this run of the tests, which ends the processes that its tests start.
 var thisRun *testRun
 
 // testTimeout is how long a test waits for what should happen at once. It is
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 }
 
 func testMain(m *testing.M) int {
-	takeLibpqVariables(os.Getenv) // which are for who tests by hand
+	takeLibpqVariables(os.Getenv) // which are for tests by hand
 	run, err := beginTestRun()
 	if err == nil {
 		thisRun = run
@@ -106,7 +106,7 @@ func newTestDatabase(t testing.TB, template string) string {
 }
 
 // testConns is how many connections a server in a test has besides its engine's:
-// some more than a real one, because the test looks through them too.
+// some more than a real one, because the test uses them too.
 var testConns = defaultConnections.requests + 8
 
 func newTestDB(t testing.TB, dsn string) *sql.DB {
@@ -171,8 +171,8 @@ func mustTestConfig(t testing.TB) *config {
 	return c
 }
 
-// mustEngine starts an engine whose slow look never comes: a lost wake-up shows
-// as a test that hangs.
+// mustEngine starts an engine that makes no full sweep: a lost wake-up shows as a
+// test that hangs.
 func mustEngine(t testing.TB, d *database, m *metrics, quickSweep time.Duration) *engine {
 	t.Helper()
 	e, err := newEngine(d, slog.New(slog.DiscardHandler), m, time.Hour, quickSweep)

@@ -133,9 +133,9 @@ func (r *running) await() error {
 	return r.err
 }
 
-// requestInHand sends the header of a POST, and returns when the server waits
+// beginRequest sends the header of a POST, and returns when the server waits
 // for the body.
-func (r *running) requestInHand(path, body string) (net.Conn, *bufio.Reader) {
+func (r *running) beginRequest(path, body string) (net.Conn, *bufio.Reader) {
 	r.t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
 	if err != nil {
@@ -167,7 +167,7 @@ func TestRunServesLongPollsAndDrains(t *testing.T) {
 	eventually(t, "it waits", func() bool {
 		return strings.Contains(c.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="2xx"} 1`)
 	})
-	conn, answer := r.requestInHand("/topics/t/messages", `{"data":{}}`)
+	conn, answer := r.beginRequest("/topics/t/messages", `{"data":{}}`)
 	r.stop()
 	checkDiff(t, "received at the drain", []int{}, numbers(c.await(waiting)))
 	eventually(t, "it takes no new connections", func() bool {
@@ -179,7 +179,7 @@ func TestRunServesLongPollsAndDrains(t *testing.T) {
 	})
 	fmt.Fprint(conn, `{"data":{}}`)
 	if status, err := answer.ReadString('\n'); err != nil || !strings.Contains(status, " 201 ") {
-		t.Errorf("the request in hand is answered with %q, %v", status, err)
+		t.Errorf("the request that had begun is answered with %q, %v", status, err)
 	}
 	if err := r.await(); err != nil {
 		t.Errorf("run = %v", err)

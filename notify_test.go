@@ -33,14 +33,14 @@ func TestPayloadsAreHeardByOthers(t *testing.T) {
 	}
 }
 
-func TestForeignPayloadWakesEverybody(t *testing.T) {
+func TestForeignPayloadWakesAllReceivers(t *testing.T) {
 	t.Parallel()
 	n := newNotifier(nil, slog.New(slog.DiscardHandler))
 	for _, payload := range []string{"", "x y", "x y 1 z"} {
 		woken := false
 		n.hear(payload, func(string, time.Time) {}, func() { woken = true })
 		if !woken {
-			t.Errorf("payload %q woke nobody", payload)
+			t.Errorf("payload %q woke no receiver", payload)
 		}
 	}
 }
@@ -67,7 +67,7 @@ func TestLostConnectionsAreReplacedBeforeTheyCount(t *testing.T) {
 	other := newTestServerOn(t, s.dsn)
 	for _, v := range []*testServer{s, other} {
 		eventually(t, "it listens", v.engine.notifier.listening)
-		v.publish("t", 1) // the lanes are connected
+		v.publish("t", 1) // the batchers are connected
 		v.must(204, "PUT", "/messages/"+v.receive("t", "?wait_seconds=5")[0].ID+"/ack", "")
 	}
 	// A restart takes longer than a connection is trusted.
@@ -87,7 +87,7 @@ func TestLostConnectionsAreReplacedBeforeTheyCount(t *testing.T) {
 	s.mustQueue("made-after")
 }
 
-func TestListenerComesBackAndLooksForWhatItMissed(t *testing.T) {
+func TestListenerReconnectsAndSweepsForMissedMessages(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -96,7 +96,7 @@ func TestListenerComesBackAndLooksForWhatItMissed(t *testing.T) {
 	s.waiting("t", 1)
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`)
 	eventually(t, "the server has noticed", func() bool { return !s.engine.notifier.listening() })
-	s.fill("t", 1) // announced by nobody
+	s.fill("t", 1) // without a notification
 	if got := s.await(poll); len(got) != 1 {
 		t.Errorf("received %v, want the message that no notification announced", got)
 	}

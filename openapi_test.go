@@ -58,8 +58,8 @@ func TestEveryRouteIsDescribedAndNothingElse(t *testing.T) {
 	checkDiff(t, "routes", routes, described)
 }
 
-// Whoever opens /docs can press every button from top to bottom: the examples
-// are requests that are answered with the success that the description promises.
+// A user of /docs can press every button from top to bottom: the examples are requests
+// that succeed with the status of the description.
 func TestDescribedExamplesWork(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

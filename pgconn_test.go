@@ -132,7 +132,7 @@ func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
 	eventually(t, "no connection is open", func() bool { return p.open() == 0 })
 }
 
-// It takes longer to connect than an answer may take, and nobody is in trouble.
+// Connecting takes longer than a response may take, and the database counts as available.
 func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 	t.Parallel()
 	dsn, p := newProxiedDatabase(t)
@@ -174,7 +174,7 @@ func TestLostPulseEndsNoStatement(t *testing.T) {
 		_, err := s.store.db.Exec("SELECT pg_sleep(60)")
 		result <- err
 	}()
-	eventually(t, "somebody asks whether PostgreSQL answers", func() bool { return count("SELECT count(*) "+pulses) > 0 })
+	eventually(t, "the pulse pings PostgreSQL", func() bool { return count("SELECT count(*) "+pulses) > 0 })
 	var ended string
 	if err := outside.QueryRow("SELECT array_agg(pid) FROM (SELECT pid, pg_terminate_backend(pid) " + pulses + ") AS ended").Scan(&ended); err != nil {
 		t.Fatal(err)
@@ -206,8 +206,8 @@ func countGoroutines(t *testing.T) (count func() int) {
 	}
 }
 
-// What waits for a PostgreSQL that says nothing, and whatever comes then, is told
-// so, long before a connection times out; who waits for a message goes on waiting.
+// While PostgreSQL does not respond, requests get a 503 long before a connection times
+// out; receivers that wait for a message go on waiting.
 func TestSilentDatabase(t *testing.T) {
 	t.Parallel()
 	count := countGoroutines(t)
@@ -230,7 +230,7 @@ func TestSilentDatabase(t *testing.T) {
 			{"POST", "/queues/t/messages/batch", `{"messages":[{"data":{}}]}`},
 			{"GET", "/queues/t/messages", ""},
 			{"GET", "/queues/t/messages?wait_seconds=20", ""},
-			{"GET", "/queues/other/messages", ""}, // where somebody waits already
+			{"GET", "/queues/other/messages", ""}, // where a receiver waits already
 			{"GET", "/queues/other/messages?wait_seconds=20", ""},
 			{"PUT", "/messages/" + id + "/ack", ""},
 			{"PUT", "/messages/" + id + "/nack", ""},
@@ -264,7 +264,7 @@ func TestSilentDatabase(t *testing.T) {
 	p.thaw()
 	eventually(t, "it answers again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
 	s.must(201, "POST", "/queues/other/messages", `{"data":{"n":2}}`)
-	checkDiff(t, "received by who waited", []int{2}, numbers(s.await(poll)))
+	checkDiff(t, "received by the long poll", []int{2}, numbers(s.await(poll)))
 	eventually(t, "notifications come again", s.engine.notifier.listening)
 	s.must(204, "PUT", "/messages/"+id+"/ack", "")
 }
@@ -424,7 +424,7 @@ func TestRestartedDatabase(t *testing.T) {
 	eventually(t, "it publishes again", func() bool {
 		return s.do("POST", "/topics/t/messages", `{"data":{"n":1}}`).status == 201
 	})
-	checkDiff(t, "received by who waited", []int{1}, numbers(s.await(poll)))
+	checkDiff(t, "received by the long poll", []int{1}, numbers(s.await(poll)))
 	eventually(t, "notifications come again", s.engine.notifier.listening)
 }
 

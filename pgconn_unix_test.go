@@ -23,7 +23,7 @@ func TestConnectionCutWhileItIsMade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw.Control(func(fd uintptr) { err = syscall.Listen(int(fd), 0) }) // nobody waits to be accepted
+	raw.Control(func(fd uintptr) { err = syscall.Listen(int(fd), 0) }) // no connection waits to be accepted
 	if err != nil {
 		t.Fatal(err)
 	}

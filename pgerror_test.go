@@ -146,7 +146,7 @@ func TestServerOutlivesADatabaseThatRefusesIt(t *testing.T) {
 					}
 				}
 			}
-			if name != "columns" { // which nobody looks at
+			if name != "columns" { // which this test does not check
 				s.must(503, "GET", "/readyz", "")
 			}
 			if n := p.accepted() - connections; n > maxServerConnections+10 {
@@ -159,7 +159,7 @@ func TestServerOutlivesADatabaseThatRefusesIt(t *testing.T) {
 			eventually(t, "it is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
 			eventually(t, "it receives again", func() bool { return s.do("GET", "/queues/t/messages", "").status == 200 })
 			s.must(201, "POST", "/queues/other/messages", `{"data":{"n":1}}`)
-			checkDiff(t, "received by who waited", []int{1}, numbers(s.await(poll)))
+			checkDiff(t, "received by the long poll", []int{1}, numbers(s.await(poll)))
 			lines := 0
 			for _, line := range strings.Split(r.output.String()[said:], "\n") {
 				if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {

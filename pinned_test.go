@@ -23,7 +23,7 @@ func TestTimeOnTheWireIsPostgreSQLs(t *testing.T) {
 }
 
 // Another connection would say yes to a COMMIT, and know nothing of it.
-func TestTransactionWhoseConnectionIsGoneIsNotCommitted(t *testing.T) {
+func TestTransactionOnALostConnectionIsNotCommitted(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	session := newPinnedConn(s.store.db, s.server.metrics)
@@ -34,7 +34,7 @@ func TestTransactionWhoseConnectionIsGoneIsNotCommitted(t *testing.T) {
 			return err
 		}
 		s.exec("SELECT pg_terminate_backend($1)", pids[0])
-		eventually(t, "the connection is gone", func() bool {
+		eventually(t, "the connection is closed", func() bool {
 			return s.count("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pids[0]) == 0
 		})
 		session.usedAt = time.Time{} // as after a statement that took long

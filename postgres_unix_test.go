@@ -115,8 +115,8 @@ func TestStartAfterKill(t *testing.T) {
 	}
 }
 
-// A lane panics because PostgreSQL answers its statement with no row, which cannot
-// be. No half of the process goes on without it.
+// A batcher panics because its statement returns no row, which cannot happen. The
+// process ends: it must not go on without the batcher.
 func TestPanicOfTheEngineEndsTheProcessAndLosesNothing(t *testing.T) {
 	t.Parallel()
 	dir := newDataDir(t)
@@ -197,7 +197,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := newDataDir(t)
 	r := startProcess(t, "-data-dir", dir)
-	r.requestInHand("/topics", `{"id":"never comes"}`)
+	r.beginRequest("/topics", `{"id":"never comes"}`)
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	eventually(t, "it drains", func() bool { return strings.Contains(r.output.String(), "draining") })
 	began := time.Now()

@@ -31,7 +31,7 @@ func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	for n := range 20 {
 		wg.Go(func() { publish(n) })
 	}
-	eventually(t, "20 wait in the lane", func() bool { return len(s.engine.publications.waiting) == 20 })
+	eventually(t, "20 wait in the batcher", func() bool { return len(s.engine.publications.waiting) == 20 })
 	free()
 	wg.Wait()
 	// Messages of one statement have one time.
@@ -93,7 +93,7 @@ func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	}
 	body := `{"data":{"is":"cancelled"}}`
 	fmt.Fprintf(c, "POST /topics/t/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	eventually(t, "it waits in the lane", func() bool { return len(s.engine.publications.waiting) == 1 })
+	eventually(t, "it waits in the batcher", func() bool { return len(s.engine.publications.waiting) == 1 })
 	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
 	eventually(t, "another waits behind it", func() bool { return len(s.engine.publications.waiting) == 2 })
 	c.(*net.TCPConn).SetLinger(0) // resets the connection
@@ -199,7 +199,7 @@ func TestMessageForAQueueThatIsBeingDeletedIsRemoved(t *testing.T) {
 	if _, _, err := session.insert(messages); !errors.Is(err, errStale) {
 		t.Errorf("insert by old settings = %v, want errStale", err)
 	}
-	session.settings.version = int64(s.count("SELECT version FROM queued.settings")) // as if the queue was deleted after the look at the version
+	session.settings.version = int64(s.count("SELECT version FROM queued.settings")) // as if the queue was deleted after the version was read
 	if _, _, err := session.insert(messages); err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func TestDelaysBeyondTheRetentionAreRefused(t *testing.T) {
 	checkDiff(t, "stored", 2, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A large filter and a large batch take the time of their own request: the lane,
+// A large filter and a large batch take the time of their own request: the batcher,
 // where others wait, only sees whether they were matched with the present queues.
 func TestMessagesAreMatchedBeforeTheirTurn(t *testing.T) {
 	t.Parallel()
@@ -370,7 +370,7 @@ func TestMessagesAreMatchedBeforeTheirTurn(t *testing.T) {
 	turn(1) // what has changed is no concern of this topic
 }
 
-func TestFullLaneIs503(t *testing.T) {
+func TestFullBatcherIs503(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -393,10 +393,10 @@ func TestFullLaneIs503(t *testing.T) {
 	for range batcherCapacity {
 		go publish()
 	}
-	eventually(t, "the lane is full", func() bool { return len(s.engine.publications.waiting) == batcherCapacity })
+	eventually(t, "the batcher is full", func() bool { return len(s.engine.publications.waiting) == batcherCapacity })
 	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)
 	if got.status != 503 || got.header.Get("Retry-After") == "" || !strings.Contains(got.body, "too many requests") {
-		t.Errorf("publish into a full lane = %d %s, want 503 with Retry-After", got.status, got.body)
+		t.Errorf("publish into a full batcher = %d %s, want 503 with Retry-After", got.status, got.body)
 	}
 }
 
@@ -404,7 +404,7 @@ func TestUnknownOutcomeIsNotRetriedAndIs503(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	s.publish("t", 0) // the lanes are connected
+	s.publish("t", 0) // the batchers are connected
 	free := s.lockTable("queued.messages")
 	defer free()
 	result := make(chan reply, 1)
@@ -418,6 +418,6 @@ func TestUnknownOutcomeIsNotRetriedAndIs503(t *testing.T) {
 		t.Errorf("publish on a connection that was cut = %d %s, want 503 with Retry-After", v.status, v.body)
 	}
 	free()
-	s.publish("t", 2) // the lane has connected again
+	s.publish("t", 2) // the batcher has connected again
 	checkDiff(t, "received", []int{0, 2}, numbers(s.receive("t", "")))
 }

@@ -108,7 +108,7 @@ func TestReceivePassesOverRowsThatOthersHold(t *testing.T) {
 	checkDiff(t, "received", []int{2}, numbers(s.receive("t", "")))
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.inLine("t", 1)
-	tx.Rollback() // announced by nobody: the dispatcher keeps trying
+	tx.Rollback() // without a notification: the dispatcher keeps trying
 	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
 }
 
@@ -126,7 +126,7 @@ func TestWithoutDeadQueueNothingIsExhausted(t *testing.T) {
 	}
 }
 
-func TestLargeMessagesShareAnAnswerUpToItsSize(t *testing.T) {
+func TestLargeMessagesShareAResponseUpToItsSize(t *testing.T) {
 	t.Parallel()
 	for _, v := range []struct {
 		sizes []int
@@ -188,7 +188,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	checkDiff(t, "attempts", 4, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 1"))
 }
 
-func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
+func TestLongPollReturnsAtOnceAfter(t *testing.T) {
 	t.Parallel()
 	const settings = `"message_retention_seconds":3600,"ack_deadline_seconds":60`
 	for what, cause := range map[string]func(s, other *testServer){
@@ -219,7 +219,7 @@ func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
 			s.must(200, "PUT", "/queues/t", `{"topic_id":"t","delivery_delay_seconds":1,`+settings+`}`)
 			other.publish("t", 1)
 		},
-		"a slow look after a lost notification": func(s, _ *testServer) {
+		"a full sweep after a lost notification": func(s, _ *testServer) {
 			s.fill("t", 1)
 			s.engine.wakeAll()
 		},
@@ -241,7 +241,7 @@ func TestLongPollIsAnsweredAtOnceBy(t *testing.T) {
 }
 
 // No notification says so: the receiver's server knows when the message is due.
-func TestLongPollIsAnsweredAtTheAckDeadlineOfAnotherServersLease(t *testing.T) {
+func TestLongPollReturnsAtTheAckDeadlineOfAnotherServersLease(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
@@ -267,7 +267,7 @@ func deadly(s *testServer) string {
 	return s.receive("deadly", "")[0].ID
 }
 
-func TestLongPollAnswersEmptyAfterItsTime(t *testing.T) {
+func TestLongPollReturnsEmptyAfterItsTime(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
@@ -291,7 +291,7 @@ func TestReceiversAreServedInTheOrderTheyCame(t *testing.T) {
 	for i, poll := range polls {
 		s.publish("t", i)
 		checkDiff(t, "received", []int{i}, numbers(s.await(poll)))
-		s.waiting("t", len(polls)-i-1) // nobody else was woken
+		s.waiting("t", len(polls)-i-1) // no other receiver was woken
 	}
 }
 
@@ -414,7 +414,7 @@ func TestReceiverThatHangsUpBeforeAPublishTakesNothing(t *testing.T) {
 	s.mustTopic("t")
 	c := hangUpLater(s)
 	s.waiting("t", 1)
-	c.Close() // nobody waits for the server to notice
+	c.Close() // the test does not wait for the server to notice
 	s.publish("t", 1)
 	wantUntouched(s)
 }
@@ -530,7 +530,7 @@ func TestReleaseLeavesALeaseThatIsNoLongerOurs(t *testing.T) {
 	}
 }
 
-func TestAnswerAfterItsLeaseIsNotSent(t *testing.T) {
+func TestMessageWhoseLeaseHasEndedIsNotSent(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t", `"ack_deadline_seconds":1`)
@@ -646,8 +646,7 @@ func TestOnePublisherIsReceivedInOrder(t *testing.T) {
 var wakeRounds = flag.Int("wakes", 2000, "rounds of TestNoWakeUpIsLost; a million take ten minutes")
 
 // A publish, a nack, a delay that ends: each must wake the receiver that waits,
-// whatever its dispatcher is doing at that moment. Nothing else would: nobody
-// looks for what is due without a word.
+// whatever its dispatcher is doing at that moment. This engine makes no sweeps.
 func TestNoWakeUpIsLost(t *testing.T) {
 	t.Parallel()
 	dsn := newTestDatabase(t, "queued")
@@ -714,7 +713,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 					return
 				}
 			}
-			// The receiver waits for one more, and finds that nobody wants it.
+			// The receiver waits for one more, and finds that the test has ended.
 			if _, err := e.publish(context.Background(), &publication{queueID: queueID, messages: []draft{{data: []byte(`{}`)}}}); err != nil {
 				t.Error(err)
 			}
@@ -723,7 +722,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	wg.Wait()
 }
 
-func TestConsumeDeletesAndGiveBackRestores(t *testing.T) {
+func TestConsumeDeletesAndReleaseRestores(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -738,12 +737,12 @@ func TestConsumeDeletesAndGiveBackRestores(t *testing.T) {
 	checkDiff(t, "left", 1, s.messagesIn("t"))
 	s.engine.release("t", v.messages)
 	s.changeMessages("updated_at = created_at") // the time of the move is all that differs
-	checkDiff(t, "what is there after it was given back", before, s.state())
+	checkDiff(t, "state after the release", before, s.state())
 	checkDiff(t, "received then", []int{1, 2, 3}, numbers(s.receive("t", "")))
 }
 
 // Receivers that lease and receivers that consume wait at the same queue.
-func TestBothKindsOfReceiversAreWoken(t *testing.T) {
+func TestLeasingAndConsumingReceiversAreWoken(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -764,8 +763,8 @@ func TestBothKindsOfReceiversAreWoken(t *testing.T) {
 	checkDiff(t, "left, in flight", 1, s.messagesIn("t"))
 }
 
-// The lane tries again what was refused, so a refusal must have done nothing.
-func TestGiveBackThatIsRefusedDoesNothing(t *testing.T) {
+// The batcher retries a refused batch, so a refusal must have changed nothing.
+func TestRefusedReleaseDoesNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
@@ -792,13 +791,13 @@ func TestGiveBackThatIsRefusedDoesNothing(t *testing.T) {
 	defer session.close()
 	batch := [][]message{consumed.messages, leased.messages}
 	if err := s.engine.runReleases(session, batch); !locked(err) {
-		t.Errorf("give back = %v, want a refusal", err)
+		t.Errorf("release = %v, want a refusal", err)
 	}
 	checkDiff(t, "messages after the refusal", before, s.state())
 	checkDiff(t, "limited groups after the refusal", limited, groups())
 	s.exec("DROP TRIGGER refuse ON queued.messages")
 	if err := s.engine.runReleases(session, batch); err != nil {
-		t.Errorf("give back, tried again = %v", err)
+		t.Errorf("release, tried again = %v", err)
 	}
 	checkDiff(t, "received then", "-1 -2 a1 b1", s.receiveNames("q", 10))
 }

@@ -85,8 +85,8 @@ func TestLostConnectionsAreReplacedWhileAnotherServerRaisesSequences(t *testing.
 	loseConnections(s, outside)
 }
 
-// The tables are not looked at again: who reads their newest messages walks over all
-// that were deleted and not vacuumed.
+// The tables are not read again: a search for their newest messages walks over all
+// deleted and not vacuumed ones.
 func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

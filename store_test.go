@@ -151,7 +151,7 @@ func TestPurgeWaitsForRowsThatOthersHold(t *testing.T) {
 		v, _ := s.send(context.Background(), "PUT", "/queues/t/purge", "")
 		result <- v
 	}()
-	eventually(t, "the other row is gone", func() bool { return s.messagesIn("t") == 1 })
+	eventually(t, "the other row is deleted", func() bool { return s.messagesIn("t") == 1 })
 	s.publish("t", 3)
 	tx.Rollback()
 	if v := <-result; v.status != 204 {
@@ -214,7 +214,7 @@ func TestNackEndsALastDeliveryWhoseLeaseIsOver(t *testing.T) {
 	checkDiff(t, "dead queue, before a delivery", []int{}, numbers(s.receive("dead", "")))
 	s.receive("t", "")
 	s.makeDue()
-	s.must(204, "PUT", "/messages/"+id+"/nack", "") // late, but nobody else has it
+	s.must(204, "PUT", "/messages/"+id+"/nack", "") // late, but it is not leased again
 	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
 }
 
@@ -579,7 +579,7 @@ func TestOnlyChangesOfSettingsAreNews(t *testing.T) {
 
 // What is answered with an error has changed nothing, and what has changed is not
 // answered with one.
-func TestSettingsHoldOrTheAnswerIsAnError(t *testing.T) {
+func TestSettingsHoldOrTheResponseIsAnError(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)

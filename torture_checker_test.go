@@ -62,7 +62,7 @@ func line(queue string) string {
 type verdict struct {
 	published, unknown, recovered int // 201; no answer; of these, delivered all the same
 	delivered, repeated           int // deliveries; of these, not the first of their message
-	acked, missed                 int // 204; attempts that nobody saw, by an unknown receive
+	acked, missed                 int // 204; attempts that no client saw, by an unknown receive
 
 	violations []string
 }
@@ -129,7 +129,7 @@ func (h *history) check() *verdict {
 }
 
 // checkOrdered checks that in plain no message of a group was delivered while
-// another was in flight, and nobody had said anything of that.
+// another was in flight, and no ack or nack of it had been sent.
 func (h *history) checkOrdered(a *verdict) {
 	settledAt := map[string]time.Time{} // by message: when the first ack of it was sent
 	byGroup := map[string][]*seen{}
@@ -198,7 +198,7 @@ func (h *history) checkAttempt(a *verdict, before, v *seen) {
 	case v.queue == "work" && before.queue == "dead" && during(h.redrives, "dead", before.at, v.at):
 		missing = v.attempt - 1
 	case v.queue == "work" && before.queue == "work" && during(h.redrives, "dead", before.at, v.at):
-		missing = exhausted + v.attempt - 1 // it was in the dead queue, where nobody saw it
+		missing = exhausted + v.attempt - 1 // it was in the dead queue, unseen
 	default:
 		a.violate("attempts jump: %s of %s, attempt %d at %v, after attempt %d in %s at %v", v.id, v.queue, v.attempt, v.at, before.attempt, before.queue, before.at)
 		return

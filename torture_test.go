@@ -40,7 +40,7 @@ func TestTorture(t *testing.T) {
 	for _, faults := range [][]fault{v.serverFaults(), v.databaseFaults()} {
 		breaking.Go(func() { v.breakThings(faults, calm) })
 	}
-	breaking.Go(func() { v.lookForDoubles(calm) })
+	breaking.Go(func() { v.searchDoubles(calm) })
 	for range 8 {
 		producing.Go(func() { v.produce(calm) })
 	}
@@ -327,7 +327,7 @@ func (v *torture) databaseFaults() []fault {
 			defer cancel()
 			v.db.Exec("SELECT pg_terminate_backend(pid) " + backends)
 			for ctx.Err() == nil {
-				filler.Conn(ctx) // is not given back
+				filler.Conn(ctx) // is not returned
 			}
 		}},
 		{"stall all connections", func() {
@@ -372,8 +372,8 @@ func (v *torture) awaitEmpty() {
 // backlog is how many messages wait before producers do.
 const backlog = 10_000
 
-// lookForDoubles looks for messages that are in two queues, and how many there are.
-func (v *torture) lookForDoubles(calm <-chan struct{}) {
+// searchDoubles searches for messages that are in two queues, and how many there are.
+func (v *torture) searchDoubles(calm <-chan struct{}) {
 	for {
 		var doubles, all int
 		err := v.db.QueryRow("SELECT count(*) FILTER (WHERE n > 1), count(*) FROM (SELECT count(*) AS n FROM queued.messages GROUP BY id) AS ids").Scan(&doubles, &all)
@@ -542,7 +542,7 @@ func (v *torture) consume(calm, stop <-chan struct{}) {
 			if failed != nil {
 				v.violate("%v", failed)
 			}
-			v.settle(&d, m.ScheduledAt, isCalm)
+			v.finish(&d, m.ScheduledAt, isCalm)
 			v.mu.Lock()
 			v.history.deliveries = append(v.history.deliveries, d)
 			v.mu.Unlock()
@@ -550,9 +550,9 @@ func (v *torture) consume(calm, stop <-chan struct{}) {
 	}
 }
 
-// settle does with a message what consumers do: it acks, with or without guard,
+// finish does with a message what consumers do: it acks, with or without a lease token,
 // nacks, or dies and does nothing. When it is calm it acks.
-func (v *torture) settle(d *seen, lease string, isCalm bool) {
+func (v *torture) finish(d *seen, lease string, isCalm bool) {
 	background := context.Background()
 	what := rand.IntN(10)
 	if isCalm {

@@ -78,7 +78,7 @@ func requestIDsOf(s *testServer, headers ...string) (status int, ids []string) {
 	return answer.StatusCode, answer.Header["X-Request-Id"]
 }
 
-func TestAnswerHasTheRequestIDThatWasGiven(t *testing.T) {
+func TestResponseHasTheRequestIDOfTheClient(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	for _, v := range []struct {
@@ -107,7 +107,7 @@ func TestAnswerHasTheRequestIDThatWasGiven(t *testing.T) {
 	}
 }
 
-func TestEveryAnswerHasARequestID(t *testing.T) {
+func TestEveryResponseHasARequestID(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
@@ -252,7 +252,7 @@ func TestMessageShowsTheTraceOfItsPublishWhereItIsAskedFor(t *testing.T) {
 			{"POST", path, one, 201, list(0, "}")},
 			{"POST", path + "/batch" + allFields, `{"messages":[` + one + `]}`, 201, list(0, all)},
 		})
-		s.play([]step{ // whoever receives has a trace of its own
+		s.play([]step{ // the receiving request has a trace of its own
 			{"GET", "/queues/t/messages?limit=1", "", 200, list(1, "}")},
 			{"GET", "/queues/t/messages?fields=traceparent%2Cgroup,request_id,group", "", 200, list(1, all)},
 		})
@@ -363,7 +363,7 @@ func TestTraceStaysWithTheMessageWhereverItGoes(t *testing.T) {
 			t.Fatalf("receive = %+v, %v, want one message", v.messages, err)
 		}
 		s.engine.release("q", v.messages)
-		checkDiff(t, "given back", want, s.tracesIn("q"))
+		checkDiff(t, "released", want, s.tracesIn("q"))
 
 		s.receive("q", "")
 		s.must(204, "PUT", "/messages/"+id+"/nack", "")
@@ -373,7 +373,7 @@ func TestTraceStaysWithTheMessageWhereverItGoes(t *testing.T) {
 		}
 		checkDiff(t, "kept as consumed", want, s.traces(s.must(200, "GET", "/queues/dead/messages/consumed", "")))
 		s.engine.release("dead", v.messages)
-		checkDiff(t, "consumed and given back", want, s.tracesIn("dead"))
+		checkDiff(t, "consumed and released", want, s.tracesIn("dead"))
 		s.must(200, "GET", "/out/dead", "")
 		checkDiff(t, "consumed again", want, s.traces(s.must(200, "GET", "/queues/dead/messages/consumed", "")))
 	}

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestFloorStaysBelowWhatWasNamed(t *testing.T) {
+func TestWatermarkStaysBelowWakeUps(t *testing.T) {
 	t.Parallel()
 	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
@@ -51,29 +51,29 @@ func TestFloorStaysBelowWhatWasNamed(t *testing.T) {
 		f := &watermark{}
 		v.do(f)
 		if !f.at.Equal(v.want) {
-			t.Errorf("%s: the floor is at %v, want %v", what, f.at, v.want)
+			t.Errorf("%s: the mark is at %v, want %v", what, f.at, v.want)
 		}
 	}
 }
 
-// Claims begin where nothing is left: what is below is not looked at. What gets
-// there without a word is found by a look from the front.
-func TestWhatIsBelowTheFloorIsFoundByALook(t *testing.T) {
+// Claims scan from the low-water mark. A sweep finds a message that became due below
+// it without a notification.
+func TestMessageBelowTheWatermarkIsFoundByASweep(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2)
 	s.receive("t", "?limit=1&wait_seconds=5")
 	if s.watermark("t").IsZero() {
-		t.Error("the receive did not raise the floor of its queue")
+		t.Error("the receive did not raise the low-water mark of its queue")
 	}
 	s.schedule("-10 s", ids[1])
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	checkDiff(t, "received", []int{2}, numbers(s.await(poll)))
 }
 
-// A queue whose consumers find something whenever they ask never has a line.
-func TestALookFindsWhatIsBelowTheFloorOfAQueueWithoutALine(t *testing.T) {
+// A queue whose short polls always find a message never has a waiting receiver.
+func TestSweepLowersTheWatermarkOfAQueueWithoutReceivers(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -81,10 +81,10 @@ func TestALookFindsWhatIsBelowTheFloorOfAQueueWithoutALine(t *testing.T) {
 	s.receive("t", "?limit=1")
 	before := s.watermark("t")
 	s.schedule("-10 s", ids[1])
-	eventually(t, "the floor is lowered", func() bool { return s.watermark("t").Before(before) })
+	eventually(t, "the mark is lowered", func() bool { return s.watermark("t").Before(before) })
 }
 
-func TestThoseWhoDoNotWaitSeeWhatIsBelowTheFloor(t *testing.T) {
+func TestShortPollFindsMessagesBelowTheWatermark(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")

@@ -75,7 +75,8 @@ func (n *notifier) add(queueID string, dueAt time.Time) {
 }
 
 // sendNow blocks until all pending notifications are sent, but for at most
-// notifyTimeout. Its caller has exclusive use of s.
+// notifyTimeout. A publish that took longer than watermarkMargin allows calls it before
+// it returns. Its caller has exclusive use of s.
 func (n *notifier) sendNow(s *pinnedConn) {
 	if s == n.s {
 		n.flushAlone()

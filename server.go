@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -282,73 +279,6 @@ func (w *responseWriter) unmatched() error {
 	}
 	w.Header().Del("Location")
 	return errNoRoute
-}
-
-// refuse keeps web pages that are open in a browser on this machine from using
-// the server: it is for programs, and reachable for browsers by accident.
-func (s *server) refuse(r *http.Request) error {
-	if !s.hosts.allow(r) {
-		return statusError{http.StatusForbidden, fmt.Sprintf("host %q is not allowed; see -allowed-hosts", r.Host)}
-	}
-	if err := crossOrigin.Check(r); err != nil {
-		return errOtherSite
-	}
-	return nil
-}
-
-// crossOrigin goes by Sec-Fetch-Site and, where a browser does not send it, by
-// Origin. It lets GETs through, see consuming.
-var crossOrigin = http.NewCrossOriginProtection()
-
-var errOtherSite = statusError{http.StatusForbidden, "cross-site requests are not allowed"}
-
-// hostPolicy is by which names requests may address a server on a loopback address:
-// localhost, loopback addresses, and those that are allowed, or all if one of these is
-// "*". It keeps out a web page whose own name points to 127.0.0.1. On any other address
-// all names are allowed.
-type hostPolicy struct {
-	onLoopback bool
-	allowed    []string
-}
-
-// allow reports whether a request addresses the server by an allowed name. A request
-// without a name does not come from a browser, but from a health check in HTTP/1.0. A
-// final dot is ignored in allowed names only: a browser may not take "localhost." for
-// this machine, and sends Sec-Fetch-Site only if it does.
-func (p hostPolicy) allow(r *http.Request) bool {
-	host := r.Host
-	if !p.onLoopback {
-		return true
-	}
-	if host == "" {
-		return r.Header.Get("Origin") == "" && r.Header.Get("Sec-Fetch-Site") == ""
-	}
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	host = strings.ToLower(strings.Trim(host, "[]"))
-	if host == "localhost" || slices.Contains(p.allowed, "*") || slices.Contains(p.allowed, strings.TrimSuffix(host, ".")) {
-		return true
-	}
-	address, err := netip.ParseAddr(host)
-	return err == nil && address.IsLoopback()
-}
-
-// consuming is around handlers that change something although they are GETs.
-func consuming(h handler) handler {
-	return func(r *request) (any, error) {
-		if r.Method == http.MethodHead {
-			r.w.Header().Set("Allow", http.MethodGet)
-			return nil, errMethod
-		}
-		// WebSockets and older browsers send no Sec-Fetch-Site, but an Origin.
-		asPost := *r.Request
-		asPost.Method = http.MethodPost
-		if err := crossOrigin.Check(&asPost); err != nil {
-			return nil, errOtherSite
-		}
-		return h(r)
-	}
 }
 
 // success is the body of responses about the health of the server.

@@ -88,15 +88,15 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 	}
 }
 
-// vacuum reclaims the space of what was deleted, each time it is asked to, until
-// ctx is done. PostgreSQL does that by itself, but when it likes.
-func (c *cleanup) vacuum(ctx context.Context, patient *sql.DB, asked <-chan struct{}) {
+// vacuum reclaims the space of deleted messages at each request until ctx is done, on
+// a pool without a statement timeout. Autovacuum does the same at times of its own.
+func (c *cleanup) vacuum(ctx context.Context, unlimited *sql.DB, requests <-chan struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-asked:
-			if _, err := c.metrics.timed("vacuum", patient).ExecContext(ctx, "VACUUM queued.messages"); err != nil && ctx.Err() == nil {
+		case <-requests:
+			if _, err := c.metrics.timed("vacuum", unlimited).ExecContext(ctx, "VACUUM queued.messages"); err != nil && ctx.Err() == nil {
 				c.log.Warn("vacuum failed", "error", err)
 			}
 		}

@@ -131,7 +131,7 @@ func (s *server) microCompact(r *request) (any, error) {
 	}
 	select {
 	case s.compact <- struct{}{}:
-	default: // it is asked for already
+	default: // a request is pending
 	}
 	return withStatus{status: http.StatusOK}, nil
 }

@@ -22,7 +22,6 @@ const (
 	// covers many queues, there is at most one per interval, and a publish sends none.
 	notifyInterval = 10 * time.Millisecond
 	notifyPayload  = 7000 // bytes; PostgreSQL takes less than 8000
-	notifyTimeout  = 100 * time.Millisecond
 
 	// The connection of an idle listener carries no data; the ping finds out
 	// whether it is alive.
@@ -43,8 +42,7 @@ type notifier struct {
 	pending map[string]time.Time // queue id to the earliest due time; zero is now
 	bell    chan struct{}        // capacity 1; signals that something is pending
 
-	urgent chan chan struct{} // requests to send at once; the inner channel is closed afterwards
-	ended  chan struct{}      // closed when the notifier has stopped sending
+	sending sync.Mutex // held while pending notifications are sent
 
 	connected atomic.Bool // the listener is connected
 }
@@ -56,8 +54,6 @@ func newNotifier(s *pinnedConn, log *slog.Logger) *notifier {
 		s:       s,
 		pending: make(map[string]time.Time),
 		bell:    make(chan struct{}, 1),
-		urgent:  make(chan chan struct{}),
-		ended:   make(chan struct{}),
 	}
 }
 
@@ -74,62 +70,33 @@ func (n *notifier) add(queueID string, dueAt time.Time) {
 	}
 }
 
-// sendNow blocks until all pending notifications are sent, but for at most
-// notifyTimeout. A publish that took longer than watermarkMargin allows calls it before
-// it returns. Its caller has exclusive use of s.
-func (n *notifier) sendNow(s *pinnedConn) {
-	if s == n.s {
-		n.flushAlone()
-		return
-	}
-	sent := make(chan struct{})
-	timeout := time.After(notifyTimeout)
-	select {
-	case n.urgent <- sent:
-	case <-n.ended:
-		return
-	case <-timeout:
-		return
-	}
-	select {
-	case <-sent:
-	case <-timeout:
-	}
-}
-
 // send sends notifications until ctx is done, and the pending ones after that.
 func (n *notifier) send(ctx context.Context) {
 	defer n.s.end()
-	defer close(n.ended)
-	for {
+	for ctx.Err() == nil {
 		select {
 		case <-n.bell:
-			n.flush()
-		case sent := <-n.urgent:
-			n.flush()
-			close(sent)
 		case <-ctx.Done():
-			n.flush()
-			return
 		}
+		n.s.exclusive(func() { n.sendNow(n.s) })
 		select {
 		case <-time.After(notifyInterval):
-		case sent := <-n.urgent:
-			n.flush()
-			close(sent)
 		case <-ctx.Done():
 		}
 	}
+	n.s.exclusive(func() { n.sendNow(n.s) })
 }
 
 const sendNotificationsSQL = `
 SELECT pg_notify('` + notifyChannel + `', payload)
 FROM unnest($1::text[]) AS payload`
 
-func (n *notifier) flush() { n.s.exclusive(n.flushAlone) }
-
-// flushAlone is flush for a caller with exclusive use of the connection.
-func (n *notifier) flushAlone() {
+// sendNow sends the pending notifications on a connection that its caller has
+// exclusive use of. When it returns, all that was pending before has been sent. A
+// publish calls it if it took longer than watermarkMargin allows.
+func (n *notifier) sendNow(s *pinnedConn) {
+	n.sending.Lock()
+	defer n.sending.Unlock()
 	n.mu.Lock()
 	pending := n.pending
 	n.pending = make(map[string]time.Time)
@@ -138,17 +105,17 @@ func (n *notifier) flushAlone() {
 		return
 	}
 	payloads := textArray(n.payloads(pending))
-	err := n.notify(payloads)
+	err := notify(s, payloads)
 	if err != nil { // perhaps the connection was lost; a repeated notification does no harm
-		err = n.notify(payloads)
+		err = notify(s, payloads)
 	}
 	if err != nil {
 		n.log.Debug("notify failed", "error", err)
 	}
 }
 
-func (n *notifier) notify(payloads textArray) error {
-	_, err := read(n.s, "notify", func(row scanner) (any, error) {
+func notify(s *pinnedConn, payloads textArray) error {
+	_, err := read(s, "notify", func(row scanner) (any, error) {
 		return nil, row.Scan(new(any)) // of type void
 	}, sendNotificationsSQL, payloads)
 	return err

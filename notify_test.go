@@ -115,9 +115,11 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 		t.Fatal("the receive raised no low-water mark")
 	}
 	dueAt := time.Date(2022, 11, 23, 12, 0, 0, 0, time.UTC)
+	conn := newPinnedConn(s.store.db, s.server.metrics)
+	defer conn.close()
 	for range 3 {
 		s.engine.notifier.add("q", dueAt)
-		s.engine.notifier.sendNow(nil)
+		s.engine.notifier.sendNow(conn)
 		s.engine.notifier.mu.Lock()
 		checkDiff(t, "pending", 0, len(s.engine.notifier.pending))
 		s.engine.notifier.mu.Unlock()

@@ -24,7 +24,7 @@ type server struct {
 	jobCounts  *jobCounts
 	requestIDs *requestIDs
 
-	compact chan struct{} // holds one: asks for a vacuum
+	compact chan struct{} // capacity 1; requests a vacuum
 
 	ready    atomic.Bool // the schema is there
 	draining atomic.Bool // and so not ready any more

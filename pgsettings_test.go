@@ -167,7 +167,7 @@ var notHostile = map[string]string{
 	"transaction_read_only":         "of one transaction",
 	"transaction_isolation":         "of one transaction",
 	"transaction_deferrable":        "of one transaction",
-	"session_replication_role":      "cannot be reset without superuser: TestRoleWithoutTriggersIsRefused",
+	"session_replication_role":      "cannot be reset without superuser: TestStartEndsWhereItIsInVain",
 	"role":                          "another role",
 	"session_authorization":         "another role",
 }

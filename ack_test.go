@@ -198,14 +198,7 @@ func TestLockedMessageHurtsNoOther(t *testing.T) {
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3, 4)
 	got := s.receive("t", "")
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	if _, err := tx.Exec("SELECT FROM queued.messages WHERE id = $1 FOR UPDATE", got[0].ID); err != nil {
-		t.Fatal(err)
-	}
+	tx := s.begin("SELECT FROM queued.messages WHERE id = $1 FOR UPDATE", got[0].ID)
 	type outcome struct {
 		n, status int
 		err       error

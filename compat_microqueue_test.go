@@ -180,7 +180,7 @@ func TestMicroQueueReaderThatDisconnectedTakesNothing(t *testing.T) {
 		_, err := s.send(ctx, "GET", "/out/q?wait_seconds=20", "")
 		ended <- err
 	}()
-	eventually(t, "it waits", func() bool { return s.engine.waiting()["q"] == 1 })
+	s.inLine("q", 1)
 	hangUp()
 	<-ended
 	s.must(200, "POST", "/in/q", "x")

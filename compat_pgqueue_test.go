@@ -98,7 +98,7 @@ func TestPgQueueReadersWait(t *testing.T) {
 			answers <- v
 		}()
 	}
-	eventually(t, "two readers wait", func() bool { return s.engine.waiting()["c"] == 2 })
+	s.inLine("c", 2)
 	for i := range 2 {
 		s.must(201, "POST", "/message", fmt.Sprintf(`{"channel":"c","message":{"n":%d}}`, i))
 	}

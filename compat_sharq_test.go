@@ -352,14 +352,7 @@ func TestSharQJobIsQueuedWhileTheSameJobIsFinished(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	enqueueJob(s, "g", "j", "")
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	if _, err := tx.Exec("DELETE FROM queued.messages"); err != nil {
-		t.Fatal(err)
-	}
+	tx := s.begin("DELETE FROM queued.messages")
 	enqueueJob(s, "g", "j", "")
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)

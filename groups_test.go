@@ -556,7 +556,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 			acked <- v
 		}()
 		eventually(t, "the ack is answered or waits for the claim", func() bool {
-			return len(acked) == 1 || s.count("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
+			return len(acked) == 1 || s.locksAwaited() > 0
 		})
 		return err
 	})
@@ -607,17 +607,10 @@ func TestReceiveWaitsForWhoHoldsTheOnlyGroup(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishGroups("q", "a1")
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	if _, err := tx.Exec("SELECT FROM queued.groups FOR UPDATE"); err != nil {
-		t.Fatal(err)
-	}
+	tx := s.begin("SELECT FROM queued.groups FOR UPDATE")
 	poll := s.poll(context.Background(), "q", "")
 	eventually(t, "the receive waits", func() bool {
-		return len(poll) == 1 || s.count("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0
+		return len(poll) == 1 || s.locksAwaited() > 0
 	})
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
@@ -630,14 +623,7 @@ func TestMessagesWithoutAGroupDoNotWaitForWhoHoldsOne(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishGroups("q", "a1")
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	if _, err := tx.Exec("SELECT FROM queued.groups FOR UPDATE"); err != nil {
-		t.Fatal(err)
-	}
+	s.begin("SELECT FROM queued.groups FOR UPDATE")
 	for range 2 { // claims alternate which come first
 		s.publishGroups("q", "-1")
 		checkDiff(t, "received", "-1", s.receiveNames("q", 10))

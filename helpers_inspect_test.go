@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -156,24 +157,40 @@ func (s *inspector) mustCleanUp() {
 	}
 }
 
-// lockTable keeps every statement that uses a table waiting until free is called.
-func (s *inspector) lockTable(table string) (free func()) {
+// begin runs a statement in a transaction that stays open, at most until the end of
+// the test.
+func (s *inspector) begin(statement string, args ...any) *sql.Tx {
 	s.t.Helper()
 	tx, err := s.store.db.Begin()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := tx.Exec("LOCK TABLE " + table + " IN ACCESS EXCLUSIVE MODE"); err != nil {
+	s.t.Cleanup(func() { tx.Rollback() })
+	if _, err := tx.Exec(statement, args...); err != nil {
 		s.t.Fatal(err)
 	}
+	return tx
+}
+
+// lockTable keeps every statement that uses a table waiting until free is called.
+func (s *inspector) lockTable(table string) (free func()) {
+	s.t.Helper()
+	tx := s.begin("LOCK TABLE " + table + " IN ACCESS EXCLUSIVE MODE")
 	return func() { tx.Rollback() }
 }
 
+// waitForLocks waits until that many statements of the database wait for a lock.
 func (s *inspector) waitForLocks(n int) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("%d statements wait for a lock", n), func() bool {
-		return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == n
+		return s.locksAwaited() == n
 	})
+}
+
+// locksAwaited returns how many statements of the database wait for a lock.
+func (s *inspector) locksAwaited() int {
+	s.t.Helper()
+	return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
 }
 
 // match matches publications with the queues that their topic has now.

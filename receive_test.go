@@ -97,14 +97,7 @@ func TestReceivePassesOverRowsThatOthersHold(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2)
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	if _, err := tx.Exec("SELECT FROM queued.messages WHERE id = $1 FOR UPDATE", ids[0]); err != nil {
-		t.Fatal(err)
-	}
+	tx := s.begin("SELECT FROM queued.messages WHERE id = $1 FOR UPDATE", ids[0])
 	checkDiff(t, "received", []int{2}, numbers(s.receive("t", "")))
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.inLine("t", 1)
@@ -423,17 +416,10 @@ func TestReceiverThatHangsUpDuringAClaimTakesNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	// The claim waits for a lock while the client leaves.
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
 	c := hangUpLater(s)
 	s.waiting("t", 1)
-	if _, err := tx.Exec("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	// The claim waits for a lock while the client leaves.
+	tx := s.begin("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE")
 	s.engine.wake("t", time.Time{})
 	s.waitForLocks(1)
 	if _, err := tx.Exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
@@ -902,18 +888,9 @@ func TestClientThatClosedTheConnectionTakesNothing(t *testing.T) {
 			s := newTestServer(t)
 			s.mustTopic("t")
 			s.publish("t", 1)
-			tx, err := s.store.db.Begin()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer tx.Rollback()
-			if _, err := tx.Exec("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE"); err != nil {
-				t.Fatal(err)
-			}
+			tx := s.begin("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE")
 			c := sendAndShutDown(s, "GET", target, "")
-			eventually(t, "the claim waits", func() bool {
-				return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()") == 1
-			})
+			s.waitForLocks(1)
 			c.Close()
 			if err := tx.Commit(); err != nil {
 				t.Fatal(err)

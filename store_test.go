@@ -138,14 +138,7 @@ func TestPurgeWaitsForRowsThatOthersHold(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1, 2)
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	if _, err := tx.Exec("SELECT FROM queued.messages LIMIT 1 FOR UPDATE"); err != nil {
-		t.Fatal(err)
-	}
+	tx := s.begin("SELECT FROM queued.messages LIMIT 1 FOR UPDATE")
 	result := make(chan reply, 1)
 	go func() {
 		v, _ := s.send(context.Background(), "PUT", "/queues/t/purge", "")

@@ -31,7 +31,7 @@ type config struct {
 	maxWait                time.Duration
 	drainDelay             time.Duration
 	maxConnections         int
-	maxInHand              int64
+	maxBuffered            int64
 	transferTimeout        time.Duration
 	idleTimeout            time.Duration
 	allowedHosts           []string
@@ -125,9 +125,9 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	})
 	f.IntVar(&c.maxConnections, "max-connections", 16_000, "maximum open `connections`; at the limit the one idle or stalled longest is closed")
 	f.check("max-connections", positive(&c.maxConnections))
-	f.Int64Var(&c.maxInHand, "max-buffered-bytes", 256<<20, "maximum `bytes` of requests and responses in memory; at the limit requests get 503")
+	f.Int64Var(&c.maxBuffered, "max-buffered-bytes", 256<<20, "maximum `bytes` of requests and responses in memory; at the limit requests get 503")
 	f.check("max-buffered-bytes", func() error {
-		if least := 4 * max(l.maxBody, maxBatchBody); c.maxInHand < least {
+		if least := 4 * max(l.maxBody, maxBatchBody); c.maxBuffered < least {
 			return fmt.Errorf("must be at least %d, which is four of the largest requests", least)
 		}
 		return nil

@@ -217,7 +217,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 		limits:          c.limits,
 		hosts:           hostPolicy{onLoopback: true},
 		tokens:          new(atomic.Pointer[tokens]),
-		admission:       newAdmission(log, c.maxConnections, c.maxInHand),
+		admission:       newAdmission(log, c.maxConnections, c.maxBuffered),
 		transferTimeout: c.transferTimeout,
 	})
 	s.ready.Store(true)

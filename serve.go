@@ -171,8 +171,8 @@ func (p *process) startEngine() (err error) {
 		p.log.Warn("open file limit is below -max-connections", "limit", most)
 		connections = most
 	}
-	tuneGC(memoryLimit(connections, p.maxInHand))
-	admission := newAdmission(p.log, connections, p.maxInHand)
+	tuneGC(memoryLimit(connections, p.maxBuffered))
+	admission := newAdmission(p.log, connections, p.maxBuffered)
 	p.metrics.registry.MustRegister(admission)
 	p.server = newServer(serverConfig{
 		log:             p.log,

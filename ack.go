@@ -410,15 +410,6 @@ func (s *pinnedConn) existing(ids idArray) (map[string]bool, error) {
 	return all, err
 }
 
-// leaseToken reads the scheduled_at of a lease from a query; zero if it is missing.
-func (f *form) leaseToken(name string) time.Time {
-	text, has := f.find(name)
-	if !has {
-		return time.Time{}
-	}
-	return f.time(string(text), name)
-}
-
 // messageID reads the id of a message.
 func (f *form) messageID(raw []byte, loc ...any) string {
 	if raw[0] == '"' {
@@ -462,6 +453,6 @@ func (f *form) ackItems() (items []ackItem) {
 // no attempt.
 func (f *form) nack() (after time.Duration, uncounted bool) {
 	after = f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
-	uncounted = f.value("count_attempt", false) != nil && !f.bool("count_attempt")
+	uncounted = f.value("count_attempt", false) != nil && !f.boolean("count_attempt")
 	return after, uncounted
 }

@@ -230,7 +230,7 @@ func readTokens(path string) (*tokens, error) {
 // token decodes an entry of the file.
 func (f *form) token() *token {
 	f.only("name", "token", "token_sha256", "post", "get", "metrics", "admin")
-	t := &token{post: f.names("post"), get: f.names("get"), metrics: f.bool("metrics"), admin: f.bool("admin")}
+	t := &token{post: f.names("post"), get: f.names("get"), metrics: f.boolean("metrics"), admin: f.boolean("admin")}
 	t.name, _ = f.string("name", true)
 	hasHash := f.has("token_sha256")
 	if f.has("token") == hasHash {
@@ -274,8 +274,8 @@ func (f *form) string(name string, required bool) (string, bool) {
 	return text, text != ""
 }
 
-// bool reads true or false; missing is false.
-func (f *form) bool(name string) bool {
+// boolean reads true or false; missing is false.
+func (f *form) boolean(name string) bool {
 	raw := f.value(name, false)
 	if raw != nil && !bytes.Equal(raw, []byte("true")) && !bytes.Equal(raw, []byte("false")) {
 		f.addMistake("value could not be parsed to a boolean", "type_error.bool", name)

@@ -65,9 +65,9 @@ type receiveFunc func(ctx context.Context, queueID string, limit int, wait time.
 // receiveOne takes the next message of a queue, nil if there is none. A queue that does
 // not exist is created for a client that waits for it, if it may publish to it.
 func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*message, error) {
-	f := parseQuery(r.URL.RawQuery)
-	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
-	if err := f.err(); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	wait := time.Duration(q.waitSeconds(&s.limits) * float64(time.Second))
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	v, err := take(r.whileHeard(), queueID, 1, wait)

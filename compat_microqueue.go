@@ -169,14 +169,14 @@ func unwrap(data []byte) []byte {
 
 // isWrapped reports whether an object has the two members that wrap gives it.
 func (f *form) isWrapped() bool {
-	if len(f.fields) != 2 || f.fields[0].name != "content_type" || f.fields[0].value[0] != '"' || f.fields[1].value[0] != '"' {
+	if len(f.all) != 2 || f.all[0].name != "content_type" || f.all[0].value[0] != '"' || f.all[1].value[0] != '"' {
 		return false
 	}
-	if f.fields[1].name == "body_base64" {
-		_, err := base64.StdEncoding.DecodeString(rawjson.Unquote(f.fields[1].value))
+	if f.all[1].name == "body_base64" {
+		_, err := base64.StdEncoding.DecodeString(rawjson.Unquote(f.all[1].value))
 		return err == nil
 	}
-	return f.fields[1].name == "body"
+	return f.all[1].name == "body"
 }
 
 // isText reports whether a body is UTF-8 without control characters but for those

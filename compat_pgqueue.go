@@ -134,14 +134,14 @@ func (m *message) appendPgJSON(b []byte) []byte {
 }
 
 func (s *server) pgBrowse(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	channel, has := f.find("channel")
+	q := parseQuery(r.URL.RawQuery)
+	channel, has := q.find("channel")
 	if !has {
-		f.addMistake("field required", "value_error.missing", "channel")
+		q.addMistake("field required", "value_error.missing", "channel")
 	}
-	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
-	limit := min(f.parameter("limit", 25, bounds{0, math.MaxInt}), maxPeek)
-	if err := f.err(); err != nil {
+	offset := q.integer("offset", 0, bounds{0, math.MaxInt})
+	limit := min(q.integer("limit", 25, bounds{0, math.MaxInt}), maxPeek)
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	id := string(channel)

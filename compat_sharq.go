@@ -223,8 +223,8 @@ func wrapPayload(payload []byte) []byte {
 func unwrapPayload(data []byte) []byte {
 	f := &form{}
 	f.read(data)
-	if len(f.fields) == 1 && f.fields[0].name == "payload" {
-		return f.fields[0].value
+	if len(f.all) == 1 && f.all[0].name == "payload" {
+		return f.all[0].value
 	}
 	return nil
 }

@@ -97,9 +97,9 @@ type overviewItem struct {
 
 // overview returns a page of at most -max-limit queues, ordered by id.
 func (s *server) overview(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
-	if err := f.err(); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	offset := q.integer("offset", 0, bounds{0, math.MaxInt})
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	queues, more, err := s.store.queues(r.Context(), r.visible(), offset, s.limits.maxLimit+1)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -94,11 +93,10 @@ func validID(id string) bool {
 	return 0 < len(id) && len(id) <= maxIDLength && id != "." && id != ".."
 }
 
-// form reads the fields of a request and collects its mistakes.
-type form struct {
+// input is what a request holds by name, and the mistakes that were found in it.
+type input struct {
 	where    []any // where loc starts: "body" or "query", and the way to an object inside
-	fields   []field
-	broken   bool // there are no fields to look for
+	all      []field
 	mistakes invalid
 }
 
@@ -108,54 +106,60 @@ type field struct {
 	value []byte // JSON, or text
 }
 
+// form reads the members of a JSON object; a query reads the parameters of a URL.
+type form struct {
+	input
+	broken bool // it is no object, which is one of the mistakes
+}
+
 // maxMistakes is how many mistakes of a request are listed.
 const maxMistakes = 100
 
-func (f *form) addMistake(msg, kind string, loc ...any) {
-	f.addMistakeCtx(nil, msg, kind, loc...)
+func (in *input) addMistake(msg, kind string, loc ...any) {
+	in.addMistakeCtx(nil, msg, kind, loc...)
 }
 
-// addMistakeCtx is wrong with a context.
-func (f *form) addMistakeCtx(ctx any, msg, kind string, loc ...any) {
-	if len(f.mistakes) >= maxMistakes {
+// addMistakeCtx is addMistake with a context.
+func (in *input) addMistakeCtx(ctx any, msg, kind string, loc ...any) {
+	if len(in.mistakes) >= maxMistakes {
 		return
 	}
-	m := mistake{Loc: slices.Concat(f.where, loc), Msg: msg, Type: kind, Ctx: ctx}
-	if f.where[0] == "query" {
-		if text, has := f.find(loc[0].(string)); has {
+	m := mistake{Loc: slices.Concat(in.where, loc), Msg: msg, Type: kind, Ctx: ctx}
+	if in.where[0] == "query" {
+		if text, has := in.find(loc[0].(string)); has {
 			m.input = string(text)
 		}
 	}
-	f.mistakes = append(f.mistakes, m)
+	in.mistakes = append(in.mistakes, m)
 }
 
 // err returns all mistakes so far, nil if there are none.
-func (f *form) err() error {
-	if len(f.mistakes) > 0 {
-		return f.mistakes
+func (in *input) err() error {
+	if len(in.mistakes) > 0 {
+		return in.mistakes
 	}
 	return nil
 }
 
 // find returns the value of a field: of equal names, the last counts.
-func (f *form) find(name string) ([]byte, bool) {
-	for i := len(f.fields) - 1; i >= 0; i-- {
-		if f.fields[i].name == name {
-			return f.fields[i].value, true
+func (in *input) find(name string) ([]byte, bool) {
+	for i := len(in.all) - 1; i >= 0; i-- {
+		if in.all[i].name == name {
+			return in.all[i].value, true
 		}
 	}
 	return nil, false
 }
 
-func (f *form) has(name string) bool {
-	_, has := f.find(name)
+func (in *input) has(name string) bool {
+	_, has := in.find(name)
 	return has
 }
 
 // parseBody reads a body that must be a JSON object, whatever its content type. A
 // byte order mark before it is skipped. Fields that nobody asks for are ignored.
 func parseBody(body []byte) *form {
-	f := &form{where: []any{"body"}, broken: true}
+	f := &form{input: input{where: []any{"body"}}, broken: true}
 	if len(body) == 0 {
 		f.addMistake("field required", "value_error.missing")
 		return f
@@ -232,7 +236,7 @@ func parseFile(path string) (*form, error) {
 // only notes a mistake for each field that has none of these names. It is for
 // files: a misspelt field there would be a setting that nobody notices is missing.
 func (f *form) only(names ...string) {
-	for _, v := range f.fields {
+	for _, v := range f.all {
 		if !slices.Contains(names, v.name) {
 			f.addMistake("unexpected field", "value_error.extra", v.name)
 		}
@@ -242,14 +246,14 @@ func (f *form) only(names ...string) {
 // read takes the members of an object for the fields.
 func (f *form) read(object []byte) {
 	rawjson.WalkObject(object, func(name string, value []byte) {
-		f.fields = append(f.fields, field{name, value})
+		f.all = append(f.all, field{name, value})
 	})
 }
 
 // objects reads a list of 1 to most objects, each with a form of its own.
 func (f *form) objects(name string, most int, each func(item *form)) {
 	f.list(name, most, func(i int, value []byte) {
-		item := &form{where: slices.Concat(f.where, []any{name, i})}
+		item := &form{input: input{where: slices.Concat(f.where, []any{name, i})}}
 		if value = asObject(value); value == nil {
 			item.broken = true
 			item.addMistake("value is not a valid dict", "type_error.dict")
@@ -298,26 +302,6 @@ func invalidUTF8(b []byte) int {
 		i += size
 	}
 	return len(b)
-}
-
-// parseQuery reads the query of a URL. Parameters that nobody asks for are ignored.
-func parseQuery(rawQuery string) *form {
-	f := &form{where: []any{"query"}}
-	for rawQuery != "" {
-		var parameter string
-		parameter, rawQuery, _ = strings.Cut(rawQuery, "&")
-		name, value, _ := strings.Cut(parameter, "=")
-		f.fields = append(f.fields, field{unescape(name), []byte(unescape(value))})
-	}
-	return f
-}
-
-// unescape returns what cannot be unescaped as it is: it is no number.
-func unescape(s string) string {
-	if v, err := url.QueryUnescape(s); err == nil {
-		return v
-	}
-	return s
 }
 
 // value returns the JSON of a field, nil if the field is null or missing. Then
@@ -398,12 +382,12 @@ func (f *form) integer(name string, within bounds, required bool) *int {
 	return &n
 }
 
-func (f *form) inside(n int, within bounds, name string) bool {
+func (in *input) inside(n int, within bounds, name string) bool {
 	switch {
 	case n < within.min:
-		f.addMistakeCtx(limitCtx{within.min}, fmt.Sprintf("ensure this value is greater than or equal to %d", within.min), "value_error.number.not_ge", name)
+		in.addMistakeCtx(limitCtx{within.min}, fmt.Sprintf("ensure this value is greater than or equal to %d", within.min), "value_error.number.not_ge", name)
 	case n > within.max:
-		f.addMistakeCtx(limitCtx{within.max}, fmt.Sprintf("ensure this value is less than or equal to %d", within.max), "value_error.number.not_le", name)
+		in.addMistakeCtx(limitCtx{within.max}, fmt.Sprintf("ensure this value is less than or equal to %d", within.max), "value_error.number.not_le", name)
 	default:
 		return true
 	}
@@ -584,87 +568,11 @@ func (f *form) seconds(name string, within bounds, required bool) time.Duration 
 }
 
 // time reads a time as the API shows it, or with the zone UTC.
-func (f *form) time(text string, loc ...any) time.Time {
+func (in *input) time(text string, loc ...any) time.Time {
 	at, err := time.Parse(timestampLayout[:len("2006-01-02T15:04:05")], strings.TrimSuffix(strings.TrimSuffix(text, "Z"), "+00:00"))
 	if err != nil || at.Year() < 1 {
-		f.addMistake("invalid datetime format", "value_error.datetime", loc...)
+		in.addMistake("invalid datetime format", "value_error.datetime", loc...)
 		return time.Time{}
 	}
 	return at
-}
-
-// page reads offset and limit of a list.
-func (f *form) page(l *limits) (offset, limit int) {
-	return f.parameter("offset", 0, bounds{0, math.MaxInt}), f.parameter("limit", 10, bounds{0, l.maxLimit})
-}
-
-// parameter reads a whole number from a query.
-func (f *form) parameter(name string, missing int, within bounds) int {
-	text, has := f.find(name)
-	if !has {
-		return missing
-	}
-	n, ok := parseDigits(strings.TrimSpace(string(text)))
-	if !ok {
-		f.addMistake("value is not a valid integer", "type_error.integer", name)
-	} else if f.inside(n, within, name) {
-		return n
-	}
-	return missing
-}
-
-// boolean reads true or false from a query; missing is false.
-func (f *form) boolean(name string) bool {
-	text, has := f.find(name)
-	switch v := strings.ToLower(string(text)); {
-	case !has || v == "false" || v == "0":
-		return false
-	case v == "true" || v == "1":
-		return true
-	}
-	f.addMistake("value could not be parsed to a boolean", "type_error.bool", name)
-	return false
-}
-
-// shown reads which members of messages the client wants beside the usual ones.
-func (f *form) shown() (v shown) {
-	text, has := f.find("fields")
-	if !has {
-		return v
-	}
-	for name := range strings.SplitSeq(string(text), ",") {
-		switch name {
-		case "group":
-			v.group = true
-		case "request_id":
-			v.requestID = true
-		case "traceparent":
-			v.traceparent = true
-		default:
-			f.addMistake("unknown field; allowed: group, request_id, traceparent", "value_error", "fields")
-			return v
-		}
-	}
-	return v
-}
-
-// waitSeconds reads for how long a long poll waits.
-func (f *form) waitSeconds(l *limits) float64 {
-	const name = "wait_seconds"
-	text, has := f.find(name)
-	if !has {
-		return 0
-	}
-	seconds, ok := parseNumber(string(text))
-	switch {
-	case !ok:
-		f.addMistake("value is not a valid float", "type_error.float", name)
-	case seconds < 0:
-		f.addMistakeCtx(limitCtx{0}, "ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
-	case seconds > l.maxWait:
-		f.addMistakeCtx(limitCtx{l.maxWait}, fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
-	default:
-		return seconds
-	}
-	return 0
 }

@@ -18,9 +18,9 @@ func (s *server) createTopic(r *request) (any, error) {
 }
 
 func (s *server) listTopics(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	offset, limit := f.page(&s.limits)
-	if err := f.err(); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	offset, limit := q.page(&s.limits)
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	return listOf(s.store.topics(r.Context(), r.visible(), offset, limit))
@@ -45,9 +45,9 @@ func (s *server) createQueue(r *request) (any, error) {
 }
 
 func (s *server) listQueues(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	offset, limit := f.page(&s.limits)
-	if err := f.err(); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	offset, limit := q.page(&s.limits)
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	queues, _, err := s.store.queues(r.Context(), r.visible(), offset, limit)
@@ -83,9 +83,9 @@ func (s *server) deleteQueue(r *request) (any, error) {
 }
 
 func (s *server) queueStats(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	detail := f.boolean("detail")
-	if err := f.err(); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	detail := q.boolean("detail")
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	if detail {
@@ -154,11 +154,11 @@ func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i in
 }
 
 func (s *server) receive(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	limit := min(f.parameter("limit", 10, bounds{0, math.MaxInt}), s.limits.maxLimit)
-	wait := time.Duration(f.waitSeconds(&s.limits) * float64(time.Second))
-	shows := f.shown()
-	if err := f.err(); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	limit := min(q.integer("limit", 10, bounds{0, math.MaxInt}), s.limits.maxLimit)
+	wait := time.Duration(q.waitSeconds(&s.limits) * float64(time.Second))
+	shows := q.shown()
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	if limit == 0 {
@@ -212,32 +212,32 @@ func (s *server) countDelivery(r *request) {
 }
 
 func (s *server) ack(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	item := ackItem{id: r.messageID, leasedUntil: f.leaseToken("scheduled_at")}
-	if err := f.err(); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	item := ackItem{id: r.messageID, leasedUntil: q.leaseToken("scheduled_at")}
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	return nil, s.ackVisible(r, s.engine.ack, item)
 }
 
 func (s *server) nack(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	item := ackItem{id: r.messageID, leasedUntil: f.leaseToken("scheduled_at")}
-	b := optionalBody(r.body)
-	item.after, item.uncounted = b.nack()
-	if err := cmp.Or(f.err(), b.err()); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	item := ackItem{id: r.messageID, leasedUntil: q.leaseToken("scheduled_at")}
+	f := optionalBody(r.body)
+	item.after, item.uncounted = f.nack()
+	if err := cmp.Or(q.err(), f.err()); err != nil {
 		return nil, err
 	}
 	return nil, s.ackVisible(r, s.engine.nack, item)
 }
 
 func (s *server) extend(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	item := ackItem{id: r.messageID, leasedUntil: f.leaseToken("scheduled_at")}
-	shows := f.shown()
-	b := parseBody(r.body)
-	item.after = b.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
-	if err := cmp.Or(f.err(), b.err()); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	item := ackItem{id: r.messageID, leasedUntil: q.leaseToken("scheduled_at")}
+	shows := q.shown()
+	f := parseBody(r.body)
+	item.after = f.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
+	if err := cmp.Or(q.err(), f.err()); err != nil {
 		return nil, err
 	}
 	var m message
@@ -311,10 +311,10 @@ const maxPeek = 300
 // peek returns a page of messages, as a method of the store finds it.
 func (s *server) peek(page func(ctx context.Context, queueID string, offset, limit int) ([]message, error)) handler {
 	return func(r *request) (any, error) {
-		f := parseQuery(r.URL.RawQuery)
-		offset := f.parameter("offset", 0, bounds{0, math.MaxInt})
-		limit := f.parameter("limit", 25, bounds{0, maxPeek})
-		if err := f.err(); err != nil {
+		q := parseQuery(r.URL.RawQuery)
+		offset := q.integer("offset", 0, bounds{0, math.MaxInt})
+		limit := q.integer("limit", 25, bounds{0, maxPeek})
+		if err := q.err(); err != nil {
 			return nil, err
 		}
 		all, err := page(r.Context(), r.queueID, offset, limit)
@@ -323,9 +323,9 @@ func (s *server) peek(page func(ctx context.Context, queueID string, offset, lim
 }
 
 func (s *server) listGroups(r *request) (any, error) {
-	f := parseQuery(r.URL.RawQuery)
-	offset, limit := f.page(&s.limits)
-	if err := f.err(); err != nil {
+	q := parseQuery(r.URL.RawQuery)
+	offset, limit := q.page(&s.limits)
+	if err := q.err(); err != nil {
 		return nil, err
 	}
 	return listOf(s.store.groups(r.Context(), r.queueID, offset, limit))

@@ -132,7 +132,7 @@ const maxInterval = math.MaxInt32
 func (f *form) ownSettings(l *limits) ownSettings {
 	return ownSettings{
 		DeliveryIntervalMS:       f.integer("delivery_interval_ms", bounds{0, maxInterval}, false),
-		Ordered:                  f.bool("ordered"),
+		Ordered:                  f.boolean("ordered"),
 		ConsumedRetentionSeconds: f.integer("consumed_retention_seconds", bounds{1, l.messageRetention.max}, false),
 		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds")},
 	}

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// query reads the parameters of a URL.
+type query struct{ input }
+
+// parseQuery reads the query of a URL. Parameters that nobody asks for are ignored.
+func parseQuery(rawQuery string) *query {
+	q := &query{input{where: []any{"query"}}}
+	for rawQuery != "" {
+		var parameter string
+		parameter, rawQuery, _ = strings.Cut(rawQuery, "&")
+		name, value, _ := strings.Cut(parameter, "=")
+		q.all = append(q.all, field{unescape(name), []byte(unescape(value))})
+	}
+	return q
+}
+
+// unescape returns what cannot be unescaped as it is: it is no number.
+func unescape(s string) string {
+	if v, err := url.QueryUnescape(s); err == nil {
+		return v
+	}
+	return s
+}
+
+// page reads offset and limit of a list.
+func (q *query) page(l *limits) (offset, limit int) {
+	return q.integer("offset", 0, bounds{0, math.MaxInt}), q.integer("limit", 10, bounds{0, l.maxLimit})
+}
+
+// integer reads a whole number.
+func (q *query) integer(name string, missing int, within bounds) int {
+	text, has := q.find(name)
+	if !has {
+		return missing
+	}
+	n, ok := parseDigits(strings.TrimSpace(string(text)))
+	if !ok {
+		q.addMistake("value is not a valid integer", "type_error.integer", name)
+	} else if q.inside(n, within, name) {
+		return n
+	}
+	return missing
+}
+
+// boolean reads true or false; missing is false.
+func (q *query) boolean(name string) bool {
+	text, has := q.find(name)
+	switch v := strings.ToLower(string(text)); {
+	case !has || v == "false" || v == "0":
+		return false
+	case v == "true" || v == "1":
+		return true
+	}
+	q.addMistake("value could not be parsed to a boolean", "type_error.bool", name)
+	return false
+}
+
+// shown reads which members of messages the client wants beside the usual ones.
+func (q *query) shown() (v shown) {
+	text, has := q.find("fields")
+	if !has {
+		return v
+	}
+	for name := range strings.SplitSeq(string(text), ",") {
+		switch name {
+		case "group":
+			v.group = true
+		case "request_id":
+			v.requestID = true
+		case "traceparent":
+			v.traceparent = true
+		default:
+			q.addMistake("unknown field; allowed: group, request_id, traceparent", "value_error", "fields")
+			return v
+		}
+	}
+	return v
+}
+
+// waitSeconds reads for how long a long poll waits.
+func (q *query) waitSeconds(l *limits) float64 {
+	const name = "wait_seconds"
+	text, has := q.find(name)
+	if !has {
+		return 0
+	}
+	seconds, ok := parseNumber(string(text))
+	switch {
+	case !ok:
+		q.addMistake("value is not a valid float", "type_error.float", name)
+	case seconds < 0:
+		q.addMistakeCtx(limitCtx{0}, "ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
+	case seconds > l.maxWait:
+		q.addMistakeCtx(limitCtx{l.maxWait}, fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
+	default:
+		return seconds
+	}
+	return 0
+}
+
+// leaseToken reads the scheduled_at of a lease; zero if it is missing.
+func (q *query) leaseToken(name string) time.Time {
+	text, has := q.find(name)
+	if !has {
+		return time.Time{}
+	}
+	return q.time(string(text), name)
+}

@@ -306,7 +306,7 @@ WITH named AS MATERIALIZED (
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND ` + nackableSQL + `
         AND ` + inLeaseSQL + `
-    RETURNING ` + movedColumnsSQL + `, NULL::integer AS max_deliveries, a.destination_id, a.leased_until
+    RETURNING m.*, false AS keeps_limit, a.destination_id, a.leased_until
 ), moved AS (` + moveMessagesSQL + `
 ), nacked AS (
     UPDATE queued.messages m
@@ -369,25 +369,23 @@ WITH asked AS MATERIALIZED (
     WHERE ` + thatOneSQL + `
         AND m.in_flight
         AND ` + inLeaseSQL + `
-    RETURNING m.id, m.queue_key, m.group_id, m.data, m.attributes, m.request_id, m.traceparent, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at
+    RETURNING m.*
 ), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, NULL::bigint AS seq
     FROM extended
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroupsSQL + `
 )
-SELECT e.id, q.id, e.data, e.attributes, e.delivery_attempts, e.expired_at, e.scheduled_at, e.created_at, e.updated_at,
-       coalesce(e.group_id, ''), coalesce(e.request_id, ''), coalesce(e.traceparent, '')
-FROM extended e
-JOIN queued.queues q ON q.key = e.queue_key`
+SELECT ` + messageColumnsSQL + `, q.id
+FROM extended m
+JOIN queued.queues q ON q.key = m.queue_key`
 
 // extend sets when the leases of messages in flight end, and returns those
 // messages. Other ids are ignored.
 func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
 	ids, leases, seconds, _ := ackItemArgs(items)
 	return read(s, "extend", func(row scanner) (m message, err error) {
-		err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
-			&m.Group, &m.trace.requestID, &m.trace.traceparent)
+		err = row.Scan(append(m.columns(), &m.QueueID)...)
 		return m, err
 	}, extendMessagesSQL, ids, leases, seconds)
 }

@@ -100,24 +100,26 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 	})
 }
 
-// moveMessagesSQL is the second half of statements that move the rows of a step
-// named gone to the queues they name as destination_id. A moved message starts
-// anew but for its id and its age.
-const moveMessagesSQL = `
-    INSERT INTO queued.messages (id, queue_key, group_id, job_id, max_deliveries, data, attributes, bytes, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-    SELECT gone.id, d.key, gone.group_id, gone.job_id, gone.max_deliveries,
-           gone.data, gone.attributes, gone.bytes, gone.request_id, gone.traceparent,
-           now() + make_interval(secs => d.message_retention_seconds),
-           now() + make_interval(secs => coalesce(d.delivery_delay_seconds, 0)),
-           gone.created_at, now()
-    FROM gone
-    JOIN queued.queues d ON d.id = gone.destination_id
-    ORDER BY CASE WHEN gone.group_id IS NULL THEN gone.scheduled_at END, gone.seq -- groups in their order
-    RETURNING queue_key, group_id, scheduled_at, seq`
+// carriedColumnsSQL are the columns that a message keeps wherever it goes.
+const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attributes, data`
 
-// movedColumnsSQL are those of a message m that moveMessagesSQL needs, besides
-// max_deliveries: a redrive keeps it, and in a dead queue nothing is dropped.
-const movedColumnsSQL = `m.id, m.queue_key, m.group_id, m.job_id, m.data, m.attributes, m.bytes, m.request_id, m.traceparent, m.created_at, m.scheduled_at, m.seq`
+// moveMessagesSQL is a step that moves the rows of a step named gone to the queues
+// that they name as destination_id. A moved message starts anew except for
+// carriedColumnsSQL. keeps_limit says whether it keeps max_deliveries: a redrive does,
+// and a move to a dead queue does not, where nothing is to be dropped.
+const moveMessagesSQL = `
+    INSERT INTO queued.messages (queue_key, max_deliveries, expired_at, scheduled_at, updated_at, ` + carriedColumnsSQL + `)
+    SELECT d.queue_key, CASE WHEN keeps_limit THEN max_deliveries END, d.expired_at, d.scheduled_at, now(), ` + carriedColumnsSQL + `
+    FROM gone
+    CROSS JOIN LATERAL (
+        SELECT key AS queue_key,
+               now() + make_interval(secs => message_retention_seconds) AS expired_at,
+               now() + make_interval(secs => coalesce(delivery_delay_seconds, 0)) AS scheduled_at
+        FROM queued.queues
+        WHERE queues.id = gone.destination_id
+    ) d
+    ORDER BY CASE WHEN group_id IS NULL THEN gone.scheduled_at END, seq -- groups in their order
+    RETURNING queue_key, group_id, scheduled_at, seq`
 
 // wakeMovedSQL are the last steps of statements that move messages: their groups are
 // looked at where they come to, and where they leave those who waited for them.
@@ -158,7 +160,7 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, destination
     WHERE m.ctid = due.tid
-    RETURNING ` + movedColumnsSQL + `, m.max_deliveries, destination.id AS destination_id
+    RETURNING m.*, true AS keeps_limit, destination.id AS destination_id
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + lastOfBatchSQL
 
 const redriveLeftSQL = `

@@ -85,30 +85,15 @@ SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery
 FROM fitting f
 WHERE m.ctid = f.tid
     AND (f.total <= $4 OR f.total = f.bytes)
-RETURNING m.id, m.data, m.attributes, m.bytes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
-          f.scheduled_at, f.seq, coalesce(m.request_id, ''), coalesce(m.traceparent, '')`
+RETURNING ` + messageColumnsSQL + `, f.scheduled_at`
 
-// deleteDueSQL ends within the columns that it returns.
-const deleteDueSQL = dueMessagesSQL + `, consumed AS (
-    DELETE FROM queued.messages m
-    USING fitting f
-    WHERE m.ctid = f.tid
-        AND (f.total <= $4 OR f.total = f.bytes)
-    RETURNING m.id, m.data, m.attributes, m.bytes, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.created_at, f.scheduled_at, f.seq, m.request_id, m.traceparent`
-
-const selectDeliveredSQL = `
-SELECT id, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, now(), scheduled_at, seq, coalesce(request_id, ''), coalesce(traceparent, '')
-FROM consumed`
-
-const consumeMessagesSQL = deleteDueSQL + `
-)` + selectDeliveredSQL
-
-const consumeAndKeepSQL = deleteDueSQL + `, m.queue_key, m.group_id
-), kept AS (
-    INSERT INTO queued.consumed_messages (queue_key, consumed_at, seq, id, group_id, data, attributes, bytes, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
-    SELECT queue_key, now(), seq, id, group_id, data, attributes, bytes, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
-    FROM consumed
-)` + selectDeliveredSQL
+// The rows are as they were before: the delivery does not count yet.
+const consumeMessagesSQL = dueMessagesSQL + `
+DELETE FROM queued.messages m
+USING fitting f
+WHERE m.ctid = f.tid
+    AND (f.total <= $4 OR f.total = f.bytes)
+RETURNING ` + messageColumnsSQL + `, now()`
 
 // claimResult is what a claim got.
 type claimResult struct {
@@ -189,24 +174,31 @@ func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimSta
 	return v, err
 }
 
-// claimUngrouped is claimBoth for messages without a group.
+// claimUngrouped is claim for messages without a group.
 func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from time.Time, limit, budget int) (c claimPart, err error) {
-	name, statement := "claim", claimMessagesSQL
-	args := []any{terms.queueKey, terms.deliveryLimit, limit, budget, s.settings.version, since(from), int(terms.ackDeadline / time.Second)}
-	if at.consumes {
-		name, statement, args = "consume", consumeMessagesSQL, args[:6]
-		if terms.keepsConsumed {
-			statement = consumeAndKeepSQL
-		}
+	args := []any{terms.queueKey, terms.deliveryLimit, limit, budget, s.settings.version, since(from)}
+	switch {
+	case at.consumes && terms.keepsConsumed:
+		err = s.transaction(func() (err error) {
+			c.messages, err = s.leaseUngrouped(terms, at, args)
+			if err == nil {
+				err = s.keepConsumed(terms.queueKey, c.messages)
+			}
+			return err
+		})
+	case at.consumes:
+		c.messages, err = read(s, "consume", func(row scanner) (message, error) {
+			m := message{QueueID: at.queueID, consumed: true}
+			err := row.Scan(append(m.columns(), &m.UpdatedAt)...)
+			m.dueAt = m.ScheduledAt
+			m.DeliveryAttempts++
+			return m, err
+		}, consumeMessagesSQL, args...)
+	default:
+		c.messages, err = s.leaseUngrouped(terms, at, args)
 	}
-	c.messages, err = read(s, name, func(row scanner) (message, error) {
-		m := message{QueueID: at.queueID, queueKey: terms.queueKey, consumed: at.consumes}
-		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
-			&m.CreatedAt, &m.UpdatedAt, &m.dueAt, &m.seq, &m.trace.requestID, &m.trace.traceparent)
-		return m, err
-	}, statement, args...)
 	if err != nil {
-		return c, err
+		return claimPart{}, err
 	}
 	slices.SortFunc(c.messages, func(a, b message) int {
 		return cmp.Or(a.dueAt.Compare(b.dueAt.Time), cmp.Compare(a.seq, b.seq))
@@ -215,6 +207,15 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 		c.last, c.now = c.messages[n-1].dueAt.Time, c.messages[n-1].UpdatedAt.Time
 	}
 	return c, nil
+}
+
+// leaseUngrouped runs claimMessagesSQL, with all of its arguments but the last.
+func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []any) ([]message, error) {
+	return read(s, "claim", func(row scanner) (message, error) {
+		m := message{QueueID: at.queueID}
+		err := row.Scan(append(m.columns(), &m.dueAt)...)
+		return m, err
+	}, claimMessagesSQL, append(args, int(terms.ackDeadline/time.Second))...)
 }
 
 // since returns a time as an argument; zero is before any other.

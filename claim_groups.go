@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"database/sql"
-	"errors"
 	"slices"
 	"time"
 )
@@ -10,100 +10,133 @@ import (
 // groupDelivery is what one delivery did to the group of its message.
 type groupDelivery struct {
 	before, after sql.NullTime // until when the group was limited, and is
-	manyEnded     bool         // more leases of the group have ended than were looked at
 }
 
-const readyGroupsSQL = `
-SELECT ctid, ready_at, now()
-FROM queued.groups
-WHERE queue_key = $1
-    AND ready_at >= $2
-    AND ready_at <= now()
-    AND ready_at < 'infinity'
-    AND (SELECT version FROM queued.settings) = $3
-ORDER BY ready_at
-LIMIT $4
-FOR UPDATE`
-
-// lockGroupsSQL passes over those that somebody holds. awaitGroupsSQL waits for them: most
-// likely for a publisher that commits in a moment. Who waits holds no lock.
+// endedLeases is among how many ended leases of a group a claim looks for the first
+// message, those that ended first: only those have an index in their order, and one for
+// the others would cost on every claim. Where more have ended, the messages go back to
+// those that wait, endedBatch at a time, before anything is delivered.
 const (
-	lockGroupsSQL  = readyGroupsSQL + ` SKIP LOCKED`
-	awaitGroupsSQL = readyGroupsSQL
+	endedLeases = 1000 // stands in manyEndedSQL and frontsSQL
+	endedBatch  = 10_000
 )
 
-// What a claim finds in the groups that it has locked, whose rows ($2) cannot move
-// meanwhile. A group with a limit gives one message, others their share. The front
-// of a group is the first by number of those that wait and those whose lease has
-// ended; the second are usually few, and looked for among the first endedLeases, of
-// which it says whether there are as many. In an ordered queue ($4) the front is
-// also what is not due yet, or is exhausted: the others wait for it.
-const frontsOfGroupsSQL = `
-WITH visited AS MATERIALIZED (
-    SELECT u.tid, g.id, u.place, g.limited_until, g.keep_interval, g.first_seq,
-           coalesce(g.limited_until <= now(), true) AS free,
-           make_interval(secs => coalesce(g.delivery_interval_ms, $3) / 1000.0) AS pause,
-           CASE WHEN $4 OR coalesce(g.delivery_interval_ms, $3) > 0 THEN 1 ELSE $6 / cardinality($2::tid[]) + 1 END AS share,
-           CASE WHEN $4 THEN (
-               SELECT max(m.scheduled_at)
+// manyEndedSQL is true if more leases of the group g have ended than a claim looks at.
+const manyEndedSQL = `(
+    SELECT true
+    FROM queued.messages m
+    WHERE m.queue_key = $1
+        AND m.group_id = g.id
+        AND m.in_flight
+        AND m.scheduled_at <= now()
+    ORDER BY m.scheduled_at
+    LIMIT 1 OFFSET 999
+)`
+
+const readyGroupsSQL = `
+SELECT g.tid, g.id, g.ready_at, now(), ` + manyEndedSQL + ` IS TRUE
+FROM (
+    SELECT ctid AS tid, id, ready_at
+    FROM queued.groups
+    WHERE queue_key = $1
+        AND ready_at >= $2
+        AND ready_at <= now()
+        AND ready_at < 'infinity'
+        AND (SELECT version FROM queued.settings) = $3
+    ORDER BY ready_at
+    LIMIT $4
+    FOR UPDATE`
+
+// lockGroupsSQL passes over groups that another transaction has locked. awaitGroupsSQL
+// waits for them: most likely for a publish that commits in a moment. A claim that waits
+// holds no lock.
+const (
+	lockGroupsSQL = readyGroupsSQL + ` SKIP LOCKED
+) g
+ORDER BY g.ready_at`
+
+	awaitGroupsSQL = readyGroupsSQL + `
+) g
+ORDER BY g.ready_at`
+)
+
+// aliveSQL says whether a message m has a delivery left, in a queue whose delivery
+// limit is $5.
+const aliveSQL = `m.delivery_attempts < least($5, m.max_deliveries)`
+
+// frontsSQL are the first messages of the group g by number, as many as its share, of
+// those that are due: they wait, or their lease has ended. In an ordered queue ($4) also
+// a message that is not due or not alive is among them, and the others wait for it.
+const frontsSQL = `(
+        SELECT *
+        FROM (
+            (
+                SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, ` + aliveSQL + ` AS alive
+                FROM queued.messages m
+                WHERE m.queue_key = $1
+                    AND m.group_id = g.id
+                    AND NOT m.in_flight
+                    AND m.seq >= g.first_seq
+                    AND m.expired_at > now()
+                    AND ($4 OR m.scheduled_at <= now() AND ` + aliveSQL + `)
+                ORDER BY m.seq
+                LIMIT g.share
+            )
+            UNION ALL
+            (
+                SELECT m.ctid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, ` + aliveSQL + `
+                FROM queued.messages m
+                WHERE m.queue_key = $1
+                    AND m.group_id = g.id
+                    AND m.in_flight
+                    AND m.scheduled_at <= now()
+                    AND m.expired_at > now()
+                    AND ($4 OR ` + aliveSQL + `)
+                ORDER BY m.scheduled_at
+                LIMIT 1000
+            )
+        ) either
+        ORDER BY seq
+        LIMIT g.share
+    )`
+
+// heldUntilSQL is when the last lease of the group g ends; null if it has none.
+const heldUntilSQL = `(
+               SELECT m.scheduled_at
                FROM queued.messages m
                WHERE m.queue_key = $1
                    AND m.group_id = g.id
                    AND m.in_flight
                    AND m.scheduled_at > now()
-           ) END AS held_until
+               ORDER BY m.scheduled_at DESC
+               LIMIT 1
+           )`
+
+// takeFromGroupsSQL are steps that lock what the groups give whose rows are $2: the
+// transaction has locked those, so they do not move. A group that is limited, or waits
+// for a lease to end, gives nothing, one with an interval one message, and others their
+// share.
+const takeFromGroupsSQL = `
+WITH visited AS MATERIALIZED (
+    SELECT g.id, g.first_seq, g.limited_until, u.place,
+           CASE WHEN $4 OR coalesce(g.delivery_interval_ms, $3) > 0 THEN 1 ELSE $6 / cardinality($2::tid[]) + 1 END AS share
     FROM unnest($2::tid[]) WITH ORDINALITY AS u (tid, place)
-    JOIN queued.groups g ON g.ctid = u.tid AND (g.queue_key = $1) IS TRUE
+    JOIN queued.groups g ON g.ctid = u.tid
+    WHERE (g.limited_until <= now()) IS NOT FALSE
+        AND (NOT $4 OR ` + heldUntilSQL + ` IS NULL)
 ), fronts AS MATERIALIZED (
-    SELECT v.id AS group_id, v.place, v.limited_until, f.*,
-           row_number() OVER (PARTITION BY v.id ORDER BY f.seq) AS turn,
-           f.scheduled_at <= now() AND f.delivery_attempts < least($5, f.max_deliveries) AS claimable,
-           v.free AND v.held_until IS NULL AS open
-    FROM visited v
-    CROSS JOIN LATERAL (
-        SELECT *, bool_or(many) OVER () AS many_ended
-        FROM (
-            (
-                SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts, m.max_deliveries, false AS many
-                FROM queued.messages m
-                WHERE m.queue_key = $1
-                    AND m.group_id = v.id
-                    AND NOT m.in_flight
-                    AND m.seq >= v.first_seq
-                    AND m.expired_at > now()
-                    AND ($4 OR m.scheduled_at <= now() AND m.delivery_attempts < least($5, m.max_deliveries))
-                ORDER BY m.seq
-                LIMIT v.share
-            )
-            UNION ALL
-            (
-                SELECT ended.*, count(*) OVER () = 1000
-                FROM (
-                    SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts, m.max_deliveries
-                    FROM queued.messages m
-                    WHERE m.queue_key = $1
-                        AND m.group_id = v.id
-                        AND m.in_flight
-                        AND m.scheduled_at <= now()
-                        AND m.expired_at > now()
-                        AND ($4 OR m.delivery_attempts < least($5, m.max_deliveries))
-                    ORDER BY m.scheduled_at
-                    LIMIT 1000
-                ) ended
-            )
-        ) either
-        ORDER BY seq
-        LIMIT v.share
-    ) f
+    SELECT f.*, g.place, g.limited_until, row_number() OVER (PARTITION BY g.place ORDER BY f.seq) AS turn
+    FROM visited g
+    CROSS JOIN LATERAL ` + frontsSQL + ` f
 ), fitting AS MATERIALIZED (
-    SELECT tid, group_id, limited_until, scheduled_at, seq, bytes, in_flight, many_ended,
+    SELECT tid, scheduled_at, bytes, in_flight, limited_until,
            row_number() OVER (ORDER BY turn, place) AS place,
            sum(bytes) OVER (ORDER BY turn, place) AS total
     FROM fronts
-    WHERE claimable
-        AND open
+    WHERE scheduled_at <= now()
+        AND alive
 ), taken AS MATERIALIZED (
-    SELECT m.ctid AS tid, f.group_id, f.place, f.scheduled_at, f.seq, f.limited_until, f.many_ended
+    SELECT m.ctid AS tid, f.place, f.scheduled_at AS due_at, f.limited_until
     FROM fitting f
     JOIN queued.messages m ON m.ctid = f.tid
     WHERE f.place <= $6
@@ -111,158 +144,115 @@ WITH visited AS MATERIALIZED (
         AND m.in_flight = f.in_flight
         AND m.scheduled_at IS NOT DISTINCT FROM f.scheduled_at
     FOR UPDATE OF m SKIP LOCKED
-), `
+)`
 
-// What was taken is leased or, by those who consume, gone.
-const (
-	leaseTakenSQL = `claimed AS (
-    UPDATE queued.messages m
-    SET in_flight = true, delivery_attempts = m.delivery_attempts + 1,
-        last_delivery = m.delivery_attempts + 1 >= least($5, m.max_deliveries),
-        scheduled_at = now() + make_interval(secs => $8), updated_at = now()
-    FROM taken t
-    WHERE m.ctid = t.tid
-    RETURNING m.id, m.data, m.attributes, m.bytes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at,
-              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place, t.many_ended
-), `
+const claimFromGroupsSQL = takeFromGroupsSQL + `
+UPDATE queued.messages m
+SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least($5, m.max_deliveries),
+    scheduled_at = now() + make_interval(secs => $8), updated_at = now()
+FROM taken t
+WHERE m.ctid = t.tid
+RETURNING ` + messageColumnsSQL + `, t.due_at, t.place, t.limited_until`
 
-	consumeTakenSQL = `claimed AS (
-    DELETE FROM queued.messages m
-    USING taken t
-    WHERE m.ctid = t.tid
-    RETURNING m.id, m.data, m.attributes, m.bytes, m.delivery_attempts + 1 AS delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, now() AS updated_at,
-              t.scheduled_at AS due_at, m.seq, m.group_id, m.job_id, m.max_deliveries, m.request_id, m.traceparent, t.limited_until, t.place, t.many_ended
-), `
-)
+// The rows are as they were before: the delivery does not count yet.
+const consumeFromGroupsSQL = takeFromGroupsSQL + `
+DELETE FROM queued.messages m
+USING taken t
+WHERE m.ctid = t.tid
+RETURNING ` + messageColumnsSQL + `, now(), t.place, t.limited_until`
 
-// keepTakenSQL keeps what consumeTakenSQL takes, in a queue that wants it.
-const keepTakenSQL = `kept AS (
-    INSERT INTO queued.consumed_messages (queue_key, consumed_at, seq, id, group_id, data, attributes, bytes, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at)
-    SELECT $1, now(), seq, id, group_id, data, attributes, bytes, request_id, traceparent, delivery_attempts, expired_at, scheduled_at, created_at
-    FROM claimed
-), `
-
-// recheckVisitedSQL says when to look at the locked groups again, at those of which
-// something was taken after $8 seconds at the latest. A group whose front somebody
-// else has locked, or that had to stand back, keeps its place. One that has only
-// what is exhausted or expired is looked at from time to time: nobody says so when
-// that goes, or when it can be delivered because there is no dead queue any more.
-const recheckVisitedSQL = `soonest AS MATERIALIZED (
-    SELECT v.tid, v.id, v.keep_interval, t.taken, now() AS visited_at, now() + interval '10 seconds' AS again_at,
-           CASE WHEN t.taken THEN now() + v.pause ELSE v.limited_until END AS limited_until,
-           t.taken AND NOT $9 OR ( -- not EXISTS, where an order does not count
-               SELECT true
+// nextOfGroupSQL is when the group g, which is not ordered and has nothing to deliver
+// now, has something: when a message is due or a lease ends. Null: never.
+const nextOfGroupSQL = `least((
+               SELECT m.scheduled_at
                FROM queued.messages m
                WHERE m.queue_key = $1
-                   AND m.group_id = v.id
-                   AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
-               ORDER BY m.in_flight, m.scheduled_at
+                   AND m.group_id = g.id
+                   AND NOT m.in_flight
+                   AND m.scheduled_at > now()
+                   AND m.expired_at > now()
+                   AND ` + aliveSQL + `
+               ORDER BY m.scheduled_at
                LIMIT 1
-           ) IS NOT NULL AS holds,
+           ), (
+               SELECT m.scheduled_at
+               FROM queued.messages m
+               WHERE m.queue_key = $1
+                   AND m.group_id = g.id
+                   AND m.in_flight
+                   AND m.scheduled_at > now()
+                   AND m.expired_at > now()
+                   AND ` + aliveSQL + `
+               ORDER BY m.scheduled_at
+               LIMIT 1
+           ))`
+
+// rescheduleGroupsSQL says when claims check the groups again whose rows are $2, after
+// those whose ids are $6 have given something. A group that has something to deliver now
+// and gave nothing keeps its turn. One that has only exhausted or expired messages is
+// checked from time to time: there is no notification when those are deleted, or become
+// deliverable because the dead queue was deleted.
+const rescheduleGroupsSQL = `
+WITH visited AS MATERIALIZED (
+    SELECT u.tid, g.queue_key, g.id, g.first_seq, g.keep_interval, 1 AS share, t.taken, now() AS visited_at,
+           CASE WHEN t.taken THEN now() + make_interval(secs => coalesce(g.delivery_interval_ms, $3) / 1000.0) ELSE g.limited_until END AS limited_until
+    FROM unnest($2::tid[]) AS u (tid)
+    JOIN queued.groups g ON g.ctid = u.tid
+    CROSS JOIN LATERAL (SELECT g.id = ANY ($6::text[]) AS taken) t
+), checked AS MATERIALIZED (
+    SELECT g.*, (g.limited_until <= now()) IS NOT FALSE AS free,
+           f.tid IS NOT NULL OR ` + groupHoldsSQL + ` IS TRUE AS holds,
+           CASE
+               WHEN $4 THEN coalesce(` + heldUntilSQL + `, CASE WHEN f.alive THEN least(f.scheduled_at, f.expired_at) END)
+               ELSE coalesce(f.scheduled_at, ` + nextOfGroupSQL + `)
+           END AS at,
            coalesce((
                SELECT m.seq
                FROM queued.messages m
                WHERE m.queue_key = $1
-                   AND m.group_id = v.id
+                   AND m.group_id = g.id
                    AND NOT m.in_flight
-                   AND m.seq >= v.first_seq
-                   AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
+                   AND m.seq >= g.first_seq
                ORDER BY m.seq
                LIMIT 1
-           ), greatest(v.first_seq, (SELECT max(taken.seq) FROM taken WHERE taken.group_id = v.id))) AS first_seq,
-           CASE
-               WHEN $4 AND t.taken THEN now() + make_interval(secs => $8)
-               WHEN $4 THEN coalesce(v.held_until, (
-                   SELECT CASE WHEN f.delivery_attempts < least($5, f.max_deliveries) THEN least(f.scheduled_at, f.expired_at) END
-                   FROM fronts f
-                   WHERE f.group_id = v.id
-               ))
-               ELSE coalesce((
-                   SELECT m.scheduled_at
-                   FROM queued.messages m
-                   WHERE m.queue_key = $1
-                       AND m.group_id = v.id
-                       AND NOT m.in_flight
-                       AND m.seq >= v.first_seq
-                       AND m.scheduled_at <= now()
-                       AND m.expired_at > now()
-                       AND m.delivery_attempts < least($5, m.max_deliveries)
-                       AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
-                   ORDER BY m.seq
-                   LIMIT 1
-               ), least(CASE WHEN t.taken THEN now() + make_interval(secs => $8) END, (
-                   SELECT m.scheduled_at
-                   FROM queued.messages m
-                   WHERE m.queue_key = $1
-                       AND m.group_id = v.id
-                       AND NOT m.in_flight
-                       AND m.scheduled_at > now()
-                       AND m.expired_at > now()
-                       AND m.delivery_attempts < least($5, m.max_deliveries)
-                   ORDER BY m.scheduled_at
-                   LIMIT 1
-               ), (
-                   SELECT m.scheduled_at
-                   FROM queued.messages m
-                   WHERE m.queue_key = $1
-                       AND m.group_id = v.id
-                       AND m.in_flight
-                       AND m.expired_at > now()
-                       AND m.delivery_attempts < least($5, m.max_deliveries)
-                       AND NOT EXISTS (SELECT FROM taken WHERE taken.tid = m.ctid)
-                   ORDER BY m.scheduled_at
-                   LIMIT 1
-               )))
-           END AS at
-    FROM visited v
-    CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM taken WHERE taken.group_id = v.id) AS taken) t
-    WHERE t.taken
-        OR NOT EXISTS (SELECT FROM fitting f WHERE f.group_id = v.id)
+           ), 9223372036854775807) AS first_waiting
+    FROM visited g
+    LEFT JOIN LATERAL ` + frontsSQL + ` f ON true
 ), idle AS (
     DELETE FROM queued.groups g
-    USING soonest s
-    WHERE g.ctid = s.tid
-        AND NOT s.holds
-        AND NOT s.keep_interval
-        AND coalesce(s.limited_until <= now(), true)
+    USING checked c
+    WHERE g.ctid = c.tid
+        AND NOT c.holds
+        AND NOT c.keep_interval
+        AND c.free
 ), scheduled AS (
     UPDATE queued.groups g
-    SET ready_at = CASE WHEN s.holds THEN greatest(coalesce(s.at, s.again_at), s.limited_until) ELSE 'infinity' END,
-        delivered_at = CASE WHEN s.taken THEN s.visited_at ELSE g.delivered_at END,
-        limited_until = s.limited_until,
-        first_seq = s.first_seq,
-        blocked = $4 AND s.holds
-    FROM soonest s
-    WHERE g.ctid = s.tid
-        AND (s.holds OR s.keep_interval OR s.limited_until > now())
+    SET ready_at = CASE WHEN c.holds THEN greatest(coalesce(c.at, c.visited_at + interval '10 seconds'), c.limited_until) ELSE 'infinity' END,
+        delivered_at = CASE WHEN c.taken THEN c.visited_at ELSE g.delivered_at END,
+        limited_until = c.limited_until, first_seq = c.first_waiting, blocked = $4 AND c.holds
+    FROM checked c
+    WHERE g.ctid = c.tid
+        AND (c.holds OR c.keep_interval OR NOT c.free)
+        AND (c.taken OR (c.at <= c.visited_at AND c.free) IS NOT TRUE)
 )
-SELECT c.id, c.data, c.attributes, c.bytes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.updated_at,
-       c.due_at, c.seq, c.group_id, c.job_id, c.max_deliveries, coalesce(c.request_id, ''), coalesce(c.traceparent, ''), c.limited_until, s.limited_until, c.many_ended
-FROM claimed c
-JOIN soonest s ON s.id = c.group_id
-ORDER BY c.place`
+SELECT id, limited_until
+FROM checked
+WHERE taken`
 
-// lockedGroup is a group whose time has come.
+// lockedGroup is a group that the transaction has locked.
 type lockedGroup struct {
-	tid     string // PostgreSQL's ctid
-	readyAt time.Time
-	now     time.Time // the clock of PostgreSQL
+	tid       string // PostgreSQL's ctid
+	id        string
+	readyAt   time.Time
+	now       time.Time // the clock of PostgreSQL
+	manyEnded bool      // more leases have ended than a claim looks at
 }
 
-// Bounds of a claim from groups: how often it goes on when all that it visited had
-// nothing, and how many it visits then.
+// Bounds of a claim from groups: how often it goes on when none of the groups that it
+// visited had something, and how many it visits then.
 const (
 	groupRounds = 10
 	groupVisits = 100
-)
-
-// endedLeases is among how many leases of a group that have ended a claim looks for
-// the front, those that ended first. Where there are more, they are returned to those
-// that wait, endedBatch at a time, before anything is delivered: only those have an
-// index in their order, and one for the others would cost on every claim.
-const (
-	endedLeases = 1000 // stands in frontsOfGroupsSQL
-	endedBatch  = 10_000
 )
 
 const returnEndedSQL = `
@@ -294,31 +284,9 @@ WITH ended AS MATERIALIZED (
 SELECT count(*)
 FROM returned`
 
-// errManyEnded says in which groups more leases have ended than were looked at.
-type errManyEnded struct{ groups []string }
-
-func (e errManyEnded) Error() string {
-	return "a group has more ended leases than one statement examines"
-}
-
-// manyEnded returns errManyEnded if one of the messages is of such a group.
-func manyEnded(messages []message) error {
-	var groups []string
-	for _, m := range messages {
-		if m.groupDelivery.manyEnded && !slices.Contains(groups, m.Group) {
-			groups = append(groups, m.Group)
-		}
-	}
-	if groups == nil {
-		return nil
-	}
-	slices.Sort(groups)
-	return errManyEnded{groups}
-}
-
-// claimGrouped is claimOn for messages with a group: each of the groups that were
-// ready since a time gives what it may. Without patience those that somebody holds
-// are passed over, and with it the one ready longest is waited for.
+// claimGrouped is claim for messages with a group: each of the groups that were ready
+// since a time gives what it may. Groups that another transaction has locked are passed
+// over, unless the claim is patient: then it waits for the one ready longest.
 func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.Time, patient bool, limit, budget int) (c claimPart, err error) {
 	name, lock, visits := "lock_groups", lockGroupsSQL, limit
 	if patient {
@@ -326,30 +294,35 @@ func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.
 	}
 	for range groupRounds {
 		var visited []lockedGroup
+		var ended groupArray
 		err := s.transaction(func() (err error) {
 			visited, err = s.lockGroups(name, lock, terms, from, visits)
 			if err != nil || len(visited) == 0 {
 				return err
 			}
-			c.messages, err = s.takeFromGroups(terms, at, visited, limit, budget)
-			if err == nil {
-				err = manyEnded(c.messages)
+			for _, g := range visited {
+				if g.manyEnded {
+					ended = append(ended, g.id)
+				}
 			}
+			if len(ended) > 0 {
+				_, err = read(s, "return_ended", scanKey, returnEndedSQL, terms.queueKey, ended, endedBatch)
+				return err
+			}
+			c.messages, err = s.takeFromGroups(terms, at, visited, limit, budget)
 			return err
 		})
-		var many errManyEnded
-		if errors.As(err, &many) {
-			c.messages = nil // nothing was delivered
-			if _, err := read(s, "return_ended", scanKey, returnEndedSQL, terms.queueKey, groupArray(many.groups), endedBatch); err != nil {
-				return claimPart{}, err
-			}
-			continue
+		if err != nil {
+			c.messages = nil
 		}
 		if locked(err) {
 			break // for longer than it is worth to wait
 		}
 		if err != nil {
 			return claimPart{}, err
+		}
+		if len(ended) > 0 {
+			continue
 		}
 		if len(visited) == 0 {
 			break
@@ -369,28 +342,64 @@ func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.
 // lockGroups runs one of the two statements that lock groups.
 func (s *pinnedConn) lockGroups(name, statement string, terms leaseTerms, from time.Time, visits int) ([]lockedGroup, error) {
 	return read(s, name, func(row scanner) (g lockedGroup, err error) {
-		err = row.Scan(&g.tid, &g.readyAt, &g.now)
+		err = row.Scan(&g.tid, &g.id, &g.readyAt, &g.now, &g.manyEnded)
 		return g, err
 	}, statement, terms.queueKey, since(from), s.settings.version, visits)
 }
 
+// takeFromGroups claims messages from the groups that the transaction has locked, in
+// turns, and says when claims check those again.
 func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited []lockedGroup, limit, budget int) ([]message, error) {
-	name, statement, hidden := "claim_groups", frontsOfGroupsSQL+leaseTakenSQL+recheckVisitedSQL, terms.ackDeadline
-	if at.consumes {
-		name, statement, hidden = "consume_groups", frontsOfGroupsSQL+consumeTakenSQL+recheckVisitedSQL, 0
-	}
-	if at.consumes && terms.keepsConsumed {
-		statement = frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + recheckVisitedSQL
+	type taken struct {
+		message
+		place int
 	}
 	tids := make(groupArray, len(visited))
 	for i, g := range visited {
 		tids[i] = g.tid
 	}
-	return read(s, name, func(row scanner) (message, error) {
-		m := message{QueueID: at.queueID, queueKey: terms.queueKey, consumed: at.consumes, groupDelivery: &groupDelivery{}}
-		err := row.Scan(&m.ID, &m.Data, &m.Attributes, &m.size, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt, &m.CreatedAt, &m.UpdatedAt,
-			&m.dueAt, &m.seq, &m.Group, &m.jobID, &m.maxDeliveries, &m.trace.requestID, &m.trace.traceparent, &m.groupDelivery.before, &m.groupDelivery.after, &m.groupDelivery.manyEnded)
+	interval := int(terms.deliveryInterval / time.Millisecond)
+	args := []any{terms.queueKey, tids, interval, terms.ordered, terms.deliveryLimit, limit, budget}
+	name, statement, consumes := "claim_groups", claimFromGroupsSQL, at.consumes && !terms.keepsConsumed
+	if consumes {
+		name, statement = "consume_groups", consumeFromGroupsSQL
+	} else {
+		args = append(args, int(terms.ackDeadline/time.Second))
+	}
+	all, err := read(s, name, func(row scanner) (taken, error) {
+		m := taken{message: message{QueueID: at.queueID, consumed: consumes, groupDelivery: &groupDelivery{}}}
+		var dueOrNow timestamp
+		err := row.Scan(append(m.columns(), &dueOrNow, &m.place, &m.groupDelivery.before)...)
+		if m.dueAt = dueOrNow; consumes {
+			m.dueAt, m.UpdatedAt = m.ScheduledAt, dueOrNow
+			m.DeliveryAttempts++
+		}
 		return m, err
-	}, statement, terms.queueKey, tids, int(terms.deliveryInterval/time.Millisecond), terms.ordered, terms.deliveryLimit, limit, budget,
-		int(hidden/time.Second), at.consumes)
+	}, statement, args...)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(all, func(a, b taken) int { return cmp.Compare(a.place, b.place) })
+	var messages []message
+	var groups groupArray
+	for _, m := range all {
+		messages, groups = append(messages, m.message), append(groups, m.Group)
+	}
+	if at.consumes && terms.keepsConsumed {
+		if err := s.keepConsumed(terms.queueKey, messages); err != nil {
+			return nil, err
+		}
+	}
+	limitedUntil := make(map[string]sql.NullTime)
+	_, err = read(s, "reschedule_groups", func(row scanner) (any, error) {
+		var id string
+		var until sql.NullTime
+		err := row.Scan(&id, &until)
+		limitedUntil[id] = until
+		return nil, err
+	}, rescheduleGroupsSQL, terms.queueKey, tids, interval, terms.ordered, terms.deliveryLimit, groups)
+	for _, m := range messages {
+		m.groupDelivery.after = limitedUntil[m.Group]
+	}
+	return messages, err
 }

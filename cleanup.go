@@ -153,7 +153,7 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
-    RETURNING ` + movedColumnsSQL + `, NULL::integer AS max_deliveries, source.dead_queue_id AS destination_id
+    RETURNING m.*, false AS keeps_limit, source.dead_queue_id AS destination_id
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
 SELECT bool_and(ungrouped), max(scheduled_at), 0, count(*)
 FROM due

@@ -236,15 +236,15 @@ func (b *jobBatch) countWaiting() error {
 // A message that exists keeps its id and its place, and starts again at its first
 // delivery.
 const storeJobsSQL = `
-INSERT INTO queued.messages AS m (id, queue_key, group_id, job_id, data, bytes, max_deliveries, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.bytes, nullif(j.max_deliveries, 0), j.request_id, j.traceparent,
+INSERT INTO queued.messages AS m (id, queue_key, group_id, job_id, data, bytes, max_deliveries, trace, expired_at, scheduled_at, created_at, updated_at)
+SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.bytes, nullif(j.max_deliveries, 0), j.trace,
        now() + make_interval(secs => j.retention), now() + make_interval(secs => j.delay), now(), now()
-FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::text[], $11::text[])
-    WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, bytes, max_deliveries, retention, delay, request_id, traceparent, n)
-WHERE (SELECT version FROM queued.settings) = $12
+FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::json[])
+    WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, bytes, max_deliveries, retention, delay, trace, n)
+WHERE (SELECT version FROM queued.settings) = $11
 ORDER BY j.n
 ON CONFLICT (id, queue_key) DO UPDATE
-SET data = excluded.data, bytes = excluded.bytes, max_deliveries = excluded.max_deliveries, request_id = excluded.request_id, traceparent = excluded.traceparent,
+SET data = excluded.data, bytes = excluded.bytes, max_deliveries = excluded.max_deliveries, trace = excluded.trace,
     delivery_attempts = 0, in_flight = false, last_delivery = false, expired_at = excluded.expired_at, updated_at = now()
 RETURNING m.id, m.seq, now()`
 
@@ -253,8 +253,7 @@ func (b *jobBatch) storeMessages() error {
 	var ids idArray
 	var keys, bytes, deliveries, retentions, delays intArray
 	var groups, names groupArray
-	var data jsonArray
-	var traces traceArrays
+	var data, traces jsonArray
 	accepted := make(map[string]*jobMessage)
 	for _, m := range b.messages {
 		if m.last == nil {
@@ -262,7 +261,7 @@ func (b *jobBatch) storeMessages() error {
 		}
 		p := m.last.publication
 		to, draft := &m.group.queue, &p.messages[0]
-		traces.set(len(accepted), p.trace)
+		traces.set(len(accepted), p.trace.json())
 		accepted[m.stored.ID] = m
 		ids, keys = append(ids, m.stored.ID), append(keys, m.group.key.queueKey)
 		groups, names = append(groups, m.group.key.id), append(names, m.name)
@@ -281,7 +280,7 @@ func (b *jobBatch) storeMessages() error {
 	rows, err := read(b.conn, "store_jobs", func(scan scanner) (r row, err error) {
 		err = scan.Scan(&r.id, &r.seq, &r.at)
 		return r, err
-	}, storeJobsSQL, ids, keys, groups, names, data, bytes, deliveries, retentions, delays, traces.requestIDs, traces.traceparents, b.conn.settings.version)
+	}, storeJobsSQL, ids, keys, groups, names, data, bytes, deliveries, retentions, delays, traces, b.conn.settings.version)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,36 @@ import (
 	"time"
 )
 
+// keepConsumedSQL goes by ids: a claim in the same transaction has moved the rows.
+const keepConsumedSQL = `
+WITH consumed AS (
+    DELETE FROM queued.messages m
+    USING unnest($2::uuid[], $3::timestamptz[]) AS a (id, due_at)
+    WHERE ` + thatOneSQL + `
+        AND m.queue_key IS NOT DISTINCT FROM $1
+    RETURNING m.*, a.due_at
+)
+INSERT INTO queued.consumed_messages (queue_key, consumed_at, scheduled_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `)
+SELECT queue_key, now(), due_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `
+FROM consumed`
+
+// keepConsumed moves messages that the same transaction has claimed to the consumed
+// ones.
+func (s *pinnedConn) keepConsumed(queueKey int64, messages []message) error {
+	var ids idArray
+	var dues timeArray
+	for i := range messages {
+		m := &messages[i]
+		m.consumed, m.ScheduledAt = true, m.dueAt
+		ids, dues = append(ids, m.ID), append(dues, m.dueAt.Time)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := read[any](s, "keep_consumed", nil, keepConsumedSQL, queueKey, ids, dues)
+	return err
+}
+
 const selectConsumedSQL = `
 WITH page AS MATERIALIZED (
     SELECT queue_key, consumed_at, seq, bytes
@@ -18,10 +48,15 @@ WITH page AS MATERIALIZED (
     SELECT queue_key, consumed_at, seq, bytes, sum(bytes) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
     FROM page
 )
-SELECT c.id, $1, c.data, c.attributes, c.delivery_attempts, c.expired_at, c.scheduled_at, c.created_at, c.consumed_at, c.seq,
-       coalesce(c.group_id, ''), coalesce(c.request_id, ''), coalesce(c.traceparent, ''), '` + stateConsumed + `'
+SELECT ` + messageColumnsSQL + `, $1, '` + stateConsumed + `'
 FROM fitting f
-JOIN queued.consumed_messages c ON c.queue_key = f.queue_key AND c.consumed_at = f.consumed_at AND c.seq = f.seq
+CROSS JOIN LATERAL (
+    SELECT *, consumed_at AS updated_at, NULL::integer AS max_deliveries
+    FROM queued.consumed_messages
+    WHERE queue_key = f.queue_key
+        AND consumed_at = f.consumed_at
+        AND seq = f.seq
+) m
 WHERE f.total <= $4
     OR f.total = f.bytes
 ORDER BY f.total`

@@ -60,6 +60,35 @@ type message struct {
 	consumed      bool           // it was received and deleted in one
 }
 
+// messageColumnsSQL are the columns of a message m that a statement returns, in the
+// order of message.columns. A new column goes into both and, if a message keeps it
+// wherever it goes, into carriedColumnsSQL.
+const messageColumnsSQL = `m.id, m.queue_key, m.seq, m.scheduled_at, m.expired_at, m.created_at, m.updated_at, m.bytes, m.delivery_attempts,
+       m.max_deliveries, m.group_id, m.job_id, m.trace, m.attributes, m.data`
+
+// columns returns where the messageColumnsSQL of a row go.
+func (m *message) columns() []any {
+	return []any{&m.ID, &m.queueKey, &m.seq, &m.ScheduledAt, &m.ExpiredAt, &m.CreatedAt, &m.UpdatedAt, &m.size, &m.DeliveryAttempts,
+		&m.maxDeliveries, (*nullText)(&m.Group), &m.jobID, &m.trace, &m.Attributes, &m.Data}
+}
+
+// nullText is a text that is empty where the column is null.
+type nullText string
+
+func (t *nullText) Scan(src any) error {
+	switch src := src.(type) {
+	case nil:
+		*t = ""
+	case string:
+		*t = nullText(src)
+	case []byte:
+		*t = nullText(src)
+	default:
+		return fmt.Errorf("text: cannot scan %T", src)
+	}
+	return nil
+}
+
 // shown says which members a message has in the wire format beside the usual ones,
 // if there is something for them to show.
 type shown struct{ group, requestID, traceparent bool }

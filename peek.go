@@ -16,17 +16,13 @@ const messageStateSQL = `
         ELSE 'ready'
     END`
 
-const messageColumnsSQL = `m.id, q.id, m.data, m.attributes, m.delivery_attempts, m.expired_at, m.scheduled_at, m.created_at, m.updated_at, m.seq,
-       coalesce(m.group_id, ''), coalesce(m.request_id, ''), coalesce(m.traceparent, ''),` + messageStateSQL
-
 func scanMessage(row scanner) (m message, err error) {
-	err = row.Scan(&m.ID, &m.QueueID, &m.Data, &m.Attributes, &m.DeliveryAttempts, &m.ExpiredAt, &m.ScheduledAt,
-		&m.CreatedAt, &m.UpdatedAt, &m.seq, &m.Group, &m.trace.requestID, &m.trace.traceparent, &m.State)
+	err = row.Scan(append(m.columns(), &m.QueueID, &m.State)...)
 	return m, err
 }
 
 const selectMessageSQL = `
-SELECT ` + messageColumnsSQL + `
+SELECT ` + messageColumnsSQL + `, q.id,` + messageStateSQL + `
 FROM queued.messages m
 JOIN queued.queues q ON q.key = m.queue_key
 WHERE m.id = $1
@@ -100,7 +96,7 @@ WITH page AS MATERIALIZED (
     SELECT id, queue_key, bytes, sum(bytes) OVER (ORDER BY scheduled_at, seq) AS total
     FROM page
 )
-SELECT ` + messageColumnsSQL + `
+SELECT ` + messageColumnsSQL + `, q.id,` + messageStateSQL + `
 FROM fitting f
 JOIN queued.messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
 JOIN queued.queues q ON q.key = m.queue_key

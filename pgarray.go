@@ -20,6 +20,14 @@ func (a textArray) Value() (driver.Value, error) {
 // groupArray is a text[] of any strings; an empty one is NULL.
 type groupArray []string
 
+// set makes element i a text, unless that is empty: an array of nulls is empty, and
+// unnest fills up with nulls.
+func (a *groupArray) set(i int, text string) {
+	if text != "" {
+		*a = append(append(*a, make(groupArray, i-len(*a))...), text)
+	}
+}
+
 func (a groupArray) Value() (driver.Value, error) {
 	return joinArray(a, func(b []byte, s string) []byte {
 		if s == "" {
@@ -27,22 +35,6 @@ func (a groupArray) Value() (driver.Value, error) {
 		}
 		return appendQuoted(b, s)
 	}), nil
-}
-
-// traceArrays are two arguments, the request ids and the traceparents of messages.
-// They end with the last message that has one, which is usually none: unnest fills
-// up with nulls.
-type traceArrays struct{ requestIDs, traceparents groupArray }
-
-// set says what message i has, counted from 0, after those before it.
-func (a *traceArrays) set(i int, t trace) {
-	if t == (trace{}) {
-		return
-	}
-	for len(a.requestIDs) < i {
-		a.requestIDs, a.traceparents = append(a.requestIDs, ""), append(a.traceparents, "")
-	}
-	a.requestIDs, a.traceparents = append(a.requestIDs, t.requestID), append(a.traceparents, t.traceparent)
 }
 
 // idArray is a uuid[].
@@ -72,6 +64,13 @@ func (a timeArray) Value() (driver.Value, error) {
 
 // jsonArray is a json[] of JSON texts; nil is NULL.
 type jsonArray [][]byte
+
+// set makes element i a text, unless that is nil, as groupArray.set does.
+func (a *jsonArray) set(i int, text []byte) {
+	if text != nil {
+		*a = append(append(*a, make(jsonArray, i-len(*a))...), text)
+	}
+}
 
 func (a jsonArray) Value() (driver.Value, error) {
 	return joinArray(a, func(b, text []byte) []byte {

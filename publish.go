@@ -453,38 +453,34 @@ func (s *pinnedConn) readNamed(queueIDs []string) error {
 // it did nothing.
 var errStale = errors.New("topic and queue settings change too often")
 
-// The payloads are sent once however many copies there are. LATERAL leaves the
-// planner no choice: rows are inserted, and so numbered, in the order of the
-// arrays. A queue that is deleted at this very moment gets rows that nobody sees
-// and that the cleanup removes.
-const insertMessagesSQL = `
-WITH inserted AS (
-    INSERT INTO queued.messages (id, queue_key, data, attributes, bytes, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.data, p.attributes, p.bytes, p.request_id, p.traceparent,
+// insertCopiesSQL inserts the copies of messages, whose payloads are sent once however
+// many copies there are. LATERAL leaves the planner no choice: rows are inserted, and so
+// numbered, in the order of the arrays. Arrays of what few messages have end with the last
+// that has it. Rows for a queue that is deleted at the same time are never delivered, and
+// the cleanup deletes them.
+const insertCopiesSQL = `
+    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, trace, expired_at, scheduled_at, created_at, updated_at)
+    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.bytes, p.trace,
            now() + make_interval(secs => ($8::integer[])[n]),
            now() + make_interval(secs => ($9::integer[])[n]),
            now(), now()
-    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[], $12::text[])
-        AS p (data, attributes, bytes, first, last, request_id, traceparent)
+    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::json[], $12::text[])
+        AS p (data, attributes, bytes, first, last, trace, group_id)
     CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
-    WHERE (SELECT version FROM queued.settings) = $10
+    WHERE (SELECT version FROM queued.settings) = $10`
+
+const insertMessagesSQL = `
+WITH inserted AS (` + insertCopiesSQL + `
     RETURNING seq
 )
 SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10
 FROM inserted`
 
-// insertGroupedSQL is insertMessagesSQL for messages of which some have a group.
+// insertGroupedSQL is insertMessagesSQL for messages of which some have a group. It also
+// returns the queues of groups that are checked earlier for it, and in how many
+// microseconds.
 const insertGroupedSQL = `
-WITH inserted AS (
-    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, request_id, traceparent, expired_at, scheduled_at, created_at, updated_at)
-    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.bytes, p.request_id, p.traceparent,
-           now() + make_interval(secs => ($8::integer[])[n]),
-           now() + make_interval(secs => ($9::integer[])[n]),
-           now(), now()
-    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::text[], $12::text[], $13::text[])
-        AS p (data, attributes, bytes, first, last, request_id, traceparent, group_id)
-    CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
-    WHERE (SELECT version FROM queued.settings) = $10
+WITH inserted AS (` + insertCopiesSQL + `
     RETURNING seq, queue_key, group_id, scheduled_at AS due_at
 ), woken AS (
     SELECT queue_key, group_id, due_at, seq
@@ -493,7 +489,8 @@ WITH inserted AS (
 ), groups AS (` + wakeGroupsSQL + `
 )
 SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10,
-       (SELECT array_agg(queue_key || ' ' || (extract(epoch FROM ready_at - now()) * 1000000)::bigint) FROM groups)
+       (SELECT array_agg(queue_key) FROM groups),
+       (SELECT array_agg((extract(epoch FROM ready_at - now()) * 1000000)::bigint) FROM groups)
 FROM inserted`
 
 // outgoing is a message to be published and the queues that get it.
@@ -515,8 +512,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	var ids idArray
 	var keys intArray
 	var groups groupArray
-	var traces traceArrays
-	grouped := false
+	var traces jsonArray
 	inserted := make([][]message, len(messages))
 	n := 0
 	for i, m := range messages {
@@ -524,9 +520,9 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		if len(m.to) == 0 {
 			continue
 		}
-		traces.set(len(payloads), m.trace)
-		payloads, attributes, groups = append(payloads, m.data), append(attributes, m.attributes), append(groups, m.group)
-		grouped = grouped || m.group != ""
+		traces.set(len(payloads), m.trace.json())
+		groups.set(len(payloads), m.group)
+		payloads, attributes = append(payloads, m.data), append(attributes, m.attributes)
 		sizes = append(sizes, int64(len(m.data)+len(m.attributes)))
 		firsts, lasts = append(firsts, int64(n+1)), append(lasts, int64(n+len(m.to)))
 		n += len(m.to)
@@ -542,17 +538,18 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		createdAt timestamp // the same for all: they share a statement
 		seqs      pq.Int64Array
 		current   bool
-		groups    pq.StringArray // that are looked at earlier: queue key, and microseconds until then
+		readyKeys pq.Int64Array // queues of groups that are checked earlier
+		readyIn   pq.Int64Array // for each, in how many microseconds
 	}
 	name, statement := "insert", insertMessagesSQL
-	args := []any{payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version, traces.requestIDs, traces.traceparents}
-	if grouped {
-		name, statement, args = "insert_grouped", insertGroupedSQL, append(args, groups)
+	args := []any{payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version, traces, groups}
+	if len(groups) > 0 {
+		name, statement = "insert_grouped", insertGroupedSQL
 	}
 	outcomes, err := read(s, name, func(row scanner) (o outcome, err error) {
-		columns := []any{&o.createdAt, &o.seqs, &o.current, &o.groups}
-		if !grouped {
-			columns = columns[:3]
+		columns := []any{&o.createdAt, &o.seqs, &o.current}
+		if len(groups) > 0 {
+			columns = append(columns, &o.readyKeys, &o.readyIn)
 		}
 		err = row.Scan(columns...)
 		return o, err
@@ -579,12 +576,8 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		}
 	}
 	readyAt := make(map[int64]time.Time)
-	for _, g := range outcomes[0].groups {
-		var key, micros int64
-		if _, err := fmt.Sscan(g, &key, &micros); err != nil {
-			return nil, nil, err
-		}
-		at := createdAt.Add(time.Duration(micros) * time.Microsecond)
+	for i, key := range outcomes[0].readyKeys {
+		at := createdAt.Add(time.Duration(outcomes[0].readyIn[i]) * time.Microsecond)
 		if earliest, seen := readyAt[key]; !seen || at.Before(earliest) {
 			readyAt[key] = at
 		}

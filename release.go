@@ -122,14 +122,12 @@ func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 
 const restoreMessagesSQL = `
 WITH restored AS (
-    INSERT INTO queued.messages (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, updated_at,
-                                 group_id, job_id, max_deliveries, request_id, traceparent)
+    INSERT INTO queued.messages (queue_key, seq, delivery_attempts, expired_at, scheduled_at, updated_at, max_deliveries, ` + carriedColumnsSQL + `)
     OVERRIDING SYSTEM VALUE
-    SELECT u.id, u.queue_key, u.seq, u.data, u.attributes, u.bytes, u.delivery_attempts, u.expired_at, u.scheduled_at, u.created_at, now(),
-           u.group_id, u.job_id, nullif(u.max_deliveries, 0), u.request_id, u.traceparent
+    SELECT queue_key, seq, delivery_attempts, expired_at, scheduled_at, now(), nullif(max_deliveries, 0), ` + carriedColumnsSQL + `
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-                $11::text[], $12::text[], $13::integer[], $15::text[], $16::text[])
-        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, request_id, traceparent)
+                $11::text[], $12::text[], $13::integer[], $15::json[])
+        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, trace)
     RETURNING queue_key, group_id, scheduled_at, seq
 ), forgotten AS (
     DELETE FROM queued.consumed_messages c
@@ -163,9 +161,9 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 	var data, attributes jsonArray
 	var expiries, dues, created, consumed timeArray
 	var groups, jobs groupArray
-	var traces traceArrays
+	var traces jsonArray
 	for i, m := range messages {
-		traces.set(i, m.trace)
+		traces.set(i, m.trace.json())
 		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, m.seq)
 		data, attributes = append(data, m.Data), append(attributes, m.Attributes)
 		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
@@ -173,7 +171,7 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 		consumed = append(consumed, m.UpdatedAt.Time)
 		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
 	}
-	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces.requestIDs, traces.traceparents)
+	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces)
 }
 
 // scanDue reads a queue in which messages, or a group, are due again.

@@ -106,8 +106,7 @@ CREATE TABLE queued.messages (
     max_deliveries    integer     CHECK (max_deliveries > 0),
     group_id          text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 256),
     job_id            text COLLATE "C",
-    request_id        text COLLATE "C", -- the lengths of both are not checked here: PostgreSQL reads
-    traceparent       text COLLATE "C", -- checks anew for each statement, a twelfth of a publish of one message
+    trace             json, -- its size is not checked here: PostgreSQL reads checks anew for each statement, a twelfth of a publish
     attributes        json, -- not jsonb, which would not keep them as sent
     data              json        NOT NULL,
     -- The id alone is unique but for the time of a move; an ack knows only the id.
@@ -159,8 +158,7 @@ COMMENT ON COLUMN queued.messages.last_delivery     IS 'Its last delivery has be
 COMMENT ON COLUMN queued.messages.max_deliveries    IS 'Deliveries after which it is exhausted, beside the limit of its queue; without a dead queue it is then dropped; null: no limit of its own';
 COMMENT ON COLUMN queued.messages.group_id          IS 'The group; null: none';
 COMMENT ON COLUMN queued.messages.job_id            IS 'The job_id of SharQ''s API; null: it was published by another API';
-COMMENT ON COLUMN queued.messages.request_id        IS 'X-Request-Id of the request that published it; null: none';
-COMMENT ON COLUMN queued.messages.traceparent       IS 'traceparent (W3C Trace Context) of the request that published it; null: none';
+COMMENT ON COLUMN queued.messages.trace             IS '{"request_id", "traceparent"}: X-Request-Id and traceparent (W3C Trace Context) of the request that published it; null: it had neither';
 COMMENT ON COLUMN queued.messages.attributes        IS 'An object of strings as sent; null: none';
 COMMENT ON COLUMN queued.messages.data              IS 'The payload as sent';
 
@@ -209,8 +207,8 @@ CREATE TABLE queued.consumed_messages (
     bytes             integer     NOT NULL,
     delivery_attempts integer     NOT NULL,
     group_id          text COLLATE "C",
-    request_id        text COLLATE "C",
-    traceparent       text COLLATE "C",
+    job_id            text COLLATE "C",
+    trace             json,
     attributes        json,
     data              json        NOT NULL,
     PRIMARY KEY (queue_key, consumed_at, seq)

@@ -419,12 +419,12 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	}{
 		"claim":          {claimMessagesSQL, []string{"1", "10", "10", "1000000", "1", "now()", "60"}, "messages_due"},
 		"consume":        {consumeMessagesSQL, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},
-		"keep":           {consumeAndKeepSQL, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},
+		"keep":           {keepConsumedSQL, []string{"1", "'{}'", "'{}'"}, "messages_pkey"},
 		"ack":            {ackMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"nack":           {nackMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"extend":         {extendMessagesSQL, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
-		"restore":        {restoreMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_messages_pkey"},
+		"restore":        {restoreMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "consumed_messages_pkey"},
 		"next due":       {selectNextDueSQL, []string{"'{t}'", "'{now}'", "'{now}'"}, "messages_due"},
 		"purge":          {purgeBatchSQL, []string{"1", "100", "false", "now()", "0", "10"}, "messages_due"},
 		"redrive":        {redriveBatchSQL, []string{"1", "now()", "100", "false", "now()", "0", "10", "'t'"}, "messages_due"},
@@ -440,15 +440,16 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"remove deleted": {removeDeletedSQL, []string{"1", "10", "false", "now()", "0"}, "messages_due"},
 		"groups":         {lockGroupsSQL, []string{"1", "now()", "1", "10"}, "groups_ready"},
 		"await group":    {awaitGroupsSQL, []string{"1", "now()", "1", "1"}, "groups_ready"},
-		"in groups":      {frontsOfGroupsSQL + leaseTakenSQL + recheckVisitedSQL, []string{"1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60", "false"}, "messages_group_due"},
-		"of groups":      {frontsOfGroupsSQL + consumeTakenSQL + keepTakenSQL + recheckVisitedSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000", "0", "true"}, "messages_group"},
+		"in groups":      {claimFromGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60"}, "messages_group_due"},
+		"of groups":      {consumeFromGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000"}, "messages_group"},
+		"reschedule":     {rescheduleGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "'{}'"}, "messages_group_due"},
 		"lock messages":  {lockMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"return ended":   {returnEndedSQL, []string{"1", "'{}'", "10"}, "messages_group_due"},
 		"undo":           {undoGroupDeliveriesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"purge group":    {purgeGroupBatchSQL, []string{"1", "'a'", "100", "false", "10"}, "messages_group_due"},
 		"idle groups":    {selectIdleGroupsSQL, []string{"1", "''", "100"}, "groups_pkey"},
 		"replace job":    {selectWaitingJobsSQL, []string{"'{}'", "'{}'", "'{}'", "1"}, "messages_job"},
-		"store job":      {storeJobsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1"}, "messages_pkey"},
+		"store job":      {storeJobsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1"}, "messages_pkey"},
 		"group of job":   {updateGroupsOfJobsSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"job":            {selectJobSQL, []string{"'t'", "'a'", "'j'"}, "messages_job"},
 		"as job":         {selectAsJobSQL, []string{"'t'", "'a'", "'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
@@ -460,7 +461,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	}
 	// Planned each time that they run, and so never by what the table was like before.
 	planned := map[string]bool{"message": true, "as job": true, "peek": true, "find exhausted": true}
-	aboutGroups := map[string]bool{"in groups": true, "of groups": true, "replace job": true, "store job": true, "group of job": true, "waiting": true, "return ended": true, "finish": true, "job": true, "undo": true}
+	aboutGroups := map[string]bool{"in groups": true, "reschedule": true, "of groups": true, "replace job": true, "store job": true, "group of job": true, "waiting": true, "return ended": true, "finish": true, "job": true, "undo": true}
 	checkOn := func(when string, db *sql.DB) {
 		conn, err := db.Conn(context.Background())
 		if err != nil {

@@ -2,10 +2,13 @@ package main
 
 import (
 	"crypto/rand"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
 	"sync/atomic"
+
+	"queued/internal/rawjson"
 )
 
 // trace is the request id and the trace context of a request, which the server logs
@@ -58,6 +61,39 @@ func validTraceparent(text string) bool {
 		return false
 	}
 	return len(text) == length || version != "00" && text[length] == '-'
+}
+
+// Scan reads the column trace of a message.
+func (t *trace) Scan(src any) error {
+	*t = trace{}
+	if src == nil {
+		return nil
+	}
+	text, ok := src.([]byte)
+	if !ok {
+		return fmt.Errorf("trace: cannot scan %T", src)
+	}
+	rawjson.WalkObject(text, func(key string, value []byte) {
+		switch key {
+		case "request_id":
+			t.requestID = rawjson.Unquote(value)
+		case "traceparent":
+			t.traceparent = rawjson.Unquote(value)
+		}
+	})
+	return nil
+}
+
+// json returns the trace as the column trace of a message has it; nil if it is empty.
+func (t trace) json() []byte {
+	if t == (trace{}) {
+		return nil
+	}
+	b := appendOptional([]byte{'{'}, `"request_id":`, t.requestID)
+	if t.requestID != "" && t.traceparent != "" {
+		b = append(b, ',')
+	}
+	return append(appendOptional(b, `"traceparent":`, t.traceparent), '}')
 }
 
 // size returns the number of bytes.

@@ -281,8 +281,19 @@ func TestMessageWithoutATraceShowsNone(t *testing.T) {
 		checkDiff(t, "request_id "+text, i == 2, strings.Contains(text, `"request_id"`))
 		checkDiff(t, "traceparent "+text, i == 3, strings.Contains(text, `"traceparent"`))
 	}
-	checkDiff(t, "rows of an invalid or made trace", 2, s.count("SELECT count(*) FROM queued.messages WHERE request_id IS NULL AND traceparent IS NULL"))
+	checkDiff(t, "rows of an invalid or made trace", 2, s.count("SELECT count(*) FROM queued.messages WHERE trace IS NULL"))
 	checkDiff(t, "received", "0/// 1/// 2//a/ 3///"+testTraceparent, s.traces(s.must(200, "GET", "/queues/t/messages"+allFields, "")))
+}
+
+func TestRequestIDIsShownAsItWasSent(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	const id = `"\\<&'{}` + "`" + `,a`
+	s.tracing(id, "").must(201, "POST", "/queues/q/messages", `{"data":{"n":1}}`)
+	s.tracing(id, testTraceparent).must(201, "POST", "/queues/q/messages", `{"data":{"n":2},"group":"g"}`)
+	text := s.must(200, "GET", "/queues/q/messages"+allFields, "")
+	checkDiff(t, "request ids", 2, strings.Count(text, `"request_id":"\"\\\\<&'{}`+"`"+`,a"`))
 }
 
 func TestUnknownFieldsAreRefused(t *testing.T) {

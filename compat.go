@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// compatAPI is an API of this server: the native one, or another server's.
+// compatAPI is the native API or that of another server. They differ in the bodies of
+// their errors.
 type compatAPI struct {
 	// problem returns the body of the response to an error. The detail is what
 	// failures has: a string, a list of mistakes, or the whole body.
@@ -22,7 +23,7 @@ var native = &compatAPI{func(_ int, detail any) any {
 	return problem{detail}
 }}
 
-// errorText says in one line what the native API may say in a list.
+// errorText returns the detail of an error as one line of text.
 func errorText(detail any) string {
 	if mistakes, ok := detail.(invalid); ok {
 		detail = mistakes.Error()
@@ -33,13 +34,13 @@ func errorText(detail any) string {
 // noExpirySeconds is the retention of messages that do not expire, in seconds: 68 years.
 const noExpirySeconds = math.MaxInt32
 
-// implicitQueue are the settings of queues that nobody has made: other servers' users
-// publish to a name, and it is there.
+// implicitQueue returns the settings of queues that are created by their first use, as
+// on other servers.
 func (l *limits) implicitQueue() queueSettings {
 	return queueSettings{AckDeadlineSeconds: l.defaultAckDeadline, MessageRetentionSeconds: noExpirySeconds}
 }
 
-// publishTo publishes one message to a queue, which is made if it is not there.
+// publishTo publishes one message to a queue, which it creates if it does not exist.
 func (s *server) publishTo(r *request, queueID string, m draft) (message, error) {
 	if !r.mayPost(queueID) {
 		return message{}, forbidden(canPost)
@@ -62,8 +63,9 @@ func (s *server) publishTo(r *request, queueID string, m draft) (message, error)
 // receiveFunc is engine.receive or engine.consume.
 type receiveFunc func(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error)
 
-// receiveOne takes the next message of a queue, nil if there is none. A queue that does
-// not exist is created for a client that waits for it, if it may publish to it.
+// receiveOne returns the next message of a queue, nil if there is none. If the queue does
+// not exist, it is created for a client that waits for a message and has the permission
+// to publish to it.
 func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*message, error) {
 	q := parseQuery(r.URL.RawQuery)
 	wait := time.Duration(q.waitSeconds(&s.limits) * float64(time.Second))
@@ -85,7 +87,7 @@ func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*mess
 	return nil, nil
 }
 
-// createImplicitQueue makes a queue unless it is there.
+// createImplicitQueue creates a queue unless it exists.
 func (s *server) createImplicitQueue(ctx context.Context, queueID string) error {
 	_, err := s.store.createQueue(ctx, queueID, s.limits.implicitQueue())
 	if errors.Is(err, errQueueExists) {

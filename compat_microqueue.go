@@ -13,8 +13,8 @@ import (
 	"queued/internal/rawjson"
 )
 
-// microQueue is the API of micro-queue: bodies of any kind go in, and come out as
-// they were, to the byte. Reading consumes. Its errors are lines of text.
+// microQueue is the API of micro-queue. The body of a message is any bytes, which are
+// returned unchanged. Reading a message consumes it. Errors are lines of text.
 var microQueue = &compatAPI{func(status int, detail any) any {
 	if status == http.StatusForbidden {
 		detail = "Forbidden"
@@ -65,11 +65,11 @@ var (
 	errMicroEmpty    = statusError{http.StatusNotFound, "Queue is empty"}
 )
 
-// microNames is how many queues an error names at most.
+// microNames is the maximum number of queues that an error names.
 const microNames = 100
 
-// microUnknown is the error of a request for a queue that does not exist. It names
-// those that the token may see.
+// microUnknown returns the error for a queue that does not exist. It names the queues
+// that are visible to the token.
 func (s *server) microUnknown(r *request) error {
 	ids, err := s.store.queueIDs(r.Context(), r.visible(), microNames)
 	if err != nil {
@@ -136,9 +136,9 @@ func (s *server) microCompact(r *request) (any, error) {
 	return withStatus{status: http.StatusOK}, nil
 }
 
-// wrap returns the data of a message with a body of any kind. A JSON object is
-// kept as it is. Anything else becomes a member "body", or "body_base64" if it is
-// not text, beside its "content_type".
+// wrap returns the data of a message for any body. A JSON object is the data itself.
+// Any other body becomes the member "body", or "body_base64" if it is not text, of an
+// object with its "content_type".
 func wrap(body []byte, contentType string) []byte {
 	if f := parseBody(body); !f.broken && body[rawjson.SkipSpace(body, 0)] == '{' && !f.isWrapped() {
 		return body
@@ -153,7 +153,7 @@ func wrap(body []byte, contentType string) []byte {
 	return append(b, '}')
 }
 
-// unwrap returns the body that data was made of.
+// unwrap returns the body in data of wrap.
 func unwrap(data []byte) []byte {
 	f := parseBody(data)
 	if !f.isWrapped() {
@@ -179,8 +179,8 @@ func (f *form) isWrapped() bool {
 	return f.all[1].name == "body"
 }
 
-// isText reports whether a body is UTF-8 without control characters but for those
-// of lines and columns.
+// isText reports whether a body is UTF-8 without control characters, other than tab,
+// line feed and carriage return.
 func isText(body []byte) bool {
 	return utf8.Valid(body) && bytes.IndexFunc(body, func(r rune) bool {
 		return r < ' ' && r != '\t' && r != '\n' && r != '\r' || r == 0x7f

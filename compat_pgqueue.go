@@ -11,7 +11,7 @@ import (
 )
 
 // pgQueue is the API of pgQueue, a first-in first-out broker: a channel is a
-// queue, made by its first use, and reading a message consumes it.
+// queue, created by its first use, and reading a message consumes it.
 var pgQueue = &compatAPI{func(_ int, detail any) any {
 	if mistakes, ok := detail.(invalid); ok && mistakes[0].Loc[0] == "query" {
 		return problem{pgMistakes(mistakes)}
@@ -19,8 +19,8 @@ var pgQueue = &compatAPI{func(_ int, detail any) any {
 	return pgStatus{Status: errorText(detail)}
 }}
 
-// pgMistake is a mistake in a query as pgQueue's framework says it: FastAPI with
-// pydantic 2, where fastqueue has pydantic 1.
+// pgMistake is a mistake in a query in the format of pgQueue's framework, FastAPI with
+// pydantic 2; fastqueue has pydantic 1.
 type pgMistake struct {
 	Type  string         `json:"type"`
 	Loc   []any          `json:"loc"`
@@ -52,7 +52,7 @@ func pgMistakes(mistakes invalid) (all []pgMistake) {
 	return all
 }
 
-// pgStatus is the body of its answers that are not messages.
+// pgStatus is the body of responses without messages.
 type pgStatus struct {
 	Status string `json:"status"`
 	ID     int64  `json:"id,omitempty"`
@@ -65,7 +65,7 @@ func (s *server) handlePgQueue() {
 	s.handle(pgQueue, anyToken, "GET /channels", s.pgChannels)
 }
 
-// What it says of bad messages.
+// Errors of invalid messages.
 var (
 	errPgJSON      = statusError{http.StatusBadRequest, "Malformed json"}
 	errPgNoChannel = statusError{http.StatusBadRequest, "Field channel not found in json"}
@@ -119,8 +119,8 @@ func unlessNotFound(err error) error {
 	return err
 }
 
-// appendPgJSON appends the message in pgQueue's format. Its id is the number that
-// orders messages, which grows from one to the next.
+// appendPgJSON appends the message in pgQueue's format. Its id is the sequence number,
+// which grows from one message to the next.
 func (m *message) appendPgJSON(b []byte) []byte {
 	b = append(b, `{"id":`...)
 	b = strconv.AppendInt(b, m.seq, 10)

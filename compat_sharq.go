@@ -15,7 +15,7 @@ import (
 )
 
 // sharQ is the API of SharQ, a queue with a rate limit for each of many senders: a
-// queue type is a queue, made by its first use, and a queue id is a group in it.
+// queue type is a queue, created by its first use, and a queue id is a group in it.
 var sharQ = &compatAPI{func(status int, detail any) any {
 	if status == http.StatusNotFound {
 		return sharQStatus{Status: "failure"}
@@ -23,7 +23,7 @@ var sharQ = &compatAPI{func(status int, detail any) any {
 	return sharQStatus{"failure", errorText(detail)}
 }}
 
-// sharQStatus is the body of responses that have nothing more to say.
+// sharQStatus is the body of responses without further fields.
 type sharQStatus struct {
 	Status  string `json:"status"`
 	Message string `json:"message,omitempty"`
@@ -43,7 +43,7 @@ func (s *server) handleSharQ() {
 	s.handle(sharQ, public, "GET /deepstatus/{$}", s.sharQDeepStatus).always = true
 }
 
-// addSlash adds the slash that ends all of SharQ's paths to one of them without it.
+// addSlash adds the slash at the end of a path of SharQ's API that lacks it.
 func (s *server) addSlash(r *http.Request) {
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	switch first {
@@ -59,22 +59,22 @@ func (s *server) addSlash(r *http.Request) {
 	}
 }
 
-// sharQDefault is the queue of a dequeue that names none.
+// sharQDefault is the queue of a dequeue without a queue type.
 const sharQDefault = "default"
 
-// validName reports whether SharQ takes a name of a queue type, queue id or job.
+// validName reports whether a queue type, queue id or job id is valid in SharQ.
 func validName(name string) bool {
 	return validID(name) && len(name) <= 100 && !strings.Contains(name, ".")
 }
 
-// sharQPath is what a path names.
+// sharQPath is the names in a path.
 type sharQPath struct{ queueID, group, jobID string }
 
 func (r *request) sharQPath() sharQPath {
 	return sharQPath{r.PathValue("queue_type"), r.PathValue("group"), r.PathValue("job_id")}
 }
 
-// check returns an error for the first name that SharQ does not take.
+// check returns an error for the first name that is invalid in SharQ.
 func (p sharQPath) check(pattern string) error {
 	for _, v := range []struct{ wildcard, name, value string }{{"{job_id}", "job_id", p.jobID}, {"{group}", "queue_id", p.group}, {"{queue_type}", "queue_type", p.queueID}} { // in SharQ's order
 		if strings.Contains(pattern, v.wildcard) && !validName(v.value) {
@@ -84,7 +84,7 @@ func (p sharQPath) check(pattern string) error {
 	return nil
 }
 
-// sharQChecked is around handlers of paths with names that SharQ takes.
+// sharQChecked wraps handlers that take only names that are valid in SharQ.
 func sharQChecked(h func(r *request, p sharQPath) (any, error)) handler {
 	return func(r *request) (any, error) {
 		p := r.sharQPath()
@@ -99,8 +99,8 @@ func sharQInvalid(name string) error {
 	return statusError{http.StatusBadRequest, fmt.Sprintf("`%s` has an invalid value.", name)}
 }
 
-// sharQForm reads the fields of a body as SharQ does: it stops at the first mistake,
-// which is err, and returns zeros from then on.
+// sharQForm reads the fields of a body as SharQ does: after the first mistake, which it
+// keeps in err, it reads nothing more and returns zeros.
 type sharQForm struct {
 	*form
 	err error
@@ -115,7 +115,7 @@ func parseSharQ(body []byte) *sharQForm {
 	return f
 }
 
-// mandatory returns the JSON of a field that must be there.
+// mandatory returns the JSON of a mandatory field.
 func (f *sharQForm) mandatory(name string) []byte {
 	if f.err != nil {
 		return nil
@@ -186,7 +186,7 @@ func (s *server) sharQEnqueue(r *request, p sharQPath) (any, error) {
 	return created(v, nil)
 }
 
-// sharQDraft reads a job that is to be enqueued.
+// sharQDraft reads the job of an enqueue.
 func (s *server) sharQDraft(body []byte, group string) (draft, error) {
 	f := parseSharQ(body)
 	j := &job{id: f.name("job_id")}
@@ -210,8 +210,9 @@ func (s *server) sharQDraft(body []byte, group string) (draft, error) {
 	return draft{group: group, job: j, data: wrapPayload(payload)}, nil
 }
 
-// wrapPayload returns the data of a message with any JSON as its payload. An object
-// is kept as it is, unless it looks like what anything else becomes: {"payload": …}.
+// wrapPayload returns the data of a message for a payload of any JSON. An object is the
+// data itself; another value, and an object that looks like that, becomes
+// {"payload": …}.
 func wrapPayload(payload []byte) []byte {
 	if payload[0] == '{' && unwrapPayload(payload) == nil {
 		return payload
@@ -219,7 +220,7 @@ func wrapPayload(payload []byte) []byte {
 	return append(append([]byte(`{"payload":`), payload...), '}')
 }
 
-// unwrapPayload returns the payload that data was made of, nil if it is data itself.
+// unwrapPayload returns the payload in data of wrapPayload, nil if it is data itself.
 func unwrapPayload(data []byte) []byte {
 	f := &form{}
 	f.read(data)
@@ -252,8 +253,8 @@ func (s *server) sharQDequeue(r *request, p sharQPath) (any, error) {
 	return rawJSON(m.appendSharQJSON(nil, group, waiting)), nil
 }
 
-// appendSharQJSON appends the message in SharQ's format. One that did not come by it
-// goes by its id.
+// appendSharQJSON appends the message in SharQ's format. The job id of a message that
+// was published by another API is its id.
 func (m *message) appendSharQJSON(b []byte, group string, waiting int64) []byte {
 	b = append(append(b, `{"status":"success","queue_id":`...), rawjson.Quote(group)...)
 	b = append(b, `,"job_id":"`...)
@@ -291,7 +292,7 @@ func (s *server) sharQFinish(r *request) (any, error) {
 			return nil, errMessageNotFound
 		}
 	}
-	// It may be a message that did not come by SharQ.
+	// It may be a message that was published by another API.
 	m, err := s.sharQPeek(r)
 	if err != nil {
 		return nil, err
@@ -306,7 +307,7 @@ func (s *server) sharQFinish(r *request) (any, error) {
 	return sharQStatus{Status: "success"}, err
 }
 
-// sharQJob says how a job is, which SharQ cannot.
+// sharQJob returns the state of a job, which SharQ has no request for.
 func (s *server) sharQJob(r *request) (any, error) {
 	m, err := s.sharQPeek(r)
 	return struct {
@@ -315,9 +316,9 @@ func (s *server) sharQJob(r *request) (any, error) {
 	}{"success", m.State}, err
 }
 
-// sharQPeek looks for the job that the path names. A message that did not come by
-// SharQ may be in a group that has a name which SharQ does not take: that is an error
-// if there is none.
+// sharQPeek returns the job in the path. A message that was published by another API may
+// be in a group whose name is invalid in SharQ, so that is an error only if there is no
+// such message.
 func (s *server) sharQPeek(r *request) (message, error) {
 	p := r.sharQPath()
 	mistake := p.check(r.Pattern)
@@ -383,7 +384,7 @@ func (s *server) sharQDelete(r *request, p sharQPath) (any, error) {
 	return result, nil
 }
 
-// truthy reports whether Python takes a value of JSON, or one that is missing, for true.
+// truthy reports whether a JSON value is true in Python; a missing one is false.
 func truthy(raw []byte) bool {
 	switch string(raw) {
 	case "", "null", "false", "0", `""`, "[]", "{}":
@@ -454,7 +455,7 @@ func (s *server) sharQDeepStatus(*request) (any, error) {
 	return sharQStatus{Status: "success"}, nil
 }
 
-// sharQGreeting is at /: what SharQ's users look for to see that a server is there.
+// sharQGreeting is the body at /, by which SharQ's users see that a server runs.
 type sharQGreeting struct {
 	Message string `json:"message"`
 }

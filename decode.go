@@ -17,9 +17,9 @@ import (
 	"queued/internal/rawjson"
 )
 
-// mistake is one thing wrong with a request. Its loc starts with "body",
-// "query" or "path" and leads to the place; msg and type are those of fastqueue
-// (pydantic 1), whose clients may look at them.
+// mistake is one invalid part of a request. Its loc is the path to it, which starts with
+// "body", "query" or "path". The msg and type are those of fastqueue (pydantic 1), on
+// which clients may depend.
 type mistake struct {
 	Loc  []any  `json:"loc"`
 	Msg  string `json:"msg"`
@@ -29,7 +29,7 @@ type mistake struct {
 	input any // the text of a query's parameter; nil if it is missing
 }
 
-// What fastqueue says of mistakes beside their text.
+// The ctx of mistakes, as in fastqueue.
 type (
 	limitCtx struct {
 		LimitValue any `json:"limit_value"`
@@ -64,7 +64,7 @@ type limits struct {
 	deliveryDelay      bounds  // seconds
 	defaultAckDeadline int     // seconds; of queues that are created by their first use
 	requeueLimit       int     // of SharQ's jobs that say nothing of it
-	maxLimit           int     // items in an answer
+	maxLimit           int     // items in a response
 	maxWait            float64 // seconds of a long poll
 	maxBody            int64   // bytes of a message's request
 }
@@ -157,7 +157,7 @@ func (in *input) has(name string) bool {
 }
 
 // parseBody reads a body that must be a JSON object, whatever its content type. A
-// byte order mark before it is skipped. Fields that nobody asks for are ignored.
+// byte order mark before it is skipped. Unknown fields are ignored.
 func parseBody(body []byte) *form {
 	f := &form{input: input{where: []any{"body"}}, broken: true}
 	if len(body) == 0 {
@@ -234,7 +234,7 @@ func parseFile(path string) (*form, error) {
 }
 
 // only notes a mistake for each field that has none of these names. It is for
-// files: a misspelt field there would be a setting that nobody notices is missing.
+// files, where a misspelt field would silently be a missing setting.
 func (f *form) only(names ...string) {
 	for _, v := range f.all {
 		if !slices.Contains(names, v.name) {

@@ -9,7 +9,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// statusClientClosed is what nginx calls it; it is for the metrics.
+// statusClientClosed is the status in metrics of requests whose client has
+// disconnected; nginx uses the same.
 const statusClientClosed = 499
 
 // statusError is an error of a request that states its response.
@@ -25,12 +26,12 @@ type problem struct {
 	Detail any `json:"detail"`
 }
 
-// failures say which status an error is, and what the client is told. The first that
-// matches an error counts; one that none matches is our fault.
+// failures maps errors to the status and the detail of their responses. The first entry
+// that matches counts. The last matches errors that are a fault of the server.
 var failures = []struct {
 	status int
 	match  func(error) (detail any, ok bool)
-	log    func(s *server, r *request, err error) // nil: nobody needs to know
+	log    func(s *server, r *request, err error) // nil if nothing is logged
 }{
 	{http.StatusUnprocessableEntity, as(func(mistakes invalid) any { return mistakes }), nil},
 	{http.StatusConflict, as(func(mistakes conflict) any { return mistakes }), nil},
@@ -76,8 +77,8 @@ func as[T error](detail func(T) any) func(error) (any, bool) {
 	}
 }
 
-// refusedData matches errors of PostgreSQL about what a request brought. The words of
-// PostgreSQL name what is ours, so the client gets others.
+// refusedData matches errors of PostgreSQL about data of the request. PostgreSQL's own
+// message may name tables and constraints, so the client gets another one.
 func refusedData(err error) (any, bool) {
 	if !atFault(err) {
 		return nil, false
@@ -92,7 +93,7 @@ func refusedData(err error) (any, bool) {
 	return invalid{{Loc: []any{"body"}, Msg: msg, Type: "value_error"}}, true
 }
 
-// isUnavailable matches what is left of the errors of PostgreSQL.
+// isUnavailable matches all other errors of PostgreSQL.
 func isUnavailable(err error) (any, bool) {
 	return "database unavailable; try again later", errors.Is(err, errUnavailable) || pq.As(err) != nil
 }
@@ -117,7 +118,7 @@ func (s *server) explain(r *request, err error) (status int, detail any) {
 		return known.status, known.detail
 	}
 	if r.Context().Err() != nil {
-		// Most likely nobody reads it, but saying nothing would be a 200.
+		// Usually nobody reads this, but net/http would send 200 without it.
 		return statusClientClosed, "the client closed the connection"
 	}
 	for _, v := range failures {

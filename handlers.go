@@ -68,7 +68,7 @@ func (s *server) updateQueue(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Messages that were exhausted may not be any more, nor groups limited.
+	// Exhausted messages and rate-limited groups may be due under the new settings.
 	s.engine.announce(r.queueID, time.Time{})
 	return q, nil
 }
@@ -138,8 +138,8 @@ func (s *server) publishBatch(r *request) (any, error) {
 	return s.publishDrafts(r, f, drafts, func(i int) []any { return []any{"body", "messages", i} })
 }
 
-// publishDrafts publishes the messages of a body to the topic or queue in the path;
-// at is where a message stands in the body.
+// publishDrafts publishes the messages of a body to the topic or queue in the path. In
+// errors, at returns the place of a message in the body.
 func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i int) []any) (any, error) {
 	q := parseQuery(r.URL.RawQuery)
 	shows := q.shown()
@@ -172,13 +172,13 @@ func (s *server) receive(r *request) (any, error) {
 	return &messageList{messages: s.deliver(r, r.queueID, v), shows: shows}, nil
 }
 
-// resetTime is how long the reset of a connection may take to come: longer than
-// the round trips of most networks.
+// resetTime is the maximum wait for the reset of a connection: longer than the round
+// trip of most networks.
 const resetTime = 200 * time.Millisecond
 
-// deliver returns the messages that the response is to have: none if the client has
-// disconnected, or if the lease may have ended because the process was stopped. They
-// are given back unless the response begins.
+// deliver returns the messages for the response: none if the connection has failed, or
+// if the lease may have ended because the process was stopped. They are given back
+// unless the response begins.
 func (s *server) deliver(r *request, queueID string, v delivery) []message {
 	if len(v.messages) == 0 {
 		return nil
@@ -248,8 +248,8 @@ func (s *server) extend(r *request) (any, error) {
 	return rawJSON(m.appendJSON(nil, shows)), err
 }
 
-// ackVisible calls the engine for those of the messages that the token may get; the
-// others are unknown to it.
+// ackVisible acks, nacks or extends those of the messages that the token may get. The
+// engine does not find the others.
 func (s *server) ackVisible(r *request, do func(context.Context, ...ackItem) error, items ...ackItem) error {
 	if err := s.hideForbidden(r, items); err != nil {
 		return err
@@ -284,7 +284,8 @@ type conflict invalid
 
 func (c conflict) Error() string { return invalid(c).Error() }
 
-// batchConflicts says of errLeaseEnded which messages of a body it is about.
+// batchConflicts returns errLeaseEnded as mistakes at the messages of the body, and other
+// errors as they are.
 func batchConflicts(err error) error {
 	ended, ok := errors.AsType[errLeaseEnded](err)
 	if !ok {
@@ -305,10 +306,10 @@ func (s *server) getMessage(r *request) (any, error) {
 	return rawJSON(m.appendJSON(nil, showAll)), err
 }
 
-// maxPeek is the most messages that a peek shows.
+// maxPeek is the maximum number of messages that a peek returns.
 const maxPeek = 300
 
-// peek returns a page of messages, as a method of the store finds it.
+// peek returns the handler for a page of messages that a method of the store reads.
 func (s *server) peek(page func(ctx context.Context, queueID string, offset, limit int) ([]message, error)) handler {
 	return func(r *request) (any, error) {
 		q := parseQuery(r.URL.RawQuery)

@@ -11,7 +11,7 @@ import (
 // query reads the parameters of a URL.
 type query struct{ input }
 
-// parseQuery reads the query of a URL. Parameters that nobody asks for are ignored.
+// parseQuery reads the query of a URL. Unknown parameters are ignored.
 func parseQuery(rawQuery string) *query {
 	q := &query{input{where: []any{"query"}}}
 	for rawQuery != "" {
@@ -23,7 +23,7 @@ func parseQuery(rawQuery string) *query {
 	return q
 }
 
-// unescape returns what cannot be unescaped as it is: it is no number.
+// unescape returns text with invalid escapes as it is; no parameter takes it for valid.
 func unescape(s string) string {
 	if v, err := url.QueryUnescape(s); err == nil {
 		return v

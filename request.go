@@ -28,16 +28,16 @@ type unsent struct {
 	messages []message
 }
 
-// Context ends when the connection has failed, and not, as that of http.Request,
-// when the client has said all that it had to say and only reads now.
+// Context ends when the connection has failed. That of http.Request also ends when the
+// client shuts down its side of the connection, and may still read the response.
 func (r *request) Context() context.Context { return r.w.conn.ctx }
 
-// whileHeard returns the context of http.Request: long polls end with it.
+// whileHeard returns the context of http.Request, with which long polls end.
 func (r *request) whileHeard() context.Context { return r.Request.Context() }
 
-// readBody reads the body to its end, even if none is expected: only then does
-// net/http notice that a client disconnects. It takes capacity for what has come, and
-// not for what the header says will come.
+// readBody reads the body to its end, even if the handler ignores it: only then does
+// net/http notice that the client disconnects. The bytes that have arrived count as
+// buffered, not those that the header announces.
 func (r *request) readBody(limit int64, timeout time.Duration) error {
 	if r.ContentLength == 0 {
 		return nil
@@ -88,12 +88,12 @@ var (
 // firstBody is the size of the first buffer for a body.
 const firstBody = 4 << 10
 
-// unwantedBody is how much net/http reads of a body that no handler wants, after
-// which it closes the connection.
+// unwantedBody is how much of an unread body net/http reads before it closes the
+// connection instead.
 const unwantedBody = 256 << 10
 
-// discardRest reads what no handler wanted: net/http would, but after the end of
-// the request, and it would look like the header of the next.
+// discardRest reads an unread body. Otherwise net/http does, but after the end of the
+// request, where its bytes would be counted as the header of the next one.
 func (r *request) discardRest() {
 	if r.w.bodyRead || r.ContentLength == 0 || r.Header.Get("Expect") != "" {
 		return
@@ -108,9 +108,9 @@ const (
 	discardTimeout = 5 * time.Second
 )
 
-// discardBody reads a body that is not wanted, within bounds, because most clients
-// send all of it before they look for a response. Those that do not have asked whether
-// to send it.
+// discardBody reads a body that is too large, within bounds, because most clients send
+// all of it before they read the response. Clients that send Expect wait for the
+// response first.
 func (r *request) discardBody() {
 	r.w.Header().Set("Connection", "close")
 	if r.Header.Get("Expect") == "" {
@@ -119,8 +119,8 @@ func (r *request) discardBody() {
 	}
 }
 
-// readPath reads the ids in the path. One that no topic, queue or group can have is
-// not found.
+// readPath reads the ids in the path. Invalid ids of topics, queues and groups are not
+// found.
 func (r *request) readPath() error {
 	r.topicID, r.queueID, r.groupID = r.PathValue("topic_id"), r.PathValue("queue_id"), r.PathValue("group")
 	if r.topicID != "" && !validID(r.topicID) {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// responseWriter is a ResponseWriter that knows what was sent. Until a route has
-// matched it keeps the responses of the mux, which are not JSON, to itself.
+// responseWriter is a ResponseWriter that records what was sent. Until a route has
+// matched it holds back the responses of the mux, which are not JSON.
 type responseWriter struct {
 	http.ResponseWriter
 	request    *request
@@ -19,18 +19,17 @@ type responseWriter struct {
 	conn       *conn
 	timeout    time.Duration // for the client to take the response
 	trace      trace         // of the request
-	requestID  string        // that of the trace, or else one of ours
+	requestID  string        // that of the trace, or else generated
 	matched    bool
 	bodyRead   bool // to its end
 	refused    int  // the status that the mux would have sent
-	doubtful   bool // the client may have closed the connection, so that the header is to be sent alone
-	lost       bool // it had, and gets no more than the header
+	doubtful   bool // the client may have closed the connection: the header is sent first, alone
+	lost       bool // it had, and nothing is sent after the header
 	status     int  // 0 before the header is sent
 	sent       int64
 }
 
-// logged returns attributes of a line of the log, and those that say which request
-// it is about.
+// logged returns attributes of a log entry and those that identify the request.
 func (w *responseWriter) logged(attributes ...any) []any {
 	attributes = append(attributes, "request_id", w.requestID)
 	if w.trace.traceparent != "" {
@@ -39,8 +38,7 @@ func (w *responseWriter) logged(attributes ...any) []any {
 	return attributes
 }
 
-// WriteHeader gives the client its time to take the response from now on: how long
-// the request waited before is no fault of the client's.
+// WriteHeader starts the time that the client has to read the response.
 func (w *responseWriter) WriteHeader(code int) {
 	if !w.matched && (code/100 == 3 || code == http.StatusNotFound || code == http.StatusMethodNotAllowed) {
 		w.refused = code
@@ -128,8 +126,8 @@ func (s *server) send(r *request, v any) error {
 	} else if v == nil {
 		status = http.StatusNoContent
 	}
-	// What a POST brought is stored: a client that were told of an error would send it
-	// again. The response is not much larger than what was admitted.
+	// After a POST its messages are stored, and a client would send them again after an
+	// error. Its response is not much larger than the body that was admitted.
 	must := r.Method == http.MethodPost
 	mediaType := "application/json"
 	var b []byte
@@ -194,8 +192,8 @@ func (w *responseWriter) start(status int, mediaType string, length int) {
 	}
 }
 
-// appendJSON appends a value, with < and the like as they are. It panics if the value
-// has no JSON: ours do.
+// appendJSON appends a value in JSON, without escaping < and the like. It panics on
+// values that have no JSON, which no handler returns.
 func appendJSON(b []byte, v any) []byte {
 	buffer := bytes.NewBuffer(b)
 	encoder := json.NewEncoder(buffer)

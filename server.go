@@ -120,8 +120,8 @@ type route struct {
 	always  bool // also without a database, and while all connections are busy
 }
 
-// handle registers a handler. The route that it returns may be changed before the
-// first request.
+// handle registers a handler and returns its route, which the caller may change before
+// the first request.
 func (s *server) handle(api *compatAPI, need permission, pattern string, h handler) *route {
 	rt := &route{api: api, need: need, pattern: pattern, handler: h, maxBody: s.limits.maxBody}
 	s.routes = append(s.routes, rt)
@@ -129,8 +129,8 @@ func (s *server) handle(api *compatAPI, need permission, pattern string, h handl
 	return rt
 }
 
-// serve is the way of a request through a route: its permission, its body, the ids in
-// its path, its handler, and its response.
+// serve lets the mux call a route, and sends what it returns. Received messages are
+// given back if their response does not begin, also after a panic.
 func (s *server) serve(rt *route) {
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := w.(*responseWriter).request
@@ -146,6 +146,8 @@ func (s *server) serve(rt *route) {
 	})
 }
 
+// call checks the permission of a request, reads its body and the ids in its path, and
+// calls the handler.
 func (s *server) call(rt *route, r *request) (any, error) {
 	if err := s.authorize(r, rt.need); err != nil {
 		return nil, err
@@ -168,7 +170,7 @@ func (s *server) call(rt *route, r *request) (any, error) {
 	return rt.handler(r)
 }
 
-// ServeHTTP is around every request, also those that no route matches.
+// ServeHTTP serves every request, also those that no route matches.
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	r := s.newRequest(hw, hr)
 	defer r.w.conn.move(waiting)
@@ -215,7 +217,7 @@ func (s *server) finish(r *request, start time.Time) {
 	took := time.Since(start)
 	route := hr.Pattern[strings.IndexByte(hr.Pattern, ' ')+1:]
 	s.metrics.observe(hr.Method, strings.TrimSuffix(route, "{$}"), w.status, took, max(hr.ContentLength, 0), w.sent)
-	if s.log.Enabled(hr.Context(), slog.LevelDebug) { // or the line is made for nothing
+	if s.log.Enabled(hr.Context(), slog.LevelDebug) { // else logged would allocate for nothing
 		s.log.Debug("request", w.logged("method", hr.Method, "path", hr.URL.Path, "status", w.status, "duration", took, "remote", hr.RemoteAddr)...)
 	}
 	if v != nil {
@@ -288,10 +290,10 @@ type success struct {
 
 var (
 	errNotReady  = errors.New("not ready")
-	errUnhealthy = errors.New("the database is not available")
+	errUnhealthy = errors.New("unhealthy")
 )
 
-// livez succeeds as long as the process runs.
+// livez returns success as long as the process runs.
 func (s *server) livez(*request) (any, error) { return success{true}, nil }
 
 // readiness is the body of readyz when it is asked to be verbose.
@@ -300,8 +302,8 @@ type readiness struct {
 	Warnings []string `json:"warnings"`
 }
 
-// readyz says whether requests should come here: not without a database, and
-// not any more once the server drains. With ?verbose it also has warnings.
+// readyz returns errNotReady while the server has no database and once it drains. With
+// ?verbose it also returns warnings.
 func (s *server) readyz(r *request) (any, error) {
 	if s.draining.Load() || !s.healthy(context.Background()) {
 		return nil, errNotReady
@@ -320,7 +322,7 @@ func (s *server) readyz(r *request) (any, error) {
 	return v, nil
 }
 
-// health is 500 without a database, and not 503, as fastqueue's is.
+// health returns errUnhealthy without a database, which is 500 as in fastqueue.
 func (s *server) health(*request) (any, error) {
 	if !s.healthy(context.Background()) {
 		return nil, errUnhealthy
@@ -337,7 +339,7 @@ func (s *server) healthy(ctx context.Context) bool {
 	return s.ready.Load() && s.store.ping(ctx) == nil
 }
 
-// buffer is a ResponseWriter for handlers that are not ours.
+// buffer is a ResponseWriter for handlers of other packages.
 type buffer struct {
 	header http.Header
 	status int // 0 is 200

@@ -57,7 +57,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	if err != nil {
 		return nil, err
 	}
-	pulse, err := d.openPing()
+	pings, err := d.openPing()
 	if err != nil {
 		return nil, err
 	}
@@ -95,8 +95,8 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	e.background.Go(func() { e.notifier.listen(ctx, d, e.wake, e.wakeAll) })
 	e.background.Go(func() { e.sweepPeriodically(ctx, shared[n/2-1], fullSweep, quickSweep) })
 	e.background.Go(func() {
-		defer pulse.Close()
-		d.watch(ctx, pulse, log, e.wakeAll)
+		defer pings.Close()
+		d.watch(ctx, pings, log, e.wakeAll)
 	})
 	m.observeReceivers(e)
 	return e, nil

@@ -15,11 +15,11 @@ import (
 	"github.com/lib/pq"
 )
 
-// Bounds of every conversation with PostgreSQL. PostgreSQL cancels a statement
-// after statementTimeout, or when it has waited for lockTimeout for a lock that
-// somebody else holds on to; ours are held for moments. A connection that stays
-// silent for longer than that is dead, and only networkTimeout gets us out:
-// lib/pq waits for the answer even when the context of a query is done.
+// Timeouts of all statements. PostgreSQL cancels a statement after statementTimeout, or
+// when it has waited for a lock for lockTimeout; the server itself holds locks for
+// moments only. A connection without a response for longer than that is dead.
+// networkTimeout ends it: lib/pq waits for a response even if the context of a query is
+// done.
 const (
 	connectTimeout   = 5 * time.Second
 	lockTimeout      = time.Second
@@ -42,7 +42,7 @@ const (
 // settings there is one plan for each statement from the first second on; jit
 // is among them because a disabled plan node looks expensive enough to compile.
 //
-// The first lets this message take its time, however little the role allows.
+// The first lets this message take its time, whatever timeout the role has.
 var connectionSettings = fmt.Sprintf(`
 SET statement_timeout = 0;
 SET search_path = pg_catalog;
@@ -83,8 +83,8 @@ SET plan_cache_mode = force_generic_plan`,
 // commitLevels are the values of synchronous_commit, the least durable first.
 const commitLevels = "off,local,remote_write,on,remote_apply"
 
-// atLeast is the setting of synchronous_commit: what the role, the database or
-// postgresql.conf says, but no less than a level.
+// atLeast returns a statement that raises synchronous_commit to a level, if the role,
+// the database or postgresql.conf sets a lower one.
 func atLeast(level string) string {
 	return fmt.Sprintf(`;
 SELECT set_config('synchronous_commit', '%[2]s', false)
@@ -92,9 +92,9 @@ FROM (SELECT '{%[1]s}'::text[] AS all) AS levels
 WHERE array_position(levels.all, current_setting('synchronous_commit')) < array_position(levels.all, '%[2]s')`, commitLevels, level)
 }
 
-// engineSettings are those of the engine's connections. Its statements have a few
-// rows in hand and look up others by index. Prepared while a table is empty, they
-// would be planned to read all of it, and be as slow as it grows long.
+// engineSettings are for the engine's connections. Its statements look up a few rows by
+// index. If they were prepared while a table is empty, their plans would read all of
+// it, and become slow as it grows.
 const engineSettings = `;
 SET enable_hashjoin = off;
 SET enable_mergejoin = off`
@@ -104,7 +104,7 @@ type connector struct {
 	*pq.Connector
 	database *database
 	settings string
-	stores   bool // they are for what is stored; others need not wait for the sequences
+	stores   bool // the connections insert rows, and so check the sequences first
 }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -133,8 +133,8 @@ func (c connector) connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// describe says which database a connection string of readConnection leads to,
-// without secrets.
+// describe returns the name and the addresses of the database that a connection string
+// of readConnection leads to, without secrets.
 func describe(dsn string) string {
 	c, err := pq.NewConfig(dsn)
 	if err != nil {
@@ -158,54 +158,53 @@ func describe(dsn string) string {
 	return name + " " + strings.Join(places, " or ")
 }
 
-// database is the way to PostgreSQL. All connections of a server are made here,
-// so that they can be cut together when PostgreSQL does not answer any more: who
-// waits for the answer to a statement cannot be freed in any other way, and would
-// wait for networkTimeout.
+// database makes all connections of a server to PostgreSQL, so that they can be closed
+// together when PostgreSQL does not respond: nothing else frees a goroutine that waits
+// for a response before networkTimeout.
 type database struct {
 	dsn         string
-	connections connections // those that are opened at most
-	commit      string      // the least synchronous_commit of its connections
+	connections connections // maximum numbers
+	commit      string      // minimum synchronous_commit
 
-	tick         time.Duration // of watch
-	ticks        atomic.Int64  // of watch, from 1: a clock that stands while this process does
+	tick         time.Duration
+	ticks        atomic.Int64 // of watch, from 1
 	gate         connectGate
 	sequences    sequences
-	unresponsive atomic.Bool // PostgreSQL does not answer, so no connection is tried but that of watch
+	unresponsive atomic.Bool // only pings may connect
 
 	mu    sync.Mutex
-	links map[*deadlineConn]bool // open or being made
+	conns map[*deadlineConn]bool // open or being made
 }
 
-// newDatabase returns the way to the database that a PostgreSQL URL or a string
-// of key=value pairs names, and nothing else. It connects to nothing.
+// newDatabase returns the database that a PostgreSQL URL or a string of key=value pairs
+// names; environment variables have no effect. It does not connect.
 func newDatabase(text string) (*database, error) {
 	dsn, _, err := readConnection(text, func(string) string { return "" })
 	if err != nil {
 		return nil, err
 	}
-	d := &database{dsn: dsn, commit: "on", tick: tick, connections: defaultConnections, links: make(map[*deadlineConn]bool)}
+	d := &database{dsn: dsn, commit: "on", tick: tick, connections: defaultConnections, conns: make(map[*deadlineConn]bool)}
 	d.ticks.Store(1)
 	return d, nil
 }
 
-// connections is how many connections a server opens at most, for what.
+// connections are the maximum numbers of connections of a server, by their use.
 type connections struct {
 	requests int // topics, queues, stats, purge, redrive, counts and the cleanup
 	claimers int // queues that are claimed from at the same time
-	batchers int // the workers of lanes, the notifier and the looks; fewer than those share them
+	batchers int // workers of batchers, notifier and sweeps; they share connections if there are fewer
 }
 
 // Bounds of -max-database-connections.
 const (
-	otherConnections     = 3 // one that is patient, the listener for notifications, and that of watch
+	otherConnections     = 3 // without a statement timeout, for notifications, and for pings
 	leastConnections     = 8
-	maxServerConnections = 31 // with which nobody has to share one
+	maxServerConnections = 31 // with these no connection is shared
 )
 
 var defaultConnections = shareConnections(maxServerConnections)
 
-// shareConnections divides up so many connections, at least leastConnections.
+// shareConnections divides n connections, at least leastConnections, among the uses.
 func shareConnections(n int) connections {
 	requests := (n + 1) / 4
 	engine := n - otherConnections - requests
@@ -213,9 +212,8 @@ func shareConnections(n int) connections {
 	return connections{requests, claimers, engine - claimers}
 }
 
-// open returns a pool of up to so many connections. Those in use for long are
-// replaced now and then, or they would stay with a server that has become a
-// standby.
+// open returns a pool of up to conns connections. It replaces each after a minute:
+// otherwise they would stay with a server that has become a standby.
 func (d *database) open(conns int) (*sql.DB, error) {
 	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings, conns, true)
 }
@@ -225,8 +223,8 @@ func (d *database) openForEngine() (*sql.DB, error) {
 	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, d.connections.claimers+d.connections.batchers, true)
 }
 
-// openWithoutTimeout returns a pool of one connection for what takes its time, up to an
-// hour.
+// openWithoutTimeout returns a pool of one connection for statements that may take up
+// to an hour.
 func (d *database) openWithoutTimeout() (*sql.DB, error) {
 	return d.openWith(dialer{database: d, timeout: time.Hour}, connectionSettings+"; SET statement_timeout = 0", 1, false)
 }
@@ -245,12 +243,12 @@ func (d *database) openWith(dialer dialer, settings string, conns int, stores bo
 	return db, nil
 }
 
-// openPing returns the pool that watch asks on.
+// openPing returns the pool for the pings of watch.
 func (d *database) openPing() (*sql.DB, error) {
 	return d.openWith(dialer{database: d, timeout: networkTimeout, ping: true}, connectionSettings, 1, false)
 }
 
-// openDB returns a pool of connections that nobody watches.
+// openDB returns a pool for a database without a watch.
 func openDB(text string, conns int) (*sql.DB, error) {
 	d, err := newDatabase(text)
 	if err != nil {

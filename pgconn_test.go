@@ -127,7 +127,7 @@ func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
 		conn.Close()
 	}
 	d.mu.Lock()
-	checkDiff(t, "links", 0, len(d.links))
+	checkDiff(t, "connections", 0, len(d.conns))
 	d.mu.Unlock()
 	eventually(t, "no connection is open", func() bool { return p.open() == 0 })
 }
@@ -152,13 +152,13 @@ func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if d.unresponsive.Load() || strings.Contains(output.String(), "does not answer") {
+	if d.unresponsive.Load() || strings.Contains(output.String(), "does not respond") {
 		t.Errorf("a slow database is taken for a silent one:\n%s", output)
 	}
 }
 
-// PostgreSQL may end the connection of the pulse, and answer on all others.
-func TestLostPulseEndsNoStatement(t *testing.T) {
+// PostgreSQL may close the connection of the pings, and respond on all others.
+func TestLostPingConnectionEndsNoStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServerTicking(t, newTestDatabase(t, "queued"), 3*tick)
 	outside := newTestDB(t, s.dsn)
@@ -168,19 +168,19 @@ func TestLostPulseEndsNoStatement(t *testing.T) {
 		}
 		return n
 	}
-	const pulses = "FROM pg_stat_activity WHERE query = ';' AND datname = current_database()"
+	const pings = "FROM pg_stat_activity WHERE query = ';' AND datname = current_database()"
 	result := make(chan error, 1)
 	go func() {
 		_, err := s.store.db.Exec("SELECT pg_sleep(60)")
 		result <- err
 	}()
-	eventually(t, "the pulse pings PostgreSQL", func() bool { return count("SELECT count(*) "+pulses) > 0 })
+	eventually(t, "the server pings PostgreSQL", func() bool { return count("SELECT count(*) "+pings) > 0 })
 	var ended string
-	if err := outside.QueryRow("SELECT array_agg(pid) FROM (SELECT pid, pg_terminate_backend(pid) " + pulses + ") AS ended").Scan(&ended); err != nil {
+	if err := outside.QueryRow("SELECT array_agg(pid) FROM (SELECT pid, pg_terminate_backend(pid) " + pings + ") AS ended").Scan(&ended); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it asks again on a new connection", func() bool {
-		return count("SELECT count(*) "+pulses+" AND pid <> ALL ($1::integer[])", ended) > 0
+		return count("SELECT count(*) "+pings+" AND pid <> ALL ($1::integer[])", ended) > 0
 	})
 	if _, err := outside.Exec("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND datname = current_database()"); err != nil {
 		t.Fatal(err)

@@ -42,7 +42,7 @@ func TestConnectionCutWhileItIsMade(t *testing.T) {
 	eventually(t, "it connects", func() bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		return len(d.links) == 1
+		return len(d.conns) == 1
 	})
 	d.closeConnections(false)
 	if err := <-failed; !errors.Is(asUnavailable(err), errUnavailable) {

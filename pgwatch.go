@@ -13,61 +13,69 @@ import (
 	"github.com/lib/pq"
 )
 
-// How soon PostgreSQL must answer: a statement may take longer than patience, but
-// then PostgreSQL is asked on another connection whether it is still there. This
-// is counted in ticks, or a pause of the whole machine would look like a silence.
+// How soon PostgreSQL must respond. A statement may take longer than silenceTimeout;
+// then a ping on another connection finds out whether PostgreSQL is there. A frozen
+// PostgreSQL cannot be told from a slow one otherwise: its kernel still acknowledges
+// packets, so neither keepalives nor TCP's user timeout notice it. The times are in
+// ticks and not measured by the clock, so that a pause of the whole machine does not
+// look like a frozen PostgreSQL.
 const (
 	tick           = 50 * time.Millisecond
-	silenceTimeout = 4   // ticks until a statement without an answer is a reason to ask
-	pingTimeout    = 10  // ticks for the answer
-	connectSilence = 100 // ticks for it if a connection has to be made first
-	pingEvery      = 10  // ticks between two tries while there is none
-	pingIdle       = 200 // ticks after which to ask without a reason, to keep that connection
+	silenceTimeout = 4   // ticks without a response that cause a ping
+	pingTimeout    = 10  // ticks for the response to the ping
+	connectTicks   = 100 // ticks for it if a connection has to be made first
+	pingRetry      = 10  // ticks between two pings of a database that does not respond
+	pingIdle       = 200 // ticks between two pings without a cause, which keep the connection
 )
 
-// errUnresponsive is the error of connections that were cut or not even tried.
+// errUnresponsive is the error of connections that were closed or refused because
+// PostgreSQL does not respond.
 var errUnresponsive = errors.New("PostgreSQL does not respond")
 
-// watch cuts all connections when somebody waits and PostgreSQL does not answer,
-// keeps everybody from trying new ones until it does, and then calls back. It ends
-// with ctx.
-func (d *database) watch(ctx context.Context, pulse *sql.DB, log *slog.Logger, back func()) {
+// watch pings PostgreSQL when a statement waits for its response. If the ping gets
+// none either, it closes all connections, which ends the statements, and refuses new
+// ones until a ping gets a response; then it calls recovered. It ends with ctx.
+func (d *database) watch(ctx context.Context, pings *sql.DB, log *slog.Logger, recovered func()) {
 	ticker := time.NewTicker(d.tick)
 	defer ticker.Stop()
-	next := func() (now int64) {
-		select {
-		case <-ctx.Done():
-		case <-ticker.C:
-		}
-		return d.ticks.Add(1)
-	}
 	lost := func(err error) {
 		if !d.unresponsive.Swap(true) {
 			log.Warn("PostgreSQL does not respond, refusing requests", "error", err)
 		}
 		d.closeConnections(false)
 	}
-	asked := d.ticks.Load() - pingIdle
-	for ctx.Err() == nil {
-		since := next() - asked
-		silent := d.unresponsive.Load()
-		if since < silenceTimeout || silent && since < pingEvery || !silent && since < pingIdle && !d.waitsLong() {
+	pinged := d.ticks.Load() - pingIdle
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if !d.pingIsDue(d.ticks.Add(1) - pinged) {
 			continue
 		}
-		if d.ping(ctx, pulse, next, lost) && d.unresponsive.Swap(false) {
+		if d.ping(ctx, pings, ticker.C, lost) && d.unresponsive.Swap(false) {
 			log.Info("PostgreSQL responds again")
-			back()
+			recovered()
 		}
-		asked = d.ticks.Load()
+		pinged = d.ticks.Load()
 	}
 }
 
-// waitsLong reports whether somebody waits for an answer for longer than patience.
-func (d *database) waitsLong() bool {
+// pingIsDue reports whether to ping, so many ticks after the last ping.
+func (d *database) pingIsDue(since int64) bool {
+	if d.unresponsive.Load() {
+		return since >= pingRetry
+	}
+	return since >= pingIdle || since >= silenceTimeout && d.isSilent()
+}
+
+// isSilent reports whether a connection has waited for a response for silenceTimeout.
+func (d *database) isSilent() bool {
 	now := d.ticks.Load()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c := range d.links {
+	for c := range d.conns {
 		if since := c.waitsSince.Load(); since != 0 && now-since >= silenceTimeout && !c.dialer.ping {
 			return true
 		}
@@ -75,71 +83,75 @@ func (d *database) waitsLong() bool {
 	return false
 }
 
-// ping reports whether PostgreSQL answers, be it with an error. It calls lost when
-// the answer does not come in time and somebody waits: nobody does if it is only
-// to this connection that something happened.
-func (d *database) ping(ctx context.Context, pulse *sql.DB, next func() int64, lost func(error)) bool {
-	answer := make(chan error, 1)
+// ping reports whether PostgreSQL responds, be it with an error. It calls lost, as soon
+// as pingTimeout is over, if it does not and other connections are silent too:
+// otherwise only the connection of the ping is broken.
+func (d *database) ping(ctx context.Context, pings *sql.DB, ticks <-chan time.Time, lost func(error)) bool {
+	response := make(chan error, 1)
 	go func() {
-		err := pulse.PingContext(context.Background())
-		if errors.Is(err, driver.ErrBadConn) { // PostgreSQL has ended it since the last time
-			err = pulse.PingContext(context.Background())
+		err := pings.PingContext(context.Background())
+		if errors.Is(err, driver.ErrBadConn) { // PostgreSQL has closed it since the last ping
+			err = pings.PingContext(context.Background())
 		}
-		answer <- err
+		response <- err
 	}()
-	for ticks := 0; ; ticks++ {
-		next()
+	ended := ctx.Done()
+	for waited := 0; ; {
 		select {
-		case err := <-answer:
+		case err := <-response:
 			if err == nil || pq.As(err) != nil {
 				return true
 			}
-			if ctx.Err() == nil && d.waitsLong() {
+			if ctx.Err() == nil && d.isSilent() {
 				lost(err)
 			}
 			return false
-		default:
+		case <-ended:
+			ended = nil
+		case <-ticks:
+			d.ticks.Add(1)
+			waited++
 		}
 		switch {
-		case ctx.Err() != nil || ticks >= connectSilence:
+		case ctx.Err() != nil || waited > connectTicks:
 			d.closeConnections(true) // which ends the ping
-		case ticks >= pingTimeout && d.waitsLong():
+		case waited > pingTimeout && d.isSilent():
 			lost(errUnresponsive)
 		}
 	}
 }
 
-// closeConnections ends all connections but that of watch, or that one, also while they are
+// closeConnections closes the connection of pings, or all others, also while they are
 // being made.
-func (d *database) closeConnections(pulse bool) {
+func (d *database) closeConnections(ofPings bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c := range d.links {
-		if c.dialer.ping == pulse {
-			c.lost = true
+	for c := range d.conns {
+		if c.dialer.ping == ofPings {
+			c.closed = true
 			c.closeNow()
-			delete(d.links, c)
+			delete(d.conns, c)
 		}
 	}
 }
 
-// attempt is a try to connect, on which several connections may be made one after
-// the other: lib/pq leaves one alone, open, when PostgreSQL has no TLS to offer, and
-// goes on to the next host. Each ends the one before. None follows one that was
-// cut, or lib/pq would take that for a refusal of TLS.
+// attempt is one connect of lib/pq, which may make several connections one after the
+// other: if PostgreSQL offers no TLS, and for each host. lib/pq leaves the one before
+// open, so each closes the one before. None follows one that closeConnections has
+// closed: lib/pq would take that for a refusal of TLS.
 type attempt struct{ last *deadlineConn }
 
 type attemptKey struct{}
 
-// listening is the way of the one connection for notifications through the gate:
-// lib/pq makes it by itself, and says by an event what came of it.
+// listening is the attempt of the connection for notifications. lib/pq makes it
+// without a context and reports the outcome as an event, so it passes the gate here.
 type listening struct {
 	attempt
 	probe bool
 }
 
 func (l *listening) enter(d *database) (err error) {
-	if !l.probe { // else it is in, and connects again without TLS or to the next host
+	if !l.probe { // otherwise it has passed, and tries without TLS or the next host
 		l.probe, err = d.gate.enter()
 	}
 	return err
@@ -150,13 +162,13 @@ func (l *listening) leave(d *database, err error) {
 	l.probe = false
 }
 
-// dialer makes the connections of a database, whose every read and write ends
+// dialer makes the connections of a database. Each of their reads and writes ends
 // within timeout. It is a pq.Dialer and a pq.DialerContext.
 type dialer struct {
 	database *database
 	timeout  time.Duration
-	ping     bool       // of watch, who tries also while the database is silent
-	listener *listening // of the one connection for notifications, which may say nothing for long
+	ping     bool       // for pings, which go on while PostgreSQL does not respond
+	listener *listening // for notifications, between which it may be silent for long; nil for others
 }
 
 func (d dialer) Dial(network, address string) (net.Conn, error) {
@@ -191,57 +203,57 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	d.database.mu.Lock()
 	defer d.database.mu.Unlock()
 	switch {
-	case c.lost && err == nil:
+	case c.closed && err == nil:
 		made.Close()
 		return nil, errUnresponsive
-	case c.lost:
+	case c.closed:
 		return nil, errUnresponsive
 	case err != nil:
-		delete(d.database.links, c)
+		delete(d.database.conns, c)
 		return nil, err
 	}
 	c.Conn, c.closeNow = made, func() { made.Close() }
 	return c, nil
 }
 
-// begin registers a connection that is being made.
+// begin registers a connection that is about to be made.
 func (d dialer) begin(ctx context.Context, c *deadlineConn) error {
 	d.database.mu.Lock()
 	defer d.database.mu.Unlock()
-	try, _ := ctx.Value(attemptKey{}).(*attempt)
-	if try == nil && d.listener != nil {
-		try = &d.listener.attempt
+	current, _ := ctx.Value(attemptKey{}).(*attempt)
+	if current == nil && d.listener != nil {
+		current = &d.listener.attempt
 	}
-	if try != nil {
-		if last := try.last; last != nil {
-			if last.lost && d.listener == nil {
+	if current != nil {
+		if last := current.last; last != nil {
+			if last.closed && d.listener == nil {
 				return errUnresponsive
 			}
 			last.closeNow()
-			delete(d.database.links, last)
+			delete(d.database.conns, last)
 		}
-		try.last = c
+		current.last = c
 	}
-	d.database.links[c] = true
+	d.database.conns[c] = true
 	return nil
 }
 
-// deadlineConn is a connection. It gives each read and write its own deadline, and knows
-// since when it waits. lib/pq reads only while it waits for an answer, so an idle
-// connection does not time out.
+// deadlineConn is a connection that gives each read and write its own deadline, and
+// knows since when it waits for a response. lib/pq reads only while it waits, so an idle
+// connection has no deadline.
 type deadlineConn struct {
 	net.Conn
 	dialer     dialer
-	limit      time.Time    // for all reads and writes, as lib/pq sets it while it connects
-	waitsSince atomic.Int64 // tick; 0: does not wait
+	limit      time.Time    // for all reads and writes while lib/pq connects
+	waitsSince atomic.Int64 // tick; 0: it does not wait
 	closeNow   func()
-	lost       bool // it was cut by the database; guarded by its mutex, as cut is
+	closed     bool // by closeConnections; guarded by the database's mutex
 }
 
 func (c *deadlineConn) startWaiting() { c.waitsSince.Store(c.dialer.database.ticks.Load()) }
 func (c *deadlineConn) stopWaiting()  { c.waitsSince.Store(0) }
 
-// deadline is that of a read or write that begins now.
+// deadline returns the deadline of a read or write that begins now.
 func (c *deadlineConn) deadline() time.Time {
 	at := time.Now().Add(c.dialer.timeout)
 	if !c.limit.IsZero() && c.limit.Before(at) {
@@ -285,7 +297,7 @@ func (c *deadlineConn) Write(b []byte) (int, error) {
 
 func (c *deadlineConn) Close() error {
 	c.dialer.database.mu.Lock()
-	delete(c.dialer.database.links, c)
+	delete(c.dialer.database.conns, c)
 	c.dialer.database.mu.Unlock()
 	return c.Conn.Close()
 }

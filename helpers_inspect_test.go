@@ -179,6 +179,25 @@ func (s *inspector) lockTable(table string) (free func()) {
 	return func() { tx.Rollback() }
 }
 
+// hold keeps every statement that inserts, updates or deletes messages running until
+// free is called. Unlike a lock it runs into no lock timeout.
+func (s *inspector) hold(event string) (free func()) {
+	s.t.Helper()
+	s.exec(`CREATE TABLE public.held AS SELECT 1 AS one;
+		CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			WHILE EXISTS (SELECT FROM public.held) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN NULL; END $$;
+		CREATE TRIGGER hold BEFORE ` + event + ` ON queued.messages FOR EACH STATEMENT EXECUTE FUNCTION public.hold()`)
+	return func() { s.t.Helper(); s.exec("DELETE FROM public.held") }
+}
+
+// waitForHeld waits until hold keeps that many statements running.
+func (s *inspector) waitForHeld(n int) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("%d statements are held", n), func() bool {
+		return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()") == n
+	})
+}
+
 // waitForLocks waits until that many statements of the database wait for a lock.
 func (s *inspector) waitForLocks(n int) {
 	s.t.Helper()

@@ -16,7 +16,7 @@ func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":0}}`) // from then on the queues of the topic are known
-	free := s.lockTable("queued.messages")
+	free := s.hold("INSERT")
 	defer free()
 	publish := func(n int) {
 		if v, err := s.send(context.Background(), "POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n)); err != nil || v.status != 201 {
@@ -26,7 +26,7 @@ func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	var wg sync.WaitGroup
 	for n := range batcherWorkers { // the second takes over when the first takes long
 		wg.Go(func() { publish(n) })
-		s.waitForLocks(n + 1)
+		s.waitForHeld(n + 1)
 	}
 	for n := range 20 {
 		wg.Go(func() { publish(n) })
@@ -82,11 +82,13 @@ func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	free := s.lockTable("queued.topics")
+	free := s.hold("INSERT")
 	defer free()
 	var wg sync.WaitGroup
-	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
-	s.waitForLocks(1)
+	for n := range batcherWorkers {
+		wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
+		s.waitForHeld(n + 1)
+	}
 	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +105,7 @@ func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	})
 	free()
 	wg.Wait()
-	checkDiff(t, "stored", 2, s.count("SELECT count(*) FROM queued.messages"))
+	checkDiff(t, "stored", batcherWorkers+1, s.count("SELECT count(*) FROM queued.messages"))
 }
 
 func TestPublicationsBeyondAStatementTakeSeveral(t *testing.T) {

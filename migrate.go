@@ -23,11 +23,11 @@ func schemaSteps() []string {
 	return steps
 }
 
-// schemaLock is the key of the advisory lock that servers starting together
-// take turns by: CREATE TABLE IF NOT EXISTS fails when two run it at once.
+// schemaLock is the key of the advisory lock of a migration. Servers that start
+// together need it: CREATE TABLE IF NOT EXISTS fails when two run it at the same time.
 const schemaLock = 0x71756575_65640001
 
-// migrationSettings are those of the transaction of a migration.
+// migrationSettings are the settings of the transaction of a migration.
 var migrationSettings = fmt.Sprintf(`SET LOCAL search_path = pg_catalog;
 SET LOCAL lock_timeout = %d;
 SET LOCAL default_table_access_method = heap`, lockTimeout.Milliseconds())
@@ -40,8 +40,8 @@ var (
 
 const schemaUnreleased = `the schema "queued" was created by a build before the first release: delete it with all its messages (DROP SCHEMA queued CASCADE), or use another database`
 
-// migrate carries the schema to the last of steps. It changes nothing, and
-// needs no right to, if the database is there already.
+// migrate brings the schema to the version of the last step. It changes nothing, and
+// needs no right to, if the schema has that version.
 func (s *store) migrate(ctx context.Context, steps []string) error {
 	version, err := schemaVersion(ctx, s.db)
 	if err != nil || version == len(steps) {
@@ -52,8 +52,8 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return err
 	}
 	defer tx.Rollback()
-	// Whoever has this lock is at work for all. The steps wait for their locks no
-	// longer than other statements do: those who come after them would wait too.
+	// The server with this lock migrates for all, so it may take long. The steps wait for
+	// their locks no longer than other statements do, which queue up behind them.
 	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = 0"); err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return err
 	}
 	if version, err = schemaVersion(ctx, tx); err != nil || version == len(steps) {
-		return err // another server was at work meanwhile
+		return err // another server has migrated
 	}
 	if version > len(steps) {
 		return fmt.Errorf("%w: version %d, this queued supports %d", errSchemaNewer, version, len(steps))
@@ -113,7 +113,7 @@ func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 	return version, err
 }
 
-// errSchema is returned by check if the schema is not as the statements need it.
+// errSchema is returned by check if the statements cannot use the schema.
 var errSchema = errors.New("database schema is incomplete")
 
 const selectLackingSQL = `
@@ -136,8 +136,8 @@ WHERE CASE
 ORDER BY name
 LIMIT 3`
 
-// check returns errSchema if tables are missing, are no tables but have their
-// names, or may not be read and written.
+// check returns errSchema if tables are missing, if something else has their names, or
+// if the role may not read and write them.
 func (s *store) check(ctx context.Context) error {
 	lacking, err := collect(ctx, s.on("check_schema"), func(row scanner) (what string, err error) {
 		err = row.Scan(&what)
@@ -220,7 +220,7 @@ func checkEncoding(ctx context.Context, s *store) error {
 
 var errPooler = errors.New("the connection pooler is not in session mode (PgBouncer: set pool_mode = session)")
 
-// checkSessions returns errPooler if connections do not stay with one client.
+// checkSessions returns errPooler if a connection to PostgreSQL changes its client.
 func checkSessions(ctx context.Context, s *store) error {
 	first, err := s.db.Conn(ctx)
 	if err != nil {
@@ -235,8 +235,8 @@ func checkSessions(ctx context.Context, s *store) error {
 	return checkDistinct(ctx, first, second)
 }
 
-// checkDistinct returns errPooler if two clients that are connected at the same
-// time have the same connection to PostgreSQL.
+// checkDistinct returns errPooler if two clients have the same connection to PostgreSQL
+// at the same time.
 func checkDistinct(ctx context.Context, clients ...querier) error {
 	seen := make(map[int]bool)
 	for _, c := range clients {
@@ -252,8 +252,7 @@ func checkDistinct(ctx context.Context, clients ...querier) error {
 	return nil
 }
 
-// hopeless reports whether an error at the start is one that the user has to
-// do something about.
+// hopeless reports whether an error at the start lasts until the user removes its cause.
 func hopeless(err error) bool {
 	return errors.Is(err, errSchemaNewer) || errors.Is(err, errSchemaUnreleased) || errors.Is(err, errSchema) || errors.Is(err, errEncoding) || errors.Is(err, errPooler) || untrusted(err) || means(err, needsOperator)
 }

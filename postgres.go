@@ -17,35 +17,35 @@ import (
 	"time"
 )
 
-// privatePostgres is a PostgreSQL server for this process alone: for a queued
-// that was given no database, and for the tests. It runs as a child, listens on
-// a unix socket in a folder that only its user can enter, and keeps its data
-// between runs. If it dies it is started again.
+// privatePostgres is a PostgreSQL server for this process alone: for a server without
+// -database-url, and for the tests. It is a child process, listens on a unix socket in a
+// directory that only its user can enter, and keeps its data between runs. It is started
+// again when it ends.
 //
-// Its folder holds:
+// Its directory contains:
 //
-//	lock          held while a queued uses the folder
-//	postgres/     the cluster, made by initdb
-//	postgres.log  what PostgreSQL said since its last start; postgres.log.1 before
-//	run/          the socket, unless no socket can have that path
+//	lock          locked while a queued uses the directory
+//	postgres/     the cluster, created by initdb
+//	postgres.log  the output of PostgreSQL since its last start; postgres.log.1: before
+//	run/          the socket, unless the path is too long for one
 type privatePostgres struct {
 	log      *slog.Logger
 	dir      string
-	socket   string // folder
+	socket   string // directory
 	binaries binaries
-	settings []string // more command-line arguments
-	runAs    *account // nil: the user that we are
+	settings []string // additional command-line arguments
+	runAs    *account // nil: the user of this process
 
 	lock     *os.File
 	stopping chan struct{}
 	watching sync.WaitGroup
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards child and ended
 	child *exec.Cmd
 	ended chan struct{} // closed when child has ended
 }
 
-// account is the user that PostgreSQL runs as, because it refuses to be root.
+// account is a user that PostgreSQL runs as; it refuses to run as root.
 type account struct {
 	name     string
 	uid, gid int
@@ -54,22 +54,22 @@ type account struct {
 // binaries is an installation of PostgreSQL.
 type binaries struct {
 	dir   string
-	major string // version, like "15"
+	major string // major version, such as "15"
 }
 
 const (
-	postgresStop = 30 * time.Second // how long we wait until we stop it harder
+	postgresStop = 30 * time.Second // for PostgreSQL to end after a signal
 
-	// What to do where there is no place for a private PostgreSQL, as in a container.
+	// The remedy if there is no place for the data, as in a container.
 	otherPlace = "set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server, or -data-dir (QUEUED_DATA_DIR) to a writable directory, such as a volume"
 
 	maxSocketPath = 103 // bytes; Linux takes 107 (unix(7)), macOS 103
 	socketName    = ".s.PGSQL.5432"
 )
 
-// startPostgres starts the private PostgreSQL in a folder, which it makes, with
-// a new cluster, if it is not there. The caller then calls awaitReady. More
-// settings are like "-cfsync=off".
+// startPostgres starts the private PostgreSQL in a directory. If there is none, it
+// creates it with a new cluster. The caller then calls awaitReady. Settings are
+// arguments such as "-cfsync=off".
 func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings ...string) (_ *privatePostgres, err error) {
 	dir, err = filepath.Abs(dir)
 	if err != nil {
@@ -107,7 +107,7 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 			return nil, err
 		}
 	}
-	if err := p.makeSocketFolder(); err != nil {
+	if err := p.makeSocketDir(); err != nil {
 		return nil, err
 	}
 	if err := p.launch(); err != nil {
@@ -119,8 +119,8 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 func (p *privatePostgres) cluster() string { return filepath.Join(p.dir, "postgres") }
 func (p *privatePostgres) logFile() string { return filepath.Join(p.dir, "postgres.log") }
 
-// dirMode is that of the data folder: PostgreSQL must be able to pass through
-// it also if it runs as another user.
+// dirMode returns the mode of the data directory, which PostgreSQL must be able to
+// enter also if it runs as another user.
 func (p *privatePostgres) dirMode() os.FileMode {
 	if p.runAs != nil {
 		return 0o755
@@ -130,7 +130,7 @@ func (p *privatePostgres) dirMode() os.FileMode {
 
 // dsn returns the connection string of a database in the cluster.
 func (p *privatePostgres) dsn(database string) string {
-	// There is no password, so no file with some is read, and complained about.
+	// There is no password, so no password file is read, whose mode may be an error.
 	return fmt.Sprintf("host='%s' port=5432 user=queued dbname=%s sslmode=disable passfile=/dev/null/none",
 		strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.socket), database)
 }
@@ -144,26 +144,26 @@ func (p *privatePostgres) clusterVersion() string {
 	return strings.TrimSpace(string(b))
 }
 
-// initialize makes the cluster under another name first, so that one that was
-// interrupted is not taken for whole.
+// initialize creates the cluster under another name first, so that it has its name
+// only if it is complete.
 func (p *privatePostgres) initialize(ctx context.Context) error {
 	fresh := filepath.Join(p.dir, "postgres.new")
 	if err := os.RemoveAll(fresh); err != nil {
 		return err
 	}
-	if err := p.makeFolder(fresh); err != nil {
+	if err := p.makeDir(fresh); err != nil {
 		return err
 	}
 	cmd := p.command(ctx, "initdb", "-D", fresh, "-U", "queued", "-A", "trust", "-E", "UTF8", "--locale=C",
 		"--data-checksums", "--no-instructions")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("initdb in %s: %w%s", p.dir, explain(err), lastLines(out))
+		return fmt.Errorf("initdb in %s: %w%s", p.dir, explainAccess(err), lastLines(out))
 	}
 	return os.Rename(fresh, p.cluster())
 }
 
-// makeFolder makes a folder for PostgreSQL's user alone.
-func (p *privatePostgres) makeFolder(path string) error {
+// makeDir creates a directory for PostgreSQL's user alone.
+func (p *privatePostgres) makeDir(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return err
 	}
@@ -173,17 +173,17 @@ func (p *privatePostgres) makeFolder(path string) error {
 	return nil
 }
 
-// makeSocketFolder makes the folder of the socket, in /tmp if the path would be
-// too long, or be taken for two because of a comma. There it must not be
-// somebody else's.
-func (p *privatePostgres) makeSocketFolder() error {
+// makeSocketDir creates the directory of the socket. It is in /tmp if the path is too
+// long, or has a comma, which PostgreSQL reads as two paths. There it must not belong to
+// another user.
+func (p *privatePostgres) makeSocketDir() error {
 	p.socket = filepath.Join(p.dir, "run")
 	if len(filepath.Join(p.socket, socketName)) > maxSocketPath || strings.Contains(p.socket, ",") {
 		h := fnv.New64a()
 		h.Write([]byte(p.dir))
 		p.socket = fmt.Sprintf("/tmp/queued-%x", h.Sum64())
 	}
-	err := p.makeFolder(p.socket)
+	err := p.makeDir(p.socket)
 	if errors.Is(err, os.ErrExist) {
 		uid := os.Getuid()
 		if p.runAs != nil {
@@ -194,8 +194,8 @@ func (p *privatePostgres) makeSocketFolder() error {
 	return err
 }
 
-// command returns a command that runs one of PostgreSQL's programs as the right
-// user, in the data folder.
+// command returns a command that runs one of PostgreSQL's programs as PostgreSQL's
+// user, in the data directory.
 func (p *privatePostgres) command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(p.binaries.dir, program), args...)
 	cmd.Dir = p.dir
@@ -204,9 +204,9 @@ func (p *privatePostgres) command(ctx context.Context, program string, args ...s
 	return cmd
 }
 
-// launch starts the server, which then takes a moment to be ready.
+// launch starts PostgreSQL, and returns before it is ready.
 func (p *privatePostgres) launch() error {
-	os.Rename(p.logFile(), p.logFile()+".1") // so that it does not grow for ever
+	os.Rename(p.logFile(), p.logFile()+".1") // which bounds its size
 	output, err := os.Create(p.logFile())
 	if err != nil {
 		return err
@@ -219,17 +219,17 @@ func (p *privatePostgres) launch() error {
 		"-c", "unix_socket_permissions=0700",
 		"-c", "port=5432",
 		"-c", "logging_collector=off",
-		"-c", "log_min_messages=log", // no errors: what a client does wrong is told to the client
+		"-c", "log_min_messages=log", // no errors of clients, which get them as responses
 		"-c", "log_min_error_statement=panic",
-		"-c", "log_checkpoints=off", // or the file would grow for ever
-		// A checkpoint writes and syncs all that changed, and commits wait for the disk
-		// meanwhile: under load the default of 1 GB makes one every few seconds.
+		"-c", "log_checkpoints=off", // would grow without bound
+		// Commits wait for the disk during a checkpoint, which writes all that has
+		// changed. Under load the default of 1 GB causes one every few seconds.
 		"-c", "max_wal_size=4GB",
-		"-c", "autovacuum_naptime=10s", // in a minute a busy queue leaves a million dead rows
+		"-c", "autovacuum_naptime=10s", // a busy queue leaves a million dead rows in a minute
 	}, p.settings...)...)
 	cmd.Stdout, cmd.Stderr = output, output
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("cannot start PostgreSQL: %w", explain(err))
+		return fmt.Errorf("cannot start PostgreSQL: %w", explainAccess(err))
 	}
 	ended := make(chan struct{})
 	p.mu.Lock()
@@ -242,7 +242,7 @@ func (p *privatePostgres) launch() error {
 	return nil
 }
 
-// watch starts the server again whenever it ends by itself.
+// watch starts PostgreSQL again whenever it ends by itself.
 func (p *privatePostgres) watch() {
 	for {
 		p.mu.Lock()
@@ -265,9 +265,9 @@ func (p *privatePostgres) watch() {
 	}
 }
 
-// awaitReady waits until the server takes connections, and makes our database.
-// After a crash, recovery takes the time it takes. From then on the server is
-// started again whenever it ends by itself.
+// awaitReady waits until PostgreSQL accepts connections, which takes long if it has to
+// recover, and creates the database. From then on PostgreSQL is started again whenever
+// it ends by itself.
 func (p *privatePostgres) awaitReady(ctx context.Context) error {
 	db, err := openDB(p.dsn("postgres"), 1)
 	if err != nil {
@@ -298,8 +298,8 @@ func (p *privatePostgres) awaitReady(ctx context.Context) error {
 	}
 }
 
-// stop ends the server and gives the folder free. It first lets transactions
-// end, unless at once: then the next start has to recover, and loses nothing.
+// stop ends PostgreSQL and unlocks the directory. Unless atOnce, PostgreSQL shuts down
+// in order; otherwise its next start has to recover, which loses nothing.
 func (p *privatePostgres) stop(atOnce bool) error {
 	close(p.stopping)
 	p.watching.Wait()
@@ -308,7 +308,7 @@ func (p *privatePostgres) stop(atOnce bool) error {
 	child, ended := p.child, p.ended
 	p.mu.Unlock()
 	if !atOnce {
-		// Not SIGTERM, which waits for clients to leave.
+		// Not SIGTERM, after which PostgreSQL waits for its clients to disconnect.
 		child.Process.Signal(os.Interrupt)
 		select {
 		case <-ended:
@@ -325,7 +325,7 @@ func (p *privatePostgres) stop(atOnce bool) error {
 	}
 }
 
-// usualPlaces returns the folders of installations that PATH does not lead to.
+// usualPlaces returns the directories of installations outside PATH.
 func usualPlaces() (dirs []string) {
 	for _, pattern := range []string{
 		"/usr/lib/postgresql/*/bin", // Debian
@@ -341,9 +341,8 @@ func usualPlaces() (dirs []string) {
 	return dirs
 }
 
-// findBinaries finds an installation of PostgreSQL: of the major version of the
-// cluster, or any if there is none yet. PATH comes first, then the other places,
-// the newest version first.
+// findBinaries returns an installation of a major version of PostgreSQL, or of any if
+// major is empty. It searches PATH, and then the places, newest version first.
 func findBinaries(major string, places []string) (binaries, error) {
 	var all []binaries
 	for _, dir := range places {
@@ -374,7 +373,7 @@ func findBinaries(major string, places []string) (binaries, error) {
 	return binaries{}, errors.New("PostgreSQL binaries (initdb and postgres) not found in PATH or /usr/lib/postgresql/*/bin; install them (make setup, or Debian: apt-get install postgresql), or set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server")
 }
 
-// inspect looks for an installation in a folder.
+// inspect returns the installation in a directory.
 func inspect(dir string) (binaries, error) {
 	if _, err := os.Stat(filepath.Join(dir, "initdb")); err != nil {
 		return binaries{}, err
@@ -395,8 +394,8 @@ func inspect(dir string) (binaries, error) {
 	return binaries{dir: dir, major: fields[2][:end]}, nil
 }
 
-// lastLines returns the end of what a program printed, if it did, as the end of
-// an error in one line.
+// lastLines returns the last lines of a program's output in one line, for the end of an
+// error; empty if there is no output.
 func lastLines(out []byte) string {
 	text := strings.TrimSpace(string(bytes.ToValidUTF8(out, nil)))
 	if text == "" {

@@ -14,7 +14,7 @@ var errNoPrivatePostgres = errors.New("a private PostgreSQL runs only on Unix; s
 
 func postgresAccount() (*account, error)                  { return nil, errNoPrivatePostgres }
 func childAttributes(runAs *account) *syscall.SysProcAttr { return nil }
-func explain(err error) error                             { return err }
+func explainAccess(err error) error                       { return err }
 func lockFile(path string) (*os.File, error)              { return nil, errNoPrivatePostgres }
 func checkPrivate(path string, uid int) error             { return errNoPrivatePostgres }
 func stopLeftovers(cluster string) error                  { return errNoPrivatePostgres }

@@ -17,8 +17,8 @@ import (
 
 const immediateShutdown = syscall.SIGQUIT
 
-// postgresAccount returns the user that PostgreSQL runs as if we are root, and
-// nil if it can run as we do.
+// postgresAccount returns the user that PostgreSQL runs as: postgres if this process
+// runs as root, nil for the user of this process.
 func postgresAccount() (*account, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -35,8 +35,8 @@ func postgresAccount() (*account, error) {
 	return &account{name: u.Username, uid: uid, gid: gid}, err
 }
 
-// childAttributes gives a child a process group of its own, or Ctrl-C would
-// reach it before we have drained.
+// childAttributes puts a child into a process group of its own: otherwise Ctrl-C would
+// end it before the server has drained.
 func childAttributes(runAs *account) *syscall.SysProcAttr {
 	attributes := &syscall.SysProcAttr{Setpgid: true}
 	if runAs != nil {
@@ -45,16 +45,16 @@ func childAttributes(runAs *account) *syscall.SysProcAttr {
 	return attributes
 }
 
-// explain says why a program could not be started where the reason is likely
-// that PostgreSQL's user cannot reach the data folder: it is started there.
-func explain(err error) error {
+// explainAccess adds the likely reason to the error of a program that may not be
+// started: PostgreSQL's user cannot enter the data directory, where it is started.
+func explainAccess(err error) error {
 	if errors.Is(err, syscall.EACCES) {
 		return fmt.Errorf("%w; PostgreSQL's user needs access to the data directory and all its parents, or set another -data-dir", err)
 	}
 	return err
 }
 
-// lockFile makes and locks a file; the lock ends with the process.
+// lockFile creates and locks a file. The lock ends with the process.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -70,7 +70,7 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// checkPrivate returns an error unless only this user can enter the folder.
+// checkPrivate returns an error unless only that user can enter the directory.
 func checkPrivate(path string, uid int) error {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -83,9 +83,7 @@ func checkPrivate(path string, uid int) error {
 	return nil
 }
 
-// stopLeftovers stops a PostgreSQL that a queued which was killed has left on
-// the cluster. The process whose number PostgreSQL wrote down is it only if it
-// is a postgres that works in the cluster's folder.
+// stopLeftovers stops a PostgreSQL on the cluster that a killed queued has left behind.
 func stopLeftovers(cluster string) error {
 	pid := leftover(cluster)
 	if pid == 0 {
@@ -102,7 +100,8 @@ func stopLeftovers(cluster string) error {
 	return fmt.Errorf("PostgreSQL of an earlier run (process %d) did not stop", pid)
 }
 
-// leftover returns the process that serves the cluster, 0 if there is none.
+// leftover returns the process that serves the cluster, 0 if there is none: the one in
+// postmaster.pid, if it is a postgres that runs in the directory of the cluster.
 func leftover(cluster string) (pid int) {
 	b, err := os.ReadFile(filepath.Join(cluster, "postmaster.pid"))
 	if err != nil {

@@ -10,17 +10,17 @@ import (
 	"syscall"
 )
 
-// reloadedFiles are the files that are read at the start, and again on SIGHUP:
-// tokens, and the certificate of HTTPS with its key.
+// reloadedFiles are the files that are read at the start and on SIGHUP: the tokens, and
+// the certificate for HTTPS with its key.
 type reloadedFiles struct {
-	tokenFile         string // empty: the server is open
+	tokenFile         string // empty: authentication is off
 	certFile, keyFile string // empty: HTTP
 
 	tokens      atomic.Pointer[tokens]
 	certificate atomic.Pointer[tls.Certificate]
 }
 
-// read reads the files. If one of them is wrong nothing changes.
+// read reads the files. After an error nothing has changed.
 func (v *reloadedFiles) read() error {
 	var all *tokens
 	if v.tokenFile != "" {
@@ -64,7 +64,8 @@ func (v *reloadedFiles) watch(log *slog.Logger, end func()) (stop func()) {
 	}
 }
 
-// tlsConfig serves HTTP/1.1 with the certificate of the moment.
+// tlsConfig returns the settings of HTTPS, which is HTTP/1.1 with the certificate that
+// was read last.
 func (v *reloadedFiles) tlsConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,

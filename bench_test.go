@@ -13,25 +13,29 @@ import (
 func TestBenchReportsWhatItDidAndRemovesItsQueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	for _, args := range []string{
-		"-producers 2 -consumers 3 -duration 300ms",
-		"-producers 2 -consumers 2 -duration 300ms -batch 50 -backlog 2500 -size 1000",
-		"-producers 2 -consumers 2 -duration 300ms -rate 100",
-		"-producers 2 -consumers 2 -duration 300ms -groups 10 -backlog 100",
+	for _, v := range []struct {
+		args string
+		most int64 // messages published; 0: any number
+	}{
+		{"-producers 2 -consumers 3 -duration 300ms", 0},
+		{"-producers 2 -consumers 2 -duration 300ms -batch 50 -backlog 2500 -size 1000", 0},
+		{"-producers 2 -consumers 2 -duration 300ms -rate 100", 100},
+		{"-producers 2 -consumers 2 -duration 300ms -groups 10 -backlog 100", 0},
 	} {
 		var out bytes.Buffer
-		err := run(context.Background(), append([]string{"bench", "-json", "-url", s.url}, strings.Fields(args)...), func(string) string { return "" }, nil, &out, io.Discard)
+		err := run(context.Background(), append([]string{"bench", "-json", "-url", s.url}, strings.Fields(v.args)...), func(string) string { return "" }, nil, &out, io.Discard)
 		if err != nil {
-			t.Fatalf("bench %s: %v", args, err)
+			t.Fatalf("bench %s: %v", v.args, err)
 		}
 		var r bench.Report
 		mustDecode(t, out.String(), &r)
 		if r.Published == 0 || r.Received != r.Published || r.Missing == nil || *r.Missing != 0 || r.Duplicates != 0 || r.Foreign != 0 || len(r.Errors) != 0 ||
-			r.Publish.P50 <= 0 || r.Publish.P50 > r.Publish.P99 || r.Publish.P99 > r.Publish.Max || (r.PublishToReceipt.Max > 0) != (r.ReceivedPerSec > 0) {
-			t.Errorf("bench %s = %+v", args, r)
+			(r.Publish.P50 > 0) != (r.PublishedPerSec > 0) || (r.PublishToReceipt.Max > 0) != (r.ReceivedPerSec > 0) || // on a busy machine there may be none
+			r.Publish.P50 > r.Publish.P99 || r.Publish.P99 > r.Publish.Max {
+			t.Errorf("bench %s = %+v", v.args, r)
 		}
-		if strings.Contains(args, "-rate") && r.Published > 100 {
-			t.Errorf("bench %s published %d messages", args, r.Published)
+		if v.most > 0 && r.Published > v.most {
+			t.Errorf("bench %s published %d messages, want at most %d", v.args, r.Published, v.most)
 		}
 	}
 	checkDiff(t, "queues", `{"data":[]}`, s.must(200, "GET", "/queues", ""))

@@ -207,15 +207,9 @@ func ackItemArgs(items []ackItem) (ids idArray, leases timeArray, seconds intArr
 	return ids, leases, seconds, uncounted
 }
 
-// inLeaseSQL says whether a message m may be settled by the settlement a. It is not
-// an equation, or the planner would look for messages by their due time, which
-// is the same for all that were leased together.
+// inLeaseSQL says whether the lease token of the ack, nack or extension a allows it to
+// change the message m, if there is one. See plans.go for the comparison.
 const inLeaseSQL = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
-
-// thatOneSQL is m.id = a.id for steps that have a few ids a. As an equation, the
-// planner could turn it round and read all messages to look for each among the
-// ids, which is cheap only while there are none, and that is when it is prepared.
-const thatOneSQL = `m.id = ANY (ARRAY[a.id])`
 
 // wakeAckedSQL are steps of statements that ack messages: their groups are looked at
 // where the next message waited for it.
@@ -224,7 +218,7 @@ const wakeAckedSQL = `woken AS (
     FROM acked a
     WHERE a.group_id IS NOT NULL
         AND ((SELECT q.ordered FROM queued.queues q WHERE q.key = a.queue_key) -- also if a claim that saw the message is about to block its group
-            OR (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id)) -- not a join, which may read all groups
+            OR (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id))
 ), groups AS (` + wakeGroupsSQL + `
 )`
 
@@ -294,7 +288,7 @@ WITH named AS MATERIALIZED (
         SELECT dead_queue_id, delivery_limit
         FROM queued.queues
         WHERE key = m.queue_key
-        OFFSET 0 -- messages are found by their ids, not by their queues
+        OFFSET 0
     ) q
     WHERE ` + nackableSQL + `
         AND ` + inLeaseSQL + `

@@ -307,7 +307,7 @@ WITH locked AS MATERIALIZED (
         FROM queued.groups
         WHERE queue_key = u.queue_key
             AND id = u.id
-        OFFSET 0 -- not a join, which may read all groups
+        OFFSET 0
     ) g
 )
 UPDATE queued.groups g
@@ -356,22 +356,21 @@ func groupArrays(groups []*jobGroup) (keys intArray, ids groupArray) {
 
 const (
 	selectJobSQL = `
-SELECT m.id, m.scheduled_at, ` + messageStateSQL + `
-FROM queued.queues q
-JOIN queued.messages m ON m.queue_key = q.key AND m.group_id = $2 AND m.job_id = $3
-WHERE q.id = $1
-    AND m.expired_at > now()
-ORDER BY m.in_flight AND m.scheduled_at > now() DESC, m.seq
+SELECT id, scheduled_at, state
+FROM queued.message_states
+WHERE queue_id = $1
+    AND group_id = $2
+    AND job_id = $3
+ORDER BY state = 'in_flight' DESC, seq
 LIMIT 1`
 
 	selectAsJobSQL = `
-SELECT m.id, m.scheduled_at, ` + messageStateSQL + `
-FROM queued.queues q
-JOIN queued.messages m ON m.id = $3 AND m.queue_key = q.key
-WHERE q.id = $1
-    AND coalesce(m.group_id, $2) = $2
-    AND m.job_id IS NULL
-    AND m.expired_at > now()`
+SELECT id, scheduled_at, state
+FROM queued.message_states
+WHERE queue_id = $1
+    AND id = $3
+    AND coalesce(group_id, $2) = $2
+    AND job_id IS NULL`
 )
 
 // job looks at a job: the one in flight, if there are two of that name. A message

@@ -164,24 +164,15 @@ SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigi
 // A part of the table, so that no statement is long: an old snapshot would keep
 // PostgreSQL from reusing the space of what is gone.
 const countMessagesSQL = `
-WITH q AS MATERIALIZED (
-    SELECT key, delivery_limit
-    FROM queued.queues
-), found AS (
-    SELECT q.key AS queue_key, m.created_at, ` + messageStateSQL + ` AS state
-    FROM queued.messages m
-    JOIN q ON q.key = m.queue_key
-    WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
-        AND m.ctid < format('(%s,0)', $2::bigint)::tid
-        AND m.expired_at > now()
-)
 SELECT queue_key,
        count(*) FILTER (WHERE state = 'ready'),
        count(*) FILTER (WHERE state = 'delayed'),
        count(*) FILTER (WHERE state = 'in_flight'),
        count(*) FILTER (WHERE state = 'exhausted'),
        coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'ready')), 0)::double precision
-FROM found
+FROM queued.message_states
+WHERE tid >= format('(%s,0)', $1::bigint)::tid
+    AND tid < format('(%s,0)', $2::bigint)::tid
 GROUP BY queue_key`
 
 // query counts the table part by part. A table of one part is counted at one

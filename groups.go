@@ -41,8 +41,7 @@ const wakeGroupsSQL = `
     RETURNING g.queue_key, g.ready_at`
 
 // groupHoldsSQL is true if there is a message in the group g, whatever its state, and
-// null if there is none. It is no EXISTS, where an order does not count: the order says
-// which index is meant.
+// null if there is none.
 const groupHoldsSQL = `(
     SELECT true
     FROM queued.messages m
@@ -100,13 +99,9 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE state = 'in_flight') AS in_flight,
            count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
            (array_agg(state ORDER BY seq))[1] AS front
-    FROM (
-        SELECT m.seq, ` + messageStateSQL + ` AS state
-        FROM queued.messages m
-        WHERE m.queue_key = q.key
-            AND m.group_id = g.id
-            AND m.expired_at > now()
-    ) messages
+    FROM queued.message_states m
+    WHERE m.queue_key = g.queue_key
+        AND m.group_id = g.id
 ) c
 ORDER BY g.id`
 

@@ -119,19 +119,20 @@ var errSchema = errors.New("database schema is incomplete")
 const selectLackingSQL = `
 SELECT CASE
            WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
-           WHEN c.relkind NOT IN ('r', 'p', 'S') THEN 'queued.' || name || ' is not a table'
+           WHEN c.relkind NOT IN ('r', 'p', 'S', 'v') OR (c.relkind = 'v') <> (name = 'message_states') THEN 'queued.' || name || ' is not a ' || CASE name WHEN 'message_states' THEN 'view' ELSE 'table' END
            ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
        END
-FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,schema_version,queues_key_seq,messages_seq_seq}'::text[]) AS name
+FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,schema_version,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
 LEFT JOIN pg_namespace n ON n.nspname = 'queued'
 LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
 WHERE CASE
           WHEN c.relkind = 'S' THEN NOT (has_sequence_privilege(c.oid, 'SELECT') AND has_sequence_privilege(c.oid, 'UPDATE'))
-          WHEN name = 'schema_version' THEN NOT has_table_privilege(c.oid, 'SELECT')
+          WHEN name IN ('schema_version', 'message_states') THEN NOT has_table_privilege(c.oid, 'SELECT')
           ELSE NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
               AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
       END IS NOT FALSE
-    OR c.relkind NOT IN ('r', 'p', 'S')
+    OR c.relkind NOT IN ('r', 'p', 'S', 'v')
+    OR (c.relkind = 'v') <> (name = 'message_states')
     OR NOT has_schema_privilege(n.oid, 'USAGE')
 ORDER BY name
 LIMIT 3`

@@ -6,27 +6,16 @@ import (
 	"errors"
 )
 
-// What a message m of a queue q is doing: exhausted if it was delivered as often
-// as the queue allows and nobody holds it.
-const messageStateSQL = `
-    CASE
-        WHEN m.in_flight AND m.scheduled_at > now() THEN 'in_flight'
-        WHEN m.delivery_attempts >= least(q.delivery_limit, m.max_deliveries) THEN 'exhausted'
-        WHEN m.scheduled_at > now() THEN 'delayed'
-        ELSE 'ready'
-    END`
-
+// scanMessage reads a message of message_states.
 func scanMessage(row scanner) (m message, err error) {
 	err = row.Scan(append(m.columns(), &m.QueueID, &m.State)...)
 	return m, err
 }
 
 const selectMessageSQL = `
-SELECT ` + messageColumnsSQL + `, q.id,` + messageStateSQL + `
-FROM queued.messages m
-JOIN queued.queues q ON q.key = m.queue_key
-WHERE m.id = $1
-    AND m.expired_at > now()`
+SELECT ` + messageColumnsSQL + `, m.queue_id, m.state
+FROM queued.message_states m
+WHERE m.id = $1`
 
 // message looks at a message, wherever it is.
 func (s *store) message(ctx context.Context, id string) (message, error) {
@@ -96,10 +85,9 @@ WITH page AS MATERIALIZED (
     SELECT id, queue_key, bytes, sum(bytes) OVER (ORDER BY scheduled_at, seq) AS total
     FROM page
 )
-SELECT ` + messageColumnsSQL + `, q.id,` + messageStateSQL + `
+SELECT ` + messageColumnsSQL + `, m.queue_id, m.state
 FROM fitting f
-JOIN queued.messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
-JOIN queued.queues q ON q.key = m.queue_key
+JOIN queued.message_states m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
 WHERE f.total <= $4
     OR f.total = f.bytes
 ORDER BY f.total`

@@ -35,7 +35,8 @@ const (
 // alone: providers set it when a disk is full. session_replication_role, without
 // which deleted topics leave references behind, can only be reset by superusers:
 // others cannot connect where it is not origin. transaction_timeout came with
-// PostgreSQL 17.
+// PostgreSQL 17, and restrict_nonsystem_relation_kind, which can forbid views, with minor
+// versions.
 //
 // A table that was just created or just filled has no statistics, and the
 // planner then prefers to sort all due rows for each receive. With these
@@ -57,6 +58,7 @@ SET lock_timeout = %d;
 SET idle_in_transaction_session_timeout = %d;
 SET idle_session_timeout = 0;
 SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
+SELECT set_config('restrict_nonsystem_relation_kind', '', false) WHERE current_setting('restrict_nonsystem_relation_kind', true) <> '';
 SELECT set_config('session_replication_role', 'origin', false) WHERE current_setting('session_replication_role') <> 'origin';
 SET enable_seqscan = off;
 SET enable_bitmapscan = off;

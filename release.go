@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// As for inLeaseSQL, the lease is not compared by an equation.
+// releaseMessagesSQL changes only messages that are still in the lease of the delivery.
 const releaseMessagesSQL = `
 WITH released AS (
     UPDATE queued.messages m

@@ -162,6 +162,27 @@ COMMENT ON COLUMN queued.messages.trace             IS '{"request_id", "tracepar
 COMMENT ON COLUMN queued.messages.attributes        IS 'An object of strings as sent; null: none';
 COMMENT ON COLUMN queued.messages.data              IS 'The payload as sent';
 
+-- The state of a message in one place: the server reads it here, too. Messages that have
+-- expired, or whose queue was deleted, are not in it: nobody gets them any more.
+CREATE VIEW queued.message_states AS
+SELECT m.*,
+       q.id AS queue_id,
+       CASE
+           WHEN m.in_flight AND m.scheduled_at > now() THEN 'in_flight'
+           WHEN m.delivery_attempts >= least(q.delivery_limit, m.max_deliveries) THEN 'exhausted'
+           WHEN m.scheduled_at > now() THEN 'delayed'
+           ELSE 'ready'
+       END AS state,
+       m.ctid AS tid -- for counts of a part of the table
+FROM queued.messages m
+JOIN queued.queues q ON q.key = m.queue_key
+WHERE m.expired_at > now();
+
+COMMENT ON VIEW   queued.message_states          IS 'Messages with their queue and their state, except those that the cleanup still has to delete; see messages for the other columns';
+COMMENT ON COLUMN queued.message_states.queue_id IS 'queues.id';
+COMMENT ON COLUMN queued.message_states.state    IS 'ready: can be received now; delayed: is due later; in_flight: a consumer holds it; exhausted: was delivered as often as allowed, and nobody holds it';
+COMMENT ON COLUMN queued.message_states.tid      IS 'Where the row of the message is: its ctid';
+
 -- A claim locks the rows of groups that are ready, so that of two servers only one
 -- delivers from a group at a time.
 CREATE TABLE queued.groups (

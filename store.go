@@ -448,11 +448,11 @@ func (s *store) deleteQueue(ctx context.Context, id string) error {
 const selectStatsSQL = `
 SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))), 0)::bigint
 FROM queued.queues q
-LEFT JOIN queued.messages m
+LEFT JOIN queued.message_states m
     ON m.queue_key = q.key
+    AND (m.group_id IS NULL) = ANY ('{true,false}') -- both, so that the index passes over what is not due
     AND m.scheduled_at <= now()
-    AND m.expired_at > now()
-    AND m.delivery_attempts < least(q.delivery_limit, m.max_deliveries)
+    AND m.state = 'ready'
 WHERE q.id = $1
 GROUP BY q.id`
 
@@ -468,13 +468,8 @@ func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 const selectDetailsSQL = `
 WITH counted AS (
     SELECT state, count(*) AS n, min(created_at) AS oldest
-    FROM (
-        SELECT m.created_at, ` + messageStateSQL + ` AS state
-        FROM queued.queues q
-        JOIN queued.messages m ON m.queue_key = q.key
-        WHERE q.id = $1
-            AND m.expired_at > now()
-    ) messages
+    FROM queued.message_states
+    WHERE queue_id = $1
     GROUP BY state
 )
 SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
@@ -484,7 +479,7 @@ SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
        coalesce((SELECT n FROM counted WHERE state = 'exhausted'), 0),
        (SELECT count(m.id)
         FROM queued.queues d
-        LEFT JOIN queued.messages m ON m.queue_key = d.key AND m.expired_at > now()
+        LEFT JOIN queued.message_states m ON m.queue_key = d.key
         WHERE d.id = q.dead_queue_id
         GROUP BY d.id)
 FROM queued.queues q

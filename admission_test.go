@@ -177,6 +177,27 @@ func TestStalledConnectionsMakeWay(t *testing.T) {
 	checkDiff(t, "in the room afterwards", []any{int64(0), 0, 0, 0}, []any{r.buffered, r.open, r.idle.Len(), r.moving.Len()})
 }
 
+// A body that is too large is read to its end, but does not keep its connection open.
+func TestConnectionWithATooLargeBodyCanBeEvicted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(200, "GET", "/livez", "")
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "POST /topics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n{")
+	eventually(t, "the connection can be evicted", func() bool {
+		s.admission.mu.Lock()
+		defer s.admission.mu.Unlock()
+		return s.admission.evictFirst(&s.admission.moving)
+	})
+	if answer, err := io.ReadAll(conn); err == nil && len(answer) > 0 {
+		t.Errorf("the evicted connection was answered with %q", answer)
+	}
+}
+
 func TestHeadersCountAsBuffered(t *testing.T) {
 	t.Parallel()
 	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)

@@ -6,27 +6,25 @@ import (
 	"errors"
 )
 
-// A message may have a group: a customer, a device, an account. A queue delivers
-// at most one message of a group in every delivery interval, groups that are ready
-// take turns, the one ready longest first, and within a group messages come in
-// the order they were published, one that was returned at the front. In a queue
-// that is ordered, a group's next message waits until the one before is gone.
+// A message may have a group: a customer, a device, an account. A queue delivers at
+// most one message of a group in every delivery interval. Groups that are ready take
+// turns, the one ready longest first. Within a group messages are delivered in the order
+// in which they were published; one that was returned comes first. In an ordered queue
+// the next message of a group waits until the one before was acked or has left.
 //
-// A row for each group that has messages says when to look at it (schema.sql,
-// queued.groups). Whoever may have made a group ready sooner sets that time back
-// (wakeGroupsSQL) in the statement that does it. Who claims locks groups whose time
-// has come, looks at their messages with a snapshot taken after that, and knows
-// then: what to deliver, when to look again, or that there is nothing and the row
-// can go. Whoever adds a message waits for that lock, so no row goes while there
-// is something, and the limit holds whatever the number of servers.
-//
-// Messages with a group have a part of messages_due of their own, so that claims of
-// messages without one do not walk over them.
+// Each group that has messages has a row in queued.groups, which says when a claim has to
+// check the group. A statement that may make a group ready sooner brings that time
+// forward (wakeGroupsSQL). A claim locks the groups whose time has come, and reads their
+// messages in later statements of the same transaction, which see all that was committed
+// before the lock. So it knows what to deliver, when the group is to be checked again,
+// and whether the row can be deleted. A statement that adds a message to the group waits
+// for that lock: no row is deleted while the group has messages, and the interval holds
+// however many servers there are.
 
-// wakeGroupsSQL is the end of statements with a step named woken, of rows (queue_key,
-// group_id, due_at, seq): messages that wait and are due at that time, or groups that
-// need not wait for a message any more, where seq is null. Rows are locked in one
-// order in all statements. It returns the groups that are looked at earlier for it.
+// wakeGroupsSQL is the last step of statements that have a step woken with rows
+// (queue_key, group_id, due_at, seq): messages that wait and are due at that time or,
+// where seq is null, groups that need not wait for a message any more. All statements
+// lock groups in one order. The step returns the groups that will be checked earlier.
 const wakeGroupsSQL = `
     INSERT INTO queued.groups AS g (queue_key, id, ready_at, first_seq)
     SELECT queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807)

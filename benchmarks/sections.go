@@ -279,7 +279,7 @@ FROM generate_series(1, 100);
 const pgbenchCycle = pgbenchInsert + `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid FROM queued.messages
-    WHERE queue_key = :key AND scheduled_at <= now() AND expired_at > now() AND delivery_attempts < 2147483647
+    WHERE queue_key = :key AND group_id IS NULL AND scheduled_at <= now() AND expired_at > now() AND delivery_attempts < 2147483647
     ORDER BY scheduled_at, seq LIMIT 100 FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE queued.messages m

@@ -66,10 +66,10 @@ type message struct {
 const messageColumnsSQL = `m.id, m.queue_key, m.seq, m.scheduled_at, m.expired_at, m.created_at, m.updated_at, m.bytes, m.delivery_attempts,
        m.max_deliveries, m.group_id, m.job_id, m.trace, m.attributes, m.data`
 
-// columns returns where the messageColumnsSQL of a row go.
+// columns returns where the messageColumnsSQL of a row go, with capacity for some more.
 func (m *message) columns() []any {
-	return []any{&m.ID, &m.queueKey, &m.seq, &m.ScheduledAt, &m.ExpiredAt, &m.CreatedAt, &m.UpdatedAt, &m.size, &m.DeliveryAttempts,
-		&m.maxDeliveries, (*nullText)(&m.Group), &m.jobID, &m.trace, &m.Attributes, &m.Data}
+	return append(make([]any, 0, 20), &m.ID, &m.queueKey, &m.seq, &m.ScheduledAt, &m.ExpiredAt, &m.CreatedAt, &m.UpdatedAt, &m.size, &m.DeliveryAttempts,
+		&m.maxDeliveries, (*nullText)(&m.Group), &m.jobID, &m.trace, &m.Attributes, &m.Data)
 }
 
 // nullText is a text that is empty where the column is null.

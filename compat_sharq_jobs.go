@@ -23,14 +23,15 @@ type job struct {
 	waiting int // after it was published: how many waited before it, if it has a maxWaiting
 }
 
-// errGroupFull is the answer to a job that was refused.
+// errGroupFull is the error of a job that was refused.
 type errGroupFull struct{ waiting int }
 
 func (e errGroupFull) Error() string {
 	return fmt.Sprintf("%d messages wait in the group already", e.waiting)
 }
 
-// storeJobs is insertPublications for jobs, whose queues s remembers.
+// storeJobs stores the publications of a batch that are jobs, and leaves in each what
+// became of it. It returns errStale if the settings that s remembers have changed.
 func (e *engine) storeJobs(s *pinnedConn, batch []*publication) error {
 	if len(batch) == 0 {
 		return nil
@@ -42,7 +43,7 @@ func (e *engine) storeJobs(s *pinnedConn, batch []*publication) error {
 	}
 	for _, v := range b.all {
 		switch {
-		case err != nil: // even so they may be stored
+		case err != nil: // the outcome may be unknown
 			e.announce(v.publication.queueID, time.Time{})
 		case v.refused:
 			v.publication.stored, v.publication.err = []message{}, errGroupFull{v.job.waiting}
@@ -373,8 +374,9 @@ WHERE queue_id = $1
     AND job_id IS NULL`
 )
 
-// job looks at a job: the one in flight, if there are two of that name. A message
-// that is none is named by its id, and found in any group if it has none.
+// job returns the id, the state and the due time of a job: of the one in flight, if
+// there are two of that name. The name may also be the id of a message that is not a
+// job, in that group or without a group. It returns errMessageNotFound if there is none.
 func (s *store) job(ctx context.Context, queueID, group, id string) (m message, err error) {
 	scan := func(row scanner) error { return row.Scan(&m.ID, &m.ScheduledAt, &m.State) }
 	err = scan(s.on("job").QueryRowContext(ctx, selectJobSQL, queueID, group, id))
@@ -387,10 +389,10 @@ func (s *store) job(ctx context.Context, queueID, group, id string) (m message, 
 	return m, asUnavailable(err)
 }
 
-// finishing is one request to ack the job of a name that is in flight.
+// finishing is a request to ack the job of a name that is in flight.
 type finishing struct {
 	queueID, group, jobID string
-	done                  bool // after its turn in the lane: it was in flight, and is gone
+	done                  bool // after its batch: the job was in flight and was acked
 }
 
 // finish acks the job of that name that is in flight, and reports whether there was one.
@@ -443,11 +445,10 @@ SELECT a.n, g.ready_at
 FROM acked a
 LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = a.queue_key`
 
-// finished is a job that was acked: by which of a batch, and when its queue has a
-// group that is ready sooner for it.
+// finished is a job that was acked.
 type finished struct {
-	n       int
-	readyAt sql.NullTime
+	n       int          // of its request in the batch, from 1
+	readyAt sql.NullTime // when a group of its queue is ready because of it
 }
 
 func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
@@ -462,22 +463,22 @@ func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
 	}, finishJobsSQL, queues, groups, jobs)
 }
 
-// measuring is one request for how many messages wait in a group: those of the
-// queue with that key.
+// measuring is a request for the number of messages that wait in a group.
 type measuring struct {
-	key     int64
+	key     int64 // of the queue
 	group   string
-	waiting int64 // after its turn in the lane
+	waiting int64 // after its batch
 }
 
-// waitingIn counts the messages that wait in the group of a message, to maxMeasured.
+// waitingIn returns the number of messages that wait in the group of a message, at most
+// maxMeasured.
 func (e *engine) waitingIn(ctx context.Context, m *message) (int64, error) {
 	v := &measuring{key: m.queueKey, group: m.Group}
 	err := e.measurings.do(ctx, v, 1, 0)
 	return v.waiting, err
 }
 
-// maxMeasured is where waitingIn stops to count.
+// maxMeasured bounds what a count reads.
 const maxMeasured = 100_000
 
 const selectWaitingSQL = `

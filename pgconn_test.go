@@ -136,10 +136,10 @@ func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
 func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 	t.Parallel()
 	dsn, p := newProxiedDatabase(t)
-	p.slow(300 * time.Millisecond)
+	p.slow(600 * time.Millisecond)
 	output := newSyncBuffer()
 	d := mustDatabase(t, dsn)
-	d.tick = 2 * tick // or a busy machine would be part of the way
+	d.tick = 4 * tick // or a busy machine would be part of the way
 	m := newMetrics(mustOpen(t, d))
 	e, err := newEngine(d, newLog(output, slog.LevelInfo, "text"), m, time.Hour, time.Hour)
 	if err != nil {

@@ -146,11 +146,13 @@ CREATE INDEX messages_job ON queued.messages (queue_key, group_id, job_id, seq)
     WHERE job_id IS NOT NULL;
 
 COMMENT ON TABLE  queued.messages                   IS 'Messages that are in a queue, one row for each copy; an ack deletes it';
+COMMENT ON COLUMN queued.messages.id                IS 'UUID version 7; a move to another queue keeps it';
 COMMENT ON COLUMN queued.messages.queue_key         IS 'queues.key of its queue, or of a queue in deleted_queues';
 COMMENT ON COLUMN queued.messages.seq               IS 'Order among messages due at the same time, and of the messages of a group';
 COMMENT ON COLUMN queued.messages.scheduled_at      IS 'When it is due; while it is in flight, when the lease ends';
 COMMENT ON COLUMN queued.messages.expired_at        IS 'From then on it is not delivered';
 COMMENT ON COLUMN queued.messages.created_at        IS 'When it was published; a move to another queue keeps it';
+COMMENT ON COLUMN queued.messages.updated_at        IS 'When it was last published, delivered, returned, extended or moved';
 COMMENT ON COLUMN queued.messages.bytes             IS 'Bytes of data and attributes; bounds what one receive claims';
 COMMENT ON COLUMN queued.messages.delivery_attempts IS 'How often it was delivered';
 COMMENT ON COLUMN queued.messages.in_flight         IS 'A consumer has received it, and holds it until scheduled_at';
@@ -162,8 +164,9 @@ COMMENT ON COLUMN queued.messages.trace             IS '{"request_id", "tracepar
 COMMENT ON COLUMN queued.messages.attributes        IS 'An object of strings as sent; null: none';
 COMMENT ON COLUMN queued.messages.data              IS 'The payload as sent';
 
--- The state of a message in one place: the server reads it here, too. Messages that have
--- expired, or whose queue was deleted, are not in it: nobody gets them any more.
+-- The rule of the state in one place: the server reads it here, too. Messages that have
+-- expired, or whose queue was deleted, are not in it: nobody gets them any more. A step
+-- that changes the columns of messages drops this view and creates it again.
 CREATE VIEW queued.message_states AS
 SELECT m.*,
        q.id AS queue_id,

@@ -9,8 +9,8 @@ import (
 
 const leaseOver = `{"detail":"the lease has ended: scheduled_at does not match"}`
 
-// A consumer that was too slow has the scheduled_at of its own lease, and can
-// touch neither the lease of the next one, nor the message once it has moved.
+// The lease token of a consumer that was too slow does not match the lease of the next
+// consumer, nor the message after it has moved to another queue.
 func TestLateConsumerCannotTouchTheNextLease(t *testing.T) {
 	t.Parallel()
 	for what, v := range map[string]struct {
@@ -72,11 +72,12 @@ func TestLeaseTokenHoldsUntilTheNextDelivery(t *testing.T) {
 		return "/messages/" + leased[i].ID + "/" + verb + "?scheduled_at=" + leased[i].ScheduledAt
 	}
 	s.must(204, "PUT", path(0, "ack"), "")
-	s.must(204, "PUT", path(0, "ack"), "") // gone, which is what it asks for
+	s.must(204, "PUT", path(0, "ack"), "") // already deleted
 	s.must(204, "PUT", path(0, "nack"), "")
 	s.must(404, "PUT", path(0, "extend"), `{"ack_deadline_seconds":1}`)
 	s.must(204, "PUT", path(1, "nack"), "")
-	// The lease shown ends a little before it does here: as if it had ended.
+	// The client receives an end that is a little before the end in the database. Between
+	// the two the server must treat the lease as ended.
 	ended := s.messages(`{"data":[` + s.must(200, "PUT", path(2, "extend"), `{"ack_deadline_seconds":1}`) + `]}`)[0].ScheduledAt
 	eventually(t, "the lease has ended", func() bool {
 		return s.count("SELECT count(*) FROM queued.messages WHERE id = $1 AND scheduled_at <= now()", leased[2].ID) == 1
@@ -92,14 +93,14 @@ func TestExtendSetsTheEndOfTheLease(t *testing.T) {
 	id := s.publish("t", 1)[0]
 	s.play([]step{{"PUT", "/messages/" + id + "/extend", `{"ack_deadline_seconds":60}`, 404, `{"detail":"Message not in flight"}`}})
 	s.receive("t", "")
-	checkDiff(t, "answer", `{"id":"UUID","queue_id":"t","data":{"n":1},"attributes":null,"delivery_attempts":1,`+
+	checkDiff(t, "response", `{"id":"UUID","queue_id":"t","data":{"n":1},"attributes":null,"delivery_attempts":1,`+
 		`"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME"}`,
 		mask(s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":43200}`)))
 	checkDiff(t, "extended", 1, s.count("SELECT count(*) FROM queued.messages WHERE scheduled_at = updated_at + interval '12 h' AND delivery_attempts = 1 AND in_flight"))
 	for _, body := range []string{``, `{}`, `{"ack_deadline_seconds":0}`, `{"ack_deadline_seconds":43201}`} {
 		s.must(422, "PUT", "/messages/"+id+"/extend", body)
 	}
-	// A shorter lease wakes the receiver that waits when it ends.
+	// When the shorter lease ends, the waiting receiver is woken.
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)
 	s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":1}`)
@@ -125,8 +126,8 @@ func TestNackWithDelay(t *testing.T) {
 	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
 }
 
-// What could not begin its work gives messages back as if they had not been
-// delivered, however often, and a message in its last delivery too.
+// A consumer that could not begin to process a message nacks it without counting the
+// delivery. It may do so any number of times, and in the last delivery too.
 func TestNackThatCountsNoAttempt(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -152,7 +153,7 @@ func TestNackThatCountsNoAttempt(t *testing.T) {
 		m := attempt(2) // its last
 		nack(m, `"count_attempt":false,"delay_seconds":0`)
 		s.must(409, "PUT", "/messages/"+m.ID+"/nack?scheduled_at="+m.ScheduledAt, `{"count_attempt":false}`)
-		s.must(204, "PUT", "/messages/"+m.ID+"/nack", `{"count_attempt":false}`) // it is not leased
+		s.must(204, "PUT", "/messages/"+m.ID+"/nack", `{"count_attempt":false}`) // not leased
 		m = attempt(2)
 		s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q],"count_attempt":false,"delay_seconds":60}`, m.ID))
 		s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q],"count_attempt":false}`, m.ID)) // delayed, not leased
@@ -173,7 +174,7 @@ func TestBatchesOfAcksAndNacks(t *testing.T) {
 	unknown := newID()
 	s.must(204, "PUT", "/messages/ack", fmt.Sprintf(`{"ids":[%q,%q,%q]}`, ids[0], unknown, ids[0]))
 	s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q,%q]}`, strings.ToUpper(ids[1]), unknown))
-	// Items whose lease token holds are acked, and the others are named.
+	// Messages whose lease token matches are acked, and the error names the others.
 	got := s.must(409, "PUT", "/messages/ack", fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q},{"id":%q,"scheduled_at":"2022-10-05T21:48:24.724341"},{"id":%q},{"id":%q,"scheduled_at":%q}]}`,
 		ids[2], leased[2].ScheduledAt, ids[3], ids[4], unknown, leased[0].ScheduledAt))
 	if !strings.Contains(got, `["body","messages",1,"scheduled_at"]`) || strings.Count(got, "loc") != 1 {
@@ -191,7 +192,7 @@ func TestBatchesOfAcksAndNacks(t *testing.T) {
 	s.must(422, "PUT", "/messages/"+unknown+"/ack?scheduled_at=yesterday", "")
 }
 
-// A row that another transaction keeps locked fails only the requests for that row.
+// While another transaction locks a row, only the requests for that row fail.
 func TestLockedMessageHurtsNoOther(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -224,14 +225,14 @@ func TestLockedMessageHurtsNoOther(t *testing.T) {
 	checkDiff(t, "left", 1, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A nack makes a message due that is delayed and not leased, as fastqueue's does. That
-// is no delivery.
+// A nack makes a delayed message due although it is not leased, as in fastqueue. It
+// does not count as a delivery.
 func TestNackMakesADelayedMessageDue(t *testing.T) {
 	t.Parallel()
 	for what, v := range map[string]struct {
 		settings string
 		delay    func(s *testServer) (id string) // publishes one message, delayed
-		attempts int                             // that it has then
+		attempts int                             // delivery attempts of the delayed message
 	}{
 		"by its queue": {`"delivery_delay_seconds":900`, func(s *testServer) string { return s.publish("t", 1)[0] }, 0},
 		"by its publisher": {`"ordered":false`, func(s *testServer) string {
@@ -277,7 +278,7 @@ func TestNackOfADelayedMessageMayDelayItAnew(t *testing.T) {
 	s.mustTopic("t", `"delivery_delay_seconds":900`)
 	published := s.messages(s.must(201, "POST", "/topics/t/messages", `{"data":{}}`))[0]
 	id, token := published.ID, published.ScheduledAt
-	s.must(409, "PUT", "/messages/"+id+"/nack?scheduled_at="+token, "") // it is in no lease
+	s.must(409, "PUT", "/messages/"+id+"/nack?scheduled_at="+token, "") // not leased
 	due := func(from, to int) int {
 		return s.count(`SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight
 			AND scheduled_at BETWEEN now() + make_interval(secs => $1) AND now() + make_interval(secs => $2)`, from, to)
@@ -288,13 +289,14 @@ func TestNackOfADelayedMessageMayDelayItAnew(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+id+"/nack", "")
 	checkDiff(t, "due", 1, due(-300, 0))
 
-	// A message that is due and not leased stays where it is.
+	// A nack changes nothing about a message that is due and not leased.
 	before := s.must(200, "GET", "/messages/"+id, "")
 	s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":300}`)
 	checkDiff(t, "message", before, s.must(200, "GET", "/messages/"+id, ""))
 }
 
-// A second statement retries the ids that the first did not find.
+// The ack retries the ids that its first statement did not find in a second statement,
+// which PostgreSQL refuses here.
 func TestAckThatIsRefusedKeepsWhatItHasDone(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

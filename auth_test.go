@@ -74,7 +74,7 @@ func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 	})
 	permissions := statedPermissions(t)
 	has := map[string]map[string]bool{
-		"none":        {"nobody": true, "wrong": true, "poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
+		"none":        {"no token": true, "wrong": true, "poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
 		"any":         {"poster": true, "getter": true, "scraper": true, "admin": true, "stranger": true},
 		"get or post": {"poster": true, "getter": true, "admin": true},
 		"post":        {"poster": true, "admin": true},
@@ -95,7 +95,7 @@ func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 			client *client
 			denied int // the status without the permission
 		}{
-			"nobody":   {&s.client, http.StatusUnauthorized},
+			"no token": {&s.client, http.StatusUnauthorized},
 			"wrong":    {s.with(secret("wrong")), http.StatusUnauthorized},
 			"poster":   {s.with(secret("poster")), http.StatusForbidden},
 			"getter":   {s.with(secret("getter")), http.StatusForbidden},
@@ -153,19 +153,20 @@ func TestAuthorizationHeadersAreRefusedInWords(t *testing.T) {
 		}
 		body, _ := io.ReadAll(answer.Body)
 		answer.Body.Close()
-		checkDiff(t, "answer to "+header, want, string(body))
+		checkDiff(t, "response to "+header, want, string(body))
 	}
 }
 
-// basic returns the Authorization header of a client that has a user and a password.
+// basic returns the Authorization header for a user and a password.
 func basic(user, password string) string {
 	r := http.Request{Header: http.Header{}}
 	r.SetBasicAuth(user, password)
 	return r.Header.Get("Authorization")
 }
 
-// SharQ stands behind a proxy that asks for a password, and some clients send theirs
-// only when they are asked. On the other routes a browser would ask its user.
+// SharQ usually runs behind a proxy that requires a password, and some clients send the
+// password only after a 401 that asks for it. On the other routes such a 401 would make
+// a browser ask its user.
 func TestSharQAsksForAPassword(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -262,7 +263,7 @@ func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
 			t.Errorf("%s: %v, want %s", text, err, want)
 		}
 		if err != nil && strings.Contains(err.Error(), "secret") {
-			t.Errorf("%s: the error tells the secret: %v", text, err)
+			t.Errorf("%s: the error contains the secret: %v", text, err)
 		}
 	}
 }
@@ -317,8 +318,8 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 	if !strings.HasPrefix(r.url, "https://") || !strings.Contains(r.output.String(), "auth=tokens") {
 		t.Errorf("ready: %s", r.output)
 	}
-	// status asks with a client that trusts the certificate in the file, and -1 is
-	// for a server that it does not trust.
+	// status returns the status for a token. The client trusts the certificate in the
+	// file; the status is -1 if the server has another one.
 	status := func(who string) int {
 		certificate, err := os.ReadFile(certFile)
 		roots := x509.NewCertPool()
@@ -341,7 +342,7 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 	checkDiff(t, "old token", 200, status("old"))
 	checkDiff(t, "new token", 401, status("new"))
 	if _, err := tls.DialWithDialer(&net.Dialer{}, "tcp", strings.TrimPrefix(r.url, "https://"), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}); err == nil {
-		t.Error("TLS 1.1 is spoken")
+		t.Error("the server accepts TLS 1.1")
 	}
 	health := func() error {
 		return run(context.Background(), []string{"health", "-listen", strings.TrimPrefix(r.url, "https://"), "-tls-cert", certFile}, func(string) string { return "" }, nil, io.Discard, io.Discard)
@@ -370,7 +371,7 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 	eventually(t, "the new token and the new certificate are in force", func() bool { return status("new") == 200 })
 	checkDiff(t, "old token", 401, status("old"))
 	if strings.Contains(r.output.String(), "secret-of") {
-		t.Errorf("the log has a secret:\n%s", r.output)
+		t.Errorf("the log contains a secret:\n%s", r.output)
 	}
 }
 
@@ -487,16 +488,16 @@ func TestPasswordInArgumentsIsWarnedOf(t *testing.T) {
 
 func TestErrorsDoNotShowThePassword(t *testing.T) {
 	t.Parallel()
-	away := freeAddress(t) // nobody listens there
+	closed := freeAddress(t) // no server listens there
 	for _, database := range []string{
 		"postgres://me:12/secret@host/q",
-		"postgres://me:secret@" + away + "/q?sslmode=sometimes",
+		"postgres://me:secret@" + closed + "/q?sslmode=sometimes",
 		"postgres://me:se\ncret:secret@host/q",
 		"postgresql://me:%secret@host/q",
 		"user=me password='secret host=x",
 		"user=me password=secret port=x",
 		"user=me password=secret host=/no/such/folder",
-		"postgres://me:secret@" + away + "/q",
+		"postgres://me:secret@" + closed + "/q",
 		"postgres://me:secret@no-such-host.invalid/q",
 		"postgres:///q?host=/no/such/folder&password=secret",
 	} {
@@ -508,7 +509,7 @@ func TestErrorsDoNotShowThePassword(t *testing.T) {
 				ended <- run(ctx, append([]string{"-listen", "127.0.0.1:0", "-log-level", "debug"}, args...), func(string) string { return "" }, nil, output, output)
 			}()
 			var err error
-			eventually(t, "it ends or tries again", func() bool {
+			eventually(t, "the server ends or retries", func() bool {
 				select {
 				case err = <-ended:
 					return true

@@ -11,8 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// A batch, of as many as outcomes are wanted, is carried out by a statement that
-// fails with these errors, one after the other, and then succeeds.
+// A batch has one request for each outcome. Its statement returns the errors in order,
+// and then succeeds.
 func TestBatcherRetriesOnlyWhatDidNothing(t *testing.T) {
 	t.Parallel()
 	failure := func(code pqerror.Code) error { return &pq.Error{Severity: "ERROR", Code: code} }
@@ -26,7 +26,7 @@ func TestBatcherRetriesOnlyWhatDidNothing(t *testing.T) {
 		"one waits for a lock":    {[]error{held, nil, held}, []int{3, 1, 1, 1}, []error{nil, errUnavailable, nil}},
 		"two wait for a lock":     {[]error{held, held, nil, held}, []int{5, 1, 1, 1, 1, 1}, []error{errUnavailable, nil, errUnavailable, nil, nil}},
 		"three wait for a lock":   {[]error{held, held, nil, held, held}, []int{5, 1, 1, 1, 1}, []error{errUnavailable, nil, errUnavailable, errUnavailable, errUnavailable}},
-		"one is guilty":           {[]error{poison, nil, poison}, []int{3, 1, 1, 1}, []error{nil, poison, nil}},
+		"one is rejected":         {[]error{poison, nil, poison}, []int{3, 1, 1, 1}, []error{nil, poison, nil}},
 		"deadlock":                {[]error{failure("40P01")}, []int{3, 3}, []error{nil, nil, nil}},
 		"deadlock, again":         {[]error{failure("40P01"), failure("40P01")}, []int{3, 3}, []error{errUnavailable, errUnavailable, errUnavailable}},
 		"out of disk":             {[]error{failure("53100")}, []int{3}, []error{errUnavailable, errUnavailable, errUnavailable}},
@@ -98,12 +98,12 @@ func TestBatcherStartsASecondWorkerForSlowStatements(t *testing.T) {
 	<-began
 	quick()
 	go do(1)
-	<-began // now both workers are at it
+	<-began // now both workers run a statement
 	close(ends[0])
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	quick() // the one that was first has nothing to do
+	quick() // by the first worker, which is idle
 	close(ends[1])
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -15,7 +15,7 @@ func TestBenchReportsWhatItDidAndRemovesItsQueue(t *testing.T) {
 	s := newTestServer(t)
 	for _, v := range []struct {
 		args string
-		most int64 // messages published; 0: any number
+		most int64 // maximum number of published messages; 0 is unlimited
 	}{
 		{"-producers 2 -consumers 3 -duration 300ms", 0},
 		{"-producers 2 -consumers 2 -duration 300ms -batch 50 -backlog 2500 -size 1000", 0},
@@ -30,7 +30,7 @@ func TestBenchReportsWhatItDidAndRemovesItsQueue(t *testing.T) {
 		var r bench.Report
 		mustDecode(t, out.String(), &r)
 		if r.Published == 0 || r.Received != r.Published || r.Missing == nil || *r.Missing != 0 || r.Duplicates != 0 || r.Foreign != 0 || len(r.Errors) != 0 ||
-			(r.Publish.P50 > 0) != (r.PublishedPerSec > 0) || (r.PublishToReceipt.Max > 0) != (r.ReceivedPerSec > 0) || // on a busy machine there may be none
+			(r.Publish.P50 > 0) != (r.PublishedPerSec > 0) || (r.PublishToReceipt.Max > 0) != (r.ReceivedPerSec > 0) || // a busy machine may publish none
 			r.Publish.P50 > r.Publish.P99 || r.Publish.P99 > r.Publish.Max {
 			t.Errorf("bench %s = %+v", v.args, r)
 		}

@@ -34,23 +34,23 @@ func timesIn(t *testing.T, text string) (all []int64) {
 	return all
 }
 
-// All that goes to PostgreSQL and comes from it is read off the wire while
-// messages live every life there is. A time in an argument must be one that
-// PostgreSQL has told before, to the microsecond, or that far from one. Only the
-// ids of messages hold a time of ours: they are names, and no statement reads it.
+// The test records the traffic with PostgreSQL while messages pass through every state.
+// A time in an argument must be a time that PostgreSQL has sent before, or differ from
+// one by the queue's delay. Only the ids of messages contain a time of the process;
+// no statement reads it.
 func TestNoTimeOfOursEntersSQL(t *testing.T) {
 	t.Parallel()
-	const delay = 2 * time.Second // of the queue
-	apart := []time.Duration{0, delay, -watermarkMargin, -sweepMargin, -watermarkMargin - sweepMargin}
-	told := map[int64]bool{time.Time{}.UnixMicro(): true} // the zero time is before all others
-	queries := map[string]string{}                        // by connection and name of the prepared statement
-	seen := map[string]int{}                              // times in arguments, by the first line of the statement
+	const delay = 2 * time.Second                                                                      // of the queue
+	apart := []time.Duration{0, delay, -watermarkMargin, -sweepMargin, -watermarkMargin - sweepMargin} // allowed differences to a time that PostgreSQL has sent
+	sent := map[int64]bool{time.Time{}.UnixMicro(): true}                                              // the zero time is before all others
+	queries := map[string]string{}                                                                     // by connection and name of the prepared statement
+	seen := map[string]int{}                                                                           // times in arguments, by the first line of the statement
 	check := func(query, text string) {
 		query, _, _ = strings.Cut(strings.TrimSpace(query), "\n")
 		for _, at := range timesIn(t, text) {
 			seen[query]++
-			if !slices.ContainsFunc(apart, func(d time.Duration) bool { return told[at-d.Microseconds()] }) {
-				t.Errorf("%s gets %v, which PostgreSQL has not told: %s", query, time.UnixMicro(at).UTC(), text)
+			if !slices.ContainsFunc(apart, func(d time.Duration) bool { return sent[at-d.Microseconds()] }) {
+				t.Errorf("%s gets %v, which PostgreSQL has not sent: %s", query, time.UnixMicro(at).UTC(), text)
 			}
 		}
 	}
@@ -68,7 +68,7 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 			formats := int(binary.BigEndian.Uint16(rest))
 			for i, text := range values(rest[2+2*formats:]) {
 				if formats > 0 && binary.BigEndian.Uint16(rest[2+2*min(i, formats-1):]) != 0 {
-					t.Errorf("%s gets arguments that the test cannot read", queries[fmt.Sprint(conn, v[1])])
+					t.Errorf("%s has arguments that the test cannot read", queries[fmt.Sprint(conn, v[1])])
 				}
 				if strings.HasPrefix(text, `{"{`) {
 					continue // payloads of messages
@@ -78,7 +78,7 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 		case !fromClient && kind == 'D':
 			for _, text := range values(body) {
 				for _, at := range timesIn(t, text) {
-					told[at] = true
+					sent[at] = true
 				}
 			}
 		}
@@ -90,14 +90,14 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 
 	s.mustQueue("u", `"ack_deadline_seconds":30`)
 	s.mustTopic("t", `"dead_queue_id":"u"`, `"message_max_deliveries":3`, `"delivery_delay_seconds":2`)
-	poll := other.poll(context.Background(), "t", "?wait_seconds=20") // hears of it by a notification
+	poll := other.poll(context.Background(), "t", "?wait_seconds=20") // is woken by a notification
 	s.publish("t", 1)
 	s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{"n":2}},{"data":{"n":3},"delay_seconds":0},{"data":{"n":4},"delay_seconds":600}]}`)
 	m := other.await(poll)[0]
 	s.must(200, "PUT", "/messages/"+m.ID+"/extend?scheduled_at="+m.ScheduledAt, `{"ack_deadline_seconds":300}`)
 	s.must(409, "PUT", "/messages/"+m.ID+"/ack?scheduled_at="+m.ScheduledAt, "")
 	s.must(204, "PUT", "/messages/"+m.ID+"/nack", `{"delay_seconds":1}`)
-	for range 3 { // up to the dead queue, with sweeps in between
+	for range 3 { // until it is in the dead queue, with sweeps in between
 		for _, m := range s.receive("t", "?wait_seconds=20") {
 			s.must(204, "PUT", "/messages/"+m.ID+"/nack?scheduled_at="+m.ScheduledAt, `{"delay_seconds":1}`)
 		}
@@ -107,16 +107,16 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 		t.Fatalf("receive = %v, %v", v.messages, err)
 	}
 	s.engine.release("t", v.messages)
-	look := newPinnedConn(s.store.db, s.metrics)
-	for _, slow := range []bool{false, true} {
-		if err := s.engine.sweep(look, slow); err != nil {
+	conn := newPinnedConn(s.store.db, s.metrics)
+	for _, full := range []bool{false, true} {
+		if err := s.engine.sweep(conn, full); err != nil {
 			t.Error(err)
 		}
 	}
-	look.close()
+	conn.close()
 	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 s', delivery_attempts = 3, last_delivery = true, in_flight = true WHERE scheduled_at > now() + interval '500 s'")
 	c := &cleanup{db: s.store.db, log: s.log, metrics: s.metrics, announce: s.engine.announce}
-	for range 2 { // the second begins where the first has ended
+	for range 2 { // the second pass begins where the first has ended
 		if err := c.once(context.Background()); err != nil {
 			t.Fatal(err)
 		}

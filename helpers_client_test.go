@@ -14,36 +14,37 @@ import (
 	"time"
 )
 
-// client makes requests of a server.
+// client sends requests to a server.
 type client struct {
 	t     testing.TB
 	url   string
-	token string // sent with each request, if there is one
-	trace trace  // likewise
+	token string // sent with each request, unless empty
+	trace trace  // the same
 }
 
-// with returns a client of the server that sends a token.
+// with returns a client of the same server that sends a token.
 func (s *client) with(token string) *client {
 	c := *s
 	c.token = token
 	return &c
 }
 
-// tracing returns a client of the server that sends a request id and a traceparent.
+// tracing returns a client of the same server that sends a request id and a
+// traceparent.
 func (s *client) tracing(requestID, traceparent string) *client {
 	c := *s
 	c.trace = trace{requestID, traceparent}
 	return &c
 }
 
-// reply is an answer to a request.
+// reply is the response to a request.
 type reply struct {
 	status int
 	header http.Header
 	body   string
 }
 
-// send makes a request, and may be called from any goroutine.
+// send sends a request. Any goroutine may call it.
 func (s *client) send(ctx context.Context, method, path, body string) (reply, error) {
 	var in io.Reader
 	if body != "" {
@@ -74,8 +75,8 @@ func (s *client) send(ctx context.Context, method, path, body string) (reply, er
 	return reply{answer.StatusCode, answer.Header, string(out)}, err
 }
 
-// recordReply appends an answer to the file in QUEUED_TEST_REPLIES, for the
-// module in openapi/ to compare with the description of the API.
+// recordReply appends a response to the file that QUEUED_TEST_REPLIES names. The
+// module in openapi/ compares it with the description of the API.
 func recordReply(answer *http.Response, body []byte) {
 	path := os.Getenv("QUEUED_TEST_REPLIES")
 	if path == "" {
@@ -107,8 +108,8 @@ func (s *client) do(method, path, body string) reply {
 	return v
 }
 
-// must makes a request that has to be answered with this status, and returns
-// the body.
+// must sends a request and returns the body of the response, which must have this
+// status.
 func (s *client) must(status int, method, path, body string) string {
 	s.t.Helper()
 	v := s.do(method, path, body)
@@ -118,8 +119,7 @@ func (s *client) must(status int, method, path, body string) string {
 	return v.body
 }
 
-// step is a request and what it must be answered with, ids of messages and
-// times masked.
+// step is a request, and the response that it must have after mask.
 type step struct {
 	method, path, body string
 	status             int
@@ -136,8 +136,8 @@ func (s *client) play(steps []step) {
 	}
 }
 
-// mustQueue makes a queue with some settings, as JSON members, besides the
-// required ones.
+// mustQueue creates a queue. It adds the required settings to the given ones, which
+// are members of JSON.
 func (s *client) mustQueue(id string, settings ...string) {
 	s.t.Helper()
 	all := strings.Join(append([]string{fmt.Sprintf("%q:%q", "id", id)}, settings...), ",")
@@ -147,7 +147,7 @@ func (s *client) mustQueue(id string, settings ...string) {
 	s.must(201, "POST", "/queues", "{"+all+`,"message_retention_seconds":3600}`)
 }
 
-// mustTopic makes a topic and a queue of the same name that gets all of it.
+// mustTopic creates a topic, and a queue of the same name that subscribes to it.
 func (s *client) mustTopic(id string, settings ...string) {
 	s.t.Helper()
 	s.must(201, "POST", "/topics", fmt.Sprintf(`{"id":%q}`, id))
@@ -214,14 +214,14 @@ func (s *client) publish(topicID string, numbers ...int) (ids []string) {
 	return ids
 }
 
-// receive returns what a receive with this query answers.
+// receive returns the messages of a receive with this query.
 func (s *client) receive(queueID, query string) []wireMessage {
 	s.t.Helper()
 	return s.messages(s.must(200, "GET", "/queues/"+queueID+"/messages"+query, ""))
 }
 
-// publishGroups publishes messages straight into a queue, each named like "a1" for
-// the first of group a; "-1" has no group.
+// publishGroups publishes messages to a queue, without a topic. A message is named
+// after its group: "a1" is of group a, and "-1" has no group.
 func (s *client) publishGroups(queueID string, names ...string) {
 	s.t.Helper()
 	for _, name := range names {
@@ -233,7 +233,7 @@ func (s *client) publishGroups(queueID string, names ...string) {
 	}
 }
 
-// namesOf returns what publishGroups called the messages.
+// namesOf returns the names that publishGroups gave the messages.
 func namesOf(messages []wireMessage) string {
 	var all []string
 	for _, m := range messages {
@@ -242,7 +242,7 @@ func namesOf(messages []wireMessage) string {
 	return strings.Join(all, " ")
 }
 
-// receiveNames receives and returns what publishGroups called the messages.
+// receiveNames receives messages and returns the names that publishGroups gave them.
 func (s *client) receiveNames(queueID string, limit int) string {
 	s.t.Helper()
 	return namesOf(s.receive(queueID, fmt.Sprintf("?limit=%d", limit)))
@@ -254,7 +254,7 @@ type polled struct {
 	err      error
 }
 
-// poll starts a receive in the background and returns where its answer comes.
+// poll starts a receive in the background and returns a channel for its response.
 func (s *client) poll(ctx context.Context, queueID, query string) <-chan polled {
 	result := make(chan polled, 1)
 	go func() {
@@ -268,7 +268,7 @@ func (s *client) poll(ctx context.Context, queueID, query string) <-chan polled 
 	return result
 }
 
-// await returns the answer to a poll that has to be a 200.
+// await returns the messages of a poll, whose response must be a 200.
 func (s *client) await(poll <-chan polled) []wireMessage {
 	s.t.Helper()
 	select {
@@ -278,12 +278,12 @@ func (s *client) await(poll <-chan polled) []wireMessage {
 		}
 		return p.messages
 	case <-time.After(testTimeout):
-		s.t.Fatal("the long poll was not answered")
+		s.t.Fatal("the long poll got no response")
 		return nil
 	}
 }
 
-// peeked returns the messages that a peek shows.
+// peeked returns the messages of a peek.
 func (s *client) peeked(queueID string) (all []wireMessage) {
 	s.t.Helper()
 	var v struct{ Data []wireMessage }
@@ -291,7 +291,7 @@ func (s *client) peeked(queueID string) (all []wireMessage) {
 	return v.Data
 }
 
-// consumed returns what the list of consumed messages shows.
+// consumed returns the list of consumed messages.
 func (s *client) consumed(queueID, query string) (all []wireMessage) {
 	s.t.Helper()
 	var v struct{ Data []wireMessage }
@@ -315,8 +315,8 @@ func (s *client) tracesIn(queueID string) string {
 	return s.traces(s.must(200, "GET", "/queues/"+queueID+"/messages/peek", ""))
 }
 
-// traces returns what messages of an answer show of themselves: n, group, request id
-// and traceparent, each with a slash before it.
+// traces returns n, group, request id and traceparent of each message in a response,
+// separated by slashes.
 func (s *client) traces(body string) string {
 	s.t.Helper()
 	var v struct {
@@ -335,8 +335,8 @@ func (s *client) traces(body string) string {
 	return strings.Join(all, " ")
 }
 
-// raw sends a request as bytes, with headers that no client of Go would send, and
-// returns the answer.
+// raw sends a request as bytes, so that it may have headers that Go's client does not
+// send, and returns the response.
 func (s *client) raw(method, path, body string, headers ...string) *http.Response {
 	s.t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
@@ -353,7 +353,7 @@ func (s *client) raw(method, path, body string, headers ...string) *http.Respons
 	return answer
 }
 
-// wantMetrics checks that a scrape has lines that begin so.
+// wantMetrics checks that a scrape has lines that begin with these texts.
 func (s *client) wantMetrics(lines ...string) {
 	s.t.Helper()
 	got := s.must(200, "GET", "/metrics", "")

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// inspector sees and changes what is behind a server's API: its database, its
+// inspector reads and changes what is behind the API of a server: its database, its
 // engine and its admission.
 type inspector struct {
 	*server
@@ -19,7 +19,7 @@ type inspector struct {
 	dsn string
 }
 
-// useTokens closes an open server.
+// useTokens makes the server require one of these tokens.
 func (s *inspector) useTokens(entries map[string]string) {
 	s.t.Helper()
 	all, err := readTokens(writeTokens(s.t, filepath.Join(s.t.TempDir(), "tokens.json"), entries))
@@ -29,7 +29,7 @@ func (s *inspector) useTokens(entries map[string]string) {
 	s.server.tokens.Store(all)
 }
 
-// exec changes the database behind the server's back, to move time.
+// exec changes the database without the server, for example to move rows in time.
 func (s *inspector) exec(statement string, args ...any) {
 	s.t.Helper()
 	if _, err := s.store.db.Exec(statement, args...); err != nil {
@@ -61,8 +61,8 @@ func (s *inspector) messagesIn(queueID string) int {
 	return s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1", queueID)
 }
 
-// fill puts many messages into a queue, {"n":1} and so on. They are due, and no
-// server is notified.
+// fill puts messages into a queue, {"n":1} and so on. They are due, and no server is
+// notified.
 func (s *inspector) fill(queueID string, many int) {
 	s.t.Helper()
 	s.exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, scheduled_at, expired_at)
@@ -70,7 +70,7 @@ func (s *inspector) fill(queueID string, many int) {
 		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
 }
 
-// fillGroups is fill for messages of a hundred groups.
+// fillGroups is like fill, with messages of a hundred groups.
 func (s *inspector) fillGroups(queueID string, many int) {
 	s.t.Helper()
 	s.exec(`INSERT INTO queued.messages (id, queue_key, group_id, data, bytes, created_at, updated_at, scheduled_at, expired_at)
@@ -79,7 +79,8 @@ func (s *inspector) fillGroups(queueID string, many int) {
 	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at) SELECT DISTINCT queue_key, group_id, now() FROM queued.messages WHERE group_id IS NOT NULL")
 }
 
-// changeMessages sets columns of the messages with these ids, or of all.
+// changeMessages sets columns of the messages with these ids, or of all messages if
+// there are no ids.
 func (s *inspector) changeMessages(set string, ids ...string) {
 	s.t.Helper()
 	if len(ids) == 0 {
@@ -89,14 +90,15 @@ func (s *inspector) changeMessages(set string, ids ...string) {
 	s.exec("UPDATE queued.messages SET "+set+" WHERE id = ANY($1)", idArray(ids))
 }
 
-// schedule makes messages due at a time relative to now, like "1 h" or "-10 s": a
-// lease, a delay or a wait in the queue ends then.
+// schedule makes messages due at a time relative to now, such as "1 h" or "-10 s".
+// Their leases and delays end then.
 func (s *inspector) schedule(in string, ids ...string) {
 	s.t.Helper()
 	s.changeMessages("scheduled_at = now() + interval '"+in+"'", ids...)
 }
 
-// makeDue ends the leases and delays of the messages with these ids, or of all.
+// makeDue ends the leases and delays of the messages with these ids, or of all
+// messages.
 func (s *inspector) makeDue(ids ...string) {
 	s.t.Helper()
 	s.schedule("0 s", ids...)
@@ -108,19 +110,19 @@ func (s *inspector) endLeases() {
 	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
 }
 
-// expire ends the retention of the messages with these ids, or of all.
+// expire ends the retention of the messages with these ids, or of all messages.
 func (s *inspector) expire(ids ...string) {
 	s.t.Helper()
 	s.changeMessages("expired_at = now()", ids...)
 }
 
-// makeGroupsReady lets the next claim visit every group.
+// makeGroupsReady makes the next claim check every group.
 func (s *inspector) makeGroupsReady() {
 	s.t.Helper()
 	s.exec("UPDATE queued.groups SET ready_at = now()")
 }
 
-// fillConsumed adds messages that were consumed just now.
+// fillConsumed adds messages that were consumed at this moment.
 func (s *inspector) fillConsumed(queueID string, many int) {
 	s.t.Helper()
 	s.exec(`INSERT INTO queued.consumed_messages (queue_key, consumed_at, seq, id, data, bytes, delivery_attempts, expired_at, scheduled_at, created_at)
@@ -128,7 +130,7 @@ func (s *inspector) fillConsumed(queueID string, many int) {
 		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
 }
 
-// state returns all that is in the database, to see whether anything changed.
+// state returns the rows of all tables, to compare.
 func (s *inspector) state() string {
 	s.t.Helper()
 	var b strings.Builder
@@ -157,8 +159,8 @@ func (s *inspector) mustCleanUp() {
 	}
 }
 
-// begin runs a statement in a transaction that stays open, at most until the end of
-// the test.
+// begin runs a statement in a transaction, and leaves the transaction open, at most
+// until the end of the test.
 func (s *inspector) begin(statement string, args ...any) *sql.Tx {
 	s.t.Helper()
 	tx, err := s.store.db.Begin()
@@ -172,15 +174,15 @@ func (s *inspector) begin(statement string, args ...any) *sql.Tx {
 	return tx
 }
 
-// lockTable keeps every statement that uses a table waiting until free is called.
+// lockTable makes every statement that uses a table wait until free is called.
 func (s *inspector) lockTable(table string) (free func()) {
 	s.t.Helper()
 	tx := s.begin("LOCK TABLE " + table + " IN ACCESS EXCLUSIVE MODE")
 	return func() { tx.Rollback() }
 }
 
-// hold keeps every statement that inserts, updates or deletes messages running until
-// free is called. Unlike a lock it runs into no lock timeout.
+// hold makes every statement that inserts, updates or deletes messages run until free
+// is called. Unlike a lock, it does not reach the lock timeout.
 func (s *inspector) hold(event string) (free func()) {
 	s.t.Helper()
 	s.exec(`CREATE TABLE public.held AS SELECT 1 AS one;
@@ -190,7 +192,7 @@ func (s *inspector) hold(event string) (free func()) {
 	return func() { s.t.Helper(); s.exec("DELETE FROM public.held") }
 }
 
-// waitForHeld waits until hold keeps that many statements running.
+// waitForHeld waits until hold holds n statements.
 func (s *inspector) waitForHeld(n int) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("%d statements are held", n), func() bool {
@@ -198,7 +200,7 @@ func (s *inspector) waitForHeld(n int) {
 	})
 }
 
-// waitForLocks waits until that many statements of the database wait for a lock.
+// waitForLocks waits until n statements of the database wait for a lock.
 func (s *inspector) waitForLocks(n int) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("%d statements wait for a lock", n), func() bool {
@@ -206,13 +208,13 @@ func (s *inspector) waitForLocks(n int) {
 	})
 }
 
-// locksAwaited returns how many statements of the database wait for a lock.
+// locksAwaited returns the number of statements of the database that wait for a lock.
 func (s *inspector) locksAwaited() int {
 	s.t.Helper()
 	return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
 }
 
-// match matches publications with the queues that their topic has now.
+// match matches publications with the present queues of their topic.
 func (s *inspector) match(topicID string, batch ...*publication) {
 	s.t.Helper()
 	session := newPinnedConn(s.store.db, s.metrics)
@@ -228,7 +230,7 @@ func (s *inspector) match(topicID string, batch ...*publication) {
 	}
 }
 
-// waiting waits until that many receivers wait at the queue, and its dispatchers
+// waiting waits until this number of receivers wait at the queue, and its dispatchers
 // sleep.
 func (s *inspector) waiting(queueID string, receivers int) {
 	s.t.Helper()
@@ -237,8 +239,8 @@ func (s *inspector) waiting(queueID string, receivers int) {
 	})
 }
 
-// inLine waits until that many receivers wait at the queue, whatever its
-// dispatchers do.
+// inLine waits until this number of receivers wait at the queue, whether or not its
+// dispatchers sleep.
 func (s *inspector) inLine(queueID string, receivers int) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("%d receivers are in line for %s", receivers, queueID), func() bool {
@@ -246,7 +248,7 @@ func (s *inspector) inLine(queueID string, receivers int) {
 	})
 }
 
-// watermark returns the low-water mark of a queue's messages without a group, zero
+// watermark returns the low-water mark of a queue's messages without a group, or zero
 // if there is none.
 func (s *inspector) watermark(queueID string) time.Time {
 	s.engine.mu.Lock()
@@ -254,15 +256,16 @@ func (s *inspector) watermark(queueID string) time.Time {
 	return s.engine.watermarksOf(queueID).messages.at
 }
 
-// buffered returns how many bytes of requests and responses the server has buffered.
+// buffered returns the number of buffered bytes of requests and responses.
 func (s *inspector) buffered() int64 {
 	s.admission.mu.Lock()
 	defer s.admission.mu.Unlock()
 	return s.admission.buffered
 }
 
-// setCapacity leaves that many bytes of the limit on buffered bytes, once no request
-// has any. It returns what restores the limit, once that is so again.
+// setCapacity waits until no bytes are buffered, and then fills the buffer up to left
+// bytes below the limit. The function that it returns waits until other requests have
+// no buffered bytes, and empties the buffer.
 func (s *inspector) setCapacity(left int64) (restore func()) {
 	s.t.Helper()
 	set := func(from, to int64) {

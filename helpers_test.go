@@ -20,15 +20,14 @@ import (
 	"github.com/lib/pq"
 )
 
-// testPostgres is the cluster that all tests share; each test has databases of
-// its own in it.
+// testPostgres is the PostgreSQL of all tests. Each test has databases of its own.
 var testPostgres *privatePostgres
 
-// thisRun is this run of the tests, which ends the processes that its tests start.
+// thisRun is this run of the tests. It ends the processes that the tests start.
 var thisRun *testRun
 
-// testTimeout is how long a test waits for what should happen at once. It is
-// long because the machine may be busy; nothing that works takes as long.
+// testTimeout is the time after which a test gives up waiting for an event. It is
+// long because the machine may be busy.
 const testTimeout = 30 * time.Second
 
 func TestMain(m *testing.M) {
@@ -44,7 +43,7 @@ func TestMain(m *testing.M) {
 }
 
 func testMain(m *testing.M) int {
-	takeLibpqVariables(os.Getenv) // which are for tests by hand
+	takeLibpqVariables(os.Getenv) // the variables of a developer must not affect the tests
 	run, err := beginTestRun()
 	if err == nil {
 		thisRun = run
@@ -70,8 +69,7 @@ func testMain(m *testing.M) int {
 	return m.Run()
 }
 
-// migrateTemplate applies the schema to the database that those of tests are
-// copies of.
+// migrateTemplate applies the schema to the template of the tests' databases.
 func migrateTemplate() error {
 	db, err := openDB(testPostgres.dsn("queued"), 1)
 	if err != nil {
@@ -83,8 +81,8 @@ func migrateTemplate() error {
 
 var testDatabases atomic.Int64
 
-// newTestDatabase makes a copy of a database, for one test, and returns its
-// connection string.
+// newTestDatabase copies a database for one test, and returns the connection string of
+// the copy.
 func newTestDatabase(t testing.TB, template string) string {
 	t.Helper()
 	admin, err := openDB(testPostgres.dsn("postgres"), 1)
@@ -105,8 +103,8 @@ func newTestDatabase(t testing.TB, template string) string {
 	return testPostgres.dsn(name)
 }
 
-// testConns is how many connections a server in a test has besides its engine's:
-// some more than a real one, because the test uses them too.
+// testConns is the number of connections of a server in a test besides those of its
+// engine. There are some more than by default, because the test uses them too.
 var testConns = defaultConnections.requests + 8
 
 func newTestDB(t testing.TB, dsn string) *sql.DB {
@@ -154,14 +152,15 @@ func newTestStoreOn(t testing.TB, dsn string) *store {
 	return &store{db, newMetrics(db)}
 }
 
-// testServer is a server on a real port, a client of it, and an inspector of it.
+// testServer is a server on a real port, with a client and an inspector.
 type testServer struct {
 	client
 	inspector
 	t testing.TB
 }
 
-// mustTestConfig returns the defaults of the flags, but receives may wait longer.
+// mustTestConfig returns the defaults of the flags, except that receives may wait
+// longer.
 func mustTestConfig(t testing.TB) *config {
 	t.Helper()
 	c, err := parseConfig([]string{"-data-dir", "none", "-max-wait", testTimeout.String()}, func(string) string { return "" }, io.Discard)
@@ -171,8 +170,8 @@ func mustTestConfig(t testing.TB) *config {
 	return c
 }
 
-// mustEngine starts an engine that makes no full sweep: a lost wake-up shows as a
-// test that hangs.
+// mustEngine starts an engine without full sweeps, so that a lost wake-up makes a test
+// hang.
 func mustEngine(t testing.TB, d *database, m *metrics, quickSweep time.Duration) *engine {
 	t.Helper()
 	e, err := newEngine(d, slog.New(slog.DiscardHandler), m, time.Hour, quickSweep)
@@ -188,15 +187,15 @@ func newTestServer(t testing.TB) *testServer {
 	return newTestServerOn(t, newTestDatabase(t, "queued"))
 }
 
-// newTestServerOn starts a server on a database that may have other servers. It is
-// patient with PostgreSQL, which many tests keep busy.
+// newTestServerOn starts a server on a database that may have other servers. Its
+// timeouts for PostgreSQL are long, because many tests keep PostgreSQL busy.
 func newTestServerOn(t testing.TB, dsn string) *testServer {
 	t.Helper()
 	return newTestServerTicking(t, dsn, 20*tick)
 }
 
-// newTestServerTicking starts a server that counts by such ticks how long
-// PostgreSQL does not answer.
+// newTestServerTicking starts a server that counts in ticks of this length how long
+// PostgreSQL is unresponsive.
 func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testServer {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
@@ -245,8 +244,8 @@ func mustDecode(t testing.TB, body string, into any) {
 	}
 }
 
-// eventually waits until something is true. It polls, which nothing else does: a
-// test that can wait on the thing itself does that.
+// eventually waits until a condition is true. It polls, so a test uses it only where
+// it cannot wait for the event itself.
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(testTimeout); !is(); {
@@ -264,14 +263,14 @@ func checkDiff(t testing.TB, what string, want, got any) {
 	}
 }
 
-// mask replaces what differs from run to run: ids of messages, times and ages.
+// mask replaces the values that differ between runs: ids of messages, times and ages.
 func mask(s string) string {
 	s = regexp.MustCompile(`(message_age_seconds":)\d+`).ReplaceAllString(s, "${1}AGE")
 	s = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`).ReplaceAllString(s, "UUID")
 	return regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}`).ReplaceAllString(s, "TIME")
 }
 
-// syncBuffer is a bytes.Buffer for several goroutines.
+// syncBuffer is a bytes.Buffer that several goroutines may use.
 type syncBuffer struct {
 	mu chan struct{}
 	b  bytes.Buffer

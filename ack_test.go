@@ -45,14 +45,14 @@ func TestLateConsumerCannotTouchTheNextLease(t *testing.T) {
 			}
 			v.next(s, id)
 			before := s.must(200, "GET", "/messages/"+id, "")
-			guarded := fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q}]}`, id, lease)
+			withToken := fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q}]}`, id, lease)
 			conflict := `{"detail":[{"loc":["body","messages",0,"scheduled_at"],"msg":"the lease has ended: scheduled_at does not match","type":"value_error.lease"}]}`
 			s.play([]step{
 				{"PUT", "/messages/" + id + "/ack?scheduled_at=" + lease, "", 409, leaseOver},
 				{"PUT", "/messages/" + id + "/nack?scheduled_at=" + lease, "", 409, leaseOver},
 				{"PUT", "/messages/" + id + "/extend?scheduled_at=" + lease, `{"ack_deadline_seconds":1}`, 409, leaseOver},
-				{"PUT", "/messages/ack", guarded, 409, conflict},
-				{"PUT", "/messages/nack", guarded, 409, conflict},
+				{"PUT", "/messages/ack", withToken, 409, conflict},
+				{"PUT", "/messages/nack", withToken, 409, conflict},
 			})
 			checkDiff(t, "message", before, s.must(200, "GET", "/messages/"+id, ""))
 		})

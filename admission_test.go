@@ -104,8 +104,8 @@ func TestHealthChecksAreAdmittedAtTheLimit(t *testing.T) {
 	}
 	c.must(200, "GET", "/livez", "")
 	fmt.Fprint(conn, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
-	if answer, err := bufio.NewReader(conn).ReadString('\n'); err == nil {
-		t.Errorf("one that did nothing is answered with %q when there is no room", answer)
+	if response, err := bufio.NewReader(conn).ReadString('\n'); err == nil {
+		t.Errorf("one that did nothing is answered with %q when there is no room", response)
 	}
 	for _, poll := range polls {
 		select {
@@ -116,8 +116,8 @@ func TestHealthChecksAreAdmittedAtTheLimit(t *testing.T) {
 	}
 }
 
-// newRoomConn returns a connection in a room and its other end.
-func newRoomConn(t *testing.T, r *admission) (*conn, net.Conn) {
+// newAdmittedConn returns a connection in a room and its other end.
+func newAdmittedConn(t *testing.T, r *admission) (*conn, net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -137,12 +137,12 @@ func newRoomConn(t *testing.T, r *admission) (*conn, net.Conn) {
 	return c.(*conn), client
 }
 
-func TestStalledConnectionsMakeWay(t *testing.T) {
+func TestStalledConnectionsAreEvicted(t *testing.T) {
 	t.Parallel()
 	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
 	var all []*conn
 	for range 4 {
-		c, _ := newRoomConn(t, r)
+		c, _ := newAdmittedConn(t, r)
 		c.begin(nil)
 		c.move(transferring)
 		all = append(all, c)
@@ -193,15 +193,15 @@ func TestConnectionWithATooLargeBodyCanBeEvicted(t *testing.T) {
 		defer s.admission.mu.Unlock()
 		return s.admission.evictFirst(&s.admission.moving)
 	})
-	if answer, err := io.ReadAll(conn); err == nil && len(answer) > 0 {
-		t.Errorf("the evicted connection was answered with %q", answer)
+	if response, err := io.ReadAll(conn); err == nil && len(response) > 0 {
+		t.Errorf("the evicted connection was answered with %q", response)
 	}
 }
 
 func TestHeadersCountAsBuffered(t *testing.T) {
 	t.Parallel()
 	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
-	c, client := newRoomConn(t, r)
+	c, client := newAdmittedConn(t, r)
 	b := make([]byte, 100<<10)
 	send := func(n int) (err error) {
 		if _, err := client.Write(b[:n]); err != nil {
@@ -271,9 +271,9 @@ func TestLargeHeadersCountAsBuffered(t *testing.T) {
 			defer conn.Close()
 			before := s.engine.waiting()["q"]
 			fmt.Fprint(conn, request+"\r\n")
-			answer := bufio.NewReader(conn)
+			response := bufio.NewReader(conn)
 			if first != "" {
-				if _, err := io.ReadFull(answer, make([]byte, 100)); err != nil { // of the answer to the first
+				if _, err := io.ReadFull(response, make([]byte, 100)); err != nil { // of the response to the first
 					t.Fatal(err)
 				}
 			}
@@ -282,7 +282,7 @@ func TestLargeHeadersCountAsBuffered(t *testing.T) {
 					return true
 				}
 				conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-				rest, err := io.ReadAll(answer)
+				rest, err := io.ReadAll(response)
 				refused = refused || strings.Contains(string(rest), "503")
 				return refused || !errors.Is(err, os.ErrDeadlineExceeded)
 			})
@@ -300,7 +300,7 @@ func TestLargeHeadersCountAsBuffered(t *testing.T) {
 func TestResponseReadInSmallPiecesIsProgress(t *testing.T) {
 	t.Parallel()
 	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
-	c, client := newRoomConn(t, r)
+	c, client := newAdmittedConn(t, r)
 	go io.Copy(io.Discard, client)
 	c.begin(nil)
 	c.move(transferring)
@@ -312,7 +312,7 @@ func TestResponseReadInSmallPiecesIsProgress(t *testing.T) {
 		}
 	}
 	if c.since.Equal(long) {
-		t.Error("a client that takes its answer looks as if it did not move")
+		t.Error("a client that takes its response looks as if it did not move")
 	}
 }
 

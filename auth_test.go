@@ -122,7 +122,7 @@ func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
 	}
 }
 
-func TestAuthorizationHeadersAreRefusedInWords(t *testing.T) {
+func TestAuthorizationErrorsSayWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.useTokens(map[string]string{"admin": `"admin":true`})
@@ -147,12 +147,12 @@ func TestAuthorizationHeadersAreRefusedInWords(t *testing.T) {
 		if header != "" {
 			r.Header.Set("Authorization", header)
 		}
-		answer, err := http.DefaultClient.Do(r)
+		response, err := http.DefaultClient.Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, _ := io.ReadAll(answer.Body)
-		answer.Body.Close()
+		body, _ := io.ReadAll(response.Body)
+		response.Body.Close()
 		checkDiff(t, "response to "+header, want, string(body))
 	}
 }
@@ -332,12 +332,12 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		request.Header.Set("Authorization", "Bearer "+secret(who))
-		answer, err := client.Do(request)
+		response, err := client.Do(request)
 		if err != nil {
 			return -1
 		}
-		answer.Body.Close()
-		return answer.StatusCode
+		response.Body.Close()
+		return response.StatusCode
 	}
 	checkDiff(t, "old token", 200, status("old"))
 	checkDiff(t, "new token", 401, status("new"))
@@ -417,12 +417,12 @@ func TestPasswordOfTheDatabaseIsShownNowhere(t *testing.T) {
 		"/metrics": c.must(200, "GET", "/metrics", ""),
 	}
 	for _, path := range []string{"", "cmdline", "goroutine?debug=1", "goroutine?debug=2", "heap?debug=1", "allocs?debug=1"} {
-		answer, err := http.Get("http://" + debug + "/debug/pprof/" + path)
+		response, err := http.Get("http://" + debug + "/debug/pprof/" + path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := io.ReadAll(answer.Body)
-		answer.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		response.Body.Close()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -293,7 +293,7 @@ func TestCleanupGoesOnAfterAnError(t *testing.T) {
 	s.wantMetrics("queued_cleanup_last_success_timestamp_seconds 1\n")
 }
 
-func TestMetricsTellWhenTheCleanupLastEnded(t *testing.T) {
+func TestMetricsShowWhenTheCleanupLastEnded(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	last := func() (at float64) {
@@ -322,7 +322,7 @@ func TestMetricsTellWhenTheCleanupLastEnded(t *testing.T) {
 }
 
 // A pass that meets a PostgreSQL that starts ends at once.
-func TestCleanupEndsItsPassWhereTheDatabaseIsAway(t *testing.T) {
+func TestCleanupEndsItsPassIfTheDatabaseIsUnavailable(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("kept", `"consumed_retention_seconds":600`)
@@ -342,7 +342,7 @@ func TestCleanupEndsItsPassWhereTheDatabaseIsAway(t *testing.T) {
 	}
 }
 
-func TestLogSaysOnceThatTheDatabaseIsAway(t *testing.T) {
+func TestLogSaysOnceThatTheDatabaseIsUnavailable(t *testing.T) {
 	t.Parallel()
 	output := newSyncBuffer()
 	log := newLog(output, slog.LevelInfo, "text")

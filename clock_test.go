@@ -40,11 +40,12 @@ func timesIn(t *testing.T, text string) (all []int64) {
 // no statement reads it.
 func TestNoTimeOfOursEntersSQL(t *testing.T) {
 	t.Parallel()
-	const delay = 2 * time.Second                                                                      // of the queue
-	apart := []time.Duration{0, delay, -watermarkMargin, -sweepMargin, -watermarkMargin - sweepMargin} // allowed differences to a time that PostgreSQL has sent
-	sent := map[int64]bool{time.Time{}.UnixMicro(): true}                                              // the zero time is before all others
-	queries := map[string]string{}                                                                     // by connection and name of the prepared statement
-	seen := map[string]int{}                                                                           // times in arguments, by the first line of the statement
+	const delay = 2 * time.Second // of the queue
+	// A time may differ by one of these from a time that PostgreSQL has sent.
+	apart := []time.Duration{0, delay, -watermarkMargin, -sweepMargin, -watermarkMargin - sweepMargin}
+	sent := map[int64]bool{time.Time{}.UnixMicro(): true} // the zero time is before all others
+	queries := map[string]string{}                        // by connection and name of the prepared statement
+	seen := map[string]int{}                              // times in arguments, by the first line of the statement
 	check := func(query, text string) {
 		query, _, _ = strings.Cut(strings.TrimSpace(query), "\n")
 		for _, at := range timesIn(t, text) {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestMicroQueueAnswersLikeMicroQueue(t *testing.T) {
+func TestMicroQueueRespondsLikeMicroQueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("manager-reload")
@@ -137,9 +137,9 @@ func TestMicroQueueKeepsBodiesToTheByte(t *testing.T) {
 	s.mustQueue("q")
 	post := func(body string) {
 		t.Helper()
-		answer := s.raw("POST", "/in/q", body, "Host: localhost", "Content-Type: text/x")
-		if answer.StatusCode != http.StatusOK {
-			t.Fatalf("POST %q = %d", body, answer.StatusCode)
+		response := s.raw("POST", "/in/q", body, "Host: localhost", "Content-Type: text/x")
+		if response.StatusCode != http.StatusOK {
+			t.Fatalf("POST %q = %d", body, response.StatusCode)
 		}
 	}
 	for body, data := range microBodies {

@@ -15,7 +15,7 @@ func maskPg(s string) string {
 	return regexp.MustCompile(`"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"`).ReplaceAllString(s, `"TIME"`)
 }
 
-func TestPgQueueAnswersLikePgQueue(t *testing.T) {
+func TestPgQueueRespondsLikePgQueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("empty")
@@ -91,11 +91,11 @@ func TestPgQueueIDsGrowAndStay(t *testing.T) {
 func TestPgQueueReadersWait(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	answers := make(chan reply, 2)
+	replies := make(chan reply, 2)
 	for range 2 {
 		go func() {
 			v, _ := s.send(context.Background(), "GET", "/queue/c?wait_seconds=20", "")
-			answers <- v
+			replies <- v
 		}()
 	}
 	s.inLine("c", 2)
@@ -105,7 +105,7 @@ func TestPgQueueReadersWait(t *testing.T) {
 	seen := map[string]bool{}
 	for range 2 {
 		var v struct{ Message json.RawMessage }
-		mustDecode(t, (<-answers).body, &v)
+		mustDecode(t, (<-replies).body, &v)
 		seen[string(v.Message)] = true
 	}
 	checkDiff(t, "read", map[string]bool{`{"n":0}`: true, `{"n":1}`: true}, seen)

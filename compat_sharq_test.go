@@ -12,7 +12,7 @@ import (
 )
 
 // The requests of SharQ's documentation, as printed there.
-func TestSharQAnswersAsItDoes(t *testing.T) {
+func TestSharQRespondsLikeSharQ(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	const job = `{"job_id":"cea84623-be35-4368-90fa-7736570dabc4","payload":{"message":"hello, world"},"interval":1000}`
@@ -136,7 +136,7 @@ func TestSharQGivesAPairOneJobInItsInterval(t *testing.T) {
 	for _, id := range []string{"a", "b"} {
 		s.must(201, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":%q,"payload":{"to":"1000000000"},"interval":2000}`, id))
 	}
-	checkDiff(t, "first", sharQAnswer{"success", "g", "a", json.RawMessage(`{"to":"1000000000"}`), -1, 1}, dequeueJob(s))
+	checkDiff(t, "first", sharQReply{"success", "g", "a", json.RawMessage(`{"to":"1000000000"}`), -1, 1}, dequeueJob(s))
 	checkDiff(t, "within the interval", "failure", dequeueJob(s).Status)
 	s.exec("UPDATE queued.groups SET ready_at = now(), limited_until = now()")
 	checkDiff(t, "after it", "b", dequeueJob(s).JobID)
@@ -203,7 +203,7 @@ func TestSharQMetricsAreThoseOfItsTests(t *testing.T) {
 	check("when it is finished", []string{}, []string{}, 0, 1, 1)
 }
 
-func TestSharQTypesMadeByUseHaveTheDefaultDeadline(t *testing.T) {
+func TestSharQTypesCreatedByUseHaveTheDefaultDeadline(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.server.limits.defaultAckDeadline = 300
@@ -222,7 +222,7 @@ func enqueueJob(s *testServer, group, id, more string) {
 	s.must(201, "POST", "/enqueue/default/"+group+"/", fmt.Sprintf(`{"job_id":%q,"payload":%q,"interval":0%s}`, id, id, more))
 }
 
-type sharQAnswer struct {
+type sharQReply struct {
 	Status            string
 	QueueID           string `json:"queue_id"`
 	JobID             string `json:"job_id"`
@@ -232,7 +232,7 @@ type sharQAnswer struct {
 }
 
 // dequeueJob returns the next job, none if none is ready.
-func dequeueJob(s *testServer) (v sharQAnswer) {
+func dequeueJob(s *testServer) (v sharQReply) {
 	s.t.Helper()
 	got := s.do("GET", "/dequeue/", "")
 	if err := json.Unmarshal([]byte(got.body), &v); err != nil {
@@ -302,7 +302,7 @@ func TestSharQJobIsNotQueuedTwiceWhileItWaits(t *testing.T) {
 	enqueueJob(s, "g", "second", "")
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"first","payload":"new","interval":0}`)
 	v := dequeueJob(s)
-	checkDiff(t, "in its old place", sharQAnswer{"success", "g", "first", json.RawMessage(`"new"`), -1, 1}, v)
+	checkDiff(t, "in its old place", sharQReply{"success", "g", "first", json.RawMessage(`"new"`), -1, 1}, v)
 	enqueueJob(s, "g", "first", "") // while the other is in flight
 	s.must(200, "POST", "/finish/default/g/first/", "")
 	s.must(404, "POST", "/finish/default/g/first/", "")
@@ -527,7 +527,7 @@ func TestSharQJobsAreMessagesOfTheNativeAPI(t *testing.T) {
 	s.wantMetrics(`http_requests_total{handler="/dequeue/",method="GET",status="2xx"} 2`, `queued_messages_acked_total{queue="default"} 3`, `queued_messages_published_total{queue="default"} 3`, `queued_messages_delivered_total{queue="default"} 3`)
 }
 
-func TestSharQSaysWhenTheDatabaseIsAway(t *testing.T) {
+func TestSharQReportsThatTheDatabaseIsUnavailable(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.ready.Store(false)

@@ -26,7 +26,7 @@ type treatment int
 
 const (
 	toDriver    treatment = iota // passed to lib/pq
-	toNobody                     // ignored: it does not affect what the server promises
+	noEffect                     // ignored: it does not affect what the server promises
 	toService                    // names a service with more parameters
 	unsupported                  // refused: it matters, and lib/pq does not support it
 )
@@ -71,20 +71,20 @@ var parameters = map[string]parameter{
 	"service":     {does: toService, variable: "PGSERVICE"},
 	"servicefile": {does: toService, variable: "PGSERVICEFILE"},
 
-	"client_encoding":     {does: toNobody, variable: "PGCLIENTENCODING"},
-	"datestyle":           {does: toNobody, variable: "PGDATESTYLE"}, // as a variable only, like the next two
-	"tz":                  {does: toNobody, variable: "PGTZ"},
-	"geqo":                {does: toNobody, variable: "PGGEQO"},
-	"keepalives":          {does: toNobody},
-	"keepalives_idle":     {does: toNobody},
-	"keepalives_interval": {does: toNobody},
-	"keepalives_count":    {does: toNobody},
-	"tcp_user_timeout":    {does: toNobody},
-	"sslcompression":      {does: toNobody, variable: "PGSSLCOMPRESSION"},
-	"sslkeylogfile":       {does: toNobody},
-	"krbsrvname":          {does: toNobody, variable: "PGKRBSRVNAME"},
-	"gsslib":              {does: toNobody, variable: "PGGSSLIB"},
-	"gssdelegation":       {does: toNobody, variable: "PGGSSDELEGATION"},
+	"client_encoding":     {does: noEffect, variable: "PGCLIENTENCODING"},
+	"datestyle":           {does: noEffect, variable: "PGDATESTYLE"}, // as a variable only, like the next two
+	"tz":                  {does: noEffect, variable: "PGTZ"},
+	"geqo":                {does: noEffect, variable: "PGGEQO"},
+	"keepalives":          {does: noEffect},
+	"keepalives_idle":     {does: noEffect},
+	"keepalives_interval": {does: noEffect},
+	"keepalives_count":    {does: noEffect},
+	"tcp_user_timeout":    {does: noEffect},
+	"sslcompression":      {does: noEffect, variable: "PGSSLCOMPRESSION"},
+	"sslkeylogfile":       {does: noEffect},
+	"krbsrvname":          {does: noEffect, variable: "PGKRBSRVNAME"},
+	"gsslib":              {does: noEffect, variable: "PGGSSLIB"},
+	"gssdelegation":       {does: noEffect, variable: "PGGSSDELEGATION"},
 
 	"channel_binding":     {does: unsupported, variable: "PGCHANNELBINDING", harmless: "prefer disable", remedy: "remove it and set sslmode=verify-full to authenticate the server"},
 	"require_auth":        {does: unsupported, variable: "PGREQUIREAUTH", remedy: "remove it and set sslmode=verify-full to authenticate the server"},
@@ -104,36 +104,36 @@ var parameters = map[string]parameter{
 	"oauth_scope":         {does: unsupported, remedy: "set password or passfile"},
 
 	// Prisma, and Supabase and Vercel for it.
-	"pgbouncer":            {does: toNobody},
-	"schema":               {does: toNobody},
-	"connection_limit":     {does: toNobody},
-	"pool_timeout":         {does: toNobody},
-	"socket_timeout":       {does: toNobody},
-	"statement_cache_size": {does: toNobody},
-	"supa":                 {does: toNobody},
-	"workaround":           {does: toNobody},
+	"pgbouncer":            {does: noEffect},
+	"schema":               {does: noEffect},
+	"connection_limit":     {does: noEffect},
+	"pool_timeout":         {does: noEffect},
+	"socket_timeout":       {does: noEffect},
+	"statement_cache_size": {does: noEffect},
+	"supa":                 {does: noEffect},
+	"workaround":           {does: noEffect},
 	"sslaccept":            {does: unsupported, harmless: "accept_invalid_certs", remedy: "set sslmode=verify-full"},
 	"sslidentity":          {does: unsupported, remedy: "set sslcert and sslkey"},
 	// pgx, node-postgres, Rails, Doctrine.
-	"pool_max_conns":             {does: toNobody},
-	"pool_min_conns":             {does: toNobody},
-	"pool_max_conn_lifetime":     {does: toNobody},
-	"pool_max_conn_idle_time":    {does: toNobody},
-	"pool_health_check_period":   {does: toNobody},
-	"default_query_exec_mode":    {does: toNobody},
-	"statement_cache_capacity":   {does: toNobody},
-	"description_cache_capacity": {does: toNobody},
-	"uselibpqcompat":             {does: toNobody},
-	"pool":                       {does: toNobody},
-	"prepared_statements":        {does: toNobody},
-	"encoding":                   {does: toNobody},
-	"serverVersion":              {does: toNobody},
-	"charset":                    {does: toNobody},
+	"pool_max_conns":             {does: noEffect},
+	"pool_min_conns":             {does: noEffect},
+	"pool_max_conn_lifetime":     {does: noEffect},
+	"pool_max_conn_idle_time":    {does: noEffect},
+	"pool_health_check_period":   {does: noEffect},
+	"default_query_exec_mode":    {does: noEffect},
+	"statement_cache_capacity":   {does: noEffect},
+	"description_cache_capacity": {does: noEffect},
+	"uselibpqcompat":             {does: noEffect},
+	"pool":                       {does: noEffect},
+	"prepared_statements":        {does: noEffect},
+	"encoding":                   {does: noEffect},
+	"serverVersion":              {does: noEffect},
+	"charset":                    {does: noEffect},
 	"ssl":                        {does: unsupported, remedy: "set sslmode"}, // but for ssl=true in a URL
 	// lib/pq.
-	"binary_parameters":              {does: toNobody},
-	"disable_prepared_binary_result": {does: toNobody},
-	"krbspn":                         {does: toNobody},
+	"binary_parameters":              {does: noEffect},
+	"disable_prepared_binary_result": {does: noEffect},
+	"krbspn":                         {does: noEffect},
 	"sslinline":                      {}, // sslcert, sslkey and sslrootcert are PEM, and not files
 }
 
@@ -209,7 +209,7 @@ func readConnection(text string, getenv func(string) string) (dsn string, withou
 		s, p := all[name], parameters[name]
 		switch {
 		case s.value == "" || p.does == toService:
-		case p.does == toNobody || p.does == unsupported && slices.Contains(strings.Fields(p.harmless), s.value):
+		case p.does == noEffect || p.does == unsupported && slices.Contains(strings.Fields(p.harmless), s.value):
 			if s.from != "" {
 				without = append(without, s.from)
 			} else {

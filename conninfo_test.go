@@ -144,7 +144,7 @@ func TestServerStartsWithEveryParameterThatIsNotRefused(t *testing.T) {
 		case value == "":
 			continue
 		}
-		if p.does == toNobody || p.does == unsupported {
+		if p.does == noEffect || p.does == unsupported {
 			ignored = append(ignored, name)
 		}
 		text += " " + writePairs(setting{name: name, value: value})

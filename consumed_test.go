@@ -109,7 +109,7 @@ func TestAckedMessagesAreNotKept(t *testing.T) {
 	checkDiff(t, "kept", 0, keptIn(s, "t"))
 }
 
-func TestWhatWasConsumedAndGivenBackIsNotKept(t *testing.T) {
+func TestReleasedConsumedMessagesAreNotKept(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t", keeping)

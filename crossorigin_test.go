@@ -94,11 +94,11 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		for _, headers := range asked {
 			for _, method := range []string{method, "HEAD", "OPTIONS"} {
 				preflight := []string{"Access-Control-Request-Method: PUT", "Access-Control-Request-Headers: content-type", "Access-Control-Request-Private-Network: true"}
-				answer := s.raw(method, path, body, append(preflight, headers...)...)
-				if changes && strings.HasPrefix(route, method) && answer.StatusCode != 403 {
-					t.Errorf("%s with %q = %d, want 403", route, headers, answer.StatusCode)
+				response := s.raw(method, path, body, append(preflight, headers...)...)
+				if changes && strings.HasPrefix(route, method) && response.StatusCode != 403 {
+					t.Errorf("%s with %q = %d, want 403", route, headers, response.StatusCode)
 				}
-				for name := range answer.Header {
+				for name := range response.Header {
 					if strings.HasPrefix(name, "Access-Control-") {
 						t.Errorf("%s %s with %q gives a permission: %s", method, path, headers, name)
 					}
@@ -106,9 +106,9 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 			}
 		}
 		checkDiff(t, "what pages elsewhere change with "+route, before, s.state())
-		answer := s.raw(method, path, body, here)
+		response := s.raw(method, path, body, here)
 		if changed := s.state() != before; changed != changes {
-			t.Errorf("%s = %d changes something: %v, so the test tests nothing: give it a body that does", route, answer.StatusCode, changed)
+			t.Errorf("%s = %d changes something: %v, so the test tests nothing: give it a body that does", route, response.StatusCode, changed)
 		}
 	}
 }
@@ -148,11 +148,11 @@ func exchangeBytes(s *testServer, request string) string {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(testTimeout))
 	fmt.Fprint(conn, request)
-	answer, err := io.ReadAll(conn)
+	response, err := io.ReadAll(conn)
 	if err != nil {
 		s.t.Fatalf("%q: %v", request, err)
 	}
-	return string(answer)
+	return string(response)
 }
 
 func TestAllHostsMayBeAllowed(t *testing.T) {
@@ -186,8 +186,8 @@ func TestPagesOfTheServerAndProgramsAreServed(t *testing.T) {
 			{"GET", "/queues/t/messages", "", 200},
 			{"PUT", "/queues/t/purge", "", 204},
 		} {
-			if answer := s.raw(v.method, v.path, v.body, headers...); answer.StatusCode != v.status {
-				t.Errorf("%s: %s %s = %d, want %d", what, v.method, v.path, answer.StatusCode, v.status)
+			if response := s.raw(v.method, v.path, v.body, headers...); response.StatusCode != v.status {
+				t.Errorf("%s: %s %s = %d, want %d", what, v.method, v.path, response.StatusCode, v.status)
 			}
 		}
 	}

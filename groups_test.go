@@ -123,7 +123,7 @@ func TestReleasedConsumedMessageIsBackInItsGroup(t *testing.T) {
 	checkDiff(t, "received", "a1", s.receiveNames("q", 10))
 }
 
-func TestConsumingGoesByGroupsToo(t *testing.T) {
+func TestConsumingRespectsGroups(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`, `"consumed_retention_seconds":600`, `"ordered":true`)

@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestTopicsAnswerLikeFastqueue(t *testing.T) {
+func TestTopicsRespondLikeFastqueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.play([]step{
@@ -34,7 +34,7 @@ func TestTopicsAnswerLikeFastqueue(t *testing.T) {
 	})
 }
 
-func TestQueuesAnswerLikeFastqueue(t *testing.T) {
+func TestQueuesRespondLikeFastqueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	dead := `{"id":"dead","topic_id":null,"dead_queue_id":null,"ack_deadline_seconds":30,"message_retention_seconds":600,` +
@@ -306,7 +306,7 @@ func TestPublishWithoutQueuesStoresNothing(t *testing.T) {
 	})
 }
 
-func TestQueueMadeAgainStartsEmpty(t *testing.T) {
+func TestQueueCreatedAgainStartsEmpty(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -353,10 +353,10 @@ func TestMessageStatesAsSeenByPeekAndDetails(t *testing.T) {
 	}
 	want := []string{"exhausted", "ready", "in_flight", "in_flight", "delayed"}
 	order := []string{ids[4], ids[0], ids[1], ids[2], ids[3]}
-	type look struct {
+	type page struct {
 		Data []struct{ ID, State string }
 	}
-	var peeked look
+	var peeked page
 	mustDecode(t, s.must(200, "GET", "/queues/t/messages/peek", ""), &peeked)
 	for i, m := range peeked.Data {
 		if len(peeked.Data) != len(want) || m.State != want[i] || m.ID != order[i] {
@@ -366,9 +366,9 @@ func TestMessageStatesAsSeenByPeekAndDetails(t *testing.T) {
 		mustDecode(t, s.must(200, "GET", "/messages/"+m.ID, ""), &one)
 		checkDiff(t, "message", m, one)
 	}
-	var page look
-	mustDecode(t, s.must(200, "GET", "/queues/t/messages/peek?offset=1&limit=2", ""), &page)
-	checkDiff(t, "page", peeked.Data[1:3], page.Data)
+	var second page
+	mustDecode(t, s.must(200, "GET", "/queues/t/messages/peek?offset=1&limit=2", ""), &second)
+	checkDiff(t, "page", peeked.Data[1:3], second.Data)
 	s.play([]step{
 		{"GET", "/queues/t/stats?detail=true", "", 200, `{"num_undelivered_messages":1,"oldest_unacked_message_age_seconds":AGE,` +
 			`"messages":{"ready":1,"delayed":1,"in_flight":2,"exhausted":1},"dead_queue_messages":0}`},
@@ -621,13 +621,13 @@ func TestBodyAboveTheLimitIs413(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer, err := http.DefaultClient.Do(r)
+	response, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer.Body.Close()
-	if answer.StatusCode != 413 {
-		t.Errorf("chunked body above the limit = %d, want 413", answer.StatusCode)
+	response.Body.Close()
+	if response.StatusCode != 413 {
+		t.Errorf("chunked body above the limit = %d, want 413", response.StatusCode)
 	}
 	if n := s.count("SELECT count(*) FROM queued.messages"); n != 1 {
 		t.Errorf("%d messages are stored, want 1", n)
@@ -680,13 +680,13 @@ func TestPagesElsewhereCannotUseALocalServer(t *testing.T) {
 		} else {
 			r.Header.Set(v.name, v.value)
 		}
-		answer, err := http.DefaultClient.Do(r)
+		response, err := http.DefaultClient.Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer.Body.Close()
-		if answer.StatusCode != v.status {
-			t.Errorf("%s %s with %s %s = %d, want %d", v.method, v.path, v.name, v.value, answer.StatusCode, v.status)
+		response.Body.Close()
+		if response.StatusCode != v.status {
+			t.Errorf("%s %s with %s %s = %d, want %d", v.method, v.path, v.name, v.value, response.StatusCode, v.status)
 		}
 	}
 }
@@ -701,11 +701,11 @@ func TestTruncatedBodyStoresNothing(t *testing.T) {
 	}
 	fmt.Fprint(c, "POST /topics/t/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{\"data\":{}}")
 	c.(*net.TCPConn).CloseWrite()
-	answer := make([]byte, 1000)
-	n, _ := c.Read(answer)
+	response := make([]byte, 1000)
+	n, _ := c.Read(response)
 	c.Close()
-	if n > 0 && !strings.Contains(string(answer[:n]), " 400 ") {
-		t.Errorf("a truncated body is answered with %s", answer[:n])
+	if n > 0 && !strings.Contains(string(response[:n]), " 400 ") {
+		t.Errorf("a truncated body is answered with %s", response[:n])
 	}
 	s.publish("t", 1)
 	if n := s.count("SELECT count(*) FROM queued.messages"); n != 1 {
@@ -725,9 +725,9 @@ func TestUnwantedBodyDoesNotDelayTheResponse(t *testing.T) {
 	defer c.Close()
 	c.SetReadDeadline(time.Now().Add(testTimeout))
 	fmt.Fprint(c, "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-	answer, err := io.ReadAll(c)
-	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 404 ") {
-		t.Errorf("answered %q, %v", answer, err)
+	response, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(response), "HTTP/1.1 404 ") {
+		t.Errorf("answered %q, %v", response, err)
 	}
 }
 
@@ -746,14 +746,14 @@ func TestStalledBodyTimesOut(t *testing.T) {
 		defer c.Close()
 		fmt.Fprintf(c, "POST /topics HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n%s", v.header, v.sent)
 		c.SetReadDeadline(time.Now().Add(testTimeout))
-		answer, err := io.ReadAll(c)
-		if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 4") {
-			t.Errorf("%s: answered %q, %v", v.what, answer, err)
+		response, err := io.ReadAll(c)
+		if err != nil || !strings.HasPrefix(string(response), "HTTP/1.1 4") {
+			t.Errorf("%s: answered %q, %v", v.what, response, err)
 		}
 	}
 }
 
-func TestHealthAndDatabaseAway(t *testing.T) {
+func TestHealthWithoutTheDatabase(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -779,7 +779,7 @@ func TestPanicFailsOneRequest(t *testing.T) {
 	log := newSyncBuffer()
 	s.server.log = newLog(log, slog.LevelInfo, "text")
 	s.handle(native, public, "GET /panic", func(*request) (any, error) { panic("oh") })
-	checkDiff(t, "answer", `{"detail":"internal error"}`, s.must(500, "GET", "/panic", ""))
+	checkDiff(t, "response", `{"detail":"internal error"}`, s.must(500, "GET", "/panic", ""))
 	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "panic=oh") || !strings.Contains(log.String(), "handlers_test.go:") {
 		t.Errorf("the log is not one line with a stack:\n%s", log)
 	}
@@ -810,7 +810,7 @@ func TestPanicCutsAResponseThatHasBegun(t *testing.T) {
 	}
 }
 
-// panicsOnce is a ResponseWriter that panics where a handler begins its answer.
+// panicsOnce is a ResponseWriter that panics where a handler begins its response.
 type panicsOnce struct {
 	http.ResponseWriter
 	done bool
@@ -830,11 +830,11 @@ func TestPanicAfterAReceiveGivesBackWhatItLeased(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1)
-	answer := httptest.NewRecorder()
+	response := httptest.NewRecorder()
 	r := httptest.NewRequest("GET", "/queues/t/messages", nil)
 	r.Host = "localhost"
-	s.ServeHTTP(&panicsOnce{ResponseWriter: answer}, r)
-	checkDiff(t, "answer", `500 {"detail":"internal error"}`, fmt.Sprint(answer.Code, " ", answer.Body))
+	s.ServeHTTP(&panicsOnce{ResponseWriter: response}, r)
+	checkDiff(t, "response", `500 {"detail":"internal error"}`, fmt.Sprint(response.Code, " ", response.Body))
 	checkDiff(t, "released", 1, s.count("SELECT count(*) FROM queued.messages WHERE NOT in_flight AND delivery_attempts = 0"))
 	checkDiff(t, "received", []int{1}, numbers(s.receive("t", "")))
 }

@@ -63,28 +63,28 @@ func (s *client) send(ctx context.Context, method, path, body string) (reply, er
 	if s.trace.traceparent != "" {
 		r.Header.Set("Traceparent", s.trace.traceparent)
 	}
-	answer, err := http.DefaultClient.Do(r)
+	response, err := http.DefaultClient.Do(r)
 	if err != nil {
 		return reply{}, err
 	}
-	defer answer.Body.Close()
-	out, err := io.ReadAll(answer.Body)
+	defer response.Body.Close()
+	out, err := io.ReadAll(response.Body)
 	if err == nil {
-		recordReply(answer, out)
+		recordReply(response, out)
 	}
-	return reply{answer.StatusCode, answer.Header, string(out)}, err
+	return reply{response.StatusCode, response.Header, string(out)}, err
 }
 
 // recordReply appends a response to the file that QUEUED_TEST_REPLIES names. The
 // module in openapi/ compares it with the description of the API.
-func recordReply(answer *http.Response, body []byte) {
+func recordReply(response *http.Response, body []byte) {
 	path := os.Getenv("QUEUED_TEST_REPLIES")
 	if path == "" {
 		return
 	}
 	line, err := json.Marshal(map[string]any{
-		"method": answer.Request.Method, "target": answer.Request.URL.RequestURI(), "status": answer.StatusCode,
-		"header": answer.Header, "body": body,
+		"method": response.Request.Method, "target": response.Request.URL.RequestURI(), "status": response.StatusCode,
+		"header": response.Header, "body": body,
 	})
 	if err != nil {
 		panic(err)
@@ -345,12 +345,12 @@ func (s *client) raw(method, path, body string, headers ...string) *http.Respons
 	}
 	defer conn.Close()
 	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\n%s\r\nContent-Length: %d\r\n\r\n%s", method, path, strings.Join(headers, "\r\n"), len(body), body)
-	answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
 	if err != nil {
 		s.t.Fatalf("%s %s with %q: %v", method, path, headers, err)
 	}
-	answer.Body.Close()
-	return answer
+	response.Body.Close()
+	return response
 }
 
 // wantMetrics checks that a scrape has lines that begin with these texts.

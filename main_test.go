@@ -143,13 +143,13 @@ func (r *running) beginRequest(path, body string) (net.Conn, *bufio.Reader) {
 	}
 	r.t.Cleanup(func() { conn.Close() })
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", path, len(body))
-	answer := bufio.NewReader(conn)
+	response := bufio.NewReader(conn)
 	for _, want := range []string{"HTTP/1.1 100 Continue\r\n", "\r\n"} {
-		if got, err := answer.ReadString('\n'); got != want || err != nil {
+		if got, err := response.ReadString('\n'); got != want || err != nil {
 			r.t.Fatalf("the server says %q, %v", got, err)
 		}
 	}
-	return conn, answer
+	return conn, response
 }
 
 func (r *running) client() *client { return &client{t: r.t, url: r.url} }
@@ -167,7 +167,7 @@ func TestRunServesLongPollsAndDrains(t *testing.T) {
 	eventually(t, "it waits", func() bool {
 		return strings.Contains(c.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="2xx"} 1`)
 	})
-	conn, answer := r.beginRequest("/topics/t/messages", `{"data":{}}`)
+	conn, response := r.beginRequest("/topics/t/messages", `{"data":{}}`)
 	r.stop()
 	checkDiff(t, "received at the drain", []int{}, numbers(c.await(waiting)))
 	eventually(t, "it takes no new connections", func() bool {
@@ -178,7 +178,7 @@ func TestRunServesLongPollsAndDrains(t *testing.T) {
 		return err != nil
 	})
 	fmt.Fprint(conn, `{"data":{}}`)
-	if status, err := answer.ReadString('\n'); err != nil || !strings.Contains(status, " 201 ") {
+	if status, err := response.ReadString('\n'); err != nil || !strings.Contains(status, " 201 ") {
 		t.Errorf("the request that had begun is answered with %q, %v", status, err)
 	}
 	if err := r.await(); err != nil {
@@ -497,7 +497,7 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 	}
 }
 
-func TestExitCodesTellWrongUseFromFailure(t *testing.T) {
+func TestExitCodesDistinguishWrongUseFromFailure(t *testing.T) {
 	t.Parallel()
 	away := "http://" + freeAddress(t)
 	for args, want := range map[string]int{
@@ -659,11 +659,11 @@ func TestDrainDelayServesWhileReadyzSaysNo(t *testing.T) {
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	eventually(t, "it is not ready any more", func() bool { return c.do("GET", "/readyz", "").status == 503 })
 	c.must(201, "POST", "/topics", `{"id":"t"}`) // from clients that have not noticed yet
-	answer, err := http.Get(r.url + "/topics/t")
-	if err != nil || !answer.Close {
-		t.Errorf("a server that drains keeps the connection: %+v, %v", answer, err)
+	response, err := http.Get(r.url + "/topics/t")
+	if err != nil || !response.Close {
+		t.Errorf("a server that drains keeps the connection: %+v, %v", response, err)
 	}
-	answer.Body.Close()
+	response.Body.Close()
 	c.must(200, "GET", "/livez", "")
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	if err := r.await(); err != nil {
@@ -675,14 +675,14 @@ func TestProfilesAreServedOnlyWhereAskedFor(t *testing.T) {
 	t.Parallel()
 	address := freeAddress(t)
 	r := runServer(t, "-database-url", newTestDatabase(t, "queued"), "-debug-listen", address)
-	answer, err := http.Get("http://" + address + "/debug/pprof/goroutine?debug=1") // no part of the API
+	response, err := http.Get("http://" + address + "/debug/pprof/goroutine?debug=1") // no part of the API
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer answer.Body.Close()
-	profile, err := io.ReadAll(answer.Body)
-	if err != nil || answer.StatusCode != 200 || !bytes.Contains(profile, []byte("goroutine profile")) {
-		t.Errorf("profile = %d %s, %v", answer.StatusCode, profile, err)
+	defer response.Body.Close()
+	profile, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != 200 || !bytes.Contains(profile, []byte("goroutine profile")) {
+		t.Errorf("profile = %d %s, %v", response.StatusCode, profile, err)
 	}
 	r.client().must(404, "GET", "/debug/pprof/goroutine", "")
 }

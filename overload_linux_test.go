@@ -28,7 +28,7 @@ type attack struct {
 
 const (
 	attackedConnections = 1000
-	attackedInHand      = 64 << 20
+	attackedBuffered    = 64 << 20
 )
 
 var attacks = []attack{
@@ -98,7 +98,7 @@ func TestOthersAreServedUnderAttack(t *testing.T) {
 	for _, v := range attacks {
 		t.Run(v.name, func(t *testing.T) {
 			r := startProgram(t, program, "-database-url", newTestDatabase(t, "queued"),
-				"-max-connections", strconv.Itoa(attackedConnections), "-max-buffered-bytes", strconv.Itoa(attackedInHand))
+				"-max-connections", strconv.Itoa(attackedConnections), "-max-buffered-bytes", strconv.Itoa(attackedBuffered))
 			good := r.client()
 			good.mustTopic("good")
 			good.mustQueue("large")
@@ -123,7 +123,7 @@ func TestOthersAreServedUnderAttack(t *testing.T) {
 			}
 			cuts := regexp.MustCompile(`\nqueued_connections_evicted_total (\S+)`).FindStringSubmatch(good.must(200, "GET", "/metrics", ""))
 			most := r.peakMemory()
-			if bound := memoryLimit(attackedConnections, attackedInHand); most > bound {
+			if bound := memoryLimit(attackedConnections, attackedBuffered); most > bound {
 				t.Errorf("the server took %d MiB, want at most %d", most>>20, bound>>20)
 			}
 			slices.Sort(took)

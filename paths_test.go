@@ -76,10 +76,10 @@ func TestOddPathsAreNotRedirectedAndDeleteNothing(t *testing.T) {
 					continue
 				}
 				for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"} {
-					answer := httptest.NewRecorder()
-					s.ServeHTTP(answer, httptest.NewRequest(method, "http://localhost"+path, nil))
-					if answer.Code/100 == 3 || answer.Header().Get("Location") != "" {
-						t.Errorf("%s %s = %d to %s", method, path, answer.Code, answer.Header().Get("Location"))
+					response := httptest.NewRecorder()
+					s.ServeHTTP(response, httptest.NewRequest(method, "http://localhost"+path, nil))
+					if response.Code/100 == 3 || response.Header().Get("Location") != "" {
+						t.Errorf("%s %s = %d to %s", method, path, response.Code, response.Header().Get("Location"))
 					}
 				}
 			}

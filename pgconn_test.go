@@ -224,7 +224,7 @@ func TestSilentDatabase(t *testing.T) {
 
 	p.freeze()
 	for range 3 {
-		answers := make(chan error)
+		results := make(chan error)
 		requests := [][3]string{
 			{"POST", "/topics/t/messages", `{"data":{}}`},
 			{"POST", "/queues/t/messages/batch", `{"messages":[{"data":{}}]}`},
@@ -249,11 +249,11 @@ func TestSilentDatabase(t *testing.T) {
 				if err == nil && (v.status != 503 || v.header.Get("Retry-After") == "") {
 					err = fmt.Errorf("%s %s = %d %s, want 503 with Retry-After", r[0], r[1], v.status, v.body)
 				}
-				answers <- err
+				results <- err
 			}()
 		}
 		for range requests {
-			if err := <-answers; err != nil {
+			if err := <-results; err != nil {
 				t.Error(err)
 			}
 		}
@@ -428,7 +428,7 @@ func TestRestartedDatabase(t *testing.T) {
 	eventually(t, "notifications come again", s.engine.notifier.listening)
 }
 
-func TestMetricsTellWhetherTheDatabaseIsThere(t *testing.T) {
+func TestMetricsShowWhetherTheDatabaseIsAvailable(t *testing.T) {
 	t.Parallel()
 	s, p := newProxiedServer(t)
 	up := func(want string) func() bool {

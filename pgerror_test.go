@@ -42,7 +42,7 @@ func adminOf(t testing.TB, template string) (dsn string, exec func(statement str
 }
 
 // What waiting does not mend is one error at the start.
-func TestStartEndsWhereItIsInVain(t *testing.T) {
+func TestStartEndsAfterAPermanentError(t *testing.T) {
 	t.Parallel()
 	role := newTestRole(t)
 	granted, exec := adminOf(t, "queued")
@@ -56,7 +56,7 @@ func TestStartEndsWhereItIsInVain(t *testing.T) {
 	exec("CREATE SCHEMA queued; CREATE TABLE queued.schema_version (name text)")
 	sameVersion, exec := adminOf(t, "template1")
 	exec(fmt.Sprintf("CREATE SCHEMA queued; CREATE TABLE queued.schema_version AS SELECT %d AS version", len(schemaSteps())))
-	unsettled, exec := adminOf(t, "queued")
+	empty, exec := adminOf(t, "queued")
 	exec("DELETE FROM queued.settings")
 	event, exec := adminOf(t, "template1")
 	exec("CREATE FUNCTION public.never() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no tables here'; END $$; CREATE EVENT TRIGGER never ON ddl_command_start WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION public.never()")
@@ -77,7 +77,7 @@ func TestStartEndsWhereItIsInVain(t *testing.T) {
 		"a foreign table":        {foreign, `relation "messages" already exists`},
 		"another schema_version": {others, `column "version" does not exist`},
 		"one of our version":     {sameVersion, "queued.consumed_messages is missing"},
-		"no settings":            {unsettled, "queued.settings is empty"},
+		"no settings":            {empty, "queued.settings is empty"},
 		"an event trigger":       {event, "no tables here"},
 	} {
 		t.Run(name, func(t *testing.T) {

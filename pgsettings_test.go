@@ -12,8 +12,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// tellStories does what clients do, by every API, and checks what comes of it.
-func tellStories(s *testServer) {
+// runExample uses every operation of every API, and checks the results.
+func runExample(s *testServer) {
 	s.t.Helper()
 	s.must(201, "POST", "/topics", `{"id":"gone"}`)
 	s.mustQueue("gone", `"topic_id":"gone"`)
@@ -117,7 +117,7 @@ func TestEverythingWorksUnderAPublicationOfAllTables(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.exec("CREATE PUBLICATION everything FOR ALL TABLES")
-	tellStories(s)
+	runExample(s)
 }
 
 // Some databases have an event trigger that refuses tables without a primary key.
@@ -167,7 +167,7 @@ var notHostile = map[string]string{
 	"transaction_read_only":         "of one transaction",
 	"transaction_isolation":         "of one transaction",
 	"transaction_deferrable":        "of one transaction",
-	"session_replication_role":      "cannot be reset without superuser: TestStartEndsWhereItIsInVain",
+	"session_replication_role":      "cannot be reset without superuser: TestStartEndsAfterAPermanentError",
 	"role":                          "another role",
 	"session_authorization":         "another role",
 }
@@ -277,7 +277,7 @@ func TestEverythingWorksForAHostileRole(t *testing.T) {
 		t.Run(fmt.Sprintf("highest=%v", highest), func(t *testing.T) {
 			t.Parallel()
 			dsn, role := newHostileRole(t, highest)
-			tellStories(newTestServerOn(t, dsn+" user="+role))
+			runExample(newTestServerOn(t, dsn+" user="+role))
 		})
 	}
 }
@@ -293,7 +293,7 @@ func TestEverythingWorksInAHostileDatabase(t *testing.T) {
 				t.Fatal(err)
 			}
 			makeHostile(t, s.db, "DATABASE "+databaseName(t, s), highest)
-			tellStories(newTestServerOn(t, dsn))
+			runExample(newTestServerOn(t, dsn))
 		})
 	}
 }

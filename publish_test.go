@@ -144,7 +144,7 @@ func TestTooManyCopiesAreRefused(t *testing.T) {
 	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A server remembers topics and queues, but what was answered at another server
+// A server remembers topics and queues, but what was published at another server
 // holds at once.
 func TestServersGoByTheSettingsOfThisMoment(t *testing.T) {
 	t.Parallel()
@@ -226,10 +226,10 @@ func TestBatchIsStoredInTheOrderSent(t *testing.T) {
 		want = append(want, fmt.Sprintf("b%d", n))
 		items = append(items, fmt.Sprintf(`{"data":{"n":%d},"attributes":{"kind":%q}}`, n, kind))
 	}
-	answered := s.messages(s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[`+strings.Join(items, ",")+`]}`))
+	published := s.messages(s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[`+strings.Join(items, ",")+`]}`))
 	var got []string
-	for i, n := range numbers(answered) {
-		got = append(got, fmt.Sprintf("%s%d", answered[i].QueueID, n))
+	for i, n := range numbers(published) {
+		got = append(got, fmt.Sprintf("%s%d", published[i].QueueID, n))
 	}
 	checkDiff(t, "answer", want, got)
 	checkDiff(t, "commits", 1, s.count("SELECT count(DISTINCT created_at) FROM queued.messages"))

@@ -156,7 +156,7 @@ func TestLargeMessagesStayInOrder(t *testing.T) {
 	for len(got) < len(want) {
 		m := s.receive("t", "?limit=1000")
 		if len(m) == 0 || len(m) > 8 {
-			t.Fatalf("an answer has %d messages of a megabyte, want at most 8", len(m))
+			t.Fatalf("a response has %d messages of a megabyte, want at most 8", len(m))
 		}
 		got = append(got, numbers(m)...)
 	}
@@ -805,15 +805,15 @@ func sendAndShutDown(s *testServer, method, target, body string) *net.TCPConn {
 // readResponse reads a response.
 func readResponse(s *testServer, c io.Reader) (status int, body string) {
 	s.t.Helper()
-	answer, err := http.ReadResponse(bufio.NewReader(c), nil)
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	b, err := io.ReadAll(answer.Body)
+	b, err := io.ReadAll(response.Body)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return answer.StatusCode, string(b)
+	return response.StatusCode, string(b)
 }
 
 // nc -N, and some proxies.
@@ -873,7 +873,7 @@ func TestClientThatShutsDownItsSideWaitsNoLonger(t *testing.T) {
 	s.waiting("t", 2)
 	c.(*net.TCPConn).CloseWrite()
 	status, body := readResponse(s, c)
-	checkDiff(t, "answer", `200 {"data":[]}`, fmt.Sprint(status, " ", body))
+	checkDiff(t, "response", `200 {"data":[]}`, fmt.Sprint(status, " ", body))
 	s.publish("t", 1)
 	checkDiff(t, "received by the one that waits", []int{1}, numbers(s.await(poll)))
 }

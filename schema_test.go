@@ -102,5 +102,5 @@ func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
 	}
 	r := runServer(t, "-database-url", dsn)
 	r.client().must(200, "GET", "/readyz", "")
-	tellStories(newTestServerOn(t, dsn))
+	runExample(newTestServerOn(t, dsn))
 }

@@ -303,8 +303,8 @@ func TestShellCommandsRejectResponsesOfOtherServers(t *testing.T) {
 	// A proxy that wants somebody to log in first, but lets receives through.
 	login := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/messages") {
-			answer := s.do("GET", r.URL.RequestURI(), "")
-			fmt.Fprint(w, answer.body)
+			response := s.do("GET", r.URL.RequestURI(), "")
+			fmt.Fprint(w, response.body)
 			return
 		}
 		if strings.Contains(r.URL.Path, "/stats") {

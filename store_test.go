@@ -363,14 +363,14 @@ func TestRedriveKilledInTheMiddleLeavesEachMessageInOneQueue(t *testing.T) {
 	const many = 40 * workBatch
 	s.fill("from", many)
 	other := startProcess(t, "-database-url", s.dsn)
-	answered := make(chan error, 1)
+	updated := make(chan error, 1)
 	go func() {
 		_, err := other.client().send(context.Background(), "PUT", "/queues/from/redrive", `{"destination_queue_id":"to"}`)
-		answered <- err
+		updated <- err
 	}()
 	eventually(t, "part of the messages have moved", func() bool { return s.messagesIn("to") > 0 })
 	other.cmd.Process.Kill()
-	if err := <-answered; err == nil {
+	if err := <-updated; err == nil {
 		t.Fatal("the redrive was over before the kill: the test tests nothing")
 	}
 	checkDiff(t, "messages", many, s.count("SELECT count(*) FROM queued.messages"))
@@ -619,7 +619,7 @@ func TestGroupsAreLeftAloneByChangesThatAreNotTheirs(t *testing.T) {
 	}
 }
 
-func TestClientsDoNotReadPostgreSQLsWords(t *testing.T) {
+func TestClientsDoNotReceivePostgreSQLsErrors(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	logged := newSyncBuffer()

@@ -18,7 +18,7 @@ func mustWriteTopology(t testing.TB, text string) (path string) {
 	return path
 }
 
-func TestTopologyIsMadeAndUpdatedAtStart(t *testing.T) {
+func TestTopologyIsCreatedAndUpdatedAtStart(t *testing.T) {
 	t.Parallel()
 	dsn := newTestDatabase(t, "template1")
 	path := mustWriteTopology(t, `{

@@ -131,12 +131,12 @@ func (h *history) check() *verdict {
 // checkOrdered checks that in plain no message of a group was delivered while
 // another was in flight, and no ack or nack of it had been sent.
 func (h *history) checkOrdered(a *verdict) {
-	settledAt := map[string]time.Time{} // by message: when the first ack of it was sent
+	ackedAt := map[string]time.Time{} // by message: when the first ack of it was sent
 	byGroup := map[string][]*seen{}
 	for i := range h.deliveries {
 		v := &h.deliveries[i]
-		if first := settledAt[v.id]; !v.ackSentAt.IsZero() && (first.IsZero() || v.ackSentAt.Before(first)) {
-			settledAt[v.id] = v.ackSentAt
+		if first := ackedAt[v.id]; !v.ackSentAt.IsZero() && (first.IsZero() || v.ackSentAt.Before(first)) {
+			ackedAt[v.id] = v.ackSentAt
 		}
 		if group := tortureGroup(v.n); group != "" && v.queue == "plain" {
 			byGroup[group] = append(byGroup[group], v)
@@ -146,11 +146,11 @@ func (h *history) checkOrdered(a *verdict) {
 		slices.SortFunc(all, func(v, w *seen) int { return v.at.Compare(w.at) })
 		for i, w := range all {
 			for _, v := range all[:i] {
-				settled := settledAt[v.id]
-				if !v.nackedAt.IsZero() && (settled.IsZero() || v.nackedAt.Before(settled)) {
-					settled = v.nackedAt
+				ended := ackedAt[v.id]
+				if !v.nackedAt.IsZero() && (ended.IsZero() || v.nackedAt.Before(ended)) {
+					ended = v.nackedAt
 				}
-				if v.id != w.id && v.until.After(w.at) && (settled.IsZero() || settled.After(w.at)) {
+				if v.id != w.id && v.until.After(w.at) && (ended.IsZero() || ended.After(w.at)) {
 					a.violate("out of order: %d of %s at %v, while %d was in flight from %v to %v", w.n, group, w.at, v.n, v.at, v.until)
 				}
 			}

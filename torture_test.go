@@ -77,11 +77,11 @@ func TestTorture(t *testing.T) {
 		}
 		t.Error(violation)
 	}
-	t.Logf("in %v: %d publishes acknowledged, %d without an answer, %d of these delivered all the same", *tortureTime, result.published, result.unknown, result.recovered)
-	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without an answer, %d attempts that nobody saw; %d redrives",
+	t.Logf("in %v: %d publishes acknowledged, %d without a response, %d of these delivered all the same", *tortureTime, result.published, result.unknown, result.recovered)
+	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without a response, %d attempts that nobody saw; %d redrives",
 		result.delivered, result.repeated, result.acked, len(v.history.unknown), result.missed, len(v.history.redrives))
 	t.Logf("faults: %v", v.faults)
-	t.Logf("answers: %v", v.answers)
+	t.Logf("responses: %v", v.responses)
 }
 
 // wasTorture reports whether something was broken, and clients noticed: publishes
@@ -115,7 +115,7 @@ type torture struct {
 	history    history
 	next       int            // number of the next message
 	faults     map[string]int // how often each was done
-	answers    map[string]int // how often each came
+	responses  map[string]int // number of responses by status
 	violations []string       // that show at once
 }
 
@@ -129,12 +129,12 @@ func newTorture(t *testing.T) *torture {
 		t.Fatal(err)
 	}
 	v := &torture{
-		t:        t,
-		postgres: postgres,
-		db:       newTestDB(t, postgres.dsn("queued")),
-		client:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}},
-		faults:   make(map[string]int),
-		answers:  make(map[string]int),
+		t:         t,
+		postgres:  postgres,
+		db:        newTestDB(t, postgres.dsn("queued")),
+		client:    &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}},
+		faults:    make(map[string]int),
+		responses: make(map[string]int),
 	}
 	t.Cleanup(v.client.CloseIdleConnections)
 	program := mustBuild(t)
@@ -396,10 +396,10 @@ func (v *torture) violate(format string, args ...any) {
 }
 
 // aftermath is how long something may still happen on PostgreSQL of which a
-// client, or a server, has heard no answer.
+// client, or a server, has heard no response.
 const aftermath = 5 * time.Second
 
-// send makes a request of any of the servers. It returns 0 if there is no answer,
+// send makes a request of any of the servers. It returns 0 if there is no response,
 // or one that says that it is not known what happened.
 func (v *torture) send(ctx context.Context, method, path string, in any) (status int, out []byte) {
 	var body io.Reader
@@ -416,25 +416,25 @@ func (v *torture) send(ctx context.Context, method, path string, in any) (status
 	if err != nil {
 		panic(err)
 	}
-	answer, err := v.client.Do(r)
+	response, err := v.client.Do(r)
 	if err == nil {
-		status = answer.StatusCode
-		out, err = io.ReadAll(answer.Body)
-		answer.Body.Close()
+		status = response.StatusCode
+		out, err = io.ReadAll(response.Body)
+		response.Body.Close()
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
 	case err != nil:
-		v.answers["none"]++
+		v.responses["none"]++
 		return 0, nil
 	case status == 503:
-		v.answers["503"]++
+		v.responses["503"]++
 		return 0, nil
 	case status >= 300 && status != 409:
 		v.violations = append(v.violations, fmt.Sprintf("%s %s = %d %s", method, path, status, out))
 	}
-	v.answers[fmt.Sprint(status)]++
+	v.responses[fmt.Sprint(status)]++
 	return status, out
 }
 
@@ -497,7 +497,7 @@ func (v *torture) produce(calm <-chan struct{}) {
 func (v *torture) decode(out []byte) []wireMessage {
 	all, err := decodeMessages(string(out))
 	if err != nil {
-		v.violate("an answer is not as it should be: %v: %s", err, out)
+		v.violate("a response is not as it should be: %v: %s", err, out)
 	}
 	return all
 }

@@ -71,11 +71,11 @@ func TestTraceparentIsReadByItsSpecification(t *testing.T) {
 	checkDiff(t, "two of them", true, readTrace(http.Header{"Traceparent": {testTraceparent, testTraceparent}}) == trace{})
 }
 
-// requestIDsOf returns the request ids of an answer to a request with these headers.
+// requestIDsOf returns the request ids of a response to a request with these headers.
 func requestIDsOf(s *testServer, headers ...string) (status int, ids []string) {
 	s.t.Helper()
-	answer := s.raw("GET", "/topics", "", append(headers, "Host: localhost")...)
-	return answer.StatusCode, answer.Header["X-Request-Id"]
+	response := s.raw("GET", "/topics", "", append(headers, "Host: localhost")...)
+	return response.StatusCode, response.Header["X-Request-Id"]
 }
 
 func TestResponseHasTheRequestIDOfTheClient(t *testing.T) {

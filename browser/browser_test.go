@@ -32,9 +32,9 @@ import (
 	"github.com/chromedp/chromedp/kb"
 )
 
-// patience is the maximum time to wait for something on a page. It is only reached
+// timeout is the maximum time to wait for something on a page. It is only reached
 // when a test fails.
-const patience = 30 * time.Second
+const timeout = 30 * time.Second
 
 // Shared by all tests.
 var (
@@ -153,7 +153,7 @@ func (s *server) must(method, path, body string) string {
 		if status < 300 {
 			return text
 		}
-		if status != http.StatusServiceUnavailable || time.Since(began) > patience {
+		if status != http.StatusServiceUnavailable || time.Since(began) > timeout {
 			s.t.Fatalf("%s %s = %d %s", method, path, status, text)
 		}
 	}
@@ -278,7 +278,7 @@ func (p *page) try(action chromedp.Action[chromedp.Void]) error {
 	select {
 	case err := <-failed:
 		return err
-	case <-time.After(patience):
+	case <-time.After(timeout):
 		return errors.New("the browser did not respond in time")
 	}
 }
@@ -286,7 +286,7 @@ func (p *page) try(action chromedp.Action[chromedp.Void]) error {
 // js evaluates an expression on the page and returns its value.
 func js[T any](p *page, expression string) T {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	ctx, cancel := context.WithTimeout(p.ctx, timeout)
 	defer cancel()
 	v, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
 	if err != nil {
@@ -304,7 +304,7 @@ func (p *page) run(statements string) {
 // see waits until an expression is true on the page. what describes it in failures.
 func (p *page) see(what, expression string) {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	ctx, cancel := context.WithTimeout(p.ctx, timeout)
 	defer cancel()
 	for {
 		seen, err := chromedp.Run(ctx, chromedp.Evaluate[bool](fmt.Sprintf(`new Promise((resolve) => {
@@ -359,7 +359,7 @@ func clickOn[S chromedp.Selectable](p *page, selector S) {
 		if err == nil {
 			return
 		}
-		if !strings.Contains(err.Error(), "Could not find node") || time.Since(began) > patience {
+		if !strings.Contains(err.Error(), "Could not find node") || time.Since(began) > timeout {
 			p.t.Fatal(err)
 		}
 	}

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// A receive whose response exceeds the limit releases its messages, as if it had never
-// been made.
+// A receive whose response exceeds the limit releases its messages, as if they had
+// never been received.
 func TestReceiveWithoutMemoryReleases(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -25,11 +25,11 @@ func TestReceiveWithoutMemoryReleases(t *testing.T) {
 	for _, path := range []string{"/queues/q/messages", "/queues/q/messages/peek"} {
 		got := s.do("GET", path, "")
 		if got.status != 503 || got.header.Get("Retry-After") == "" {
-			t.Errorf("GET %s without room = %d %s, want 503 with Retry-After", path, got.status, got.body)
+			t.Errorf("GET %s without capacity = %d %s, want 503 with Retry-After", path, got.status, got.body)
 		}
 	}
 	if n := s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight"); n != 1 {
-		t.Errorf("%d messages are as before, want 1", n)
+		t.Errorf("%d messages are unchanged, want 1", n)
 	}
 	s.wantMetrics(`http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="5xx"} 1`)
 	restore()
@@ -39,8 +39,8 @@ func TestReceiveWithoutMemoryReleases(t *testing.T) {
 	eventually(t, "nothing is buffered", func() bool { return s.buffered() == 0 })
 }
 
-// A publish is refused before it stores anything: a client would repeat it after an
-// error.
+// A publish is refused before it stores anything, because the client repeats it after
+// the error.
 func TestPublishWithoutMemoryStoresNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -48,14 +48,15 @@ func TestPublishWithoutMemoryStoresNothing(t *testing.T) {
 	body := fmt.Sprintf(`{"data":{"x":%q}}`, strings.Repeat("x", 10_000))
 	restore := s.setCapacity(int64(len(body)) - 1)
 	if got := s.do("POST", "/queues/q/messages", body); got.status != 503 || s.count("SELECT count(*) FROM queued.messages") != 0 {
-		t.Errorf("a publish without room = %d, and something is stored, want 503 and nothing", got.status)
+		t.Errorf("a publish without capacity = %d, or a message is stored; want 503 and none", got.status)
 	}
 	restore()
 	s.setCapacity(int64(len(body)) + 1) // for the end of the body, and not for the response
 	s.must(201, "POST", "/queues/q/messages", body)
 }
 
-// The copies of a message share what they were made of.
+// The copies of a message share their data, so a response may be larger than its
+// request by a multiple.
 func TestLargeResponseIsWhole(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -70,7 +71,8 @@ func TestLargeResponseIsWhole(t *testing.T) {
 	checkDiff(t, "stored", []int{7, 7, 7, 7}, numbers(s.messages(got.body)))
 }
 
-// While all connections are at work there are some to say so, and for health checks.
+// While all connections are busy, some more are admitted for health checks and for
+// responses that say so.
 func TestHealthChecksAreAdmittedAtTheLimit(t *testing.T) {
 	t.Parallel()
 	c := newTestServer(t)
@@ -85,7 +87,7 @@ func TestHealthChecksAreAdmittedAtTheLimit(t *testing.T) {
 	c.admission.mu.Unlock()
 	got := c.do("GET", "/topics", "")
 	if got.status != 503 || got.header.Get("Retry-After") == "" {
-		t.Errorf("GET /topics without room = %d %v, want 503 with Retry-After", got.status, got.header)
+		t.Errorf("GET /topics at the limit = %d %v, want 503 with Retry-After", got.status, got.header)
 	}
 	c.must(200, "GET", "/livez", "")
 	c.must(200, "GET", "/readyz", "")
@@ -95,7 +97,7 @@ func TestHealthChecksAreAdmittedAtTheLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for range 2 * extraConnections { // of whom the first make way
+	for range 2 * extraConnections { // the first of them are evicted
 		other, err := net.Dial("tcp", strings.TrimPrefix(c.url, "http://"))
 		if err != nil {
 			t.Fatal(err)
@@ -105,18 +107,18 @@ func TestHealthChecksAreAdmittedAtTheLimit(t *testing.T) {
 	c.must(200, "GET", "/livez", "")
 	fmt.Fprint(conn, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	if response, err := bufio.NewReader(conn).ReadString('\n'); err == nil {
-		t.Errorf("one that did nothing is answered with %q when there is no room", response)
+		t.Errorf("an idle connection gets %q at the limit, want it evicted", response)
 	}
 	for _, poll := range polls {
 		select {
 		case v := <-poll:
-			t.Errorf("a long poll made way: %d %s, %v", v.status, v.body, v.err)
+			t.Errorf("a long poll was evicted: %d %s, %v", v.status, v.body, v.err)
 		default:
 		}
 	}
 }
 
-// newAdmittedConn returns a connection in a room and its other end.
+// newAdmittedConn returns an admitted connection and its other end.
 func newAdmittedConn(t *testing.T, r *admission) (*conn, net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -150,7 +152,7 @@ func TestStalledConnectionsAreEvicted(t *testing.T) {
 	take := func(c *conn, n int64, want bool) {
 		t.Helper()
 		if got := c.take(n, false); got != want {
-			t.Errorf("take(%d) = %v with %d of %d in hand, want %v", n, got, r.buffered, r.maxBuffered, want)
+			t.Errorf("take(%d) = %v with %d of %d bytes buffered, want %v", n, got, r.buffered, r.maxBuffered, want)
 		}
 	}
 	take(all[0], 400<<10, true)
@@ -163,18 +165,18 @@ func TestStalledConnectionsAreEvicted(t *testing.T) {
 	take(all[2], 200<<10, true)
 	for i, want := range []bool{true, false, false, false} {
 		if all[i].closed != want {
-			t.Errorf("connection %d made way: %v, want %v", i, all[i].closed, want)
+			t.Errorf("connection %d is evicted: %v, want %v", i, all[i].closed, want)
 		}
 	}
 	if _, err := all[0].Read(make([]byte, 1)); err == nil {
-		t.Error("a connection that made way can be read")
+		t.Error("an evicted connection can be read")
 	}
 	take(all[0], 1, false)
 	for _, c := range all {
 		c.move(waiting)
 		c.Close()
 	}
-	checkDiff(t, "in the room afterwards", []any{int64(0), 0, 0, 0}, []any{r.buffered, r.open, r.idle.Len(), r.moving.Len()})
+	checkDiff(t, "admitted after all have closed", []any{int64(0), 0, 0, 0}, []any{r.buffered, r.open, r.idle.Len(), r.moving.Len()})
 }
 
 // A body that is too large is read to its end, but does not keep its connection open.
@@ -211,24 +213,24 @@ func TestHeadersCountAsBuffered(t *testing.T) {
 		return err
 	}
 	if err := send(500); err != nil || r.buffered != 0 {
-		t.Errorf("a small header takes %d, %v", r.buffered, err)
+		t.Errorf("a small header counts %d, %v", r.buffered, err)
 	}
 	if err := send(1000); err != nil || r.buffered != 0 {
-		t.Errorf("what may be the end of a header takes %d, %v", r.buffered, err)
+		t.Errorf("a possible end of a header counts %d, %v", r.buffered, err)
 	}
 	if err := send(1); err != nil || r.buffered < 16*1000 {
-		t.Errorf("a header takes %d while it comes, %v", r.buffered, err)
+		t.Errorf("a header counts %d while it is read, %v", r.buffered, err)
 	}
 	c.begin(map[string][]string{"A": {"1", "2"}})
-	checkDiff(t, "a header that has come and is small takes", int64(0), r.buffered)
+	checkDiff(t, "a small header counts", int64(0), r.buffered)
 	c.begin(map[string][]string{"A": {strings.Repeat("1", 1000), "2"}})
-	checkDiff(t, "a header that has come takes", int64(1003+2*lineCost), r.buffered)
+	checkDiff(t, "a complete header counts", int64(1003+2*lineCost), r.buffered)
 	c.move(waiting)
-	checkDiff(t, "in hand after the request", int64(0), r.buffered)
+	checkDiff(t, "buffered after the request", int64(0), r.buffered)
 	if send(60<<10) == nil && send(1) == nil {
-		t.Error("a header without room can be read")
+		t.Error("a header above the limit can be read")
 	}
-	checkDiff(t, "in hand afterwards", int64(0), r.buffered)
+	checkDiff(t, "buffered afterwards", int64(0), r.buffered)
 }
 
 // The part of an unwanted body that a client has sent is not the header of its next
@@ -247,8 +249,8 @@ func TestUnwantedBodyLeavesNothingBuffered(t *testing.T) {
 	eventually(t, "nothing is buffered", func() bool { return s.buffered() == 0 })
 }
 
-// Large headers of waiting requests count as buffered, also if they came together with
-// another request, and leave memory for other requests.
+// The large header of a waiting request counts as buffered, also if it arrived together
+// with another request. Other requests still get memory.
 func TestLargeHeadersCountAsBuffered(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"", "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"} {
@@ -277,7 +279,7 @@ func TestLargeHeadersCountAsBuffered(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			eventually(t, "it waits, is refused, or is cut because its header took too long on a machine that stands still", func() bool {
+			eventually(t, "it waits, is refused, or its header times out on a busy machine", func() bool {
 				if s.engine.waiting()["q"] > before {
 					return true
 				}
@@ -288,7 +290,7 @@ func TestLargeHeadersCountAsBuffered(t *testing.T) {
 			})
 		}
 		if !refused || s.buffered() > most {
-			t.Errorf("after %q: %d receivers wait with large headers, and %d bytes are in hand", first, s.engine.waiting()["q"], s.buffered())
+			t.Errorf("after %q: %d receivers wait with large headers, and %d bytes are buffered", first, s.engine.waiting()["q"], s.buffered())
 		}
 		if got := s.do("POST", "/queues/q/messages", fmt.Sprintf(`{"data":{"x":%q}}`, strings.Repeat("x", 10_000))); got.status != 201 {
 			t.Errorf("another client's publish = %d", got.status)
@@ -296,7 +298,7 @@ func TestLargeHeadersCountAsBuffered(t *testing.T) {
 	}
 }
 
-// HTTPS writes small records, each of which is progress.
+// HTTPS writes small records, and each of them is progress.
 func TestResponseReadInSmallPiecesIsProgress(t *testing.T) {
 	t.Parallel()
 	r := newAdmission(slog.New(slog.DiscardHandler), 10, 1<<20)
@@ -316,7 +318,7 @@ func TestResponseReadInSmallPiecesIsProgress(t *testing.T) {
 	}
 }
 
-// Filters may be large, and an older server took larger ones.
+// Filters may be large, and an older server allowed larger ones.
 func TestListsAreCutAndGoOn(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -376,10 +378,10 @@ func TestListWithoutMemoryIsRefused(t *testing.T) {
 		s.mustQueue(fmt.Sprint("q", i))
 	}
 	s.exec("UPDATE queued.queues SET message_filters = json_build_object('a', json_build_array(repeat('x', 1000000)))")
-	restore := s.setCapacity(5_000_000) // the rows take three, and their JSON as much
+	restore := s.setCapacity(5_000_000) // the rows take 3 MB, and so does their JSON
 	for _, path := range []string{"/queues", "/overview"} {
 		if got := s.do("GET", path, ""); got.status != 503 {
-			t.Errorf("GET %s without room = %d with %d bytes", path, got.status, len(got.body))
+			t.Errorf("GET %s without capacity = %d with %d bytes", path, got.status, len(got.body))
 		}
 	}
 	restore()

@@ -129,7 +129,7 @@ func TestCleanupWorksInBatchesAndServersShareIt(t *testing.T) {
 		wg.Go(func() { v.mustCleanUp() })
 	}
 	wg.Wait()
-	s.mustCleanUp() // what a server left to another, which had just finished
+	s.mustCleanUp() // one server may have left a batch to the other, which had just finished
 	checkDiff(t, "left", many, s.messagesIn("q"))
 	checkDiff(t, "moved", many, s.messagesIn("dead"))
 	checkDiff(t, "ids", 2*many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
@@ -158,7 +158,7 @@ func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
 	pass(0)
 	s.fill("q", 3)
 	s.exec("UPDATE queued.messages SET expired_at = now(), scheduled_at = scheduled_at - interval '1 h' WHERE seq % 3 = 0")
-	pass(3) // the walk is for what gets behind the front
+	pass(3) // only the walk finds messages behind the front
 	s.expire()
 	pass(1)
 	if !c.fronts[key].After(front) {
@@ -166,8 +166,8 @@ func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
 	}
 }
 
-// A claim passes over what the cleanup has locked, and a short poll would come
-// back without a message that is there.
+// A claim skips rows that the cleanup has locked, and a short poll would then return
+// nothing although a message is due.
 func TestCleanupOfExpiredMessagesHidesNoOthers(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -210,14 +210,15 @@ func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 		t.Errorf("after the last page %d rows are left and the walk is at page %d of %d", left, c.round.page, pages)
 	}
 	c.rests.table = rest{}
-	c.round.limits++ // as if those of a queue had changed
+	c.round.limits++ // as if the limit of a queue had changed
 	if err := c.walk(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	checkDiff(t, "left after the walk has started over", 2500, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A walk reads all of the table, so there is one only where it may find something.
+// A walk reads the whole table, so the cleanup starts one only when it may find
+// something.
 func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -242,7 +243,7 @@ func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
 			t.Errorf("%s: want %d walks in all", what, rounds)
 		}
 	}
-	// ago moves the last round into the past, by a bit more than that.
+	// ago moves the last round into the past, by a minute more than d.
 	ago := func(d time.Duration) {
 		c.round.began = time.Now().Add(-d - time.Minute)
 		c.round.expiry = c.round.began.Add(time.Hour)
@@ -252,10 +253,10 @@ func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
 	ago(walkRest)
 	pass("before anything can expire", false)
 	ago(time.Hour)
-	pass("when what it has seen expires", true)
+	pass("when messages that it has seen expire", true)
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":1200}`)
 	ago(20 * time.Minute)
-	pass("when what came since may expire", true)
+	pass("when messages that were published since may expire", true)
 	c.round.sees(0)
 	pass("sooner than walkRest after the last", false)
 	s.changeMessages("delivery_attempts = 1")
@@ -269,8 +270,8 @@ func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
 	pass("within its rest", false)
 }
 
-// What cannot be done, because the disk is full, keeps nothing else from being
-// done, least of all what frees space.
+// If one task of the cleanup fails, here because the disk is full, the other tasks
+// still run. Some of them free space.
 func TestCleanupGoesOnAfterAnError(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -287,7 +288,7 @@ func TestCleanupGoesOnAfterAnError(t *testing.T) {
 	c := &cleanup{db: s.store.db, log: s.log, metrics: s.metrics, announce: s.engine.announce}
 	s.metrics.cleanedUp.Set(1)
 	if err := c.once(context.Background()); err == nil {
-		t.Error("the exhausted message was moved, so the test tests nothing")
+		t.Error("the exhausted message was moved, so the cleanup had no error")
 	}
 	checkDiff(t, "messages left, all of them of q", 1, s.count("SELECT count(*) FROM queued.messages"))
 	s.wantMetrics("queued_cleanup_last_success_timestamp_seconds 1\n")
@@ -321,7 +322,7 @@ func TestMetricsShowWhenTheCleanupLastEnded(t *testing.T) {
 	checkRecent("after a pass", began)
 }
 
-// A pass that meets a PostgreSQL that starts ends at once.
+// A pass ends at its first statement while PostgreSQL is starting.
 func TestCleanupEndsItsPassIfTheDatabaseIsUnavailable(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -338,7 +339,7 @@ func TestCleanupEndsItsPassIfTheDatabaseIsUnavailable(t *testing.T) {
 	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
 	err := c.once(t.Context())
 	if n := strings.Count(fmt.Sprint(err), "it starts"); n != 1 {
-		t.Errorf("the pass says %d times that PostgreSQL starts, want once: %v", n, err)
+		t.Errorf("the error says %d times that PostgreSQL is starting, want once: %v", n, err)
 	}
 }
 

@@ -66,11 +66,11 @@ func TestMicroQueueErrorsOfTokens(t *testing.T) {
 	checkDiff(t, "another method", "Forbidden\n", s.with(secret("poster")).must(403, "DELETE", "/out/q", ""))
 	checkDiff(t, "without a token", tokenMissing+"\n", s.must(401, "GET", "/out/q", ""))
 	checkDiff(t, "another method without a token", tokenMissing+"\n", s.must(401, "DELETE", "/out/q", ""))
-	checkDiff(t, "with a wrong one", tokenInvalid+"\n", s.with("wrong").must(401, "GET", "/out/q", ""))
+	checkDiff(t, "with a wrong token", tokenInvalid+"\n", s.with("wrong").must(401, "GET", "/out/q", ""))
 	s.with(secret("poster")).must(200, "POST", "/in/q", "x")
 }
 
-// A token shows only the names of queues that it has a right to.
+// A token sees only the names of queues that it has a permission for.
 func TestMicroQueueNamesTheQueuesThatATokenMaySee(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -93,8 +93,8 @@ func TestMicroQueueNamesSomeOfMany(t *testing.T) {
 	checkDiff(t, "names", microNames, strings.Count(got, ", ")+1)
 }
 
-// micro-queue's own tests: in the order they came, to the end, over a restart and a
-// compaction.
+// These are micro-queue's own tests: jobs keep their order over a restart and a
+// compaction, until the queue is empty.
 func TestMicroQueueKeepsItsOrderOverARestartAndACompaction(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -117,7 +117,8 @@ func TestMicroQueueKeepsItsOrderOverARestartAndACompaction(t *testing.T) {
 	checkDiff(t, "then", "Queue is empty\n", again.must(404, "GET", "/out/q", ""))
 }
 
-// microBodies are bodies that come out as they went in, and what the native API shows of them.
+// microBodies are bodies that a dequeue returns unchanged, and their data in the native
+// API.
 var microBodies = map[string]string{
 	"text \"with\" <signs>\n\té":      `{"content_type":"text/x","body":"text \"with\" <signs>\n\té"}`,
 	" { \"b\" : 1.10, \"a\":[ ] }\n":  " { \"b\" : 1.10, \"a\":[ ] }\n",
@@ -169,7 +170,7 @@ func FuzzMicroQueueBodies(f *testing.F) {
 	})
 }
 
-// A body whose client has hung up goes to the next.
+// A job whose client has disconnected goes to the next client.
 func TestMicroQueueReaderThatDisconnectedTakesNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -193,7 +194,7 @@ func TestCompactVacuums(t *testing.T) {
 	c := r.client()
 	c.mustQueue("q")
 	c.must(200, "GET", "/compact/q", "")
-	eventually(t, "it was vacuumed", func() bool {
+	eventually(t, "the table was vacuumed", func() bool {
 		return strings.Contains(c.must(200, "GET", "/metrics", ""), `queued_statement_duration_seconds_count{statement="vacuum"} 1`)
 	})
 }

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// maskPg replaces what differs from run to run.
+// maskPg replaces the values that differ between runs.
 func maskPg(s string) string {
 	s = regexp.MustCompile(`"id":\d+`).ReplaceAllString(s, `"id":N`)
 	return regexp.MustCompile(`"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"`).ReplaceAllString(s, `"TIME"`)
@@ -87,7 +87,8 @@ func TestPgQueueIDsGrowAndStay(t *testing.T) {
 	}
 }
 
-// A reader waits for a channel that is not used yet; each message goes to one reader.
+// A reader may wait for a channel that does not exist yet. Each message goes to one
+// reader.
 func TestPgQueueReadersWait(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -123,7 +124,7 @@ func TestPgQueueMessagesAreThoseOfTheNativeAPI(t *testing.T) {
 	}
 	s.must(204, "PUT", "/messages/"+got[0].ID+"/ack", "")
 	s.wantMetrics(`queued_messages_acked_total{queue="c"} 2`, `queued_messages_delivered_total{queue="c"} 2`)
-	// What the queue shows can be put back.
+	// The settings that a GET returns are accepted by a PUT.
 	s.must(200, "PUT", "/queues/c", s.must(200, "GET", "/queues/c", ""))
 }
 
@@ -133,7 +134,7 @@ func TestPgQueueRights(t *testing.T) {
 	s.must(201, "POST", "/message", `{"channel":"other","message":{}}`)
 	s.useTokens(map[string]string{"poster": `"post":["c"]`, "getter": `"get":["c"]`})
 	poster, getter := s.with(secret("poster")), s.with(secret("getter"))
-	getter.must(204, "GET", "/queue/c?wait_seconds=1", "") // may not make it
+	getter.must(204, "GET", "/queue/c?wait_seconds=1", "") // has no permission to create it
 	poster.must(201, "POST", "/message", `{"channel":"c","message":{}}`)
 	poster.must(403, "POST", "/message", `{"channel":"d","message":{}}`)
 	getter.must(403, "POST", "/message", `{"channel":"c","message":{}}`)

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// The requests of SharQ's documentation, as printed there.
+// These are the requests and responses in SharQ's documentation.
 func TestSharQRespondsLikeSharQ(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -36,8 +36,8 @@ func TestSharQRespondsLikeSharQ(t *testing.T) {
 		{"POST", "/finish/sms/johndoe/cea84623-be35-4368-90fa-7736570dabc4/", "", 200, success},
 		{"POST", "/finish/sms/johndoe/cea84623-be35-4368-90fa-7736570dabc4/", "", 404, failure},
 		{"POST", "/interval/sms/johndoe/", `{"interval":5000}`, 200, success},
-		{"POST", "/interval/sms/nobody/", `{"interval":5000}`, 404, failure},
-		{"POST", "/interval/none/nobody/", `{"interval":5000}`, 404, failure},
+		{"POST", "/interval/sms/unknown/", `{"interval":5000}`, 404, failure},
+		{"POST", "/interval/none/unknown/", `{"interval":5000}`, 404, failure},
 		{"GET", "/metrics/sms/", "", 200, `{"status":"success","queue_ids":["johndoe"]}`},
 		{"GET", "/metrics/none/", "", 200, `{"status":"success","queue_ids":[]}`},
 		{"DELETE", "/deletequeue/sms/johndoe/", "", 200, `{"status":"Success","message":"Successfully removed all queued calls"}`},
@@ -74,7 +74,7 @@ func TestSharQRespondsLikeSharQ(t *testing.T) {
 	}
 }
 
-// The names and numbers that SharQ's own tests refuse, at every route that takes them.
+// Every route refuses the names and numbers that are invalid in SharQ's own tests.
 func TestSharQRefusesWhatItsTestsRefuse(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -119,7 +119,7 @@ func TestSharQRefusesWhatItsTestsRefuse(t *testing.T) {
 	}
 }
 
-// A client with an optional parameter that it has no value for sends null.
+// A client may send null for an optional parameter.
 func TestSharQTakesNullForWhatIsLeftOut(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -153,7 +153,7 @@ func TestSharQJobWithoutALimitComesBackForEver(t *testing.T) {
 	}
 }
 
-// What SharQ forgets when the job expires: a rate that is slower than that.
+// SharQ forgets an interval when the job expires, which may be earlier.
 func TestSharQIntervalIsKeptBeyondTheDeadline(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -194,7 +194,7 @@ func TestSharQMetricsAreThoseOfItsTests(t *testing.T) {
 	}
 	check("at first", []string{}, []string{}, 0, 0, 0)
 	dequeueJob(s)
-	check("after a dequeue in vain", []string{}, []string{}, 0, 0, 0)
+	check("after an empty dequeue", []string{}, []string{}, 0, 0, 0)
 	enqueueJob(s, "g", "j", "")
 	check("while it waits", []string{"default"}, []string{"g"}, 1, 1, 0)
 	dequeueJob(s)
@@ -231,7 +231,7 @@ type sharQReply struct {
 	Length            int `json:"current_queue_length"`
 }
 
-// dequeueJob returns the next job, none if none is ready.
+// dequeueJob returns the next job, or a failure if none is ready.
 func dequeueJob(s *testServer) (v sharQReply) {
 	s.t.Helper()
 	got := s.do("GET", "/dequeue/", "")
@@ -302,7 +302,7 @@ func TestSharQJobIsNotQueuedTwiceWhileItWaits(t *testing.T) {
 	enqueueJob(s, "g", "second", "")
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"first","payload":"new","interval":0}`)
 	v := dequeueJob(s)
-	checkDiff(t, "in its old place", sharQReply{"success", "g", "first", json.RawMessage(`"new"`), -1, 1}, v)
+	checkDiff(t, "first, with the new payload", sharQReply{"success", "g", "first", json.RawMessage(`"new"`), -1, 1}, v)
 	enqueueJob(s, "g", "first", "") // while the other is in flight
 	s.must(200, "POST", "/finish/default/g/first/", "")
 	s.must(404, "POST", "/finish/default/g/first/", "")
@@ -346,8 +346,8 @@ func TestSharQJobThatIsQueuedAgainIsKeptAsLongAsANewOne(t *testing.T) {
 	checkDiff(t, "kept", 1, s.count("SELECT count(*) FROM queued.messages WHERE expired_at > now() + interval '59 minutes'"))
 }
 
-// An ack locks the message and then its group, and an enqueue locks the group first:
-// they must not wait for each other.
+// An ack locks the message and then its group, and an enqueue locks the group first.
+// They must not deadlock.
 func TestSharQJobIsQueuedWhileTheSameJobIsFinished(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -394,7 +394,7 @@ func TestSharQRefusesMoreThanAQueueHolds(t *testing.T) {
 	enqueue := func(id string, status int, want string) {
 		t.Helper()
 		got := s.must(status, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":%q,"payload":{"max_queued_length":1},"interval":0}`, id))
-		checkDiff(t, "answer", want, got)
+		checkDiff(t, "response", want, got)
 	}
 	enqueue("a", 201, `{"status":"queued","current_queue_length":0}`)
 	enqueue("b", 429, `{"status":"failure","message":"Max queue length reached","current_queue_length":1}`)
@@ -404,7 +404,7 @@ func TestSharQRefusesMoreThanAQueueHolds(t *testing.T) {
 	enqueue("c", 429, `{"status":"failure","message":"Max queue length reached","current_queue_length":2}`)
 }
 
-// SharQ compares with any number, and asks whether any value is true.
+// SharQ accepts any number as a maximum, and any value as a condition.
 func TestSharQTakesNumbersAndConditionsAsPythonDoes(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -419,12 +419,12 @@ func TestSharQTakesNumbersAndConditionsAsPythonDoes(t *testing.T) {
 		want   string
 	}{{"-1", 429, full(1)}, {"0", 429, full(1)}, {"1.0", 429, full(1)}, {"1.5", 201, more}, {"2", 429, full(2)}, {"1e99", 201, strings.Replace(more, "1", "2", 1)}} {
 		got := s.must(v.status, "POST", "/enqueue/default/g/", fmt.Sprintf(`{"job_id":"j%s","interval":0,"payload":{"max_queued_length":%s}}`, strings.ReplaceAll(v.most, ".", "_"), v.most))
-		checkDiff(t, "answer with "+v.most, v.want, got)
+		checkDiff(t, "response with "+v.most, v.want, got)
 	}
 	for value, want := range map[string]string{"true": purged, "1": purged, `"yes"`: purged, "false": cleared, "0": cleared, `""`: cleared} {
 		enqueueJob(s, "h", "a", "")
 		got := s.must(200, "DELETE", "/deletequeue/default/h/", `{"purge_all":`+value+`}`)
-		checkDiff(t, "answer to "+value, fmt.Sprintf(`{"status":"Success","message":%q}`, want), got)
+		checkDiff(t, "response to "+value, fmt.Sprintf(`{"status":"Success","message":%q}`, want), got)
 	}
 }
 
@@ -436,9 +436,9 @@ func TestSharQIntervalCountsFromTheLastDequeue(t *testing.T) {
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"b","payload":{},"interval":3600000}`)
 	checkDiff(t, "the new interval counts", "failure", dequeueJob(s).Status)
 	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"c","payload":{},"interval":0}`)
-	checkDiff(t, "and the newest", "b", dequeueJob(s).JobID)
+	checkDiff(t, "the newest interval counts", "b", dequeueJob(s).JobID)
 	s.must(200, "POST", "/interval/default/g/", `{"interval":3600000}`)
-	checkDiff(t, "and a change", "failure", dequeueJob(s).Status)
+	checkDiff(t, "a changed interval counts", "failure", dequeueJob(s).Status)
 	poll := make(chan string, 1)
 	go func() {
 		v, err := s.send(context.Background(), "GET", "/dequeue/?wait_seconds=30", "")
@@ -447,7 +447,7 @@ func TestSharQIntervalCountsFromTheLastDequeue(t *testing.T) {
 	s.waiting("default", 1)
 	s.must(200, "POST", "/interval/default/g/", `{"interval":0}`)
 	if got := <-poll; !strings.Contains(got, `"job_id":"c"`) {
-		t.Errorf("a waiting dequeue answers %s", got)
+		t.Errorf("a waiting dequeue returns %s", got)
 	}
 }
 
@@ -462,7 +462,7 @@ func TestSharQWaitsForTheFirstJobOfAType(t *testing.T) {
 	s.waiting("new", 1)
 	s.must(201, "POST", "/enqueue/new/g/", `{"job_id":"a","payload":{},"interval":0}`)
 	if got := <-poll; !strings.Contains(got, `"job_id":"a"`) {
-		t.Errorf("a waiting dequeue answers %s", got)
+		t.Errorf("a waiting dequeue returns %s", got)
 	}
 }
 
@@ -483,7 +483,7 @@ func TestSharQCountsPerMinute(t *testing.T) {
 		got := [3]int64{0, 0, int64(len(v.In))}
 		for key, n := range v.In {
 			if !regexp.MustCompile(`^\d+0000$`).MatchString(key) {
-				t.Errorf("key %s is no minute", key)
+				t.Errorf("key %s is not a minute", key)
 			}
 			got[0], got[1] = got[0]+n, got[1]+v.Out[key]
 		}
@@ -569,7 +569,7 @@ func TestSharQCountsAreBounded(t *testing.T) {
 	last := func(group string) int64 { return c.last(now, &names{all: true}, group)[countedMinutes-1].dequeued }
 	checkDiff(t, "the queue's", int64(maxCountKeys+1), last(""))
 	checkDiff(t, "a group's", int64(1), last("1"))
-	checkDiff(t, "that of one too many", int64(0), last(fmt.Sprint(maxCountKeys)))
+	checkDiff(t, "a group's above the limit", int64(0), last(fmt.Sprint(maxCountKeys)))
 }
 
 func TestSharQJobIsNotDroppedFromADeadQueue(t *testing.T) {

@@ -26,7 +26,7 @@ type treatment int
 
 const (
 	toDriver    treatment = iota // passed to lib/pq
-	noEffect                     // ignored: it does not affect what the server promises
+	noEffect                     // ignored: it changes nothing that a server promises
 	toService                    // names a service with more parameters
 	unsupported                  // refused: it matters, and lib/pq does not support it
 )

@@ -11,8 +11,7 @@ import (
 	"testing"
 )
 
-// On Linux all of 127.0.0.0/8 is this machine, so that there is an address with a
-// free port 5432.
+// On Linux all of 127.0.0.0/8 is this machine, so some address has a free port 5432.
 func TestCertificateOfTheDatabaseIsVerified(t *testing.T) {
 	t.Parallel()
 	address := fmt.Sprintf("127.77.%d.%d", os.Getpid()>>8&255, os.Getpid()&255)
@@ -45,7 +44,7 @@ func TestCertificateOfTheDatabaseIsVerified(t *testing.T) {
 		}
 	}
 	url := "postgres://queued@" + address + "/queued"
-	eventually(t, "it offers TLS", func() bool {
+	eventually(t, "PostgreSQL offers TLS", func() bool {
 		db, err := openDB(url+"?sslmode=require", 1)
 		if err != nil {
 			t.Fatal(err)
@@ -56,7 +55,7 @@ func TestCertificateOfTheDatabaseIsVerified(t *testing.T) {
 	for query, want := range map[string]string{
 		"?sslrootcert=system":                              "certificate",
 		"?sslmode=verify-ca&sslrootcert=" + root + ".none": "no such file",
-		"?sslmode=verify-full&sslrootcert=" + root:         address, // it is that of another address
+		"?sslmode=verify-full&sslrootcert=" + root:         address, // the certificate of another address
 	} {
 		err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-database-url", url + query}, testEnv(""), nil, io.Discard, io.Discard)
 		if err == nil || !strings.HasPrefix(err.Error(), "database: ") || !strings.Contains(err.Error(), want) {
@@ -67,7 +66,7 @@ func TestCertificateOfTheDatabaseIsVerified(t *testing.T) {
 		r := runServer(t, "-database-url", url+query)
 		var encrypted bool
 		if err := db.QueryRow("SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr IS NOT NULL").Scan(&encrypted); err != nil || !encrypted {
-			t.Errorf("with %s connections are encrypted: %v, %v", query, encrypted, err)
+			t.Errorf("with %s all connections are encrypted: %v, %v; want true", query, encrypted, err)
 		}
 		r.stop()
 		r.await()

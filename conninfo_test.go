@@ -34,7 +34,7 @@ func TestConnectionStringIsReadAsByLibpq(t *testing.T) {
 		{given: "postgres://%2Frun%2Fpg/q?port=7&options=-c%20work_mem%3D1MB%20-c+x", want: ours + "dbname='q' host='/run/pg' options='-c work_mem=1MB -c+x' port='7' sslmode='prefer'"},
 		{given: "postgres:///q?host=/run/pg", want: ours + "dbname='q' host='/run/pg' sslmode='prefer'"},
 		{given: "postgres://a?ssl=true", want: ours + "host='a' sslmode='require'"},
-		{given: "postgres://a?sslrootcert=system", want: ours + "host='a' sslrootcert='system'"}, // verify-full then, as in libpq
+		{given: "postgres://a?sslrootcert=system", want: ours + "host='a' sslrootcert='system'"}, // this implies verify-full, as in libpq
 		{given: "fallback_application_name=mine connect_timeout=0", want: "connect_timeout='5' fallback_application_name='mine' sslmode='prefer'"},
 		{given: "host=a", env: "PGHOST=b PGPORT=7 PGPASSWORD=x PGSSLMODE=require PGTZ=Asia/Tokyo PGAPPNAME=", want: ours + "host='a' password='x' port='7' sslmode='require'", ignored: []string{"$PGTZ"}},
 		{given: "host=a service=s", env: "PGHOST=b PGPORT=8 PGUSER=me PGSERVICEFILE=" + service, want: ours + "host='a' port='7' sslmode='prefer' user='me'", ignored: []string{`service "s"`}},
@@ -52,7 +52,7 @@ func TestConnectionStringIsReadAsByLibpq(t *testing.T) {
 	}
 }
 
-// testEnv is a getenv of what is written like "A=1 B=2".
+// testEnv returns a getenv with the variables in a text such as "A=1 B=2".
 func testEnv(text string) func(string) string {
 	env := make(map[string]string)
 	for pair := range strings.FieldsSeq(text) {
@@ -117,8 +117,8 @@ func TestWrongConnectionStringIsRefusedByNameWithoutItsSecrets(t *testing.T) {
 	}
 }
 
-// connectionValues has a value of each parameter that a server can start with,
-// where that is not 1.
+// connectionValues has, by parameter, a value that a server can start with. Parameters
+// that are not in it can be 1. The test does not change those with an empty value.
 var connectionValues = map[string]string{
 	"dbname": "", "host": "", "port": "", "user": "", "hostaddr": "", // those of the test
 	"passfile": "/nowhere", "sslcert": "/nowhere", "sslkey": "/nowhere", "sslrootcert": "/nowhere", "sslmode": "prefer", "sslnegotiation": "postgres",

@@ -6,16 +6,17 @@ import (
 	"testing"
 )
 
-// keeping is the setting of a queue that keeps what was consumed for an hour.
+// keeping is the setting of a queue that keeps consumed messages for an hour.
 const keeping = `"consumed_retention_seconds":3600`
 
-// keptIn returns how many consumed messages of a queue the database has, listed or not.
+// keptIn returns the number of consumed messages of a queue in the database, listed or
+// not.
 func keptIn(s *testServer, queueID string) int {
 	s.t.Helper()
 	return s.count("SELECT count(*) FROM queued.consumed_messages c JOIN queued.queues q ON q.key = c.queue_key WHERE q.id = $1", queueID)
 }
 
-// setConsumedRetention changes for how long a queue keeps what was consumed.
+// setConsumedRetention changes how long a queue keeps consumed messages.
 func setConsumedRetention(s *testServer, queueID, seconds string) {
 	s.t.Helper()
 	s.must(200, "PUT", "/queues/"+queueID, `{"ack_deadline_seconds":60,"message_retention_seconds":3600,"consumed_retention_seconds":`+seconds+`}`)
@@ -84,7 +85,7 @@ func TestListOfConsumedReturnsAtMostItsSize(t *testing.T) {
 	checkDiff(t, "listed", []int{3}, numbers(s.consumed("t", "")))
 }
 
-// A server remembers the setting, and goes by a change at once.
+// A server caches the setting, and still follows a change at once.
 func TestOnlyQueuesWithTheSettingKeepWhatWasConsumed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -185,7 +186,7 @@ func TestConsumedMessagesOfDeletedQueuesGo(t *testing.T) {
 	}
 	s.must(204, "DELETE", "/queues/gone", "")
 	s.mustQueue("gone", keeping)
-	checkDiff(t, "listed of the queue made again", []wireMessage{}, s.consumed("gone", ""))
+	checkDiff(t, "listed of the queue that was created again", []wireMessage{}, s.consumed("gone", ""))
 	s.exec("UPDATE queued.deleted_queues SET deleted_at = now() - interval '2 h'")
 	c := &cleanup{db: s.store.db, metrics: s.server.metrics}
 	if err := c.removeDeleted(context.Background()); err != nil {
@@ -219,6 +220,6 @@ func TestLargeConsumedMessagesComeBackWhole(t *testing.T) {
 	s.must(200, "GET", "/queue/q", "")
 	got := s.consumed("q", "")
 	if len(got) != 1 || string(got[0].Data) != data {
-		t.Errorf("listed %d messages, want the one that was consumed, as it was sent", len(got))
+		t.Errorf("listed %d messages, want the consumed message as it was sent", len(got))
 	}
 }

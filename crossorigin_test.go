@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// A page elsewhere can have a browser send any of these, to any path. What a
-// page sends whose own name was made to point to this machine (DNS rebinding)
-// looks like that of the same origin.
+// A page of another site can make a browser send any of these requests, to any path.
+// With DNS rebinding, where the name of the site points to this machine, they look like
+// requests of the same origin.
 func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -20,13 +20,13 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 	port := s.url[strings.LastIndex(s.url, ":"):]
 	here := "Host: 127.0.0.1" + port
 	elsewhere := [][]string{
-		// Fetch, forms, images and so on, of browsers that say where they come from.
+		// Fetch, forms, images and so on, of browsers that send Sec-Fetch-Site.
 		{here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: image"},
 		{here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: cors", "Origin: https://evil.example", "Content-Type: text/plain"},
 		{here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Sec-Fetch-User: ?1", "Origin: null", "Content-Type: application/x-www-form-urlencoded"},
 		{here, "Sec-Fetch-Site: same-site", "Origin: http://127.0.0.1:1", "Content-Type: multipart/form-data; boundary=x"},
 		{here, "Sec-Fetch-Site: something new"},
-		// Of those that do not.
+		// Of older browsers.
 		{here, "Origin: https://evil.example", "Content-Type: text/plain"},
 		{here, "Origin: null"},
 		{here, "Origin: http://127.0.0.1"},
@@ -34,7 +34,7 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		{here, "Origin: http://127.0.0.1" + port + ".evil.example"},
 		{here, "Origin: http://evil.example", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="},
 	}
-	var hosts [][]string // of which each route gets some: one place refuses them for all
+	var hosts [][]string // each route gets some of them, because one place refuses them for all routes
 	for _, host := range []string{
 		"evil.example", "EVIL.example", "evil.example.", "evil.localhost", "localhost.", "localhost.evil.example", "queue.example.evil.example",
 		"127.0.0.1.", "127.0.0.1.evil.example", "127.1", "0177.0.0.1", "2130706433",
@@ -42,7 +42,7 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 	} {
 		for _, host := range []string{host, host + port} {
 			hosts = append(hosts, []string{"Host: " + host, "Sec-Fetch-Site: same-origin", "Origin: http://" + host})
-			if host != "" { // a browser always sends one
+			if host != "" { // a browser always sends a host
 				hosts = append(hosts, []string{"Host: " + host})
 			}
 		}
@@ -100,15 +100,15 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 				}
 				for name := range response.Header {
 					if strings.HasPrefix(name, "Access-Control-") {
-						t.Errorf("%s %s with %q gives a permission: %s", method, path, headers, name)
+						t.Errorf("%s %s with %q grants access: %s", method, path, headers, name)
 					}
 				}
 			}
 		}
-		checkDiff(t, "what pages elsewhere change with "+route, before, s.state())
+		checkDiff(t, "state after requests of other sites to "+route, before, s.state())
 		response := s.raw(method, path, body, here)
 		if changed := s.state() != before; changed != changes {
-			t.Errorf("%s = %d changes something: %v, so the test tests nothing: give it a body that does", route, response.StatusCode, changed)
+			t.Errorf("%s = %d changes something: %v; the test needs a body that changes something", route, response.StatusCode, changed)
 		}
 	}
 }
@@ -132,13 +132,13 @@ func TestProbesWithoutHostAreServed(t *testing.T) {
 	} {
 		got := exchangeBytes(s, v.request)
 		if _, status, _ := strings.Cut(got, " "); !strings.HasPrefix(status, v.status+" ") {
-			t.Errorf("%q is answered with %q, want %s", v.request, got, v.status)
+			t.Errorf("%q = %q, want %s", v.request, got, v.status)
 		}
 	}
 }
 
-// exchangeBytes sends bytes, and returns all that comes until the server closes the
-// connection.
+// exchangeBytes sends bytes, and returns all bytes that the server sends until it
+// closes the connection.
 func exchangeBytes(s *testServer, request string) string {
 	s.t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
@@ -160,7 +160,7 @@ func TestAllHostsMayBeAllowed(t *testing.T) {
 	s := newTestServer(t)
 	s.server.hosts.allowed = []string{"*"}
 	checkDiff(t, "under another name", 200, s.raw("GET", "/readyz", "", "Host: any.example:80").StatusCode)
-	checkDiff(t, "from a page elsewhere", 403, s.raw("POST", "/topics", "", "Host: any.example", "Origin: https://evil.example").StatusCode)
+	checkDiff(t, "from a page of another site", 403, s.raw("POST", "/topics", "", "Host: any.example", "Origin: https://evil.example").StatusCode)
 }
 
 func TestPagesOfTheServerAndProgramsAreServed(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// getAs makes a request for an answer of a kind.
+// getAs sends a GET with this Accept header.
 func getAs(s *testServer, accept, path string) reply {
 	s.t.Helper()
 	r, err := http.NewRequest("GET", s.url+path, nil)
@@ -70,7 +70,7 @@ func TestDashboardLoadsNothingFromElsewhere(t *testing.T) {
 		}
 		text := regexp.MustCompile(`xmlns="http://www.w3.org/2000/svg"|'http://www.w3.org/2000/svg'`).ReplaceAllString(got.body, "")
 		if found := regexp.MustCompile(`(?i)https?://[a-z]|(src|href)="(//|[^/#])|\son[a-z]+="|style="|innerHTML =|insertAdjacentHTML|document\.write`).FindString(text); found != "" {
-			t.Errorf("GET /%s has %q, which the policy or the network may refuse", file, found)
+			t.Errorf("GET /%s contains %q, which the content policy forbids or the network may lack", file, found)
 		}
 		for _, m := range regexp.MustCompile(`(?:from '\./|"/dashboard/)([^'"]+)`).FindAllStringSubmatch(text, -1) {
 			if got := s.do("GET", "/dashboard/"+m[1], ""); got.status != 200 {
@@ -85,7 +85,7 @@ func TestDashboardLoadsNothingFromElsewhere(t *testing.T) {
 	}
 }
 
-// overviewSeen has the fields of an overview that tests check.
+// overviewSeen has the fields of an overview that the tests check.
 type overviewSeen struct {
 	Server struct {
 		ID      string

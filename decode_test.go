@@ -10,8 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// Whatever a client sends as settings, attributes and data is refused with
-// mistakes that say where, or read as encoding/json reads it.
+// Settings, attributes and data of any client are either refused, with mistakes that
+// name the place, or read as encoding/json reads them.
 func FuzzForms(f *testing.F) {
 	for _, seed := range []string{
 		`{"id":"q","topic_id":"t","ack_deadline_seconds":30,"message_retention_seconds":"600","message_filters":{"a":["b",1]}}`,
@@ -106,8 +106,8 @@ func TestNotAllMistakesAreListed(t *testing.T) {
 	}
 }
 
-// What fastqueue 1.7 answers, run beside this with pydantic 1.10, but for the ctx of
-// broken JSON, which holds the whole body there.
+// The responses are those of fastqueue 1.7 with pydantic 1.10. Only the ctx of broken
+// JSON differs: fastqueue's contains the whole body.
 func TestConversionsAndMistakesAreThoseOfFastqueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -178,7 +178,7 @@ func TestFloatsBecomeTextAsPythonWritesThem(t *testing.T) {
 	}
 }
 
-// What walks raw JSON agrees with encoding/json about what is there.
+// The scanner of raw JSON finds the same members as encoding/json.
 func FuzzRawJSON(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, `{"a":1}`, ` { "a" : [ 1 , "x" , null ] , "b" : { "c" : true } } `, `{"a":"\"}","b":"{["}`, `{"\u0061":-1e5,"a":2}`,
@@ -199,11 +199,11 @@ func FuzzRawJSON(f *testing.F) {
 		}
 		var want map[string]json.RawMessage
 		if err := json.Unmarshal(raw, &want); err != nil {
-			t.Fatalf("accepted %q, which is no object: %v", raw, err)
+			t.Fatalf("accepted %q, which is not an object: %v", raw, err)
 		}
 		for name, value := range want {
 			if strings.ContainsRune(name, utf8.RuneError) {
-				return // encoding/json may have put it for a surrogate
+				return // encoding/json may have replaced a surrogate
 			}
 			got, has := form.find(name)
 			if !has || !bytes.Equal(got, value) {

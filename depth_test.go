@@ -72,7 +72,7 @@ func TestCountingTakesATwentiethOfTheTime(t *testing.T) {
 	defer c.close()
 	free := s.lockTable("queued.queues")
 	if got, _ := c.latest(); got != nil {
-		t.Errorf("a count that is not over has %v", got)
+		t.Errorf("a count that is still running has %v", got)
 	}
 	freed := time.Now()
 	free()
@@ -80,11 +80,11 @@ func TestCountingTakesATwentiethOfTheTime(t *testing.T) {
 	over := time.Now()
 	s.mustQueue("later")
 	if got, _ := c.latest(); len(got) != 1 {
-		t.Errorf("the next scrape has %v, want the count that is over", got)
+		t.Errorf("the next scrape has %v, want the finished count", got)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	least, most := freed.Sub(c.countedAt), over.Sub(c.countedAt) // that the count took
+	least, most := freed.Sub(c.countedAt), over.Sub(c.countedAt) // bounds of the duration of the count
 	if wait := c.notBefore.Sub(c.countedAt); wait < countShare*least || wait > countShare*most {
 		t.Errorf("a count of %v to %v is followed by the next after %v, want twenty times as long", least, most, wait)
 	}

@@ -22,7 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// pages returns all pages there are, by their paths.
+// pages returns the paths of all Markdown files.
 func pages(t testing.TB) (all []string) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
@@ -49,7 +49,7 @@ func mustRead(t testing.TB, path string) string {
 	return string(b)
 }
 
-// block is a fenced block of a page.
+// block is a fenced block of a Markdown file.
 type block struct {
 	line     int // of its beginning, from 0
 	language string
@@ -57,7 +57,7 @@ type block struct {
 	marked   bool // the text before it says that it is not run
 }
 
-// notRun is what the last line of text before a block says if no test runs it.
+// notRun is in the last line of text before a block that no test runs.
 const notRun = "(not run here)"
 
 func blocksOf(page string) (all []block) {
@@ -79,8 +79,8 @@ func blocksOf(page string) (all []block) {
 	return all
 }
 
-// A reader of a page knows of each command on it whether it was tried: a test runs it
-// (TestToursWorkAsPrinted), .ci/run does, or the page says that it is not run.
+// Each command on a page is run by a test (TestToursWorkAsPrinted) or by .ci/run, or
+// the page says that it is not run.
 func TestEveryBlockOfCommandsIsRunOrSaysThatItIsNot(t *testing.T) {
 	t.Parallel()
 	run := map[string]bool{
@@ -114,7 +114,7 @@ func TestEveryBlockOfCommandsIsRunOrSaysThatItIsNot(t *testing.T) {
 					t.Errorf("%s: there are commands in a block of %s", where, b.language)
 				}
 			default:
-				t.Errorf("%s: %q is no language of blocks here", where, b.language)
+				t.Errorf("%s: the pages have no blocks in the language %q", where, b.language)
 			}
 		}
 	}
@@ -122,21 +122,21 @@ func TestEveryBlockOfCommandsIsRunOrSaysThatItIsNot(t *testing.T) {
 
 func TestMakeRunStartsTheServer(t *testing.T) {
 	t.Parallel()
-	// So that what follows takes no time, however busy the machine is.
+	// The build of "make run" is then quick, also on a busy machine.
 	build := exec.Command("go", "build", "-buildvcs=false", "-o", "queued", ".")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	cmd := exec.Command("make", "run")
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // perhaps this is make test
+		if !strings.HasPrefix(v, "MAKE") && !strings.HasPrefix(v, "MFLAGS") { // the test may run in "make test"
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
 	cmd.Env = append(cmd.Env, "QUEUED_LISTEN=127.0.0.1:0", "QUEUED_DATA_DIR="+newDataDir(t), "GOFLAGS=-buildvcs=false")
 	r := startCommand(t, cmd)
 	r.awaitReady()
-	cmd.Process.Signal(syscall.SIGTERM) // make passes it on
+	cmd.Process.Signal(syscall.SIGTERM) // make forwards it
 	r.await()
 }
 
@@ -176,18 +176,18 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
-// anchor returns what GitHub makes of a heading for links.
+// anchor returns the anchor that GitHub gives a heading.
 func anchor(heading string) string {
 	heading = regexp.MustCompile(`\[([^]]*)\]\([^)]*\)`).ReplaceAllString(heading, "$1")
 	heading = regexp.MustCompile(`[^\p{L}\p{N}_ -]`).ReplaceAllString(strings.ToLower(heading), "")
 	return strings.ReplaceAll(strings.TrimSpace(heading), " ", "-")
 }
 
-// What the pages say to type exists: targets of make, commands and flags of the
-// program, variables, and tests.
+// The targets of make, the commands, flags and variables of the program, and the tests
+// that the pages name exist.
 func TestPagesNameCommandsThatExist(t *testing.T) {
 	t.Parallel()
-	flags := map[string]string{} // by command, as its -help shows them
+	flags := map[string]string{} // the text of -help by command
 	for _, command := range []string{"", "publish", "receive", "queues", "stats", "schema", "health", "bench", "version"} {
 		var help bytes.Buffer
 		run(context.Background(), append(strings.Fields(command), "-help"), func(string) string { return "" }, nil, &help, io.Discard)
@@ -237,7 +237,7 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 				}
 				help, exists := flags[name]
 				if !exists {
-					t.Errorf("%s: %s is no command of queued", path, words[1])
+					t.Errorf("%s: queued has no command %s", path, words[1])
 				}
 				for _, m := range regexp.MustCompile(`(?: |^)(-[a-z][a-z-]+)`).FindAllStringSubmatch(strings.Join(words[1:], " "), -1) {
 					if exists && !has(help, m[1]) {
@@ -263,9 +263,9 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 	}
 }
 
-// declarations returns the names of all tests, and what is declared in each file:
-// functions, types, constants and variables, methods and fields also as
-// type.method, and receiver.method.
+// declarations returns the names of all tests, and the names that each file declares:
+// functions, types, constants, variables, methods and fields. Methods and fields are
+// also there as type.name, and methods as receiver.name.
 func declarations(t testing.TB) (tests []string, files map[string]map[string]bool) {
 	t.Helper()
 	paths, err := filepath.Glob("*.go")
@@ -294,7 +294,7 @@ func declarations(t testing.TB) (tests []string, files map[string]map[string]boo
 				if strings.HasPrefix(n.Name.Name, "Test") {
 					tests = append(tests, n.Name.Name)
 				}
-				return false // what is inside is nobody's business
+				return false // names inside a function do not count
 			case *ast.TypeSpec:
 				names[n.Name.Name] = true
 				if fields, ok := n.Type.(*ast.StructType); ok {
@@ -328,8 +328,8 @@ func typeName(e ast.Expr) string {
 	return ""
 }
 
-// The walk through the program names what is there: in its table, what the file
-// in front declares, and elsewhere what any file does, or the schema.
+// The names in docs/inside.md exist. A name in a table is declared in the file of its
+// row. A name elsewhere is declared in any file, or in the schema.
 func TestWalkNamesWhatExists(t *testing.T) {
 	t.Parallel()
 	_, files := declarations(t)
@@ -366,7 +366,7 @@ func TestWalkNamesWhatExists(t *testing.T) {
 				}
 			case regexp.MustCompile(`^[a-zA-Z_]\w*(\.[a-zA-Z_]\w*)?$`).MatchString(name):
 				if !declared(files, name) && !regexp.MustCompile(`\b`+regexp.QuoteMeta(name)+`\b`).MatchString(schema) {
-					t.Errorf("%s: nothing is called %s", path, name)
+					t.Errorf("%s: no file declares %s", path, name)
 				}
 			}
 		}
@@ -376,7 +376,7 @@ func TestWalkNamesWhatExists(t *testing.T) {
 	}
 }
 
-// The reference has every route, and the list of metrics every metric.
+// docs/api.md lists every route, and docs/operations.md every metric.
 func TestPagesListEveryRouteAndMetric(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -407,8 +407,8 @@ func TestPagesListEveryRouteAndMetric(t *testing.T) {
 	}
 }
 
-// An orchestrator restarts a container whose health check fails: the image's must not
-// fail with the database.
+// An orchestrator restarts a container whose health check fails. A restart does not
+// help against an outage of the database, so the check of the image must not fail then.
 func TestHealthCheckOfTheImageDoesNotAskTheDatabase(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("Dockerfile")

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// accepts reports whether a queue with these filters, between others, gets a message
-// with these attributes.
+// accepts reports whether a queue with these filters gets a message with these
+// attributes. The topic has other queues too.
 func accepts(rawFilters, rawAttributes []byte) bool {
 	m := newMatcher([]filters{[]byte(`{"no":[]}`), parseFilters(rawFilters), nil})
 	got := m.match(rawAttributes, []int32{7, 7, 7}, nil)
@@ -76,7 +76,7 @@ func TestFiltersAreBounded(t *testing.T) {
 	}
 	for i, v := range []struct {
 		filters string
-		want    string // of the error; empty: there is none
+		want    string // the error; empty if there is none
 	}{
 		{`{"a":` + values(maxFilterValues, 1) + `}`, ""},
 		{`{"a":` + values(maxFilterValues+1, 1) + `}`, "ensure this value has at most 1000 values in all"},
@@ -91,11 +91,11 @@ func TestFiltersAreBounded(t *testing.T) {
 			s.must(201, "POST", "/queues", body)
 			continue
 		}
-		checkDiff(t, "answer", `{"detail":[{"loc":["body","message_filters"],"msg":"`+v.want+`","type":"value_error.size"}]}`, s.must(422, "POST", "/queues", body))
+		checkDiff(t, "response", `{"detail":[{"loc":["body","message_filters"],"msg":"`+v.want+`","type":"value_error.size"}]}`, s.must(422, "POST", "/queues", body))
 	}
 }
 
-// The rule as fastqueue states it, word by word, is the reference.
+// The test compares with fastqueue's rule.
 func FuzzFiltersMatch(f *testing.F) {
 	f.Add([]byte(`{"a":["b","c"],"d":["e"]}`), []byte(`{"a":"b","d":"e"}`))
 	f.Add([]byte(`{}`), []byte(`{}`))
@@ -106,12 +106,12 @@ func FuzzFiltersMatch(f *testing.F) {
 		if json.Unmarshal(rawFilters, &filters) != nil || json.Unmarshal(rawAttributes, &attributes) != nil {
 			return
 		}
-		// As the decoders would have them.
+		// The decoders pass them in this form.
 		rawFilters, _ = json.Marshal(filters)
 		rawAttributes, _ = json.Marshal(attributes)
 		for _, values := range filters {
 			if values == nil {
-				return // null is no list
+				return // null is not a list
 			}
 		}
 		want := true

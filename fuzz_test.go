@@ -12,10 +12,10 @@ import (
 	"testing"
 )
 
-// FuzzRequests sends anything to any route, through the real mux to a real
-// database. Whatever it is, the answer is what the API promises: never a 5xx but
-// 503, JSON wherever there is a body, nothing stored by what was refused, and
-// nothing left behind: no goroutine, connection or receiver.
+// FuzzRequests sends arbitrary requests to all routes, with a real database. Every
+// response is one that the API allows: no 5xx except 503, and JSON in each body. A
+// refused request stores nothing. No request leaves a goroutine, a connection or a
+// receiver behind.
 func FuzzRequests(f *testing.F) {
 	const queue = `"ack_deadline_seconds":30,"message_retention_seconds":600`
 	const id = "01a2070a-637d-779c-bda4-c363025bdbb3"
@@ -89,19 +89,20 @@ func FuzzRequests(f *testing.F) {
 		case !isVisibleASCII(w.Header().Get("X-Request-Id")):
 			t.Errorf("%s %q?%q %q %q has the request id %q", method, path, query, header, body, w.Header().Get("X-Request-Id"))
 		case w.Code >= 400 && w.Body.Len() == 0, w.Code >= 400 && !json.Valid(w.Body.Bytes()):
-			t.Errorf("%s %q?%q %q %q = %d with %q, which is no JSON", method, path, query, header, body, w.Code, w.Body)
+			t.Errorf("%s %q?%q %q %q = %d with %q, which is not JSON", method, path, query, header, body, w.Code, w.Body)
 		case w.Code >= 400 && w.Code != 409 && w.Code != 503 && rowCounts(&s) != before:
 			t.Errorf("%s %q?%q %q %q = %d, and something was stored", method, path, query, header, body, w.Code)
 		}
 		eventually(t, "nothing is left behind", func() bool {
 			return len(s.engine.waiting()) == 0 && s.buffered() == 0 &&
-				s.store.db.Stats().InUse == 0 && runtime.NumGoroutine() < goroutines+50 // the pools have some of their own
+				s.store.db.Stats().InUse == 0 && runtime.NumGoroutine() < goroutines+50 // connection pools may have started some
 		})
 	})
 }
 
-// fuzzRows is there before each request, so that some do something: a topic t
-// with a queue t, and a message in flight. There are never many more.
+// fuzzRows runs before each request, so that some requests have an effect. It creates a
+// topic t with a queue t and a message in flight, and keeps the number of messages
+// small.
 const fuzzRows = `
 DELETE FROM queued.messages WHERE (SELECT count(*) FROM queued.messages) > 100;
 INSERT INTO queued.topics (id) VALUES ('t') ON CONFLICT DO NOTHING;
@@ -113,8 +114,8 @@ FROM queued.queues
 WHERE id = 't'
 ON CONFLICT DO NOTHING;`
 
-// rawRequest returns what net/http would make of a request on the wire, nil if
-// it would not let it in.
+// rawRequest returns the request that net/http parses from these parts, or nil if it
+// refuses them.
 func rawRequest(method, path, query, header, body string) *http.Request {
 	target := (&url.URL{Path: path, RawQuery: query}).RequestURI()
 	if !strings.HasPrefix(path, "/") || strings.ContainsAny(method+query, " \r\n") {
@@ -134,7 +135,7 @@ func rawRequest(method, path, query, header, body string) *http.Request {
 	return r
 }
 
-// rowCounts is a fingerprint of what is in the database.
+// rowCounts returns the number of rows of each kind, to compare.
 func rowCounts(s *inspector) string {
 	s.t.Helper()
 	return fmt.Sprint(s.count("SELECT count(*) FROM queued.topics"), s.count("SELECT count(*) FROM queued.queues"),

@@ -18,12 +18,12 @@ func TestGroupGivesOneMessageAnInterval(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
 	s.publishGroups("q", "a1", "a2", "b1", "a3", "-1", "-2")
-	checkDiff(t, "of each group one, and all without a group", "-1 -2 a1 b1", s.receiveNames("q", 10))
+	checkDiff(t, "one of each group, and all without a group", "-1 -2 a1 b1", s.receiveNames("q", 10))
 	checkDiff(t, "within the interval", "", s.receiveNames("q", 10))
 	s.passIntervals()
 	checkDiff(t, "in the next interval", "a2", s.receiveNames("q", 10))
 	s.publishGroups("q", "b2", "a4")
-	checkDiff(t, "the interval of b is over", "b2", s.receiveNames("q", 10))
+	checkDiff(t, "after the interval of b", "b2", s.receiveNames("q", 10))
 }
 
 func TestGroupsTakeTurns(t *testing.T) {
@@ -56,8 +56,8 @@ func TestReturnedMessageIsAtTheFrontOfItsGroup(t *testing.T) {
 			s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":30}`)
 			s.makeDue(id)
 		},
-		"released":     func(s *testServer, id string) { release(s, id) },
-		"not for long": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":0}`) },
+		"released":             func(s *testServer, id string) { release(s, id) },
+		"nacked without delay": func(s *testServer, id string) { s.must(204, "PUT", "/messages/"+id+"/nack", `{"delay_seconds":0}`) },
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -86,7 +86,7 @@ func release(s *testServer, id string) {
 	s.engine.release("q", []message{m})
 }
 
-func TestReleaseGivesTheIntervalBack(t *testing.T) {
+func TestReleaseRestoresTheInterval(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
@@ -97,7 +97,7 @@ func TestReleaseGivesTheIntervalBack(t *testing.T) {
 	checkDiff(t, "attempts", 1, again[0].DeliveryAttempts)
 	release(s, again[0].ID)
 	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":3600000}`)
-	checkDiff(t, "received when its interval has changed", "a1", s.receiveNames("q", 10))
+	checkDiff(t, "received after a change of the interval", "a1", s.receiveNames("q", 10))
 }
 
 func TestReleaseLeavesOtherDeliveriesOfTheGroup(t *testing.T) {
@@ -144,7 +144,7 @@ func TestConsumingRespectsGroups(t *testing.T) {
 	checkDiff(t, "kept", 2, len(consumedGroups(s, "q")))
 }
 
-// consumedGroups returns the groups of the messages that were consumed and are kept.
+// consumedGroups returns the groups of the consumed messages that the queue has kept.
 func consumedGroups(s *testServer, queueID string) (groups []string) {
 	s.t.Helper()
 	var v struct{ Data []struct{ Group string } }
@@ -166,7 +166,7 @@ func TestOrderedGroupWaitsUntilTheMessageBefore(t *testing.T) {
 		},
 		"went to the dead queue in time": func(s *testServer, id string) {
 			s.makeDue(id)
-			checkDiff(s.t, "before it has left", "", s.receiveNames("q", 10))
+			checkDiff(s.t, "before it has moved", "", s.receiveNames("q", 10))
 			s.mustCleanUp()
 		},
 		"was purged": func(s *testServer, id string) {
@@ -204,11 +204,11 @@ func TestOrderedGroupGivesAReturnedMessageAgain(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+first.ID+"/nack", `{"delay_seconds":600}`)
 	checkDiff(t, "while it is delayed", "", s.receiveNames("q", 10))
 	s.makeDue(first.ID)
-	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":0}`) // visits the group again
+	s.must(200, "PUT", "/queues/q/groups/a", `{"delivery_interval_ms":0}`) // makes the next claim check the group
 	checkDiff(t, "then", "a1", s.receiveNames("q", 10))
 	checkDiff(t, "while it is in flight", "", s.receiveNames("q", 10))
 	s.must(200, "PUT", "/queues/q", `{"ordered":false,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
-	checkDiff(t, "not ordered any more", "a2", s.receiveNames("q", 10))
+	checkDiff(t, "no longer ordered", "a2", s.receiveNames("q", 10))
 }
 
 func TestReceiverIsWokenWhenAGroupBecomesReady(t *testing.T) {
@@ -243,7 +243,7 @@ func TestReceiverIsWokenWhenAGroupBecomesReady(t *testing.T) {
 	}
 }
 
-// By PostgreSQL's clock, which tells when a message was received: its updated_at.
+// The time of a receive is the message's updated_at, by PostgreSQL's clock.
 func TestLimitsAndOrderHoldWithTwoServersAndEightReceivers(t *testing.T) {
 	t.Parallel()
 	const interval, groups, each = 50 * time.Millisecond, 5, 8
@@ -311,7 +311,7 @@ func TestLimitsAndOrderHoldWithTwoServersAndEightReceivers(t *testing.T) {
 		slices.SortFunc(all, func(a, b received) int { return a.at.Compare(b.at) })
 		for i, v := range all {
 			if v.n != i {
-				t.Errorf("%s: %d came in place %d", group, v.n, i)
+				t.Errorf("%s: message %d was received at position %d", group, v.n, i)
 			}
 			if i > 0 && v.at.Sub(all[i-1].at) < interval {
 				t.Errorf("%s: %v between %d and %d, want %v", group, v.at.Sub(all[i-1].at), i-1, i, interval)
@@ -376,7 +376,7 @@ func TestGroupIsShownWhereItIsAskedFor(t *testing.T) {
 	id := regexp.MustCompile(`"id":"([^"]*)"`).FindStringSubmatch(body)[1]
 	checkDiff(t, "extended", false, shown(s.must(200, "PUT", "/messages/"+id+"/extend", `{"ack_deadline_seconds":60}`)))
 	checkDiff(t, "extended, asked for", true, shown(s.must(200, "PUT", "/messages/"+id+"/extend?fields=group", `{"ack_deadline_seconds":60}`)))
-	checkDiff(t, "looked at", true, shown(s.must(200, "GET", "/messages/"+id, "")))
+	checkDiff(t, "read by its id", true, shown(s.must(200, "GET", "/messages/"+id, "")))
 }
 
 func TestMessagesKeepTheirGroupWhenTheyMove(t *testing.T) {
@@ -417,14 +417,15 @@ func TestIdleGroupsLeaveNothingBehind(t *testing.T) {
 	checkDiff(t, "while they are limited", 3, rows())
 	s.passIntervals()
 	s.mustCleanUp()
-	checkDiff(t, "then: what has messages, and what a client has set", 2, rows())
+	checkDiff(t, "then: groups with messages or with an interval of their own", 2, rows())
 	s.must(204, "DELETE", "/queues/q", "")
 	s.mustCleanUp()
 	checkDiff(t, "without the queue", 0, rows())
 	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// Claims begin at the front of a group, which whatever comes before it sets back.
+// A claim begins at the front of a group. Any message that becomes due before the front
+// must move it back.
 func TestNothingIsHiddenBelowTheFrontOfAGroup(t *testing.T) {
 	t.Parallel()
 	for what, cause := range map[string]func(s *testServer, id string){
@@ -446,10 +447,10 @@ func TestNothingIsHiddenBelowTheFrontOfAGroup(t *testing.T) {
 			s.mustQueue("q")
 			s.publishGroups("q", "a1", "a2")
 			all := s.receive("q", "")
-			s.exec("UPDATE queued.groups SET first_seq = 9223372036854775807") // as if others had come meanwhile
+			s.exec("UPDATE queued.groups SET first_seq = 9223372036854775807") // as if later messages had moved the front
 			cause(s, all[0].ID)
 			if got := s.receiveNames("q", 10); got == "" {
-				t.Error("it is hidden")
+				t.Error("the message is hidden")
 			}
 		})
 	}
@@ -461,12 +462,12 @@ func TestFrontOfAGroupMovesWithItsMessages(t *testing.T) {
 	s.mustQueue("q")
 	s.publishGroups("q", "a1", "a2", "a3")
 	s.must(204, "PUT", "/messages/"+s.receive("q", "?limit=1")[0].ID+"/ack", "")
-	checkDiff(t, "at the first that waits", 0, s.count("SELECT g.first_seq - min(m.seq) FROM queued.groups g, queued.messages m GROUP BY g.first_seq"))
+	checkDiff(t, "distance of the front to the first waiting message", 0, s.count("SELECT g.first_seq - min(m.seq) FROM queued.groups g, queued.messages m GROUP BY g.first_seq"))
 	checkDiff(t, "received", "a2 a3", s.receiveNames("q", 10))
 }
 
-// Publishers, receivers and the cleanup meet at groups that are empty again and
-// again: none is forgotten while it has a message.
+// Publishers, receivers and the cleanup use groups that become empty again and again. No
+// group is deleted while it has a message.
 func TestNoMessageIsStuckInAGroupThatWasJustIdle(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -496,8 +497,8 @@ func TestNoMessageIsStuckInAGroupThatWasJustIdle(t *testing.T) {
 					return
 				}
 				for _, m := range messages {
-					// On a busy machine an ack may be refused, and a message come again.
-					eventually(t, "it is acked", func() bool {
+					// On a busy machine an ack may be refused, and the message be delivered again.
+					eventually(t, "the message is acked", func() bool {
 						v, err := server.send(context.Background(), "PUT", "/messages/"+m.ID+"/ack", "")
 						return err == nil && v.status != 503
 					})
@@ -528,15 +529,15 @@ func TestNoMessageIsStuckInAGroupThatWasJustIdle(t *testing.T) {
 	checkDiff(t, "messages left", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A claim that has seen a message in flight, and is not committed yet, makes the
-// others wait for it: an ack of that message has to tell it.
+// A claim has seen a message in flight, so it takes none of the messages behind it. An
+// ack that commits before the claim does must still make the group ready.
 func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"ordered":true`)
 	s.publishGroups("q", "a1")
 	first := s.receive("q", "")[0]
-	s.publishGroups("q", "a2") // the next claim visits the group
+	s.publishGroups("q", "a2") // makes the next claim check the group
 	claim := newPinnedConn(s.store.db, s.server.metrics)
 	defer claim.close()
 	if err := claim.readLeaseTerms("q", time.Time{}); err != nil {
@@ -555,7 +556,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 			v, _ := s.send(context.Background(), "PUT", "/messages/"+first.ID+"/ack", "")
 			acked <- v
 		}()
-		eventually(t, "the ack is answered or waits for the claim", func() bool {
+		eventually(t, "the ack is done or waits for the claim", func() bool {
 			return len(acked) == 1 || s.locksAwaited() > 0
 		})
 		return err
@@ -575,12 +576,13 @@ func TestGroupsKeepTheirTurnWhenTheQueueChanges(t *testing.T) {
 	checkDiff(t, "before", "c1", s.receiveNames("q", 10))
 	s.publishGroups("q", "b1", "a1")
 	s.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":30000,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
-	checkDiff(t, "to be looked at", 2, s.count("SELECT count(*) FROM queued.groups WHERE ready_at <= now()"))
+	checkDiff(t, "groups to check", 2, s.count("SELECT count(*) FROM queued.groups WHERE ready_at <= now()"))
 	checkDiff(t, "first", "b1", s.receiveNames("q", 1))
 	checkDiff(t, "second", "a1", s.receiveNames("q", 1))
 }
 
-// What is exhausted may go, or not be so any more, without a word to its group.
+// An exhausted message may be deleted, or be receivable again, without a change of its
+// group.
 func TestGroupWithOnlyExhaustedMessagesIsVisitedAgain(t *testing.T) {
 	t.Parallel()
 	for what, ordered := range map[string]string{"ordered": "true", "not ordered": "false"} {
@@ -601,8 +603,8 @@ func TestGroupWithOnlyExhaustedMessagesIsVisitedAgain(t *testing.T) {
 	}
 }
 
-// A publish locks its groups until it is committed.
-func TestReceiveWaitsForWhoHoldsTheOnlyGroup(t *testing.T) {
+// A publish locks its groups until it commits.
+func TestReceiveWaitsForTheLockOfTheOnlyGroup(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
@@ -618,13 +620,13 @@ func TestReceiveWaitsForWhoHoldsTheOnlyGroup(t *testing.T) {
 	checkDiff(t, "received", "a1", namesOf(s.await(poll)))
 }
 
-func TestMessagesWithoutAGroupDoNotWaitForWhoHoldsOne(t *testing.T) {
+func TestMessagesWithoutAGroupDoNotWaitForTheLockOfAGroup(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishGroups("q", "a1")
 	s.begin("SELECT FROM queued.groups FOR UPDATE")
-	for range 2 { // claims alternate which come first
+	for range 2 { // claims begin with groups and with other messages in turns
 		s.publishGroups("q", "-1")
 		checkDiff(t, "received", "-1", s.receiveNames("q", 10))
 	}

@@ -75,8 +75,8 @@ func TestQueuesRespondLikeFastqueue(t *testing.T) {
 	})
 }
 
-// The stories of fastqueue's own tests, except for the nack of a message that is due and
-// not leased: here it keeps its place.
+// These are the stories of fastqueue's own tests. Only the nack of a message that is due
+// and not leased differs: here the message keeps its place.
 func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -92,7 +92,8 @@ func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 	}
 	checkDiff(t, "lists", []int{6, 0, 5, 0}, []int{length("/topics"), length("/topics?offset=10&limit=10"), length("/queues"), length("/queues?offset=10&limit=10")})
 
-	// Each queue gets its own copy, which is hidden until its deadline, and then comes again.
+	// Each queue gets its own copy. A delivered copy is hidden until its ack deadline, and
+	// then is delivered again.
 	published := s.messages(s.must(201, "POST", "/topics/topic/messages", `{"data":{"message":"Hello"},"attributes":{"attr1":"attr1","attr2":"attr2"}}`))
 	checkDiff(t, "copies", 5, len(published))
 	for n, m := range published {
@@ -107,7 +108,8 @@ func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 		}
 	}
 
-	// One that expired goes, and those with too many deliveries move and count anew.
+	// The cleanup deletes expired messages. It moves messages with too many deliveries to
+	// the dead queue, where their attempts count from 0.
 	s.mustQueue("dead")
 	s.must(200, "PUT", "/queues/queue-0", `{"dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":600,"delivery_delay_seconds":10}`)
 	s.expire(published[1].ID)
@@ -122,7 +124,7 @@ func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 	s.must(204, "PUT", "/queues/queue-2/purge", "")
 	checkDiff(t, "purged", `{"num_undelivered_messages":0,"oldest_unacked_message_age_seconds":0}`, s.must(200, "GET", "/queues/queue-2/stats", ""))
 	s.must(204, "DELETE", "/queues/queue-3", "")
-	s.must(204, "PUT", "/messages/"+published[3].ID+"/ack", "") // which is deleted
+	s.must(204, "PUT", "/messages/"+published[3].ID+"/ack", "") // already deleted
 	s.must(204, "DELETE", "/queues/dead", "")
 	s.must(204, "DELETE", "/topics/topic", "")
 	want := `{"id":"queue-0","topic_id":null,"dead_queue_id":null,"ack_deadline_seconds":60,"message_retention_seconds":600,` +
@@ -130,8 +132,8 @@ func TestStoriesOfFastqueuesTestsHold(t *testing.T) {
 	checkDiff(t, "queue without its topic and its dead queue", want, mask(s.must(200, "GET", "/queues/queue-0", "")))
 }
 
-// What a queue wants and a message has, from fastqueue's tests. Numbers are texts by
-// the time that they are compared.
+// The filters and attributes are those of fastqueue's tests. Numbers are compared as
+// text.
 func TestFiltersOfFastqueuesTestsHold(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -256,7 +258,7 @@ func TestPublishSetsTimesFromTheQueue(t *testing.T) {
 		AND expired_at = created_at + interval '3600 s' AND expired_at = $3::timestamp
 		AND created_at BETWEEN now() - interval '1 min' AND now()`, m.CreatedAt, m.ScheduledAt, m.ExpiredAt)
 	if n != 1 {
-		t.Errorf("the times of %+v are not what is stored, or not those of the queue", m)
+		t.Errorf("the times of %+v differ from the stored times, or from those of the queue", m)
 	}
 	if got := s.receive("t", ""); len(got) != 0 {
 		t.Errorf("received %v before its delay is over", got)
@@ -329,7 +331,7 @@ func TestStatsCountWhatCouldBeReceived(t *testing.T) {
 	s.changeMessages("created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min'", ids[2])
 	s.changeMessages("created_at = now() - interval '1 h', scheduled_at = now() + interval '1 min', in_flight = true", ids[3])
 	s.changeMessages("created_at = now() - interval '1 h', delivery_attempts = 2", ids[4])
-	eventually(t, "two messages count, and begun seconds do not", func() bool { // unless one ends meanwhile
+	eventually(t, "two messages count, and the age is in whole seconds", func() bool { // the next second may begin before the request
 		s.changeMessages("created_at = now() - interval '90.7 s'", ids[0])
 		return s.must(200, "GET", "/queues/t/stats", "") == `{"num_undelivered_messages":2,"oldest_unacked_message_age_seconds":90}`
 	})
@@ -346,7 +348,7 @@ func TestMessageStatesAsSeenByPeekAndDetails(t *testing.T) {
 		"scheduled_at = now() + interval '1 min', in_flight = true, delivery_attempts = 1",
 		"scheduled_at = now() + interval '2 min', in_flight = true, delivery_attempts = 2", // its last delivery
 		"scheduled_at = now() + interval '3 min'",
-		"scheduled_at = now() - interval '1 min', in_flight = true, delivery_attempts = 2", // which has ended
+		"scheduled_at = now() - interval '1 min', in_flight = true, delivery_attempts = 2", // its last delivery has ended
 		"expired_at = now()",
 	} {
 		s.changeMessages(change, ids[i])
@@ -448,7 +450,7 @@ func TestBadRequestsNameThePlaceAndStoreNothing(t *testing.T) {
 		{"POST", "/topics", `"a"`, `"loc":["body"],"msg":"value is not a valid dict"`},
 		{"POST", "/topics", `null`, `"loc":["body"]`},
 		{"POST", "/topics", "{\"id\":\"a\xff\"}", `"loc":["body",8],"msg":"the body is not valid UTF-8"`},
-		{"POST", "/topics", "\ufeff{]", `"loc":["body",1],"msg":"Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"`}, // as without the mark
+		{"POST", "/topics", "\ufeff{]", `"loc":["body",1],"msg":"Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"`}, // the same as without the mark
 		{"POST", "/topics", "{}\ufeff", `"loc":["body",2],"msg":"Extra data: `},
 		{"POST", "/topics", "\xff\xfe{\x00}\x00", `"loc":["body",0],"msg":"the body is not valid UTF-8"`},
 		{"POST", "/topics", "{\x00}\x00", `"loc":["body",1],"msg":"Expecting property name`},
@@ -615,8 +617,8 @@ func TestBodyAboveTheLimitIs413(t *testing.T) {
 	}
 	s.must(201, "POST", "/topics/t/messages", body(1<<20))
 	s.must(413, "POST", "/topics/t/messages", body(1<<20+1))
-	s.must(413, "POST", "/topics/t/messages", strings.Repeat("x", 30<<20)) // which the client sends to the end
-	// Without a length it is only found while reading.
+	s.must(413, "POST", "/topics/t/messages", strings.Repeat("x", 30<<20)) // the client sends all of it
+	// Without a Content-Length the server notices while it reads.
 	r, err := http.NewRequest("POST", s.url+"/topics/t/messages", struct{ *strings.Reader }{strings.NewReader(body(1<<20 + 1))})
 	if err != nil {
 		t.Fatal(err)
@@ -637,10 +639,10 @@ func TestBodyAboveTheLimitIs413(t *testing.T) {
 func TestBufferedBodiesAreBounded(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	restore := s.setCapacity(11) // one for the end of a body
+	restore := s.setCapacity(11) // 10 and one for the end of a body
 	got := s.do("POST", "/topics", `{"id":"much"}`)
 	if got.status != 503 || got.header.Get("Retry-After") == "" {
-		t.Errorf("a request beyond the bound = %d %s, want 503 with Retry-After", got.status, got.body)
+		t.Errorf("a request above the limit = %d %s, want 503 with Retry-After", got.status, got.body)
 	}
 	s.must(201, "POST", "/topics", `{"id":"t"}`)
 	restore()
@@ -705,7 +707,7 @@ func TestTruncatedBodyStoresNothing(t *testing.T) {
 	n, _ := c.Read(response)
 	c.Close()
 	if n > 0 && !strings.Contains(string(response[:n]), " 400 ") {
-		t.Errorf("a truncated body is answered with %s", response[:n])
+		t.Errorf("a truncated body = %s, want a 400", response[:n])
 	}
 	s.publish("t", 1)
 	if n := s.count("SELECT count(*) FROM queued.messages"); n != 1 {
@@ -713,7 +715,7 @@ func TestTruncatedBodyStoresNothing(t *testing.T) {
 	}
 }
 
-// net/http reads an unwanted body before it responds, for as long as that takes.
+// net/http would read an unwanted body before it responds, without a timeout.
 func TestUnwantedBodyDoesNotDelayTheResponse(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -727,7 +729,7 @@ func TestUnwantedBodyDoesNotDelayTheResponse(t *testing.T) {
 	fmt.Fprint(c, "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
 	response, err := io.ReadAll(c)
 	if err != nil || !strings.HasPrefix(string(response), "HTTP/1.1 404 ") {
-		t.Errorf("answered %q, %v", response, err)
+		t.Errorf("POST /nowhere = %q, %v, want a 404", response, err)
 	}
 }
 
@@ -748,7 +750,7 @@ func TestStalledBodyTimesOut(t *testing.T) {
 		c.SetReadDeadline(time.Now().Add(testTimeout))
 		response, err := io.ReadAll(c)
 		if err != nil || !strings.HasPrefix(string(response), "HTTP/1.1 4") {
-			t.Errorf("%s: answered %q, %v", v.what, response, err)
+			t.Errorf("%s body = %q, %v, want a 4xx", v.what, response, err)
 		}
 	}
 }
@@ -786,7 +788,7 @@ func TestPanicFailsOneRequest(t *testing.T) {
 	s.must(200, "GET", "/topics", "")
 }
 
-// The part of a response sent before a panic must not look whole.
+// The part of a response that was sent before a panic must not look complete.
 func TestPanicCutsAResponseThatHasBegun(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -801,12 +803,12 @@ func TestPanicCutsAResponseThatHasBegun(t *testing.T) {
 			panic("oh")
 		})
 		if got, err := s.send(context.Background(), "POST", path, ""); err == nil {
-			t.Errorf("%s = %d %s, want a connection that is cut", path, got.status, got.body)
+			t.Errorf("%s = %d %s, want a closed connection", path, got.status, got.body)
 		}
 		s.wantMetrics(`http_requests_total{handler="` + path + `",method="POST",status="5xx"} 1`)
 	}
 	if n := strings.Count(log.String(), "\n"); n != 2 || strings.Count(log.String(), "panic=oh") != 2 {
-		t.Errorf("the log is not a line for each:\n%s", log)
+		t.Errorf("the log does not have a line for each panic:\n%s", log)
 	}
 }
 
@@ -825,7 +827,7 @@ func (w *panicsOnce) Header() http.Header {
 	return h
 }
 
-func TestPanicAfterAReceiveGivesBackWhatItLeased(t *testing.T) {
+func TestPanicAfterAReceiveReleasesItsMessages(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -852,7 +854,7 @@ func TestMetricsCountRequestsAndMessages(t *testing.T) {
 	s.wantMetrics(
 		`queued_messages_published_total{queue="t"} 3`,
 		`queued_messages_delivered_total{queue="t"} 2`,
-		`queued_batch_requests_count{batcher="publish"} 4`, // the first asks for the queues of the topic
+		`queued_batch_requests_count{batcher="publish"} 4`, // the first publish enters twice, because it reads the queues of the topic
 		`queued_batch_requests_sum{batcher="ack"} 1`,
 		`queued_delivery_delay_seconds_count 2`,
 		`queued_statement_duration_seconds_count{statement="claim"} 1`,
@@ -870,7 +872,7 @@ func TestMetricsCountRequestsAndMessages(t *testing.T) {
 		`go_sql_open_connections{db_name="engine"} `,
 	)
 	s.must(204, "DELETE", "/queues/t", "")
-	eventually(t, "metrics have the deleted queue no more", func() bool {
+	eventually(t, "metrics no longer have the deleted queue", func() bool {
 		return !strings.Contains(s.must(200, "GET", "/metrics", ""), `queue="t"`)
 	})
 }
@@ -888,7 +890,7 @@ func TestMetricsCountWhatBecomesOfMessages(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+ids[0]+"/nack", "") // dead
 	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight AND delivery_attempts = 2")
 	s.expire(ids[2], ids[3])
-	s.changeMessages("scheduled_at = 'epoch'", ids[3]) // found at the front, the other by the walk
+	s.changeMessages("scheduled_at = 'epoch'", ids[3]) // the cleanup finds this one at the front, and the other by the walk
 	s.mustCleanUp()
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`)
 	s.must(204, "PUT", "/queues/t/purge", "")

@@ -4,8 +4,8 @@ package main
 
 import "os/exec"
 
-// testRun has no janitor here: the tests need a private PostgreSQL, which runs only
-// on Unix.
+// testRun has no janitor on other systems. The tests need a private PostgreSQL, which
+// runs only on Unix.
 type testRun struct{ dir string }
 
 func beginTestRun() (*testRun, error) { return nil, errNoPrivatePostgres }

@@ -16,43 +16,44 @@ import (
 	"time"
 )
 
-// A run of the tests keeps everything that it makes in one folder, which is its
-// TMPDIR too. However the run ends, by Ctrl-C, a timeout or kill -9, nothing of it
-// stays: a second process, the janitor, sees the end of the first, ends what that
-// has started, and removes the folder. Where the janitor was killed too, the next
-// run does that. The folder is in use as long as its file "lock" is locked, by the
-// run or its janitor.
+// testRun is a run of the tests. It keeps all its files in one folder, which is also its
+// TMPDIR. A second process, the janitor, notices when the run ends, by Ctrl-C, a timeout
+// or kill -9. It ends the processes that the run has started, and removes the folder. If
+// the janitor was killed too, the next run does this. The run or its janitor locks the
+// file "lock" in the folder while the folder is in use.
 type testRun struct {
 	dir     string
 	janitor *exec.Cmd
-	alive   io.Closer // the janitor sees that it is closed
+	alive   io.Closer // the janitor notices when it is closed
 }
 
 const testRunFolder = "queued-tests-"
 
-// beginTestRun removes what dead runs have left, makes a folder, and starts its janitor.
+// beginTestRun removes the folders of dead runs, creates a folder, and starts the
+// janitor.
 func beginTestRun() (*testRun, error) {
 	removeDeadRuns(os.TempDir())
 	dir, err := os.MkdirTemp("", testRunFolder)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { // the user that PostgreSQL runs as may be another
+	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL may run as another user
 		return nil, err
 	}
-	// It has its name only when it is locked: until then nobody takes the run for dead.
+	// The file gets its name after it is locked, so that no other run takes this one for
+	// dead.
 	lock, err := lockFile(filepath.Join(dir, "lock.new"))
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close() // the janitor has it too, and it stays locked
+	defer lock.Close() // the janitor inherits it, so it stays locked
 	if err := os.Rename(lock.Name(), filepath.Join(dir, "lock")); err != nil {
 		return nil, err
 	}
 	r := &testRun{dir: dir, janitor: exec.Command(os.Args[0])}
 	r.janitor.Env = append(os.Environ(), "QUEUED_TEST_JANITOR="+dir)
 	r.janitor.ExtraFiles = []*os.File{lock}
-	r.janitor.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // or Ctrl-C would reach it
+	r.janitor.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that Ctrl-C does not reach it
 	if r.alive, err = r.janitor.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -65,25 +66,25 @@ func beginTestRun() (*testRun, error) {
 	return r, os.Setenv("TMPDIR", dir)
 }
 
-// adopt has the janitor end a process that the caller is about to start, if that
-// still runs when the tests do not: it gets into the janitor's process group.
+// adopt puts a command that is not started yet into the process group of the janitor.
+// The janitor ends it if it still runs after the tests.
 func (r *testRun) adopt(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: r.janitor.Process.Pid}
 }
 
-// end removes the folder. PostgreSQL has been stopped.
+// end removes the folder. PostgreSQL must have been stopped.
 func (r *testRun) end() error {
 	err := os.RemoveAll(r.dir)
 	r.alive.Close()
 	return err
 }
 
-// runJanitor waits for the end of a run. It is in a process of its own.
+// runJanitor is the program of the janitor. It waits for the end of the run.
 func runJanitor(dir string) {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	io.Copy(io.Discard, os.Stdin)
-	if _, err := os.Stat(dir); err == nil { // the run did not get to its end
-		// A server, or a worker with its commands, ends at once when it hears a second signal.
+	if _, err := os.Stat(dir); err == nil { // the run did not end by itself
+		// A server, or a worker with its commands, ends at once after a second signal.
 		for range 10 {
 			syscall.Kill(0, syscall.SIGTERM)
 			time.Sleep(100 * time.Millisecond)
@@ -93,7 +94,7 @@ func runJanitor(dir string) {
 	syscall.Kill(0, syscall.SIGKILL)
 }
 
-// removeDeadRuns removes the folders of runs that have ended, and their janitors too.
+// removeDeadRuns removes the folders of runs that have ended without their janitors.
 func removeDeadRuns(temp string) {
 	locks, _ := filepath.Glob(filepath.Join(temp, testRunFolder+"*", "lock"))
 	for _, path := range locks {
@@ -125,8 +126,8 @@ func removeRun(dir string) {
 	}
 }
 
-// A run is killed together with its janitor, and another alone. While it lives, it is
-// left alone.
+// One run is killed together with its janitor, and the next run cleans up after it.
+// Another run is killed alone, and its janitor cleans up. Nothing touches it before that.
 func TestNothingStaysOfARunThatWasKilled(t *testing.T) {
 	t.Parallel()
 	temp := filepath.Dir(newDataDir(t))
@@ -137,7 +138,7 @@ func TestNothingStaysOfARunThatWasKilled(t *testing.T) {
 	}
 	hang := func() (r *running, dir string, postgres int) {
 		r = begin("QUEUED_TEST_HANG=1")
-		eventually(t, "it hangs", func() bool {
+		eventually(t, "the run hangs", func() bool {
 			dir, _, _ = strings.Cut(r.output.String(), "\n")
 			postgres = leftover(filepath.Join(dir, "data", "postgres"))
 			return postgres != 0
@@ -150,7 +151,7 @@ func TestNothingStaysOfARunThatWasKilled(t *testing.T) {
 	}
 	removed := func(dir string, postgres int) {
 		t.Helper()
-		eventually(t, "nothing stays of "+dir, func() bool { folder, process := is(dir, postgres); return !folder && !process })
+		eventually(t, "nothing is left of "+dir, func() bool { folder, process := is(dir, postgres); return !folder && !process })
 	}
 	lives, livesIn, itsPostgres := hang()
 	dies, diesIn, left := hang()
@@ -165,14 +166,14 @@ func TestNothingStaysOfARunThatWasKilled(t *testing.T) {
 	dies.cmd.Process.Kill()
 	dies.await()
 	if folder, process := is(diesIn, left); !folder || !process {
-		t.Fatal("nothing was left of the run: the test tests nothing")
+		t.Fatal("the killed run left nothing for the next run to remove")
 	}
 	if err := begin("").await(); err != nil {
 		t.Errorf("the next run = %v", err)
 	}
 	removed(diesIn, left)
 	if folder, process := is(livesIn, itsPostgres); !folder || !process {
-		t.Errorf("of the run that lives there is the folder: %v, its PostgreSQL: %v", folder, process)
+		t.Errorf("of the living run the folder exists: %v, PostgreSQL runs: %v; want both", folder, process)
 	}
 
 	lives.cmd.Process.Kill()

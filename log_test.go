@@ -12,8 +12,8 @@ import (
 	"unicode/utf8"
 )
 
-// wantLines checks what was logged since the last call: so many lines, and
-// nothing in them that a terminal would act on, or that cannot be read again.
+// wantLines checks the number of lines logged since the last call. The lines must be
+// valid, and have no characters that control a terminal.
 func wantLines(t *testing.T, b *syncBuffer, seen *int, format, what string, want int) {
 	t.Helper()
 	text := b.String()[*seen:]
@@ -28,7 +28,7 @@ func wantLines(t *testing.T, b *syncBuffer, seen *int, format, what string, want
 			t.Errorf("%s: %s logs %+q", format, what, line)
 		}
 		if format == "json" && !json.Valid([]byte(line)) {
-			t.Errorf("%s is logged as no JSON: %s", what, line)
+			t.Errorf("%s is not logged as JSON: %s", what, line)
 		}
 		if format == "text" && !strings.HasPrefix(line, "time=") {
 			t.Errorf("%s is logged as %s", what, line)
@@ -65,7 +65,7 @@ func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 			}
 			header := strings.Map(func(r rune) rune {
 				if r == '\n' || r == '\r' {
-					return ' ' // or it would be another header
+					return ' ' // a line break would begin another header
 				}
 				return r
 			}, v)
@@ -92,7 +92,7 @@ func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 			wantLines(t, b, &seen, format, "panic with "+what, 2)
 			s.must(500, "POST", "/panic-error", "")
 			wantLines(t, b, &seen, format, "panic with an error "+what, 2)
-			if utf8.ValidString(v) && !strings.Contains(v, "\x00") { // else it is the client's fault
+			if utf8.ValidString(v) && !strings.Contains(v, "\x00") { // otherwise the error is the client's, and not logged
 				s.must(503, "POST", "/echo", "")
 				wantLines(t, b, &seen, format, "error of PostgreSQL "+what, 2)
 			}

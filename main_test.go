@@ -24,13 +24,13 @@ import (
 	"queued/internal/flags"
 )
 
-// running is a program that run runs, in this process or in one of its own.
+// running is a running program, in this process or in one of its own.
 type running struct {
 	t      testing.TB
 	output *syncBuffer
 	url    string
 	ended  chan struct{}
-	err    error // once it has ended
+	err    error // set when it has ended
 	stop   context.CancelFunc
 	cmd    *exec.Cmd // nil in this process
 }
@@ -52,13 +52,13 @@ func runServer(t testing.TB, args ...string) *running {
 	return r
 }
 
-// startProcess starts this very program as a process, which is the server.
+// startProcess starts the test binary as a server, in a process of its own.
 func startProcess(t testing.TB, args ...string) *running {
 	t.Helper()
 	return startProgram(t, os.Args[0], args...)
 }
 
-// mustBuild builds the program as it is, without what only tests have.
+// mustBuild builds the program without the tests and the race detector.
 func mustBuild(t testing.TB) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "queued")
@@ -81,12 +81,12 @@ func startProgram(t testing.TB, program string, args ...string) *running {
 	return r
 }
 
-// startCommand starts a command. At the end of the test it is killed if it runs.
+// startCommand starts a command. It is killed at the end of the test.
 func startCommand(t testing.TB, cmd *exec.Cmd) *running {
 	t.Helper()
 	r := &running{t: t, output: newSyncBuffer(), ended: make(chan struct{}), cmd: cmd}
 	cmd.Stderr = r.output
-	cmd.WaitDelay = testTimeout // for the output of what it has started and leaves running
+	cmd.WaitDelay = testTimeout // processes that it has started may keep its output open
 	if cmd.SysProcAttr == nil {
 		thisRun.adopt(cmd)
 	}
@@ -133,8 +133,8 @@ func (r *running) await() error {
 	return r.err
 }
 
-// beginRequest sends the header of a POST, and returns when the server waits
-// for the body.
+// beginRequest sends the header of a POST, and returns when the server waits for the
+// body.
 func (r *running) beginRequest(path, body string) (net.Conn, *bufio.Reader) {
 	r.t.Helper()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
@@ -146,7 +146,7 @@ func (r *running) beginRequest(path, body string) (net.Conn, *bufio.Reader) {
 	response := bufio.NewReader(conn)
 	for _, want := range []string{"HTTP/1.1 100 Continue\r\n", "\r\n"} {
 		if got, err := response.ReadString('\n'); got != want || err != nil {
-			r.t.Fatalf("the server says %q, %v", got, err)
+			r.t.Fatalf("the server sent %q, %v, want %q", got, err, want)
 		}
 	}
 	return conn, response
@@ -164,13 +164,13 @@ func TestRunServesLongPollsAndDrains(t *testing.T) {
 	checkDiff(t, "received", []int{1}, numbers(c.await(published)))
 
 	waiting := c.poll(context.Background(), "t", "?wait_seconds=20")
-	eventually(t, "it waits", func() bool {
+	eventually(t, "the second receive waits", func() bool {
 		return strings.Contains(c.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="2xx"} 1`)
 	})
 	conn, response := r.beginRequest("/topics/t/messages", `{"data":{}}`)
 	r.stop()
 	checkDiff(t, "received at the drain", []int{}, numbers(c.await(waiting)))
-	eventually(t, "it takes no new connections", func() bool {
+	eventually(t, "the server accepts no new connections", func() bool {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
 		if err == nil {
 			conn.Close()
@@ -179,7 +179,7 @@ func TestRunServesLongPollsAndDrains(t *testing.T) {
 	})
 	fmt.Fprint(conn, `{"data":{}}`)
 	if status, err := response.ReadString('\n'); err != nil || !strings.Contains(status, " 201 ") {
-		t.Errorf("the request that had begun is answered with %q, %v", status, err)
+		t.Errorf("the request that had begun = %q, %v, want a 201", status, err)
 	}
 	if err := r.await(); err != nil {
 		t.Errorf("run = %v", err)
@@ -193,17 +193,17 @@ func TestServersShareADatabase(t *testing.T) {
 			return
 		}
 	}
-	t.Error("each time a sweep found the message, and no notification came")
+	t.Error("each time a sweep found the message, and not a notification")
 }
 
-// receivesByNotification publishes at one server and receives at another. It reports
-// whether the other searched for nothing meanwhile, as a sweep does: a sweep may
-// come by chance, and without notifications has to.
+// receivesByNotification publishes at one server and receives at another. It returns
+// false if the other server has looked up the next due time meanwhile, as it does after
+// a sweep. A sweep may also run by chance.
 func receivesByNotification(t *testing.T) bool {
 	dsn := newTestDatabase(t, "template1")
 	a, b := runServer(t, "-database-url", dsn).client(), runServer(t, "-database-url", dsn).client()
 	db := newTestDB(t, dsn)
-	eventually(t, "both listen", func() bool {
+	eventually(t, "both servers listen", func() bool {
 		var listening int
 		err := db.QueryRow("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()").Scan(&listening)
 		return err == nil && listening == 2
@@ -256,8 +256,8 @@ func TestDatabaseThatIsNotThereYet(t *testing.T) {
 
 var freeAddresses atomic.Int64
 
-// freeAddress returns an address that nothing listens on, and only the caller will:
-// on Linux all of 127.0.0.0/8 is this machine, and each call takes another part.
+// freeAddress returns an address that no other server listens on, now or later. On Linux
+// all of 127.0.0.0/8 is this machine, and each call uses another part of it.
 func freeAddress(t testing.TB) string {
 	t.Helper()
 	host := "127.0.0.1"
@@ -283,7 +283,7 @@ func TestHopelessDatabaseEndsTheProgram(t *testing.T) {
 	tcp := "host=" + host + " port=" + port
 	for dsn, want := range map[string]string{
 		testPostgres.dsn("nosuch"): "does not exist",
-		strings.Replace(testPostgres.dsn("queued"), "user=queued", "user=nobody password=secret", 1):                  "nobody",
+		strings.Replace(testPostgres.dsn("queued"), "user=queued", "user=unknown password=secret", 1):                 "unknown",
 		testPostgres.dsn("queued") + " options='-c nosuch=1'":                                                         `unrecognized configuration parameter "nosuch"`,
 		testPostgres.dsn("queued") + " options='-c work_mem=much'":                                                    `invalid value for parameter "work_mem"`,
 		testPostgres.dsn("queued") + " options=-x":                                                                    "invalid command-line argument",
@@ -303,7 +303,7 @@ func TestHopelessDatabaseEndsTheProgram(t *testing.T) {
 	}
 }
 
-// As a secret looks that is missing where the server was deployed.
+// A secret that a deployment fails to provide often becomes an empty variable.
 func TestEmptyVariablesAreNoPrivatePostgresAndNoOpenServer(t *testing.T) {
 	t.Parallel()
 	for _, v := range []struct {
@@ -349,11 +349,11 @@ func TestReadOnlyDatabaseIsNotReady(t *testing.T) {
 	})
 	r.url = "http://" + listen
 	c := r.client()
-	eventually(t, "it says that the database is read-only", func() bool { return strings.Contains(r.output.String(), "database unavailable: read-only") })
+	eventually(t, "the log says that the database is read-only", func() bool { return strings.Contains(r.output.String(), "database unavailable: read-only") })
 	c.must(200, "GET", "/queues", "")
 	c.must(503, "GET", "/readyz", "")
 	if strings.Contains(r.output.String(), "msg=ready") {
-		t.Errorf("a server on a database that is read-only says that it is ready:\n%s", r.output)
+		t.Errorf("a server on a read-only database logs that it is ready:\n%s", r.output)
 	}
 	if _, err := admin.Exec("ALTER DATABASE " + name + " RESET default_transaction_read_only"); err != nil {
 		t.Fatal(err)
@@ -448,7 +448,7 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 			if key == name {
 				return value
 			}
-			return map[string]string{"HOME": "/home/somebody"}[key]
+			return map[string]string{"HOME": "/home/user"}[key]
 		}
 		var out bytes.Buffer
 		err := run(context.Background(), v.args, getenv, nil, &out, &out)
@@ -499,28 +499,28 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 
 func TestExitCodesDistinguishWrongUseFromFailure(t *testing.T) {
 	t.Parallel()
-	away := "http://" + freeAddress(t)
+	closed := "http://" + freeAddress(t)
 	for args, want := range map[string]int{
-		"version":             0,
-		"bench -help":         0,
-		"health -url " + away: 1,
-		"bench -url " + away:  1,
-		"health -no-such":     2,
-		"bench -batch 0":      2,
-		"bench now":           2,
-		"-max-wait 5":         2,
-		"-max-wait -5s":       2,
+		"version":               0,
+		"bench -help":           0,
+		"health -url " + closed: 1,
+		"bench -url " + closed:  1,
+		"health -no-such":       2,
+		"bench -batch 0":        2,
+		"bench now":             2,
+		"-max-wait 5":           2,
+		"-max-wait -5s":         2,
 	} {
 		cmd := exec.Command(os.Args[0], strings.Fields(args)...)
 		cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
 		out, err := cmd.CombinedOutput()
 		if got := cmd.ProcessState.ExitCode(); got != want {
-			t.Errorf("queued %s exits %d, want %d: %v\n%s", args, got, want, err, out)
+			t.Errorf("queued %s exits with %d, want %d: %v\n%s", args, got, want, err, out)
 		}
 	}
 }
 
-// That the version of a release names its commit is checked by .ci/run.
+// .ci/run checks that the version of a release names its commit.
 func TestVersionNamesGoAndTheSystem(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"version", "-version", "--version"} {
@@ -549,7 +549,7 @@ func TestHealthCommand(t *testing.T) {
 	check(true, "-url", s.url, "-ready")
 	check(true, "-listen", listen)
 	check(true, "-listen", listen, "-ready")
-	s.ready.Store(false) // as in an outage of the database
+	s.ready.Store(false) // as while the database is unavailable
 	check(true, "-url", s.url)
 	check(false, "-url", s.url, "-ready")
 	check(false, "-listen", freeAddress(t))
@@ -583,7 +583,7 @@ func TestLogIsQuietButForDebug(t *testing.T) {
 
 // Private PostgreSQL
 
-// newDataDir returns a folder that the user PostgreSQL runs as can reach.
+// newDataDir returns a folder that the user of PostgreSQL can access.
 func newDataDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "queued-test-")
@@ -614,7 +614,7 @@ func TestFirstStartWarnsOfNothingWhileItIsScraped(t *testing.T) {
 		return strings.Contains(r.output.String(), "msg=ready")
 	})
 	if strings.Contains(r.output.String(), "WARN") {
-		t.Errorf("it warns:\n%s", r.output)
+		t.Errorf("the server warns:\n%s", r.output)
 	}
 	c.wantMetrics("queued_database_up 1\n")
 }
@@ -624,7 +624,7 @@ func TestVariablesOfLibpqCompleteTheDatabaseURL(t *testing.T) {
 	c := mustConfig(t, newTestDatabase(t, "queued"))
 	for _, v := range []struct {
 		variable string
-		want     string // empty: it serves
+		want     string // empty if the server starts
 	}{
 		{"PGGSSENCMODE=disable", ""},
 		{"PGOPTIONS=-c work_mem=1MB", ""},
@@ -657,17 +657,17 @@ func TestDrainDelayServesWhileReadyzSaysNo(t *testing.T) {
 	c := r.client()
 	c.must(200, "GET", "/readyz", "")
 	r.cmd.Process.Signal(syscall.SIGTERM)
-	eventually(t, "it is not ready any more", func() bool { return c.do("GET", "/readyz", "").status == 503 })
-	c.must(201, "POST", "/topics", `{"id":"t"}`) // from clients that have not noticed yet
+	eventually(t, "the server is no longer ready", func() bool { return c.do("GET", "/readyz", "").status == 503 })
+	c.must(201, "POST", "/topics", `{"id":"t"}`) // clients may not have noticed yet
 	response, err := http.Get(r.url + "/topics/t")
 	if err != nil || !response.Close {
-		t.Errorf("a server that drains keeps the connection: %+v, %v", response, err)
+		t.Errorf("a draining server keeps the connection open: %+v, %v", response, err)
 	}
 	response.Body.Close()
 	c.must(200, "GET", "/livez", "")
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	if err := r.await(); err != nil {
-		t.Errorf("it ended with %v:\n%s", err, r.output)
+		t.Errorf("the server ended with %v:\n%s", err, r.output)
 	}
 }
 
@@ -696,13 +696,13 @@ func TestConnectionsForProfilesEndWithTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprint(conn, "GET /debug/pprof/ HTTP/1.1\r\n") // and no more
+	fmt.Fprint(conn, "GET /debug/pprof/ HTTP/1.1\r\n") // an incomplete request
 	r.stop()
 	if err := r.await(); err != nil {
 		t.Errorf("run = %v", err)
 	}
 	conn.SetReadDeadline(time.Now().Add(testTimeout))
 	if _, err := conn.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) || err == nil {
-		t.Errorf("the connection is open: %v", err)
+		t.Errorf("the connection is still open: %v", err)
 	}
 }

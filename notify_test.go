@@ -23,7 +23,7 @@ func TestPayloadsAreHeardByOthers(t *testing.T) {
 	payloads := sender.payloads(want)
 	for _, payload := range payloads {
 		if len(payload) >= 8000 {
-			t.Errorf("a payload has %d bytes, and PostgreSQL takes less than 8000", len(payload))
+			t.Errorf("a payload has %d bytes, want less than the 8000 of PostgreSQL", len(payload))
 		}
 		listener.hear(payload, func(queueID string, dueAt time.Time) { got[queueID] = dueAt }, func() { t.Error("not understood") })
 		sender.hear(payload, func(string, time.Time) { t.Error("heard itself") }, func() { t.Error("heard itself") })
@@ -59,18 +59,19 @@ func TestAnnouncementsAreCoalesced(t *testing.T) {
 	}
 }
 
-// Once the database is back nothing fails because of connections that were lost.
-func TestLostConnectionsAreReplacedBeforeTheyCount(t *testing.T) {
+// When the database is available again, no request fails because of a lost connection.
+func TestLostConnectionsAreReplacedBeforeTheirNextUse(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
 	other := newTestServerOn(t, s.dsn)
 	for _, v := range []*testServer{s, other} {
-		eventually(t, "it listens", v.engine.notifier.listening)
-		v.publish("t", 1) // the batchers are connected
+		eventually(t, "the server listens", v.engine.notifier.listening)
+		v.publish("t", 1) // connects the batchers
 		v.must(204, "PUT", "/messages/"+v.receive("t", "?wait_seconds=5")[0].ID+"/ack", "")
 	}
-	// A restart takes longer than a connection is trusted.
+	// A connection is checked after it was idle for this time, which is shorter than a
+	// restart.
 	eventually(t, "the connections were idle for a while", func() bool {
 		return s.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'queued'
 			AND state_change > clock_timestamp() - $1 * interval '1 ms' AND pid <> pg_backend_pid()`, idleUnchecked.Milliseconds()) == 0
@@ -84,7 +85,7 @@ func TestLostConnectionsAreReplacedBeforeTheyCount(t *testing.T) {
 		other.must(204, "PUT", "/messages/"+id+"/nack", "")
 		s.must(204, "PUT", "/messages/"+id+"/ack", "")
 	}
-	s.mustQueue("made-after")
+	s.mustQueue("created-after")
 }
 
 func TestListenerReconnectsAndSweepsForMissedMessages(t *testing.T) {
@@ -95,7 +96,7 @@ func TestListenerReconnectsAndSweepsForMissedMessages(t *testing.T) {
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`)
-	eventually(t, "the server has noticed", func() bool { return !s.engine.notifier.listening() })
+	eventually(t, "the server has noticed the loss", func() bool { return !s.engine.notifier.listening() })
 	s.fill("t", 1) // without a notification
 	if got := s.await(poll); len(got) != 1 {
 		t.Errorf("received %v, want the message that no notification announced", got)
@@ -107,12 +108,12 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
-	eventually(t, "the other listens", func() bool { return other.engine.notifier.listening() })
+	eventually(t, "the other server listens", func() bool { return other.engine.notifier.listening() })
 	s.mustTopic("q")
 	s.publish("q", 1)
 	other.receive("q", "?wait_seconds=5")
 	if other.watermark("q").IsZero() {
-		t.Fatal("the receive raised no low-water mark")
+		t.Fatal("the receive did not raise the low-water mark")
 	}
 	dueAt := time.Date(2022, 11, 23, 12, 0, 0, 0, time.UTC)
 	conn := newPinnedConn(s.store.db, s.server.metrics)
@@ -124,5 +125,5 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 		checkDiff(t, "pending", 0, len(s.engine.notifier.pending))
 		s.engine.notifier.mu.Unlock()
 	}
-	eventually(t, "the mark of the other is lowered", func() bool { return other.watermark("q").Equal(dueAt) })
+	eventually(t, "the low-water mark of the other server is lowered", func() bool { return other.watermark("q").Equal(dueAt) })
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// description is what the tests look at of openapi.json.
+// description has the parts of openapi.json that the tests check.
 type description struct {
 	Paths      map[string]map[string]json.RawMessage
 	Components struct {
@@ -58,8 +58,8 @@ func TestEveryRouteIsDescribedAndNothingElse(t *testing.T) {
 	checkDiff(t, "routes", routes, described)
 }
 
-// A user of /docs can press every button from top to bottom: the examples are requests
-// that succeed with the status of the description.
+// A user of /docs can send every example in order: each is a request that succeeds with
+// a described status.
 func TestDescribedExamplesWork(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -100,7 +100,7 @@ func TestDescribedExamplesWork(t *testing.T) {
 	}
 	try("post", "/topics")
 	try("post", "/queues")
-	try("put", "/queues/{queue_id}/groups/{group}") // there is one from then on
+	try("put", "/queues/{queue_id}/groups/{group}") // creates the group
 	last := []string{"/queues/{queue_id}/groups/{group}", "/queues/{queue_id}", "/topics/{topic_id}"}
 	for path, item := range d.Paths {
 		for method := range item {
@@ -127,7 +127,7 @@ func TestDocsPageLoadsNothingFromElsewhere(t *testing.T) {
 			t.Errorf("GET %s has the policy %q", path, policy)
 		}
 		if found := regexp.MustCompile(`(?i)https?://|\bsrc=|\son[a-z]+=|style="`).FindString(page.body); found != "" {
-			t.Errorf("GET %s has %q, which the policy or the network may refuse", path, found)
+			t.Errorf("GET %s contains %q, which the content policy forbids or the network may lack", path, found)
 		}
 	}
 }

@@ -17,13 +17,13 @@ import (
 	"time"
 )
 
-// attack is what some clients do to the server, each on a connection of its own.
+// attack is a load of hostile clients, each with a connection of its own.
 type attack struct {
 	name    string
 	clients int
-	before  string // a request for each connection first, whose answer is read
-	first   string // what it sends then
-	forever string // what it sends again and again after that, on a new connection if need be
+	before  string // a request that each client sends first; it reads the response
+	first   string // sent then
+	forever string // sent again and again after that; the client reconnects if it fails
 }
 
 const (
@@ -32,21 +32,21 @@ const (
 )
 
 var attacks = []attack{
-	{name: "nothing, to compare with"},
+	{name: "no attack, to compare with"},
 	{name: "half-open connections", clients: attackedConnections + 500},
 	{name: "idle connections", clients: attackedConnections + 500, before: "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"},
 	{name: "slow headers", clients: attackedConnections + 500, first: "GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: "},
 	{name: "slow headers of many short lines", clients: attackedConnections, first: "GET /livez HTTP/1.1\r\nHost: localhost\r\n" + shortLines(60<<10)},
 	{name: "huge headers", clients: 8, first: "GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Huge: ", forever: strings.Repeat("x", 16<<10)},
 	{name: "slow bodies", clients: 500, first: "POST /topics/good/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n" + strings.Repeat(" ", 900_000)},
-	{name: "bodies that do not come", clients: attackedConnections + 500, first: "POST /topics/good/messages/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16000000\r\n\r\n{"},
+	{name: "bodies that are never sent", clients: attackedConnections + 500, first: "POST /topics/good/messages/batch HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16000000\r\n\r\n{"},
 	{name: "bodies without end", clients: 4, first: "POST /topics/good/messages/batch HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", forever: "10000\r\n" + strings.Repeat(" ", 1<<16) + "\r\n"},
-	{name: "peeks that nobody reads", clients: 100, first: "GET /queues/large/messages/peek?limit=300 HTTP/1.1\r\nHost: localhost\r\n\r\n"},
-	{name: "receives that nobody reads", clients: 100, first: "GET /queues/large/messages?limit=1000&wait_seconds=20 HTTP/1.1\r\nHost: localhost\r\n\r\n"},
-	{name: "pipelined requests that nobody reads", clients: 20, first: strings.Repeat("GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n", 1000)},
+	{name: "peeks without a reader", clients: 100, first: "GET /queues/large/messages/peek?limit=300 HTTP/1.1\r\nHost: localhost\r\n\r\n"},
+	{name: "receives without a reader", clients: 100, first: "GET /queues/large/messages?limit=1000&wait_seconds=20 HTTP/1.1\r\nHost: localhost\r\n\r\n"},
+	{name: "pipelined requests without a reader", clients: 20, first: strings.Repeat("GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n", 1000)},
 }
 
-// shortLines returns different lines of a header.
+// shortLines returns short header lines, each different, of this size in total.
 func shortLines(size int) string {
 	var b strings.Builder
 	for i := 0; b.Len() < size; i++ {
@@ -55,7 +55,8 @@ func shortLines(size int) string {
 	return b.String()
 }
 
-// begin returns when all clients are where they hurt. They go on until ctx ends.
+// begin starts the clients, and returns when each has sent its first bytes. They end
+// with ctx.
 func (v attack) begin(ctx context.Context, t *testing.T, url string) {
 	var began, ended sync.WaitGroup
 	t.Cleanup(ended.Wait)
@@ -90,11 +91,11 @@ func (v attack) begin(ctx context.Context, t *testing.T, url string) {
 	began.Wait()
 }
 
-// Whatever some clients do, the server stays within the memory that it says it
-// takes, and the others are served. How fast is in the log of the test.
+// Under each attack the server stays within its memory limit, and serves other clients.
+// The log of the test says how fast.
 func TestOthersAreServedUnderAttack(t *testing.T) {
 	t.Parallel()
-	program := mustBuild(t) // the race detector takes memory of its own
+	program := mustBuild(t) // the race detector would need more memory
 	for _, v := range attacks {
 		t.Run(v.name, func(t *testing.T) {
 			r := startProgram(t, program, "-database-url", newTestDatabase(t, "queued"),
@@ -124,16 +125,16 @@ func TestOthersAreServedUnderAttack(t *testing.T) {
 			cuts := regexp.MustCompile(`\nqueued_connections_evicted_total (\S+)`).FindStringSubmatch(good.must(200, "GET", "/metrics", ""))
 			most := r.peakMemory()
 			if bound := memoryLimit(attackedConnections, attackedBuffered); most > bound {
-				t.Errorf("the server took %d MiB, want at most %d", most>>20, bound>>20)
+				t.Errorf("the server used %d MiB, want at most %d", most>>20, bound>>20)
 			}
 			slices.Sort(took)
-			t.Logf("%d clients: %d MiB at most; another's requests take %v, 99%% of them at most %v; %s connections made way",
+			t.Logf("%d clients: at most %d MiB; requests of another client take %v (median) and %v (99th percentile); %s connections evicted",
 				v.clients, most>>20, took[len(took)/2], took[len(took)*99/100], cuts[1])
 		})
 	}
 }
 
-// requestTime makes a request that has to be answered with this status.
+// requestTime returns the duration of a request, whose response must have this status.
 func requestTime(s *client, status int, method, path, body string) time.Duration {
 	s.t.Helper()
 	began := time.Now()
@@ -141,7 +142,7 @@ func requestTime(s *client, status int, method, path, body string) time.Duration
 	return time.Since(began)
 }
 
-// peakMemory returns the most memory that the process has had, in bytes.
+// peakMemory returns the maximum memory that the process has used, in bytes.
 func (r *running) peakMemory() int64 {
 	r.t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
@@ -170,6 +171,6 @@ func TestFewFilesAreEnough(t *testing.T) {
 	r.client().must(201, "POST", "/topics", `{"id":"t"}`)
 	r.client().must(200, "GET", "/readyz", "")
 	if !strings.Contains(r.output.String(), "open file limit is below -max-connections") {
-		t.Errorf("the log does not say that there are few files:\n%s", r.output)
+		t.Errorf("the log does not warn of the open file limit:\n%s", r.output)
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// removeDotSegments does to a path what curl and browsers do before they send it
-// (RFC 3986, section 5.2.4).
+// removeDotSegments removes "." and ".." from a path, as curl and browsers do before
+// they send it (RFC 3986, section 5.2.4).
 func removeDotSegments(path string) string {
 	var kept []string
 	segments := strings.Split(path[1:], "/")
@@ -29,8 +29,8 @@ func removeDotSegments(path string) string {
 	return "/" + strings.Join(kept, "/")
 }
 
-// A redirect keeps the method, and its path may mean something else: clients that
-// follow it would delete a queue in place of a group.
+// A client that follows a redirect sends the same method to another path. It could
+// delete a queue instead of a group.
 func TestOddPathsAreNotRedirectedAndDeleteNothing(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -84,7 +84,7 @@ func TestOddPathsAreNotRedirectedAndDeleteNothing(t *testing.T) {
 				}
 			}
 		}
-		checkDiff(t, "what odd paths of "+r.pattern+" leave", before, rows())
+		checkDiff(t, "rows after odd paths of "+r.pattern, before, rows())
 	}
 }
 
@@ -119,7 +119,7 @@ func TestOneSlashTooManyIsServed(t *testing.T) {
 	checkDiff(t, "messages", 2, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A client that does not know better, or a proxy, makes another path of them.
+// A client or a proxy may turn the path of such a group into another path.
 func TestGroupsThatWouldChangeAPathAreRefused(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -130,11 +130,11 @@ func TestGroupsThatWouldChangeAPathAreRefused(t *testing.T) {
 		checkDiff(t, "publish to "+group, `{"detail":[{"loc":["body","group"],`+msg, s.must(422, "POST", "/queues/q/messages", body))
 		checkDiff(t, "batch to "+group, `{"detail":[{"loc":["body","messages",0,"group"],`+msg, s.must(422, "POST", "/queues/q/messages/batch", `{"messages":[`+body+`]}`))
 		path := "/queues/q/groups/" + strings.NewReplacer("/", "%2F", ".", "%2E").Replace(group)
-		if group != "/" { // which http.ServeMux takes for no segment
+		if group != "/" { // http.ServeMux does not treat it as a segment
 			checkDiff(t, "interval of "+group, `{"detail":[{"loc":["path","group"],`+msg, s.must(422, "PUT", path, `{"delivery_interval_ms":5}`))
 		}
 		if got := s.do("POST", strings.Replace(path, "/queues/q/groups", "/enqueue/q", 1)+"/", `{"job_id":"j","payload":{},"interval":0}`); got.status != 400 && group != "/" {
-			t.Errorf("a job in %s is answered with %d %s", group, got.status, got.body)
+			t.Errorf("a job in %s = %d %s, want 400", group, got.status, got.body)
 		}
 	}
 	for _, group := range []string{"a/b", "...", ".a", "a..", "..a/b.", "a b", "%2e%2e"} {
@@ -142,7 +142,7 @@ func TestGroupsThatWouldChangeAPathAreRefused(t *testing.T) {
 	}
 }
 
-// Earlier versions took any text.
+// Earlier versions allowed any text.
 func TestGroupsFromBeforeAreDeliveredWhateverTheirID(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

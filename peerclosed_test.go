@@ -25,7 +25,8 @@ func TestHangUpIsAskedOfTheSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer accepted.Close()
-	// The context of this request never ends: net/http has noticed nothing.
+	// The context of this request never ends, as if net/http had not noticed the
+	// disconnection.
 	r, err := http.NewRequestWithContext(withConn(context.Background(), accepted), "GET", "/", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -35,19 +36,19 @@ func TestHangUpIsAskedOfTheSocket(t *testing.T) {
 		return ended == wantEnded && failed == wantFailed
 	}
 	if !is(false, false) {
-		t.Error("a client that waits has hung up")
+		t.Error("a waiting client counts as disconnected")
 	}
 	client.Write([]byte("G")) // the next request
 	if !is(false, false) {
-		t.Error("a client that has sent its next request has hung up")
+		t.Error("a client that has sent its next request counts as disconnected")
 	}
 	accepted.Read(make([]byte, 1))
 	client.(*net.TCPConn).CloseWrite()
-	eventually(t, "it has ended its side", func() bool { return is(true, false) })
-	client.(*net.TCPConn).SetLinger(0) // to reset it
+	eventually(t, "the client has shut down its side", func() bool { return is(true, false) })
+	client.(*net.TCPConn).SetLinger(0) // so that Close resets the connection
 	client.Close()
 	c := &conn{TCPConn: accepted.(*net.TCPConn), ctx: context.Background()}
 	if !c.isReset(testTimeout) {
-		t.Error("a connection that was reset is not")
+		t.Error("a reset connection does not count as reset")
 	}
 }

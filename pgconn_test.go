@@ -51,7 +51,7 @@ func TestConnectionsHaveOurSettings(t *testing.T) {
 	}
 }
 
-// The message that sets them takes longer than the role allows.
+// Setting up a connection takes longer than the time limit of the role.
 func TestConnectionsAreSetUpWhateverTheTimeLimitOfTheRole(t *testing.T) {
 	t.Parallel()
 	db := newTestDB(t, newTestDatabase(t, "template1"))
@@ -69,18 +69,18 @@ func TestConnectionsAreSetUpWhateverTheTimeLimitOfTheRole(t *testing.T) {
 	}
 	var limit string
 	if err := conn.QueryRowContext(t.Context(), "SELECT current_setting('statement_timeout')").Scan(&limit); err != nil || limit != "15s" {
-		t.Errorf("the limit is %s then, %v, want 15s", limit, err)
+		t.Errorf("the limit of the connection is %s, %v, want 15s", limit, err)
 	}
 }
 
-// A pooler that gives a connection away between two statements shows when two
-// clients have the same.
+// With a pooler that reassigns connections between statements, two clients can have the
+// same connection to PostgreSQL.
 func TestPoolerBetweenStatementsIsRefused(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)
 	ctx := context.Background()
 	if err := checkSessions(ctx, s); err != nil {
-		t.Errorf("connections of our own: %v", err)
+		t.Errorf("connections without a pooler: %v", err)
 	}
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
@@ -88,12 +88,12 @@ func TestPoolerBetweenStatementsIsRefused(t *testing.T) {
 	}
 	defer conn.Close()
 	if err := checkDistinct(ctx, conn, conn); !hopeless(err) {
-		t.Errorf("one connection for two clients: %v, want that to be hopeless", err)
+		t.Errorf("one connection for two clients: %v, want a permanent error", err)
 	}
 }
 
-// newProxiedDatabase makes a database, and returns a way to it that leads through a
-// proxy and on which TLS is asked for, and not offered.
+// newProxiedDatabase creates a database and a proxy to it. The connection string asks
+// for TLS, which PostgreSQL does not offer.
 func newProxiedDatabase(t testing.TB) (dsn string, p *proxy) {
 	t.Helper()
 	dsn = newTestDatabase(t, "queued")
@@ -112,7 +112,7 @@ func newProxiedServer(t testing.TB) (*testServer, *proxy) {
 	return newTestServerTicking(t, dsn, 3*tick), p
 }
 
-// lib/pq leaves connections alone without closing them.
+// lib/pq drops some connections without closing them.
 func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
 	t.Parallel()
 	dsn, p := newProxiedDatabase(t)
@@ -132,8 +132,9 @@ func TestConnectionsThatWereClosedLeaveNothingBehind(t *testing.T) {
 	eventually(t, "no connection is open", func() bool { return p.open() == 0 })
 }
 
-// Connecting takes longer than a response may take, and the database counts as available.
-func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
+// Connecting takes longer than the limit of a response. The database still counts as
+// available.
+func TestSlowNetworkDoesNotCountAsUnresponsive(t *testing.T) {
 	t.Parallel()
 	dsn, p := newProxiedDatabase(t)
 	p.slow(600 * time.Millisecond)
@@ -146,18 +147,18 @@ func TestSlowWayToTheDatabaseIsNoSilence(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.close)
-	eventually(t, "it listens", e.notifier.listening)
+	eventually(t, "the engine listens", e.notifier.listening)
 	for range 3 {
 		if err := e.ack(context.Background(), ackItem{id: newID()}); err != nil {
 			t.Error(err)
 		}
 	}
 	if d.unresponsive.Load() || strings.Contains(output.String(), "does not respond") {
-		t.Errorf("a slow database is taken for a silent one:\n%s", output)
+		t.Errorf("a slow database counts as unresponsive:\n%s", output)
 	}
 }
 
-// PostgreSQL may close the connection of the pings, and respond on all others.
+// PostgreSQL may close the connection of the pings while it responds on all others.
 func TestLostPingConnectionEndsNoStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServerTicking(t, newTestDatabase(t, "queued"), 3*tick)
@@ -179,19 +180,19 @@ func TestLostPingConnectionEndsNoStatement(t *testing.T) {
 	if err := outside.QueryRow("SELECT array_agg(pid) FROM (SELECT pid, pg_terminate_backend(pid) " + pings + ") AS ended").Scan(&ended); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it asks again on a new connection", func() bool {
+	eventually(t, "the server pings on a new connection", func() bool {
 		return count("SELECT count(*) "+pings+" AND pid <> ALL ($1::integer[])", ended) > 0
 	})
 	if _, err := outside.Exec("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND datname = current_database()"); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-result; !rejected(err) {
-		t.Errorf("the statement ended with %v, want that it was cancelled", err)
+		t.Errorf("the statement ended with %v, want its cancellation", err)
 	}
 }
 
-// countGoroutines returns a function that counts the goroutines that this one starts
-// from now on, directly or not: other tests run in the same process.
+// countGoroutines returns a function that counts the goroutines that the calling one
+// starts from now on, directly or indirectly. Goroutines of other tests do not count.
 func countGoroutines(t *testing.T) (count func() int) {
 	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels("test", t.Name())))
 	of := regexp.MustCompile(`(?m)^(\d+) @ .*\n# labels: \{"test":"` + t.Name() + `"\}$`)
@@ -206,9 +207,9 @@ func countGoroutines(t *testing.T) (count func() int) {
 	}
 }
 
-// While PostgreSQL does not respond, requests get a 503 long before a connection times
-// out; receivers that wait for a message go on waiting.
-func TestSilentDatabase(t *testing.T) {
+// While PostgreSQL is unresponsive, requests get a 503 long before a connection times
+// out. Receivers that wait for a message keep waiting.
+func TestUnresponsiveDatabase(t *testing.T) {
 	t.Parallel()
 	count := countGoroutines(t)
 	s, p := newProxiedServer(t)
@@ -230,7 +231,7 @@ func TestSilentDatabase(t *testing.T) {
 			{"POST", "/queues/t/messages/batch", `{"messages":[{"data":{}}]}`},
 			{"GET", "/queues/t/messages", ""},
 			{"GET", "/queues/t/messages?wait_seconds=20", ""},
-			{"GET", "/queues/other/messages", ""}, // where a receiver waits already
+			{"GET", "/queues/other/messages", ""}, // another receiver already waits there
 			{"GET", "/queues/other/messages?wait_seconds=20", ""},
 			{"PUT", "/messages/" + id + "/ack", ""},
 			{"PUT", "/messages/" + id + "/nack", ""},
@@ -262,31 +263,31 @@ func TestSilentDatabase(t *testing.T) {
 	eventually(t, "goroutines do not pile up", func() bool { return count() < goroutines+50 })
 
 	p.thaw()
-	eventually(t, "it answers again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
+	eventually(t, "the server is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
 	s.must(201, "POST", "/queues/other/messages", `{"data":{"n":2}}`)
 	checkDiff(t, "received by the long poll", []int{2}, numbers(s.await(poll)))
-	eventually(t, "notifications come again", s.engine.notifier.listening)
+	eventually(t, "the server listens again", s.engine.notifier.listening)
 	s.must(204, "PUT", "/messages/"+id+"/ack", "")
 }
 
 func TestConnectionsAreSharedOut(t *testing.T) {
 	t.Parallel()
 	if c := shareConnections(leastConnections); c != (connections{requests: 2, claimers: 1, batchers: 2}) {
-		t.Errorf("the least are shared out as %+v", c)
+		t.Errorf("the minimum is divided as %+v", c)
 	}
 	if c := defaultConnections; c != (connections{requests: 8, claimers: 4, batchers: 7*batcherWorkers + 2}) {
-		t.Errorf("the default is shared out as %+v", c)
+		t.Errorf("the default is divided as %+v", c)
 	}
 	for n := leastConnections; n <= maxServerConnections; n++ {
 		c := shareConnections(n)
 		if c.requests+c.claimers+c.batchers+otherConnections != n || c.requests < 2 || c.claimers < 1 || c.batchers < 2 {
-			t.Errorf("%d connections are shared out as %+v", n, c)
+			t.Errorf("%d connections are divided as %+v", n, c)
 		}
 	}
 }
 
-// Two servers, as while one replaces the other, on a PostgreSQL with 20 connections,
-// three of which are the superuser's.
+// Two servers, as during a replacement, share a PostgreSQL with 20 connections, of which
+// three are reserved for superusers.
 func TestFewConnectionsServeAllAPIs(t *testing.T) {
 	t.Parallel()
 	p, err := startPostgres(context.Background(), newDataDir(t), slog.New(slog.DiscardHandler), "-cfsync=off", "-cmax_connections=20")
@@ -409,7 +410,7 @@ func TestFewConnectionsServeAllAPIs(t *testing.T) {
 	}
 }
 
-// A connection that is dead while others live stops only what waits for it.
+// A lost connection fails only the requests that use it.
 func TestRestartedDatabase(t *testing.T) {
 	t.Parallel()
 	s, p := newProxiedServer(t)
@@ -421,11 +422,11 @@ func TestRestartedDatabase(t *testing.T) {
 	s.must(503, "GET", "/readyz", "")
 	s.must(503, "POST", "/topics/t/messages", `{"data":{}}`)
 	p.refuse(false)
-	eventually(t, "it publishes again", func() bool {
+	eventually(t, "the server publishes again", func() bool {
 		return s.do("POST", "/topics/t/messages", `{"data":{"n":1}}`).status == 201
 	})
 	checkDiff(t, "received by the long poll", []int{1}, numbers(s.await(poll)))
-	eventually(t, "notifications come again", s.engine.notifier.listening)
+	eventually(t, "the server listens again", s.engine.notifier.listening)
 }
 
 func TestMetricsShowWhetherTheDatabaseIsAvailable(t *testing.T) {
@@ -440,15 +441,15 @@ func TestMetricsShowWhetherTheDatabaseIsAvailable(t *testing.T) {
 
 	p.refuse(true)
 	p.reset()
-	eventually(t, "it is seen to be away", up("0"))
+	eventually(t, "the database counts as unavailable", up("0"))
 	p.refuse(false)
-	eventually(t, "it is seen to be back", up("1"))
+	eventually(t, "the database counts as available again", up("1"))
 
 	p.freeze()
-	eventually(t, "it is seen to be silent", up("0"))
+	eventually(t, "the unresponsive database counts as unavailable", up("0"))
 	p.thaw()
-	eventually(t, "it is heard again", up("1"))
+	eventually(t, "the responsive database counts as available", up("1"))
 
 	s.ready.Store(false)
-	s.wantMetrics("queued_database_up 0\n") // no schema yet
+	s.wantMetrics("queued_database_up 0\n") // the schema may not exist yet
 }

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// A connection that is cut while it is being made is an outage, and no error of ours.
-func TestConnectionCutWhileItIsMade(t *testing.T) {
+// A connection that is lost while it is set up counts as an outage of the database.
+func TestConnectionLostDuringItsSetup(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -23,7 +23,7 @@ func TestConnectionCutWhileItIsMade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw.Control(func(fd uintptr) { err = syscall.Listen(int(fd), 0) }) // no connection waits to be accepted
+	raw.Control(func(fd uintptr) { err = syscall.Listen(int(fd), 0) }) // so that no connection waits to be accepted
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,6 +46,6 @@ func TestConnectionCutWhileItIsMade(t *testing.T) {
 	})
 	d.closeConnections(false)
 	if err := <-failed; !errors.Is(asUnavailable(err), errUnavailable) {
-		t.Errorf("a connection that is cut while it is made: %v, want errUnavailable", err)
+		t.Errorf("a connection that is lost during its setup: %v, want errUnavailable", err)
 	}
 }

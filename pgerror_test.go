@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// startOn runs a server that cannot start, and returns the error that it ends with.
+// startOn runs a server that cannot start, and returns its error.
 func startOn(t testing.TB, dsn string) string {
 	t.Helper()
 	output := newSyncBuffer()
@@ -41,7 +41,7 @@ func adminOf(t testing.TB, template string) (dsn string, exec func(statement str
 	}
 }
 
-// What waiting does not mend is one error at the start.
+// An error that lasts until an operator removes its cause ends the start at once.
 func TestStartEndsAfterAPermanentError(t *testing.T) {
 	t.Parallel()
 	role := newTestRole(t)
@@ -67,7 +67,7 @@ func TestStartEndsAfterAPermanentError(t *testing.T) {
 	exec("ALTER ROLE " + locked + " NOLOGIN")
 	for name, v := range map[string]struct{ dsn, want string }{
 		"no database":            {testPostgres.dsn("nowhere"), "create the database"},
-		"no such role":           {closed + " user=nobody", "check the user and the password"},
+		"no such role":           {closed + " user=unknown", "check the user and the password"},
 		"may not log in":         {closed + " user=" + locked, "check the user and the password"},
 		"no right to create":     {newTestDatabase(t, "template1") + " user=" + role, "permission denied for database"},
 		"no rights at all":       {closed + " user=" + role, "permission denied for schema queued"},
@@ -89,9 +89,10 @@ func TestStartEndsAfterAPermanentError(t *testing.T) {
 	}
 }
 
-// While a database refuses a server, requests are 503, the log says so once, and
-// logins do not pile up; when that is mended, the server goes on by itself.
-func TestServerOutlivesADatabaseThatRefusesIt(t *testing.T) {
+// While a database refuses a server, requests get a 503, the log says so once, and the
+// server does not try to log in again and again. When the cause is removed, the server
+// recovers by itself.
+func TestServerRecoversWhenADatabaseNoLongerRefusesIt(t *testing.T) {
 	t.Parallel()
 	const cut = "; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'ROLE'"
 	for name, v := range map[string]struct{ trouble, mend string }{
@@ -125,7 +126,7 @@ func TestServerOutlivesADatabaseThatRefusesIt(t *testing.T) {
 			s.mustTopic("t")
 			s.mustTopic("other")
 			poll := s.poll(context.Background(), "other", "?wait_seconds=20")
-			eventually(t, "it waits", func() bool {
+			eventually(t, "the receiver waits", func() bool {
 				return strings.Contains(s.must(200, "GET", "/metrics", ""), `queued_statement_duration_seconds_count{statement="claim"} 1`)
 			})
 			id := s.publish("t", 0)[0]
@@ -146,18 +147,18 @@ func TestServerOutlivesADatabaseThatRefusesIt(t *testing.T) {
 					}
 				}
 			}
-			if name != "columns" { // which this test does not check
+			if name != "columns" { // readyz does not check columns
 				s.must(503, "GET", "/readyz", "")
 			}
 			if n := p.accepted() - connections; n > maxServerConnections+10 {
-				t.Errorf("%d connections were tried", n)
+				t.Errorf("the server tried to connect %d times", n)
 			}
 			exec(v.mend)
-			eventually(t, "it publishes again", func() bool {
+			eventually(t, "the server publishes again", func() bool {
 				return s.do("POST", "/topics/t/messages", `{"data":{}}`).status == 201
 			})
-			eventually(t, "it is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
-			eventually(t, "it receives again", func() bool { return s.do("GET", "/queues/t/messages", "").status == 200 })
+			eventually(t, "the server is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
+			eventually(t, "the server receives again", func() bool { return s.do("GET", "/queues/t/messages", "").status == 200 })
 			s.must(201, "POST", "/queues/other/messages", `{"data":{"n":1}}`)
 			checkDiff(t, "received by the long poll", []int{1}, numbers(s.await(poll)))
 			lines := 0
@@ -173,7 +174,7 @@ func TestServerOutlivesADatabaseThatRefusesIt(t *testing.T) {
 	}
 }
 
-// What a server remembers of a schema does not fit another one that comes in its place.
+// The keys that a server caches are invalid in another schema that replaces the first.
 func TestSchemaThatIsDroppedAndCreatedAgain(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -183,7 +184,7 @@ func TestSchemaThatIsDroppedAndCreatedAgain(t *testing.T) {
 	s.exec("DROP SCHEMA queued CASCADE")
 	s.must(503, "POST", "/topics/a/messages", `{"data":{}}`)
 	s.must(503, "GET", "/readyz", "")
-	checkDiff(t, "schemas that came by themselves", 0, s.count("SELECT count(*) FROM pg_namespace WHERE nspname = 'queued'"))
+	checkDiff(t, "schemas that the server created by itself", 0, s.count("SELECT count(*) FROM pg_namespace WHERE nspname = 'queued'"))
 
 	if err := s.store.migrate(context.Background(), schemaSteps()); err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ func runExample(s *testServer) {
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":3600,"message_filters":{"kind":["a","b"]}}`)
 
 	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":1},"attributes":{"kind":"a"}}`)
-	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":2}}`) // without attributes: filtered out
+	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":2}}`) // without attributes, so filtered out
 	s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{"n":3},"attributes":{"kind":"b"}},{"data":{"n":4.50},"attributes":{"kind":"c"}}]}`)
 	checkDiff(s.t, "peeked", []int{1, 3}, numbers(s.peeked("t")))
 	messages := s.receive("t", "?limit=10")
@@ -81,7 +81,7 @@ func runExample(s *testServer) {
 	s.mustCleanUp()
 }
 
-// crowd has clients do the same at the same time: none is refused.
+// crowd runs clients that do the same at the same time. No request may be refused.
 func crowd(s *testServer) {
 	s.t.Helper()
 	const clients, rounds = 8, 10
@@ -112,7 +112,7 @@ func crowd(s *testServer) {
 	wg.Wait()
 }
 
-// Logical replication refuses changes of tables without a key.
+// Logical replication refuses changes of tables without a primary key.
 func TestEverythingWorksUnderAPublicationOfAllTables(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -161,9 +161,9 @@ var hostileTexts = map[string]string{
 	"restrict_nonsystem_relation_kind": "view, foreign-table",
 }
 
-// notHostile are settings that stay as they are, and why.
+// notHostile has the settings that the test leaves unchanged, and the reason.
 var notHostile = map[string]string{
-	"default_transaction_read_only": "honoured, because providers set it when a disk is full",
+	"default_transaction_read_only": "respected, because providers set it when a disk is full",
 	"transaction_read_only":         "of one transaction",
 	"transaction_isolation":         "of one transaction",
 	"transaction_deferrable":        "of one transaction",
@@ -172,8 +172,8 @@ var notHostile = map[string]string{
 	"session_authorization":         "another role",
 }
 
-// makeHostile gives a role or a database, as ALTER names it, the lowest, or the
-// highest, value of each setting that can be changed for it.
+// makeHostile gives a role or a database the lowest or the highest value of each setting
+// that can be changed for it. what is as in ALTER.
 func makeHostile(t testing.TB, db *sql.DB, what string, highest bool) {
 	t.Helper()
 	type setting struct {
@@ -205,7 +205,7 @@ func makeHostile(t testing.TB, db *sql.DB, what string, highest bool) {
 			if highest {
 				slices.Reverse(others)
 			}
-			if len(others) > 0 { // a build without compression by lz4 has one choice for that
+			if len(others) > 0 { // a build without lz4 has one choice for compression
 				value = others[0]
 			}
 		}
@@ -219,12 +219,12 @@ func makeHostile(t testing.TB, db *sql.DB, what string, highest bool) {
 		set++
 	}
 	if set < 120 {
-		t.Errorf("%d settings are hostile: the test tests little", set)
+		t.Errorf("only %d settings are hostile, want at least 120", set)
 	}
 }
 
-// hostile is something in a schema of the search path that looks like what
-// statements mean.
+// hostile creates functions and an access method with the names of those that the
+// statements use, in a schema that a search path may name.
 const hostile = `
 CREATE SCHEMA hostile;
 CREATE ACCESS METHOD hostile TYPE TABLE HANDLER heap_tableam_handler;
@@ -232,14 +232,13 @@ CREATE FUNCTION hostile.now() RETURNS timestamptz LANGUAGE sql AS 'SELECT ''1970
 CREATE FUNCTION hostile.starts_with(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT false';
 GRANT USAGE ON SCHEMA hostile TO PUBLIC;` + grants
 
-// grants are the rights that a server needs.
+// grants are the privileges that a server needs.
 const grants = `
 GRANT USAGE ON SCHEMA queued TO PUBLIC;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA queued TO PUBLIC;
 GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA queued TO PUBLIC`
 
-// newHostileRole makes a database and a role for whom each setting is what it
-// should not be.
+// newHostileRole creates a database and a role with a hostile value of each setting.
 func newHostileRole(t testing.TB, highest bool) (dsn, role string) {
 	t.Helper()
 	role = newTestRole(t)
@@ -252,8 +251,8 @@ func newHostileRole(t testing.TB, highest bool) (dsn, role string) {
 	return dsn, role
 }
 
-// newTestRole makes a role that may log in. It outlives the databases that are
-// made after it.
+// newTestRole creates a role that may log in. It is dropped after the databases that are
+// created after it.
 func newTestRole(t testing.TB) (name string) {
 	t.Helper()
 	admin, err := openDB(testPostgres.dsn("postgres"), 1)
@@ -298,8 +297,8 @@ func TestEverythingWorksInAHostileDatabase(t *testing.T) {
 	}
 }
 
-// What a role or a database says of synchronous_commit holds if it asks for more
-// than -synchronous-commit does, and no connection commits with less.
+// -synchronous-commit is a minimum: a role or a database may set a higher level of
+// synchronous_commit, and no connection commits at a lower one.
 func TestCommitsAreDurableWhateverTheRoleSays(t *testing.T) {
 	t.Parallel()
 	for _, v := range []struct{ least, role, want string }{

@@ -9,13 +9,13 @@ import (
 	"testing"
 )
 
-// wire is a port that leads to PostgreSQL, and sees every message between it and
-// its clients (PostgreSQL manual, section "Message Formats").
+// wire is a port that forwards to PostgreSQL and sees every message in both directions
+// (PostgreSQL manual, section "Message Formats").
 type wire struct {
 	address string
 
-	// see is called with each message, one at a time, and reports whether it is to be
-	// passed on. conn is the number of the connection.
+	// see is called with each message, one at a time, and reports whether to forward it.
+	// conn is the number of the connection.
 	see func(conn int, fromClient bool, kind byte, body []byte) bool
 
 	mu    sync.Mutex
@@ -52,7 +52,7 @@ func newWire(t testing.TB, network, address, target string, see func(conn int, f
 	return w
 }
 
-// pass copies messages until one of the two connections ends.
+// pass forwards messages until one of the two connections ends.
 func (w *wire) pass(conn int, fromClient bool, from, to net.Conn) {
 	defer from.Close()
 	defer to.Close()
@@ -83,7 +83,7 @@ func (w *wire) pass(conn int, fromClient bool, from, to net.Conn) {
 	}
 }
 
-// fields splits the start of a message into its strings that end with a zero.
+// fields splits n zero-terminated strings off a message.
 func fields(body []byte, n int) (all []string, rest []byte) {
 	for range n {
 		for i, c := range body {
@@ -96,7 +96,7 @@ func fields(body []byte, n int) (all []string, rest []byte) {
 	return all, body
 }
 
-// values splits a list of values, each with its length before it; NULL is empty.
+// values splits a list of values, each of which follows its length. NULL becomes empty.
 func values(list []byte) (all []string) {
 	n := int(binary.BigEndian.Uint16(list))
 	list = list[2:]

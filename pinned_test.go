@@ -22,7 +22,7 @@ func TestTimeOnTheWireIsPostgreSQLs(t *testing.T) {
 	}
 }
 
-// Another connection would say yes to a COMMIT, and know nothing of it.
+// A new connection would accept the COMMIT although it does not have the transaction.
 func TestTransactionOnALostConnectionIsNotCommitted(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// mustStartPostgres starts a PostgreSQL that the caller stops.
+// mustStartPostgres starts a PostgreSQL, which the caller must stop.
 func mustStartPostgres(t testing.TB, dir string) *privatePostgres {
 	t.Helper()
 	p, err := startPostgres(context.Background(), dir, slog.New(slog.DiscardHandler), "-cfsync=off")
@@ -29,7 +29,7 @@ func TestDataFolderThatCannotBeUsed(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	closed := filepath.Join(t.TempDir(), "closed") // t.TempDir is ours alone
+	closed := filepath.Join(t.TempDir(), "closed") // other users cannot access t.TempDir
 	if err := os.Mkdir(closed, 0o500); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestMissingBinariesAreOneClearError(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := findBinaries("", []string{t.TempDir()})
 	if err == nil || !strings.Contains(err.Error(), "apt-get install postgresql") || !strings.Contains(err.Error(), "-database-url") {
-		t.Errorf("findBinaries = %v, want an error that says what to do", err)
+		t.Errorf("findBinaries = %v, want an error with a remedy", err)
 	}
 }
 
@@ -90,7 +90,7 @@ func TestNewestBinariesAreChosenAndThoseOfTheCluster(t *testing.T) {
 func TestLongDataFolderHasAShortSocket(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(newDataDir(t), strings.Repeat("long", 30))
-	for range 2 { // it may be there from before
+	for range 2 { // the second time the folder of the socket exists
 		p := mustStartPostgres(t, dir)
 		if strings.HasPrefix(p.socket, dir) {
 			t.Errorf("the socket is in %s", p.socket)

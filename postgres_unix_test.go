@@ -21,18 +21,19 @@ import (
 func TestForeignProcessIsNotTakenForOurs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	// The file of a PostgreSQL that died long ago, whose number another process has now: this one.
+	// The PostgreSQL that wrote this file died long ago. Its process id now belongs to
+	// another process, the test.
 	if err := os.WriteFile(filepath.Join(dir, "postmaster.pid"), []byte("1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if pid := leftover(dir); pid != 0 {
-		t.Errorf("process %d was taken for a PostgreSQL", pid)
+		t.Errorf("process %d counts as a PostgreSQL", pid)
 	}
 	if runsPostgres(os.Getpid(), dir) {
-		t.Error("the test was taken for a PostgreSQL")
+		t.Error("the test counts as a PostgreSQL")
 	}
 	if runsPostgres(leftover(testPostgres.cluster()), dir) {
-		t.Error("a PostgreSQL of another folder was taken for this one's")
+		t.Error("a PostgreSQL of another folder counts as the one of this folder")
 	}
 }
 
@@ -41,7 +42,7 @@ func TestPrivatePostgresKeepsMessagesBetweenRuns(t *testing.T) {
 	dir := newDataDir(t)
 	r := startProcess(t, "-data-dir", dir)
 	if m := readyLine.FindStringSubmatch(r.output.String()); m[2] != dir {
-		t.Errorf("the line that says ready names the data folder %s, want %s", m[2], dir)
+		t.Errorf("the line \"ready\" names the data folder %s, want %s", m[2], dir)
 	}
 	r.client().mustTopic("t")
 	r.client().publish("t", 1)
@@ -63,7 +64,7 @@ func TestPrivatePostgresKeepsMessagesBetweenRuns(t *testing.T) {
 	checkDiff(t, "received", []int{1}, numbers(r.client().receive("t", "")))
 }
 
-// Variables of libpq are for the database that -database-url names.
+// Variables of libpq apply only to the database that -database-url names.
 func TestPrivatePostgresDoesNotListenToTheEnvironment(t *testing.T) {
 	t.Parallel()
 	dir, home := newDataDir(t), t.TempDir()
@@ -92,7 +93,7 @@ func TestPrivatePostgresDoesNotListenToTheEnvironment(t *testing.T) {
 		t.Errorf("the folder has %d messages, %v, want 1", stored, err)
 	}
 	if strings.Contains(r.output.String(), "WARN") {
-		t.Errorf("it complains:\n%s", r.output)
+		t.Errorf("the server warns:\n%s", r.output)
 	}
 }
 
@@ -106,17 +107,17 @@ func TestStartAfterKill(t *testing.T) {
 	r.await()
 	left := leftover(filepath.Join(dir, "postgres"))
 	if left == 0 {
-		t.Fatal("no PostgreSQL was left over: the test tests nothing")
+		t.Fatal("the killed server left no PostgreSQL running")
 	}
 	r = startProcess(t, "-data-dir", dir)
 	checkDiff(t, "received", []int{1}, numbers(r.client().receive("t", "")))
 	if now := leftover(filepath.Join(dir, "postgres")); now == left {
-		t.Error("the PostgreSQL that was left over still runs")
+		t.Error("the PostgreSQL of the ended server still runs")
 	}
 }
 
-// A batcher panics because its statement returns no row, which cannot happen. The
-// process ends: it must not go on without the batcher.
+// A statement returns no row, which cannot happen, so its batcher panics. The process
+// must end, because it cannot work without the batcher.
 func TestPanicOfTheEngineEndsTheProcessAndLosesNothing(t *testing.T) {
 	t.Parallel()
 	dir := newDataDir(t)
@@ -129,7 +130,7 @@ func TestPanicOfTheEngineEndsTheProcessAndLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	inserts := map[string]bool{} // prepared statements, by connection and name
-	dropping := map[int]bool{}   // connections on which one runs
+	dropping := map[int]bool{}   // connections that run one of them
 	var armed atomic.Bool
 	newWire(t, "unix", socket, socket+".moved", func(conn int, fromClient bool, kind byte, body []byte) bool {
 		switch {
@@ -150,10 +151,10 @@ func TestPanicOfTheEngineEndsTheProcessAndLosesNothing(t *testing.T) {
 	ctx, stop := context.WithTimeout(context.Background(), testTimeout)
 	defer stop()
 	if got, err := c.send(ctx, "POST", "/topics/t/messages", `{"data":{"n":2}}`); err == nil || ctx.Err() != nil {
-		t.Errorf("the publish is answered with %d %s, %v, want a connection that is cut", got.status, got.body, err)
+		t.Errorf("publish = %d %s, %v, want a closed connection", got.status, got.body, err)
 	}
 	if p := <-poll; p.err == nil {
-		t.Errorf("a long poll at the same server is answered with %d %s", p.status, p.body)
+		t.Errorf("a long poll at the same server = %d %s, want a closed connection", p.status, p.body)
 	}
 	var exit *exec.ExitError
 	if err := r.await(); !errors.As(err, &exit) || exit.ExitCode() <= 0 {
@@ -164,12 +165,12 @@ func TestPanicOfTheEngineEndsTheProcessAndLosesNothing(t *testing.T) {
 	}
 	left := leftover(filepath.Join(dir, "postgres"))
 	if left == 0 {
-		t.Error("no PostgreSQL was left over: the test tests little")
+		t.Error("the server that panicked left no PostgreSQL running")
 	}
 	r = startProcess(t, "-data-dir", dir)
 	checkDiff(t, "received", []int{1, 2}, numbers(r.client().receive("t", "")))
 	if now := leftover(filepath.Join(dir, "postgres")); now == left {
-		t.Error("the PostgreSQL that was left over still runs")
+		t.Error("the PostgreSQL of the ended server still runs")
 	}
 }
 
@@ -181,7 +182,7 @@ func TestPrivatePostgresIsStartedAgainWhenItDies(t *testing.T) {
 	c.publish("t", 1)
 	syscall.Kill(leftover(filepath.Join(dir, "postgres")), syscall.SIGKILL)
 	poll := make(chan polled)
-	go func() { // long polls come through it too
+	go func() { // repeats the poll until the message comes
 		for {
 			p := <-c.poll(context.Background(), "t", "?wait_seconds=10")
 			if p.status == 200 && len(p.messages) == 1 {
@@ -199,9 +200,9 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	r := startProcess(t, "-data-dir", dir)
 	r.beginRequest("/topics", `{"id":"never comes"}`)
 	r.cmd.Process.Signal(syscall.SIGTERM)
-	eventually(t, "it drains", func() bool { return strings.Contains(r.output.String(), "draining") })
+	eventually(t, "the server drains", func() bool { return strings.Contains(r.output.String(), "draining") })
 	began := time.Now()
-	eventually(t, "it ends", func() bool {
+	eventually(t, "the server ends", func() bool {
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-r.ended:
@@ -211,7 +212,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 		}
 	})
 	if took := time.Since(began); took > drainTimeout/2 {
-		t.Errorf("it took %v to end after the second signal", took)
+		t.Errorf("the server ended %v after the second signal", took)
 	}
 	if pid := leftover(filepath.Join(dir, "postgres")); pid != 0 {
 		t.Errorf("PostgreSQL still runs as process %d", pid)

@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// proxy is a TCP port that leads elsewhere, by a way that can be broken.
+// proxy is a TCP port that forwards to an address. A test can break its connections.
 type proxy struct {
 	address string
 	to      func() (net.Conn, error)
 
 	mu      sync.Mutex
-	delay   time.Duration // of what comes back
+	delay   time.Duration // of bytes from the address
 	refuses bool
 	closed  chan struct{}
-	frozen  chan struct{} // closed when bytes pass again; nil if they do
+	frozen  chan struct{} // closed by thaw; nil if bytes pass
 	clients map[*net.TCPConn]bool
-	came    int // connections so far
+	came    int // number of connections so far
 }
 
 func newProxy(t testing.TB, network, address string) *proxy {
@@ -110,7 +110,7 @@ func (p *proxy) copy(to io.Writer, from io.Reader, back bool) {
 	}
 }
 
-// freeze lets nothing pass until thaw: not even that a side has hung up.
+// freeze stops all bytes until thaw, and also the end of a connection.
 func (p *proxy) freeze() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -128,28 +128,28 @@ func (p *proxy) thaw() {
 	}
 }
 
-// open returns how many connections there are.
+// open returns the number of open connections.
 func (p *proxy) open() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.clients)
 }
 
-// accepted returns how many connections there have been.
+// accepted returns the number of connections so far.
 func (p *proxy) accepted() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.came
 }
 
-// slow has all that comes back take so long.
+// slow delays all bytes from the address.
 func (p *proxy) slow(delay time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.delay = delay
 }
 
-// refuse decides whether new connections are reset.
+// refuse sets whether new connections are reset.
 func (p *proxy) refuse(refuses bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

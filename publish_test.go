@@ -15,7 +15,7 @@ func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":0}}`) // from then on the queues of the topic are known
+	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":0}}`) // so that the server caches the queues of the topic
 	free := s.hold("INSERT")
 	defer free()
 	publish := func(n int) {
@@ -24,17 +24,17 @@ func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 		}
 	}
 	var wg sync.WaitGroup
-	for n := range batcherWorkers { // the second takes over when the first takes long
+	for n := range batcherWorkers { // the second worker starts when the statement of the first takes long
 		wg.Go(func() { publish(n) })
 		s.waitForHeld(n + 1)
 	}
 	for n := range 20 {
 		wg.Go(func() { publish(n) })
 	}
-	eventually(t, "20 wait in the batcher", func() bool { return len(s.engine.publications.waiting) == 20 })
+	eventually(t, "20 requests wait in the batcher", func() bool { return len(s.engine.publications.waiting) == 20 })
 	free()
 	wg.Wait()
-	// Messages of one statement have one time.
+	// All messages of a statement have the same created_at.
 	checkDiff(t, "statements", 1+batcherWorkers+1, s.count("SELECT count(DISTINCT created_at) FROM queued.messages"))
 	checkDiff(t, "stored", 1+batcherWorkers+20, s.count("SELECT count(*) FROM queued.messages"))
 }
@@ -46,7 +46,7 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 	ok := func(n int) *publication {
 		return &publication{topicID: "t", messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n)}}}
 	}
-	// The handler refuses this; PostgreSQL is what is tested.
+	// A handler would refuse this. The test is about PostgreSQL's error.
 	poison := &publication{topicID: "t", messages: []draft{{data: []byte(`{"n":`)}}}
 	unknownTopic := &publication{topicID: "nope", messages: []draft{{data: []byte(`{}`)}}}
 	batch := []*publication{ok(1), poison, ok(2), unknownTopic, ok(3)}
@@ -63,15 +63,15 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 		switch c.request {
 		case poison:
 			if !atFault(err) {
-				t.Errorf("the poisoned member has %v, want what PostgreSQL says of it", err)
+				t.Errorf("the invalid request has %v, want PostgreSQL's error", err)
 			}
 		case unknownTopic:
 			if err != nil || !errors.Is(c.request.err, errTopicNotFound) {
-				t.Errorf("the unknown topic has %v and %v", err, c.request.err)
+				t.Errorf("the request with an unknown topic has %v and %v", err, c.request.err)
 			}
 		default:
 			if err != nil || len(c.request.stored) != 1 {
-				t.Errorf("member %d has %v and stored %v", i, err, c.request.stored)
+				t.Errorf("request %d has %v and stored %v", i, err, c.request.stored)
 			}
 		}
 	}
@@ -95,12 +95,12 @@ func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	}
 	body := `{"data":{"is":"cancelled"}}`
 	fmt.Fprintf(c, "POST /topics/t/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	eventually(t, "it waits in the batcher", func() bool { return len(s.engine.publications.waiting) == 1 })
+	eventually(t, "the request waits in the batcher", func() bool { return len(s.engine.publications.waiting) == 1 })
 	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
-	eventually(t, "another waits behind it", func() bool { return len(s.engine.publications.waiting) == 2 })
-	c.(*net.TCPConn).SetLinger(0) // resets the connection
+	eventually(t, "another request waits behind it", func() bool { return len(s.engine.publications.waiting) == 2 })
+	c.(*net.TCPConn).SetLinger(0) // so that Close resets the connection
 	c.Close()
-	eventually(t, "the server has noticed", func() bool {
+	eventually(t, "the server has noticed the disconnection", func() bool {
 		return strings.Contains(s.must(200, "GET", "/metrics", ""), `http_requests_total{handler="/topics/{topic_id}/messages",method="POST",status="4xx"} 1`)
 	})
 	free()
@@ -126,7 +126,7 @@ func TestPublicationsBeyondAStatementTakeSeveral(t *testing.T) {
 	}
 	checkDiff(t, "statements", 3, s.count("SELECT count(DISTINCT created_at) FROM queued.messages"))
 	checkDiff(t, "stored", 3*(publishRows/2+1), s.count("SELECT count(*) FROM queued.messages"))
-	// A batch that is tried again does not store twice what it has stored.
+	// A batch that runs again does not store its messages again.
 	if err := s.engine.runPublications(session, batch); err != nil {
 		t.Fatal(err)
 	}
@@ -139,20 +139,20 @@ func TestTooManyCopiesAreRefused(t *testing.T) {
 	s.must(201, "POST", "/topics", `{"id":"t"}`)
 	s.exec(`INSERT INTO queued.queues (id, topic_id, ack_deadline_seconds, message_retention_seconds)
 		SELECT 'q' || n, 't', 60, 3600 FROM generate_series(1, $1) n`, maxCopies+1)
-	checkDiff(t, "answer", `{"detail":"too many message copies: a request may create at most 100000"}`,
+	checkDiff(t, "response", `{"detail":"too many message copies: a request may create at most 100000"}`,
 		s.must(422, "POST", "/topics/t/messages", `{"data":{}}`))
 	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A server remembers topics and queues, but what was published at another server
-// holds at once.
-func TestServersGoByTheSettingsOfThisMoment(t *testing.T) {
+// A server caches topics and queues. A change at another server still applies to it at
+// once.
+func TestServersUseThePresentSettings(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
 	publish := func(want ...string) {
 		t.Helper()
-		for range 4 { // more often than there are sessions that remember
+		for range 4 { // more often than the server has connections with a cache
 			got := []string{}
 			for _, m := range s.messages(s.must(201, "POST", "/topics/t/messages", `{"data":{},"attributes":{"a":"1"}}`)) {
 				got = append(got, m.QueueID)
@@ -231,7 +231,7 @@ func TestBatchIsStoredInTheOrderSent(t *testing.T) {
 	for i, n := range numbers(published) {
 		got = append(got, fmt.Sprintf("%s%d", published[i].QueueID, n))
 	}
-	checkDiff(t, "answer", want, got)
+	checkDiff(t, "response", want, got)
 	checkDiff(t, "commits", 1, s.count("SELECT count(DISTINCT created_at) FROM queued.messages"))
 	received := numbers(s.receive("b", "?limit=100"))
 	if len(received) != 100 || !slices.IsSorted(received) {
@@ -280,12 +280,12 @@ func TestPublishStraightToAQueue(t *testing.T) {
 	s.mustQueue("alone", `"delivery_delay_seconds":900`)
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)
-	checkDiff(t, "answer", `{"data":[{"id":"UUID","queue_id":"t","data":{"n":1},"attributes":null,"delivery_attempts":0,`+
+	checkDiff(t, "response", `{"data":[{"id":"UUID","queue_id":"t","data":{"n":1},"attributes":null,"delivery_attempts":0,`+
 		`"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME"}]}`,
-		mask(s.must(201, "POST", "/queues/t/messages", `{"data":{"n":1}}`))) // filters are not asked
+		mask(s.must(201, "POST", "/queues/t/messages", `{"data":{"n":1}}`))) // filters do not apply
 	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
 	s.must(201, "POST", "/queues/alone/messages/batch", `{"messages":[{"data":{"n":2}},{"data":{"n":3},"delay_seconds":0}]}`)
-	checkDiff(t, "received, the other is delayed by its queue", []int{3}, numbers(s.receive("alone", "")))
+	checkDiff(t, "received while the queue delays the other message", []int{3}, numbers(s.receive("alone", "")))
 	s.must(404, "POST", "/queues/nope/messages", `{"data":{}}`)
 }
 
@@ -306,7 +306,7 @@ func TestDelayOfAMessageReplacesThatOfTheQueue(t *testing.T) {
 	}
 }
 
-// Each message would expire before it is due, and so never be received.
+// Each message would expire before it is due, so it would never be received.
 func TestDelaysBeyondTheRetentionAreRefused(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -342,13 +342,13 @@ func TestDelaysBeyondTheRetentionAreRefused(t *testing.T) {
 	}
 	checkDiff(t, "stored", 0, s.count("SELECT count(*) FROM queued.messages"))
 	s.must(201, "POST", "/queues/short/messages", `{"data":{},"delay_seconds":599}`)
-	s.must(201, "POST", "/topics/t/messages", `{"data":{},"delay_seconds":900}`) // short does not want it
+	s.must(201, "POST", "/topics/t/messages", `{"data":{},"delay_seconds":900}`) // the filter of the queue "short" does not match
 	checkDiff(t, "stored", 2, s.count("SELECT count(*) FROM queued.messages"))
 }
 
-// A large filter and a large batch take the time of their own request: the batcher,
-// where others wait, only sees whether they were matched with the present queues.
-func TestMessagesAreMatchedBeforeTheirTurn(t *testing.T) {
+// Matching a large batch with large filters costs time of its own request. In the
+// batcher, where other requests wait, only the version of the queues is compared.
+func TestMessagesAreMatchedOutsideTheBatcher(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t", `"message_filters":{"kind":["a"]}`)
@@ -363,13 +363,13 @@ func TestMessagesAreMatchedBeforeTheirTurn(t *testing.T) {
 		checkDiff(t, "stored", want, len(p.stored))
 		checkDiff(t, "messages", want, s.count("SELECT count(*) FROM queued.messages"))
 	}
-	turn(0) // it was not matched
+	turn(0) // not matched yet
 	s.match("t", p)
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","message_filters":{"kind":["a","b"]},"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
-	turn(0) // it was matched with what is past
+	turn(0) // matched with queues that have changed since
 	s.match("t", p)
 	s.mustQueue("another")
-	turn(1) // what has changed is no concern of this topic
+	turn(1) // another topic has changed
 }
 
 func TestFullBatcherIs503(t *testing.T) {
@@ -406,7 +406,7 @@ func TestUnknownOutcomeIsNotRetriedAndIs503(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	s.publish("t", 0) // the batchers are connected
+	s.publish("t", 0) // connects the batcher
 	free := s.lockTable("queued.messages")
 	defer free()
 	result := make(chan reply, 1)
@@ -417,9 +417,9 @@ func TestUnknownOutcomeIsNotRetriedAndIs503(t *testing.T) {
 	s.waitForLocks(1)
 	s.exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
 	if v := <-result; v.status != 503 || v.header.Get("Retry-After") == "" {
-		t.Errorf("publish on a connection that was cut = %d %s, want 503 with Retry-After", v.status, v.body)
+		t.Errorf("publish on a lost connection = %d %s, want 503 with Retry-After", v.status, v.body)
 	}
 	free()
-	s.publish("t", 2) // the batcher has connected again
+	s.publish("t", 2) // the batcher reconnects
 	checkDiff(t, "received", []int{0, 2}, numbers(s.receive("t", "")))
 }

@@ -14,13 +14,12 @@ import (
 	"time"
 )
 
-var updateReadme = flag.Bool("update-readme", false, "write what the commands of the pages print into them")
+var updateReadme = flag.Bool("update-readme", false, "write the output of the commands into the pages")
 
 var uuidPattern = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 
-// The commands in the pages work as printed: they are run in a shell against the
-// real program, and what they print is compared with the page but for the ids of
-// messages and for times.
+// The commands on the pages work as printed. They run in a shell against the real
+// program, and their output must be as on the page, except for ids of messages and times.
 func TestToursWorkAsPrinted(t *testing.T) {
 	t.Parallel()
 	program := mustBuild(t)
@@ -34,15 +33,15 @@ func TestToursWorkAsPrinted(t *testing.T) {
 	}
 }
 
-// What commands on the pages name, and other places in tests: the server, another
-// one that they start, and the data folder.
+// The addresses of the server, of a second server that a page starts, and the data
+// folder, as on the pages. The test replaces them.
 const (
 	serverOnPage  = "localhost:8000"
 	anotherOnPage = "localhost:8001"
 	privateFolder = "/var/lib/queued"
 )
 
-// toursOf returns the blocks of a page that are run.
+// toursOf returns the blocks of a page that the test runs.
 func toursOf(page string) (commands string) {
 	for _, b := range blocksOf(page) {
 		if b.language == "console" && !b.marked {
@@ -54,10 +53,9 @@ func toursOf(page string) (commands string) {
 
 var topologyOnPage = regexp.MustCompile("(?s)```json\n({\"queues\".*?)```")
 
-// tour runs the commands of a page, on a server with the topology that the page
-// shows. The server has a private PostgreSQL on the README, as it has for whoever
-// follows it, and where its folder is named. What the commands start in the
-// background is on the same database.
+// tour runs the commands of a page, on a server with the topology that the page shows.
+// For the README, and for pages that name the data folder, the server has a private
+// PostgreSQL, as for a reader. Servers that the commands start use the same database.
 func tour(t *testing.T, program, path string, private bool) {
 	page := mustRead(t, path)
 	var args, env []string
@@ -83,9 +81,9 @@ func tour(t *testing.T, program, path string, private bool) {
 	)
 
 	terminal := newTerminal(t, append(env, "CURL_HOME="+curlHome(t), "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"), "QUEUED_URL="+server.url)...)
-	ids := map[string]string{} // of a message on the page, to what it is in this run
+	ids := map[string]string{} // by id of a message on the page: the id in this run
 	var rewritten strings.Builder
-	last := "" // id that was printed
+	last := "" // the last printed id
 	runs := false
 	blocks := blocksOf(page)
 	lines := strings.Split(strings.TrimSuffix(page, "\n"), "\n")
@@ -96,7 +94,7 @@ func tour(t *testing.T, program, path string, private bool) {
 			runs = false
 		}
 		if *updateReadme && runs && last != "" && strings.HasPrefix(lines[i], "$ ") {
-			// A command on the page acts on the message that was shown before it.
+			// A command refers to the message that was printed last.
 			lines[i] = uuidPattern.ReplaceAllString(lines[i], last)
 		}
 		rewritten.WriteString(lines[i] + "\n")
@@ -127,7 +125,7 @@ func tour(t *testing.T, program, path string, private bool) {
 			}
 		}
 		if maskAge(got) != maskAge(wanted) && !*updateReadme {
-			t.Errorf("$ %s\nprints\n%s\nand the page says\n%s", command, got, wanted)
+			t.Errorf("$ %s\nprints\n%s\nbut the page says\n%s", command, got, wanted)
 		}
 		if got != "" {
 			rewritten.WriteString(got + "\n")
@@ -140,15 +138,14 @@ func tour(t *testing.T, program, path string, private bool) {
 	}
 }
 
-// maskAge is mask, and of ages too, which grow while the machine is busy, and of
-// the times of pgQueue.
+// maskAge is like mask, and also replaces all ages and the times of pgQueue.
 func maskAge(s string) string {
 	s = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}`).ReplaceAllString(s, "TIME")
 	s = regexp.MustCompile(`(?m)  \d+s$`).ReplaceAllString(s, "  AGE") // in a table
 	return regexp.MustCompile(`(age_seconds":)\d+`).ReplaceAllString(mask(s), "${1}AGE")
 }
 
-// terminal is a shell that runs one command after the other, as in a terminal.
+// terminal is a shell that runs one command after another, as in a terminal.
 type terminal struct {
 	t    testing.TB
 	in   io.WriteCloser
@@ -175,7 +172,7 @@ func newTerminal(t testing.TB, env ...string) *terminal {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		io.WriteString(in, "kill $second $! 2>/dev/null\n") // what a page left running when it failed
+		io.WriteString(in, "kill $second $! 2>/dev/null\n") // a failed page may have left them running
 		in.Close()
 		cmd.Wait()
 	})
@@ -187,7 +184,7 @@ func newTerminal(t testing.TB, env ...string) *terminal {
 
 var curlrcOnPage = regexp.MustCompile("with `(.+)` in\\s`~/.curlrc`")
 
-// curlHome returns a folder with the settings of curl that the README asks for.
+// curlHome returns a folder with the .curlrc of the README.
 func curlHome(t *testing.T) string {
 	t.Helper()
 	settings := curlrcOnPage.FindStringSubmatch(mustRead(t, "README.md"))
@@ -201,8 +198,8 @@ func curlHome(t *testing.T) string {
 	return dir
 }
 
-// run returns what a command prints, without the end of its last line, which a
-// terminal needs: else the next prompt would be on that line.
+// run returns the output of a command without the line break at its end. It is an error
+// if there is none, because the next prompt would be on the same line.
 func (s *terminal) run(command string) string {
 	s.t.Helper()
 	const end = "-- end of the command --"

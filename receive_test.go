@@ -92,7 +92,7 @@ func TestReceiveSkipsExpiredAndExhausted(t *testing.T) {
 	checkDiff(t, "received", []int{3}, numbers(s.receive("t", "?wait_seconds=1")))
 }
 
-func TestReceivePassesOverRowsThatOthersHold(t *testing.T) {
+func TestReceiveSkipsLockedRows(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -101,7 +101,7 @@ func TestReceivePassesOverRowsThatOthersHold(t *testing.T) {
 	checkDiff(t, "received", []int{2}, numbers(s.receive("t", "")))
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.inLine("t", 1)
-	tx.Rollback() // without a notification: the dispatcher keeps trying
+	tx.Rollback() // there is no notification, so the dispatcher must keep trying
 	checkDiff(t, "received", []int{1}, numbers(s.await(poll)))
 }
 
@@ -148,7 +148,7 @@ func TestLargeMessagesStayInOrder(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	var want []int
-	for n := range 18 { // three answers
+	for n := range 18 { // three responses
 		want = append(want, n)
 		s.must(201, "POST", "/topics/t/messages", fmt.Sprintf(`{"data":{"n":%d,"x":%q}}`, n, strings.Repeat("x", 1_000_000)))
 	}
@@ -172,7 +172,7 @@ func TestClaimStaysWithinItsBudget(t *testing.T) {
 	s.changeMessages("bytes = 100")
 	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
-	for _, want := range []int{1, 2, 1} { // one in any case
+	for _, want := range []int{1, 2, 1} { // a claim takes at least one message
 		v, err := session.claim(dispatcherKey{queueID: "t"}, claimStart{}, false, 10, 50+100*(want-1)+want/2*50)
 		if err != nil || len(v.messages) != want {
 			t.Fatalf("claim = %d messages, %v, want %d", len(v.messages), err, want)
@@ -233,7 +233,8 @@ func TestLongPollReturnsAtOnceAfter(t *testing.T) {
 	}
 }
 
-// No notification says so: the receiver's server knows when the message is due.
+// No notification is sent at the ack deadline. The server of the receiver knows when the
+// message is due.
 func TestLongPollReturnsAtTheAckDeadlineOfAnotherServersLease(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -245,8 +246,8 @@ func TestLongPollReturnsAtTheAckDeadlineOfAnotherServersLease(t *testing.T) {
 	checkDiff(t, "received", []int{1}, numbers(s.receive("t", "?wait_seconds=30")))
 }
 
-// leased publishes a message that waits for its receiver in t already, receives
-// it with another receiver, and returns its id.
+// leased adds a message to t that is in flight, without waking receivers, and returns
+// its id.
 func leased(s *testServer) string {
 	s.exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
 		SELECT gen_random_uuid(), key, '{"n":1}', 7, true, 1, now() + interval '1 h', now() + interval '1 h', now(), now()
@@ -254,7 +255,7 @@ func leased(s *testServer) string {
 	return s.idOf("t")
 }
 
-// deadly returns the id of a message in its last delivery, whose dead queue is t.
+// deadly returns the id of a message in its last delivery. Its dead queue is t.
 func deadly(s *testServer) string {
 	s.publish("deadly", 1)
 	return s.receive("deadly", "")[0].ID
@@ -267,7 +268,7 @@ func TestLongPollReturnsEmptyAfterItsTime(t *testing.T) {
 	began := time.Now()
 	checkDiff(t, "received", []int{}, numbers(s.receive("q", "?wait_seconds=0.3")))
 	if took := time.Since(began); took < 300*time.Millisecond {
-		t.Errorf("answered after %v, want 300ms", took)
+		t.Errorf("the response came after %v, want 300ms", took)
 	}
 	s.waiting("q", 0)
 }
@@ -288,8 +289,8 @@ func TestReceiversAreServedInTheOrderTheyCame(t *testing.T) {
 	}
 }
 
-// Ten thousand receivers come back every twenty seconds: that costs no statement
-// as long as nothing is due.
+// Thousands of receivers poll again every twenty seconds. This costs no statement while
+// nothing is due.
 func TestReceiverThatJoinsSleepingOnesCostsNoStatement(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -315,8 +316,8 @@ func TestReceiverThatJoinsSleepingOnesCostsNoStatement(t *testing.T) {
 	checkDiff(t, "received", []int{1, 2, 3, 4, 5, 6}, got)
 }
 
-// The search for the next due time fails: it has to connect, and cannot. The
-// dispatcher sleeps, but does not know that nothing is due.
+// The dispatcher cannot connect to look up the next due time. It sleeps without knowing
+// that nothing is due, so the next receiver must cause a claim.
 func TestReceiverCausesAClaimWhereTheNextDueTimeIsUnknown(t *testing.T) {
 	t.Parallel()
 	s, p := newProxiedServer(t)
@@ -335,7 +336,7 @@ func TestReceiverCausesAClaimWhereTheNextDueTimeIsUnknown(t *testing.T) {
 	}
 }
 
-func TestDeletedQueueLetsItsReceiversGo(t *testing.T) {
+func TestReceiversOfADeletedQueueGetAnError(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
@@ -351,7 +352,7 @@ func TestDeletedQueueLetsItsReceiversGo(t *testing.T) {
 	}
 }
 
-func TestDrainLetsReceiversGoEmpty(t *testing.T) {
+func TestDrainEndsReceivesWithoutMessages(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("a")
@@ -369,7 +370,7 @@ func TestDrainLetsReceiversGoEmpty(t *testing.T) {
 	checkDiff(t, "later", []int{}, numbers(s.receive("a", "?wait_seconds=30")))
 }
 
-// hangUpLater starts a receive of t that waits, on a connection to close.
+// hangUpLater starts a long poll of t, and returns its connection for the test to close.
 func hangUpLater(s *testServer) net.Conn {
 	s.t.Helper()
 	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
@@ -380,7 +381,7 @@ func hangUpLater(s *testServer) net.Conn {
 	return c
 }
 
-// wantUntouched receives the message in t, which has to be in its first delivery.
+// wantUntouched receives the message in t, which must be in its first delivery.
 func wantUntouched(s *testServer) {
 	s.t.Helper()
 	got := s.receive("t", "?wait_seconds=30")
@@ -418,7 +419,7 @@ func TestReceiverThatHangsUpDuringAClaimTakesNothing(t *testing.T) {
 	s.mustTopic("t")
 	c := hangUpLater(s)
 	s.waiting("t", 1)
-	// The claim waits for a lock while the client leaves.
+	// The client disconnects while the claim waits for a lock.
 	tx := s.begin("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE")
 	s.engine.wake("t", time.Time{})
 	s.waitForLocks(1)
@@ -431,7 +432,7 @@ func TestReceiverThatHangsUpDuringAClaimTakesNothing(t *testing.T) {
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	s.waiting("t", 0) // or the next receiver is simply given what this one left
+	s.waiting("t", 0) // otherwise the next receiver could get the claimed message without a release
 	wantUntouched(s)
 }
 
@@ -454,7 +455,7 @@ func TestReleasedMessageHasItsDueTimeAndAttemptsAgain(t *testing.T) {
 	wantUntouched(s)
 }
 
-func TestReceiverThatHasLeftUnnoticedIsPassedOver(t *testing.T) {
+func TestReceiverWithAnUnnoticedDisconnectionIsSkipped(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -473,12 +474,12 @@ func TestReceiverThatHasLeftUnnoticedIsPassedOver(t *testing.T) {
 	first.ended.Store(true)
 	s.publish("t", 1)
 	s.inLine("t", 19)
-	checkDiff(t, "received by the client that has left", 0, len((<-received).messages))
+	checkDiff(t, "received by the disconnected client", 0, len((<-received).messages))
 	checkDiff(t, "attempts", 1, s.count("SELECT delivery_attempts FROM queued.messages"))
 }
 
-// unnoticedEnd is the context of a request whose client has left, before anything
-// that waits for the context noticed.
+// unnoticedEnd is the context of a request whose client has disconnected. Its Err says
+// so, and its Done does not yet.
 type unnoticedEnd struct {
 	context.Context
 	ended atomic.Bool
@@ -491,12 +492,12 @@ func (c *unnoticedEnd) Err() error {
 	return nil
 }
 
-func TestReleaseLeavesALeaseThatIsNoLongerOurs(t *testing.T) {
+func TestReleaseChangesOnlyItsOwnLease(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]string{
 		"delivered again":        "delivery_attempts = delivery_attempts + 1, scheduled_at = scheduled_at + interval '1 min'",
 		"its lease has changed":  "scheduled_at = scheduled_at + interval '1 min'",
-		"its attempts have":      "delivery_attempts = 0",
+		"its attempts changed":   "delivery_attempts = 0",
 		"released or nacked":     "in_flight = false",
 		"moved to another queue": "queue_key = queue_key + 1",
 	} {
@@ -523,7 +524,7 @@ func TestMessageWhoseLeaseHasEndedIsNotSent(t *testing.T) {
 	s.publish("t", 1)
 	s.exec(`CREATE FUNCTION public.linger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1.1); RETURN NULL; END'`)
 	s.exec("CREATE TRIGGER linger BEFORE UPDATE ON queued.messages FOR EACH STATEMENT EXECUTE FUNCTION public.linger()")
-	// By the time the claim is answered the lease is over.
+	// The lease ends before the claim returns.
 	checkDiff(t, "received", []int{}, numbers(s.receive("t", "")))
 	s.exec("DROP TRIGGER linger ON queued.messages")
 	s.must(200, "PUT", "/queues/t", `{"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":3600}`)
@@ -552,7 +553,7 @@ func TestNoMessageIsDeliveredToTwo(t *testing.T) {
 	}
 	var mu sync.Mutex
 	deliveries := map[int]int{}
-	inOrder := map[[2]int]int{} // the last number that a receiver got of a publisher
+	inOrder := map[[2]int]int{} // by receiver and publisher: the last number received
 	ctx, allAcked := context.WithTimeout(context.Background(), testTimeout)
 	defer allAcked()
 	var acked atomic.Int64
@@ -560,8 +561,8 @@ func TestNoMessageIsDeliveredToTwo(t *testing.T) {
 		wg.Go(func() {
 			at := []*testServer{s, other}[r%2]
 			for {
-				// What is claimed for receivers whose wait has ended meanwhile is given
-				// back, and then comes late: these wait until all is received.
+				// Messages that are claimed for a receiver whose wait has ended are
+				// released, and then are late. So no wait ends before all are received.
 				p := <-at.poll(ctx, "t", "?wait_seconds=20&limit=3")
 				if acked.Load() == publishers*each {
 					return
@@ -629,10 +630,10 @@ func TestOnePublisherIsReceivedInOrder(t *testing.T) {
 	}
 }
 
-var wakeRounds = flag.Int("wakes", 2000, "rounds of TestNoWakeUpIsLost; a million take ten minutes")
+var wakeRounds = flag.Int("wakes", 2000, "number of rounds of TestNoWakeUpIsLost; a million take ten minutes")
 
-// A publish, a nack, a delay that ends: each must wake the receiver that waits,
-// whatever its dispatcher is doing at that moment. This engine makes no sweeps.
+// A publish, a nack and the end of a delay each must wake the waiting receiver, at any
+// moment of its dispatcher. This engine makes no sweeps.
 func TestNoWakeUpIsLost(t *testing.T) {
 	t.Parallel()
 	dsn := newTestDatabase(t, "queued")
@@ -666,7 +667,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 		wg.Go(func() {
 			defer close(stop)
 			random := mathrand.New(mathrand.NewPCG(1, uint64(q)))
-			spin := func() { // until the dispatcher is anywhere between two waits
+			spin := func() { // for a random time, so that the dispatcher may be anywhere between two waits
 				for end := time.Now().Add(time.Duration(random.IntN(1500)) * time.Microsecond); time.Now().Before(end); {
 					runtime.Gosched()
 				}
@@ -699,7 +700,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 					return
 				}
 			}
-			// The receiver waits for one more, and finds that the test has ended.
+			// The receiver waits for one more message, and then finds that the test has ended.
 			if _, err := e.publish(context.Background(), &publication{queueID: queueID, messages: []draft{{data: []byte(`{}`)}}}); err != nil {
 				t.Error(err)
 			}
@@ -722,7 +723,7 @@ func TestConsumeDeletesAndReleaseRestores(t *testing.T) {
 	}
 	checkDiff(t, "left", 1, s.messagesIn("t"))
 	s.engine.release("t", v.messages)
-	s.changeMessages("updated_at = created_at") // the time of the move is all that differs
+	s.changeMessages("updated_at = created_at") // only the time of the restore differs
 	checkDiff(t, "state after the release", before, s.state())
 	checkDiff(t, "received then", []int{1, 2, 3}, numbers(s.receive("t", "")))
 }
@@ -783,13 +784,13 @@ func TestRefusedReleaseDoesNothing(t *testing.T) {
 	checkDiff(t, "limited groups after the refusal", limited, groups())
 	s.exec("DROP TRIGGER refuse ON queued.messages")
 	if err := s.engine.runReleases(session, batch); err != nil {
-		t.Errorf("release, tried again = %v", err)
+		t.Errorf("the second try of the release = %v", err)
 	}
 	checkDiff(t, "received then", "-1 -2 a1 b1", s.receiveNames("q", 10))
 }
 
-// sendAndShutDown sends a request and shuts down the sending side, as nc -N does. It returns the
-// connection, to read the response from.
+// sendAndShutDown sends a request and shuts down the sending side, as nc -N does. It
+// returns the connection, for the response.
 func sendAndShutDown(s *testServer, method, target, body string) *net.TCPConn {
 	s.t.Helper()
 	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
@@ -816,7 +817,7 @@ func readResponse(s *testServer, c io.Reader) (status int, body string) {
 	return response.StatusCode, string(b)
 }
 
-// nc -N, and some proxies.
+// Examples of such clients are nc -N and some proxies.
 func TestClientsThatShutDownTheirSideAreServed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -829,7 +830,7 @@ func TestClientsThatShutDownTheirSideAreServed(t *testing.T) {
 	for _, v := range []struct {
 		method, target, body string
 		status               int
-		want                 string // a part of the body
+		want                 string // part of the body
 	}{
 		{"GET", "/health", "", 200, "true"},
 		{"GET", "/readyz", "", 200, "true"},
@@ -854,15 +855,16 @@ func TestClientsThatShutDownTheirSideAreServed(t *testing.T) {
 		}
 		c.Close()
 	}
-	checkDiff(t, "attempts", 4, s.count("SELECT sum(delivery_attempts) FROM queued.messages")) // of the large ones and the job
+	checkDiff(t, "attempts", 4, s.count("SELECT sum(delivery_attempts) FROM queued.messages")) // of the three large messages and the job
 }
 
-// It has said all that it had to say, and may have closed the connection: it waits no longer.
-func TestClientThatShutsDownItsSideWaitsNoLonger(t *testing.T) {
+// A client that has shut down its side may have closed the connection, so its long poll
+// ends.
+func TestLongPollEndsWhenTheClientShutsDownItsSide(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	poll := s.poll(context.Background(), "t", "?wait_seconds=30") // goes on
+	poll := s.poll(context.Background(), "t", "?wait_seconds=30") // keeps waiting
 	s.waiting("t", 1)
 	c, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 	if err != nil {
@@ -875,11 +877,11 @@ func TestClientThatShutsDownItsSideWaitsNoLonger(t *testing.T) {
 	status, body := readResponse(s, c)
 	checkDiff(t, "response", `200 {"data":[]}`, fmt.Sprint(status, " ", body))
 	s.publish("t", 1)
-	checkDiff(t, "received by the one that waits", []int{1}, numbers(s.await(poll)))
+	checkDiff(t, "received by the waiting client", []int{1}, numbers(s.await(poll)))
 }
 
-// What is sent to a client that has closed the connection is answered with a reset:
-// only that tells it from one that still reads.
+// Only the reset that follows data distinguishes a client that has closed the connection
+// from one that still reads.
 func TestClientThatClosedTheConnectionTakesNothing(t *testing.T) {
 	t.Parallel()
 	for _, target := range []string{"/queues/t/messages", "/queues/t/messages?wait_seconds=30", "/out/t", "/queue/t?wait_seconds=30", "/dequeue/t/"} {
@@ -924,7 +926,7 @@ func TestClientsThatEndTheirSideOfTLSAreServed(t *testing.T) {
 	defer c.Close()
 	c.CloseWrite()
 	if status, body := readResponse(s, c); status != 200 || !strings.Contains(body, `"n":1`) {
-		t.Errorf("answered with %d %s", status, body)
+		t.Errorf("receive = %d %s, want the message", status, body)
 	}
 	s.schedule("1 h")
 	c = ask("/queues/t/messages?wait_seconds=30")

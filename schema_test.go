@@ -33,7 +33,7 @@ ORDER BY line`)
 	return all
 }
 
-// scriptFor returns what queued schema prints.
+// scriptFor returns the output of queued schema.
 func scriptFor(t testing.TB, role string) string {
 	t.Helper()
 	var out bytes.Buffer
@@ -72,7 +72,7 @@ func TestPrintedSchemaIsThatOfServers(t *testing.T) {
 	}
 }
 
-// The servers' role may read and write what a DBA has created, and no more.
+// The role of the servers may only read and write the tables that a DBA has created.
 func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
 	t.Parallel()
 	role := newTestRole(t)
@@ -86,7 +86,7 @@ func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
 	}
 	dsn += " user=" + role
 	if got := startOn(t, dsn); !strings.Contains(got, "permission denied for schema queued") || !strings.Contains(got, askDBA) {
-		t.Errorf("without rights the start ends with %q", got)
+		t.Errorf("without privileges the start ends with %q", got)
 	}
 	if _, err := admin.db.Exec(strings.ReplaceAll(grants, "PUBLIC", role)); err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := startOn(t, dsn); !strings.Contains(got, "permission denied for database") || !strings.Contains(got, askDBA) {
-		t.Errorf("without the right to connect the start ends with %q", got)
+		t.Errorf("without the privilege to connect the start ends with %q", got)
 	}
 	if _, err := admin.db.Exec(scriptFor(t, role)); err != nil {
 		t.Fatal(err)

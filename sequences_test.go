@@ -7,16 +7,16 @@ import (
 	"testing"
 )
 
-// restartSequences leaves the sequences as logical replication and some restores do.
+// restartSequences restarts the sequences, as logical replication and some restores do.
 func restartSequences(s *testServer) {
 	s.t.Helper()
 	s.exec("ALTER TABLE queued.queues ALTER key RESTART WITH 1")
 	s.exec("ALTER TABLE queued.messages ALTER seq RESTART WITH 1")
 }
 
-// wantIdentity checks that a new queue and new messages are not taken for old ones:
-// those of a deleted queue were in it under the key 1, and 1 to 3 are in the group g
-// of the ordered queue.
+// wantIdentity checks that a new queue does not get the key of the deleted queue, with
+// its messages, and that new messages come after the messages 1 to 3 in the group g of
+// the ordered queue.
 func wantIdentity(s *testServer) {
 	s.t.Helper()
 	s.mustQueue("new")
@@ -62,16 +62,17 @@ func TestSequencesThatRestartedAreRaisedAfterAReconnect(t *testing.T) {
 	wantIdentity(s)
 }
 
-// loseConnections ends all connections but one, and waits until the server is back.
+// loseConnections ends all connections except one, and waits until the server has
+// recovered.
 func loseConnections(s *testServer, but *sql.DB) {
 	s.t.Helper()
 	if _, err := but.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"); err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "it publishes again", func() bool {
+	eventually(s.t, "the server publishes again", func() bool {
 		return s.do("POST", "/queues/none/messages", `{"data":{}}`).status == 404
 	})
-	eventually(s.t, "it is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
+	eventually(s.t, "the server is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
 }
 
 func TestLostConnectionsAreReplacedWhileAnotherServerRaisesSequences(t *testing.T) {
@@ -85,8 +86,8 @@ func TestLostConnectionsAreReplacedWhileAnotherServerRaisesSequences(t *testing.
 	loseConnections(s, outside)
 }
 
-// The tables are not read again: a search for their newest messages walks over all
-// deleted and not vacuumed ones.
+// The server does not read the tables again, because a search for the newest message
+// walks over all deleted rows before a vacuum.
 func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -105,7 +106,7 @@ func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 	}
 }
 
-// While a server runs, and loses no connection.
+// Here the sequences restart while the server runs and loses no connection.
 func TestSequencesThatRestartedAreRaisedForTheFirstKeyThatIsTaken(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -145,6 +146,6 @@ func TestSequencesThatAreRightStay(t *testing.T) {
 		plan += explain1(t, conn, statement, nil)
 	}
 	if strings.Contains(plan, "Seq Scan on messages ") || strings.Contains(plan, "Sort ") {
-		t.Errorf("it reads all messages:\n%s", plan)
+		t.Errorf("the statement reads all messages:\n%s", plan)
 	}
 }

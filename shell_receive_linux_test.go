@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// init makes a process of a test inherit orphans, as the first process of a container
-// does.
+// init makes a process of a test inherit orphaned processes, as the first process of a
+// container does.
 func init() {
 	const set = 36 // PR_SET_CHILD_SUBREAPER
 	if os.Getenv("QUEUED_TEST_SUBREAPER") != "" {
@@ -28,7 +28,7 @@ func TestReceiveCommandReapsWhatItInherits(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	c, _ := newCommands(t) // for its fifo
+	c, _ := newCommands(t) // the test needs only the fifo
 	const orphans = 20
 	s.publish("t", make([]int, orphans)...)
 	command := fmt.Sprintf(`cd %q; (read status <ends; exit 3) & echo $! >pid-$QUEUED_MESSAGE_ID; exit 0`, c.folder)
@@ -56,11 +56,11 @@ func TestReceiveCommandReapsWhatItInherits(t *testing.T) {
 		c.end(0)
 	}
 	for _, pid := range pids {
-		eventually(t, "an orphan is gone, and no zombie", func() bool { return syscall.Kill(pid, 0) != nil })
+		eventually(t, "the orphan has ended and is not a zombie", func() bool { return syscall.Kill(pid, 0) != nil })
 	}
-	s.publish("t", 1) // and it goes on
-	eventually(t, "the next one is acked", func() bool { return s.unacked() == 0 })
-	c.end(0) // its orphan, which has the worker's standard error
+	s.publish("t", 1) // the worker continues
+	eventually(t, "the next message is acked", func() bool { return s.unacked() == 0 })
+	c.end(0) // its orphan, which holds the worker's standard error open
 	r.cmd.Process.Signal(syscall.SIGTERM)
 	if err := r.await(); err != nil || r.output.String() != "" {
 		t.Errorf("receive = %v\n%s", err, r.output)
@@ -113,7 +113,7 @@ func TestReceiveCommandAcksWhatWasRead(t *testing.T) {
 	}
 	s.publish("t", make([]int, 20)...)
 	left := 20
-	for n := range 5 { // of the last ones it is the moment of the end that counts
+	for n := range 5 { // the reader ends at different times
 		r, output := startReceive(t, s.url, "t")
 		head := exec.Command("head", "-n", fmt.Sprint(n+1))
 		head.Stdin = output
@@ -125,38 +125,39 @@ func TestReceiveCommandAcksWhatWasRead(t *testing.T) {
 		r.awaitSIGPIPE()
 		left -= n + 1
 		checkDiff(t, "stored", left, s.unacked())
-		eventually(t, "what is left is as if never received", func() bool { return untouched() == left })
+		eventually(t, "the other messages are as if never received", func() bool { return untouched() == left })
 	}
 
-	// A reader that goes away while there is nothing to print.
+	// A reader may exit while there is nothing to print.
 	s.must(204, "PUT", "/queues/t/purge", "")
 	r, output := startReceive(t, s.url, "t")
 	s.waiting("t", 1)
 	output.Close()
 	r.awaitSIGPIPE()
 
-	// And one that reads no more: what it is not given others can receive.
+	// If a reader stops reading, other consumers can receive the messages that it has not
+	// got.
 	s.publish("t", make([]int, 20)...)
 	r, output = startReceive(t, s.url, "t")
 	lines := bufio.NewReader(output)
-	for range 5 { // so some are received at once
+	for range 5 { // so that the worker receives several messages at once
 		if _, err := lines.ReadString('\n'); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all but one are for others", func() bool { return s.unacked()-untouched() == 1 })
+	eventually(t, "all messages but one are released", func() bool { return s.unacked()-untouched() == 1 })
 	if _, err := lines.ReadString('\n'); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.CopyN(io.Discard, lines, 1); err != nil { // it goes on
+	if _, err := io.CopyN(io.Discard, lines, 1); err != nil { // the worker continues
 		t.Fatal(err)
 	}
 	output.Close()
 	r.awaitSIGPIPE()
-	eventually(t, "what is left is as if never received", func() bool { return untouched() == s.unacked() })
+	eventually(t, "the other messages are as if never received", func() bool { return untouched() == s.unacked() })
 }
 
-// Commands whose output has no reader fail for every message.
+// Without a reader of their output, the commands fail for every message.
 func TestReceiveCommandEndsWithTheReaderOfItsCommands(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -169,7 +170,7 @@ func TestReceiveCommandEndsWithTheReaderOfItsCommands(t *testing.T) {
 	}
 	output.Close()
 	r.awaitSIGPIPE()
-	eventually(t, "the others have counted no attempt", func() bool {
+	eventually(t, "the other messages have no delivery attempt", func() bool {
 		return s.unacked() == s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0")
 	})
 	checkDiff(t, "dead", 0, len(s.receive("dead", "")))

@@ -43,7 +43,7 @@ func newCommands(t testing.TB) (c *commands, command string) {
 	return c, fmt.Sprintf(`cd %q && cat >$QUEUED_MESSAGE_ID && mv $QUEUED_MESSAGE_ID begun-$QUEUED_MESSAGE_ID && read status <ends && exit $status`, c.folder)
 }
 
-// begun returns the number of commands that have started.
+// begun returns the number of started commands.
 func (c *commands) begun() int {
 	all, err := filepath.Glob(filepath.Join(c.folder, "begun-*"))
 	if err != nil {
@@ -71,7 +71,7 @@ func (s *testServer) startWorker(args ...string) *running {
 	}()
 	s.t.Cleanup(func() {
 		stop()
-		if !s.t.Failed() { // or its commands may wait for ever
+		if !s.t.Failed() { // after a failure its commands may wait for ever
 			<-r.ended
 		}
 	})
@@ -107,7 +107,7 @@ func TestReceiveCommandEndsByCountWaitAndSignal(t *testing.T) {
 	checkDiff(t, "messages of -wait 0s", 240, strings.Count(out, "\n"))
 
 	r := s.startWorker("t")
-	s.waiting("t", 1) // and it does not end
+	s.waiting("t", 1) // the worker does not end
 	s.publish("t", 1)
 	eventually(t, "the message is printed and acked", func() bool { return s.unacked() == 0 && strings.Count(r.output.String(), "\n") == 1 })
 	s.waiting("t", 1)
@@ -134,7 +134,7 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 	}
 	checkDiff(t, "left", 2, s.count("SELECT count(*) FROM queued.messages WHERE scheduled_at <= now()"))
 
-	// What reads the output of the process is gone.
+	// The reader of the output has exited.
 	for _, v := range []struct {
 		args   []string
 		status int
@@ -158,12 +158,12 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 			t.Errorf("%v into a broken pipe = %v, %s, want exit status %d", v.args, err, stderr, v.status)
 		}
 	}
-	eventually(t, "the server has noticed that it ended in a poll", func() bool {
+	eventually(t, "the server has noticed the disconnection", func() bool {
 		return strings.Contains(s.must(200, "GET", "/queues/t/stats", ""), `"num_undelivered_messages":2`)
 	})
 	checkDiff(t, "left", []int{2, 3}, numbers(s.receive("t", "")))
 
-	// What reads it reads no more.
+	// The reader of the output has stopped reading.
 	s.must(204, "PUT", "/queues/u/purge", "")
 	s.must(201, "POST", "/queues/u/messages", `{"data":{"n":4,"long":"`+strings.Repeat("x", 500_000)+`"}}`)
 	read, write, err := os.Pipe()
@@ -175,14 +175,14 @@ func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 	cmd.Stdout = write
 	r := startCommand(t, cmd)
 	write.Close()
-	if _, err := read.Read(make([]byte, 1)); err != nil { // it writes, and no more than the pipe holds
+	if _, err := read.Read(make([]byte, 1)); err != nil { // the worker writes as much as the pipe holds
 		t.Fatal(err)
 	}
 	r.endBySignals(s)
 	if exit := new(exec.ExitError); !errors.As(r.err, &exit) || exit.ExitCode() != 1 || !strings.Contains(r.output.String(), "output blocked: its reader has stopped reading") {
-		t.Errorf("receive into a pipe that nobody reads = %v, %s, want exit status 1", r.err, r.output)
+		t.Errorf("receive into a pipe without a reader = %v, %s, want exit status 1", r.err, r.output)
 	}
-	checkDiff(t, "given back", 0, s.count("SELECT count(*) FROM queued.messages JOIN queued.queues ON key = queue_key WHERE queues.id = 'u' AND in_flight"))
+	checkDiff(t, "in flight", 0, s.count("SELECT count(*) FROM queued.messages JOIN queued.queues ON key = queue_key WHERE queues.id = 'u' AND in_flight"))
 }
 
 func TestReceiveCommandGivesTheMessageToACommand(t *testing.T) {
@@ -208,7 +208,7 @@ QUEUED_TLS_CERT=
 QUEUED_TOKEN=
 QUEUED_URL=`+s.url+"\n", mask(out))
 
-	// Without attributes, and in the command of another worker.
+	// The message has no attributes, and the worker itself is the command of a worker.
 	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
 	cmd := exec.Command(os.Args[0], "receive", "-exec", show, "-count", "1", "q")
 	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_URL="+s.url, "QUEUED_ATTRIBUTE_A=1", "QUEUED_GROUP=outer", "QUEUED_REQUEST_ID=outer", "QUEUED_TOKEN=secret")
@@ -228,7 +228,7 @@ QUEUED_TOKEN=secret
 QUEUED_URL=`+s.url+"\n", mask(string(printed)))
 	checkDiff(t, "stored", 0, s.unacked())
 
-	// What no system would take is left out, and the command runs.
+	// Attributes too large for an environment are left out, and the command runs.
 	many := strings.Builder{}
 	for n := range 75_000 {
 		fmt.Fprintf(&many, `,"a%d":"b"`, n)
@@ -322,7 +322,7 @@ func TestReceiveCommandKeepsTheMessageWhileTheCommandRuns(t *testing.T) {
 	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
 	var first wireMessage
 	mustDecode(t, s.must(200, "GET", "/messages/"+id, ""), &first)
-	eventually(t, "the lease has outlived itself", func() bool {
+	eventually(t, "the lease has lasted longer than the first ack deadline", func() bool {
 		var m wireMessage
 		mustDecode(t, s.must(200, "GET", "/messages/"+id, ""), &m)
 		return m.UpdatedAt > first.ScheduledAt
@@ -385,7 +385,7 @@ func TestReceiveCommandDrains(t *testing.T) {
 		}
 		r := startCommand(t, cmd)
 		eventually(t, "a command runs", func() bool { return c.begun() == 1 })
-		if terminal { // which signals the process group that is in the foreground
+		if terminal { // a terminal signals its foreground process group
 			syscall.Kill(-r.cmd.Process.Pid, syscall.SIGINT)
 		} else {
 			r.cmd.Process.Signal(syscall.SIGTERM)
@@ -418,7 +418,7 @@ func shellProcess(url string, args ...string) *exec.Cmd {
 // the process has handled the first.
 func (r *running) endBySignals(s *testServer) {
 	s.t.Helper()
-	eventually(r.t, "it has ended", func() bool {
+	eventually(r.t, "the worker has ended", func() bool {
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-r.ended:
@@ -438,7 +438,7 @@ func TestReceiveCommandEndsCommandsAtTheSecondSignal(t *testing.T) {
 	command = "trap 'echo trapped >&2; exit 7' TERM; " + command
 	r := startWorkerProcess(t, s.url, command)
 	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
-	eventually(t, "it has ended", func() bool { // the second signal is one that comes when the first was heard
+	eventually(t, "the worker has ended", func() bool { // one of the signals arrives after the worker has handled the first
 		r.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-r.ended:
@@ -467,7 +467,7 @@ func TestReceiveCommandLeavesNothingRunningAtTheSecondSignal(t *testing.T) {
 	if _, scanned := fmt.Sscan(string(text), &pid); err != nil || scanned != nil {
 		t.Fatal(err, scanned)
 	}
-	eventually(t, "what it started has ended", func() bool { return syscall.Kill(pid, 0) != nil })
+	eventually(t, "the process that the command started has ended", func() bool { return syscall.Kill(pid, 0) != nil })
 	checkDiff(t, "stored", 1, s.unacked())
 }
 
@@ -487,11 +487,11 @@ func TestReceiveCommandEndsWhenItCannotRunCommands(t *testing.T) {
 	for what, v := range map[string]struct {
 		command, path, want string
 	}{
-		"a command that is not there":  {"nosuchcommand", os.Getenv("PATH"), "-exec: exit status 127: "},
-		"a last command that is not":   {"true; nosuchcommand", os.Getenv("PATH"), "-exec: exit status 127: "},
-		"a file that is no program":    {notExecutable, os.Getenv("PATH"), "-exec: exit status 126: "},
+		"an unknown command":           {"nosuchcommand", os.Getenv("PATH"), "-exec: exit status 127: "},
+		"an unknown last command":      {"true; nosuchcommand", os.Getenv("PATH"), "-exec: exit status 127: "},
+		"a file that is not a program": {notExecutable, os.Getenv("PATH"), "-exec: exit status 126: "},
 		"no shell":                     {"true", folder, `-exec: exec: "sh": executable file not found in $PATH`},
-		"a shell that cannot be begun": {"true", mustMakeBrokenShell(t), "-exec: cannot start the shell: fork/exec"},
+		"a shell that cannot start":    {"true", mustMakeBrokenShell(t), "-exec: cannot start the shell: fork/exec"},
 	} {
 		for _, parallel := range []string{"1", "5"} {
 			cmd := shellProcess(s.url, "receive", "-parallel", parallel, "-exec", v.command, "t")
@@ -506,7 +506,7 @@ func TestReceiveCommandEndsWhenItCannotRunCommands(t *testing.T) {
 	checkDiff(t, "messages without an attempt, and not in flight", 50, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight"))
 	checkDiff(t, "dead", 0, len(s.receive("dead", "")))
 
-	// Other statuses are the message's fault.
+	// Other exit statuses count as failures of the message.
 	s.makeDue()
 	for _, command := range []string{"exit 125", "exit 128", "kill -9 $$"} {
 		if _, stderr, err := s.shell(nil, "receive", "-exec", command, "-count", "1", "t"); err != nil {
@@ -536,7 +536,7 @@ func TestReceiveCommandLetsCommandsEndWhenAnotherCannotRun(t *testing.T) {
 	r := s.startWorker("-exec", `[ "$(cat)" = '{"n":1}' ] || exec nosuchcommand; echo '{"n":1}' | (`+command+`)`, "-parallel", "2", "t")
 	eventually(t, "the command runs", func() bool { return c.begun() == 1 })
 	s.publish("t", 2)
-	eventually(t, "the other is given back", func() bool {
+	eventually(t, "the other message is released", func() bool {
 		return s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND scheduled_at > updated_at") == 1
 	})
 	c.end(0)
@@ -592,7 +592,7 @@ func TestReceiveCommandSurvivesAnUnavailableServer(t *testing.T) {
 	p.refuse(true)
 	p.reset()
 	eventually(t, "the worker logs that the server is unavailable", func() bool { return strings.Contains(r.output.String(), "queued: server unavailable: ") })
-	c.end(0) // and is acked later
+	c.end(0) // the worker acks it later
 	s.publish("t", 2)
 	p.refuse(false)
 	eventually(t, "the next command runs", func() bool { return c.begun() == 2 })
@@ -600,7 +600,7 @@ func TestReceiveCommandSurvivesAnUnavailableServer(t *testing.T) {
 	eventually(t, "both are acked", func() bool { return s.unacked() == 0 })
 	r.stop()
 	if err := r.await(); err != nil || strings.Count(r.output.String(), "\n") != 2 || !strings.HasSuffix(r.output.String(), "queued: server available again: http://"+p.address+"\n") {
-		t.Errorf("receive = %v, and says\n%s", err, r.output)
+		t.Errorf("receive = %v, and prints\n%s", err, r.output)
 	}
 
 	p.refuse(true)
@@ -641,7 +641,7 @@ func TestReceiveCommandWaitsNoLongerThanTheServerAllows(t *testing.T) {
 	r := s.startWorker("t")
 	s.waiting("t", 1)
 	s.publish("t", 1)
-	eventually(t, "it is acked", func() bool { return s.unacked() == 0 })
+	eventually(t, "the message is acked", func() bool { return s.unacked() == 0 })
 	r.stop()
 	if err := r.await(); err != nil {
 		t.Errorf("receive = %v", err)

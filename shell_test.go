@@ -22,13 +22,13 @@ import (
 // shell runs a command of the program against this server.
 func (s *client) shell(stdin io.Reader, command string, args ...string) (stdout, stderr string, err error) {
 	s.t.Helper()
-	out, errors := newSyncBuffer(), newSyncBuffer() // commands write at the same time
+	out, errors := newSyncBuffer(), newSyncBuffer() // several goroutines may write
 	getenv := func(name string) string { return map[string]string{"QUEUED_URL": s.url, "QUEUED_TOKEN": s.token}[name] }
 	err = run(context.Background(), append([]string{command}, args...), getenv, stdin, out, errors)
 	return out.String(), errors.String(), err
 }
 
-// mustShell is shell for a command that has to succeed. It returns the output.
+// mustShell is like shell, for a command that must succeed. It returns the output.
 func (s *client) mustShell(stdin, command string, args ...string) string {
 	s.t.Helper()
 	out, errors, err := s.shell(strings.NewReader(stdin), command, args...)
@@ -53,7 +53,7 @@ func TestByteOrderMarkBeforeJSONIsSkipped(t *testing.T) {
 	s.mustShell(mark+`{"n":5}`+"\r\n"+mark+`{"n":6}`+"\r\n"+mark, "publish", "-lines", "t")
 	checkDiff(t, "messages", []int{1, 2, 3, 4, 5, 6}, numbers(s.receive("q", "")))
 
-	s.must(200, "POST", "/in/q", mark+`{"n":7}`) // which gives back what came in, to the byte
+	s.must(200, "POST", "/in/q", mark+`{"n":7}`) // micro-queue returns bodies unchanged
 	checkDiff(t, "body", mark+`{"n":7}`, s.must(200, "GET", "/out/q", ""))
 
 	path := filepath.Join(t.TempDir(), "tokens.json")
@@ -91,7 +91,7 @@ func TestPublishCommandPublishesAnObject(t *testing.T) {
 		args       []string
 		queues     string
 		attributes string
-		shown      string // beside the usual fields
+		shown      string // further fields in the output
 	}{
 		{[]string{"t"}, "t u", "null", ""},
 		{[]string{"t", "-"}, "t u", "null", ""},
@@ -211,7 +211,7 @@ func TestPublishCommandTakesLinesInBatches(t *testing.T) {
 type stream struct {
 	text chan string
 	left string
-	read chan bool // has one when the end was read
+	read chan bool // has a value when the end was read
 }
 
 func newStream() *stream { return &stream{text: make(chan string), read: make(chan bool, 2)} }
@@ -240,7 +240,7 @@ func TestPublishCommandNamesTheLineThatIsWrong(t *testing.T) {
 	long := `{"a":"` + strings.Repeat("a", 1<<20) + `"}`
 	for i, v := range []struct {
 		input  string
-		stored int // of what comes before
+		stored int // number of lines before it
 		want   string
 	}{
 		{"{}\n\n{}\n{\n{}\n", 2, "line 4: not a JSON object; lines from 4 on were not published"},
@@ -265,7 +265,7 @@ func TestPublishCommandNamesUnpublishedLinesWithoutAServer(t *testing.T) {
 	s.mustQueue("q")
 	_, _, err := s.shell(strings.NewReader("{}\n"), "publish", "-url", "http://"+freeAddress(t), "-lines", "-to-queue", "q")
 	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "lines from 1 on were not published") {
-		t.Errorf("publish to nobody = %v", err)
+		t.Errorf("publish without a server = %v", err)
 	}
 }
 
@@ -283,11 +283,11 @@ func TestPublishCommandEndsWhileItReads(t *testing.T) {
 		}()
 		in.text <- "{}\n"
 		if lines {
-			eventually(t, "the line is published before the next comes", func() bool { return s.count("SELECT count(*) FROM queued.messages") == 1 })
+			eventually(t, "the first line is published before the next is read", func() bool { return s.count("SELECT count(*) FROM queued.messages") == 1 })
 		}
 		stop()
 		if err := <-ended; err == nil || lines && !strings.Contains(err.Error(), "lines from 2 on were not published") {
-			t.Errorf("publish that is interrupted, with -lines=%v = %v", lines, err)
+			t.Errorf("interrupted publish with -lines=%v = %v", lines, err)
 		}
 	}
 }
@@ -300,7 +300,7 @@ func TestShellCommandsRejectResponsesOfOtherServers(t *testing.T) {
 	s.publish("t", 1)
 	redirect := httptest.NewServer(http.RedirectHandler(s.url+"/queues/t/messages", http.StatusMovedPermanently))
 	t.Cleanup(redirect.Close)
-	// A proxy that wants somebody to log in first, but lets receives through.
+	// A proxy responds with a login page, except to receives.
 	login := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/messages") {
 			response := s.do("GET", r.URL.RequestURI(), "")
@@ -460,7 +460,7 @@ func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 		for _, name := range strings.Fields(names) {
 			name, own := strings.CutSuffix(name, "*")
 			if !strings.Contains(out.String(), "\n  -"+name) || strings.Contains(out.String(), "[$"+flags.Variable(name)+"]") == own {
-				t.Errorf("%s -help does not explain -%s and its variable, or one it has not", command, name)
+				t.Errorf("%s -help does not explain -%s with its variable, if it has one", command, name)
 			}
 		}
 	}

@@ -29,7 +29,7 @@ func TestManyServersMigrateAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-func TestOlderSchemaIsCarriedForwardWithItsMessages(t *testing.T) {
+func TestMigrationKeepsMessages(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
@@ -207,7 +207,7 @@ func TestNackEndsALastDeliveryWhoseLeaseIsOver(t *testing.T) {
 	checkDiff(t, "dead queue, before a delivery", []int{}, numbers(s.receive("dead", "")))
 	s.receive("t", "")
 	s.makeDue()
-	s.must(204, "PUT", "/messages/"+id+"/nack", "") // late, but it is not leased again
+	s.must(204, "PUT", "/messages/"+id+"/nack", "") // late, but the message has no new lease
 	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
 }
 
@@ -284,7 +284,7 @@ func TestServerRecoversFromAReadOnlyDatabase(t *testing.T) {
 	output := newSyncBuffer()
 	s.log = newLog(output, slog.LevelInfo, "text")
 	s.mustTopic("t")
-	outside := newTestDB(t, s.dsn) // connected while it can be written to
+	outside := newTestDB(t, s.dsn) // connects before the database is read-only
 	exec := func(statement string) {
 		t.Helper()
 		if _, err := outside.Exec(statement); err != nil {
@@ -294,15 +294,15 @@ func TestServerRecoversFromAReadOnlyDatabase(t *testing.T) {
 	outside.SetMaxOpenConns(1)
 	exec("ALTER DATABASE " + databaseName(t, s.store) + " SET default_transaction_read_only = on")
 	exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
-	eventually(t, "it says 503", func() bool {
+	eventually(t, "requests that write get a 503", func() bool {
 		return s.do("POST", "/topics/t/messages", `{"data":{}}`).status == 503 && s.do("POST", "/topics", `{"id":"new"}`).status == 503 &&
 			s.do("GET", "/readyz", "").status == 503
 	})
 	if n := strings.Count(output.String(), "read-only transaction (25006)"); n != 1 {
-		t.Errorf("the log says %d times why, want once:\n%s", n, output)
+		t.Errorf("the log has the reason %d times, want once:\n%s", n, output)
 	}
 	exec("ALTER DATABASE " + databaseName(t, s.store) + " SET default_transaction_read_only = off")
-	// Nobody cuts the connections this time.
+	// This time the connections stay open.
 	for range 2 {
 		s.do("POST", "/topics/t/messages", `{"data":{}}`)
 	}
@@ -363,15 +363,15 @@ func TestRedriveKilledInTheMiddleLeavesEachMessageInOneQueue(t *testing.T) {
 	const many = 40 * workBatch
 	s.fill("from", many)
 	other := startProcess(t, "-database-url", s.dsn)
-	updated := make(chan error, 1)
+	done := make(chan error, 1)
 	go func() {
 		_, err := other.client().send(context.Background(), "PUT", "/queues/from/redrive", `{"destination_queue_id":"to"}`)
-		updated <- err
+		done <- err
 	}()
 	eventually(t, "part of the messages have moved", func() bool { return s.messagesIn("to") > 0 })
 	other.cmd.Process.Kill()
-	if err := <-updated; err == nil {
-		t.Fatal("the redrive was over before the kill: the test tests nothing")
+	if err := <-done; err == nil {
+		t.Fatal("the redrive ended before the kill")
 	}
 	checkDiff(t, "messages", many, s.count("SELECT count(*) FROM queued.messages"))
 	checkDiff(t, "different messages", many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
@@ -401,8 +401,8 @@ func TestRedriveEndsWhenItsDestinationIsDeleted(t *testing.T) {
 
 var wholeIndex = regexp.MustCompile(`Index (Only )?Scan using \S+ on (messages|groups)`)
 
-// Each hot statement has one plan: on a table without statistics, on a full
-// one, and on one that was analyzed, also for roles with other settings.
+// Each hot statement has one plan: on a table without statistics, on a full table and on
+// an analyzed one, and for roles with other settings.
 func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	t.Parallel()
 	dsn, low := newHostileRole(t, false)
@@ -459,7 +459,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"walk":           {walkExpiredSQL, []string{"0", "10"}, "Tid Range Scan"},
 		"walk exhausted": {walkExhaustedSQL, []string{"0", "10"}, "Tid Range Scan"},
 	}
-	// Planned each time that they run, and so never by what the table was like before.
+	// These statements are planned each time that they run, so their plans never depend on
+	// an earlier state of the table.
 	planned := map[string]bool{"message": true, "as job": true, "peek": true, "find exhausted": true}
 	aboutGroups := map[string]bool{"in groups": true, "reschedule": true, "of groups": true, "replace job": true, "store job": true, "group of job": true, "waiting": true, "return ended": true, "finish": true, "job": true, "undo": true}
 	checkOn := func(when string, db *sql.DB) {
@@ -478,22 +479,22 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 			plan := explain1(t, conn, v.statement, v.args)
 			t.Logf("%s, %s:\n%s", name, when, plan)
 			if !strings.Contains(plan, v.index) || strings.Contains(plan, "Seq Scan on messages") || strings.Contains(plan, "Seq Scan on consumed_messages") {
-				t.Errorf("%s, %s: not along %s:\n%s", name, when, v.index, plan)
+				t.Errorf("%s, %s: does not use %s:\n%s", name, when, v.index, plan)
 			}
 			lines := strings.Split(plan, "\n")
 			for i, line := range lines {
-				// What is about some groups finds each by its id, and their messages by group.
+				// A statement about some groups finds each by its id, and its messages by group.
 				if aboutGroups[name] && (strings.Contains(line, "using messages_due") || strings.Contains(line, "using groups_ready") ||
 					strings.Contains(line, "using groups_pkey") && !strings.Contains(lines[i+1], "id = ")) {
-					t.Errorf("%s, %s: reads all of the queue: %s\n%s", name, when, line, plan)
+					t.Errorf("%s, %s: reads the whole queue: %s\n%s", name, when, line, plan)
 				}
 				if wholeIndex.MatchString(line) && !strings.Contains(lines[i+1], "Index Cond") || strings.Contains(line, "Hash Join") || strings.Contains(line, "Merge Join") {
-					t.Errorf("%s, %s: reads more than it looks for: %s\n%s", name, when, line, plan)
+					t.Errorf("%s, %s: reads more rows than it needs: %s\n%s", name, when, line, plan)
 				}
 			}
-			if strings.Contains(plan, "Sort Key: messages.scheduled_at") && name != "peek" || // which merges the oldest of both kinds
+			if strings.Contains(plan, "Sort Key: messages.scheduled_at") && name != "peek" || // peek merges messages with and without a group
 				strings.Contains(plan, "Sort Key: consumed_messages.consumed_at") {
-				t.Errorf("%s, %s: sorts what is due:\n%s", name, when, plan)
+				t.Errorf("%s, %s: sorts the due messages:\n%s", name, when, plan)
 			}
 		}
 	}
@@ -527,7 +528,7 @@ func TestIDsAreVersion7AndParse(t *testing.T) {
 		ids = append(ids, id[:13])
 	}
 	if !slices.IsSorted(ids) {
-		t.Error("ids made one after the other do not sort by time")
+		t.Error("ids do not sort by their time")
 	}
 	for _, bad := range []string{"", "x", newID() + "0", "{" + newID() + "}", strings.Replace(newID(), "-", "", 1), "zz" + newID()[2:]} {
 		if id, ok := parseID(bad); ok {
@@ -536,23 +537,23 @@ func TestIDsAreVersion7AndParse(t *testing.T) {
 	}
 }
 
-// All servers forget what they remember of topics and queues when the version of the
-// settings changes, so it does so only where there is something to forget.
-func TestOnlyChangesOfSettingsAreNews(t *testing.T) {
+// A new version of the settings clears the caches of all servers, so the version changes
+// only if a cached topic or queue may be out of date.
+func TestVersionChangesOnlyWithCachedSettings(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	const rest = `"ack_deadline_seconds":60,"message_retention_seconds":3600}`
 	for _, v := range []struct {
 		status             int
 		method, path, body string
-		news               bool
+		changes            bool
 	}{
 		{404, "DELETE", "/topics/t", "", false},
 		{404, "DELETE", "/queues/q", "", false},
 		{404, "PUT", "/queues/q", "{" + rest, false},
 		{404, "POST", "/queues", `{"id":"q","topic_id":"t",` + rest, false},
 		{201, "POST", "/topics", `{"id":"t"}`, false},
-		{201, "POST", "/queues", `{"id":"q",` + rest, false}, // nobody knows it
+		{201, "POST", "/queues", `{"id":"q",` + rest, false}, // no server has cached it
 		{422, "POST", "/queues", `{"id":"q",` + rest, false},
 		{200, "PUT", "/queues/q", "{" + rest, false},
 		{200, "PUT", "/queues/q", `{"topic_id":"t",` + rest, true},
@@ -560,19 +561,18 @@ func TestOnlyChangesOfSettingsAreNews(t *testing.T) {
 		{200, "PUT", "/queues/q", `{"topic_id":"t","message_filters":{"a":["b"]},` + rest, false},
 		{201, "POST", "/queues", `{"id":"r","topic_id":"t",` + rest, true},
 		{200, "PUT", "/queues/r", `{"topic_id":"t","ordered":true,` + rest, true},
-		{200, "PUT", "/queues/r", `{"topic_id":"t",` + rest, false}, // it stays ordered
+		{200, "PUT", "/queues/r", `{"topic_id":"t",` + rest, false}, // the queue stays ordered
 		{404, "PUT", "/queues/r", `{"topic_id":"nope",` + rest, false},
 		{204, "DELETE", "/queues/r", "", true},
 		{204, "DELETE", "/topics/t", "", true},
 	} {
 		before := s.count("SELECT version FROM queued.settings")
 		s.must(v.status, v.method, v.path, v.body)
-		checkDiff(t, "news of "+v.method+" "+v.path+" "+v.body, v.news, s.count("SELECT version FROM queued.settings") > before)
+		checkDiff(t, "version changes with "+v.method+" "+v.path+" "+v.body, v.changes, s.count("SELECT version FROM queued.settings") > before)
 	}
 }
 
-// What is answered with an error has changed nothing, and what has changed is not
-// answered with one.
+// A change of settings either holds completely, or is an error and changes nothing.
 func TestSettingsHoldOrTheResponseIsAnError(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -588,17 +588,17 @@ func TestSettingsHoldOrTheResponseIsAnError(t *testing.T) {
 	s.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":0,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
 	c := &cleanup{db: s.store.db, metrics: s.server.metrics, announce: s.engine.announce}
 	if err := c.recheckChangedGroups(context.Background()); err == nil {
-		t.Error("the groups were looked at, so the test tests nothing")
+		t.Error("the groups were checked although their table refuses updates")
 	}
 	s.exec("DROP TRIGGER refuse ON queued.groups")
 	poll := s.poll(context.Background(), "q", "?wait_seconds=30")
 	s.waiting("q", 1)
 	s.mustCleanUp()
 	checkDiff(t, "second, by the new interval", "a2", namesOf(s.await(poll)))
-	checkDiff(t, "queues whose groups are to be looked at", 0, s.count("SELECT count(*) FROM queued.queues WHERE groups_changed_in IS NOT NULL"))
+	checkDiff(t, "queues whose groups are to be checked", 0, s.count("SELECT count(*) FROM queued.queues WHERE groups_changed_in IS NOT NULL"))
 }
 
-func TestGroupsAreLeftAloneByChangesThatAreNotTheirs(t *testing.T) {
+func TestGroupsChangeOnlyWithTheirOwnSettings(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
@@ -615,7 +615,7 @@ func TestGroupsAreLeftAloneByChangesThatAreNotTheirs(t *testing.T) {
 	checkDiff(t, "rows", before, rows())
 	s.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":30000,"ack_deadline_seconds":30,"message_retention_seconds":7200}`)
 	if rows() == before {
-		t.Error("the groups were not looked at for another interval")
+		t.Error("a new interval did not make the groups ready to be checked")
 	}
 }
 
@@ -632,9 +632,9 @@ func TestClientsDoNotReceivePostgreSQLsErrors(t *testing.T) {
 	} {
 		s.exec(`CREATE OR REPLACE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a secret of the database' USING ERRCODE = '` + code + `'; END $$`)
 		s.exec("CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON queued.messages FOR EACH STATEMENT EXECUTE FUNCTION public.refuse()")
-		checkDiff(t, "answer", `{"detail":[{"loc":["body"],"msg":"`+want+`","type":"value_error"}]}`, s.must(422, "POST", "/topics/t/messages", `{"data":{}}`))
+		checkDiff(t, "response", `{"detail":[{"loc":["body"],"msg":"`+want+`","type":"value_error"}]}`, s.must(422, "POST", "/topics/t/messages", `{"data":{}}`))
 	}
 	if !strings.Contains(logged.String(), "a secret of the database") {
-		t.Errorf("the log has not what PostgreSQL said:\n%s", logged)
+		t.Errorf("the log lacks PostgreSQL's error:\n%s", logged)
 	}
 }

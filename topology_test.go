@@ -82,15 +82,15 @@ func TestWrongTopologyIsOneClearError(t *testing.T) {
 	}
 	err := run(context.Background(), []string{"-database-url", dsn, "-topology", "/no/such/file"}, func(string) string { return "" }, nil, io.Discard, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "-topology") {
-		t.Errorf("run with a topology that is not there = %v", err)
+		t.Errorf("run with a missing topology file = %v", err)
 	}
 	if _, err := readTopology(mustWriteTopology(t, `{}`), &limits{}); err != nil {
 		t.Errorf("an empty topology = %v", err)
 	}
 }
 
-// What a server shows may be written into a file, with all settings that there are.
-func TestTopologyTakesWhatAServerShows(t *testing.T) {
+// The topics and queues that a server returns, with all settings, are a valid topology.
+func TestTopologyAcceptsTheResponsesOfAServer(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("dead")

@@ -8,20 +8,20 @@ import (
 	"time"
 )
 
-// history is what the clients of a torture did and saw. What they publish has a
-// number, and goes to two queues: "plain", which is ordered, and "work", whose dead
-// queue is "dead". Most have a group. Each of the two ways, with the dead queue where there is one, is a line.
+// history has the requests of the clients of the torture test, and the messages that
+// they received. Each message has a number, and most have a group. It goes to two lines:
+// the ordered queue "plain", and the queue "work" with its dead queue "dead".
 type history struct {
 	publishes  []published
 	deliveries []seen
-	unknown    []span // receives without an answer, by which attempts may be missing
+	unknown    []span // receives without a response, which may have counted attempts
 	redrives   []span // from dead to work
 }
 
 // published is a message that a client tried to publish.
 type published struct {
 	n   int
-	ids map[string]string // by line, from a 201; nil: whether it was stored is unknown
+	ids map[string]string // by line, from a 201; nil if it is unknown whether it was stored
 }
 
 // seen is a message that a client received.
@@ -31,18 +31,18 @@ type seen struct {
 	at, until  time.Time // its lease, by the clock of PostgreSQL
 	nackedAt   time.Time // when a nack was sent; zero if none was
 	ackSentAt  time.Time // when an ack was sent; zero if none was
-	ackedAt    time.Time // when the 204 to an ack was here; zero if none was
+	ackedAt    time.Time // when the 204 of an ack was received; zero if none was
 }
 
-// span is a time in which a request was on its way.
+// span is the time in which a request may have had its effect.
 type span struct {
 	queue    string
 	from, to time.Time
 }
 
-const tortureDeliveries = 3 // of a message in work, before it goes to dead
+const tortureDeliveries = 3 // maximum deliveries in work, before a message moves to dead
 
-// tortureGroup returns the group of a message; empty: it has none.
+// tortureGroup returns the group of a message, empty if it has none.
 func tortureGroup(n int) string {
 	if n%3 == 0 {
 		return ""
@@ -57,12 +57,13 @@ func line(queue string) string {
 	return queue
 }
 
-// verdict is what became of every message, after Jepsen's checker total-queue:
-// what was acknowledged must come out, and what comes out must have gone in.
+// verdict is the result of the check, which follows Jepsen's checker total-queue: every
+// message of an acknowledged publish must be delivered, and every delivered message must
+// have been published.
 type verdict struct {
-	published, unknown, recovered int // 201; no answer; of these, delivered all the same
-	delivered, repeated           int // deliveries; of these, not the first of their message
-	acked, missed                 int // 204; attempts that no client saw, by an unknown receive
+	published, unknown, recovered int // publishes with a 201; without a response; of these, delivered nevertheless
+	delivered, repeated           int // deliveries; of these, not the first of a message
+	acked, missed                 int // acks with a 204; attempts of receives without a response
 
 	violations []string
 }
@@ -84,7 +85,7 @@ func (h *history) check() *verdict {
 		byID[v.id] = append(byID[v.id], v)
 		c := copyOf{line(v.queue), v.n}
 		if id, other := byCopy[c]; other && id != v.id {
-			a.violate("message %d of %s is there twice: as %s and as %s", v.n, c.line, id, v.id)
+			a.violate("message %d of %s exists twice: as %s and as %s", v.n, c.line, id, v.id)
 		}
 		byCopy[c] = v.id
 	}
@@ -104,7 +105,7 @@ func (h *history) check() *verdict {
 				continue
 			}
 			if !delivered {
-				a.violate("lost: message %d of %s, %s, was answered with 201 and never delivered", p.n, to, p.ids[to])
+				a.violate("lost: message %d of %s, %s, was published with a 201 and never delivered", p.n, to, p.ids[to])
 			} else if id != p.ids[to] {
 				a.violate("unexpected: message %d of %s is %s and was delivered as %s", p.n, to, p.ids[to], id)
 			}
@@ -128,10 +129,10 @@ func (h *history) check() *verdict {
 	return a
 }
 
-// checkOrdered checks that in plain no message of a group was delivered while
-// another was in flight, and no ack or nack of it had been sent.
+// checkOrdered checks the order of each group in plain: no message may be delivered while
+// another one is in flight, unless an ack or nack of that one has been sent.
 func (h *history) checkOrdered(a *verdict) {
-	ackedAt := map[string]time.Time{} // by message: when the first ack of it was sent
+	ackedAt := map[string]time.Time{} // by message: when its first ack was sent
 	byGroup := map[string][]*seen{}
 	for i := range h.deliveries {
 		v := &h.deliveries[i]
@@ -185,10 +186,10 @@ func (h *history) checkMessage(a *verdict, all []*seen) {
 	}
 }
 
-// checkAttempt checks that an attempt follows the one before, which is zero
-// if there is none. One may be missing where a receive had no answer.
+// checkAttempt checks that a delivery attempt follows the one before it, which is zero if
+// there is none. An attempt may be missing if a receive had no response.
 func (h *history) checkAttempt(a *verdict, before, v *seen) {
-	missing := 0 // attempts that must have been in between
+	missing := 0 // attempts between the two
 	exhausted := tortureDeliveries - before.attempt
 	switch {
 	case v.queue == before.queue && v.attempt > before.attempt:
@@ -198,7 +199,7 @@ func (h *history) checkAttempt(a *verdict, before, v *seen) {
 	case v.queue == "work" && before.queue == "dead" && during(h.redrives, "dead", before.at, v.at):
 		missing = v.attempt - 1
 	case v.queue == "work" && before.queue == "work" && during(h.redrives, "dead", before.at, v.at):
-		missing = exhausted + v.attempt - 1 // it was in the dead queue, unseen
+		missing = exhausted + v.attempt - 1 // it was in the dead queue in between
 	default:
 		a.violate("attempts jump: %s of %s, attempt %d at %v, after attempt %d in %s at %v", v.id, v.queue, v.attempt, v.at, before.attempt, before.queue, before.at)
 		return
@@ -217,7 +218,8 @@ func during(spans []span, queue string, from, to time.Time) bool {
 	})
 }
 
-// A history of one message of each line, and what is wrong with it after a change.
+// Each case changes a history of one message in each line, and says which violation the
+// check must find.
 func TestHistoryCheckFindsEveryViolation(t *testing.T) {
 	t.Parallel()
 	start := time.Now()
@@ -227,15 +229,15 @@ func TestHistoryCheckFindsEveryViolation(t *testing.T) {
 	}
 	for name, v := range map[string]struct {
 		change func(h *history)
-		want   string // what the violation begins with; empty: there is none
+		want   string // the beginning of the violation; empty if there is none
 	}{
-		"all is well":         {func(h *history) {}, ""},
+		"no violation":        {func(h *history) {}, ""},
 		"an unknown publish":  {func(h *history) { h.publishes = append(h.publishes, published{n: 2}) }, ""},
 		"a recovered publish": {func(h *history) { h.publishes[0].ids = nil }, ""},
 		"lost":                {func(h *history) { h.deliveries = h.deliveries[1:] }, "lost: message 1 of plain"},
 		"never published":     {func(h *history) { h.deliveries = append(h.deliveries, lease("plain", 7, 1, 0)) }, "unexpected: message 7"},
 		"another id":          {func(h *history) { h.publishes[0].ids["plain"] = "x" }, "unexpected: message 1 of plain"},
-		"stored twice":        {func(h *history) { v := lease("plain", 1, 1, 0); v.id = "x"; h.deliveries = append(h.deliveries, v) }, "message 1 of plain is there twice"},
+		"stored twice":        {func(h *history) { v := lease("plain", 1, 1, 0); v.id = "x"; h.deliveries = append(h.deliveries, v) }, "message 1 of plain exists twice"},
 		"after its ack":       {func(h *history) { h.deliveries = append(h.deliveries, lease("plain", 1, 2, 9)) }, "delivered after its ack"},
 		"before its ack": {func(h *history) {
 			h.deliveries[0].ackedAt = at(9)

@@ -25,12 +25,11 @@ import (
 	"time"
 )
 
-var tortureTime = flag.Duration("torture", 5*time.Second, "for how long TestTorture breaks things")
+var tortureTime = flag.Duration("torture", 5*time.Second, "how long TestTorture breaks things")
 
-// Two servers on one PostgreSQL that keeps its promises, clients that publish,
-// receive, ack, nack, redrive and hang up, and everything around them is killed,
-// stopped, cut off and filled up. Afterwards every message is accounted for; see
-// torture_checker_test.go for what must hold.
+// Clients of two servers on one PostgreSQL publish, receive, ack, nack, redrive and
+// disconnect. Meanwhile the test kills, stops and disconnects the servers and PostgreSQL.
+// Afterwards it accounts for every message by the rules in torture_checker_test.go.
 func TestTorture(t *testing.T) {
 	t.Parallel()
 	v := newTorture(t)
@@ -50,7 +49,7 @@ func TestTorture(t *testing.T) {
 	producing.Go(func() { v.redrive(calm) })
 
 	<-time.After(*tortureTime)
-	eventually(t, "it was torture", v.wasTorture)
+	eventually(t, "the clients have noticed the faults", v.wasTorture)
 	close(calm)
 	breaking.Wait()
 	producing.Wait()
@@ -60,11 +59,11 @@ func TestTorture(t *testing.T) {
 	for _, s := range v.servers {
 		s.signal(syscall.SIGTERM)
 		if err := s.await(); err != nil {
-			t.Errorf("a server that is asked to end when all is calm: %v\n%s", err, lastLines([]byte(s.output.String())))
+			t.Errorf("a server ended after SIGTERM without a fault with %v\n%s", err, lastLines([]byte(s.output.String())))
 		}
 		for _, sign := range []string{"panic", "level=ERROR"} {
 			if i := strings.Index(s.output.String(), sign); i >= 0 {
-				t.Errorf("a server says %.2000s", s.output.String()[i:])
+				t.Errorf("a server logged %.2000s", s.output.String()[i:])
 			}
 		}
 	}
@@ -77,15 +76,15 @@ func TestTorture(t *testing.T) {
 		}
 		t.Error(violation)
 	}
-	t.Logf("in %v: %d publishes acknowledged, %d without a response, %d of these delivered all the same", *tortureTime, result.published, result.unknown, result.recovered)
-	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without a response, %d attempts that nobody saw; %d redrives",
+	t.Logf("in %v: %d publishes acknowledged, %d without a response, %d of these delivered nevertheless", *tortureTime, result.published, result.unknown, result.recovered)
+	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without a response, with %d attempts; %d redrives",
 		result.delivered, result.repeated, result.acked, len(v.history.unknown), result.missed, len(v.history.redrives))
 	t.Logf("faults: %v", v.faults)
 	t.Logf("responses: %v", v.responses)
 }
 
-// wasTorture reports whether something was broken, and clients noticed: publishes
-// got no response, and messages were delivered again.
+// wasTorture reports whether there were faults that clients noticed: some publish got no
+// response, and some message was delivered again.
 func (v *torture) wasTorture() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -102,21 +101,21 @@ func (v *torture) wasTorture() bool {
 	return acknowledged && unknown && repeated && len(v.faults) > 0
 }
 
-// torture is what the parts of the test share.
+// torture is the state that the parts of the test share.
 type torture struct {
 	t        *testing.T
 	postgres *privatePostgres
-	db       *sql.DB // straight to it
+	db       *sql.DB // not through a proxy
 	servers  []*victim
 	client   *http.Client
 
-	behind     atomic.Bool // consumers are
+	behind     atomic.Bool // whether the backlog is above its limit
 	mu         sync.Mutex
 	history    history
 	next       int            // number of the next message
-	faults     map[string]int // how often each was done
+	faults     map[string]int // number by fault
 	responses  map[string]int // number of responses by status
-	violations []string       // that show at once
+	violations []string       // found before the check of the history
 }
 
 func newTorture(t *testing.T) *torture {
@@ -177,7 +176,7 @@ type victim struct {
 	mu    sync.Mutex
 	cmd   *exec.Cmd
 	ended chan struct{}
-	err   error // once it has ended
+	err   error // set when it has ended
 }
 
 func (s *victim) client(t testing.TB) *client {
@@ -217,13 +216,13 @@ func (s *victim) await() error {
 	return s.err
 }
 
-// fault is a way to break something, which it mends before it returns.
+// fault breaks something, and repairs it before it returns.
 type fault struct {
 	name string
 	do   func()
 }
 
-// breakThings does all faults, in any order, again and again until calm.
+// breakThings runs all faults in random order, again and again until calm is closed.
 func (v *torture) breakThings(faults []fault, calm <-chan struct{}) {
 	for {
 		for _, i := range rand.Perm(len(faults)) {
@@ -295,7 +294,7 @@ func (v *torture) databaseFaults() []fault {
 			child, ended := v.postgres.child, v.postgres.ended
 			v.postgres.mu.Unlock()
 			child.Process.Signal(signal)
-			<-ended // it is started again by itself
+			<-ended // the test's privatePostgres restarts it
 			v.awaitPostgres()
 		}
 	}
@@ -327,7 +326,7 @@ func (v *torture) databaseFaults() []fault {
 			defer cancel()
 			v.db.Exec("SELECT pg_terminate_backend(pid) " + backends)
 			for ctx.Err() == nil {
-				filler.Conn(ctx) // is not returned
+				filler.Conn(ctx) // never returned to the pool
 			}
 		}},
 		{"stall all connections", func() {
@@ -342,17 +341,17 @@ func (v *torture) databaseFaults() []fault {
 	}
 }
 
-// awaitPostgres waits until PostgreSQL takes connections.
+// awaitPostgres waits until PostgreSQL accepts connections.
 func (v *torture) awaitPostgres() {
 	for end := time.Now().Add(testTimeout); v.db.Ping() != nil; <-time.After(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			v.violate("PostgreSQL does not come back")
+			v.violate("PostgreSQL does not recover")
 			return
 		}
 	}
 }
 
-// awaitEmpty waits until all is received and acked, as long as there is progress.
+// awaitEmpty waits until all messages are acked, or until there is no progress.
 func (v *torture) awaitEmpty() {
 	least := 0
 	for end := time.Now().Add(testTimeout); ; <-time.After(10 * time.Millisecond) {
@@ -363,16 +362,16 @@ func (v *torture) awaitEmpty() {
 			least, end = left, time.Now().Add(testTimeout)
 		}
 		if time.Now().After(end) {
-			v.violate("%d messages are left, and nobody receives them", least)
+			v.violate("%d messages are left, and no consumer receives them", least)
 			return
 		}
 	}
 }
 
-// backlog is how many messages wait before producers do.
+// backlog is the number of messages in the queues above which producers pause.
 const backlog = 10_000
 
-// searchDoubles searches for messages that are in two queues, and how many there are.
+// searchDoubles searches for messages that are in two queues, and measures the backlog.
 func (v *torture) searchDoubles(calm <-chan struct{}) {
 	for {
 		var doubles, all int
@@ -395,12 +394,12 @@ func (v *torture) violate(format string, args ...any) {
 	v.violations = append(v.violations, fmt.Sprintf(format, args...))
 }
 
-// aftermath is how long something may still happen on PostgreSQL of which a
-// client, or a server, has heard no response.
+// aftermath is how long a request may still change the database after its client or its
+// server has lost the connection.
 const aftermath = 5 * time.Second
 
-// send makes a request of any of the servers. It returns 0 if there is no response,
-// or one that says that it is not known what happened.
+// send sends a request to a random server. It returns 0 if there is no response, or a 503,
+// whose outcome is unknown.
 func (v *torture) send(ctx context.Context, method, path string, in any) (status int, out []byte) {
 	var body io.Reader
 	if in != nil {
@@ -438,8 +437,8 @@ func (v *torture) send(ctx context.Context, method, path string, in any) (status
 	return status, out
 }
 
-// pace is the time between two publishes of a producer, and of a consumer after
-// one that failed.
+// pace is the time between two publishes of a producer, and the time that a consumer waits
+// after a failed receive.
 const pace = 5 * time.Millisecond
 
 func (v *torture) produce(calm <-chan struct{}) {
@@ -497,13 +496,13 @@ func (v *torture) produce(calm <-chan struct{}) {
 func (v *torture) decode(out []byte) []wireMessage {
 	all, err := decodeMessages(string(out))
 	if err != nil {
-		v.violate("a response is not as it should be: %v: %s", err, out)
+		v.violate("malformed response: %v: %s", err, out)
 	}
 	return all
 }
 
-// consume receives from all queues, and acks most of what it gets: not all, until
-// calm, and a tenth of the receives hang up.
+// consume receives from all queues. Until calm is closed it acks only most of the
+// messages, and a tenth of the receives disconnect.
 func (v *torture) consume(calm, stop <-chan struct{}) {
 	for {
 		isCalm := false
@@ -550,8 +549,8 @@ func (v *torture) consume(calm, stop <-chan struct{}) {
 	}
 }
 
-// finish does with a message what consumers do: it acks, with or without a lease token,
-// nacks, or dies and does nothing. When it is calm it acks.
+// finish acks a message, with or without a lease token, nacks it, or does nothing, like a
+// consumer that crashes. When isCalm it acks.
 func (v *torture) finish(d *seen, lease string, isCalm bool) {
 	background := context.Background()
 	what := rand.IntN(10)
@@ -562,7 +561,7 @@ func (v *torture) finish(d *seen, lease string, isCalm bool) {
 		d.ackSentAt = time.Now()
 	}
 	switch what {
-	case 0: // it dies
+	case 0: // crash
 	case 1, 2:
 		d.nackedAt = time.Now()
 		v.send(background, "PUT", "/messages/"+d.id+"/nack?scheduled_at="+lease, map[string]int{"delay_seconds": rand.IntN(2)})
@@ -571,7 +570,7 @@ func (v *torture) finish(d *seen, lease string, isCalm bool) {
 			d.ackedAt = time.Now()
 		}
 	default:
-		for range 3 { // there is no harm in asking again
+		for range 3 { // an ack may be repeated
 			if status, _ := v.send(background, "PUT", "/messages/ack", map[string][]string{"ids": {d.id}}); status == 204 {
 				d.ackedAt = time.Now()
 				break
@@ -580,7 +579,7 @@ func (v *torture) finish(d *seen, lease string, isCalm bool) {
 	}
 }
 
-// redrive moves what is in the dead queue back, now and then.
+// redrive moves the messages of the dead queue back at random times.
 func (v *torture) redrive(calm <-chan struct{}) {
 	for {
 		select {

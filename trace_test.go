@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// That of the examples of W3C Trace Context.
+// testTraceparent is the one in the examples of W3C Trace Context.
 const testTraceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 func TestTraceparentIsReadByItsSpecification(t *testing.T) {
@@ -25,7 +25,7 @@ func TestTraceparentIsReadByItsSpecification(t *testing.T) {
 		{join(version, traceID, parentID, "ff"), true},
 		{join(version, strings.Repeat("0", 31)+"1", strings.Repeat("0", 15)+"1", flags), true},
 		{join("01", traceID, parentID, flags), true},
-		{join("01", traceID, parentID, flags, "what comes later"), false}, // it has spaces
+		{join("01", traceID, parentID, flags, "what comes later"), false}, // has spaces
 		{join("01", traceID, parentID, flags, "whatever:=comes/later"), true},
 		{join("fe", traceID, parentID, flags, ""), true},
 		{join("fe", traceID, parentID, flags, strings.Repeat("a", maxTrace-len(testTraceparent)-1)), true},
@@ -99,11 +99,11 @@ func TestResponseHasTheRequestIDOfTheClient(t *testing.T) {
 	} {
 		status, ids := requestIDsOf(s, "x-REQUEST-id: "+v.id)
 		if status != 200 || len(ids) != 1 || (ids[0] == v.id) != v.taken || ids[0] == "" {
-			t.Errorf("request id %q is answered with %d and %q", v.id, status, ids)
+			t.Errorf("the response to the request id %q = %d with %q", v.id, status, ids)
 		}
 	}
 	if _, ids := requestIDsOf(s, "X-Request-Id: a", "X-Request-Id: a"); len(ids) != 1 || ids[0] == "a" {
-		t.Errorf("two request ids are answered with %q", ids)
+		t.Errorf("the response to two request ids has %q, want a new one", ids)
 	}
 }
 
@@ -150,9 +150,9 @@ func TestEveryResponseHasARequestID(t *testing.T) {
 		if len(headers) == 0 || !strings.HasPrefix(headers[0], "Host:") {
 			headers = append(headers, "Host: localhost")
 		}
-		made := v.server.raw(v.method, v.path, v.body, headers...)
-		if ids := made.Header["X-Request-Id"]; made.StatusCode != v.status || len(ids) != 1 || !isVisibleASCII(ids[0]) {
-			t.Errorf("%s = %d with request ids %q, want %d and one", what, made.StatusCode, ids, v.status)
+		created := v.server.raw(v.method, v.path, v.body, headers...)
+		if ids := created.Header["X-Request-Id"]; created.StatusCode != v.status || len(ids) != 1 || !isVisibleASCII(ids[0]) {
+			t.Errorf("%s = %d with request ids %q, want %d and one", what, created.StatusCode, ids, v.status)
 		}
 		given := v.server.raw(v.method, v.path, v.body, append(headers, "X-Request-Id: mine")...)
 		checkDiff(t, what, []string{"mine"}, given.Header["X-Request-Id"])
@@ -182,7 +182,7 @@ func TestRequestIDsAreDifferent(t *testing.T) {
 	checkDiff(t, "different ids", 2*servers*many, len(seen))
 	for id, valid := range seen {
 		if !valid {
-			t.Fatalf("%q is no request id", id)
+			t.Fatalf("%q is not a request id", id)
 		}
 	}
 }
@@ -212,7 +212,7 @@ func TestLogSaysWhichRequestALineIsAbout(t *testing.T) {
 		} {
 			lines, id := logged(v.client, path)
 			if given := v.client.trace.requestID; isVisibleASCII(given) && id != given {
-				t.Errorf("GET %s is answered with the id %q, want %q", path, id, given)
+				t.Errorf("the response of GET %s has the request id %q, want %q", path, id, given)
 			}
 			if strings.ContainsAny(id, `"=\`) {
 				id = fmt.Sprintf("%q", id)
@@ -281,7 +281,7 @@ func TestMessageWithoutATraceShowsNone(t *testing.T) {
 		checkDiff(t, "request_id "+text, i == 2, strings.Contains(text, `"request_id"`))
 		checkDiff(t, "traceparent "+text, i == 3, strings.Contains(text, `"traceparent"`))
 	}
-	checkDiff(t, "rows of an invalid or made trace", 2, s.count("SELECT count(*) FROM queued.messages WHERE trace IS NULL"))
+	checkDiff(t, "rows without a trace of the client", 2, s.count("SELECT count(*) FROM queued.messages WHERE trace IS NULL"))
 	checkDiff(t, "received", "0/// 1/// 2//a/ 3///"+testTraceparent, s.traces(s.must(200, "GET", "/queues/t/messages"+allFields, "")))
 }
 
@@ -313,7 +313,7 @@ func TestUnknownFieldsAreRefused(t *testing.T) {
 	checkDiff(t, "stored", 1, s.messagesIn("q"))
 }
 
-// Requests that share a statement keep their own.
+// Publishes that share a statement keep their own traces.
 func TestMessagesOfOneStatementKeepTheirOwnTraces(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -398,11 +398,11 @@ func TestPublishesByOtherAPIsKeepTheirTraces(t *testing.T) {
 	c := s.tracing("a", testTraceparent)
 	c.must(201, "POST", "/message", `{"channel":"q","message":{"n":1}}`)
 	c.must(200, "POST", "/in/q", `{"n":2}`)
-	c.must(201, "POST", "/message", `{"channel":"made","message":{"n":3}}`)
+	c.must(201, "POST", "/message", `{"channel":"new","message":{"n":3}}`)
 	checkDiff(t, "of pgQueue and micro-queue", "1"+want+" 2"+want, s.tracesIn("q"))
-	checkDiff(t, "in a queue made by the publish", "3"+want, s.tracesIn("made"))
+	checkDiff(t, "in a queue that the publish created", "3"+want, s.tracesIn("new"))
 
-	// Of SharQ: what comes again is another request, and so is what it has.
+	// A SharQ job that is enqueued again has the trace of the last request.
 	job := func(c *client, id string, n int) {
 		t.Helper()
 		c.must(201, "POST", "/enqueue/sharq/g/", fmt.Sprintf(`{"job_id":%q,"payload":{"n":%d},"interval":1,"requeue_limit":3}`, id, n))
@@ -411,11 +411,11 @@ func TestPublishesByOtherAPIsKeepTheirTraces(t *testing.T) {
 	job(c, "j", 5)
 	checkDiff(t, "jobs", "4/g// 5/g/a/"+testTraceparent, s.tracesIn("sharq"))
 	job(s.tracing("b", ""), "j", 6)
-	checkDiff(t, "a job that came again", "4/g// 6/g/b/", s.tracesIn("sharq"))
+	checkDiff(t, "a job that was enqueued again", "4/g// 6/g/b/", s.tracesIn("sharq"))
 	job(&s.client, "j", 7)
-	checkDiff(t, "and again", "4/g// 7/g//", s.tracesIn("sharq"))
+	checkDiff(t, "a job that was enqueued a third time", "4/g// 7/g//", s.tracesIn("sharq"))
 	job(c, "none", 8)
 	s.must(200, "GET", "/dequeue/sharq/", "")
-	s.endLeases() // it comes back
-	checkDiff(t, "a job that comes back", "7/g// 8/g/a/"+testTraceparent, s.tracesIn("sharq"))
+	s.endLeases()
+	checkDiff(t, "jobs after the end of a lease", "7/g// 8/g/a/"+testTraceparent, s.tracesIn("sharq"))
 }

@@ -196,7 +196,7 @@ func TestConnectionWithATooLargeBodyCanBeEvicted(t *testing.T) {
 		return s.admission.evictFirst(&s.admission.moving)
 	})
 	if response, err := io.ReadAll(conn); err == nil && len(response) > 0 {
-		t.Errorf("the evicted connection was answered with %q", response)
+		t.Errorf("the evicted connection got %q, want no response", response)
 	}
 }
 

@@ -12,11 +12,11 @@ import (
 
 // Limits of the engine.
 const (
-	publishRows = 2000     // messages per INSERT; a single request may have more
-	publishSize = 16 << 20 // bytes per INSERT, likewise
-	ackRows     = 2000     // messages per ack, nack or extend statement, likewise
+	publishRows = 2000     // maximum messages per INSERT; a single request may have more
+	publishSize = 16 << 20 // maximum bytes per INSERT; the same
+	ackRows     = 2000     // maximum messages per ack, nack or extend; the same
 
-	maxReceivers = 100_000 // waiting receivers, of all queues
+	maxReceivers = 100_000 // maximum waiting receivers of all queues
 )
 
 // engine executes the frequent operations: publish, receive, ack, nack and extend,
@@ -43,15 +43,15 @@ type engine struct {
 	mu          sync.Mutex
 	dispatchers map[dispatcherKey]*dispatcher // of queues with waiting receivers
 	watermarks  map[string]*watermarks        // of recently claimed queues, by queue id
-	receivers   int                           // waiting, in all dispatchers
+	receivers   int                           // number of waiting receivers
 	draining    bool
 	dispatching sync.WaitGroup
 	stop        context.CancelFunc // ends the background goroutines
 	background  sync.WaitGroup
 }
 
-// newEngine starts an engine on connections of its own, which slow requests of
-// other kinds cannot occupy. The caller ends it with drain and then close.
+// newEngine starts an engine with connections of its own, so that slow requests of other
+// kinds cannot occupy them. The caller ends it with drain and then close.
 func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep time.Duration) (*engine, error) {
 	db, err := d.openForEngine()
 	if err != nil {
@@ -77,9 +77,9 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 		stop:        stop,
 	}
 	// Each worker has a connection of its own if there are enough. With fewer
-	// connections, the two workers of a batcher, and neighbours in this list, use
-	// different ones.
-	workers := func(lane int) []*pinnedConn { return []*pinnedConn{shared[lane%n], shared[(lane+n/2)%n]} }
+	// connections, workers share them, but not the two workers of a batcher, nor two
+	// neighbours in this list.
+	workers := func(i int) []*pinnedConn { return []*pinnedConn{shared[i%n], shared[(i+n/2)%n]} }
 	e.publications = newBatcher("publish", workers(0), m, publishRows, publishSize, e.runPublications)
 	e.acks = newBatcher("ack", workers(1), m, ackRows, publishSize, e.runAcks)
 	e.nacks = newBatcher("nack", workers(2), m, ackRows, publishSize, e.runNacks)
@@ -113,8 +113,8 @@ func (e *engine) waiting() map[string]int {
 	return all
 }
 
-// asleep reports whether all dispatchers of a queue sleep: each of its receivers
-// waits for a wake-up or a due time, and no claim is under way. Tests wait for it.
+// asleep reports whether all dispatchers of a queue sleep, so that no claim is running.
+// It is for tests.
 func (e *engine) asleep(queueID string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -126,8 +126,8 @@ func (e *engine) asleep(queueID string) bool {
 	return true
 }
 
-// drain ends the wait of all receivers, and of those that arrive later, with an
-// empty result.
+// drain ends the wait of all receivers with an empty result. Receivers that arrive later
+// do not wait.
 func (e *engine) drain() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -161,7 +161,7 @@ func (e *engine) close() {
 	e.db.Close()
 }
 
-// runReleases runs a batch of releases: messages that their receivers did not get.
+// runReleases releases the messages of a batch, which their receivers did not get.
 func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
 	all, err := s.undoDeliveries(slices.Concat(batch...))
 	if err != nil {
@@ -175,16 +175,16 @@ func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
 }
 
 // wakeIfUnknown wakes the receivers of all queues after a statement whose outcome is
-// unknown: it may have made messages due.
+// unknown, because it may have made messages due.
 func (e *engine) wakeIfUnknown(err error) {
 	if !rejected(err) {
 		e.wakeAll()
 	}
 }
 
-// announce wakes the receivers of a queue in which something becomes due at that
-// time, by the clock of PostgreSQL: those of this process at once, those of other
-// servers soon. The zero time is now. It is called after the commit.
+// announce wakes the receivers of a queue in which a message or group is due at dueAt, by
+// the clock of PostgreSQL; the zero time means now. It wakes the receivers of this
+// process at once, and those of other servers soon. It is called after the commit.
 func (e *engine) announce(queueID string, dueAt time.Time) {
 	e.wake(queueID, dueAt)
 	e.notifier.add(queueID, dueAt)
@@ -199,15 +199,14 @@ const (
 	// start of its statement and visible from its commit, which is at most this later.
 	sweepMargin = networkTimeout
 
-	// sweepShare limits full sweeps to one part in so many of the time.
+	// sweepShare limits full sweeps to a twentieth of the time.
 	sweepShare = 20
 )
 
-// sweepPeriodically wakes receivers for due messages whose wake-up was lost: with a
-// notification, with a server that died before it sent one, or because a claim
-// skipped a locked row. One statement checks all queues that have receivers here,
-// or had some recently. While the listener is not connected, every sweep is a full
-// one.
+// sweepPeriodically wakes receivers for due messages whose wake-up was lost: because a
+// notification was lost, because a server died before it sent one, or because a claim
+// skipped a locked row. One statement checks all queues that were claimed recently. While
+// the listener is not connected, every sweep is a full one.
 func (e *engine) sweepPeriodically(ctx context.Context, s *pinnedConn, fullSweep, quickSweep time.Duration) {
 	defer s.end()
 	next := time.Now().Add(fullSweep)
@@ -244,7 +243,8 @@ func (e *engine) sweep(s *pinnedConn, full bool) error {
 	var ids []string
 	var since []claimStart
 	for id, w := range e.watermarks {
-		// Also without a waiting receiver: those of a busy queue never wait for long.
+		// Queues without a waiting receiver are checked too, because the receivers of a
+		// busy queue never wait for long.
 		if full {
 			ids, since = append(ids, id), append(since, claimStart{})
 		} else if !w.messages.at.IsZero() || !w.groups.at.IsZero() {
@@ -256,7 +256,7 @@ func (e *engine) sweep(s *pinnedConn, full bool) error {
 		return nil
 	}
 	found, err := s.nextDue(ids, since)
-	if err != nil { // perhaps the connection was lost; the statement reads only
+	if err != nil { // the connection may have been lost; the statement only reads, so it may be retried
 		if found, err = s.nextDue(ids, since); err != nil {
 			return err
 		}
@@ -285,7 +285,7 @@ func (e *engine) sweep(s *pinnedConn, full bool) error {
 	for _, id := range ids {
 		for _, d := range e.dispatchersOf(id) {
 			if !exists[id] {
-				d.expectAt(time.Time{}) // the claim finds that the queue was deleted
+				d.expectAt(time.Time{}) // the next claim finds that the queue was deleted
 			}
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // disconnected; nginx uses the same.
 const statusClientClosed = 499
 
-// statusError is an error of a request that states its response.
+// statusError is an error with its own status and detail for the response.
 type statusError struct {
 	status int
 	detail string
@@ -21,13 +21,14 @@ type statusError struct {
 
 func (e statusError) Error() string { return e.detail }
 
-// problem is the body of responses that say what is wrong.
+// problem is the body of error responses.
 type problem struct {
 	Detail any `json:"detail"`
 }
 
 // failures maps errors to the status and the detail of their responses. The first entry
-// that matches counts. The last matches errors that are a fault of the server.
+// that matches counts. The last entry matches all other errors, which are faults of the
+// server.
 var failures = []struct {
 	status int
 	match  func(error) (detail any, ok bool)
@@ -112,13 +113,13 @@ func (s *server) fail(r *request, err error) {
 	}
 }
 
-// explain returns the status of the response to an error, and what it says.
+// explain returns the status and the detail of the response to an error.
 func (s *server) explain(r *request, err error) (status int, detail any) {
 	if known, ok := errors.AsType[statusError](err); ok {
 		return known.status, known.detail
 	}
 	if r.Context().Err() != nil {
-		// Usually nobody reads this, but net/http would send 200 without it.
+		// Usually no client reads this, but net/http would send 200 without it.
 		return statusClientClosed, "the client closed the connection"
 	}
 	for _, v := range failures {
@@ -136,8 +137,8 @@ func (s *server) logRefused(r *request, err error) {
 	s.log.Info("PostgreSQL rejected request data", r.w.logged("method", r.Method, "path", r.URL.Path, "error", err)...)
 }
 
-// logUnavailable logs why PostgreSQL does not do what requests want, such as that its
-// disk is full. Trouble with the connections themselves is logged where it is met.
+// logUnavailable logs why PostgreSQL cannot serve requests, for example because its disk
+// is full. Errors of the connections are logged where they occur.
 func (s *server) logUnavailable(_ *request, err error) {
 	level := slog.LevelDebug
 	if pq.As(err) != nil {

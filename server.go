@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// server serves requests. Its handlers decode, check, make one call to the store or
-// the engine, and return what to encode; serve does what is the same for all.
+// server serves requests. Its handlers decode, check, make one call to the store or the
+// engine, and return the value to encode. serve does the part that all routes share.
 type server struct {
 	serverConfig
 
@@ -26,13 +26,13 @@ type server struct {
 
 	compact chan struct{} // capacity 1; requests a vacuum
 
-	ready    atomic.Bool // the schema is there
-	draining atomic.Bool // and so not ready any more
+	ready    atomic.Bool // the schema exists
+	draining atomic.Bool // the server shuts down and is no longer ready
 	mux      *http.ServeMux
 	routes   []*route // of mux
 }
 
-// serverConfig is what a server is built from.
+// serverConfig has the parts and the settings of a server.
 type serverConfig struct {
 	log             *slog.Logger
 	store           *store
@@ -107,10 +107,10 @@ func newServer(c serverConfig) *server {
 }
 
 // handler decodes a request, checks it, calls the store or the engine once, and returns
-// what to encode: see send.
+// the value to encode: see send.
 type handler func(r *request) (any, error)
 
-// route is a pattern of http.ServeMux and what happens to requests that match it.
+// route is a pattern of http.ServeMux, with the handler of requests that match it.
 type route struct {
 	api     *compatAPI
 	need    permission
@@ -129,8 +129,8 @@ func (s *server) handle(api *compatAPI, need permission, pattern string, h handl
 	return rt
 }
 
-// serve lets the mux call a route, and sends what it returns. Received messages are
-// given back if their response does not begin, also after a panic.
+// serve registers a route at the mux, and sends the result of its handler. If the response
+// does not begin, also because of a panic, the received messages are released.
 func (s *server) serve(rt *route) {
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := w.(*responseWriter).request
@@ -217,11 +217,11 @@ func (s *server) finish(r *request, start time.Time) {
 	took := time.Since(start)
 	route := hr.Pattern[strings.IndexByte(hr.Pattern, ' ')+1:]
 	s.metrics.observe(hr.Method, strings.TrimSuffix(route, "{$}"), w.status, took, max(hr.ContentLength, 0), w.sent)
-	if s.log.Enabled(hr.Context(), slog.LevelDebug) { // else logged would allocate for nothing
+	if s.log.Enabled(hr.Context(), slog.LevelDebug) { // so that logged does not allocate without need
 		s.log.Debug("request", w.logged("method", hr.Method, "path", hr.URL.Path, "status", w.status, "duration", took, "remote", hr.RemoteAddr)...)
 	}
 	if v != nil {
-		panic(http.ErrAbortHandler) // closes the connection: what was sent must not look like a whole response
+		panic(http.ErrAbortHandler) // closes the connection, so that the part that was sent does not look complete
 	}
 }
 
@@ -231,15 +231,15 @@ func (s *server) admit(r *request) error {
 	w := &r.w
 	admitted := w.conn.begin(r.Header)
 	if !admitted || w.conn.extra || s.draining.Load() {
-		w.Header().Set("Connection", "close") // the next request goes elsewhere
+		w.Header().Set("Connection", "close") // the client reconnects for its next request
 	}
 	if r.ContentLength != 0 {
-		// net/http reads a body that no handler wants before it sends the response, which
-		// takes some of the time for the response.
+		// net/http reads an unread body before it sends the response. That must not use up
+		// the time for the response.
 		w.controller.SetReadDeadline(time.Now().Add(min(discardTimeout, s.transferTimeout/2)))
 	}
 	if r.Header.Get("Expect") != "" {
-		// net/http responds to it, within the deadline of the request before on the same connection.
+		// net/http sends 100 Continue, under the deadline of the previous request on the connection.
 		w.controller.SetWriteDeadline(time.Time{})
 	}
 	if !admitted {
@@ -248,10 +248,10 @@ func (s *server) admit(r *request) error {
 	return s.refuse(r.Request)
 }
 
-// fixSlash gives a path the slash at its end that its route has: SharQ's clients
-// may leave it out, and those of the other servers may send one too many. From the
-// path of a PUT or DELETE none is taken: clients and proxies make "/queues/q/" of
-// "/queues/q/groups/..", and that must not delete the queue.
+// fixSlash adds the slash at the end of a path if its route has one, and removes it if the
+// route has none: SharQ's clients may leave it out, and other clients may send one too
+// many. It removes none for PUT and DELETE: clients and proxies turn
+// "/queues/q/groups/.." into "/queues/q/", and that must not delete the queue.
 func (s *server) fixSlash(r *http.Request) {
 	path, hasSlash := strings.CutSuffix(r.URL.Path, "/")
 	if strings.HasSuffix(r.URL.RawPath, "%2F") || strings.HasSuffix(r.URL.RawPath, "%2f") {
@@ -269,12 +269,12 @@ func (s *server) fixSlash(r *http.Request) {
 	}
 }
 
-// unmatched returns an error if no route has matched: w has kept the response of the
-// mux. A redirect to a path without "..", "." and empty segments is not sent: a client
-// would repeat a DELETE at a path that means something else.
+// unmatched returns an error if no route has matched. w has kept the response of the mux,
+// which may be a redirect to a path without "..", "." and empty segments. It is not sent,
+// because a client would repeat a DELETE at a path with another meaning.
 func (w *responseWriter) unmatched() error {
 	switch w.refused {
-	case 0: // a route has, or the mux has sent something else
+	case 0: // a route has matched, or the mux has sent another response
 		return nil
 	case http.StatusMethodNotAllowed:
 		return errMethod
@@ -296,7 +296,7 @@ var (
 // livez returns success as long as the process runs.
 func (s *server) livez(*request) (any, error) { return success{true}, nil }
 
-// readiness is the body of readyz when it is asked to be verbose.
+// readiness is the body of readyz with ?verbose.
 type readiness struct {
 	success
 	Warnings []string `json:"warnings"`
@@ -330,9 +330,9 @@ func (s *server) health(*request) (any, error) {
 	return success{true}, nil
 }
 
-// healthy reports whether the database answers, has the schema, and can be written.
-// Routes ask with a context of no request: that its client hangs up says nothing
-// about the database.
+// healthy reports whether the database responds, has the schema, and can be written.
+// Routes do not pass the context of the request, because a disconnection of its client
+// says nothing about the database.
 func (s *server) healthy(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -349,7 +349,7 @@ type buffer struct {
 func (b *buffer) Header() http.Header    { return b.header }
 func (b *buffer) WriteHeader(status int) { b.status = status }
 
-// scrape returns what a handler of Prometheus's library responds with.
+// scrape returns a handler that returns the response of a handler of Prometheus's library.
 func (s *server) scrape(h http.Handler) handler {
 	return func(r *request) (any, error) {
 		b := buffer{header: r.w.Header()}

@@ -69,7 +69,18 @@ func submitAck(ctx context.Context, l *batcher[*ackRequest], v *ackRequest) erro
 
 func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.ack(itemsOf(batch))
-	for _, t := range all { // also before an error: it is committed
+	e.countAcks(all) // also before an error: it is committed
+	if err != nil {
+		e.wakeIfUnknown(err)
+		return err
+	}
+	return findConflicts(s, batch, tokensIn(all))
+}
+
+// countAcks counts committed acks, and wakes the receivers of groups that waited for
+// them.
+func (e *engine) countAcks(all []queueChange) {
+	for _, t := range all {
 		if t.queueID != "" {
 			e.metrics.add(messagesAcked, t.queueID, t.acked)
 		}
@@ -77,11 +88,6 @@ func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 			e.announce(t.queueID, t.dueAt)
 		}
 	}
-	if err != nil {
-		e.wakeIfUnknown(err)
-		return err
-	}
-	return findConflicts(s, batch, tokensIn(all))
 }
 
 func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
@@ -420,18 +426,7 @@ func (f *form) ackItems() (items []ackItem) {
 		f.addMistake("ids and messages are mutually exclusive", "value_error", "messages")
 	case f.has("messages"):
 		f.objects("messages", maxBatch, func(item *form) {
-			v := ackItem{}
-			if raw := item.value("id", true); raw != nil {
-				v.id = item.messageID(raw, "id")
-			}
-			if raw := item.value("scheduled_at", false); raw != nil {
-				if raw[0] != '"' {
-					item.addMistake("invalid datetime format", "value_error.datetime", "scheduled_at")
-				} else {
-					v.leasedUntil = item.time(rawjson.Unquote(raw), "scheduled_at")
-				}
-			}
-			items = append(items, v)
+			items = append(items, item.ackItem())
 		})
 	default:
 		f.list("ids", maxBatch, func(i int, raw []byte) {
@@ -439,6 +434,21 @@ func (f *form) ackItems() (items []ackItem) {
 		})
 	}
 	return items
+}
+
+// ackItem decodes the id of a message and its optional lease token.
+func (f *form) ackItem() (v ackItem) {
+	if raw := f.value("id", true); raw != nil {
+		v.id = f.messageID(raw, "id")
+	}
+	if raw := f.value("scheduled_at", false); raw != nil {
+		if raw[0] != '"' {
+			f.addMistake("invalid datetime format", "value_error.datetime", "scheduled_at")
+		} else {
+			v.leasedUntil = f.time(rawjson.Unquote(raw), "scheduled_at")
+		}
+	}
+	return v
 }
 
 // nack reads after what time a nacked message is due, and whether its delivery is

@@ -68,7 +68,7 @@ type receiveFunc func(ctx context.Context, queueID string, limit int, wait time.
 // to publish to it.
 func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*message, error) {
 	q := parseQuery(r.URL.RawQuery)
-	wait := time.Duration(q.waitSeconds(&s.limits) * float64(time.Second))
+	wait := q.waitSeconds(&s.limits)
 	if err := q.err(); err != nil {
 		return nil, err
 	}

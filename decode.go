@@ -250,30 +250,49 @@ func (f *form) read(object []byte) {
 	})
 }
 
-// objects reads a list of 1 to most objects, each with a form of its own.
+// objects decodes a list of 1 to most objects, each with a form of its own.
 func (f *form) objects(name string, most int, each func(item *form)) {
-	f.list(name, most, func(i int, value []byte) {
-		item := &form{input: input{where: slices.Concat(f.where, []any{name, i})}}
-		if value = asObject(value); value == nil {
-			item.broken = true
-			item.addMistake("value is not a valid dict", "type_error.dict")
-		} else {
-			item.read(value)
-			each(item)
-		}
-		f.mistakes = append(f.mistakes, item.mistakes[:min(len(item.mistakes), maxMistakes-len(f.mistakes))]...)
-	})
+	f.list(name, most, func(i int, value []byte) { f.element(name, i, value, each) })
 }
 
-// list reads a list of 1 to most values.
+// optionalObjects is objects for a list that may be empty, null or missing.
+func (f *form) optionalObjects(name string, most int, each func(item *form)) {
+	f.optionalList(name, most, func(i int, value []byte) { f.element(name, i, value, each) })
+}
+
+// element decodes an object in a list.
+func (f *form) element(name string, i int, value []byte, each func(item *form)) {
+	item := &form{input: input{where: slices.Concat(f.where, []any{name, i})}}
+	if value = asObject(value); value == nil {
+		item.broken = true
+		item.addMistake("value is not a valid dict", "type_error.dict")
+	} else {
+		item.read(value)
+		each(item)
+	}
+	f.mistakes = append(f.mistakes, item.mistakes[:min(len(item.mistakes), maxMistakes-len(f.mistakes))]...)
+}
+
+// list decodes a list of 1 to most values.
 func (f *form) list(name string, most int, each func(i int, value []byte)) {
-	raw := f.value(name, true)
-	if raw == nil {
+	if f.value(name, true) == nil {
 		return
+	}
+	if n := f.optionalList(name, most, each); n == 0 {
+		f.addMistakeCtx(limitCtx{1}, "ensure this value has at least 1 items", "value_error.list.min_items", name)
+	}
+}
+
+// optionalList decodes a list of at most most values, which may be null or missing. It
+// returns the number of values, -1 if there is no list.
+func (f *form) optionalList(name string, most int, each func(i int, value []byte)) int {
+	raw := f.value(name, false)
+	if raw == nil {
+		return 0
 	}
 	if raw[0] != '[' {
 		f.addMistake("value is not a valid list", "type_error.list", name)
-		return
+		return -1
 	}
 	var all [][]byte
 	rawjson.WalkArray(raw, func(value []byte) {
@@ -281,16 +300,14 @@ func (f *form) list(name string, most int, each func(i int, value []byte)) {
 			all = append(all, value)
 		}
 	})
-	switch {
-	case len(all) == 0:
-		f.addMistakeCtx(limitCtx{1}, "ensure this value has at least 1 items", "value_error.list.min_items", name)
-	case len(all) > most:
+	if len(all) > most {
 		f.addMistakeCtx(limitCtx{most}, fmt.Sprintf("ensure this value has at most %d items", most), "value_error.list.max_items", name)
-	default:
-		for i, value := range all {
-			each(i, value)
-		}
+		return -1
 	}
+	for i, value := range all {
+		each(i, value)
+	}
+	return len(all)
 }
 
 func invalidUTF8(b []byte) int {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -143,10 +145,18 @@ func (s *server) publishBatch(r *request) (any, error) {
 func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i int) []any) (any, error) {
 	q := parseQuery(r.URL.RawQuery)
 	shows := q.shown()
+	acks := f.acks()
 	if err := cmp.Or(f.err(), q.err()); err != nil {
 		return nil, err
 	}
-	stored, err := s.engine.publish(r.Context(), &publication{topicID: r.topicID, queueID: r.queueID, trace: r.w.trace, messages: drafts})
+	named := slices.Clone(acks)
+	if err := s.hideForbidden(r, acks); err != nil {
+		return nil, err
+	}
+	stored, err := s.engine.publish(r.Context(), &publication{topicID: r.topicID, queueID: r.queueID, trace: r.w.trace, messages: drafts, acks: acks})
+	if unacked, ok := errors.AsType[errNotAcked](err); ok {
+		return nil, unackedConflict(unacked, named)
+	}
 	if never, ok := errors.AsType[errNeverDue](err); ok {
 		return nil, invalid{{Loc: append(at(never.message), "delay_seconds"), Msg: never.Error(), Type: "value_error.number.not_lt"}}
 	}
@@ -156,7 +166,7 @@ func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i in
 func (s *server) receive(r *request) (any, error) {
 	q := parseQuery(r.URL.RawQuery)
 	limit := min(q.integer("limit", 10, bounds{0, math.MaxInt}), s.limits.maxLimit)
-	wait := time.Duration(q.waitSeconds(&s.limits) * float64(time.Second))
+	wait := q.waitSeconds(&s.limits)
 	shows := q.shown()
 	if err := q.err(); err != nil {
 		return nil, err
@@ -170,6 +180,39 @@ func (s *server) receive(r *request) (any, error) {
 		return nil, err
 	}
 	return &messageList{messages: s.deliver(r, r.queueID, v), shows: shows}, nil
+}
+
+// receiveAndAck is receive, and acks and nacks other messages at the same time. A
+// request that is refused has acked nothing, so it looks up the queue first unless
+// that was received from a moment ago. If the queue is deleted meanwhile, the acks
+// stand, and there are no messages.
+func (s *server) receiveAndAck(r *request) (any, error) {
+	if len(bytes.TrimSpace(r.body)) == 0 {
+		r.body = []byte("{}")
+	}
+	f := parseBody(r.body)
+	v := f.receiveAck(&s.limits)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	v.queueID = r.queueID
+	if err := s.hideForbidden(r, v.acks); err != nil {
+		return nil, err
+	}
+	if err := s.hideForbidden(r, v.nacks); err != nil {
+		return nil, err
+	}
+	acks := len(v.acks)+len(v.nacks) > 0
+	if acks && !s.engine.knows(r.queueID) || v.limit == 0 {
+		if _, err := s.store.queue(r.Context(), r.queueID); err != nil {
+			return nil, err
+		}
+	}
+	d, conflicts, err := s.engine.receiveAck(r.whileHeard(), v)
+	if err != nil && !(acks && errors.Is(err, errQueueNotFound)) {
+		return nil, err
+	}
+	return &messageList{messages: s.deliver(r, r.queueID, d), shows: v.shows, conflicts: conflicts, hasConflicts: true}, nil
 }
 
 // resetTime is the maximum wait for the reset of a connection: longer than the round

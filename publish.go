@@ -25,6 +25,7 @@ type publication struct {
 	queueID  string
 	trace    trace // of all its messages
 	messages []draft
+	acks     []ackItem // messages to ack in the same commit
 
 	address address // as of the last look at the topic
 
@@ -101,7 +102,7 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 				return nil, err
 			}
 		}
-		err := e.publications.do(ctx, p, len(p.messages), size)
+		err := e.publications.do(ctx, p, len(p.messages)+len(p.acks), size)
 		if err != nil && (ctx.Err() != nil || p.stored == nil) {
 			return nil, err
 		}
@@ -133,7 +134,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 	if err := s.readDestinations(batch); err != nil {
 		return err
 	}
-	var matched, jobs []*publication
+	var matched, acking, jobs []*publication
 	var messages []outgoing
 	copies := 0
 	insert := func() error {
@@ -156,20 +157,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		if err != nil {
 			return err
 		}
-		counts := make(map[string]int, 1)
-		for _, p := range matched {
-			p.stored, p.err = slices.Concat(stored[:len(p.messages)]...), nil // an earlier run may have missed the topic
-			if p.stored == nil {
-				p.stored = []message{}
-			}
-			for _, m := range p.stored {
-				counts[m.QueueID]++
-			}
-			stored = stored[len(p.messages):]
-		}
-		for queueID, n := range counts {
-			e.metrics.add(messagesPublished, queueID, n)
-		}
+		e.finishPublications(matched, stored)
 		matched, messages, copies = nil, nil, 0
 		return nil
 	}
@@ -186,6 +174,10 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 			jobs = append(jobs, p)
 			continue
 		}
+		if len(p.acks) > 0 {
+			acking = append(acking, p)
+			continue
+		}
 		if copies > 0 && copies+n > publishRows {
 			if err := insert(); err != nil {
 				return err
@@ -198,7 +190,29 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 	if err := insert(); err != nil {
 		return err
 	}
+	if err := e.publishAndAck(s, acking); err != nil {
+		return err
+	}
 	return e.storeJobs(s, jobs)
+}
+
+// finishPublications returns the stored copies of messages to the publications that
+// they belong to, and counts them.
+func (e *engine) finishPublications(all []*publication, stored [][]message) {
+	counts := make(map[string]int, 1)
+	for _, p := range all {
+		p.stored, p.err = slices.Concat(stored[:len(p.messages)]...), nil // an earlier run may have missed the topic
+		if p.stored == nil {
+			p.stored = []message{}
+		}
+		for _, m := range p.stored {
+			counts[m.QueueID]++
+		}
+		stored = stored[len(p.messages):]
+	}
+	for queueID, n := range counts {
+		e.metrics.add(messagesPublished, queueID, n)
+	}
 }
 
 // readDestinations makes s remember where the publications of a batch go to.

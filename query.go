@@ -64,45 +64,54 @@ func (q *query) boolean(name string) bool {
 	return false
 }
 
-// shown reads which members of messages the client wants beside the usual ones.
+// shown decodes the optional members of messages that a query asks for: names
+// separated by commas.
 func (q *query) shown() (v shown) {
 	text, has := q.find("fields")
 	if !has {
 		return v
 	}
 	for name := range strings.SplitSeq(string(text), ",") {
-		switch name {
-		case "group":
-			v.group = true
-		case "request_id":
-			v.requestID = true
-		case "traceparent":
-			v.traceparent = true
-		default:
-			q.addMistake("unknown field; allowed: group, request_id, traceparent", "value_error", "fields")
-			return v
-		}
+		q.show(name, &v, "fields")
 	}
 	return v
 }
 
-// waitSeconds reads for how long a long poll waits.
-func (q *query) waitSeconds(l *limits) float64 {
-	const name = "wait_seconds"
-	text, has := q.find(name)
-	if !has {
-		return 0
+// show adds an optional member of messages by its name.
+func (in *input) show(name string, v *shown, loc ...any) {
+	switch name {
+	case "group":
+		v.group = true
+	case "request_id":
+		v.requestID = true
+	case "traceparent":
+		v.traceparent = true
+	default:
+		in.addMistake("unknown field; allowed: group, request_id, traceparent", "value_error", loc...)
 	}
+}
+
+// waitSeconds decodes the maximum time of a long poll.
+func (q *query) waitSeconds(l *limits) time.Duration {
+	if text, has := q.find("wait_seconds"); has {
+		return q.wait(text, l)
+	}
+	return 0
+}
+
+// wait decodes the text of wait_seconds.
+func (in *input) wait(text []byte, l *limits) time.Duration {
+	const name = "wait_seconds"
 	seconds, ok := parseNumber(string(text))
 	switch {
 	case !ok:
-		q.addMistake("value is not a valid float", "type_error.float", name)
+		in.addMistake("value is not a valid float", "type_error.float", name)
 	case seconds < 0:
-		q.addMistakeCtx(limitCtx{0}, "ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
+		in.addMistakeCtx(limitCtx{0}, "ensure this value is greater than or equal to 0", "value_error.number.not_ge", name)
 	case seconds > l.maxWait:
-		q.addMistakeCtx(limitCtx{l.maxWait}, fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
+		in.addMistakeCtx(limitCtx{l.maxWait}, fmt.Sprintf("ensure this value is less than or equal to %v", l.maxWait), "value_error.number.not_le", name)
 	default:
-		return seconds
+		return time.Duration(seconds * float64(time.Second))
 	}
 	return 0
 }

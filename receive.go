@@ -265,6 +265,13 @@ func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
 	return all
 }
 
+// knows reports whether the queue existed at its last claim, a moment ago.
+func (e *engine) knows(queueID string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.watermarks[queueID] != nil
+}
+
 // wakeAll starts a full sweep, after notifications or wake-ups may have been lost.
 func (e *engine) wakeAll() {
 	select {

@@ -213,6 +213,9 @@ type messageList struct {
 	messages []message
 	shows    shown
 	shared   bool // the data with the body of the request, which is counted
+
+	hasConflicts bool     // the body has a member with
+	conflicts    []string // ids of messages
 }
 
 func (l *messageList) size() int {
@@ -243,7 +246,18 @@ func (l *messageList) piece(b []byte, item int) ([]byte, int) {
 		}
 		b = l.messages[i].appendJSON(b, l.shows)
 	}
-	return append(b, "]}"...), -1
+	b = append(b, ']')
+	if l.hasConflicts {
+		b = append(b, `,"conflicts":[`...)
+		for i, id := range l.conflicts {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(append(append(b, '"'), id...), '"')
+		}
+		b = append(b, ']')
+	}
+	return append(b, '}'), -1
 }
 
 // listed is an item of a list. Its size is about how many bytes of memory it takes.

@@ -79,6 +79,7 @@ func newServer(c serverConfig) *server {
 	v.handle(native, canPost, "POST /topics/{topic_id}/messages/batch", v.publishBatch).maxBody = max(c.limits.maxBody, maxBatchBody)
 	v.handle(native, canPost, "POST /queues/{queue_id}/messages/batch", v.publishBatch).maxBody = max(c.limits.maxBody, maxBatchBody)
 	v.handle(native, canGet, "GET /queues/{queue_id}/messages", consuming(v.receive))
+	v.handle(native, canGet, "POST /queues/{queue_id}/messages/receive", v.receiveAndAck)
 	v.handle(native, anyToken, "PUT /messages/{message_id}/ack", v.ack)
 	v.handle(native, anyToken, "PUT /messages/{message_id}/nack", v.nack)
 	v.handle(native, anyToken, "PUT /messages/{message_id}/extend", v.extend)

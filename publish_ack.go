@@ -1,0 +1,140 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// errNotAcked is the error of a publish that could not ack: it has published nothing.
+type errNotAcked struct{ items []int } // that are not in flight, or in another lease
+
+func (errNotAcked) Error() string { return "the lease of a message to ack has ended" }
+
+// publishAndAck stores publications and acks messages for them in one transaction. A
+// publication whose messages are not all in flight, in the leases of their tokens, has
+// no effect and gets errNotAcked.
+func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	began := time.Now()
+	var stored [][]message
+	var readyAt map[int64]time.Time
+	var acked []queueChange
+	var able []*publication
+	var messages []outgoing
+	err := s.transaction(func() (err error) {
+		able, messages = nil, nil
+		leases, err := s.lockLeases(batch)
+		if err != nil {
+			return err
+		}
+		var items []ackItem
+		for _, p := range batch {
+			if failed := leases.take(p.acks); failed != nil {
+				p.err = errNotAcked{failed}
+				continue
+			}
+			able, items, messages = append(able, p), append(items, p.acks...), p.appendOutgoing(messages)
+		}
+		if len(able) == 0 {
+			return nil
+		}
+		if acked, err = s.ack(items); err != nil {
+			return err
+		}
+		stored, readyAt, err = s.insert(messages)
+		return err
+	})
+	if len(able) == 0 || errors.Is(err, errStale) {
+		return err
+	}
+	// Even after an error, as the outcome may be unknown: then the messages count as due.
+	if err != nil {
+		stored = nil
+	}
+	e.wakePublished(messages, stored, readyAt)
+	if err != nil {
+		e.wakeIfUnknown(err)
+		return err
+	}
+	e.finishPublications(able, stored)
+	e.countAcks(acked)
+	if time.Since(began) > watermarkMargin/2 {
+		e.notifier.sendNow(s)
+	}
+	return nil
+}
+
+// leases are messages in flight, by id, with the ends of their leases.
+type leases map[string]time.Time
+
+// take removes the messages to ack if all are in flight, in the leases of their tokens.
+// Otherwise it returns those that are not.
+func (l leases) take(items []ackItem) (failed []int) {
+	for i, item := range items {
+		leasedUntil, inFlight := l[item.id]
+		if !inFlight || !item.leasedUntil.IsZero() && !item.leasedUntil.Equal(leasedUntil) {
+			failed = append(failed, i)
+		}
+	}
+	if failed == nil {
+		for _, item := range items {
+			delete(l, item.id)
+		}
+	}
+	return failed
+}
+
+const lockLeasesSQL = `
+SELECT id, scheduled_at
+FROM queued.messages
+WHERE id = ANY($1::uuid[])
+    AND in_flight
+ORDER BY id
+FOR UPDATE`
+
+// lockLeases locks the messages that publications ack and returns those in flight.
+func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
+	var items []ackItem
+	for _, p := range batch {
+		items = append(items, p.acks...)
+	}
+	ids, _, _, _ := ackItemArgs(items)
+	all := make(leases, len(ids))
+	_, err := read(s, "lock_leases", func(row scanner) (any, error) {
+		var id string
+		var leasedUntil time.Time
+		err := row.Scan(&id, &leasedUntil)
+		all[id] = leasedUntil
+		return nil, err
+	}, lockLeasesSQL, ids)
+	return all, err
+}
+
+// acks decodes the messages that a publish acks.
+func (f *form) acks() []ackItem {
+	items := f.ackList("ack")
+	seen := make(map[string]bool, len(items))
+	for i, item := range items {
+		if seen[item.id] && item.id != "" {
+			f.addMistake("the message is in ack twice", "value_error", "ack", i)
+		}
+		seen[item.id] = true
+	}
+	return items
+}
+
+// unackedConflict names the messages of a body that errNotAcked is about.
+func unackedConflict(err errNotAcked, acks []ackItem) error {
+	var mistakes conflict
+	for _, i := range err.items {
+		mistakes = append(mistakes, mistake{
+			Loc:  []any{"body", "ack", i},
+			Msg:  fmt.Sprintf("message %s is not in flight, or not in the lease of this scheduled_at", acks[i].id),
+			Type: "value_error.lease",
+		})
+	}
+	return mistakes
+}

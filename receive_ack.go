@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"queued/internal/rawjson"
+)
+
+// receiveAck is a request that receives messages and acks and nacks others.
+type receiveAck struct {
+	queueID string
+	limit   int
+	wait    time.Duration
+	shows   shown
+	acks    []ackItem
+	nacks   []ackItem
+}
+
+// receiveAck decodes the body of a receive that acks. All its members are optional,
+// and so is the body.
+func (f *form) receiveAck(l *limits) receiveAck {
+	v := receiveAck{limit: 10, shows: f.shownInBody()}
+	if n := f.integer("limit", bounds{0, math.MaxInt}, false); n != nil {
+		v.limit = *n
+	}
+	v.limit = min(v.limit, l.maxLimit)
+	if raw := f.value("wait_seconds", false); raw != nil {
+		v.wait = f.wait(raw, l)
+	}
+	v.acks = f.ackList("ack")
+	f.optionalObjects("nack", maxBatch, func(item *form) {
+		a := item.ackItem()
+		a.after, a.uncounted = item.nack()
+		v.nacks = append(v.nacks, a)
+	})
+	if n := len(v.acks) + len(v.nacks); n > maxBatch {
+		f.addMistakeCtx(limitCtx{maxBatch}, fmt.Sprintf("ensure ack and nack have at most %d items together", maxBatch), "value_error.list.max_items", "ack")
+	}
+	acked := make(map[string]bool, len(v.acks))
+	for _, a := range v.acks {
+		acked[a.id] = true
+	}
+	for i, a := range v.nacks {
+		if acked[a.id] {
+			f.addMistake("the message is also in ack", "value_error", "nack", i, "id")
+		}
+	}
+	return v
+}
+
+// ackList decodes an optional list of messages to ack: ids, or objects with an id and
+// the lease token.
+func (f *form) ackList(name string) (items []ackItem) {
+	f.optionalList(name, maxBatch, func(i int, raw []byte) {
+		if raw[0] == '"' {
+			items = append(items, ackItem{id: f.messageID(raw, name, i)})
+			return
+		}
+		f.element(name, i, raw, func(item *form) { items = append(items, item.ackItem()) })
+	})
+	return items
+}
+
+// shownInBody is shown for a body, which has a list of names.
+func (f *form) shownInBody() (v shown) {
+	f.optionalList("fields", 10, func(i int, raw []byte) {
+		if raw[0] != '"' {
+			f.addMistake("str type expected", "type_error.str", "fields", i)
+			return
+		}
+		f.show(rawjson.Unquote(raw), &v, "fields", i)
+	})
+	return v
+}
+
+// receiveAck acks and nacks messages while it receives others, and returns those and
+// the ids whose lease tokens did not match. The acks and nacks do not wait for
+// messages, and are done even if the client disconnects. If they fail the caller gets
+// no messages: what was received meanwhile is released. heard ends the long poll.
+func (e *engine) receiveAck(heard context.Context, v receiveAck) (d delivery, conflicts []string, err error) {
+	ctx, stopWaiting := context.WithCancel(heard)
+	defer stopWaiting()
+	var ackErr error
+	acked := make(chan struct{})
+	go func() {
+		defer close(acked)
+		if conflicts, ackErr = e.ackAll(v.acks, v.nacks); ackErr != nil {
+			stopWaiting()
+		}
+	}()
+	if v.limit > 0 {
+		d, err = e.receive(ctx, v.queueID, v.limit, v.wait)
+	}
+	<-acked
+	if v.limit > 0 && err == nil && ackErr == nil && len(d.messages) == 0 && v.wait == 0 {
+		// The next message of an ordered group may have waited for an ack.
+		d, err = e.receive(ctx, v.queueID, v.limit, 0)
+	}
+	if ackErr != nil {
+		e.release(v.queueID, d.messages)
+		return delivery{}, nil, ackErr
+	}
+	return d, conflicts, err
+}
+
+// ackAll acks and nacks messages at the same time, and returns the ids whose lease
+// tokens did not match.
+func (e *engine) ackAll(acks, nacks []ackItem) (conflicts []string, err error) {
+	ctx := context.Background() // of no client: acks stand when it disconnects
+	var nackErr error
+	nacked := make(chan struct{})
+	if len(nacks) > 0 {
+		go func() {
+			defer close(nacked)
+			nackErr = e.nack(ctx, nacks...)
+		}()
+	} else {
+		close(nacked)
+	}
+	if len(acks) > 0 {
+		err = e.ack(ctx, acks...)
+	}
+	<-nacked
+	for _, part := range []struct {
+		items []ackItem
+		err   error
+	}{{acks, err}, {nacks, nackErr}} {
+		ended, ok := errors.AsType[errLeaseEnded](part.err)
+		if part.err != nil && !ok {
+			return nil, part.err
+		}
+		for _, i := range ended.items {
+			conflicts = append(conflicts, part.items[i].id)
+		}
+	}
+	return conflicts, nil
+}

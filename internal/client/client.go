@@ -212,6 +212,11 @@ func readStatusError(response *http.Response) error {
 // Items returns a function that reads {"data": […]} and calls each with one item
 // after the other, as they arrive.
 func Items(each func(item json.RawMessage) error) func(io.Reader) error {
+	return ItemsAnd(each, func(string, json.RawMessage) {})
+}
+
+// ItemsAnd is Items, and calls member with the members after data.
+func ItemsAnd(each func(item json.RawMessage) error, member func(name string, value json.RawMessage)) func(io.Reader) error {
 	return func(body io.Reader) error {
 		d := json.NewDecoder(body)
 		for _, want := range []json.Token{json.Delim('{'), "data", json.Delim('[')} {
@@ -231,6 +236,20 @@ func Items(each func(item json.RawMessage) error) func(io.Reader) error {
 			if err := each(item); err != nil {
 				return err
 			}
+		}
+		if _, err := d.Token(); err != nil {
+			return err
+		}
+		for d.More() {
+			name, err := d.Token()
+			if err != nil {
+				return err
+			}
+			var value json.RawMessage
+			if err := d.Decode(&value); err != nil {
+				return err
+			}
+			member(name.(string), value)
 		}
 		_, err := io.Copy(io.Discard, body)
 		return err

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"slices"
@@ -15,12 +14,11 @@ import (
 	"syscall"
 	"time"
 
-	"queued/internal/client"
 	"queued/internal/rawjson"
 )
 
 // execute runs the command for a message, extends the lease until the command ends,
-// and acks or nacks the message.
+// and reports whether to ack or nack the message.
 func (w *worker) execute(ctx context.Context, m *received) {
 	running, done := context.WithCancel(context.Background())
 	var extending sync.WaitGroup
@@ -40,22 +38,17 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	done()
 	extending.Wait()
 
-	action, body := "ack", []byte(nil)
+	o := outcome{m: m, action: "ack"}
 	if err := w.environmentFault(cmd, failure); err != nil {
 		w.fail(err)
 		// With a delay, because the poll that is being aborted could receive it again.
-		action, body = "nack", fmt.Appendf(nil, `{"count_attempt":false,"delay_seconds":%d}`, firstRetryDelay/time.Second)
+		o.action, o.nack = "nack", nackOptions{int(firstRetryDelay / time.Second), new(false)}
 	} else if failure != nil {
 		delay := retryDelay(m.DeliveryAttempts)
-		action, body = "nack", fmt.Appendf(nil, `{"delay_seconds":%d}`, delay/time.Second)
+		o.action, o.nack = "nack", nackOptions{DelaySeconds: int(delay / time.Second)}
 		w.logf("message %s, attempt %d: %v; retrying in %v", m.ID, m.DeliveryAttempts, failure, delay)
 	}
-	err := w.retryAfterEnd(ctx, func() error { return w.finish(m, action, body, nil) })
-	if client.Status(err) == http.StatusConflict {
-		w.logf("message %s: the lease ended before the command did; another consumer may have received the message", m.ID)
-	} else if err != nil {
-		w.logf("message %s: %s failed, it will be delivered again: %v", m.ID, action, err)
-	}
+	w.report(ctx, o)
 }
 
 // environmentFault returns an error if a command failed for a reason other than its

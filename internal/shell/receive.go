@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -84,6 +85,9 @@ type worker struct {
 	pipe       *pipe         // stdout, if it is a pipe; else nil
 	printBatch int           // number of messages to receive at once to print
 	maxWait    time.Duration // of a long poll
+
+	outcomesMu sync.Mutex
+	outcomes   outcomes
 
 	mu          sync.Mutex // of stderr and unavailable
 	unavailable bool       // the server, and this was logged
@@ -207,6 +211,11 @@ func (w *worker) run(ctx context.Context) error {
 // receiveAll receives messages and starts to process them, until ctx ends or -count
 // or -wait is reached.
 func (w *worker) receiveAll(ctx context.Context) error {
+	defer func() {
+		for _, o := range w.takeOutcomes() {
+			w.send(ctx, o)
+		}
+	}()
 	var idleSince time.Time // start of the first of the last polls without a message
 	for got := 0; ctx.Err() == nil && (w.count == 0 || got < w.count); {
 		limit := w.printBatch
@@ -225,6 +234,7 @@ func (w *worker) receiveAll(ctx context.Context) error {
 		messages, err := w.poll(ctx, limit, idleSince)
 		if w.command != "" {
 			w.releaseSlots(limit - len(messages))
+			w.openOutcomes()
 		}
 		if err == nil {
 			err = w.work(ctx, messages)
@@ -269,8 +279,9 @@ func (w *worker) releaseSlots(n int) {
 	}
 }
 
-// poll receives up to limit messages. It returns none if ctx ends, if -wait is
-// reached, or after the longest long poll of the server.
+// poll receives up to limit messages, and sends the waiting outcomes with the request.
+// It returns none if ctx ends, if -wait is reached, or after the longest long poll of
+// the server.
 func (w *worker) poll(ctx context.Context, limit int, idleSince time.Time) (messages []received, err error) {
 	until := ctx // of retries
 	if w.wait.Given {
@@ -278,6 +289,7 @@ func (w *worker) poll(ctx context.Context, limit int, idleSince time.Time) (mess
 		until, cancel = context.WithDeadline(ctx, idleSince.Add(w.wait.D))
 		defer cancel()
 	}
+	unsent := w.takeOutcomes()
 	err = w.retry(until, func() error {
 		if ctx.Err() != nil {
 			return nil
@@ -286,13 +298,30 @@ func (w *worker) poll(ctx context.Context, limit int, idleSince time.Time) (mess
 		if w.wait.Given {
 			wait = min(wait, max(0, w.wait.D-time.Since(idleSince)))
 		}
+		request := receiveRequest{Limit: limit, WaitSeconds: wait.Seconds(), Fields: []string{"group", "request_id", "traceparent"}}
+		request.add(unsent)
+		body, err := json.Marshal(request)
+		if err != nil {
+			return err
+		}
 		messages = nil
-		target := fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.3f&fields=group,request_id,traceparent", w.queue, limit, wait.Seconds())
-		err := w.client.Call(ctx, http.MethodGet, target, nil, client.Items(func(item json.RawMessage) error {
+		var conflicts []string
+		err = w.client.Call(ctx, http.MethodPost, "/queues/"+w.queue+"/messages/receive", body, client.ItemsAnd(func(item json.RawMessage) error {
 			m, err := parseReceived(item)
 			messages = append(messages, m)
 			return err
+		}, func(name string, value json.RawMessage) {
+			if name == "conflicts" {
+				json.Unmarshal(value, &conflicts) // without them, the messages are delivered again
+			}
 		}))
+		if err == nil || len(messages) > 0 { // the acks were committed before the response
+			unsent = slices.DeleteFunc(unsent, func(o outcome) bool { return !slices.Contains(conflicts, o.m.ID) })
+			for _, o := range unsent {
+				w.send(ctx, o) // its lease token may have changed, by an extend without a response
+			}
+			unsent = nil
+		}
 		switch {
 		case len(messages) > 0, ctx.Err() != nil:
 			return nil // messages lost on the way are delivered again
@@ -306,6 +335,9 @@ func (w *worker) poll(ctx context.Context, limit int, idleSince time.Time) (mess
 		}
 		return err
 	})
+	for _, o := range unsent {
+		w.send(ctx, o)
+	}
 	if ctx.Err() != nil && client.Unavailable(err) {
 		err = nil // stopped while the server was unavailable
 	}

@@ -291,9 +291,10 @@ func (e *engine) dispatch(d *dispatcher) {
 			return
 		}
 		d.woken, d.sleeping, d.dueUnknown, d.dueAt = false, false, false, time.Time{}
-		asked, wanted, impatient := d.arrivals, 0, d.nonBlocking > 0
-		floors := e.watermarksOf(d.queueID)
-		from, groupsFirst := floors.begin(), floors.claims%2 == 0
+		asked, wanted := d.arrivals, 0
+		w := e.watermarksOf(d.queueID)
+		from, groupsFirst, searchFirst := w.begin(), w.claims%2 == 0, w.empty
+		w.empty = true // until something is found, or a wake-up arrives
 		shares := min(len(d.line), claimShares)
 		for _, r := range d.line {
 			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows {
@@ -302,10 +303,13 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		e.mu.Unlock()
 
-		v := e.claimFor(d.dispatcherKey, from, groupsFirst, wanted, shares*deliverySize)
-		if impatient && len(v.messages) == 0 && v.err == nil && from != (claimStart{}) {
-			// Below the low-water mark: a sweep would be too late for a receiver that does not wait.
-			v = e.claimFor(d.dispatcherKey, claimStart{}, groupsFirst, wanted, shares*deliverySize)
+		var v delivery
+		claims := !searchFirst || e.mayHaveDue(d)
+		if claims {
+			v = e.claimFor(d.dispatcherKey, from, groupsFirst, wanted, shares*deliverySize)
+		}
+		if len(v.messages) > 0 || v.err != nil {
+			e.notEmpty(w)
 		}
 		undelivered, wait := e.handOut(d, asked, v)
 		e.release(d.queueID, undelivered) // before the next claim, which would deliver newer messages first
@@ -316,7 +320,10 @@ func (e *engine) dispatch(d *dispatcher) {
 		if !wait || len(v.messages) == wanted {
 			continue
 		}
-		overdue := e.expectNext(d)
+		overdue := claims && e.expectNext(d)
+		if overdue {
+			e.notEmpty(w)
+		}
 		if overdue && len(v.messages) == 0 {
 			emptyClaims++
 		} else {
@@ -324,6 +331,22 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		e.sleep(d, pause(emptyClaims))
 	}
+}
+
+// mayHaveDue looks up when the next message of the queue is due, and reports whether
+// the dispatcher should claim: a message is due, or that could not be found out.
+func (e *engine) mayHaveDue(d *dispatcher) bool {
+	overdue := e.expectNext(d)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return overdue || d.woken || d.dueUnknown
+}
+
+// notEmpty makes the next claim of a queue skip the search for the next due message.
+func (e *engine) notEmpty(w *watermarks) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	w.empty = false
 }
 
 // retryAfterOutage is the time between two claims while the database is unavailable.

@@ -7,6 +7,7 @@ type watermarks struct {
 	messages watermark // due times of messages without a group
 	groups   watermark // ready times of groups
 	claims   int       // number of claims so far
+	empty    bool      // the last claim or search found nothing, and there was no wake-up since
 	usedAt   time.Time // time of the last claim, by the clock of this process
 }
 
@@ -28,6 +29,7 @@ func (w *watermarks) raise(from claimStart, v claimResult) {
 // lower makes the next claim find a message due at that time; the zero time means
 // that the due time is not known.
 func (w *watermarks) lower(dueAt time.Time) {
+	w.empty = false
 	w.messages.lower(dueAt)
 	w.groups.lower(dueAt) // the message's group is ready then, or later
 }

@@ -1,9 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"database/sql"
-	"slices"
+	"maps"
 	"time"
 )
 
@@ -25,34 +24,64 @@ type leaseTerms struct {
 const groupsUnnoticed = time.Second
 
 const selectLeaseTermsSQL = `
-SELECT s.version, q.key, q.ack_deadline_seconds, q.delivery_limit,
+SELECT s.version, q.id, q.key, q.ack_deadline_seconds, q.delivery_limit,
        coalesce(q.delivery_interval_ms, 0), q.ordered,
-       EXISTS (SELECT FROM queued.groups g WHERE g.queue_key = q.key AND g.ready_at >= $2 AND g.ready_at < 'infinity'),
+       EXISTS (
+           SELECT
+           FROM queued.groups g
+           WHERE g.queue_key = q.key
+               AND g.ready_at >= coalesce(a.groups_since, '-infinity')
+               AND g.ready_at < 'infinity'
+       ),
        q.consumed_retention_seconds IS NOT NULL
-FROM queued.settings s
-CROSS JOIN queued.queues q
-WHERE q.id = $1`
+FROM unnest($1::text[], $2::timestamptz[]) AS a (id, groups_since)
+JOIN queued.queues q ON q.id = a.id
+CROSS JOIN queued.settings s`
 
-// readLeaseTerms makes s remember the terms of a queue, and whether it has groups
-// that are ready since a time. It returns errQueueNotFound if there is no queue.
-func (s *pinnedConn) readLeaseTerms(queueID string, groupsSince time.Time) error {
-	var version int64
-	found, err := read(s, "lease_terms", func(row scanner) (terms leaseTerms, err error) {
+// readLeaseTerms makes s remember the terms of queues, and whether each has groups that
+// are ready since a time, but not of queues that do not exist.
+func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) error {
+	if len(queueIDs) == 0 {
+		return nil
+	}
+	all := make(map[string]leaseTerms, len(queueIDs))
+	versions, err := read(s, "lease_terms", func(row scanner) (version int64, err error) {
+		var queueID string
+		var terms leaseTerms
 		var seconds, ms int64
-		err = row.Scan(&version, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed)
+		err = row.Scan(&version, &queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed)
 		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
 		terms.readAt = time.Now()
-		return terms, err
-	}, selectLeaseTermsSQL, queueID, since(groupsSince))
+		all[queueID] = terms
+		return version, err
+	}, selectLeaseTermsSQL, textArray(queueIDs), timeArray(groupsSince))
 	if err != nil {
 		return err
 	}
-	if len(found) == 0 {
-		return errQueueNotFound
+	for _, queueID := range queueIDs {
+		delete(s.settings.terms, queueID)
 	}
-	s.settings.at(version)
-	s.settings.terms[queueID] = found[0]
+	if len(versions) > 0 {
+		s.settings.at(versions[0])
+		maps.Copy(s.settings.terms, all)
+	}
 	return nil
+}
+
+// leaseTermsOf returns the terms of a queue, reading them if they are not known, or if
+// they may not know of its groups. It returns errQueueNotFound if there is no queue.
+func (s *pinnedConn) leaseTermsOf(queueID string, groupsSince time.Time) (leaseTerms, error) {
+	if terms, known := s.settings.terms[queueID]; known && time.Since(terms.readAt) <= groupsUnnoticed {
+		return terms, nil
+	}
+	if err := s.readLeaseTerms([]string{queueID}, []time.Time{groupsSince}); err != nil {
+		return leaseTerms{}, err
+	}
+	terms, found := s.settings.terms[queueID]
+	if !found {
+		return leaseTerms{}, errQueueNotFound
+	}
+	return terms, nil
 }
 
 // One plan on every table: the walk along messages_due ends at the limit. Rows
@@ -101,6 +130,7 @@ type claimResult struct {
 	ackDeadline time.Duration
 	ungrouped   claimPart
 	grouped     claimPart
+	hasGroups   bool // the queue may have groups with something to deliver
 }
 
 // claimPart is what a claim got of the messages without a group, or with one.
@@ -118,12 +148,9 @@ type claimPart struct {
 func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
 	queueID := at.queueID
 	for range settingsAttempts {
-		terms, known := s.settings.terms[queueID]
-		if !known || time.Since(terms.readAt) > groupsUnnoticed {
-			if err := s.readLeaseTerms(queueID, from.groups); err != nil {
-				return claimResult{}, err
-			}
-			terms = s.settings.terms[queueID]
+		terms, err := s.leaseTermsOf(queueID, from.groups)
+		if err != nil {
+			return claimResult{}, err
 		}
 		version := s.settings.version
 		v, err := s.claimOnce(terms, at, from, groupsFirst, limit, budget)
@@ -131,10 +158,14 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 			return v, err
 		}
 		// Nothing is due, or the terms have changed, or the queue is gone.
-		if err := s.readLeaseTerms(queueID, from.groups); err != nil {
+		if err := s.readLeaseTerms([]string{queueID}, []time.Time{from.groups}); err != nil {
 			return claimResult{}, err
 		}
-		if s.settings.version == version && (terms.hasGroups || !s.settings.terms[queueID].hasGroups) {
+		now, found := s.settings.terms[queueID]
+		if !found {
+			return claimResult{}, errQueueNotFound
+		}
+		if s.settings.version == version && (terms.hasGroups || !now.hasGroups) {
 			return v, nil
 		}
 	}
@@ -143,7 +174,7 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 
 // claimOnce is claim on terms that may have changed; then it claims nothing.
 func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
-	v := claimResult{ackDeadline: terms.ackDeadline}
+	v := claimResult{ackDeadline: terms.ackDeadline, hasGroups: terms.hasGroups}
 	ungrouped := func(limit, budget int) (err error) {
 		v.ungrouped, err = s.claimUngrouped(terms, at, from.messages, limit, budget)
 		v.messages = append(v.messages, v.ungrouped.messages...)
@@ -200,13 +231,7 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 	if err != nil {
 		return claimPart{}, err
 	}
-	slices.SortFunc(c.messages, func(a, b message) int {
-		return cmp.Or(a.dueAt.Compare(b.dueAt.Time), cmp.Compare(a.seq, b.seq))
-	})
-	if n := len(c.messages); n > 0 {
-		c.last, c.now = c.messages[n-1].dueAt.Time, c.messages[n-1].UpdatedAt.Time
-	}
-	return c, nil
+	return claimPartOf(c.messages), nil
 }
 
 // leaseUngrouped runs claimMessagesSQL, with all of its arguments but the last.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -33,7 +34,9 @@ type engine struct {
 	releases     *batcher[[]message]
 	finishes     *batcher[*finishing]
 	measurings   *batcher[*measuring]
-	claimers     chan *pinnedConn // idle connections for claims
+	claims       *batcher[*claimRequest]
+	searches     *batcher[*dueSearch]
+	claimers     chan *pinnedConn // idle connections for claims that cannot share a statement
 
 	directory directory
 
@@ -85,7 +88,9 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	e.nacks = newBatcher("nack", workers(2), m, ackRows, publishSize, e.runNacks)
 	e.extensions = newBatcher("extend", workers(3), m, ackRows, publishSize, e.runExtensions)
 	e.finishes = newBatcher("finish", workers(4), m, ackRows, publishSize, e.runFinishes)
-	e.measurings = newBatcher("waiting", workers(5), m, ackRows, publishSize, e.runMeasurings)
+	e.claims = newBatcher("claim", workers(7), m, claimRows, math.MaxInt, e.runClaims)
+	e.searches = newBatcher("search", workers(5), m, ackRows, publishSize, e.runSearches)
+	e.measurings = newBatcher("waiting", workers(8), m, ackRows, publishSize, e.runMeasurings)
 	e.releases = newBatcher("release", workers(6), m, ackRows, publishSize, e.runReleases)
 	for _, s := range newPinnedConns(db, m, claimers) {
 		e.claimers <- s
@@ -153,6 +158,8 @@ func (e *engine) close() {
 	e.releases.close()
 	e.finishes.close()
 	e.measurings.close()
+	e.claims.close()
+	e.searches.close()
 	e.stop()
 	e.background.Wait()
 	for range cap(e.claimers) {

@@ -540,7 +540,7 @@ func TestOrderedGroupGoesOnThoughTheAckMeetsAClaim(t *testing.T) {
 	s.publishGroups("q", "a2") // makes the next claim check the group
 	claim := newPinnedConn(s.store.db, s.server.metrics)
 	defer claim.close()
-	if err := claim.readLeaseTerms("q", time.Time{}); err != nil {
+	if err := claim.readLeaseTerms([]string{"q"}, []time.Time{{}}); err != nil {
 		t.Fatal(err)
 	}
 	terms := claim.settings.terms["q"]

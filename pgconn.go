@@ -210,7 +210,7 @@ var defaultConnections = shareConnections(maxServerConnections)
 func shareConnections(n int) connections {
 	requests := (n + 1) / 4
 	engine := n - otherConnections - requests
-	claimers := max(engine/5, 1)
+	claimers := max(engine/10, 1)
 	return connections{requests, claimers, engine - claimers}
 }
 

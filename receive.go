@@ -446,10 +446,7 @@ func (e *engine) watermarksOf(queueID string) *watermarks {
 // without.
 func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
 	queueID := at.queueID
-	s := <-e.claimers
-	defer func() { e.claimers <- s }()
-	sentAt := time.Now()
-	v, err := s.claim(at, from, groupsFirst, limit, budget)
+	v, sentAt, err := e.claimResult(at, from, groupsFirst, limit, budget)
 	if errors.Is(err, errQueueNotFound) {
 		e.mu.Lock()
 		delete(e.watermarks, queueID)
@@ -472,6 +469,37 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 	return delivery{messages: v.messages, goodUntil: sentAt.Add(v.ackDeadline)}
 }
 
+// claimResult claims for a dispatcher, in a batch with claims of other queues if the
+// queue leases messages and has no groups.
+func (e *engine) claimResult(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
+	if !at.consumes && !e.hasGroups(at.queueID) {
+		r := &claimRequest{queueID: at.queueID, from: from, limit: limit, budget: budget}
+		err := e.claims.do(context.Background(), r, limit, budget)
+		if r.claimed && !r.hasGroups {
+			return r.result, r.sentAt, r.err
+		}
+		if err != nil {
+			return claimResult{}, r.sentAt, err
+		}
+		// It has groups.
+	}
+	s := <-e.claimers
+	defer func() { e.claimers <- s }()
+	sentAt = time.Now()
+	v, err = s.claim(at, from, groupsFirst, limit, budget)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.watermarksOf(at.queueID).hasGroups = v.hasGroups
+	return v, sentAt, err
+}
+
+// hasGroups reports whether the last claim of a queue found groups.
+func (e *engine) hasGroups(queueID string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.watermarksOf(queueID).hasGroups
+}
+
 // sizeOf returns the bytes of data and attributes.
 func sizeOf(messages []message) (size int) {
 	for _, m := range messages {
@@ -483,6 +511,34 @@ func sizeOf(messages []message) (size int) {
 // noDeadline is the ack deadline of consumed messages, which are not redelivered.
 const noDeadline = 100 * 365 * 24 * time.Hour
 
+// dueSearch is a search for the next due message of a queue.
+type dueSearch struct {
+	queueID string
+	from    claimStart
+	found   bool // the queue
+	next    nextDue
+}
+
+// runSearches runs a batch of searches.
+func (e *engine) runSearches(s *pinnedConn, batch []*dueSearch) error {
+	ids, since := make([]string, len(batch)), make([]claimStart, len(batch))
+	for i, v := range batch {
+		ids[i], since[i] = v.queueID, v.from
+	}
+	all, err := s.nextDue(ids, since)
+	if err != nil {
+		return err
+	}
+	byID := make(map[string]nextDue, len(all))
+	for _, next := range all {
+		byID[next.queueID] = next
+	}
+	for _, v := range batch {
+		v.next, v.found = byID[v.queueID]
+	}
+	return nil
+}
+
 // expectNext looks up when the next message of the queue is due, and reports
 // whether that time is past.
 func (e *engine) expectNext(d *dispatcher) (overdue bool) {
@@ -490,20 +546,19 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	f := e.watermarksOf(d.queueID)
 	from := claimStart{f.messages.at, f.groups.at}
 	e.mu.Unlock()
-	s := <-e.claimers
-	all, err := s.nextDue([]string{d.queueID}, []claimStart{from})
-	e.claimers <- s
+	search := &dueSearch{queueID: d.queueID, from: from}
+	err := e.searches.do(context.Background(), search, 1, 0)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {
 		d.dueUnknown = true
 		return false // the next sweep or receiver tries again
 	}
-	if len(all) == 0 {
+	if !search.found {
 		d.woken = true // the queue was deleted; the next claim returns the error
 		return false
 	}
-	v := all[0]
+	v := search.next
 	d.clock.set(v.now)
 	e.watermarksOf(d.queueID).check(v.now)
 	if next := v.soonest(); !next.IsZero() && (d.dueAt.IsZero() || next.Before(d.dueAt)) {

@@ -4,11 +4,12 @@ import "time"
 
 // watermarks are those of a queue.
 type watermarks struct {
-	messages watermark // due times of messages without a group
-	groups   watermark // ready times of groups
-	claims   int       // number of claims so far
-	empty    bool      // the last claim or search found nothing, and there was no wake-up since
-	usedAt   time.Time // time of the last claim, by the clock of this process
+	messages  watermark // due times of messages without a group
+	groups    watermark // ready times of groups
+	claims    int       // number of claims so far
+	hasGroups bool      // the last claim found groups
+	empty     bool      // the last claim or search found nothing, and there was no wake-up since
+	usedAt    time.Time // time of the last claim, by the clock of this process
 }
 
 // begin starts a claim and returns where it scans from.

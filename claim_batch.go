@@ -1,0 +1,185 @@
+package main
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// claimRequest is a claim of messages without a group. Claims of several queues that
+// wait at the same time share a statement and a commit.
+type claimRequest struct {
+	queueID string
+	from    claimStart
+	limit   int // messages
+	budget  int // bytes
+
+	claimed   bool // the fields below are set
+	result    claimResult
+	sentAt    time.Time // of the statement
+	err       error
+	hasGroups bool // the queue may have groups that are ready, so that it takes a claim of its own
+}
+
+// claimBudget is the maximum size in bytes of what one statement claims for several
+// queues. A single message may be larger.
+const claimBudget = claimShares * deliverySize
+
+// runClaims runs a batch of claims. It leaves alone those that an earlier run of the
+// batch has done.
+func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
+	pending := slices.DeleteFunc(slices.Clone(batch), func(r *claimRequest) bool { return r.claimed })
+	for range settingsAttempts {
+		if err := s.readStaleTerms(pending); err != nil {
+			return err
+		}
+		version := s.settings.version
+		var able []*claimRequest
+		for _, r := range pending {
+			terms, found := s.settings.terms[r.queueID]
+			switch {
+			case !found:
+				r.claimed, r.err = true, errQueueNotFound
+			case terms.hasGroups:
+				r.claimed, r.hasGroups = true, true
+			default:
+				able = append(able, r)
+			}
+		}
+		if err := s.claimBatch(able); err != nil {
+			return err
+		}
+		// Nothing is due, or the terms have changed, or the queue was deleted.
+		pending = slices.DeleteFunc(able, func(r *claimRequest) bool { return r.claimed })
+		if err := s.readLeaseTerms(claimArgs(pending)); err != nil {
+			return err
+		}
+		if s.settings.version == version {
+			for _, r := range pending {
+				terms, found := s.settings.terms[r.queueID]
+				r.claimed, r.hasGroups = true, terms.hasGroups
+				if !found {
+					r.err = errQueueNotFound
+				}
+			}
+			return nil
+		}
+	}
+	return errStale
+}
+
+// readStaleTerms reads the terms of those queues for which they are not known, or may
+// not know of the groups.
+func (s *pinnedConn) readStaleTerms(all []*claimRequest) error {
+	var stale []*claimRequest
+	for _, r := range all {
+		if terms, known := s.settings.terms[r.queueID]; !known || time.Since(terms.readAt) > groupsUnnoticed {
+			stale = append(stale, r)
+		}
+	}
+	return s.readLeaseTerms(claimArgs(stale))
+}
+
+func claimArgs(all []*claimRequest) (queueIDs []string, groupsSince []time.Time) {
+	for _, r := range all {
+		queueIDs, groupsSince = append(queueIDs, r.queueID), append(groupsSince, r.from.groups)
+	}
+	return queueIDs, groupsSince
+}
+
+// claimBatchSQL is claimMessagesSQL for several queues. Of a size above the budget of
+// the statement ($8) it takes what comes first in turns of the queues.
+const claimBatchSQL = `
+WITH wanted AS MATERIALIZED (
+    SELECT *
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::bigint[]) WITH ORDINALITY
+        AS w (queue_key, delivery_limit, messages, budget, since, ack_deadline, place)
+    WHERE (SELECT version FROM queued.settings) = $7
+), due AS MATERIALIZED (
+    SELECT d.*, w.place, w.budget, w.ack_deadline, w.delivery_limit
+    FROM wanted w
+    CROSS JOIN LATERAL (
+        SELECT ctid AS tid, scheduled_at, seq, bytes
+        FROM queued.messages
+        WHERE queue_key = w.queue_key
+            AND group_id IS NULL
+            AND scheduled_at >= coalesce(w.since, '-infinity')
+            AND scheduled_at <= now()
+            AND expired_at > now()
+            AND delivery_attempts < w.delivery_limit
+        ORDER BY scheduled_at, seq
+        LIMIT w.messages
+        FOR UPDATE SKIP LOCKED
+    ) d
+), numbered AS MATERIALIZED (
+    SELECT *, row_number() OVER queue AS turn, sum(bytes) OVER queue AS total
+    FROM due
+    WINDOW queue AS (PARTITION BY place ORDER BY scheduled_at, seq)
+), fitting AS MATERIALIZED (
+    SELECT *, sum(bytes) OVER (ORDER BY turn, place) AS batch_total
+    FROM numbered
+)
+UPDATE queued.messages m
+SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= f.delivery_limit,
+    scheduled_at = now() + make_interval(secs => f.ack_deadline), updated_at = now()
+FROM fitting f
+WHERE m.ctid = f.tid
+    AND (f.total <= f.budget OR f.total = f.bytes)
+    AND (f.batch_total <= $8 OR f.batch_total = f.bytes)
+RETURNING ` + messageColumnsSQL + `, f.scheduled_at, f.place`
+
+// claimBatch claims for requests whose terms s remembers. It marks those that got
+// messages as claimed.
+func (s *pinnedConn) claimBatch(all []*claimRequest) error {
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		r := all[0]
+		r.sentAt = time.Now()
+		v, err := s.claimOnce(s.settings.terms[r.queueID], dispatcherKey{queueID: r.queueID}, r.from, false, r.limit, r.budget)
+		r.result, r.claimed = v, len(v.messages) > 0
+		return err
+	}
+	var keys, limits, deliveryLimits, budgets, deadlines intArray
+	var since timeArray
+	sentAt := time.Now()
+	for _, r := range all {
+		terms := s.settings.terms[r.queueID]
+		keys, limits, budgets = append(keys, terms.queueKey), append(limits, int64(r.limit)), append(budgets, int64(r.budget))
+		deliveryLimits, deadlines = append(deliveryLimits, int64(terms.deliveryLimit)), append(deadlines, int64(terms.ackDeadline/time.Second))
+		since = append(since, r.from.messages)
+		r.sentAt, r.result = sentAt, claimResult{ackDeadline: terms.ackDeadline}
+	}
+	_, err := read(s, "claim_batch", func(row scanner) (any, error) {
+		var m message
+		var place int
+		err := row.Scan(append(m.columns(), &m.dueAt, &place)...)
+		if err == nil {
+			r := all[place-1]
+			m.QueueID = r.queueID
+			r.result.messages = append(r.result.messages, m)
+		}
+		return nil, err
+	}, claimBatchSQL, keys, deliveryLimits, limits, budgets, since, deadlines, s.settings.version, claimBudget)
+	if err != nil {
+		return err
+	}
+	for _, r := range all {
+		r.result.ungrouped = claimPartOf(r.result.messages)
+		r.claimed = len(r.result.messages) > 0
+	}
+	return nil
+}
+
+// claimPartOf sorts claimed messages, oldest due first.
+func claimPartOf(messages []message) claimPart {
+	slices.SortFunc(messages, func(a, b message) int {
+		return cmp.Or(a.dueAt.Compare(b.dueAt.Time), cmp.Compare(a.seq, b.seq))
+	})
+	c := claimPart{messages: messages}
+	if n := len(messages); n > 0 {
+		c.last, c.now = messages[n-1].dueAt.Time, messages[n-1].UpdatedAt.Time
+	}
+	return c
+}

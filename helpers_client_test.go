@@ -169,7 +169,8 @@ type wireMessage struct {
 
 func decodeMessages(body string) ([]wireMessage, error) {
 	var v struct {
-		Data []wireMessage `json:"data"`
+		Data      []wireMessage `json:"data"`
+		Conflicts []string      `json:"conflicts"` // of a receive that acks
 	}
 	d := json.NewDecoder(strings.NewReader(body))
 	d.DisallowUnknownFields()

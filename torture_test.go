@@ -47,6 +47,11 @@ func TestTorture(t *testing.T) {
 		consuming.Go(func() { v.consume(calm, stop) })
 	}
 	producing.Go(func() { v.redrive(calm) })
+	producing.Go(func() { v.feedPipeline(calm) })
+	for range 4 {
+		consuming.Go(func() { v.movePipeline("first", "second", calm, stop) })
+		consuming.Go(func() { v.movePipeline("second", "third", calm, stop) })
+	}
 
 	<-time.After(*tortureTime)
 	eventually(t, "the clients have noticed the faults", v.wasTorture)
@@ -68,6 +73,7 @@ func TestTorture(t *testing.T) {
 		}
 	}
 
+	v.checkPipeline()
 	result := v.history.check()
 	for i, violation := range append(v.violations, result.violations...) {
 		if i == 20 {
@@ -113,6 +119,7 @@ type torture struct {
 	mu         sync.Mutex
 	history    history
 	next       int            // number of the next message
+	inputs     []bool         // of the pipeline, by number: the publish got a 201
 	faults     map[string]int // number by fault
 	responses  map[string]int // number of responses by status
 	violations []string       // found before the check of the history
@@ -159,6 +166,7 @@ func newTorture(t *testing.T) *torture {
 		return err == nil && r.status == 200
 	})
 	c.must(201, "POST", "/topics", `{"id":"t"}`)
+	pipelineQueues(c)
 	c.mustQueue("dead", `"ack_deadline_seconds":2`)
 	c.mustQueue("plain", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"ordered":true`)
 	c.mustQueue("work", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"dead_queue_id":"dead"`, `"delivery_interval_ms":5`, fmt.Sprintf(`"message_max_deliveries":%d`, tortureDeliveries))
@@ -356,7 +364,7 @@ func (v *torture) awaitEmpty() {
 	least := 0
 	for end := time.Now().Add(testTimeout); ; <-time.After(10 * time.Millisecond) {
 		var left int
-		if err := v.db.QueryRow("SELECT count(*) FROM queued.messages").Scan(&left); err == nil && left == 0 {
+		if err := v.db.QueryRow("SELECT count(*) FROM queued.messages WHERE " + notInPipelineEnd).Scan(&left); err == nil && left == 0 {
 			return
 		} else if err == nil && (least == 0 || left < least) {
 			least, end = left, time.Now().Add(testTimeout)
@@ -375,7 +383,7 @@ const backlog = 10_000
 func (v *torture) searchDoubles(calm <-chan struct{}) {
 	for {
 		var doubles, all int
-		err := v.db.QueryRow("SELECT count(*) FILTER (WHERE n > 1), count(*) FROM (SELECT count(*) AS n FROM queued.messages GROUP BY id) AS ids").Scan(&doubles, &all)
+		err := v.db.QueryRow("SELECT count(*) FILTER (WHERE n > 1), count(*) FROM (SELECT count(*) AS n FROM queued.messages WHERE "+notInPipelineEnd+" GROUP BY id) AS ids").Scan(&doubles, &all)
 		if err == nil && doubles > 0 {
 			v.violate("%d messages are in two queues", doubles)
 		}
@@ -504,10 +512,23 @@ func (v *torture) decode(out []byte) []wireMessage {
 // consume receives from all queues. Until calm is closed it acks only most of the
 // messages, and a tenth of the receives disconnect.
 func (v *torture) consume(calm, stop <-chan struct{}) {
+	var carried []seen // to ack with the next receive
+	remember := func(acked bool) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		for _, d := range carried {
+			if acked {
+				d.ackedAt = time.Now()
+			}
+			v.history.deliveries = append(v.history.deliveries, d)
+		}
+		carried = nil
+	}
 	for {
 		isCalm := false
 		select {
 		case <-stop:
+			remember(false)
 			return
 		case <-calm:
 			isCalm = true
@@ -523,8 +544,22 @@ func (v *torture) consume(calm, stop <-chan struct{}) {
 			time.AfterFunc(rand.N(500*time.Millisecond), hangUp)
 		}
 		began := time.Now()
-		status, out := v.send(ctx, "GET", fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.1f", queue, 1+rand.IntN(10), wait), nil)
+		var status int
+		var out []byte
+		if len(carried) > 0 || rand.IntN(2) == 0 {
+			request := map[string]any{"limit": 1 + rand.IntN(10), "wait_seconds": wait}
+			var ids []string
+			for i := range carried {
+				carried[i].ackSentAt = time.Now()
+				ids = append(ids, carried[i].id)
+			}
+			request["ack"] = ids
+			status, out = v.send(ctx, "POST", "/queues/"+queue+"/messages/receive", request)
+		} else {
+			status, out = v.send(ctx, "GET", fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%.1f", queue, 1+rand.IntN(10), wait), nil)
+		}
 		hangUp()
+		remember(status == 200)
 		if status != 200 {
 			v.mu.Lock()
 			v.history.unknown = append(v.history.unknown, span{queue, began, time.Now().Add(aftermath)})
@@ -540,6 +575,10 @@ func (v *torture) consume(calm, stop <-chan struct{}) {
 			}
 			if failed != nil {
 				v.violate("%v", failed)
+			}
+			if !isCalm && rand.IntN(5) == 0 {
+				carried = append(carried, d)
+				continue
 			}
 			v.finish(&d, m.ScheduledAt, isCalm)
 			v.mu.Lock()

@@ -14,35 +14,64 @@ import (
 	"queued/internal/rawjson"
 )
 
-// consume receives and acks until the queue is drained after the load.
+// consume receives and acks until the queue is drained after the load. Each receive
+// acks the messages of the one before, unless acks are separate requests.
 func (b *bench) consume() {
+	var ids []string // received and not acked
 	for !b.drained.Load() {
 		limit := b.settings.batch
 		if b.ended.Load() {
 			limit = client.MaxBatch
 		}
-		status, response, err := request(b.receiver, http.MethodGet, fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%d", b.settings.queue, limit, waitSeconds), nil)
+		var status int
+		var response []byte
+		var err error
+		if b.settings.settle == "separate" {
+			status, response, err = request(b.receiver, http.MethodGet, fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%d", b.settings.queue, limit, waitSeconds), nil)
+		} else {
+			body := fmt.Appendf(nil, `{"limit":%d,"wait_seconds":%d,"ack":%s}`, limit, waitSeconds, jsonList(ids))
+			status, response, err = request(b.receiver, http.MethodPost, "/queues/"+b.settings.queue+"/messages/receive", body)
+		}
 		if err != nil || status != http.StatusOK {
 			b.fail(status, err)
 			time.Sleep(pause)
 			continue
 		}
-		ids := b.check(response)
-		switch {
-		case len(ids) == 0:
-			continue
-		case len(ids) == 1:
-			status, _, err = request(b.receiver, http.MethodPut, "/messages/"+ids[0]+"/ack", nil)
-		default:
-			body := append([]byte(`{"ids":["`), strings.Join(ids, `","`)...)
-			status, _, err = request(b.receiver, http.MethodPut, "/messages/ack", append(body, `"]}`...))
-		}
-		if err != nil || status != http.StatusNoContent {
-			b.fail(status, err)
-			continue
-		}
 		b.acked.Add(int64(len(ids)))
+		ids = b.check(response)
+		if b.settings.settle == "separate" {
+			b.ack(ids)
+			ids = nil
+		}
 	}
+	b.ack(ids)
+}
+
+// ack acks messages in a request of its own.
+func (b *bench) ack(ids []string) {
+	var status int
+	var err error
+	switch len(ids) {
+	case 0:
+		return
+	case 1:
+		status, _, err = request(b.receiver, http.MethodPut, "/messages/"+ids[0]+"/ack", nil)
+	default:
+		status, _, err = request(b.receiver, http.MethodPut, "/messages/ack", fmt.Appendf(nil, `{"ids":%s}`, jsonList(ids)))
+	}
+	if err != nil || status != http.StatusNoContent {
+		b.fail(status, err)
+		return
+	}
+	b.acked.Add(int64(len(ids)))
+}
+
+// jsonList returns a list of ids, which need no escapes, in JSON.
+func jsonList(ids []string) string {
+	if len(ids) == 0 {
+		return "[]"
+	}
+	return `["` + strings.Join(ids, `","`) + `"]`
 }
 
 // check counts the messages of a receive, and returns the ids of those of this run.

@@ -72,13 +72,16 @@ func (q *query) shown() (v shown) {
 		return v
 	}
 	for name := range strings.SplitSeq(string(text), ",") {
-		q.show(name, &v, "fields")
+		if !q.show(name, &v, "fields") {
+			break
+		}
 	}
 	return v
 }
 
-// show adds an optional member of messages by its name.
-func (in *input) show(name string, v *shown, loc ...any) {
+// show adds an optional member of messages by its name, and reports whether there is
+// such a member.
+func (in *input) show(name string, v *shown, loc ...any) bool {
 	switch name {
 	case "group":
 		v.group = true
@@ -88,7 +91,9 @@ func (in *input) show(name string, v *shown, loc ...any) {
 		v.traceparent = true
 	default:
 		in.addMistake("unknown field; allowed: group, request_id, traceparent", "value_error", loc...)
+		return false
 	}
+	return true
 }
 
 // waitSeconds decodes the maximum time of a long poll.

@@ -15,12 +15,12 @@ import (
 	"time"
 )
 
-// admission limits what clients take of the server: connections, and the bytes of
-// headers, bodies and responses that are buffered for them. At a limit it evicts the
-// connections on whose clients the server has waited for the longest: it hardly ever
-// waits for a client that does its part.
+// admission limits the number of connections, and the bytes of headers, bodies and
+// responses that are buffered. At a limit it evicts the connections whose clients the
+// server has waited for the longest. The server hardly ever waits for a well-behaved
+// client.
 //
-// The mutex guards the fields below it, here and in conn.
+// The mutex protects the fields below it, here and in conn.
 type admission struct {
 	log            *slog.Logger
 	maxConnections int

@@ -18,15 +18,14 @@ type claimRequest struct {
 	result    claimResult
 	sentAt    time.Time // of the statement
 	err       error
-	hasGroups bool // the queue may have groups that are ready, so that it takes a claim of its own
+	hasGroups bool // the queue may have ready groups, so it needs a claim of its own
 }
 
-// claimBudget is the maximum size in bytes of what one statement claims for several
+// claimBudget is the maximum bytes of the messages that one statement claims for several
 // queues. A single message may be larger.
 const claimBudget = claimShares * deliverySize
 
-// runClaims runs a batch of claims. It leaves alone those that an earlier run of the
-// batch has done.
+// runClaims runs the claims of a batch that an earlier run of the batch has not done.
 func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 	pending := slices.DeleteFunc(slices.Clone(batch), func(r *claimRequest) bool { return r.claimed })
 	for range settingsAttempts {
@@ -49,7 +48,8 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 		if err := s.claimBatch(able); err != nil {
 			return err
 		}
-		// Nothing is due, or the terms have changed, or the queue was deleted.
+		// For the other queues no message is due, or the terms have changed, or the queue
+		// was deleted.
 		pending = slices.DeleteFunc(able, func(r *claimRequest) bool { return r.claimed })
 		if err := s.readLeaseTerms(claimArgs(pending)); err != nil {
 			return err
@@ -68,8 +68,8 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 	return errStale
 }
 
-// readStaleTerms reads the terms of those queues for which they are not known, or may
-// not know of the groups.
+// readStaleTerms reads the terms of queues if they are not cached, or too old to rely on
+// for groups.
 func (s *pinnedConn) readStaleTerms(all []*claimRequest) error {
 	var stale []*claimRequest
 	for _, r := range all {
@@ -87,8 +87,8 @@ func claimArgs(all []*claimRequest) (queueIDs []string, groupsSince []time.Time)
 	return queueIDs, groupsSince
 }
 
-// claimBatchSQL is claimMessagesSQL for several queues. Of a size above the budget of
-// the statement ($8) it takes what comes first in turns of the queues.
+// claimBatchSQL is claimMessagesSQL for several queues. It takes messages from the queues
+// in turns, up to the budget of the statement ($8).
 const claimBatchSQL = `
 WITH wanted AS MATERIALIZED (
     SELECT *
@@ -128,7 +128,7 @@ WHERE m.ctid = f.tid
     AND (f.batch_total <= $8 OR f.batch_total = f.bytes)
 RETURNING ` + messageColumnsSQL + `, f.scheduled_at, f.place`
 
-// claimBatch claims for requests whose terms s remembers. It marks those that got
+// claimBatch claims for requests whose terms s has cached. It marks the requests that got
 // messages as claimed.
 func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 	switch len(all) {

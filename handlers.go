@@ -79,7 +79,7 @@ func (s *server) deleteQueue(r *request) (any, error) {
 	if err := s.store.deleteQueue(r.Context(), r.queueID); err != nil {
 		return nil, err
 	}
-	s.engine.announce(r.queueID, time.Time{}) // lets its receivers go
+	s.engine.announce(r.queueID, time.Time{}) // ends the wait of its receivers
 	s.metrics.forget(r.queueID)
 	return nil, nil
 }
@@ -103,7 +103,7 @@ func (s *server) purge(r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.engine.announce(r.queueID, time.Time{}) // messages published meanwhile may have waited for deleted ones
+	s.engine.announce(r.queueID, time.Time{}) // in an ordered group, later messages may have waited for deleted ones
 	return nil, nil
 }
 
@@ -219,9 +219,9 @@ func (s *server) receiveAndAck(r *request) (any, error) {
 // trip of most networks.
 const resetTime = 200 * time.Millisecond
 
-// deliver returns the messages for the response: none if the connection has failed, or
-// if the lease may have ended because the process was stopped. They are given back
-// unless the response begins.
+// deliver returns the messages for the response. It returns none if the connection has
+// failed, or if the lease may have ended because the process was paused. Messages whose
+// response does not begin are released.
 func (s *server) deliver(r *request, queueID string, v delivery) []message {
 	if len(v.messages) == 0 {
 		return nil
@@ -291,8 +291,8 @@ func (s *server) extend(r *request) (any, error) {
 	return rawJSON(m.appendJSON(nil, shows)), err
 }
 
-// ackVisible acks, nacks or extends those of the messages that the token may get. The
-// engine does not find the others.
+// ackVisible acks, nacks or extends messages. Messages that the token has no permission
+// for count as deleted.
 func (s *server) ackVisible(r *request, do func(context.Context, ...ackItem) error, items ...ackItem) error {
 	if err := s.hideForbidden(r, items); err != nil {
 		return err
@@ -327,8 +327,8 @@ type conflict invalid
 
 func (c conflict) Error() string { return invalid(c).Error() }
 
-// batchConflicts returns errLeaseEnded as mistakes at the messages of the body, and other
-// errors as they are.
+// batchConflicts turns errLeaseEnded into mistakes that name the messages in the body. It
+// returns other errors unchanged.
 func batchConflicts(err error) error {
 	ended, ok := errors.AsType[errLeaseEnded](err)
 	if !ok {
@@ -352,7 +352,7 @@ func (s *server) getMessage(r *request) (any, error) {
 // maxPeek is the maximum number of messages that a peek returns.
 const maxPeek = 300
 
-// peek returns the handler for a page of messages that a method of the store reads.
+// peek returns a handler for a page of messages, which the function page reads.
 func (s *server) peek(page func(ctx context.Context, queueID string, offset, limit int) ([]message, error)) handler {
 	return func(r *request) (any, error) {
 		q := parseQuery(r.URL.RawQuery)

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// errNotAcked is the error of a publish that could not ack: it has published nothing.
-type errNotAcked struct{ items []int } // that are not in flight, or in another lease
+// errNotAcked is the error of a publish that could not ack, and so published nothing.
+type errNotAcked struct{ items []int } // indexes of messages that are not in flight, or in another lease
 
 func (errNotAcked) Error() string { return "the lease of a message to ack has ended" }
 
-// publishAndAck stores publications and acks messages for them in one transaction. A
-// publication whose messages are not all in flight, in the leases of their tokens, has
-// no effect and gets errNotAcked.
+// publishAndAck stores publications and acks their messages in one transaction. A
+// publication has no effect, and gets errNotAcked, unless all messages that it acks are in
+// flight, in the leases of their tokens.
 func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
 	if len(batch) == 0 {
 		return nil
@@ -50,7 +50,7 @@ func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
 	if len(able) == 0 || errors.Is(err, errStale) {
 		return err
 	}
-	// Even after an error, as the outcome may be unknown: then the messages count as due.
+	// After an error the outcome may be unknown, so the messages count as due.
 	if err != nil {
 		stored = nil
 	}
@@ -71,7 +71,7 @@ func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
 type leases map[string]time.Time
 
 // take removes the messages to ack if all are in flight, in the leases of their tokens.
-// Otherwise it returns those that are not.
+// Otherwise it returns the indexes of the other messages.
 func (l leases) take(items []ackItem) (failed []int) {
 	for i, item := range items {
 		leasedUntil, inFlight := l[item.id]
@@ -95,7 +95,7 @@ WHERE id = ANY($1::uuid[])
 ORDER BY id
 FOR UPDATE`
 
-// lockLeases locks the messages that publications ack and returns those in flight.
+// lockLeases locks the messages that publications ack, and returns the ones in flight.
 func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
 	var items []ackItem
 	for _, p := range batch {
@@ -126,7 +126,7 @@ func (f *form) acks() []ackItem {
 	return items
 }
 
-// unackedConflict names the messages of a body that errNotAcked is about.
+// unackedConflict returns mistakes that name the messages of errNotAcked in the body.
 func unackedConflict(err errNotAcked, acks []ackItem) error {
 	var mistakes conflict
 	for _, i := range err.items {

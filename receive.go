@@ -13,8 +13,8 @@ type receiver struct {
 	ctx     context.Context // ends when the client may have disconnected
 	limit   int
 	wait    bool          // a long poll; otherwise one claim is enough
-	arrival int           // its number among all receivers of the dispatcher, from 1
-	reply   chan delivery // capacity 1; whoever removes the receiver from the line sends to it
+	arrival int           // number in the order of arrival at the dispatcher, from 1
+	reply   chan delivery // capacity 1; gets a value when the dispatcher or drain removes the receiver
 }
 
 // delivery is the result of a receive: messages, or none after an error or a drain.
@@ -29,7 +29,7 @@ type delivery struct {
 // Limits of a claim. Sizes are bytes of data and attributes.
 const (
 	deliverySize = 8 << 20 // per receiver; a single message may be larger
-	claimShares  = 4       // receivers that one claim has this size for
+	claimShares  = 4       // maximum receivers whose deliverySize a claim adds up
 	claimRows    = 1000
 )
 
@@ -47,15 +47,16 @@ const (
 //	due time has come ◄───────────── sleeping
 //
 // A wake-up during a claim or a search sets woken, which causes another claim. A
-// receiver that arrives while the dispatcher sleeps causes no claim: nothing is due.
+// receiver that arrives while the dispatcher sleeps causes no claim, because nothing is
+// due.
 //
-// The engine's mutex guards all fields but signaled.
+// The mutex of the engine protects all fields except signaled.
 type dispatcher struct {
 	dispatcherKey
 	line        []*receiver   // waiting, in order of arrival
-	arrivals    int           // receivers so far
+	arrivals    int           // number of receivers so far
 	served      int           // the arrival number that the last successful claim covers
-	nonBlocking int           // receivers in line that do not wait
+	nonBlocking int           // number of receivers in line that do not wait
 	woken       bool          // there was a wake-up since the last claim began
 	clock       clock         // of PostgreSQL
 	dueAt       time.Time     // when the next message is due, by that clock; zero if not known
@@ -78,8 +79,8 @@ func (d *dispatcher) signal() {
 	}
 }
 
-// expectAt records that something is due at that time, and wakes the dispatcher if
-// that is past, or earlier than known.
+// expectAt records that a message or group is due at dueAt. It wakes the dispatcher if
+// that time is past, or earlier than the due time that the dispatcher knows.
 func (d *dispatcher) expectAt(dueAt time.Time) {
 	if d.clock.until(dueAt) <= 0 {
 		d.woken = true
@@ -91,20 +92,20 @@ func (d *dispatcher) expectAt(dueAt time.Time) {
 	d.signal()
 }
 
-// clock estimates the time of PostgreSQL: the time that its last statement returned
-// plus what has passed since on our monotonic clock. It is used to wait, and never
-// enters a statement.
+// clock estimates the time of PostgreSQL: the time that its last statement returned,
+// plus the time since then on the monotonic clock of this process. The estimate is only
+// for waiting, and never enters a statement.
 type clock struct {
 	database time.Time // as PostgreSQL returned it
-	local    time.Time // when it did, by the clock of this process
+	local    time.Time // the same moment by the clock of this process
 }
 
-func (c *clock) set(told time.Time) {
-	c.database, c.local = told, time.Now()
+func (c *clock) set(database time.Time) {
+	c.database, c.local = database, time.Now()
 }
 
-// until returns the time until t: zero or less if t is past, or if either time is
-// not known.
+// until returns the time until t. It is zero or less if t is past, and zero if t or the
+// time of PostgreSQL is not known.
 func (c *clock) until(t time.Time) time.Duration {
 	if c.database.IsZero() || t.IsZero() {
 		return 0
@@ -113,15 +114,15 @@ func (c *clock) until(t time.Time) time.Duration {
 }
 
 // receive leases up to limit due messages of the queue, oldest due first. Each
-// counts one delivery attempt and stays hidden until the queue's ack deadline. If
-// none is due, it waits for one, at most for wait; the result may be empty. When ctx
-// ends, it stops waiting and returns what is due already. The caller passes messages
-// that it cannot deliver to release.
+// counts one delivery attempt and stays hidden until the queue's ack deadline. If none
+// is due, it waits for one, at most for wait, and may return no messages. When ctx ends,
+// it stops waiting and returns the messages that are due by then. The caller passes
+// messages that it cannot deliver to release.
 func (e *engine) receive(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
 	return e.take(ctx, dispatcherKey{queueID: queueID}, limit, wait)
 }
 
-// consume is receive, but deletes the messages that it returns.
+// consume is like receive, but deletes the messages that it returns.
 func (e *engine) consume(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
 	return e.take(ctx, dispatcherKey{queueID: queueID, consumes: true}, limit, wait)
 }
@@ -131,7 +132,7 @@ func (e *engine) take(ctx context.Context, at dispatcherKey, limit int, wait tim
 	if err := e.enqueue(at, r); err != nil {
 		return delivery{}, err
 	}
-	var timeout <-chan time.Time // nil unless the receiver waits: the reply follows the next claim
+	var timeout <-chan time.Time // nil if the receiver does not wait: the next claim ends in a reply
 	var ended <-chan struct{}
 	if r.wait {
 		timer := time.NewTimer(wait)
@@ -179,24 +180,24 @@ func (e *engine) enqueue(at dispatcherKey, r *receiver) error {
 		d.nonBlocking++
 	}
 	d.line = append(d.line, r)
-	if !r.wait || !d.sleeping || d.dueUnknown { // else nothing is due, until a wake-up
+	if !r.wait || !d.sleeping || d.dueUnknown { // otherwise nothing is due until a wake-up
 		d.woken = true
 		d.signal()
 	}
 	return nil
 }
 
-// cancel removes a receiver from the line. It returns false if the dispatcher has
-// done that: then the reply is in the channel, or will be in a moment.
+// cancel removes a receiver from the line. It returns false if the dispatcher has removed
+// it already: then the reply is in the channel, or will be in a moment.
 func (e *engine) cancel(at dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.cancelLocked(at, r)
 }
 
-// endWait is cancel for a client that may have disconnected. If no claim has begun
-// since the receiver arrived, the receiver stays in line for one claim, without
-// waiting longer.
+// endWait is like cancel, for a client that may have disconnected. If no claim has begun
+// since the receiver arrived, the receiver stays in line for one claim, and then gets a
+// reply even if it is empty.
 func (e *engine) endWait(at dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -235,15 +236,16 @@ func (e *engine) release(queueID string, messages []message) {
 	if len(messages) == 0 {
 		return
 	}
-	// Not with the context of the request, which ends with the client's connection.
+	// The context of the request may have ended with the client's connection.
 	err := e.releases.do(context.Background(), messages, len(messages), 0)
 	if err != nil {
-		// They come back when their lease ends.
+		// The messages are due again when their leases end.
 		e.log.Warn("undelivered messages not released, they return at their ack deadline", "queue", queueID, "count", len(messages), "error", err)
 	}
 }
 
-// wake tells the dispatchers of a queue that something is due at that time.
+// wake notifies the dispatchers of a queue that a message or group is due at dueAt, and
+// lowers the low-water mark.
 func (e *engine) wake(queueID string, dueAt time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -255,7 +257,7 @@ func (e *engine) wake(queueID string, dueAt time.Time) {
 	}
 }
 
-// dispatchersOf returns the dispatchers of a queue. Its caller holds the mutex.
+// dispatchersOf returns the dispatchers of a queue. The caller holds the mutex.
 func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
 	for _, consumes := range []bool{false, true} {
 		if d := e.dispatchers[dispatcherKey{queueID, consumes}]; d != nil {
@@ -265,14 +267,15 @@ func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
 	return all
 }
 
-// knows reports whether the queue existed at its last claim, a moment ago.
+// knows reports whether the queue existed at its last claim, and was claimed recently.
 func (e *engine) knows(queueID string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.watermarks[queueID] != nil
 }
 
-// wakeAll starts a full sweep, after notifications or wake-ups may have been lost.
+// wakeAll starts a full sweep. It is called after notifications or wake-ups may have been
+// lost.
 func (e *engine) wakeAll() {
 	select {
 	case e.sweepNow <- struct{}{}:
@@ -280,9 +283,9 @@ func (e *engine) wakeAll() {
 	}
 }
 
-// dispatch serves the line until it is empty.
+// dispatch serves the receivers in line until there are none.
 func (e *engine) dispatch(d *dispatcher) {
-	emptyClaims := 0 // in a row, although something was due
+	emptyClaims := 0 // number in a row, although a message was due
 	for {
 		e.mu.Lock()
 		if len(d.line) == 0 {
@@ -294,7 +297,7 @@ func (e *engine) dispatch(d *dispatcher) {
 		asked, wanted := d.arrivals, 0
 		w := e.watermarksOf(d.queueID)
 		from, groupsFirst, searchFirst := w.begin(), w.claims%2 == 0, w.empty
-		w.empty = true // until something is found, or a wake-up arrives
+		w.empty = true // until a message is found, or a wake-up arrives
 		shares := min(len(d.line), claimShares)
 		for _, r := range d.line {
 			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows {
@@ -333,8 +336,8 @@ func (e *engine) dispatch(d *dispatcher) {
 	}
 }
 
-// mayHaveDue looks up when the next message of the queue is due, and reports whether
-// the dispatcher should claim: a message is due, or that could not be found out.
+// mayHaveDue looks up the due time of the queue's next message. It returns true if that
+// message is due, or if its due time could not be found out.
 func (e *engine) mayHaveDue(d *dispatcher) bool {
 	overdue := e.expectNext(d)
 	e.mu.Lock()
@@ -352,8 +355,8 @@ func (e *engine) notEmpty(w *watermarks) {
 // retryAfterOutage is the time between two claims while the database is unavailable.
 const retryAfterOutage = 100 * time.Millisecond
 
-// pause returns the time to wait before the next claim of messages that another
-// transaction seems to have locked: none after the first empty claim, as the
+// pause returns the time to wait before the next claim of messages that other
+// transactions seem to have locked. It is zero after the first empty claim, because the
 // messages may just have become due.
 func pause(emptyClaims int) time.Duration {
 	if emptyClaims <= 1 {
@@ -362,20 +365,20 @@ func pause(emptyClaims int) time.Duration {
 	return min(time.Millisecond<<min(emptyClaims, 10), 100*time.Millisecond)
 }
 
-// handOut replies to receivers with the messages of a claim that began when asked
-// receivers had arrived: in order of arrival, up to the limit of each. It returns the
-// messages that are left, and whether to wait: receivers are waiting, and no wake-up
-// has arrived since the claim.
+// handOut replies to receivers with the messages of a claim, in order of arrival, up to
+// the limit of each. asked is the number of receivers that had arrived when the claim
+// began. handOut returns the messages that are left, and whether to wait: it is true if
+// there are waiting receivers and no wake-up has arrived since the claim began.
 //
-// A receiver that gets no messages stays in line if it waits. An error ends the
-// wait, but an outage does so only for receivers that no claim has covered before.
+// A receiver that gets no messages stays in line if it waits. An error ends its wait. An
+// outage of the database ends it only if no earlier claim covered the receiver.
 func (e *engine) handOut(d *dispatcher, asked int, v delivery) (undelivered []message, wait bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	messages := v.messages
 	line := d.line
 	d.line = nil
-	covered := d.served // by an earlier claim
+	covered := d.served // receivers up to this arrival were covered by an earlier claim
 	keepsWaiting := func(r *receiver) bool { return false }
 	if errors.Is(v.err, errUnavailable) {
 		keepsWaiting = func(r *receiver) bool { return r.wait && r.arrival <= covered }
@@ -385,14 +388,14 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (undelivered []me
 	for i, r := range line {
 		if len(messages) == 0 && v.err == nil && d.nonBlocking == 0 {
 			if len(d.line) == 0 {
-				d.line = line[i:] // without a copy: ten thousand may wait here
+				d.line = line[i:] // not copied, because thousands may wait
 			} else {
 				d.line = append(d.line, line[i:]...)
 			}
 			break
 		}
 		disconnected := r.wait && r.arrival <= covered && r.ctx.Err() != nil
-		claimed := r.arrival <= asked // for this receiver too
+		claimed := r.arrival <= asked // the claim was for this receiver too
 		switch {
 		case disconnected:
 			d.reply(r, delivery{err: v.err})
@@ -410,7 +413,7 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (undelivered []me
 	return messages, len(d.line) > 0 && !d.woken
 }
 
-// reply ends the wait of a receiver that was removed from the line.
+// reply sends the result to a receiver that was removed from the line.
 func (d *dispatcher) reply(r *receiver, v delivery) {
 	if !r.wait {
 		d.nonBlocking--
@@ -418,8 +421,8 @@ func (d *dispatcher) reply(r *receiver, v delivery) {
 	r.reply <- v
 }
 
-// share returns how many of the messages a receiver gets: at most limit, and at
-// most deliverySize bytes unless the first message is larger.
+// share returns the number of messages for a receiver: at most limit, and at most
+// deliverySize bytes unless the first message is larger.
 func share(messages []message, limit int) int {
 	size := 0
 	for n, m := range messages {
@@ -431,7 +434,7 @@ func share(messages []message, limit int) int {
 	return len(messages)
 }
 
-// watermarksOf returns the low-water marks of a queue. Its caller holds the mutex.
+// watermarksOf returns the low-water marks of a queue. The caller holds the mutex.
 func (e *engine) watermarksOf(queueID string) *watermarks {
 	f := e.watermarks[queueID]
 	if f == nil {
@@ -441,9 +444,9 @@ func (e *engine) watermarksOf(queueID string) *watermarks {
 	return f
 }
 
-// claimFor leases or consumes up to limit messages and budget bytes for a
-// dispatcher, scanning from the given times: messages with a group first, or those
-// without.
+// claimFor leases or consumes up to limit messages and budget bytes for a dispatcher. It
+// scans from the given times, and begins with the messages that have a group if
+// groupsFirst.
 func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
 	queueID := at.queueID
 	v, sentAt, err := e.claimResult(at, from, groupsFirst, limit, budget)
@@ -461,7 +464,7 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 	e.watermarksOf(queueID).raise(from, v)
 	e.mu.Unlock()
 	if sizeOf(v.messages) > budget/2 {
-		e.announce(queueID, time.Time{}) // likewise: rows beyond the budget were locked
+		e.announce(queueID, time.Time{}) // the claim may have locked rows beyond its budget
 	}
 	if at.consumes {
 		v.ackDeadline = noDeadline
@@ -481,7 +484,7 @@ func (e *engine) claimResult(at dispatcherKey, from claimStart, groupsFirst bool
 		if err != nil {
 			return claimResult{}, r.sentAt, err
 		}
-		// It has groups.
+		// The batch found that the queue has groups.
 	}
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
@@ -500,7 +503,7 @@ func (e *engine) hasGroups(queueID string) bool {
 	return e.watermarksOf(queueID).hasGroups
 }
 
-// sizeOf returns the bytes of data and attributes.
+// sizeOf returns the bytes of data and attributes of messages.
 func sizeOf(messages []message) (size int) {
 	for _, m := range messages {
 		size += m.size
@@ -515,7 +518,7 @@ const noDeadline = 100 * 365 * 24 * time.Hour
 type dueSearch struct {
 	queueID string
 	from    claimStart
-	found   bool // the queue
+	found   bool // whether the queue exists
 	next    nextDue
 }
 
@@ -539,8 +542,8 @@ func (e *engine) runSearches(s *pinnedConn, batch []*dueSearch) error {
 	return nil
 }
 
-// expectNext looks up when the next message of the queue is due, and reports
-// whether that time is past.
+// expectNext looks up the due time of the queue's next message, and reports whether that
+// time is past.
 func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	e.mu.Lock()
 	f := e.watermarksOf(d.queueID)
@@ -552,7 +555,7 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	defer e.mu.Unlock()
 	if err != nil {
 		d.dueUnknown = true
-		return false // the next sweep or receiver tries again
+		return false // the next sweep or receiver causes another search
 	}
 	if !search.found {
 		d.woken = true // the queue was deleted; the next claim returns the error
@@ -567,8 +570,8 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	return !d.dueAt.IsZero() && d.clock.until(d.dueAt) <= 0
 }
 
-// sleep blocks until the dispatcher should claim again: it was woken, its line is
-// empty, or the next message is due and the pause is over.
+// sleep blocks until the dispatcher is woken, its line is empty, or the next message is
+// due and the pause is over.
 func (e *engine) sleep(d *dispatcher, pause time.Duration) {
 	notBefore := time.Now().Add(pause)
 	for {

@@ -10,7 +10,7 @@ import (
 	"queued/internal/rawjson"
 )
 
-// receiveAck is a request that receives messages and acks and nacks others.
+// receiveAck is a request that receives messages, and acks and nacks earlier ones.
 type receiveAck struct {
 	queueID string
 	limit   int
@@ -20,8 +20,8 @@ type receiveAck struct {
 	nacks   []ackItem
 }
 
-// receiveAck decodes the body of a receive that acks. All its members are optional,
-// and so is the body.
+// receiveAck decodes the body of a receive that acks. The body and all its members are
+// optional.
 func (f *form) receiveAck(l *limits) receiveAck {
 	v := receiveAck{limit: 10, shows: f.shownInBody()}
 	if n := f.integer("limit", bounds{0, math.MaxInt}, false); n != nil {
@@ -52,8 +52,8 @@ func (f *form) receiveAck(l *limits) receiveAck {
 	return v
 }
 
-// ackList decodes an optional list of messages to ack: ids, or objects with an id and
-// the lease token.
+// ackList decodes an optional list of messages to ack. Each item is an id, or an object
+// with an id and a lease token.
 func (f *form) ackList(name string) (items []ackItem) {
 	f.optionalList(name, maxBatch, func(i int, raw []byte) {
 		if raw[0] == '"' {
@@ -65,7 +65,7 @@ func (f *form) ackList(name string) (items []ackItem) {
 	return items
 }
 
-// shownInBody is shown for a body, which has a list of names.
+// shownInBody is like shown, for a list of names in a body.
 func (f *form) shownInBody() (v shown) {
 	f.optionalList("fields", 10, func(i int, raw []byte) {
 		if raw[0] != '"' {
@@ -77,10 +77,10 @@ func (f *form) shownInBody() (v shown) {
 	return v
 }
 
-// receiveAck acks and nacks messages while it receives others, and returns those and
-// the ids whose lease tokens did not match. The acks and nacks do not wait for
-// messages, and are done even if the client disconnects. If they fail the caller gets
-// no messages: what was received meanwhile is released. heard ends the long poll.
+// receiveAck receives messages, and acks and nacks others at the same time. It returns
+// the received messages, and the ids of the others whose lease tokens did not match. The
+// acks and nacks do not wait for messages, and are done even if the client disconnects.
+// If they fail, the received messages are released. The end of heard ends the long poll.
 func (e *engine) receiveAck(heard context.Context, v receiveAck) (d delivery, conflicts []string, err error) {
 	ctx, stopWaiting := context.WithCancel(heard)
 	defer stopWaiting()
@@ -110,7 +110,7 @@ func (e *engine) receiveAck(heard context.Context, v receiveAck) (d delivery, co
 // ackAll acks and nacks messages at the same time, and returns the ids whose lease
 // tokens did not match.
 func (e *engine) ackAll(acks, nacks []ackItem) (conflicts []string, err error) {
-	ctx := context.Background() // of no client: acks stand when it disconnects
+	ctx := context.Background() // acks and nacks are done even if the client disconnects
 	var nackErr error
 	nacked := make(chan struct{})
 	if len(nacks) > 0 {

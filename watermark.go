@@ -2,13 +2,13 @@ package main
 
 import "time"
 
-// watermarks are those of a queue.
+// watermarks are the low-water marks of a queue.
 type watermarks struct {
 	messages  watermark // due times of messages without a group
 	groups    watermark // ready times of groups
 	claims    int       // number of claims so far
 	hasGroups bool      // the last claim found groups
-	empty     bool      // the last claim or search found nothing, and there was no wake-up since
+	empty     bool      // the last claim or search found no message, and there was no wake-up since
 	usedAt    time.Time // time of the last claim, by the clock of this process
 }
 
@@ -27,12 +27,12 @@ func (w *watermarks) raise(from claimStart, v claimResult) {
 	w.groups.raise(from.groups, v.grouped)
 }
 
-// lower makes the next claim find a message due at that time; the zero time means
-// that the due time is not known.
+// lower makes the next claim find a message that is due at dueAt. The zero time means that
+// its due time is not known.
 func (w *watermarks) lower(dueAt time.Time) {
 	w.empty = false
 	w.messages.lower(dueAt)
-	w.groups.lower(dueAt) // the message's group is ready then, or later
+	w.groups.lower(dueAt) // the group of the message is ready then or later
 }
 
 // check resets the marks if the clock of PostgreSQL was set back.
@@ -41,15 +41,15 @@ func (w *watermarks) check(now time.Time) {
 	w.groups.check(now)
 }
 
-// watermark is a low-water mark: the due time that claims of a queue scan from,
-// below which no message should be left. Without it, a claim walks over the deleted
-// rows at the front of the queue. PostgreSQL cannot remove these while an old
-// transaction may see them, so each claim would take longer than the one before.
+// watermark is a low-water mark: the due time that claims of a queue scan from. No due
+// message should be left below it. Without it, a claim walks over the deleted rows at the
+// front of the queue. PostgreSQL cannot remove these while an old transaction may see
+// them, so each claim would take longer than the one before.
 //
-// The mark is a hint. A wake-up carries the earliest time that something became due
-// and lowers the mark to it. A message without a wake-up, because its row was locked
-// during a claim or because a notification was lost, is found by a sweep
-// (engine.sweepPeriodically): within a second if it became due recently.
+// The mark is a hint. A wake-up has the earliest due time of the changed messages, and
+// lowers the mark to it. A message may get no wake-up, because its row was locked during a
+// claim or because a notification was lost. A sweep finds it (engine.sweepPeriodically):
+// within a second if it became due recently.
 type watermark struct {
 	at      time.Time // by the clock of PostgreSQL; zero: the front of the queue
 	lowest  time.Time // the earliest wake-up since the last claim began; zero: the front
@@ -57,9 +57,9 @@ type watermark struct {
 }
 
 const (
-	// watermarkMargin is how far the mark stays below the last claimed message. A
-	// publish that commits within this time of its start is never below the mark. One
-	// that takes longer lowers the marks of all servers before it returns.
+	// watermarkMargin is the distance of the mark below the last claimed message. The
+	// messages of a publish that commits within this time are never below the mark. A
+	// publish that takes longer lowers the marks of all servers before it returns.
 	watermarkMargin = 50 * time.Millisecond
 
 	// watermarkIdle is how long the marks of a queue are kept without a claim.
@@ -72,7 +72,7 @@ func (w *watermark) begin() (from time.Time) {
 	return w.at
 }
 
-// lower makes the next claim find a message due at that time; zero: not known.
+// lower makes the next claim find a message that is due at dueAt, zero if not known.
 func (w *watermark) lower(dueAt time.Time) {
 	if !w.lowered || dueAt.Before(w.lowest) {
 		w.lowered, w.lowest = true, dueAt
@@ -82,8 +82,8 @@ func (w *watermark) lower(dueAt time.Time) {
 	}
 }
 
-// recheck takes the earliest due time that a sweep has found, zero for none. If that
-// is below the mark, it lowers the mark and returns true.
+// recheck gets the earliest due time that a sweep has found, zero if none. If the time is
+// below the mark, recheck lowers the mark and returns true.
 func (w *watermark) recheck(dueAt time.Time) bool {
 	hidden := !dueAt.IsZero() && dueAt.Before(w.at)
 	if hidden {
@@ -92,7 +92,7 @@ func (w *watermark) recheck(dueAt time.Time) bool {
 	return hidden
 }
 
-// below returns the time that is so far below the mark, zero if there is no mark.
+// below returns the time of the mark minus by, or zero if there is no mark.
 func (w *watermark) below(by time.Duration) time.Time {
 	if w.at.IsZero() {
 		return w.at
@@ -100,7 +100,7 @@ func (w *watermark) below(by time.Duration) time.Time {
 	return w.at.Add(-by)
 }
 
-// raise moves the mark after a claim that scanned from a time.
+// raise moves the mark after a claim that scanned from the time from.
 func (w *watermark) raise(from time.Time, v claimPart) {
 	if v.last.IsZero() {
 		return

@@ -28,7 +28,7 @@ usage: queued bench [flags]
 
 `
 
-// bench is one run of load on a server.
+// bench is one run of the load on a server.
 type bench struct {
 	settings settings
 	server   *client.Client // to publish to
@@ -39,7 +39,7 @@ type bench struct {
 	mu       sync.Mutex
 	messages [][]message    // in blocks of blockSize; the index of a message is its number
 	count    int            // of messages
-	errors   map[string]int // failed requests, by status
+	errors   map[string]int // number of failed requests by status
 
 	published, received, acked atomic.Int64 // messages
 	duplicates, foreign        atomic.Int64
@@ -76,7 +76,7 @@ const (
 	tick         = 10 * time.Microsecond
 	pause        = 100 * time.Millisecond // after a failed request
 	waitSeconds  = 1                      // of a long poll
-	drainTimeout = 10 * time.Second       // without a receipt; what was not received by then is missing
+	drainTimeout = 10 * time.Second       // without a receipt, after which messages count as missing
 )
 
 // Run runs the load that the arguments describe, and prints the report. It returns an
@@ -185,7 +185,7 @@ func (b *bench) measure(ctx context.Context, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// request sends a request and reads the response to its end.
+// request sends a request and reads the whole response.
 func request(c *client.Client, method, path string, body []byte) (status int, response []byte, err error) {
 	r, err := c.Do(context.Background(), method, path, body)
 	if err != nil {

@@ -74,7 +74,7 @@ func jsonList(ids []string) string {
 	return `["` + strings.Join(ids, `","`) + `"]`
 }
 
-// check counts the messages of a receive, and returns the ids of those of this run.
+// check counts the messages of a receive, and returns the ids of the messages of this run.
 func (b *bench) check(response []byte) (ids []string) {
 	if !json.Valid(response) {
 		b.fail(0, errors.New("the response is not JSON"))
@@ -107,7 +107,7 @@ func (b *bench) check(response []byte) (ids []string) {
 	return ids
 }
 
-// readData returns the run and the number of a message, -1 without one.
+// readData returns the run and the number of a message, or -1 if it has no number.
 func readData(data []byte) (run string, number int) {
 	number = -1
 	rawjson.WalkObject(data, func(name string, value []byte) {
@@ -136,8 +136,8 @@ func (b *bench) receive(number int, now time.Time) {
 	b.receipt.add(now.Sub(b.began) - sentAt)
 }
 
-// awaitDrained waits until every published message was received, or none was received
-// and acked for drainTimeout, and returns the number of missing messages.
+// awaitDrained waits until every published message was received, or until none was
+// received and acked for drainTimeout. It returns the number of missing messages.
 func (b *bench) awaitDrained(stderr io.Writer) int {
 	last, since := b.counts(), time.Now()
 	for {

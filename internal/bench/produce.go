@@ -49,7 +49,7 @@ func (b *bench) produce(start time.Time, turn *atomic.Int64) {
 			}
 			if wait := time.Until(due); wait > 0 {
 				time.Sleep(wait)
-				due = time.Now() // a sleep that took longer is not the server's latency
+				due = time.Now() // a long sleep must not count as latency of the server
 			}
 		}
 		for v.maxLag > 0 && v.consumers > 0 && b.published.Load()-b.received.Load() > int64(v.maxLag+v.backlog) && !b.ended.Load() {
@@ -114,8 +114,8 @@ func (b *bench) number(n int, sentAt time.Time) (first int) {
 	return first
 }
 
-// appendMessage appends a message whose data has the size in the settings, if that
-// is enough for the number.
+// appendMessage appends a message whose data has the size in the settings, or more if the
+// number needs it.
 func (b *bench) appendMessage(body []byte, number int) []byte {
 	body = append(body, '{')
 	if groups := b.settings.groups; groups > 0 {

@@ -32,14 +32,14 @@ const (
 // TimestampLayout is the layout of times in the API, which are in UTC.
 const TimestampLayout = "2006-01-02T15:04:05.000000"
 
-// requestTimeout is how long a response may take to its end. It is more than the
-// longest wait of a long poll.
+// requestTimeout is the maximum time for a whole response. It is longer than the longest
+// long poll.
 const requestTimeout = time.Minute
 
-// ErrNotQueued is a response that no queued server sends.
+// ErrNotQueued is the error of a response that is not from a queued server.
 var ErrNotQueued = errors.New("the response is not from a queued server; check -url")
 
-// Client sends requests to one server. Prepare must be called before the first.
+// Client sends requests to one server. Prepare must be called before the first request.
 type Client struct {
 	URL         string
 	Token       string       // bearer token; not sent if empty
@@ -47,7 +47,7 @@ type Client struct {
 	Traceparent string       // not sent if empty
 	HTTP        *http.Client // set by Prepare
 
-	flags *flags.Set // nil if the client was not made by flags
+	flags *flags.Set // nil if no flags set the fields
 }
 
 // Flags defines the flags of the server's address and of access to it.
@@ -68,7 +68,7 @@ func (c *Client) Prepare(stderr io.Writer) error {
 	if u, err := url.Parse(c.URL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" {
 		return flags.Errorf("-url: must be a URL such as http://127.0.0.1:8000 or https://queue.example")
 	}
-	// As many idle connections stay open as there were requests at the same time.
+	// All connections stay open for later requests.
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: math.MaxInt, DisableCompression: true}
 	if c.Cert != "" {
 		config, err := trustOnly(c.Cert)
@@ -77,14 +77,13 @@ func (c *Client) Prepare(stderr io.Writer) error {
 		}
 		transport.TLSClientConfig = config
 	}
-	// A followed redirect would turn a POST into a GET, which may be a receive.
+	// Following a redirect would turn a POST into a GET, which may be a receive.
 	c.HTTP = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return nil
 }
 
-// trustOnly returns the settings of a client that trusts a server with the
-// certificate in the file, whatever names it has, and no other server: clients know
-// the server by its address.
+// trustOnly returns the settings of a client that trusts only the certificate in the file,
+// for any host name: clients know the server by its address.
 func trustOnly(certFile string) (*tls.Config, error) {
 	text, err := os.ReadFile(certFile)
 	if err != nil {
@@ -121,10 +120,10 @@ func (c *Client) Do(ctx context.Context, method, path string, body []byte) (*htt
 	return c.HTTP.Do(r)
 }
 
-// Call sends a request and has read read the body of a 2xx response; without read
-// the response must be a 204. Other statuses are a StatusError. The end of ctx
-// aborts the request, but a response that has begun is read to its end: it may hold
-// messages that are leased.
+// Call sends a request, and passes the body of a 2xx response to read. If read is nil, the
+// response must be a 204. Other statuses are a StatusError. The end of ctx aborts the
+// request, but a response that has begun is read to its end, because it may contain leased
+// messages.
 func (c *Client) Call(ctx context.Context, method, path string, body []byte, read func(io.Reader) error) error {
 	exchange, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
@@ -154,9 +153,9 @@ type StatusError struct {
 	Mistakes []Mistake // in the request
 }
 
-// Mistake is one thing wrong with a request.
+// Mistake is an invalid field of a request.
 type Mistake struct {
-	Loc []any // where: "body", then names of fields and indexes
+	Loc []any // its place: "body", then names of fields and indexes
 	Msg string
 }
 
@@ -175,7 +174,7 @@ func (e *StatusError) Error() string {
 	return fmt.Sprintf("server returned %d: %s", e.Status, text)
 }
 
-// Status returns the status of the StatusError in err, 0 if there is none.
+// Status returns the status of the StatusError in err, or 0 if there is none.
 func Status(err error) int {
 	var e *StatusError
 	if errors.As(err, &e) {
@@ -204,13 +203,13 @@ func readStatusError(response *http.Response) error {
 	}
 	var body struct{ Detail json.RawMessage }
 	if json.Unmarshal(text, &body) != nil || json.Unmarshal(body.Detail, &e.Detail) != nil && json.Unmarshal(body.Detail, &e.Mistakes) != nil {
-		e.Detail = string(text[:min(len(text), 200)]) // a proxy's, perhaps
+		e.Detail = string(text[:min(len(text), 200)]) // perhaps from a proxy
 	}
 	return e
 }
 
-// Items returns a function that reads {"data": […]} and calls each with one item
-// after the other, as they arrive.
+// Items returns a function that reads {"data": […]}, and calls each with every item as
+// it arrives.
 func Items(each func(item json.RawMessage) error) func(io.Reader) error {
 	return ItemsAnd(each, func(string, json.RawMessage) {})
 }
@@ -256,7 +255,8 @@ func ItemsAnd(each func(item json.RawMessage) error, member func(name string, va
 	}
 }
 
-// idPattern is the API's. It also matches "." and "..", which no URL can name.
+// idPattern is the pattern of ids in the API. It also matches "." and "..", which a URL
+// cannot contain.
 var idPattern = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,128}$`)
 
 // ValidID reports whether a topic or queue can have the id.

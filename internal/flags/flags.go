@@ -28,7 +28,7 @@ type Set struct {
 	Secret          []string // names of flags whose values no error shows
 
 	help      func()
-	err       error // the first mistake
+	err       error // the first mistake found
 	min, max  int   // number of arguments after the flags
 	arguments string
 }
@@ -46,8 +46,8 @@ func New(name, usage string, stdout io.Writer) *Set {
 	return f
 }
 
-// Arguments sets how many arguments follow the flags, and how errors name them. A
-// set without it takes none.
+// Arguments sets the number of arguments after the flags, and their names in errors.
+// Without it there are none.
 func (f *Set) Arguments(min, max int, names string) {
 	f.min, f.max, f.arguments = min, max, names
 }
@@ -85,7 +85,7 @@ func (f *Set) Parse(args []string, getenv func(string) string) error {
 	case f.NArg() > f.max && f.max > 0:
 		return Errorf("too many arguments: expected %s; see %s -help", f.arguments, f.Name())
 	case f.NArg() > f.max:
-		if strings.ContainsAny(f.Arg(0), "=:@") { // a connection string without its flag? It may have a password
+		if strings.ContainsAny(f.Arg(0), "=:@") { // it may be a connection string with a password
 			return Errorf("unexpected argument; see %s -help", f.Name())
 		}
 		return Errorf("unexpected argument %q; see %s -help", f.Arg(0), f.Name())
@@ -108,10 +108,10 @@ func (f *Set) Check(ok bool, flagName, problem string) {
 // Err returns the first mistake that Parse or Check found.
 func (f *Set) Err() error { return f.err }
 
-// SetEmpty reports whether the flag, or else its variable, is set, but to nothing or
-// to white space.
+// SetEmpty reports whether the flag, or else its variable, is set to an empty text or to
+// white space.
 func (f *Set) SetEmpty(name string) bool {
-	text, set := os.LookupEnv(Variable(name)) // which getenv cannot tell
+	text, set := os.LookupEnv(Variable(name)) // getenv does not tell empty from unset
 	return strings.TrimSpace(f.Lookup(name).Value.String()) == "" && (f.Given(name) || set && strings.TrimSpace(text) == "")
 }
 
@@ -129,7 +129,7 @@ func (f *Set) masked(flagName, value string) string {
 	return value
 }
 
-// DurationVar is flag.FlagSet's, with an error that says what a duration looks like.
+// DurationVar is like flag.FlagSet's, with an error that shows the form of a duration.
 func (f *Set) DurationVar(d *time.Duration, name string, value time.Duration, usage string) {
 	*d = value
 	f.Var((*duration)(d), name, usage)

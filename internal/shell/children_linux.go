@@ -18,12 +18,12 @@ type children struct {
 	ours map[int]bool // process ids that run waits for
 }
 
-// run is cmd.Run.
+// run is like cmd.Run.
 func (c *children) run(cmd *exec.Cmd) error {
 	if !c.inherits {
 		return cmd.Run()
 	}
-	c.mu.Lock() // the process may end before it is in ours
+	c.mu.Lock() // so that the process is in ours before it can be reaped
 	err := cmd.Start()
 	if err == nil {
 		c.ours[cmd.Process.Pid] = true
@@ -36,7 +36,7 @@ func (c *children) run(cmd *exec.Cmd) error {
 	c.mu.Lock()
 	delete(c.ours, cmd.Process.Pid)
 	c.mu.Unlock()
-	c.reap() // it may have been in front of others
+	c.reap() // other ended children may come after this one
 	return err
 }
 
@@ -77,8 +77,8 @@ func (c *children) reap() {
 	}
 }
 
-// endedChild returns the process id of a child that has ended, without reaping it; 0
-// if there is none. See waitid(2).
+// endedChild returns the process id of a child that has ended, or 0 if there is none. It
+// does not reap the child. See waitid(2).
 func endedChild() (pid int) {
 	const all = 0     // P_ALL
 	var info struct { // siginfo_t

@@ -33,7 +33,7 @@ func (w *worker) execute(ctx context.Context, m *received) {
 		killGroup(cmd) // processes that ignored SIGTERM
 	}
 	if cmd.ProcessState != nil && cmd.ProcessState.Success() {
-		failure = nil // whatever it left running or unread
+		failure = nil // also if it left processes running or input unread
 	}
 	done()
 	extending.Wait()
@@ -41,7 +41,7 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	o := outcome{m: m, action: "ack"}
 	if err := w.environmentFault(cmd, failure); err != nil {
 		w.fail(err)
-		// With a delay, because the poll that is being aborted could receive it again.
+		// The delay keeps the poll that is being aborted from receiving the message again.
 		o.action, o.nack = "nack", nackOptions{int(firstRetryDelay / time.Second), new(false)}
 	} else if failure != nil {
 		delay := retryDelay(m.DeliveryAttempts)

@@ -20,10 +20,11 @@ usage: queued health [flags]
 
 `
 
-// healthTimeout is how long the response may take.
+// healthTimeout is the maximum time for the response.
 const healthTimeout = 5 * time.Second
 
-// Health checks the server that the same settings would start.
+// Health checks whether a server is alive or ready. -listen has the default of the
+// server's flag.
 func Health(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
 	c := &client.Client{}
 	var listen string

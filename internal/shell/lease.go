@@ -78,9 +78,9 @@ func (m *received) lease() time.Duration {
 	return max(to.Sub(from), time.Second)
 }
 
-// finish acks, nacks or extends a message if its lease is still this worker's. If the
-// response to an extension was lost, scheduled_at is not the lease token any more: then
-// the lease is this worker's if the message was not delivered since.
+// finish acks, nacks or extends a message if its lease is still this worker's. After a
+// lost response to an extension, scheduled_at is no longer the lease token. Then the lease
+// is this worker's if the message has not been delivered since.
 func (w *worker) finish(m *received, action string, body []byte, read func(io.Reader) error) error {
 	request := func() error {
 		return w.client.Call(w.requests, http.MethodPut, "/messages/"+m.ID+"/"+action+"?scheduled_at="+m.ScheduledAt, body, read)

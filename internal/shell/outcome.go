@@ -8,7 +8,7 @@ import (
 	"queued/internal/client"
 )
 
-// outcome is what the server is to be told about a message whose command has ended.
+// outcome is the ack or nack of a message whose command has ended.
 type outcome struct {
 	m      *received
 	action string // ack or nack
@@ -21,8 +21,8 @@ type nackOptions struct {
 	CountAttempt *bool `json:"count_attempt,omitempty"`
 }
 
-// outcomes are those that go with the next receive. A receive that is running cannot
-// take any more: then each is sent on its own, as the receive may wait for long.
+// outcomes are sent with the next receive. While a receive is running they are closed, and
+// each outcome is sent on its own, because the receive may wait for long.
 type outcomes struct {
 	closed  bool
 	pending []outcome
@@ -41,14 +41,14 @@ func (w *worker) report(ctx context.Context, o outcome) {
 	}
 }
 
-// openOutcomes lets outcomes wait for the next receive.
+// openOutcomes makes outcomes wait for the next receive.
 func (w *worker) openOutcomes() {
 	w.outcomesMu.Lock()
 	defer w.outcomesMu.Unlock()
 	w.outcomes.closed = false
 }
 
-// takeOutcomes returns the waiting outcomes. Those that follow are sent on their own.
+// takeOutcomes returns the waiting outcomes. Later ones are sent on their own.
 func (w *worker) takeOutcomes() []outcome {
 	w.outcomesMu.Lock()
 	defer w.outcomesMu.Unlock()
@@ -61,7 +61,7 @@ func (w *worker) takeOutcomes() []outcome {
 func (w *worker) send(ctx context.Context, o outcome) {
 	var body []byte
 	if o.action == "nack" {
-		body, _ = json.Marshal(o.nack) // which cannot fail
+		body, _ = json.Marshal(o.nack) // cannot fail
 	}
 	err := w.retryAfterEnd(ctx, func() error { return w.finish(o.m, o.action, body, nil) })
 	if client.Status(err) == http.StatusConflict {

@@ -41,7 +41,7 @@ messages, so that consumers can continue the trace.
 
 `
 
-// publisher publishes messages that have everything but their data in common.
+// publisher publishes messages that differ only in their data.
 type publisher struct {
 	client  *client.Client
 	path    string // of the messages of the topic or queue
@@ -61,7 +61,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	c.Flags(f)
 	f.BoolVar(&toQueue, "to-queue", false, "publish directly to the queue QUEUE, without a topic")
 	f.BoolVar(&lines, "lines", false, "publish each line as a message")
-	f.WithoutVariable = []string{"attr", "group", "delay"} // $QUEUED_GROUP is a message's in a command of queued receive
+	f.WithoutVariable = []string{"attr", "group", "delay"} // in a command of queued receive, $QUEUED_GROUP is the group of its message
 	f.Func("attr", "attribute of the messages, as `name=value`; may be repeated", func(text string) error {
 		name, value, ok := strings.Cut(text, "=")
 		if !ok || !utf8.ValidString(text) {
@@ -87,7 +87,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	if err := c.Prepare(stderr); err != nil {
 		return err
 	}
-	// The server ignores an invalid traceparent; here it only must be a valid header.
+	// The server ignores an invalid traceparent. Here it only has to be valid in a header.
 	unprintable := func(c rune) bool { return c <= ' ' || c > '~' }
 	if traceparent := getenv("TRACEPARENT"); !strings.ContainsFunc(traceparent, unprintable) {
 		c.Traceparent = traceparent
@@ -224,7 +224,7 @@ type lineBuffer struct {
 	changed sync.Cond // one of the fields below
 	batch   lineBatch
 	err     error // after the last line; io.EOF at the end of the input
-	closed  bool  // no more batches are taken
+	closed  bool  // no further batch is taken
 }
 
 func (g *lineBuffer) close() {

@@ -68,7 +68,7 @@ While the server is unavailable it retries.
 type worker struct {
 	client    *client.Client
 	queue     string
-	command   string // empty: print
+	command   string // messages are printed if empty
 	parallel  int
 	count     int // number of messages to receive; 0 is unlimited
 	wait      flags.OptionalDuration
@@ -90,7 +90,7 @@ type worker struct {
 	outcomes   outcomes
 
 	mu          sync.Mutex // of stderr and unavailable
-	unavailable bool       // the server, and this was logged
+	unavailable bool       // the server is unavailable, which was logged
 }
 
 // received is a received message.
@@ -110,7 +110,7 @@ type received struct {
 
 const (
 	drainTimeout    = 15 * time.Second       // for acks and nacks after the worker was stopped
-	closeTimeout    = 5 * time.Second        // for the rest after that
+	closeTimeout    = 5 * time.Second        // for what remains after that
 	firstPause      = 100 * time.Millisecond // before the first retry of a request; it doubles up to maxPause
 	maxPause        = 10 * time.Second
 	defaultMaxWait  = 20 * time.Second      // of the server

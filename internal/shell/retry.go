@@ -8,8 +8,8 @@ import (
 	"queued/internal/client"
 )
 
-// retryAfterEnd is retry for acks and nacks, which go on for drainTimeout after ctx
-// has ended.
+// retryAfterEnd is like retry, for acks and nacks, which continue for drainTimeout after
+// ctx has ended.
 func (w *worker) retryAfterEnd(ctx context.Context, do func() error) error {
 	draining, giveUp := context.WithCancel(w.requests)
 	defer giveUp()
@@ -21,8 +21,8 @@ func (w *worker) retryAfterEnd(ctx context.Context, do func() error) error {
 	return w.retry(draining, do)
 }
 
-// retry calls do until it returns no error, an error that a retry cannot mend, or ctx
-// has ended. It logs when the server becomes unavailable and available again.
+// retry calls do until it succeeds, it returns an error that a retry cannot resolve, or
+// ctx has ended. It logs when the server becomes unavailable and available again.
 func (w *worker) retry(ctx context.Context, do func() error) error {
 	for wait := firstPause; ; wait = min(2*wait, maxPause) {
 		err := do()
@@ -64,7 +64,7 @@ func (w *worker) logf(format string, args ...any) {
 	fmt.Fprintf(w.stderr, "queued: "+format+"\n", args...)
 }
 
-// sleep waits, and returns false if ctx ends before.
+// sleep waits for d. It returns false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):

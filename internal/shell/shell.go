@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// ErrOutputClosed is the end of a command whose output nobody reads any more. It is
-// not shown, because SIGPIPE ends other programs silently.
+// ErrOutputClosed is returned by a command whose output has no reader any more. It is
+// not printed, because SIGPIPE ends other programs silently.
 var ErrOutputClosed = errors.New("the output was closed")
 
 // ignoreBrokenPipes makes a write to a closed pipe return EPIPE instead of ending the

@@ -26,7 +26,7 @@ func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
 		go g.read(in)
 		taken := 0
 		for taken < lines {
-			synctest.Wait() // it has read all it may
+			synctest.Wait() // until the reader has read as much as it may
 			if held := lines*size - in.Len() - taken*size; held > client.MaxBatchBody+2*size {
 				t.Fatalf("%d bytes are read and not taken", held)
 			}
@@ -42,8 +42,8 @@ func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
 	})
 }
 
-// A response is read to its end before it is printed: the reader of the output may take
-// any time, and a request may not.
+// A response is read to its end before it is printed, because the reader of the output
+// may be slow, and a request has a timeout.
 func TestQueuesAreReadBeforeTheyArePrinted(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -54,7 +54,7 @@ func TestQueuesAreReadBeforeTheyArePrinted(t *testing.T) {
 		fmt.Fprint(w, `{"data":[]}`)
 	}))
 	t.Cleanup(server.Close)
-	var request context.Context // of the last
+	var request context.Context // of the last request
 	c := &client.Client{URL: server.URL, HTTP: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 		request = r.Context()
 		return http.DefaultTransport.RoundTrip(r)

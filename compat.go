@@ -11,8 +11,8 @@ import (
 // compatAPI is the native API or that of another server. They differ in the bodies of
 // their errors.
 type compatAPI struct {
-	// problem returns the body of the response to an error. The detail is what
-	// failures has: a string, a list of mistakes, or the whole body.
+	// problem returns the body of the response to an error. The detail comes from
+	// failures: a string, a list of mistakes, or the whole body.
 	problem func(status int, detail any) any
 }
 

@@ -32,7 +32,7 @@ func (s *server) handleMicroQueue() {
 		need         permission
 		handler      handler
 		help         string
-		otherMethod  string // what any other is told
+		otherMethod  string // the error for other methods
 	}{
 		{"POST", "/in/{queue}", canPost, s.microIn,
 			"POST: Enqueues a new job. The raw request body (e.g., JSON) is treated as the job payload.\nRequires 'post' permission for this queue.\n",
@@ -122,7 +122,7 @@ func (s *server) microOut(r *request) (any, error) {
 		return nil, errMicroEmpty
 	}
 	r.w.Header().Set("Content-Security-Policy", "sandbox")
-	return rawJSON(unwrap(m.Data)), nil // whatever it is
+	return rawJSON(unwrap(m.Data)), nil // the body may be any bytes
 }
 
 func (s *server) microCompact(r *request) (any, error) {

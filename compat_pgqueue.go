@@ -79,7 +79,7 @@ func (s *server) pgPublish(r *request) (any, error) {
 	channel, hasChannel := f.find("channel")
 	data, hasMessage := f.find("message")
 	switch {
-	case f.broken && f.mistakes[0].Type == "type_error.dict": // a list or a text has no such key in Python either
+	case f.broken && f.mistakes[0].Type == "type_error.dict": // in Python, a list or a text does not have the key either
 		return nil, errPgNoChannel
 	case f.broken:
 		return nil, errPgJSON

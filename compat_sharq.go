@@ -37,7 +37,7 @@ func (s *server) handleSharQ() {
 	s.handle(sharQ, admin, "POST /interval/{queue_type}/{group}/{$}", sharQChecked(s.sharQInterval))
 	s.handle(sharQ, admin, "DELETE /deletequeue/{queue_type}/{group}/{$}", sharQChecked(s.sharQDelete))
 	s.handle(sharQ, canPostOrGet, "GET /status/{queue_type}/{group}/{job_id}/{$}", s.sharQJob)
-	s.handle(sharQ, anyToken, "GET /metrics/{$}", s.sharQQueues) // without the slash it is Prometheus's
+	s.handle(sharQ, anyToken, "GET /metrics/{$}", s.sharQQueues) // the path without the slash is Prometheus's
 	s.handle(sharQ, canPostOrGet, "GET /metrics/{queue_type}/{$}", sharQChecked(s.sharQGroups))
 	s.handle(sharQ, canPostOrGet, "GET /metrics/{queue_type}/{group}/{$}", sharQChecked(s.sharQGroup))
 	s.handle(sharQ, public, "GET /deepstatus/{$}", s.sharQDeepStatus).always = true
@@ -51,7 +51,7 @@ func (s *server) addSlash(r *http.Request) {
 	default:
 		return
 	}
-	if _, pattern := s.mux.Handler(r); strings.HasSuffix(pattern, "/{$}") { // to which the mux would redirect
+	if _, pattern := s.mux.Handler(r); strings.HasSuffix(pattern, "/{$}") { // the mux would redirect to it
 		r.URL.Path += "/"
 		if r.URL.RawPath != "" {
 			r.URL.RawPath += "/"
@@ -67,7 +67,7 @@ func validName(name string) bool {
 	return validID(name) && len(name) <= 100 && !strings.Contains(name, ".")
 }
 
-// sharQPath is the names in a path.
+// sharQPath has the names in a path.
 type sharQPath struct{ queueID, group, jobID string }
 
 func (r *request) sharQPath() sharQPath {
@@ -152,7 +152,7 @@ func (f *sharQForm) integer(name string, within bounds) int {
 	return n
 }
 
-// optional is integer for a number that may be missing or null.
+// optional is like integer, for a number that may be missing or null.
 func (f *sharQForm) optional(name string, within bounds, missing int) int {
 	if raw, _ := f.find(name); f.err != nil || rawjson.IsNull(raw) {
 		return missing
@@ -210,9 +210,8 @@ func (s *server) sharQDraft(body []byte, group string) (draft, error) {
 	return draft{group: group, job: j, data: wrapPayload(payload)}, nil
 }
 
-// wrapPayload returns the data of a message for a payload of any JSON. An object is the
-// data itself; another value, and an object that looks like that, becomes
-// {"payload": …}.
+// wrapPayload returns the data of a message for a payload, which may be any JSON. An object
+// is the data itself. Another value becomes {"payload": …}, as does an object of that form.
 func wrapPayload(payload []byte) []byte {
 	if payload[0] == '{' && unwrapPayload(payload) == nil {
 		return payload
@@ -307,7 +306,7 @@ func (s *server) sharQFinish(r *request) (any, error) {
 	return sharQStatus{Status: "success"}, err
 }
 
-// sharQJob returns the state of a job, which SharQ has no request for.
+// sharQJob returns the state of a job. SharQ has no such request.
 func (s *server) sharQJob(r *request) (any, error) {
 	m, err := s.sharQPeek(r)
 	return struct {
@@ -316,9 +315,8 @@ func (s *server) sharQJob(r *request) (any, error) {
 	}{"success", m.State}, err
 }
 
-// sharQPeek returns the job in the path. A message that was published by another API may
-// be in a group whose name is invalid in SharQ, so that is an error only if there is no
-// such message.
+// sharQPeek returns the job in the path. Names that are invalid in SharQ are an error only
+// if there is no such message: a message of another API may be in a group with such a name.
 func (s *server) sharQPeek(r *request) (message, error) {
 	p := r.sharQPath()
 	mistake := p.check(r.Pattern)
@@ -432,7 +430,7 @@ func (s *server) sharQGroup(r *request, p sharQPath) (any, error) {
 	return rawJSON(append(b, '}')), err
 }
 
-// quoteAll returns texts as a JSON list, as many as fit into listSize.
+// quoteAll returns texts as a JSON list, up to listSize bytes.
 func quoteAll(texts []string) []byte {
 	b := []byte{'['}
 	for i, text := range texts {
@@ -455,7 +453,7 @@ func (s *server) sharQDeepStatus(*request) (any, error) {
 	return sharQStatus{Status: "success"}, nil
 }
 
-// sharQGreeting is the body at /, by which SharQ's users see that a server runs.
+// sharQGreeting is the body of GET /, which tells SharQ's users that a server runs.
 type sharQGreeting struct {
 	Message string `json:"message"`
 }

@@ -39,7 +39,7 @@ func (c *jobCounts) add(at time.Time, queueID, group string, n jobCount) {
 	counts := c.minutes[now]
 	if counts == nil {
 		maps.DeleteFunc(c.minutes, func(minute int64, _ map[countKey]*jobCount) bool {
-			return minute <= now-countedMinutes || minute > now // > after the clock was set back
+			return minute <= now-countedMinutes || minute > now // a later minute is from before the clock was set back
 		})
 		counts = make(map[countKey]*jobCount)
 		c.minutes[now] = counts
@@ -51,7 +51,7 @@ func (c *jobCounts) add(at time.Time, queueID, group string, n jobCount) {
 				continue
 			}
 			count = new(jobCount)
-			// The names are parts of a path, which the map would keep.
+			// The names are parts of a path, which would stay in memory as long as the map.
 			counts[countKey{strings.Clone(queueID), strings.Clone(key.group)}] = count
 		}
 		count.enqueued += n.enqueued
@@ -59,14 +59,14 @@ func (c *jobCounts) add(at time.Time, queueID, group string, n jobCount) {
 	}
 }
 
-// minuteCount is what was counted in one minute.
+// minuteCount has the counts of one minute.
 type minuteCount struct {
 	minute int64 // milliseconds since 1970, when it began
 	jobCount
 }
 
-// last returns the counts of each of the last countedMinutes, oldest first: of a
-// group, or if that is empty the sums over the queues that visible matches.
+// last returns the counts of a group in each of the last countedMinutes, oldest first. For
+// an empty group it returns the sums over the queues that visible matches.
 func (c *jobCounts) last(at time.Time, visible *names, group string) []minuteCount {
 	c.mu.Lock()
 	defer c.mu.Unlock()

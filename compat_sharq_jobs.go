@@ -8,19 +8,19 @@ import (
 	"time"
 )
 
-// A job is a message with a name in its group, as SharQ's jobs are. At most one message
-// of a name waits: the same job again replaces its data and its trace. A job may set the
-// interval of its group, be refused by a group that is too long, and be dropped after
-// so many deliveries.
+// A job is a message with a name in its group, like SharQ's jobs. At most one message of a
+// name waits: if the job is enqueued again, its data and its trace are replaced. A job may
+// set the interval of its group, be refused by a group with too many messages, and be
+// dropped after a number of deliveries.
 
 // job is the part of a draft that makes it a job; its group is never empty.
 type job struct {
 	id            string
 	interval      time.Duration // of the group, from now on
-	maxDeliveries int           // 0: as many as the queue allows
-	maxWaiting    *int          // it is refused if so many wait in its group; nil: never
+	maxDeliveries int           // 0 for the maximum of the queue
+	maxWaiting    *int          // number of waiting messages at which the group refuses the job; nil for no limit
 
-	waiting int // after it was published: how many waited before it, if it has a maxWaiting
+	waiting int // set by the publish: number of messages that waited before it, if it has a maxWaiting
 }
 
 // errGroupFull is the error of a job that was refused.
@@ -30,8 +30,8 @@ func (e errGroupFull) Error() string {
 	return fmt.Sprintf("%d messages wait in the group already", e.waiting)
 }
 
-// storeJobs stores the publications of a batch that are jobs, and leaves in each what
-// became of it. It returns errStale if the settings that s remembers have changed.
+// storeJobs stores the publications of a batch that are jobs, and sets the result of each.
+// It returns errStale if the settings that s has cached have changed.
 func (e *engine) storeJobs(s *pinnedConn, batch []*publication) error {
 	if len(batch) == 0 {
 		return nil
@@ -56,8 +56,8 @@ func (e *engine) storeJobs(s *pinnedConn, batch []*publication) error {
 	return err
 }
 
-// jobBatch is jobs that are stored in one transaction, with the same outcome as one
-// after the other.
+// jobBatch has jobs that are stored in one transaction. The outcome is the same as if they
+// were stored one after another.
 type jobBatch struct {
 	conn     *pinnedConn
 	all      []*batchedJob
@@ -77,8 +77,8 @@ type jobMessage struct {
 	group *jobGroup
 	name  string
 
-	exists bool        // it waits in the database, and keeps its place
-	last   *batchedJob // the last that was not refused; nil: all were
+	exists bool        // it already waits in the database, and keeps its place
+	last   *batchedJob // the last job that was not refused; nil if all were refused
 	stored message
 }
 
@@ -89,7 +89,7 @@ type jobGroup struct {
 	bounded  bool // some of the jobs have a maxWaiting
 	waiting  int  // messages, if it is bounded
 	interval time.Duration
-	firstSeq int64 // of the messages that the batch stores; 0: none
+	firstSeq int64 // the lowest seq that the batch stores; 0 if it stores none
 	readyAt  time.Time
 }
 
@@ -120,8 +120,8 @@ func newJobBatch(s *pinnedConn, batch []*publication) *jobBatch {
 	return b
 }
 
-// store is the transaction. It returns errStale if the settings that the connection
-// remembers have changed.
+// store runs the statements of the transaction. It returns errStale if the settings that
+// the connection has cached have changed.
 func (b *jobBatch) store() error {
 	for _, step := range []func() error{b.lockGroups, b.findWaiting, b.countWaiting, b.storeMessages, b.updateGroups} {
 		if err := step(); err != nil {
@@ -131,8 +131,8 @@ func (b *jobBatch) store() error {
 	return nil
 }
 
-// The groups are locked, in the order of wakeGroupsSQL, before the transaction reads
-// what waits in them.
+// The groups are locked in the order of wakeGroupsSQL, before the transaction reads their
+// waiting messages.
 const lockGroupsOfJobsSQL = `
 INSERT INTO queued.groups AS g (queue_key, id, ready_at)
 SELECT u.queue_key, u.id, timestamptz 'infinity'
@@ -148,8 +148,8 @@ func (b *jobBatch) lockGroups() error {
 	return err
 }
 
-// A message that waits but is locked does not count as the same job: the transaction
-// that has locked it is about to ack or move it, and may want its group next.
+// A locked message does not count as the same job. The transaction that has locked it is
+// about to ack or move it, and may need the lock of its group next.
 const selectWaitingJobsSQL = `
 SELECT w.id
 FROM unnest($1::bigint[], $2::text[], $3::text[]) WITH ORDINALITY AS j (queue_key, group_id, job_id, n)
@@ -249,7 +249,7 @@ SET data = excluded.data, bytes = excluded.bytes, max_deliveries = excluded.max_
     delivery_attempts = 0, in_flight = false, last_delivery = false, expired_at = excluded.expired_at, updated_at = now()
 RETURNING m.id, m.seq, now()`
 
-// storeMessages stores the last job of each name that was not refused.
+// storeMessages stores, for each name, the last job that was not refused.
 func (b *jobBatch) storeMessages() error {
 	var ids idArray
 	var keys, bytes, deliveries, retentions, delays intArray
@@ -318,8 +318,7 @@ FROM locked l
 WHERE g.ctid = l.tid
 RETURNING g.queue_key, g.id, g.ready_at`
 
-// updateGroups sets the intervals of groups that got a job, and finds out when each
-// is ready.
+// updateGroups sets the intervals of groups that got a job, and reads when each is ready.
 func (b *jobBatch) updateGroups() error {
 	changed := make(map[groupKey]*jobGroup)
 	var all []*jobGroup
@@ -374,9 +373,9 @@ WHERE queue_id = $1
     AND job_id IS NULL`
 )
 
-// job returns the id, the state and the due time of a job: of the one in flight, if
-// there are two of that name. The name may also be the id of a message that is not a
-// job, in that group or without a group. It returns errMessageNotFound if there is none.
+// job returns the id, the state and the due time of a job. If there are two jobs of the
+// name, it returns the one in flight. The name may also be the id of a message that is not
+// a job, in the group or without a group. It returns errMessageNotFound if there is none.
 func (s *store) job(ctx context.Context, queueID, group, id string) (m message, err error) {
 	scan := func(row scanner) error { return row.Scan(&m.ID, &m.ScheduledAt, &m.State) }
 	err = scan(s.on("job").QueryRowContext(ctx, selectJobSQL, queueID, group, id))
@@ -389,13 +388,13 @@ func (s *store) job(ctx context.Context, queueID, group, id string) (m message, 
 	return m, asUnavailable(err)
 }
 
-// finishing is a request to ack the job of a name that is in flight.
+// finishing is a request to ack a job in flight by its name.
 type finishing struct {
 	queueID, group, jobID string
-	done                  bool // after its batch: the job was in flight and was acked
+	done                  bool // set by the batch: the job was in flight and was acked
 }
 
-// finish acks the job of that name that is in flight, and reports whether there was one.
+// finish acks a job in flight by its name, and reports whether there was one.
 func (e *engine) finish(ctx context.Context, queueID, group, jobID string) (bool, error) {
 	v := &finishing{queueID: queueID, group: group, jobID: jobID}
 	err := e.finishes.do(ctx, v, 1, 0)
@@ -448,7 +447,7 @@ LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queu
 // finished is a job that was acked.
 type finished struct {
 	n       int          // of its request in the batch, from 1
-	readyAt sql.NullTime // when a group of its queue is ready because of it
+	readyAt sql.NullTime // the earliest time that a group of the queue is ready because of the ack
 }
 
 func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
@@ -467,10 +466,10 @@ func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
 type measuring struct {
 	key     int64 // of the queue
 	group   string
-	waiting int64 // after its batch
+	waiting int64 // set by the batch
 }
 
-// waitingIn returns the number of messages that wait in the group of a message, at most
+// waitingIn returns the number of waiting messages in the group of a message, at most
 // maxMeasured.
 func (e *engine) waitingIn(ctx context.Context, m *message) (int64, error) {
 	v := &measuring{key: m.queueKey, group: m.Group}
@@ -478,7 +477,7 @@ func (e *engine) waitingIn(ctx context.Context, m *message) (int64, error) {
 	return v.waiting, err
 }
 
-// maxMeasured bounds what a count reads.
+// maxMeasured is the maximum number of rows that a count reads.
 const maxMeasured = 100_000
 
 const selectWaitingSQL = `

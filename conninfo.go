@@ -129,7 +129,7 @@ var parameters = map[string]parameter{
 	"encoding":                   {does: noEffect},
 	"serverVersion":              {does: noEffect},
 	"charset":                    {does: noEffect},
-	"ssl":                        {does: unsupported, remedy: "set sslmode"}, // but for ssl=true in a URL
+	"ssl":                        {does: unsupported, remedy: "set sslmode"}, // except for ssl=true in a URL
 	// lib/pq.
 	"binary_parameters":              {does: noEffect},
 	"disable_prepared_binary_result": {does: noEffect},
@@ -140,8 +140,8 @@ var parameters = map[string]parameter{
 // setting is a connection parameter with its value.
 type setting struct {
 	name, value string
-	from        string // a variable like $PGPORT, or a service; empty: the connection string
-	quoted      bool   // it has a clear end
+	from        string // a variable like $PGPORT, or a service; empty for the connection string
+	quoted      bool   // so that the end of the value is certain
 }
 
 func (s setting) String() string {
@@ -158,9 +158,9 @@ var (
 )
 
 // readConnection parses a PostgreSQL URL or key=value pairs as libpq does. It takes
-// missing parameters from the service that is named and from libpq's environment
-// variables. It returns the connection string for lib/pq, which must not read these
-// variables itself, and the names of ignored parameters. Errors contain no secrets.
+// missing parameters from the named service and from libpq's environment variables. It
+// returns the connection string for lib/pq, which must not read these variables itself,
+// and the names of ignored parameters. Errors contain no secrets.
 //
 // As in libpq, and unlike lib/pq, the default of sslmode is prefer.
 func readConnection(text string, getenv func(string) string) (dsn string, without []string, err error) {
@@ -301,7 +301,7 @@ func checkedSetting(s setting) (string, error) {
 		if err != nil || n > 1e6 {
 			return "", fmt.Errorf("%v: must be a number of seconds", s)
 		}
-		if n <= 0 { // no limit, in libpq
+		if n <= 0 { // libpq takes this for no limit
 			return fmt.Sprint(int(connectTimeout.Seconds())), nil
 		}
 	case "target_session_attrs":
@@ -385,7 +385,7 @@ func parseURL(text string) ([]setting, error) {
 		switch {
 		case !is || !decoded:
 			return nil, errMalformedURL
-		case name == "ssl" && value == "true": // as JDBC has it, and libpq
+		case name == "ssl" && value == "true": // as in JDBC and libpq
 			add("sslmode", "require")
 		default:
 			add(name, value)
@@ -456,8 +456,8 @@ func parsePairs(text string) (all []setting, err error) {
 	}
 }
 
-// readService returns the settings of a service (section 34.17), none if no
-// service is named.
+// readService returns the settings of a service (section 34.17), or none if no service is
+// named.
 func readService(service setting, file string, getenv func(string) string) ([]setting, error) {
 	if service.value == "" {
 		return nil, nil

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// refuse returns an error for requests from web pages of other sites. Programs use the
-// server; a browser on the same machine can reach it only because it is there.
+// refuse returns an error for requests from web pages of other sites. The server is for
+// programs, but a browser on the same machine can reach it too.
 func (s *server) refuse(r *http.Request) error {
 	if !s.hosts.allow(r) {
 		return statusError{http.StatusForbidden, fmt.Sprintf("host %q is not allowed; see -allowed-hosts", r.Host)}
@@ -27,19 +27,19 @@ var crossOrigin = http.NewCrossOriginProtection()
 
 var errOtherSite = statusError{http.StatusForbidden, "cross-site requests are not allowed"}
 
-// hostPolicy decides which names requests may use for the server. On a loopback
-// address these are localhost, loopback addresses and the allowed ones, of which "*" is
-// any name; this keeps out web pages whose own name points to 127.0.0.1. On other
-// addresses it is any name.
+// hostPolicy decides which host names requests may use for the server. On a loopback
+// address these are localhost, loopback addresses and the allowed names; "*" allows any
+// name. This refuses web pages whose own host name points to 127.0.0.1. On other addresses
+// any name is allowed.
 type hostPolicy struct {
 	onLoopback bool
 	allowed    []string
 }
 
 // allow reports whether a request addresses the server by an allowed name. A request
-// without a name does not come from a browser, but from a health check in HTTP/1.0. A
-// final dot is ignored in allowed names only: a browser may not take "localhost." for
-// this machine, and sends Sec-Fetch-Site only if it does.
+// without a name is allowed: it comes from a health check in HTTP/1.0, and not from a
+// browser. A final dot is ignored only in allowed names: browsers differ in whether
+// "localhost." is this machine, and send Sec-Fetch-Site only if it is.
 func (p hostPolicy) allow(r *http.Request) bool {
 	host := r.Host
 	if !p.onLoopback {
@@ -67,7 +67,7 @@ func consuming(h handler) handler {
 			r.w.Header().Set("Allow", http.MethodGet)
 			return nil, errMethod
 		}
-		// WebSockets and older browsers send no Sec-Fetch-Site, but an Origin.
+		// WebSockets and older browsers send an Origin, but no Sec-Fetch-Site.
 		asPost := *r.Request
 		asPost.Method = http.MethodPost
 		if err := crossOrigin.Check(&asPost); err != nil {

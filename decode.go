@@ -17,16 +17,16 @@ import (
 	"queued/internal/rawjson"
 )
 
-// mistake is one invalid part of a request. Its loc is the path to it, which starts with
-// "body", "query" or "path". The msg and type are those of fastqueue (pydantic 1), on
-// which clients may depend.
+// mistake is an invalid part of a request. loc is the path to that part, beginning with
+// "body", "query" or "path". msg and type are those of fastqueue (pydantic 1), because
+// clients may depend on them.
 type mistake struct {
 	Loc  []any  `json:"loc"`
 	Msg  string `json:"msg"`
 	Type string `json:"type"`
-	Ctx  any    `json:"ctx,omitempty"` // what msg is made of
+	Ctx  any    `json:"ctx,omitempty"` // the values in msg
 
-	input any // the text of a query's parameter; nil if it is missing
+	input any // the text of a parameter of a query; nil if it is missing
 }
 
 // The ctx of mistakes, as in fastqueue.
@@ -56,14 +56,14 @@ func (v invalid) Error() string {
 	return strings.Join(parts, "; ")
 }
 
-// limits are the bounds of what a request may ask for.
+// limits are the bounds of the values in requests.
 type limits struct {
 	ackDeadline        bounds // seconds
 	messageRetention   bounds // seconds
 	maxDeliveries      bounds
 	deliveryDelay      bounds  // seconds
-	defaultAckDeadline int     // seconds; of queues that are created by their first use
-	requeueLimit       int     // of SharQ's jobs that say nothing of it
+	defaultAckDeadline int     // seconds, for queues that are created by their first use
+	requeueLimit       int     // of SharQ's jobs without a limit of their own
 	maxLimit           int     // items in a response
 	maxWait            float64 // seconds of a long poll
 	maxBody            int64   // bytes of a message's request
@@ -71,17 +71,17 @@ type limits struct {
 
 type bounds struct{ min, max int }
 
-// maxDepth is how deep JSON may nest. Go stops at 10,000 levels, but PostgreSQL
-// somewhere before that, where its stack ends.
+// maxDepth is the maximum nesting of JSON. Go's limit is 10,000 levels, and PostgreSQL's
+// is lower, where its stack ends.
 const maxDepth = 1000
 
-// idPattern is what the error says; validID is what is checked.
+// idPattern is the pattern in errors. validID does the check.
 const idPattern = "^[a-zA-Z0-9-._]+$"
 
 const maxIDLength = 128
 
-// validID reports whether an id can be that of a topic or queue. "." and ".."
-// cannot: no URL can name them.
+// validID reports whether a topic or queue may have an id. "." and ".." are invalid,
+// because a URL cannot contain them.
 func validID(id string) bool {
 	for _, c := range []byte(id) {
 		switch {
@@ -93,9 +93,9 @@ func validID(id string) bool {
 	return 0 < len(id) && len(id) <= maxIDLength && id != "." && id != ".."
 }
 
-// input is what a request holds by name, and the mistakes that were found in it.
+// input has the fields of a request, and the mistakes found in them.
 type input struct {
-	where    []any // where loc starts: "body" or "query", and the way to an object inside
+	where    []any // the beginning of loc: "body" or "query", and the path to an object inside
 	all      []field
 	mistakes invalid
 }
@@ -109,17 +109,17 @@ type field struct {
 // form reads the members of a JSON object; a query reads the parameters of a URL.
 type form struct {
 	input
-	broken bool // it is no object, which is one of the mistakes
+	broken bool // the text is not an object, which is one of the mistakes
 }
 
-// maxMistakes is how many mistakes of a request are listed.
+// maxMistakes is the maximum number of mistakes in a response.
 const maxMistakes = 100
 
 func (in *input) addMistake(msg, kind string, loc ...any) {
 	in.addMistakeCtx(nil, msg, kind, loc...)
 }
 
-// addMistakeCtx is addMistake with a context.
+// addMistakeCtx is like addMistake, with a ctx.
 func (in *input) addMistakeCtx(ctx any, msg, kind string, loc ...any) {
 	if len(in.mistakes) >= maxMistakes {
 		return
@@ -133,7 +133,7 @@ func (in *input) addMistakeCtx(ctx any, msg, kind string, loc ...any) {
 	in.mistakes = append(in.mistakes, m)
 }
 
-// err returns all mistakes so far, nil if there are none.
+// err returns all mistakes so far, or nil if there are none.
 func (in *input) err() error {
 	if len(in.mistakes) > 0 {
 		return in.mistakes
@@ -191,7 +191,7 @@ func parseBody(body []byte) *form {
 	return f
 }
 
-// wrongSyntax says what is wrong with a text that is not JSON.
+// wrongSyntax returns the mistake in a text that is not JSON.
 func (f *form) wrongSyntax(text []byte) {
 	msg, at := rawjson.SyntaxError(text)
 	if msg == "" {
@@ -208,10 +208,10 @@ func (f *form) wrongDepth() {
 	f.addMistake(fmt.Sprintf("nested deeper than %d levels", maxDepth), "value_error.depth")
 }
 
-// maxFileSize bounds the files that the server reads, in bytes.
+// maxFileSize is the maximum size of a file that the server reads, in bytes.
 const maxFileSize = 16 << 20
 
-// parseFile is parseBody for a file, which mistakes name.
+// parseFile is like parseBody, for a file. The mistakes name the file.
 func parseFile(path string) (*form, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -233,8 +233,8 @@ func parseFile(path string) (*form, error) {
 	return f, nil
 }
 
-// only notes a mistake for each field that has none of these names. It is for
-// files, where a misspelt field would silently be a missing setting.
+// only adds a mistake for each field with another name. It is for files, in which a
+// misspelt field would silently be a missing setting.
 func (f *form) only(names ...string) {
 	for _, v := range f.all {
 		if !slices.Contains(names, v.name) {
@@ -243,19 +243,19 @@ func (f *form) only(names ...string) {
 	}
 }
 
-// read takes the members of an object for the fields.
+// read makes the members of an object the fields.
 func (f *form) read(object []byte) {
 	rawjson.WalkObject(object, func(name string, value []byte) {
 		f.all = append(f.all, field{name, value})
 	})
 }
 
-// objects decodes a list of 1 to most objects, each with a form of its own.
+// objects decodes a list of 1 to most objects. Each object has a form of its own.
 func (f *form) objects(name string, most int, each func(item *form)) {
 	f.list(name, most, func(i int, value []byte) { f.element(name, i, value, each) })
 }
 
-// optionalObjects is objects for a list that may be empty, null or missing.
+// optionalObjects is like objects, for a list that may be empty, null or missing.
 func (f *form) optionalObjects(name string, most int, each func(item *form)) {
 	f.optionalList(name, most, func(i int, value []byte) { f.element(name, i, value, each) })
 }
@@ -284,7 +284,7 @@ func (f *form) list(name string, most int, each func(i int, value []byte)) {
 }
 
 // optionalList decodes a list of at most most values, which may be null or missing. It
-// returns the number of values, -1 if there is no list.
+// returns the number of values, or -1 if there is no list.
 func (f *form) optionalList(name string, most int, each func(i int, value []byte)) int {
 	raw := f.value(name, false)
 	if raw == nil {
@@ -321,8 +321,8 @@ func invalidUTF8(b []byte) int {
 	return len(b)
 }
 
-// value returns the JSON of a field, nil if the field is null or missing. Then
-// it notes a mistake if the field is required.
+// value returns the JSON of a field, or nil if the field is null or missing. It adds a
+// mistake then if the field is required.
 func (f *form) value(name string, required bool) []byte {
 	value, has := f.find(name)
 	switch {
@@ -338,7 +338,7 @@ func (f *form) value(name string, required bool) []byte {
 	return nil
 }
 
-// object reads an object, as sent; nil if it is null or missing.
+// object returns an object as it was sent, or nil if it is null or missing.
 func (f *form) object(name string, required bool) []byte {
 	raw := f.value(name, required)
 	if raw == nil {
@@ -351,7 +351,8 @@ func (f *form) object(name string, required bool) []byte {
 	return object
 }
 
-// text reads a string, or what fastqueue takes for one; nil if it is null or missing.
+// text reads a string, or a value that fastqueue converts to one. It returns nil if the
+// field is null or missing.
 func (f *form) text(name string, required bool) *string {
 	raw := f.value(name, required)
 	if raw == nil {
@@ -365,7 +366,7 @@ func (f *form) text(name string, required bool) *string {
 	return new(rawjson.Unquote(text))
 }
 
-// id reads the id of a topic or queue; nil if it is null or missing.
+// id reads the id of a topic or queue. It returns nil if the field is null or missing.
 func (f *form) id(name string, required bool) *string {
 	id := f.text(name, required)
 	switch {
@@ -381,8 +382,8 @@ func (f *form) id(name string, required bool) *string {
 	return nil
 }
 
-// integer reads a whole number, or what fastqueue takes for one, within bounds;
-// nil if it is null or missing.
+// integer reads a whole number within bounds, or a value that fastqueue converts to one. It
+// returns nil if the field is null or missing.
 func (f *form) integer(name string, within bounds, required bool) *int {
 	raw := f.value(name, required)
 	if raw == nil {
@@ -411,9 +412,9 @@ func (in *input) inside(n int, within bounds, name string) bool {
 	return false
 }
 
-// asInteger returns what fastqueue makes of a value where an integer is wanted: a
-// number without its decimals, the number in a string of digits, 1 and 0 of true
-// and false. Numbers too large for an int become the largest or smallest one.
+// asInteger converts a value to an integer as fastqueue does: a number loses its decimals,
+// a string of digits becomes its number, and true and false become 1 and 0. Numbers outside
+// the range of an int become the largest or smallest int.
 func asInteger(raw []byte) (int, bool) {
 	switch raw[0] {
 	case '"':
@@ -432,19 +433,19 @@ func asInteger(raw []byte) (int, bool) {
 	return truncate(x), !math.IsInf(x, 0)
 }
 
-// truncate returns the integer of a number, or the largest or smallest there is.
+// truncate returns a number without its decimals, or the largest or smallest int.
 func truncate(x float64) int {
 	return int(max(math.MinInt64, min(x, math.MaxInt64/2)))
 }
 
-// parseDigits reads a whole number in digits. Numbers too large for an int
-// become the largest or smallest one.
+// parseDigits parses a whole number in digits. Numbers outside the range of an int become
+// the largest or smallest int.
 func parseDigits(s string) (int, bool) {
 	n, err := strconv.Atoi(s)
 	return n, err == nil || errors.Is(err, strconv.ErrRange)
 }
 
-// parseInteger reads a whole number as JSON may have it, also like 3.0 or 3e1.
+// parseInteger parses a whole number in any form of JSON, such as 3, 3.0 or 3e1.
 func parseInteger(s string) (int, bool) {
 	if n, ok := parseDigits(s); ok {
 		return n, true
@@ -456,8 +457,8 @@ func parseInteger(s string) (int, bool) {
 	return truncate(x), true
 }
 
-// parseNumber reads a decimal number; not the hexadecimal ones, the underscores,
-// the infinities and so on that strconv takes too.
+// parseNumber parses a decimal number. Unlike strconv, it refuses hexadecimal numbers,
+// underscores and infinities.
 func parseNumber(s string) (float64, bool) {
 	if strings.Trim(s, "0123456789+-.eE") != "" {
 		return 0, false
@@ -466,9 +467,8 @@ func parseNumber(s string) (float64, bool) {
 	return x, err == nil || errors.Is(err, strconv.ErrRange)
 }
 
-// asText returns what fastqueue makes of a value where a string is wanted, as a
-// string of JSON: numbers and booleans become their text as Python writes it. It
-// is nil for null, objects and arrays.
+// asText converts a value to a JSON string as fastqueue does: numbers and booleans become
+// their text in Python. It returns nil for null, objects and arrays.
 func asText(raw []byte) []byte {
 	switch raw[0] {
 	case '"':
@@ -483,9 +483,8 @@ func asText(raw []byte) []byte {
 	return fmt.Appendf(nil, `"%s"`, pythonNumber(string(raw)))
 }
 
-// pythonNumber returns a number of JSON as Python writes it: an integer with all
-// its digits, another one as the float that it is read as, with the fewest digits
-// that tell it from others.
+// pythonNumber returns a number of JSON as Python writes it: an integer with all its
+// digits, and any other number as a float with the fewest digits that identify it.
 func pythonNumber(s string) string {
 	if !strings.ContainsAny(s, ".eE") {
 		if s == "-0" {
@@ -507,8 +506,8 @@ func pythonNumber(s string) string {
 	return s
 }
 
-// asObject returns what fastqueue makes of a value where an object is wanted: PHP
-// writes an empty one as []. It is nil for any other value.
+// asObject converts a value to an object as fastqueue does: [] becomes an empty object,
+// because PHP writes it so. It returns nil for other values that are not objects.
 func asObject(raw []byte) []byte {
 	switch {
 	case raw[0] == '{':
@@ -519,10 +518,10 @@ func asObject(raw []byte) []byte {
 	return nil
 }
 
-// pathMistake says what is wrong with an id that would change the path of which it
-// is a segment: clients and proxies remove "." and ".." from paths and merge
-// slashes, some of them after they have decoded %2F. Nothing new gets such an id;
-// groups that have one from before are still delivered.
+// pathMistake returns the mistake in an id that would change the path that contains it:
+// clients and proxies remove "." and ".." from paths and merge slashes, some of them after
+// they have decoded %2F. New ids must not be like this. Existing groups with such an id are
+// still delivered.
 func pathMistake(id string) string {
 	for part := range strings.SplitSeq(id, "/") {
 		if part == "" || part == "." || part == ".." {
@@ -532,7 +531,7 @@ func pathMistake(id string) string {
 	return ""
 }
 
-// checkText notes a mistake unless the value is a string, or becomes one.
+// checkText adds a mistake unless the value is a string, or fastqueue converts it to one.
 func (f *form) checkText(value []byte, loc ...any) {
 	switch value[0] {
 	case 'n':
@@ -542,8 +541,8 @@ func (f *form) checkText(value []byte, loc ...any) {
 	}
 }
 
-// quoteScalars returns the JSON with its numbers and booleans as strings (asText)
-// and without insignificant white space.
+// quoteScalars returns the JSON with its numbers and booleans as strings (asText), and
+// without insignificant white space.
 func quoteScalars(raw []byte) []byte {
 	b := make([]byte, 0, len(raw)+16)
 	for i := 0; i < len(raw); {
@@ -566,8 +565,8 @@ func quoteScalars(raw []byte) []byte {
 	return b
 }
 
-// optionalBody reads a body that may as well not be there. fastqueue's clients
-// may send anything where it looks for nothing.
+// optionalBody reads a body that may be missing. A body that is not JSON is ignored,
+// because fastqueue ignores the bodies of these requests.
 func optionalBody(body []byte) *form {
 	f := parseBody(body)
 	if f.broken {
@@ -576,7 +575,7 @@ func optionalBody(body []byte) *form {
 	return f
 }
 
-// seconds reads a duration in whole seconds; 0 if it is null or missing.
+// seconds reads a duration in whole seconds. It returns 0 if the field is null or missing.
 func (f *form) seconds(name string, within bounds, required bool) time.Duration {
 	if n := f.integer(name, within, required); n != nil {
 		return time.Duration(*n) * time.Second
@@ -584,7 +583,7 @@ func (f *form) seconds(name string, within bounds, required bool) time.Duration 
 	return 0
 }
 
-// time reads a time as the API shows it, or with the zone UTC.
+// time parses a time in the format of the API, with or without the zone UTC.
 func (in *input) time(text string, loc ...any) time.Time {
 	at, err := time.Parse(timestampLayout[:len("2006-01-02T15:04:05")], strings.TrimSuffix(strings.TrimSuffix(text, "Z"), "+00:00"))
 	if err != nil || at.Year() < 1 {

@@ -5,7 +5,7 @@ import "queued/internal/rawjson"
 // Limits of the filters of a queue.
 const (
 	maxFilterNames  = 100
-	maxFilterValues = 1000     // of all names
+	maxFilterValues = 1000     // of all names together
 	maxFilterSize   = 64 << 10 // bytes of JSON
 )
 
@@ -13,7 +13,7 @@ const (
 // accepted values of each attribute name. Nil accepts every message.
 type filters []byte
 
-// parseFilters returns nil for null and for no JSON at all.
+// parseFilters returns nil for null and for no JSON.
 func parseFilters(raw []byte) filters {
 	if rawjson.IsNull(raw) {
 		return nil
@@ -80,8 +80,8 @@ func (m *matcher) match(attributes []byte, met, to []int32) []int32 {
 	return to
 }
 
-// parseAttributes returns the values by name, the last of equal names; nil for null
-// and for no JSON at all.
+// parseAttributes returns the values by name; of equal names, the last counts. It returns
+// nil for null and for no JSON.
 func parseAttributes(raw []byte) map[string]string {
 	if rawjson.IsNull(raw) {
 		return nil

@@ -48,5 +48,5 @@ func (p printable) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// unprintable is also true for bytes that are not valid UTF-8.
+// unprintable also reports true for bytes that are not valid UTF-8.
 func unprintable(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }

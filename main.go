@@ -20,7 +20,7 @@
 //	  engine              │       publish.go, receive.go, ack.go: frequent operations
 //	     │                │
 //	     ▼                ▼
-//	one statement, one commit     cleanup.go: what expired, what was never acked
+//	one statement, one commit     cleanup.go: expired messages, and those never acked
 //
 // A commit and a round trip cost the same for one message as for a hundred. So the
 // engine combines requests: publishes, acks, nacks and extends that wait at the same
@@ -29,9 +29,8 @@
 // sleeps until a publish, a notification of another server (notify.go) or the clock
 // wakes it. That is the long poll.
 //
-// Each file is named for the one thing that it does, and reads from the request down
-// to the statement. docs/inside.md follows a message through the files, and lists
-// the invariants.
+// Each file is named for its subject, and reads from the request down to the statement.
+// docs/inside.md follows a message through the files, and lists the invariants.
 package main
 
 import (
@@ -52,12 +51,12 @@ import (
 )
 
 func main() {
-	// It is never stopped: one more signal in the last moment must not change how the
-	// program ends.
+	// Notifications stay on: a signal in the last moment must not change how the program
+	// ends.
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
 	if errors.Is(err, shell.ErrOutputClosed) {
-		os.Exit(128 + 13) // as a shell says of what SIGPIPE has ended
+		os.Exit(128 + 13) // the status that a shell reports for a program ended by SIGPIPE
 	}
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "queued:", err)
@@ -68,8 +67,8 @@ func main() {
 	}
 }
 
-// run is the program: it returns when it is done, or after ctx has ended and
-// everything it started has.
+// run is the program. It returns when it is done, or when ctx and everything that it
+// started have ended.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	command := ""
 	if len(args) > 0 {
@@ -113,8 +112,8 @@ func runVersion(args []string, getenv func(string) string, stdout io.Writer) err
 	return err
 }
 
-// version returns that of the module this program was built from: its tag, or
-// the time and the hash of its commit. A build without git has none.
+// version returns the version of the module: its tag, or the time and the hash of its
+// commit. A build without git has no version.
 func version() string {
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version

@@ -46,7 +46,7 @@ type message struct {
 	ScheduledAt      timestamp
 	CreatedAt        timestamp
 	UpdatedAt        timestamp
-	State            string // only where a message is inspected; empty in other responses
+	State            string // only in inspections; empty in other responses
 	Group            string // empty if it has none
 
 	trace         trace // of the request that published it
@@ -57,22 +57,22 @@ type message struct {
 	seq           int64          // order among messages due at the same time
 	size          int            // bytes of Data and Attributes
 	dueAt         timestamp      // of a received message: when it was due, before it was leased
-	consumed      bool           // it was received and deleted in one
+	consumed      bool           // it was received and deleted at once
 }
 
-// messageColumnsSQL are the columns of a message m that a statement returns, in the
-// order of message.columns. A new column goes into both and, if a message keeps it
-// wherever it goes, into carriedColumnsSQL.
+// messageColumnsSQL are the columns of a message m that a statement returns, in the order
+// of message.columns. A new column goes into both. If a message keeps it in other queues,
+// it also goes into carriedColumnsSQL.
 const messageColumnsSQL = `m.id, m.queue_key, m.seq, m.scheduled_at, m.expired_at, m.created_at, m.updated_at, m.bytes, m.delivery_attempts,
        m.max_deliveries, m.group_id, m.job_id, m.trace, m.attributes, m.data`
 
-// columns returns where the messageColumnsSQL of a row go, with capacity for some more.
+// columns returns the destinations of messageColumnsSQL for a scan, with capacity for more.
 func (m *message) columns() []any {
 	return append(make([]any, 0, 20), &m.ID, &m.queueKey, &m.seq, &m.ScheduledAt, &m.ExpiredAt, &m.CreatedAt, &m.UpdatedAt, &m.size, &m.DeliveryAttempts,
 		&m.maxDeliveries, (*nullText)(&m.Group), &m.jobID, &m.trace, &m.Attributes, &m.Data)
 }
 
-// nullText is a text that is empty where the column is null.
+// nullText is a text that is empty if the column is null.
 type nullText string
 
 func (t *nullText) Scan(src any) error {
@@ -89,18 +89,18 @@ func (t *nullText) Scan(src any) error {
 	return nil
 }
 
-// shown says which members a message has in the wire format beside the usual ones,
-// if there is something for them to show.
+// shown says which optional members messages have in the wire format. A member without a
+// value is left out.
 type shown struct{ group, requestID, traceparent bool }
 
-// showAll is what messages show that are inspected.
+// showAll has the members of inspected messages.
 var showAll = shown{group: true, requestID: true, traceparent: true}
 
-// stateConsumed is the state of messages that were consumed and are kept.
+// stateConsumed is the state of consumed messages that their queue keeps.
 const stateConsumed = "consumed"
 
-// appendJSON appends the message in the wire format. It does not use encoding/json,
-// which would validate and reformat data that must stay as it was sent.
+// appendJSON appends the message in the wire format. It does not use encoding/json, which
+// would validate and reformat the data. The data must stay as it was sent.
 func (m *message) appendJSON(b []byte, shows shown) []byte {
 	b = append(b, `{"id":"`...)
 	b = append(b, m.ID...)
@@ -145,8 +145,8 @@ func (m *message) appendJSON(b []byte, shows shown) []byte {
 	return append(b, '}')
 }
 
-// jsonSize returns at least as many bytes as appendJSON appends, for ids that need no
-// escapes.
+// jsonSize returns an upper bound for the bytes that appendJSON appends, for ids that need
+// no escapes.
 func (m *message) jsonSize() int {
 	return len(m.Data) + len(m.Attributes) + len(m.QueueID) + len(m.Group) + m.trace.size() + 320
 }

@@ -79,8 +79,8 @@ func newMetrics(db *sql.DB) *metrics {
 	return m
 }
 
-// messageCounter is one of the counters of a queue. A message that moves to another
-// queue counts at the one that it leaves.
+// messageCounter is one of the counters of a queue. A message that moves to another queue
+// counts at the queue that it leaves.
 type messageCounter int
 
 const (
@@ -143,11 +143,10 @@ func (m *metrics) observePool(db *sql.DB, name string) {
 	m.registry.MustRegister(collectors.NewDBStatsCollector(db, name))
 }
 
-// scrapeTimeout is how long a scrape waits for the database.
+// scrapeTimeout is the maximum time that a scrape waits for the database.
 const scrapeTimeout = time.Second
 
-// observeDatabase adds the gauge of whether the database is available. Each scrape
-// checks it.
+// observeDatabase adds a gauge for the state of the database, which each scrape checks.
 func (m *metrics) observeDatabase(up func(context.Context) bool) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "queued_database_up",
@@ -214,7 +213,7 @@ func (m *metrics) add(counter messageCounter, queueID string, n int) {
 	totals[counter].Add(int64(n))
 }
 
-// totalsOf returns the counters of a queue, nil if it has none.
+// totalsOf returns the counters of a queue, or nil if it has none.
 func (m *metrics) totalsOf(queueID string) *messageTotals {
 	totals, _ := m.messages.Load(queueID)
 	v, _ := totals.(*messageTotals)
@@ -230,7 +229,7 @@ func (m *metrics) delivery(queueID string, messages []message) {
 		}
 		dueAt := v.dueAt.Time
 		if v.groupDelivery != nil && v.groupDelivery.before.Time.After(dueAt) {
-			dueAt = v.groupDelivery.before.Time // the rate limit of its group held it back
+			dueAt = v.groupDelivery.before.Time // the rate limit of its group delayed it
 		}
 		m.delay.Observe(v.UpdatedAt.Sub(dueAt).Seconds())
 	}
@@ -238,8 +237,8 @@ func (m *metrics) delivery(queueID string, messages []message) {
 	m.add(messagesRedelivered, queueID, redelivered)
 }
 
-// timed returns a database that records the duration of its statements, up to their
-// first row, under a name.
+// timed returns a database that records the duration of its statements, up to their first
+// row, under the name.
 func (m *metrics) timed(name string, db querier) querier {
 	return timed{db, m.statements.WithLabelValues(name)}
 }

@@ -23,8 +23,8 @@ const (
 	notifyInterval = 10 * time.Millisecond
 	notifyPayload  = 7000 // bytes; PostgreSQL takes less than 8000
 
-	// The connection of an idle listener carries no data; the ping finds out
-	// whether it is alive.
+	// The connection of an idle listener has no traffic, so a ping checks whether it is
+	// alive.
 	pingInterval  = 10 * time.Second
 	listenTimeout = 25 * time.Second
 )
@@ -57,7 +57,7 @@ func newNotifier(s *pinnedConn, log *slog.Logger) *notifier {
 	}
 }
 
-// add queues a notification that something in the queue is due at that time.
+// add queues a notification that a message or group of the queue is due at dueAt.
 func (n *notifier) add(queueID string, dueAt time.Time) {
 	n.mu.Lock()
 	if earliest, is := n.pending[queueID]; !is || dueAt.Before(earliest) {
@@ -91,8 +91,8 @@ const sendNotificationsSQL = `
 SELECT pg_notify('` + notifyChannel + `', payload)
 FROM unnest($1::text[]) AS payload`
 
-// sendNow sends the pending notifications on a connection that its caller has
-// exclusive use of. When it returns, all that was pending before has been sent. A
+// sendNow sends the pending notifications on a connection that the caller has exclusive
+// use of. When it returns, all notifications that were pending before have been sent. A
 // publish calls it if it took longer than watermarkMargin allows.
 func (n *notifier) sendNow(s *pinnedConn) {
 	n.sending.Lock()
@@ -106,7 +106,7 @@ func (n *notifier) sendNow(s *pinnedConn) {
 	}
 	payloads := textArray(n.payloads(pending))
 	err := notify(s, payloads)
-	if err != nil { // perhaps the connection was lost; a repeated notification does no harm
+	if err != nil { // the connection may have been lost; a repeated notification does no harm
 		err = notify(s, payloads)
 	}
 	if err != nil {

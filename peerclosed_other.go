@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// peerClosed reports whether the client of a request is known to have hung up. Whether
-// it still reads cannot be found out here.
+// peerClosed reports whether net/http has noticed that the client of a request has
+// disconnected. This system cannot tell whether the client still reads.
 func peerClosed(r *http.Request) (ended, failed bool) {
 	ended = r.Context().Err() != nil
 	return ended, ended

@@ -9,9 +9,9 @@ import (
 )
 
 // peerClosed reports whether the client of a request has shut down its side of the
-// connection (it may also have closed it: both look the same), and whether the
-// connection has failed. net/http notices by a read in a goroutine of its own, which
-// may not have run yet; peerClosed asks the socket what a read would return.
+// connection, and whether the connection has failed. A client that has closed the
+// connection looks like one that has shut down its side. net/http notices either by a read
+// in a goroutine, which may not have run yet. peerClosed peeks at the socket instead.
 func peerClosed(r *http.Request) (ended, failed bool) {
 	ended = r.Context().Err() != nil
 	c, ok := r.Context().Value(connKey{}).(syscall.Conn)
@@ -33,9 +33,9 @@ func peerClosed(r *http.Request) (ended, failed bool) {
 	return ended, failed || err != nil
 }
 
-// isReset waits for a reset of the connection, with which the client's system
-// replies to data if the client closed the connection. It returns false if none
-// arrives in time: then the client is still reading.
+// isReset waits for a reset of the connection. The client's system replies to data with a
+// reset if the client has closed the connection. If no reset arrives in time, the client is
+// still reading, and isReset returns false.
 func (c *conn) isReset(within time.Duration) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -27,23 +27,23 @@ const (
 	networkTimeout   = statementTimeout + 5*time.Second
 )
 
-// connectionSettings are the run-time parameters that the statements rely on, for
-// every connection, whatever the role, the database and postgresql.conf say. They
-// are set by one message after the connection is made, because poolers like
-// PgBouncer refuse most of them in the request to connect; client_encoding and
-// DateStyle are in that request (lib/pq). default_transaction_read_only is left
-// alone: providers set it when a disk is full. session_replication_role, without
-// which deleted topics leave references behind, can only be reset by superusers:
-// others cannot connect where it is not origin. transaction_timeout came with
-// PostgreSQL 17, and restrict_nonsystem_relation_kind, which can forbid views, with minor
-// versions.
+// connectionSettings are the run-time parameters that the statements rely on. They
+// override the settings of the role, the database and postgresql.conf. One message sets
+// them after the connection is made, because poolers like PgBouncer refuse most of them in
+// the request to connect; client_encoding and DateStyle are in that request (lib/pq).
+//
+// default_transaction_read_only stays as it is, because providers set it when a disk is
+// full. Only superusers can reset session_replication_role, and with another value than
+// origin, deleted topics would leave references behind. So other roles cannot connect if
+// it has another value. transaction_timeout came with PostgreSQL 17, and
+// restrict_nonsystem_relation_kind, which can forbid views, with minor versions.
 //
 // A table that was just created or just filled has no statistics, and the
 // planner then prefers to sort all due rows for each receive. With these
 // settings there is one plan for each statement from the first second on; jit
 // is among them because a disabled plan node looks expensive enough to compile.
 //
-// The first lets this message take its time, whatever timeout the role has.
+// The first setting removes the role's timeout, so that this message may take its time.
 var connectionSettings = fmt.Sprintf(`
 SET statement_timeout = 0;
 SET search_path = pg_catalog;
@@ -106,7 +106,7 @@ type connector struct {
 	*pq.Connector
 	database *database
 	settings string
-	stores   bool // the connections insert rows, and so check the sequences first
+	stores   bool // the connections insert rows, so they check the sequences first
 }
 
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -135,8 +135,8 @@ func (c connector) connect(ctx context.Context) (driver.Conn, error) {
 	return conn, nil
 }
 
-// describe returns the name and the addresses of the database that a connection string
-// of readConnection leads to, without secrets.
+// describe returns the name and the addresses of the database in a connection string of
+// readConnection, without secrets.
 func describe(dsn string) string {
 	c, err := pq.NewConfig(dsn)
 	if err != nil {
@@ -192,8 +192,8 @@ func newDatabase(text string) (*database, error) {
 
 // connections are the maximum numbers of connections of a server, by their use.
 type connections struct {
-	requests int // topics, queues, stats, purge, redrive, counts and the cleanup
-	claimers int // queues that are claimed from at the same time
+	requests int // for topics, queues, stats, purge, redrive, counts and the cleanup
+	claimers int // for claims, each of one queue
 	batchers int // workers of batchers, notifier and sweeps; they share connections if there are fewer
 }
 

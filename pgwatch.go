@@ -62,7 +62,7 @@ func (d *database) watch(ctx context.Context, pings *sql.DB, log *slog.Logger, r
 	}
 }
 
-// pingIsDue reports whether to ping, so many ticks after the last ping.
+// pingIsDue reports whether to ping, since ticks after the last ping.
 func (d *database) pingIsDue(since int64) bool {
 	if d.unresponsive.Load() {
 		return since >= pingRetry
@@ -70,7 +70,7 @@ func (d *database) pingIsDue(since int64) bool {
 	return since >= pingIdle || since >= silenceTimeout && d.isSilent()
 }
 
-// isSilent reports whether a connection has waited for a response for silenceTimeout.
+// isSilent reports whether a connection has waited for silenceTimeout for a response.
 func (d *database) isSilent() bool {
 	now := d.ticks.Load()
 	d.mu.Lock()
@@ -114,7 +114,7 @@ func (d *database) ping(ctx context.Context, pings *sql.DB, ticks <-chan time.Ti
 		}
 		switch {
 		case ctx.Err() != nil || waited > connectTicks:
-			d.closeConnections(true) // which ends the ping
+			d.closeConnections(true) // ends the ping
 		case waited > pingTimeout && d.isSilent():
 			lost(errUnresponsive)
 		}
@@ -216,7 +216,7 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	return c, nil
 }
 
-// begin registers a connection that is about to be made.
+// begin registers a connection before it is made.
 func (d dialer) begin(ctx context.Context, c *deadlineConn) error {
 	d.database.mu.Lock()
 	defer d.database.mu.Unlock()
@@ -245,9 +245,9 @@ type deadlineConn struct {
 	net.Conn
 	dialer     dialer
 	limit      time.Time    // for all reads and writes while lib/pq connects
-	waitsSince atomic.Int64 // tick; 0: it does not wait
+	waitsSince atomic.Int64 // the tick since when it waits; 0 if it does not wait
 	closeNow   func()
-	closed     bool // by closeConnections; guarded by the database's mutex
+	closed     bool // by closeConnections; protected by the mutex of the database
 }
 
 func (c *deadlineConn) startWaiting() { c.waitsSince.Store(c.dialer.database.ticks.Load()) }

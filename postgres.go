@@ -34,13 +34,13 @@ type privatePostgres struct {
 	socket   string // directory
 	binaries binaries
 	settings []string // additional command-line arguments
-	runAs    *account // nil: the user of this process
+	runAs    *account // nil for the user of this process
 
 	lock     *os.File
 	stopping chan struct{}
 	watching sync.WaitGroup
 
-	mu    sync.Mutex // guards child and ended
+	mu    sync.Mutex // protects child and ended
 	child *exec.Cmd
 	ended chan struct{} // closed when child has ended
 }
@@ -63,7 +63,7 @@ const (
 	// The remedy if there is no place for the data, as in a container.
 	otherPlace = "set -database-url (QUEUED_DATABASE_URL) to a PostgreSQL server, or -data-dir (QUEUED_DATA_DIR) to a writable directory, such as a volume"
 
-	maxSocketPath = 103 // bytes; Linux takes 107 (unix(7)), macOS 103
+	maxSocketPath = 103 // bytes; the limit of Linux is 107 (unix(7)), and that of macOS is 103
 	socketName    = ".s.PGSQL.5432"
 )
 
@@ -82,7 +82,7 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		err := os.MkdirAll(dir, p.dirMode())
 		if err == nil {
-			err = os.Chmod(dir, p.dirMode()) // whatever the umask
+			err = os.Chmod(dir, p.dirMode()) // independent of the umask
 		}
 		if err != nil {
 			return nil, fmt.Errorf("data directory: %w; %s", err, otherPlace)
@@ -130,7 +130,7 @@ func (p *privatePostgres) dirMode() os.FileMode {
 
 // dsn returns the connection string of a database in the cluster.
 func (p *privatePostgres) dsn(database string) string {
-	// There is no password, so no password file is read, whose mode may be an error.
+	// A password file is not needed, and its mode could be an error.
 	return fmt.Sprintf("host='%s' port=5432 user=queued dbname=%s sslmode=disable passfile=/dev/null/none",
 		strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p.socket), database)
 }
@@ -219,7 +219,7 @@ func (p *privatePostgres) launch() error {
 		"-c", "unix_socket_permissions=0700",
 		"-c", "port=5432",
 		"-c", "logging_collector=off",
-		"-c", "log_min_messages=log", // no errors of clients, which get them as responses
+		"-c", "log_min_messages=log", // without the errors of clients, which get them as responses
 		"-c", "log_min_error_statement=panic",
 		"-c", "log_checkpoints=off", // would grow without bound
 		// Commits wait for the disk during a checkpoint, which writes all that has

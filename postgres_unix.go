@@ -35,7 +35,7 @@ func postgresAccount() (*account, error) {
 	return &account{name: u.Username, uid: uid, gid: gid}, err
 }
 
-// childAttributes puts a child into a process group of its own: otherwise Ctrl-C would
+// childAttributes puts a child into a process group of its own, so that Ctrl-C does not
 // end it before the server has drained.
 func childAttributes(runAs *account) *syscall.SysProcAttr {
 	attributes := &syscall.SysProcAttr{Setpgid: true}
@@ -45,8 +45,8 @@ func childAttributes(runAs *account) *syscall.SysProcAttr {
 	return attributes
 }
 
-// explainAccess adds the likely reason to the error of a program that may not be
-// started: PostgreSQL's user cannot enter the data directory, where it is started.
+// explainAccess adds the likely reason if a program could not be started: the user of
+// PostgreSQL cannot enter the data directory, which is the working directory.
 func explainAccess(err error) error {
 	if errors.Is(err, syscall.EACCES) {
 		return fmt.Errorf("%w; PostgreSQL's user needs access to the data directory and all its parents, or set another -data-dir", err)
@@ -83,7 +83,7 @@ func checkPrivate(path string, uid int) error {
 	return nil
 }
 
-// stopLeftovers stops a PostgreSQL on the cluster that a killed queued has left behind.
+// stopLeftovers stops a PostgreSQL on the cluster that a killed server left running.
 func stopLeftovers(cluster string) error {
 	pid := leftover(cluster)
 	if pid == 0 {
@@ -100,8 +100,8 @@ func stopLeftovers(cluster string) error {
 	return fmt.Errorf("PostgreSQL of an earlier run (process %d) did not stop", pid)
 }
 
-// leftover returns the process that serves the cluster, 0 if there is none: the one in
-// postmaster.pid, if it is a postgres that runs in the directory of the cluster.
+// leftover returns the id of the process that serves the cluster, or 0 if there is none.
+// It is the process in postmaster.pid, if that is a postgres in the directory of the cluster.
 func leftover(cluster string) (pid int) {
 	b, err := os.ReadFile(filepath.Join(cluster, "postmaster.pid"))
 	if err != nil {

@@ -23,7 +23,8 @@ func parseQuery(rawQuery string) *query {
 	return q
 }
 
-// unescape returns text with invalid escapes as it is; no parameter takes it for valid.
+// unescape decodes a text. A text with invalid escapes stays as it is, and is invalid for
+// every parameter.
 func unescape(s string) string {
 	if v, err := url.QueryUnescape(s); err == nil {
 		return v
@@ -64,8 +65,7 @@ func (q *query) boolean(name string) bool {
 	return false
 }
 
-// shown decodes the optional members of messages that a query asks for: names
-// separated by commas.
+// shown reads the names of the optional members of messages, separated by commas.
 func (q *query) shown() (v shown) {
 	text, has := q.find("fields")
 	if !has {
@@ -121,7 +121,7 @@ func (in *input) wait(text []byte, l *limits) time.Duration {
 	return 0
 }
 
-// leaseToken reads the scheduled_at of a lease; zero if it is missing.
+// leaseToken reads the scheduled_at of a lease. It returns zero if it is missing.
 func (q *query) leaseToken(name string) time.Time {
 	text, has := q.find(name)
 	if !has {

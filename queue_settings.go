@@ -22,9 +22,9 @@ type queueSettings struct {
 	ownSettings
 }
 
-// ownSettings are the settings that fastqueue does not have. Responses show them only
-// where they are set, and an update without them leaves them as they are: so
-// fastqueue's clients neither see nor change them.
+// ownSettings are the settings that fastqueue does not have. Responses contain them only
+// if they are set, and an update without them does not change them. So fastqueue's clients
+// neither see nor change them.
 type ownSettings struct {
 	DeliveryIntervalMS       *int `json:"delivery_interval_ms,omitempty"`
 	Ordered                  bool `json:"ordered,omitempty"`
@@ -36,7 +36,7 @@ type ownSettings struct {
 // leftOut marks the settings that a request does not have.
 type leftOut struct{ deliveryInterval, ordered, consumedRetention bool }
 
-// over returns the settings, with those that are left out taken from others.
+// over returns the settings. The ones that the request leaves out are taken from others.
 func (v ownSettings) over(others ownSettings) ownSettings {
 	if v.leftOut.deliveryInterval {
 		v.DeliveryIntervalMS = others.DeliveryIntervalMS
@@ -51,7 +51,7 @@ func (v ownSettings) over(others ownSettings) ownSettings {
 	return v
 }
 
-// ofGroups returns the settings that decide when a group is ready.
+// ofGroups returns the settings that determine when a group is ready.
 func (v *queueSettings) ofGroups() queueSettings {
 	return queueSettings{DeadQueueID: v.DeadQueueID, MessageMaxDeliveries: v.MessageMaxDeliveries,
 		ownSettings: ownSettings{DeliveryIntervalMS: v.DeliveryIntervalMS, Ordered: v.Ordered}}
@@ -115,7 +115,7 @@ func (f *form) queueSettings(l *limits) queueSettings {
 	if delay, retention := v.DeliveryDelaySeconds, v.MessageRetentionSeconds; delay != nil && retention > 0 && *delay >= retention {
 		f.addMistake("ensure this value is less than message_retention_seconds, or every message expires before it is due", "value_error.number.not_lt", "delivery_delay_seconds")
 	}
-	switch { // also if one of the two is there, and wrong
+	switch { // also if one of the two is present but invalid
 	case v.DeadQueueID != nil && v.MessageMaxDeliveries == nil:
 		f.addMistake("message_max_deliveries is required for dead queue support", "value_error", "__root__")
 	case v.DeadQueueID == nil && v.MessageMaxDeliveries != nil:

@@ -13,14 +13,14 @@ import (
 // reloadedFiles are the files that are read at the start and on SIGHUP: the tokens, and
 // the certificate for HTTPS with its key.
 type reloadedFiles struct {
-	tokenFile         string // empty: authentication is off
-	certFile, keyFile string // empty: HTTP
+	tokenFile         string // authentication is off if empty
+	certFile, keyFile string // HTTP is served if empty
 
 	tokens      atomic.Pointer[tokens]
 	certificate atomic.Pointer[tls.Certificate]
 }
 
-// read reads the files. After an error nothing has changed.
+// read reads the files. It changes nothing if it returns an error.
 func (v *reloadedFiles) read() error {
 	var all *tokens
 	if v.tokenFile != "" {
@@ -40,8 +40,9 @@ func (v *reloadedFiles) read() error {
 	return nil
 }
 
-// watch reads the files on each SIGHUP. Without files a SIGHUP comes from a terminal
-// that was closed, and calls end. The caller stops it; stop returns when it has ended.
+// watch reads the files on each SIGHUP. Without files it calls end instead, because the
+// SIGHUP comes from a closed terminal. The caller ends it with stop, which returns when it
+// has ended.
 func (v *reloadedFiles) watch(log *slog.Logger, end func()) (stop func()) {
 	signals, ended := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(signals, syscall.SIGHUP)

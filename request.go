@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// request is what a handler works on.
+// request is a request as the handlers see it.
 type request struct {
 	*http.Request
 	w     responseWriter
@@ -22,22 +22,23 @@ type request struct {
 	unsent unsent
 }
 
-// unsent is messages that were received for a response which has not begun.
+// unsent has the messages received for a response that has not begun.
 type unsent struct {
 	queueID  string
 	messages []message
 }
 
-// Context ends when the connection has failed. That of http.Request also ends when the
-// client shuts down its side of the connection, and may still read the response.
+// Context returns a context that ends when the connection has failed. The context of
+// http.Request also ends when the client shuts down its side of the connection; such a
+// client may still read the response.
 func (r *request) Context() context.Context { return r.w.conn.ctx }
 
-// whileHeard returns the context of http.Request, with which long polls end.
+// whileHeard returns the context of http.Request, which ends long polls.
 func (r *request) whileHeard() context.Context { return r.Request.Context() }
 
-// readBody reads the body to its end, even if the handler ignores it: only then does
-// net/http notice that the client disconnects. The bytes that have arrived count as
-// buffered, not those that the header announces.
+// readBody reads the body to its end, even if the handler ignores it, because only then
+// does net/http notice that the client disconnects. The bytes that have arrived count as
+// buffered, and not the length in the header.
 func (r *request) readBody(limit int64, timeout time.Duration) error {
 	if r.ContentLength == 0 {
 		return nil
@@ -57,7 +58,7 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 	var err error
 	for err == nil {
 		if len(b) == cap(b) {
-			size := min(max(firstBody, 4*cap(b)), int(most)+1) // one more, to see the end
+			size := min(max(firstBody, 4*cap(b)), int(most)+1) // one more byte, to notice the end
 			if !r.w.conn.take(int64(size-cap(b)), false) {
 				r.w.Header().Set("Connection", "close")
 				return errOverloaded
@@ -73,7 +74,7 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 		r.w.controller.SetReadDeadline(time.Time{})
 		return nil
 	}
-	r.w.Header().Set("Connection", "close") // or net/http would first wait for the rest
+	r.w.Header().Set("Connection", "close") // so that net/http does not wait for the rest
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return errTooLarge
 	}
@@ -88,12 +89,12 @@ var (
 // firstBody is the size of the first buffer for a body.
 const firstBody = 4 << 10
 
-// unwantedBody is how much of an unread body net/http reads before it closes the
-// connection instead.
+// unwantedBody is the number of bytes of an unread body that net/http reads; it closes the
+// connection if there are more.
 const unwantedBody = 256 << 10
 
-// discardRest reads an unread body. Otherwise net/http does, but after the end of the
-// request, where its bytes would be counted as the header of the next one.
+// discardRest reads an unread body. Otherwise net/http would read it after the end of the
+// request, and its bytes would count as the header of the next request.
 func (r *request) discardRest() {
 	if r.w.bodyRead || r.ContentLength == 0 || r.Header.Get("Expect") != "" {
 		return
@@ -119,8 +120,8 @@ func (r *request) discardBody() {
 	}
 }
 
-// readPath reads the ids in the path. Invalid ids of topics, queues and groups are not
-// found.
+// readPath reads the ids in the path. For invalid ids of topics, queues and groups it
+// returns that they are not found.
 func (r *request) readPath() error {
 	r.topicID, r.queueID, r.groupID = r.PathValue("topic_id"), r.PathValue("queue_id"), r.PathValue("group")
 	if r.topicID != "" && !validID(r.topicID) {

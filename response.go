@@ -17,14 +17,14 @@ type responseWriter struct {
 	request    *request
 	controller http.ResponseController
 	conn       *conn
-	timeout    time.Duration // for the client to take the response
+	timeout    time.Duration // for the client to read the response
 	trace      trace         // of the request
 	requestID  string        // that of the trace, or else generated
 	matched    bool
-	bodyRead   bool // to its end
+	bodyRead   bool // the body was read to its end
 	refused    int  // the status that the mux would have sent
-	doubtful   bool // the client may have closed the connection: the header is sent first, alone
-	lost       bool // it had, and nothing is sent after the header
+	doubtful   bool // the client may have closed the connection, so the header is sent first, alone
+	lost       bool // the client had closed the connection; nothing is sent after the header
 	status     int  // 0 before the header is sent
 	sent       int64
 }
@@ -64,7 +64,7 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 	if w.lost {
 		return 0, net.ErrClosed
 	}
-	for part := range slices.Chunk(b, progressSize) { // each that the client takes is progress
+	for part := range slices.Chunk(b, progressSize) { // each part that the client reads is progress
 		n, err := w.ResponseWriter.Write(part)
 		w.sent += int64(n)
 		if err != nil {
@@ -76,16 +76,17 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 
 func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// smallResponse is what net/http has a buffer for. More than that takes capacity.
+// smallResponse is the size of net/http's buffer for a response. Larger responses count as
+// buffered.
 const smallResponse = 4 << 10
 
-// withStatus is the body of a response with another status than 200, nil for none.
+// withStatus is a response with another status than 200. Its body may be nil for none.
 type withStatus struct {
 	status int
 	body   any
 }
 
-// created is what a handler returns that has created something.
+// created returns the response of a handler that has created a resource.
 func created(v any, err error) (any, error) {
 	if err != nil {
 		return nil, err
@@ -93,32 +94,32 @@ func created(v any, err error) (any, error) {
 	return withStatus{http.StatusCreated, v}, nil
 }
 
-// content is a body that is sent as it is.
+// content is a body that is sent unchanged.
 type content struct {
 	mediaType string
 	bytes     []byte
-	static    bool // it is part of the program, and takes no more memory
+	static    bool // the bytes are part of the program, and need no further memory
 }
 
-// rawJSON is a body that was not made by encoding/json.
+// rawJSON is a body that is already JSON.
 func rawJSON(b []byte) content { return content{mediaType: "application/json", bytes: b} }
 
 // encoder is a body with items, in JSON.
 type encoder interface {
-	// size returns about how many bytes of memory the items take.
+	// size estimates the bytes of memory of the items.
 	size() int
 
-	// piece appends the part of the body that begins with an item, up to about
-	// pieceSize. It returns the item to go on with, -1 at the end.
+	// piece appends a part of the body of about pieceSize bytes, beginning with an item.
+	// It returns the item that the next part begins with, or -1 at the end.
 	piece(b []byte, item int) (piece []byte, next int)
 }
 
-// pieceSize is about how many bytes of a body are in memory at once.
+// pieceSize is about the number of bytes of a body that are in memory at once.
 const pieceSize = 1 << 20
 
-// send responds with what a handler has returned: 204 for nil, and any other value
-// in JSON. It returns errOverloaded, and has sent nothing, if there is no capacity for
-// it.
+// send responds with the value that a handler has returned: with 204 for nil, and with
+// JSON for any other value. If there is no capacity for the response, it sends nothing and
+// returns errOverloaded.
 func (s *server) send(r *request, v any) error {
 	status := http.StatusOK
 	if special, ok := v.(withStatus); ok {
@@ -126,8 +127,8 @@ func (s *server) send(r *request, v any) error {
 	} else if v == nil {
 		status = http.StatusNoContent
 	}
-	// After a POST its messages are stored, and a client would send them again after an
-	// error. Its response is not much larger than the body that was admitted.
+	// The messages of a POST are stored, and after an error the client would publish
+	// them again. The response is not much larger than the body, which was admitted.
 	must := r.Method == http.MethodPost
 	mediaType := "application/json"
 	var b []byte
@@ -192,8 +193,8 @@ func (w *responseWriter) start(status int, mediaType string, length int) {
 	}
 }
 
-// appendJSON appends a value in JSON, without escaping < and the like. It panics on
-// values that have no JSON, which no handler returns.
+// appendJSON appends a value in JSON, without escaping characters such as <. It panics if
+// the value cannot be encoded; no handler returns such a value.
 func appendJSON(b []byte, v any) []byte {
 	buffer := bytes.NewBuffer(b)
 	encoder := json.NewEncoder(buffer)
@@ -204,7 +205,7 @@ func appendJSON(b []byte, v any) []byte {
 	return buffer.Bytes()[:buffer.Len()-1] // without the newline
 }
 
-// messageSize is about how many bytes of memory a message takes, beside its data and
+// messageSize is about the number of bytes of memory of a message, without its data and
 // attributes.
 const messageSize = 512
 
@@ -212,9 +213,9 @@ const messageSize = 512
 type messageList struct {
 	messages []message
 	shows    shown
-	shared   bool // the data with the body of the request, which is counted
+	shared   bool // the data is part of the body of the request, which is counted already
 
-	hasConflicts bool     // the body has a member with
+	hasConflicts bool     // the body has a member conflicts
 	conflicts    []string // ids of messages
 }
 
@@ -260,22 +261,22 @@ func (l *messageList) piece(b []byte, item int) ([]byte, int) {
 	return append(b, '}'), -1
 }
 
-// listed is an item of a list. Its size is about how many bytes of memory it takes.
+// listed is an item of a list. Its size is about its number of bytes in memory.
 type listed interface{ size() int }
 
 func (t topic) size() int { return 64 + len(t.ID) }
 func (q queue) size() int { return queueSize/2 + len(q.MessageFilters) }
 func (g group) size() int { return 256 + len(g.QueueID) + len(g.ID) }
 
-// itemList is a body of {"data": [item…]}, with as many of the items as fit into listSize,
-// but one in any case. It has the members of one more object, which may depend on how
-// many items are listed.
+// itemList is a body of {"data": [item…]}. It has as many items as fit into listSize, and
+// at least one. It also has the members of another object, which may depend on the number
+// of items.
 type itemList[T listed] struct {
 	items []T
-	rest  func(n int) any // nil: no more members
+	rest  func(n int) any // nil if there are no further members
 }
 
-// listOf is what a handler returns that lists items.
+// listOf returns the response of a handler that lists items.
 func listOf[T listed](items []T, err error) (any, error) {
 	if err != nil {
 		return nil, err

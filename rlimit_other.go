@@ -4,5 +4,5 @@ package main
 
 import "math"
 
-// maxFiles returns how many files this process may have open: as many as it likes.
+// maxFiles returns the maximum number of open files, which is unlimited.
 func maxFiles() int { return math.MaxInt }

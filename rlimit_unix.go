@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// maxFiles returns how many files this process may have open. The os package
-// has raised the soft limit to the hard one when the program started.
+// maxFiles returns the maximum number of open files. The os package has raised the soft
+// limit to the hard limit at the start of the program.
 func maxFiles() int {
 	var v syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &v) != nil {

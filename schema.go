@@ -29,8 +29,8 @@ func runSchema(args []string, getenv func(string) string, stdout io.Writer) erro
 	return err
 }
 
-// schemaScript returns SQL that does what migrate does, for any client. It may be
-// run again, and changes nothing then.
+// schemaScript returns SQL that migrates the schema like migrate, for any client. If it
+// runs again, it changes nothing.
 func schemaScript(steps []string, role string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `-- Creates the schema of queued %s, version %d, or upgrades an older one to it.

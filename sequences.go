@@ -13,16 +13,16 @@ import (
 // sequencesLock is the key of the advisory lock under which servers raise sequences.
 const sequencesLock = 0x71756575_65640003
 
-// sequenceLeap is how far the sequence of messages is raised above the newest
-// message that an index finds. Messages that were moved since have higher numbers,
-// which no index finds; there cannot be as many of them as this.
+// sequenceLeap is added to the number of the newest message that an index finds. Messages
+// that were moved since have higher numbers, and no index finds them, but there are fewer
+// of them than this.
 const sequenceLeap = 1 << 32
 
 // raiseSequencesSQL raises the sequences of keys and messages above the values in the
 // tables. Logical replication and some restores leave them behind. Then a new queue
 // would get the key of a deleted one, whose messages are being deleted, and new
-// messages would come before older ones of their group. It changes nothing if the
-// sequences are right, as they nearly always are, and finds that out by index.
+// messages would come before older ones of their group. It finds out by index whether the
+// sequences are right, as they nearly always are, and then changes nothing.
 var raiseSequencesSQL = fmt.Sprintf(`
 SELECT pg_advisory_xact_lock(%d);
 
@@ -52,12 +52,12 @@ FROM (
 CROSS JOIN queued.messages_seq_seq s
 WHERE held.seq >= s.last_value + s.is_called::integer`, int64(sequencesLock), int64(sequenceLeap))
 
-// errKeyTaken is the error of a new queue whose key belongs to another queue, or to a
-// deleted one.
+// errKeyTaken is the error of a new queue whose key belongs to another queue, which may be
+// deleted.
 var errKeyTaken = errors.New("the key sequence is behind the stored keys")
 
-// raiseSequences raises the sequences after errKeyTaken: a sequence was set back
-// while the connections stayed.
+// raiseSequences raises the sequences after errKeyTaken: a sequence was set back while the
+// connections stayed open.
 func (s *store) raiseSequences(ctx context.Context) error {
 	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequencesSQL)
 	return asUnavailable(err)
@@ -104,7 +104,7 @@ type sequences struct {
 	seen    standing     // at the last check; zero if there was none
 }
 
-// raise raises the sequences if necessary. Its caller holds the mutex.
+// raise raises the sequences if necessary. The caller holds the mutex.
 func (q *sequences) raise(ctx context.Context, conn driver.Conn) error {
 	now, err := readStanding(ctx, conn)
 	if err != nil && !rejected(err) {
@@ -117,11 +117,11 @@ func (q *sequences) raise(ctx context.Context, conn driver.Conn) error {
 	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, raiseSequencesSQL, nil); err != nil {
 		return err
 	}
-	q.seen = now // zero without the right to read them
+	q.seen = now // zero without the privilege to read them
 	return nil
 }
 
-// raiseOn is look at the start of the server, with a longer timeout.
+// raiseOn raises the sequences at the start of the server, with a longer timeout.
 func (q *sequences) raiseOn(ctx context.Context, db *sql.DB) error {
 	conn, err := db.Conn(ctx)
 	if err != nil {

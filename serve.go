@@ -30,8 +30,8 @@ const (
 	maxHeader     = 64 << 10
 )
 
-// process is a server and what it runs on. serve creates the parts in this order and
-// ends them in the reverse order.
+// process is a server with its parts. serve creates them in this order, and ends them in
+// the reverse order.
 type process struct {
 	*config
 	log   *slog.Logger
@@ -112,8 +112,8 @@ func (p *process) onLoopback() bool {
 	return ok && address.IP.IsLoopback()
 }
 
-// openDatabases starts the private PostgreSQL if there is no -database-url, and opens
-// the pools. It connects to nothing: prepare waits for the database.
+// openDatabases starts the private PostgreSQL if there is no -database-url, and opens the
+// pools. It does not connect; prepare waits for the database.
 func (p *process) openDatabases(ctx context.Context) (err error) {
 	if p.passwordInArguments {
 		p.log.Warn("other users can read the database password in the process list", "flag", "-database-url", "remedy", "set QUEUED_DATABASE_URL or a passfile instead")
@@ -134,7 +134,7 @@ func (p *process) openDatabases(ctx context.Context) (err error) {
 	p.database.connections = shareConnections(p.maxDatabaseConnections)
 	p.database.commit = p.commit
 	if p.postgres != nil {
-		p.database.gate.close() // until it is ready
+		p.database.gate.close() // until the private PostgreSQL is ready
 	}
 	if p.db, err = p.database.open(p.database.connections.requests); err != nil {
 		return fmt.Errorf("-database-url: %w", err)
@@ -145,7 +145,8 @@ func (p *process) openDatabases(ctx context.Context) (err error) {
 	return nil
 }
 
-// closeDatabases closes what openDatabases opened, also if that failed halfway.
+// closeDatabases closes the pools and the PostgreSQL of openDatabases, also if that failed
+// halfway.
 func (p *process) closeDatabases() error {
 	for _, db := range []*sql.DB{p.unlimited, p.db} {
 		if db != nil {
@@ -195,20 +196,21 @@ const (
 	connectionMemory = 32 << 10
 )
 
-// memoryLimit returns how much memory the process should do with: its own, for what
-// the engine and its pools work on; that of connections which wait, most of all in
-// long polls (22 KiB); and the buffered bytes.
+// memoryLimit returns the memory in bytes that the process should need at most: for the
+// engine and its pools, for waiting connections (22 KiB in a long poll), and for the
+// buffered bytes.
 func memoryLimit(maxConnections int, maxBuffered int64) int64 {
 	return baseMemory + int64(maxConnections)*connectionMemory + maxBuffered
 }
 
-// gcPercent is by how much the heap grows between two garbage collections. A server
-// has a small heap: with Go's default of 100, collections take a fifth of its CPU.
+// gcPercent is the growth of the heap between two garbage collections, in percent. The
+// heap of a server is small: with Go's default of 100, collections take a fifth of its CPU
+// time.
 const gcPercent = 400
 
 // tuneGC sets the targets of the garbage collector, unless GOGC or GOMEMLIMIT in the
-// environment set them. The heap goes on growing while a collection runs, and the
-// program itself takes memory too, so the target is a tenth below the limit.
+// environment set them. The heap grows while a collection runs, and the program itself
+// needs memory too, so the target is a tenth below the limit.
 func tuneGC(memoryLimit int64) {
 	if before := debug.SetGCPercent(gcPercent); before != 100 {
 		debug.SetGCPercent(before)
@@ -265,8 +267,8 @@ func (p *process) run(ctx context.Context) (err error) {
 	return errors.Join(err, p.drain(err != nil, stopBackground, public, profiling))
 }
 
-// prepare waits for the database, brings its schema up to date, and lets requests
-// in. It returns an error if ctx is done or waiting is of no use.
+// prepare waits for the database, migrates its schema, and makes the server ready. It
+// returns an error if ctx is done, or if waiting cannot help.
 func (p *process) prepare(ctx context.Context) error {
 	if p.postgres != nil {
 		if err := p.postgres.awaitReady(ctx); err != nil {
@@ -277,9 +279,9 @@ func (p *process) prepare(ctx context.Context) error {
 	if err := prepareDatabase(ctx, p.database, p.store, &store{p.unlimited, p.metrics}, p.topology, p.log); err != nil {
 		return err
 	}
-	p.metrics.registry.MustRegister(p.depth) // it logs an error without a schema
+	p.metrics.registry.MustRegister(p.depth) // not earlier, because it logs an error without a schema
 	p.server.ready.Store(true)
-	// A standby or a read-only database serves requests that only read meanwhile.
+	// On a standby or a read-only database, requests that only read are served meanwhile.
 	if err := retry(ctx, p.log, func() error { return p.store.ping(ctx) }); err != nil {
 		return err
 	}
@@ -301,9 +303,9 @@ func (p *process) cleanUp(ctx context.Context) {
 	c.run(ctx, p.cleanupInterval)
 }
 
-// drain lets requests finish and ends what run has started. It keeps accepting
-// connections for -drain-delay, unless something failed. A second signal, or the end
-// of drainTimeout, closes all connections; that is an error.
+// drain waits for requests to finish, and ends the goroutines of run. It keeps accepting
+// connections for -drain-delay, unless the process has failed. A second signal, or the end
+// of drainTimeout, closes all connections and is an error.
 func (p *process) drain(failed bool, stopBackground func(), public, profiling *http.Server) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -320,7 +322,7 @@ func (p *process) drain(failed bool, stopBackground func(), public, profiling *h
 		p.cut = true
 		err = errors.New("not all requests finished")
 	}
-	cancel() // of profiles only the one that is being written finishes
+	cancel() // only the profile that is being written finishes
 	shutdown(ctx, profiling)
 	stopBackground()
 	ended := make(chan struct{})
@@ -338,7 +340,7 @@ func (p *process) drain(failed bool, stopBackground func(), public, profiling *h
 	return err
 }
 
-// shutdown ends an HTTP server once its requests have finished. If they have not
+// shutdown ends an HTTP server when its requests have finished. If they have not finished
 // cutTimeout after the end of ctx, it closes their connections and returns an error.
 func shutdown(ctx context.Context, h *http.Server) error {
 	if h.Shutdown(ctx) == nil {

@@ -76,7 +76,7 @@ func (t *topology) apply(ctx context.Context, s *store) error {
 			return fmt.Errorf("topic %q: %w", id, err)
 		}
 	}
-	// First without their dead queues, which may come later in the list.
+	// Queues are first created without their dead queues, which may come later in the list.
 	for _, q := range t.queues {
 		alone := q.settings
 		alone.DeadQueueID, alone.MessageMaxDeliveries = nil, nil

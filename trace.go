@@ -19,7 +19,7 @@ type trace struct {
 	traceparent string // W3C Trace Context, section 3.2
 }
 
-// maxTrace is the maximum length of either, in bytes.
+// maxTrace is the maximum length of each of the two, in bytes.
 const maxTrace = 128
 
 // readTrace reads the two headers. It ignores a header that is sent more than once.
@@ -84,7 +84,7 @@ func (t *trace) Scan(src any) error {
 	return nil
 }
 
-// json returns the trace as the column trace of a message has it; nil if it is empty.
+// json returns the value for the column trace of a message, or nil if the trace is empty.
 func (t trace) json() []byte {
 	if t == (trace{}) {
 		return nil
@@ -101,7 +101,7 @@ func (t trace) size() int { return len(t.requestID) + len(t.traceparent) }
 
 // requestIDs generates ids for requests that have none.
 type requestIDs struct {
-	prefix string // random, so unique among servers
+	prefix string // random, and therefore unique among servers
 	last   atomic.Uint64
 }
 

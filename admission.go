@@ -37,24 +37,25 @@ type admission struct {
 
 // Bounds of admission.
 const (
-	// extraConnections are accepted above the limit while none can be evicted: for
-	// health checks and scrapes, and to refuse other requests with 503.
+	// extraConnections is the number of connections that are accepted above the limit
+	// while none can be evicted. They are for health checks and scrapes, and for refusing
+	// other requests with 503.
 	extraConnections = 64
 
-	// ownFiles is how many files and connections the server has for itself.
+	// ownFiles is the number of files and connections of the server itself.
 	ownFiles = 64
 
-	// The last eighth of the buffered bytes is for bodies and responses up to smallSize:
-	// a few clients with large ones must not take what all others need.
+	// The last eighth of the buffered bytes is for bodies and responses up to smallSize,
+	// so that a few clients with large ones leave memory for all others.
 	smallSize = 64 << 10
 
-	// Once half of the bytes are taken, connections are evicted that have not moved
-	// progressSize in stallTime.
+	// When half of the bytes are taken, connections are evicted that have transferred less
+	// than progressSize in stallTime.
 	stallTime    = time.Second
 	progressSize = 64 << 10
 
-	// Headers up to plainHeader are not counted. Of others each line takes lineCost
-	// beside its text, which makes headerCost times as much of a header of short lines.
+	// Headers up to plainHeader do not count. In larger ones, each line counts lineCost
+	// besides its text. A header of short lines can count headerCost times its size.
 	plainHeader = 512
 	lineCost    = 128
 	headerCost  = 32
@@ -68,27 +69,27 @@ func newAdmission(log *slog.Logger, maxConnections int, maxBuffered int64) *admi
 
 // conn is a connection of a client.
 type conn struct {
-	*net.TCPConn // nil if it did not come through the listener: then only its bytes count
+	*net.TCPConn // nil if it was not accepted by the listener: then only its bytes count
 	admission    *admission
 	extra        bool // accepted above the limit
 
-	// ctx ends when the connection has failed or is closed. A client that has only
-	// shut down its side of it still waits for its response.
+	// ctx ends when the connection has failed or is closed. It does not end when the client
+	// only shuts down its side, because the client may still wait for the response.
 	ctx  context.Context
 	fail context.CancelFunc
 
 	phase  atomic.Int32 // of type phase; written under the mutex
-	header atomic.Int64 // bytes that were read while it was waiting
+	header atomic.Int64 // number of bytes read while the connection was waiting
 
 	line   *list.List // idle, moving, or nil
 	place  *list.Element
-	since  time.Time // it is at its place
-	moved  int       // bytes since
-	held   int64     // of the buffered bytes
+	since  time.Time // when it was put at its place
+	moved  int       // number of bytes since then
+	held   int64     // number of buffered bytes that it has taken
 	closed bool
 }
 
-// phase is what the server does with a connection.
+// phase is the state of a connection.
 type phase int32
 
 const (
@@ -104,7 +105,7 @@ type listener struct {
 	tls          bool
 }
 
-// Accept returns the next connection that is admitted, and closes those before it.
+// Accept returns the next admitted connection. It closes connections that are not admitted.
 func (l listener) Accept() (net.Conn, error) {
 	for {
 		accepted, err := l.Listener.Accept()
@@ -121,7 +122,7 @@ func (l listener) Accept() (net.Conn, error) {
 	}
 }
 
-// admit returns nil if all connections are busy, the extra ones too.
+// admit returns nil if all connections are busy, including the extra ones.
 func (a *admission) admit(t *net.TCPConn) *conn {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -151,11 +152,11 @@ func (a *admission) evictFirst(line *list.List) bool {
 	c := first.Value.(*conn)
 	a.evicted++
 	c.leave()
-	c.TCPConn.Close() // which ends the wait
+	c.TCPConn.Close() // ends the wait for the client
 	return true
 }
 
-// leave gives back what the connection takes.
+// leave frees the place and the buffered bytes of the connection.
 func (c *conn) leave() {
 	if !c.closed {
 		c.closed = true
@@ -165,7 +166,7 @@ func (c *conn) leave() {
 	}
 }
 
-// lineUp moves the connection to the end of a line; to none for nil.
+// lineUp moves the connection to the end of a line, or out of all lines for nil.
 func (c *conn) lineUp(line *list.List) {
 	if c.line != nil {
 		c.line.Remove(c.place)
@@ -181,7 +182,7 @@ func (c *conn) hold(n int64) {
 	c.held += n
 }
 
-// begin is the start of work on a request. It reports whether its header is admitted.
+// begin is called at the start of a request. It reports whether the header is admitted.
 func (c *conn) begin(header http.Header) bool {
 	size := int64(0)
 	for name, values := range header {
@@ -191,13 +192,13 @@ func (c *conn) begin(header http.Header) bool {
 	}
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
-	c.hold(-c.held) // which takeHeader has guessed
+	c.hold(-c.held) // the estimate of takeHeader
 	c.enter(working)
 	return size <= plainHeader || c.takeLocked(size, false)
 }
 
-// move is called where the server begins to wait for the client, or to work again.
-// For a new request it waits once it has given back the bytes of the last.
+// move is called when the server begins to wait for the client, or to work again. At the
+// end of a request it also frees the buffered bytes of the request.
 func (c *conn) move(p phase) {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
@@ -221,8 +222,8 @@ func (c *conn) enter(p phase) {
 	}
 }
 
-// take takes some of the buffered bytes until the end of the request. It reports
-// whether there were as many left; if not, it takes none unless it must.
+// take takes n of the buffered bytes until the end of the request. It returns false, and
+// takes none, if there are not enough left. If must, it takes them in any case.
 func (c *conn) take(n int64, must bool) bool {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
@@ -255,8 +256,9 @@ func (c *conn) takeLocked(n int64, small bool) bool {
 	return true
 }
 
-// takeHeader takes bytes for what has come of a header that goes on: net/http limits
-// its bytes, but makes megabytes of many short lines, and a client may never end it.
+// takeHeader takes bytes for the part of a header that has arrived. net/http limits the
+// size of a header, but many short lines become megabytes, and a client may never end the
+// header.
 func (c *conn) takeHeader() bool {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
@@ -292,7 +294,8 @@ func (c *conn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// progress counts bytes that the client has sent of a body, or taken of a response.
+// progress counts bytes of a body that the client has sent, or of a response that the
+// client has read.
 func (c *conn) progress(n int) {
 	if phase(c.phase.Load()) != transferring {
 		return

@@ -22,10 +22,10 @@ type tokens []*token
 type token struct {
 	name    string
 	hash    [sha256.Size]byte // of the secret, which is not kept
-	post    names             // topics and queues to publish to
-	get     names             // queues to receive from, and whose messages to ack, nack and peek at
+	post    names             // topics and queues that it may publish to
+	get     names             // queues whose messages it may receive, ack, nack and peek
 	metrics bool
-	admin   bool // everything
+	admin   bool // all permissions
 }
 
 // names is a set of ids of topics and queues: exact ids, prefixes, or all.
@@ -40,8 +40,7 @@ func (n *names) match(id string) bool {
 		slices.ContainsFunc(n.prefixes, func(prefix string) bool { return strings.HasPrefix(id, prefix) })
 }
 
-// permission is what a token needs for a request. Each route declares it where it is
-// registered.
+// permission is a permission that a request requires. Each route is registered with one.
 type permission struct {
 	name string // as in the table of docs/configuration.md
 	has  func(t *token, r *request) bool
@@ -56,9 +55,9 @@ var (
 	canGet       = permission{"get", func(t *token, r *request) bool { return t.get.match(r.named()) }}
 	canPostOrGet = permission{"get or post", func(t *token, r *request) bool { return t.get.match(r.named()) || t.post.match(r.named()) }}
 
-	// anyToken is for requests without a topic or queue in the path. Lists then
-	// contain what the token has permissions for, and messages of other queues are
-	// not found.
+	// anyToken is for requests without a topic or queue in the path. Lists then contain
+	// only topics and queues that the token has permissions for, and messages of other
+	// queues are not found.
 	anyToken = permission{"any", func(t *token, r *request) bool { return true }}
 )
 
@@ -82,7 +81,7 @@ func (s *server) authorize(r *request, need permission) error {
 	t, why := all.find(r.Header.Get("Authorization"))
 	if t == nil {
 		r.w.Header().Set("WWW-Authenticate", `Bearer realm="queued"`)
-		if r.api == sharQ { // elsewhere a browser would ask for a password
+		if r.api == sharQ { // on other routes it would make a browser ask for a password
 			r.w.Header().Add("WWW-Authenticate", `Basic realm="queued"`)
 		}
 		return statusError{http.StatusUnauthorized, why}
@@ -106,8 +105,8 @@ const (
 	tokenInvalid   = "Invalid token"
 )
 
-// find returns the token in the header, or an error. It compares the hash with those
-// of all tokens in constant time.
+// find returns the token in the header, or an error. It compares the hash of the secret
+// with the hashes of all tokens, in constant time.
 func (all *tokens) find(header string) (found *token, why string) {
 	if header == "" {
 		return nil, tokenMissing
@@ -169,10 +168,11 @@ func (r *request) mayPost(id string) bool {
 	return r.token == nil || r.token.admin || r.token.post.match(id)
 }
 
-// unknownID is the id of no message.
+// unknownID is an id that no message has.
 const unknownID = "00000000-0000-0000-0000-000000000000"
 
-// hideForbidden makes the messages unknown that the token of the request may not get.
+// hideForbidden replaces the ids of messages that the token of the request has no
+// permission for by unknownID.
 func (s *server) hideForbidden(r *request, items []ackItem) error {
 	if len(items) == 0 || r.token == nil || r.token.admin || r.token.get.all {
 		return nil

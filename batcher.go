@@ -34,12 +34,12 @@ type batcher[T any] struct {
 	sizes   prometheus.Observer // of batches
 	waiting chan *batchedRequest[T]
 	maxRows int // rows of a batch; a single request may have more
-	maxSize int // bytes of a batch, likewise
+	maxSize int // bytes of a batch; the same
 
 	token   chan struct{}      // a worker takes requests only while it has the token, and returns it when its statement is slow
 	next    *batchedRequest[T] // taken by the holder of the token, but too large for the previous batch
 	closing chan struct{}      // closed by close
-	drained chan struct{}      // closed when no request is waiting and none will come
+	drained chan struct{}      // closed when no request is waiting and no other can arrive
 	closed  chan struct{}      // closed when all workers have ended
 	working sync.WaitGroup
 }

@@ -23,7 +23,7 @@ type config struct {
 	debugListen            string
 	databaseURL            string   // for lib/pq; a private PostgreSQL if empty
 	ignored                []string // connection parameters that have no effect
-	passwordInArguments    bool     // where other users of the machine can read it
+	passwordInArguments    bool     // other users of the machine can read it there
 	commit                 string   // minimum synchronous_commit
 	dataDir                string
 	maxDatabaseConnections int
@@ -65,9 +65,9 @@ Flags of the server:
 
 `
 
-// parseConfig reads the flags, with the environment as their defaults. A check
-// stands beside its flag. The checks run in this order once all flags are read,
-// and the first that fails is the error.
+// parseConfig reads the flags. Their defaults come from the environment. The checks are
+// next to their flags. They run in this order after all flags are read, and the first that
+// fails is the error.
 func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*config, error) {
 	c := &config{}
 	l := &c.limits
@@ -224,8 +224,8 @@ func (f *checkedFlags) check(name string, problem func() error) {
 	})
 }
 
-// checkNotEmpty adds a check that a flag or its variable is not set to an empty
-// value, which is what a secret looks like that a deployment failed to provide.
+// checkNotEmpty adds a check that a flag or its variable is not set to an empty value. A
+// secret that a deployment failed to provide often is an empty value.
 func (f *checkedFlags) checkNotEmpty(name, remedy string) {
 	f.check(name, func() error {
 		if f.SetEmpty(name) {

@@ -20,8 +20,8 @@ func (a textArray) Value() (driver.Value, error) {
 // groupArray is a text[] of any strings; an empty one is NULL.
 type groupArray []string
 
-// set makes element i a text, unless that is empty: an array of nulls is empty, and
-// unnest fills up with nulls.
+// set sets element i to a text, unless the text is empty. Missing elements are NULL,
+// because unnest pads the shorter arrays with nulls.
 func (a *groupArray) set(i int, text string) {
 	if text != "" {
 		*a = append(append(*a, make(groupArray, i-len(*a))...), text)
@@ -65,7 +65,7 @@ func (a timeArray) Value() (driver.Value, error) {
 // jsonArray is a json[] of JSON texts; nil is NULL.
 type jsonArray [][]byte
 
-// set makes element i a text, unless that is nil, as groupArray.set does.
+// set sets element i to a text, unless the text is nil, like groupArray.set.
 func (a *jsonArray) set(i int, text []byte) {
 	if text != nil {
 		*a = append(append(*a, make(jsonArray, i-len(*a))...), text)

@@ -153,7 +153,7 @@ func (h repeatFilter) WithGroup(name string) slog.Handler {
 // back-off, and all others fail with the error of the last attempt.
 type connectGate struct {
 	mu    sync.Mutex
-	err   error     // of the last attempt; nil: the gate is open
+	err   error     // of the last attempt; nil if the gate is open
 	until time.Time // no attempt before this time
 	wait  time.Duration
 }
@@ -201,7 +201,7 @@ func (g *connectGate) leave(probe bool, err error) {
 	defer g.mu.Unlock()
 	switch {
 	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
-		g.until = time.Time{} // the attempt has no result; the next may follow at once
+		g.until = time.Time{} // the attempt has no result, so the next one may follow at once
 		return
 	case !means(err, needsOperator):
 		if err == nil || probe {

@@ -81,9 +81,9 @@ func apisOf(queue string) []api {
 	}}
 }
 
-// load runs cycles through the API: as many producers as consumers, which are at
-// most 1000 messages ahead. It returns how many messages a second were acked, and an
-// error if one was not received within 10 seconds after the last.
+// load runs cycles through the API, with as many producers as consumers. Producers are at
+// most 1000 messages ahead. It returns the number of acked messages per second, and an
+// error if a message was not received within 10 seconds after the last one.
 func (a *api) load(v *server, clients int, d time.Duration) (ackedPerSecond float64, err error) {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * clients, DisableCompression: true}}
 	defer client.CloseIdleConnections()
@@ -165,7 +165,8 @@ func (a *api) load(v *server, clients int, d time.Duration) (ackedPerSecond floa
 	return ackedPerSecond, err
 }
 
-// apis compares the cycles of other servers' APIs with the native one's.
+// apis compares cycles through the APIs of other servers with cycles through the native
+// API.
 func (s *suite) apis() error {
 	s.write(`
 ## Other servers' APIs

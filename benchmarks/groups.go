@@ -36,7 +36,7 @@ groups, or to cycles without groups, in the same round.
 	})
 }
 
-// comparison is a load whose acks are compared with those of the last base before it.
+// comparison is a load whose acks are compared with the acks of the last base before it.
 type comparison struct {
 	what string
 	load func(*server) (ackedPerSecond float64, err error)

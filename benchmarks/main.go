@@ -1,7 +1,7 @@
-// Benchmarks measures queued beside references in one run, on one machine, and
-// writes BENCHMARKS.md. The references are a handler with the same JSON and no
-// database (nodb.go), pgbench with the same statements, and RabbitMQ
-// (rabbitmq.go). Everything it starts it stops; data is in a temporary folder.
+// Benchmarks measures queued and references in one run, on one machine, and writes
+// BENCHMARKS.md. The references are a handler with the same JSON and no database
+// (nodb.go), pgbench with the same statements, and RabbitMQ (rabbitmq.go). It stops
+// everything that it starts. Its data is in a temporary folder.
 //
 //	go run . [-rounds 3] [-seconds 5] [-only name,name] [-o FILE]
 package main
@@ -35,7 +35,7 @@ type suite struct {
 	long    time.Duration // of the steady load
 	page    strings.Builder
 
-	handlerRate float64 // requests per second of the handler without a database, once it is measured
+	handlerRate float64 // requests per second of the handler without a database; 0 before it is measured
 }
 
 func main() {
@@ -111,7 +111,7 @@ func run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if *output != "" { // the rest takes long
+		if *output != "" { // later sections take long
 			if err := os.WriteFile(*output, []byte(s.page.String()), 0o644); err != nil {
 				return err
 			}
@@ -125,7 +125,7 @@ func run(ctx context.Context) error {
 
 func (s *suite) write(format string, args ...any) { fmt.Fprintf(&s.page, format, args...) }
 
-// head says where and with what the numbers were measured.
+// head writes the machine and the versions of the measurement.
 func (s *suite) head() {
 	output := func(name string, args ...string) string {
 		out, err := exec.Command(name, args...).Output()
@@ -172,7 +172,7 @@ func postgresProgram(name string) string {
 	return found[len(found)-1]
 }
 
-// server is a queued with a private PostgreSQL, or one on another's.
+// server is a queued with a private PostgreSQL, or with that of another server.
 type server struct {
 	s    *suite
 	cmd  *exec.Cmd
@@ -192,7 +192,7 @@ func (s *suite) start(args ...string) (*server, error) {
 	return s.startOn(dir, append([]string{"-data-dir", filepath.Join(dir, "data")}, args...)...)
 }
 
-// startBeside starts another server on the database of the first.
+// startBeside starts another server on the database of this one.
 func (s *suite) startBeside(first *server) (*server, error) {
 	return s.startOn("", "-database-url", "host="+first.data+"/data/run user=queued dbname=queued sslmode=disable")
 }
@@ -209,9 +209,9 @@ func (s *suite) startOn(dir string, args ...string) (*server, error) {
 		return nil, err
 	}
 	for range 600 {
-		if answer, err := http.Get(v.url + "/readyz"); err == nil {
-			answer.Body.Close()
-			if answer.StatusCode == http.StatusOK {
+		if response, err := http.Get(v.url + "/readyz"); err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
 				return v, nil
 			}
 		}
@@ -238,7 +238,7 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// sql runs a statement on the database of the server and returns what psql prints.
+// sql runs a statement on the database of the server, and returns the output of psql.
 func (v *server) sql(statement string) (string, error) {
 	out, err := exec.CommandContext(v.s.ctx, postgresProgram("psql"), "-qAtX", "-v", "ON_ERROR_STOP=1", "-h", v.data+"/data/run", "-U", "queued", "-d", "queued",
 		"-c", "SET statement_timeout = 0", "-c", statement).CombinedOutput()
@@ -257,7 +257,7 @@ func memory(pid int) int64 {
 	return n * 1024
 }
 
-// report is what queued bench -json prints, as far as it is shown.
+// report has the values of queued bench -json that the tables show.
 type report struct {
 	Published  float64 `json:"published_per_second"`
 	Received   float64 `json:"received_per_second"`

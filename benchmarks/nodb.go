@@ -28,9 +28,9 @@ type nodbDraft struct {
 	Attributes map[string]string `json:"attributes"`
 }
 
-// serveNoDB answers the requests that queued bench makes with the same JSON,
-// and keeps messages in a channel: it is what net/http and encoding/json cost
-// where there is no database.
+// serveNoDB serves the requests of queued bench with the same JSON as queued. It keeps
+// messages in a channel. So it measures the cost of net/http and encoding/json without a
+// database.
 func serveNoDB(l net.Listener) error {
 	messages := make(chan nodbMessage, 10_000_000)
 	newMessage := func(queueID string, d nodbDraft) nodbMessage {
@@ -40,7 +40,7 @@ func serveNoDB(l net.Listener) error {
 		return nodbMessage{fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:]),
 			queueID, d.Data, d.Attributes, 0, now, now, now, now}
 	}
-	answer := func(w http.ResponseWriter, status int, v any) {
+	respond := func(w http.ResponseWriter, status int, v any) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
 		json.NewEncoder(w).Encode(v)
@@ -58,17 +58,17 @@ func serveNoDB(l net.Listener) error {
 	mux.HandleFunc("POST /queues/{id}/messages", func(w http.ResponseWriter, r *http.Request) {
 		var d nodbDraft
 		if err := json.NewDecoder(r.Body).Decode(&d); err != nil {
-			answer(w, 422, err.Error())
+			respond(w, 422, err.Error())
 			return
 		}
 		m := newMessage(r.PathValue("id"), d)
 		messages <- m
-		answer(w, 201, data([]nodbMessage{m}))
+		respond(w, 201, data([]nodbMessage{m}))
 	})
 	mux.HandleFunc("POST /queues/{id}/messages/batch", func(w http.ResponseWriter, r *http.Request) {
 		var batch struct{ Messages []nodbDraft }
 		if err := json.NewDecoder(r.Body).Decode(&batch); err != nil {
-			answer(w, 422, err.Error())
+			respond(w, 422, err.Error())
 			return
 		}
 		var all []nodbMessage
@@ -77,7 +77,7 @@ func serveNoDB(l net.Listener) error {
 			messages <- m
 			all = append(all, m)
 		}
-		answer(w, 201, data(all))
+		respond(w, 201, data(all))
 	})
 	mux.HandleFunc("GET /queues/{id}/messages", func(w http.ResponseWriter, r *http.Request) {
 		limit, _ := strconv.Atoi(r.FormValue("limit"))
@@ -99,13 +99,13 @@ func serveNoDB(l net.Listener) error {
 			}
 			break
 		}
-		answer(w, 200, data(all))
+		respond(w, 200, data(all))
 	})
 	mux.HandleFunc("PUT /messages/{id}/ack", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) })
 	mux.HandleFunc("PUT /messages/ack", func(w http.ResponseWriter, r *http.Request) {
 		var ids struct{ IDs []string }
 		if err := json.NewDecoder(r.Body).Decode(&ids); err != nil {
-			answer(w, 422, err.Error())
+			respond(w, 422, err.Error())
 			return
 		}
 		w.WriteHeader(204)

@@ -65,9 +65,9 @@ func (r *rabbit) stop() {
 	r.cmd.Wait()
 }
 
-// load publishes with confirms and consumes with acks, one message at a time on
-// each connection, as queued bench does: durable queue, persistent messages. A
-// producer waits while there are more than 1000 messages that nobody consumed.
+// load publishes with confirms and consumes with acks, one message at a time on each
+// connection, like queued bench. The queue is durable, and messages are persistent. A
+// producer waits while more than 1000 messages are not consumed yet.
 func (r *rabbit) load(producers, consumers, size int, d time.Duration) (published, acked float64, err error) {
 	const queue = "bench"
 	setup, err := amqp.Dial(r.url)

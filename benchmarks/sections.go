@@ -20,7 +20,7 @@ import (
 	"github.com/google/pprof/profile"
 )
 
-// besideHandler compares with a handler that has no database.
+// besideHandler compares queued with a handler that has no database.
 func (s *suite) besideHandler() error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -82,7 +82,7 @@ machine's CPU time.
 	return nil
 }
 
-// profile says where the CPU time goes.
+// profile measures the CPU time by part of the program.
 func (s *suite) profile() error {
 	address, err := freeAddress()
 	if err != nil {
@@ -108,13 +108,13 @@ other rows are parts of the server, from its CPU profile.
 	before := processTimes(v)
 	wg.Go(func() {
 		time.Sleep(2 * time.Second)
-		answer, err := http.Get("http://" + address + "/debug/pprof/profile?seconds=8")
+		response, err := http.Get("http://" + address + "/debug/pprof/profile?seconds=8")
 		if err != nil {
 			took = err
 			return
 		}
-		defer answer.Body.Close()
-		samples, took = io.ReadAll(answer.Body)
+		defer response.Body.Close()
+		samples, took = io.ReadAll(response.Body)
 	})
 	const d = 12 * time.Second
 	r, err := s.bench(v.url, append(load(64, 64, 1, d), "-drain=false")...)
@@ -159,8 +159,8 @@ handler, the ratio would be %.2f.
 	return nil
 }
 
-// partOf says what a sample of the server's profile was spent on: the innermost
-// function that tells.
+// partOf returns the part of the program that a sample of the profile belongs to, by the
+// innermost function that belongs to a part.
 func partOf(sample *profile.Sample) string {
 	for _, location := range sample.Location {
 		for _, line := range location.Line {
@@ -268,8 +268,8 @@ are messages per second; the server that is not measured is idle.
 	return nil
 }
 
-// The statements of queued as pgbench can run them: rows are made by
-// PostgreSQL, and ids do not leave it.
+// The statements of queued in a form for pgbench: PostgreSQL creates the rows, and ids do
+// not leave it.
 const pgbenchInsert = `
 INSERT INTO queued.messages (id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
 SELECT gen_random_uuid(), :key, ('{"pad":"' || repeat('a', 190) || '"}')::json, 200, now() + interval '1 h', now(), now(), now()
@@ -291,8 +291,8 @@ SELECT coalesce(array_agg(id), '{}') AS ids FROM claimed
 DELETE FROM queued.messages WHERE id = ANY(:ids::uuid[]);
 `
 
-// pgbench runs a script on the database of a server, as a queue of its own, and
-// returns transactions per second.
+// pgbench runs a script on the database of a server, with a queue of its own, and returns
+// the transactions per second.
 func (v *server) pgbench(script string, clients int, d time.Duration) (float64, error) {
 	path := filepath.Join(v.data, "pgbench.sql")
 	if err := os.WriteFile(path, []byte(script), 0o644); err != nil {
@@ -357,7 +357,7 @@ the same table, which inserts 100 rows per commit, or inserts, claims and delete
 	return nil
 }
 
-// rows inserts messages behind the server's back.
+// rows inserts messages without the server.
 func (v *server) rows(queueID string, many int, scheduledAt string, inFlight bool) error {
 	_, err := v.sql(fmt.Sprintf(`INSERT INTO queued.messages (id, queue_key, data, bytes, in_flight, expired_at, scheduled_at, created_at, updated_at)
 		SELECT gen_random_uuid(), key, ('{"pad":"' || repeat('a', 190) || '"}')::json, 200, %v, now() + interval '10 h', %s, now(), now()
@@ -366,13 +366,13 @@ func (v *server) rows(queueID string, many int, scheduledAt string, inFlight boo
 }
 
 func (v *server) mustQueue(id string) error {
-	answer, err := http.Post(v.url+"/queues", "application/json", strings.NewReader(fmt.Sprintf(`{"id":%q,"ack_deadline_seconds":60,"message_retention_seconds":86400}`, id)))
+	response, err := http.Post(v.url+"/queues", "application/json", strings.NewReader(fmt.Sprintf(`{"id":%q,"ack_deadline_seconds":60,"message_retention_seconds":86400}`, id)))
 	if err != nil {
 		return err
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusCreated {
-		return fmt.Errorf("queue %s: %s", id, answer.Status)
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusCreated {
+		return fmt.Errorf("queue %s: %s", id, response.Status)
 	}
 	return nil
 }
@@ -571,8 +571,8 @@ messages per second, with one producer and one consumer.
 	return nil
 }
 
-// request makes a request on any connection and reads the answer.
-func request(client *http.Client, method, url, body string) (status int, answer []byte, err error) {
+// request sends a request on any connection and reads the response.
+func request(client *http.Client, method, url, body string) (status int, response []byte, err error) {
 	r, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
 		return 0, nil, err
@@ -582,8 +582,8 @@ func request(client *http.Client, method, url, body string) (status int, answer 
 		return 0, nil, err
 	}
 	defer a.Body.Close()
-	answer, err = io.ReadAll(a.Body)
-	return a.StatusCode, answer, err
+	response, err = io.ReadAll(a.Body)
+	return a.StatusCode, response, err
 }
 
 var firstID = regexp.MustCompile(`"id":"([0-9a-f-]{36})"`)
@@ -632,16 +632,16 @@ func (s *suite) queues() error {
 	}
 	cycles, err := run(many, func(worker int) error {
 		queue := fmt.Sprintf("%s/queues/q%d/messages", v.url, worker)
-		if status, answer, err := request(client, "POST", queue, `{"data":{"event":"created"}}`); err != nil || status != 201 {
-			return fmt.Errorf("publish: %d %s, %v", status, answer, err)
+		if status, response, err := request(client, "POST", queue, `{"data":{"event":"created"}}`); err != nil || status != 201 {
+			return fmt.Errorf("publish: %d %s, %v", status, response, err)
 		}
-		status, answer, err := request(client, "GET", queue+"?wait_seconds=20&limit=1", "")
-		id := firstID.FindSubmatch(answer)
+		status, response, err := request(client, "GET", queue+"?wait_seconds=20&limit=1", "")
+		id := firstID.FindSubmatch(response)
 		if err != nil || id == nil {
-			return fmt.Errorf("receive: %d %s, %v", status, answer, err)
+			return fmt.Errorf("receive: %d %s, %v", status, response, err)
 		}
-		if status, answer, err := request(client, "PUT", v.url+"/messages/"+string(id[1])+"/ack", ""); err != nil || status != 204 {
-			return fmt.Errorf("ack: %d %s, %v", status, answer, err)
+		if status, response, err := request(client, "PUT", v.url+"/messages/"+string(id[1])+"/ack", ""); err != nil || status != 204 {
+			return fmt.Errorf("ack: %d %s, %v", status, response, err)
 		}
 		return nil
 	})
@@ -649,9 +649,9 @@ func (s *suite) queues() error {
 		return err
 	}
 	fanOut, err := run(8, func(int) error {
-		status, answer, err := request(client, "POST", v.url+"/topics/fan/messages", `{"data":{"event":"created"}}`)
+		status, response, err := request(client, "POST", v.url+"/topics/fan/messages", `{"data":{"event":"created"}}`)
 		if err != nil || status != 201 {
-			return fmt.Errorf("publish: %d %s, %v", status, answer, err)
+			return fmt.Errorf("publish: %d %s, %v", status, response, err)
 		}
 		return nil
 	})
@@ -669,7 +669,7 @@ func (s *suite) queues() error {
 	return nil
 }
 
-// statements returns how many statements the server has run.
+// statements returns the number of statements that the server has run.
 func (v *server) statements() (n float64, err error) {
 	_, text, err := request(http.DefaultClient, "GET", v.url+"/metrics", "")
 	for _, m := range regexp.MustCompile(`(?m)^queued_statement_duration_seconds_count\{[^}]*\} (\S+)`).FindAllSubmatch(text, -1) {
@@ -723,16 +723,16 @@ func (s *suite) wait(v *server, queues int) error {
 		conns[i] = c
 		poll := fmt.Appendf(nil, "GET /queues/q%d/messages?limit=1&wait_seconds=20 HTTP/1.1\r\nHost: localhost\r\n\r\n", i%queues)
 		go func() {
-			answer := make([]byte, 4096)
+			response := make([]byte, 4096)
 			for {
 				if _, err := c.Write(poll); err != nil {
 					return
 				}
-				n, err := c.Read(answer)
+				n, err := c.Read(response)
 				if err != nil {
 					return
 				}
-				if bytes.Contains(answer[:n], []byte(`"delivery_attempts"`)) {
+				if bytes.Contains(response[:n], []byte(`"delivery_attempts"`)) {
 					received <- time.Now()
 				}
 			}
@@ -754,8 +754,8 @@ func (s *suite) wait(v *server, queues int) error {
 	var took numbers
 	for i := range 50 {
 		sent := time.Now()
-		if status, answer, err := request(http.DefaultClient, "POST", fmt.Sprintf("%s/queues/q%d/messages", v.url, i*7%queues), `{"data":{}}`); err != nil || status != 201 {
-			return fmt.Errorf("publish: %d %s, %v", status, answer, err)
+		if status, response, err := request(http.DefaultClient, "POST", fmt.Sprintf("%s/queues/q%d/messages", v.url, i*7%queues), `{"data":{}}`); err != nil || status != 201 {
+			return fmt.Errorf("publish: %d %s, %v", status, response, err)
 		}
 		select {
 		case at := <-received:
@@ -833,7 +833,7 @@ func (s *suite) idle() error {
 	return nil
 }
 
-// steady loads for long, and looks every tenth of it.
+// steady runs a long load, and measures after every tenth of it.
 func (s *suite) steady() error {
 	v, err := s.start()
 	if err != nil {
@@ -852,27 +852,27 @@ func (s *suite) steady() error {
 	var failed error
 	var wg sync.WaitGroup
 	wg.Go(func() { r, failed = s.bench(v.url, load(64, 64, 1, s.long)...) })
-	var looks [][]string
+	var samples [][]string
 	for range 10 {
 		time.Sleep(s.long / 10)
-		look, err := v.sql(`SELECT pg_size_pretty(pg_relation_size('queued.messages')), pg_size_pretty(pg_indexes_size('queued.messages')),
+		sample, err := v.sql(`SELECT pg_size_pretty(pg_relation_size('queued.messages')), pg_size_pretty(pg_indexes_size('queued.messages')),
 			(SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'queued.messages'::regclass)`)
 		if err != nil {
 			return err
 		}
-		looks = append(looks, append(strings.Split(look, "|"), fmt.Sprintf("%d MB", memory(v.cmd.Process.Pid)>>20)))
+		samples = append(samples, append(strings.Split(sample, "|"), fmt.Sprintf("%d MB", memory(v.cmd.Process.Pid)>>20)))
 	}
 	wg.Wait()
 	if failed != nil {
 		return failed
 	}
-	for i, look := range looks {
+	for i, sample := range samples {
 		from, to := len(r.BySecond)*i/10, len(r.BySecond)*(i+1)/10
 		sum := int64(0)
 		for _, n := range r.BySecond[from:to] {
 			sum += n
 		}
-		s.write("| %.0f | %s | %s |\n", (time.Duration(i+1) * s.long / 10).Minutes(), thousands(float64(sum)/float64(to-from)), strings.Join(look, " | "))
+		s.write("| %.0f | %s | %s |\n", (time.Duration(i+1) * s.long / 10).Minutes(), thousands(float64(sum)/float64(to-from)), strings.Join(sample, " | "))
 	}
 	s.write("\nOver the whole run: publish p50 %.1f ms, p99 %.1f ms, maximum %.1f ms; no message missing, %d duplicates.\n", r.Publish.P50, r.Publish.P99, r.Publish.Max, r.Duplicates)
 	return nil

@@ -144,7 +144,7 @@ func (s *server) stop() {
 	}
 }
 
-// must makes a request that has to succeed, and returns the body of the response. It
+// must sends a request, which must succeed, and returns the body of the response. It
 // retries while the server is overloaded (503).
 func (s *server) must(method, path, body string) string {
 	s.t.Helper()
@@ -159,7 +159,7 @@ func (s *server) must(method, path, body string) string {
 	}
 }
 
-// send makes a request and returns the status and the body of the response.
+// send sends a request, and returns the status and the body of the response.
 func (s *server) send(method, path, body string) (status int, text string) {
 	s.t.Helper()
 	r, err := http.NewRequest(method, s.url()+path, strings.NewReader(body))

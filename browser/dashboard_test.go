@@ -814,7 +814,7 @@ func TestEveryPageIsReadableOnEveryScreen(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	s.must("POST", "/topics", `{"id":"orders"}`)
-	s.must("POST", "/topics", `{"id":"users.with-a_rather.long-name-that-somebody-chose-to-give-to-a-topic"}`)
+	s.must("POST", "/topics", `{"id":"users.with-a_rather.long-name-that-a-client-chose-to-give-to-a-topic"}`)
 	s.queue("orders-dead")
 	s.queue("invoices", `"topic_id":"orders"`, `"dead_queue_id":"orders-dead"`, `"message_max_deliveries":2`)
 	s.queue("a-queue-with-a-name-"+strings.Repeat("as.long-as_names-can-be.", 4), `"topic_id":"orders"`, `"message_filters":{"country":["fr","es"]}`, `"ordered":true`)

@@ -91,8 +91,8 @@ export function parseExactly(text) {
 
 const pageSize = 100
 
-// maybeTruncated reports whether the text of a list is so long that the server may
-// have left out items: it limits the bytes of a response.
+// maybeTruncated reports whether the server may have left out items of a list, because
+// it limits the bytes of a response.
 export const maybeTruncated = (text) => text.length >= 1 << 20
 
 // page returns a page of a list, and whether there may be more pages.

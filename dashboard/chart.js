@@ -2,7 +2,7 @@
 
 import { h, rate, setText, svg } from './dom.js'
 
-const length = 60 // samples that the width of a chart has room for
+const length = 60 // maximum number of samples in a chart
 
 // points returns the SVG points of a line whose newest value is at the right edge.
 function points(values, width, height, max) {

@@ -77,7 +77,7 @@ func TestPrometheusFindsWhatTheDashboardAndTheAlertsAskFor(t *testing.T) {
 	s.must(201, "POST", "/queues", `{"id":"invoices","topic_id":"orders","dead_queue_id":"dead","message_max_deliveries":2,"ack_deadline_seconds":60,"message_retention_seconds":600}`)
 	s.must(201, "POST", "/queues", `{"id":"brief","ack_deadline_seconds":60,"message_retention_seconds":1}`)
 	poll := make(chan error, 1)
-	go func() { // a receiver that waits
+	go func() { // a waiting receiver
 		answer, err := http.Get(s.url + "/queues/dead/messages?wait_seconds=20")
 		if err == nil {
 			answer.Body.Close()
@@ -372,7 +372,7 @@ type server struct {
 	url     string
 	dataDir string
 	brief   bool // a message was published that expires
-	killed  int  // the process of PostgreSQL that was killed last
+	killed  int  // the process id of the last killed PostgreSQL
 }
 
 // startServer starts queued with a private PostgreSQL.
@@ -426,7 +426,7 @@ func (s *server) work() {
 	s.must(204, "PUT", "/messages/"+s.receive("invoices")+"/nack", "")
 	s.must(204, "PUT", "/messages/"+s.receive("invoices")+"/nack", "")
 	s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"invoices"}`)
-	s.must(201, "POST", "/enqueue/sms/somebody/", `{"job_id":"job","payload":{},"interval":1,"requeue_limit":0}`)
+	s.must(201, "POST", "/enqueue/sms/johndoe/", `{"job_id":"job","payload":{},"interval":1,"requeue_limit":0}`)
 	s.must(204, "PUT", "/messages/"+s.receive("sms")+"/nack", "")
 	s.must(404, "GET", "/topics/nope", "")
 	s.must(204, "PUT", "/queues/invoices/purge", "")
@@ -522,8 +522,8 @@ func mustRead(t *testing.T, path string) []byte {
 	return b
 }
 
-// freeAddress returns an address that nothing listens on, and only the caller will:
-// on Linux all of 127.0.0.0/8 is this machine.
+// freeAddress returns an address that no other program listens on, now or later. On Linux
+// all of 127.0.0.0/8 is this machine.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	host := "127.0.0.1"

@@ -57,8 +57,8 @@ usage: queued [flags]                   run the server
 
 Run "queued COMMAND -help" for the flags of a command.
 
-The default of each flag comes from an environment variable, such as QUEUED_LISTEN
-for -listen. Durations look like 500ms, 20s or 1m30s. The exit status is 1 after a
+Each flag can also be set by an environment variable, such as QUEUED_LISTEN for
+-listen. Durations look like 500ms, 20s or 1m30s. The exit status is 1 after a
 failure, and 2 after a mistake in the flags, the arguments or the environment.
 
 Flags of the server:
@@ -123,7 +123,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		}
 		return nil
 	})
-	f.IntVar(&c.maxConnections, "max-connections", 16_000, "maximum open `connections`; at the limit the one idle or stalled longest is closed")
+	f.IntVar(&c.maxConnections, "max-connections", 16_000, "maximum open `connections`; at the limit the longest idle or stalled one is closed")
 	f.check("max-connections", positive(&c.maxConnections))
 	f.Int64Var(&c.maxBuffered, "max-buffered-bytes", 256<<20, "maximum `bytes` of requests and responses in memory; at the limit requests get 503")
 	f.check("max-buffered-bytes", func() error {
@@ -158,17 +158,17 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 
 	for _, v := range []struct {
 		*bounds
-		flag, setting string
-		min, max      int
+		flag, setting, unit string
+		min, max            int
 	}{
-		{&l.ackDeadline, "ack-deadline-seconds", "ack_deadline_seconds", 1, 600},
-		{&l.messageRetention, "message-retention-seconds", "message_retention_seconds", 600, 1209600},
-		{&l.maxDeliveries, "message-max-deliveries", "message_max_deliveries", 1, 1000},
-		{&l.deliveryDelay, "delivery-delay-seconds", "delivery_delay_seconds", 1, 900},
+		{&l.ackDeadline, "ack-deadline-seconds", "ack_deadline_seconds", "seconds", 1, 600},
+		{&l.messageRetention, "message-retention-seconds", "message_retention_seconds", "seconds", 600, 1209600},
+		{&l.maxDeliveries, "message-max-deliveries", "message_max_deliveries", "deliveries", 1, 1000},
+		{&l.deliveryDelay, "delivery-delay-seconds", "delivery_delay_seconds", "seconds", 1, 900},
 	} {
-		f.IntVar(&v.bounds.min, "min-"+v.flag, v.min, "minimum "+v.setting+" of a queue")
+		f.IntVar(&v.bounds.min, "min-"+v.flag, v.min, "minimum "+v.setting+" of a queue, in `"+v.unit+"`")
 		f.check("min-"+v.flag, positive(&v.bounds.min))
-		f.IntVar(&v.bounds.max, "max-"+v.flag, v.max, "maximum "+v.setting+" of a queue")
+		f.IntVar(&v.bounds.max, "max-"+v.flag, v.max, "maximum "+v.setting+" of a queue, in `"+v.unit+"`")
 		f.check("max-"+v.flag, func() error {
 			if v.bounds.max < v.bounds.min || v.bounds.max > 1<<30 {
 				return fmt.Errorf("must be at least -min-%s and at most %d", v.flag, 1<<30)

@@ -11,7 +11,7 @@ import (
 )
 
 const schemaUsage = `queued schema prints the SQL that creates the schema of this version, or upgrades an
-older one. A DBA runs it where servers may not create tables.
+older one. Use it if the servers' role may not create tables.
 
 usage: queued schema [flags] | psql DATABASE
 

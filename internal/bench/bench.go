@@ -19,10 +19,11 @@ import (
 	"queued/internal/flags"
 )
 
-const benchUsage = `Queued bench puts load on a running server and measures its speed. Producers publish;
-consumers receive and ack. Each sends one request after the other. It checks the
-messages: that each is received once, that none is of another run, and, after the
-load, that none is missing. It creates a queue and deletes it afterwards.
+const benchUsage = `queued bench puts load on a running server and measures its throughput and latency.
+Producers publish; consumers receive and ack. Each producer and each consumer sends
+one request at a time. It checks that each message is received once, that none comes
+from another run and, after the load, that none is missing. It creates a queue and
+deletes it afterwards.
 
 usage: queued bench [flags]
 
@@ -97,7 +98,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	f.Float64Var(&v.rate, "rate", 0, "`messages` to publish per second; 0 is unlimited. With a rate, the latency of a\npublish counts from its scheduled time if the publish before it was late")
 	f.IntVar(&v.maxLag, "max-lag", 1000, "maximum `messages` that consumers may lag behind producers; 0 is unlimited")
 	f.IntVar(&v.backlog, "backlog", 0, "`messages` to publish before the load, not counted by -max-lag")
-	f.StringVar(&v.settle, "settle", "combined", "how to ack: combined with the next receive, or in `requests` of their own (separate)")
+	f.StringVar(&v.settle, "settle", "combined", "`mode` of acks: combined with the next receive, or separate requests")
 	f.DurationVar(&v.duration, "duration", 10*time.Second, "`duration` of the load")
 	f.BoolVar(&v.drain, "drain", true, "receive all messages after the load, and count the missing ones")
 	f.BoolVar(&v.json, "json", false, "print the report as JSON, on one line")

@@ -12,9 +12,9 @@ import (
 	"queued/internal/flags"
 )
 
-const healthUsage = `Queued health checks whether a server is alive (GET /livez), as a container health check does.
-A server without its database is alive: a restart would not bring the database back. With
--ready it checks whether the server is ready to serve requests (GET /readyz).
+const healthUsage = `queued health checks whether a server is alive (GET /livez), for use as the health check of a
+container. A server whose database is unavailable counts as alive, because a restart would
+not help. With -ready it checks whether the server can serve requests (GET /readyz).
 
 usage: queued health [flags]
 

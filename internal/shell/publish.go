@@ -22,7 +22,7 @@ import (
 	"queued/internal/rawjson"
 )
 
-const publishUsage = `Queued publish publishes to a topic, or directly to a queue. For each copy of a
+const publishUsage = `queued publish publishes to a topic, or directly to a queue. For each copy of a
 message it prints a line with the id of the message and the id of its queue.
 
 usage: queued publish [flags] TOPIC [FILE]

@@ -13,7 +13,7 @@ import (
 	"queued/internal/flags"
 )
 
-const queuesUsage = `Queued queues lists the queues of a server and their settings.
+const queuesUsage = `queued queues lists the queues of a server and their settings.
 
 usage: queued queues [flags]
 

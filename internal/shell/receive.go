@@ -20,22 +20,22 @@ import (
 	"queued/internal/flags"
 )
 
-const receiveUsage = `Queued receive receives the messages of a queue until it is stopped.
+const receiveUsage = `queued receive receives messages of a queue until it is stopped.
 
 usage: queued receive [flags] QUEUE
 
 Without -exec it prints each message as JSON, one per line, and acks it after it is
-written; into a pipe on Linux, after it is read. A message has the members group,
-request_id and traceparent if it was published with them. When the reader closes the
-pipe, unread messages stay in the queue, and queued exits with status 141, as a
-program does that SIGPIPE ends.
+written. On Linux, a message that is written into a pipe is acked after it is read.
+When the reader closes the pipe, unread messages stay in the queue, and queued exits
+with status 141, like a program that SIGPIPE terminates. A message has the fields
+group, request_id and traceparent if it was published with them.
 
 With -exec it runs a command for each message, with "sh -c" ("cmd /c" on Windows).
-Exit status 0 acks the message. Any other status nacks it with a delay of 1 s, next
-time 2 s, then 4 s and so on up to 15 minutes; after the last delivery attempt it
+Exit status 0 acks the message. Any other status nacks it with a delay of 1 s, then
+2 s, 4 s and so on up to 15 minutes. After the last delivery attempt the message
 moves to the queue's dead queue. The lease is extended while the command runs. If sh
 is missing, or exits with 126 or 127 because the command is not executable or not
-found, the message is nacked without counting the attempt. Queued then receives no
+found, the message is nacked without counting the attempt. queued then receives no
 more messages, waits for the running commands, and exits with status 1.
 
 A command reads the message's data from its standard input, as JSON on one line. Its

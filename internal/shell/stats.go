@@ -12,7 +12,7 @@ import (
 	"queued/internal/flags"
 )
 
-const statsUsage = `Queued stats prints the number of messages of a queue in each state, the number of
+const statsUsage = `queued stats prints the number of messages of a queue in each state, the number of
 messages in its dead queue, and the age of the oldest message that can be received.
 
 usage: queued stats [flags] QUEUE

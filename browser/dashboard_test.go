@@ -504,7 +504,7 @@ func TestTokenWithoutQueuesSeesNoFirstSteps(t *testing.T) {
 	p.expect("status of 401")
 	p.fill("token", "the-secret-of-the-worker-it-is")
 	p.press(enter)
-	p.seeText("main", "There are no queues that this token can access.")
+	p.seeText("main", "Your token has no permission for any queue.")
 	p.see("no commands", "!document.querySelector('.steps')")
 }
 

@@ -31,7 +31,7 @@ export function queuePage(id) {
     h('button', { onclick: () => attempt(() => remove(id)) }, 'Delete…'))
   const links = tabs.map(([name, label]) => h('a', { href: `#/queues/${encodeURIComponent(id)}/${name}`, 'data-tab': name }, label))
   const tabContent = h('div', { class: 'tab-content' })
-  const missing = h('p', { class: 'panel', hidden: true }, 'Queue not found, or the token has no access to it. ', h('a', { href: '#/' }, 'All queues'))
+  const missing = h('p', { class: 'panel', hidden: true }, 'Queue not found, or your token has no permission for it. ', h('a', { href: '#/' }, 'All queues'))
   const content = h('div', {},
     h('section', { class: 'totals', 'aria-label': 'Current state' },
       h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: `tile ${t.name}` }, h('span', {}, t.label), t.value))),
@@ -368,7 +368,7 @@ function groupRow(queueID, id, reload) {
     const n = sum(group.messages)
     confirm({
       title: `Delete group ${id}?`,
-      text: `${exact(n)}${breakdown(group.messages)} of the group will be permanently deleted, and so will its own interval.`,
+      text: `${exact(n)}${breakdown(group.messages)} of the group, and its own interval, will be permanently deleted.`,
       action: `Delete ${exact(n)}`,
       async send() {
         await call('DELETE', path`/queues/${queueID}/groups/${id}`)

@@ -208,7 +208,7 @@ export function settingTags(q, sources) {
     sources.length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${sources.slice(0, 3).join(', ')}${sources.length > 3 ? ' …' : ''}`),
     q.message_filters && h('span', { class: 'tag' }, 'filtered'),
     q.ordered && h('span', { class: 'tag' }, 'ordered'),
-    q.delivery_interval_ms > 0 && h('span', { class: 'tag' }, 'limited'),
+    q.delivery_interval_ms > 0 && h('span', { class: 'tag' }, 'rate limited'),
   ].filter(Boolean)
 }
 
@@ -238,7 +238,7 @@ function totalsSection() {
 
 // gettingStarted returns the first steps, shown while there are no queues.
 function gettingStarted() {
-  if (!isAdmin()) return h('p', { class: 'panel' }, 'There are no queues that this token can access.')
+  if (!isAdmin()) return h('p', { class: 'panel' }, 'Your token has no permission for any queue.')
   const origin = location.origin
   const bearer = token.get() ? ` -H "Authorization: Bearer $TOKEN"` : ''
   const steps = [

@@ -20,8 +20,8 @@ function settingFields(q, topics) {
     message_max_deliveries: integer('message_max_deliveries', 'Maximum number of deliveries', 'Required with a dead queue.'),
     delivery_delay_seconds: integer('delivery_delay_seconds', 'Delay in seconds', 'Optional. How long a new message is hidden.'),
     delivery_interval_ms: integer('delivery_interval_ms', 'Delivery interval of a group in milliseconds', 'Optional. At most one message of a group is delivered per interval.'),
-    consumed_retention_seconds: integer('consumed_retention_seconds', 'Retention of consumed messages in seconds', 'Optional. How long to keep messages that clients of the pgQueue and micro-queue APIs have read.'),
-    ordered: field('Ordered: deliver the next message of a group only after the previous one was acked', inputs.check({ name: 'ordered', checked: q.ordered === true })),
+    consumed_retention_seconds: integer('consumed_retention_seconds', 'Retention of consumed messages in seconds', 'Optional. How long a message is kept after it was read through the API of pgQueue or micro-queue.'),
+    ordered: field('Ordered: deliver the next message of a group only after the previous one was acked or has left the queue', inputs.check({ name: 'ordered', checked: q.ordered === true })),
   }
 }
 

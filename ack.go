@@ -14,38 +14,37 @@ import (
 	"queued/internal/rawjson"
 )
 
-// ackRequest is one request to ack, nack or extend messages and, after its turn in
-// the lane, what came of it.
+// ackRequest is a request to ack, nack or extend messages. The batcher sets its results.
 type ackRequest struct {
 	items []ackItem
 
-	conflicts []int     // items whose guard did not hold
-	extended  []message // by extend
+	conflicts []int     // indexes of items whose lease token did not match
+	extended  []message // the messages that extend has changed
 }
 
-// errNotInFlight says that there is no lease to extend.
+// errNotInFlight is the error of an extend for a message that has no lease.
 var errNotInFlight = errors.New("not in flight")
 
-// errLeaseEnded says that the guard of a settlement did not hold. In a request
-// with many of them, those of the others were carried out.
-type errLeaseEnded struct{ items []int }
+// errLeaseEnded is the error of a request with lease tokens that do not match. The other
+// messages of the request were acked, nacked or extended.
+type errLeaseEnded struct{ items []int } // indexes
 
 func (errLeaseEnded) Error() string { return "the lease has ended: scheduled_at does not match" }
 
-// ack deletes messages, whoever holds them unless they have a guard. Unknown ids
-// are ignored.
+// ack deletes messages. It deletes a message with a lease token only if the token matches
+// its lease, and any other message whether or not it is leased. It ignores unknown ids.
 func (e *engine) ack(ctx context.Context, items ...ackItem) error {
 	return submitAck(ctx, e.acks, &ackRequest{items: items})
 }
 
-// nack makes messages that are in flight or delayed due after their time, or moves
-// them to the dead queue if they had their last delivery. Other ids are ignored.
+// nack ends the leases and delays of messages: each is due after the item's time, or moves
+// to the dead queue if it had its last delivery. It ignores other ids.
 func (e *engine) nack(ctx context.Context, items ...ackItem) error {
 	return submitAck(ctx, e.nacks, &ackRequest{items: items})
 }
 
-// extend sets when the lease of a message in flight ends, and returns the
-// message; errNotInFlight if it is not.
+// extend sets the end of the lease of a message in flight, and returns the message. It
+// returns errNotInFlight for any other message.
 func (e *engine) extend(ctx context.Context, item ackItem) (message, error) {
 	v := &ackRequest{items: []ackItem{item}}
 	if err := submitAck(ctx, e.extensions, v); err != nil {
@@ -69,7 +68,7 @@ func submitAck(ctx context.Context, l *batcher[*ackRequest], v *ackRequest) erro
 
 func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.ack(itemsOf(batch))
-	e.countAcks(all) // also before an error: it is committed
+	e.countAcks(all) // also before an error, because these acks are committed
 	if err != nil {
 		e.wakeIfUnknown(err)
 		return err
@@ -77,8 +76,8 @@ func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 	return findConflicts(s, batch, tokensIn(all))
 }
 
-// countAcks counts committed acks, and wakes the receivers of groups that waited for
-// them.
+// countAcks counts committed acks, and wakes the receivers of groups whose messages waited
+// for them.
 func (e *engine) countAcks(all []queueChange) {
 	for _, t := range all {
 		if t.queueID != "" {
@@ -117,7 +116,7 @@ func (e *engine) runExtensions(s *pinnedConn, batch []*ackRequest) error {
 	done := make(map[string]bool, len(all))
 	for _, m := range all {
 		byID[m.ID], done[m.ID] = m, true
-		e.announce(m.QueueID, m.ScheduledAt.Time) // it may be sooner than before
+		e.announce(m.QueueID, m.ScheduledAt.Time) // the lease may end sooner than before
 	}
 	for _, v := range batch {
 		v.extended = nil
@@ -147,9 +146,8 @@ func tokensIn(all []queueChange) map[string]bool {
 	return done
 }
 
-// findConflicts tells each of the batch which of its guards did not hold: those
-// of messages that were not among the done, but are there. A message that is
-// gone needs no settling any more.
+// findConflicts sets the conflicts of each request: the items with a lease token whose
+// messages are not in done, but exist. A lease token of a deleted message is no conflict.
 func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) error {
 	var ids idArray
 	for _, v := range batch {
@@ -163,14 +161,14 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	if len(ids) == 0 {
 		return nil
 	}
-	there, err := s.existing(ids)
+	exists, err := s.existing(ids)
 	if err != nil {
-		// What came before is committed, and must not be done again.
+		// The acks are committed, and must not run again.
 		return fmt.Errorf("%w: unknown which leases had ended: %v", errUnavailable, err)
 	}
 	for _, v := range batch {
 		for i, item := range v.items {
-			if !item.leasedUntil.IsZero() && !done[item.id] && there[item.id] {
+			if !item.leasedUntil.IsZero() && !done[item.id] && exists[item.id] {
 				v.conflicts = append(v.conflicts, i)
 			}
 		}
@@ -178,30 +176,30 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	return nil
 }
 
-// maxLease is the longest that a nack delays a message or an extend keeps it.
+// maxLease is the maximum delay of a nack, and the maximum lease of an extend.
 const maxLease = 12 * time.Hour
 
-// queueChange is what a statement did to a queue.
+// queueChange has the changes of one statement to a queue.
 type queueChange struct {
 	queueID string
 	acked   int
 	nacked  int
-	dead    int       // of the nacked, those that moved to the dead queue
-	dropped int       // of the nacked, those that had none to move to
-	dueAt   time.Time // the earliest time that something in it became due by this; zero if nothing did
-	tokens  []string  // ids of the messages that it did something to, of those with a guard
+	dead    int       // number of nacked messages that moved to the dead queue
+	dropped int       // number of nacked messages that were deleted without a dead queue
+	dueAt   time.Time // the earliest due time of changed messages and groups; zero if there is none
+	tokens  []string  // ids of the changed messages that had a lease token
 }
 
-// ackItem is what a consumer says of a message that it has received.
+// ackItem is a message to ack, nack or extend.
 type ackItem struct {
 	id          string
-	leasedUntil time.Time     // guard: only if the message is still in the lease that showed this scheduled_at; zero: in any
-	after       time.Duration // nack: until it is due again; extend: until the lease ends
-	uncounted   bool          // nack: the delivery is no attempt
+	leasedUntil time.Time     // lease token: the scheduled_at that the message must still have; zero for none
+	after       time.Duration // for a nack, until the message is due; for an extend, until the lease ends
+	uncounted   bool          // for a nack: the delivery does not count as an attempt
 }
 
-// ackItemArgs returns the arguments ids, leases, seconds and uncounted. They are
-// sorted: statements that run at the same time take their locks in one order.
+// ackItemArgs returns the arguments ids, leases, seconds and uncounted. They are sorted by
+// id, so that all statements lock rows in the same order.
 func ackItemArgs(items []ackItem) (ids idArray, leases timeArray, seconds intArray, uncounted pq.BoolArray) {
 	items = slices.SortedFunc(slices.Values(items), func(a, b ackItem) int { return cmp.Compare(a.id, b.id) })
 	for _, v := range items {
@@ -213,12 +211,12 @@ func ackItemArgs(items []ackItem) (ids idArray, leases timeArray, seconds intArr
 	return ids, leases, seconds, uncounted
 }
 
-// inLeaseSQL says whether the lease token of the ack, nack or extension a allows it to
-// change the message m, if there is one. See plans.go for the comparison.
+// inLeaseSQL is true if the ack, nack or extension a has no lease token, or one that matches
+// the lease of the message m. See plans.go for the comparison.
 const inLeaseSQL = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
 
-// wakeAckedSQL are steps of statements that ack messages: their groups are looked at
-// where the next message waited for it.
+// wakeAckedSQL are steps of statements that ack messages. They make claims check the
+// groups in which the next message may have waited for the ack.
 const wakeAckedSQL = `woken AS (
     SELECT a.queue_key, a.group_id, now() AS due_at, NULL::bigint AS seq
     FROM acked a
@@ -228,7 +226,7 @@ const wakeAckedSQL = `woken AS (
 ), groups AS (` + wakeGroupsSQL + `
 )`
 
-// Messages of deleted queues go too, and have no queue.
+// The statement also deletes messages of deleted queues. Their queue id is empty.
 const ackMessagesSQL = `
 WITH acked AS (
     DELETE FROM queued.messages m
@@ -243,15 +241,13 @@ LEFT JOIN queued.queues q ON q.key = acked.queue_key
 LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = acked.queue_key
 GROUP BY q.id`
 
-// ack deletes the messages, whoever holds them unless they have a guard. Ids
-// that are unknown are ignored. What it returns is done, also beside an error; what
-// was done already does no harm when it is tried again.
+// ack deletes messages, see engine.ack. The changes that it returns are committed, also if
+// it returns an error. It may run again with the same items.
 func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
 	ids, leases, _, _ := ackItemArgs(items)
 	missing := len(slices.Compact(slices.Clone(ids)))
-	// A message that is moved to another queue at this moment is in neither place
-	// for a statement that began before the move was committed. The second
-	// statement sees it; usually there is none.
+	// A statement that began before the commit of a move does not see the moved message
+	// in either queue. The second statement sees it. Usually there is no second one.
 	for range 2 {
 		acked, err := read(s, "ack", func(row scanner) (t queueChange, err error) {
 			var readyAt sql.NullTime
@@ -272,15 +268,15 @@ func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
 	return all, nil
 }
 
-// nackableSQL says whether there is something to nack about a message m: somebody
-// received it, or it is not due yet. A message that is due stays in its place.
+// nackableSQL is true if a nack changes the message m: it was received, or is not due yet.
+// A message that is due keeps its place.
 const nackableSQL = `(m.in_flight OR m.scheduled_at > now())`
 
-// attemptsAfterNackSQL is how many deliveries of a message m count after a nack a.
+// attemptsAfterNackSQL is the number of delivery attempts of a message m after a nack a.
 const attemptsAfterNackSQL = `m.delivery_attempts - (a.uncounted AND m.in_flight)::integer`
 
-// A message that had its last delivery goes to the dead queue, and any other is due
-// again after its time.
+// A message that had its last delivery moves to the dead queue. Any other message is due
+// after the time of its item.
 const nackMessagesSQL = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
@@ -346,8 +342,7 @@ FROM (
 JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
 
-// nack makes messages due that are in flight or delayed, or moves them to the dead
-// queue if they had their last delivery. Other ids are ignored.
+// nack nacks messages, see engine.nack.
 func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
 	ids, leases, seconds, uncounted := ackItemArgs(items)
 	return read(s, "nack", func(row scanner) (t queueChange, err error) {
@@ -380,8 +375,8 @@ SELECT ` + messageColumnsSQL + `, q.id
 FROM extended m
 JOIN queued.queues q ON q.key = m.queue_key`
 
-// extend sets when the leases of messages in flight end, and returns those
-// messages. Other ids are ignored.
+// extend sets the ends of the leases of messages in flight, and returns these messages. It
+// ignores other ids.
 func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
 	ids, leases, seconds, _ := ackItemArgs(items)
 	return read(s, "extend", func(row scanner) (m message, err error) {
@@ -396,7 +391,7 @@ FROM queued.messages
 WHERE id = ANY($1::uuid[])
     AND expired_at > now()`
 
-// existing returns those of the ids whose messages are somewhere.
+// existing returns the ids that belong to a message in any queue.
 func (s *pinnedConn) existing(ids idArray) (map[string]bool, error) {
 	all := make(map[string]bool)
 	_, err := read(s, "existing", func(row scanner) (any, error) {
@@ -419,7 +414,7 @@ func (f *form) messageID(raw []byte, loc ...any) string {
 	return ""
 }
 
-// ackItems reads "ids", or "messages" that have each an id and the guard.
+// ackItems reads "ids", or "messages", which have an id and an optional lease token each.
 func (f *form) ackItems() (items []ackItem) {
 	switch {
 	case f.has("messages") && f.has("ids"):
@@ -451,8 +446,7 @@ func (f *form) ackItem() (v ackItem) {
 	return v
 }
 
-// nack reads after what time a nacked message is due, and whether its delivery is
-// no attempt.
+// nack reads the delay of a nack, and whether it leaves the delivery uncounted.
 func (f *form) nack() (after time.Duration, uncounted bool) {
 	after = f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
 	uncounted = f.value("count_attempt", false) != nil && !f.boolean("count_attempt")

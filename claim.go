@@ -15,12 +15,12 @@ type leaseTerms struct {
 
 	deliveryInterval time.Duration
 	ordered          bool
-	hasGroups        bool // that may have something to deliver
+	hasGroups        bool // the queue has groups that may be ready
 	readAt           time.Time
 }
 
-// groupsUnnoticed is for how long a queue that is claimed from all the time may
-// have its first message with a group without anybody looking for it.
+// groupsUnnoticed is the maximum time until claims notice the first message with a group
+// in a queue whose claims always find other messages.
 const groupsUnnoticed = time.Second
 
 const selectLeaseTermsSQL = `
@@ -38,8 +38,8 @@ FROM unnest($1::text[], $2::timestamptz[]) AS a (id, groups_since)
 JOIN queued.queues q ON q.id = a.id
 CROSS JOIN queued.settings s`
 
-// readLeaseTerms makes s remember the terms of queues, and whether each has groups that
-// are ready since a time, but not of queues that do not exist.
+// readLeaseTerms caches the terms of queues in s, and whether each has groups that are ready
+// since a time. Unknown queues are not cached.
 func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) error {
 	if len(queueIDs) == 0 {
 		return nil
@@ -68,8 +68,8 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 	return nil
 }
 
-// leaseTermsOf returns the terms of a queue, reading them if they are not known, or if
-// they may not know of its groups. It returns errQueueNotFound if there is no queue.
+// leaseTermsOf returns the terms of a queue. It reads them if they are not cached, or too
+// old to rely on for groups. It returns errQueueNotFound if there is no queue.
 func (s *pinnedConn) leaseTermsOf(queueID string, groupsSince time.Time) (leaseTerms, error) {
 	if terms, known := s.settings.terms[queueID]; known && time.Since(terms.readAt) <= groupsUnnoticed {
 		return terms, nil
@@ -84,10 +84,9 @@ func (s *pinnedConn) leaseTermsOf(queueID string, groupsSince time.Time) (leaseT
 	return terms, nil
 }
 
-// One plan on every table: the walk along messages_due ends at the limit. Rows
-// go by ctid because they are locked, and so cannot move, within the statement.
-// What would take the sum of sizes over the budget is not taken, but for the
-// first: the rule of share.
+// The statement has one plan on every table: a scan of messages_due that ends at the limit.
+// It identifies rows by ctid, because rows that it has locked cannot move. It takes
+// messages up to the budget of bytes, and the first one in any case, like share.
 const dueMessagesSQL = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq, bytes
@@ -116,7 +115,7 @@ WHERE m.ctid = f.tid
     AND (f.total <= $4 OR f.total = f.bytes)
 RETURNING ` + messageColumnsSQL + `, f.scheduled_at`
 
-// The rows are as they were before: the delivery does not count yet.
+// The returned rows do not count the delivery yet.
 const consumeMessagesSQL = dueMessagesSQL + `
 DELETE FROM queued.messages m
 USING fitting f
@@ -124,27 +123,28 @@ WHERE m.ctid = f.tid
     AND (f.total <= $4 OR f.total = f.bytes)
 RETURNING ` + messageColumnsSQL + `, now()`
 
-// claimResult is what a claim got.
+// claimResult is the result of a claim.
 type claimResult struct {
 	messages    []message
 	ackDeadline time.Duration
 	ungrouped   claimPart
 	grouped     claimPart
-	hasGroups   bool // the queue may have groups with something to deliver
+	hasGroups   bool // the queue has groups that may be ready
 }
 
-// claimPart is what a claim got of the messages without a group, or with one.
+// claimPart is the result of a claim for the messages without a group, or for those with a
+// group.
 type claimPart struct {
 	messages []message
-	last     time.Time // what was due, or ready, until then was looked at; zero: nothing was
+	last     time.Time // the claim has checked everything that was due or ready until then; zero if it found nothing
 	now      time.Time // the clock of PostgreSQL
 }
 
-// claim leases up to limit due messages and at most budget bytes of them, but one
-// in any case: each counts one delivery attempt and is hidden until the queue's ack
-// deadline. Those without a group come oldest due first, those with one in turns
-// of their groups. It looks at what is due since from, and returns
-// errQueueNotFound if there is no queue.
+// claim leases up to limit due messages, and up to budget bytes, but at least one message.
+// Each counts one delivery attempt, and is hidden until the queue's ack deadline. Messages
+// without a group are claimed oldest due first, and messages with a group in turns of their
+// groups. The claim scans from the times in from. It returns errQueueNotFound if there is no
+// queue.
 func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
 	queueID := at.queueID
 	for range settingsAttempts {
@@ -157,7 +157,7 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 		if err != nil || len(v.messages) > 0 {
 			return v, err
 		}
-		// Nothing is due, or the terms have changed, or the queue is gone.
+		// No message is due, or the terms have changed, or the queue was deleted.
 		if err := s.readLeaseTerms([]string{queueID}, []time.Time{from.groups}); err != nil {
 			return claimResult{}, err
 		}
@@ -172,7 +172,7 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 	return claimResult{}, errStale
 }
 
-// claimOnce is claim on terms that may have changed; then it claims nothing.
+// claimOnce is claim with cached terms. It claims nothing if they have changed.
 func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
 	v := claimResult{ackDeadline: terms.ackDeadline, hasGroups: terms.hasGroups}
 	ungrouped := func(limit, budget int) (err error) {
@@ -180,9 +180,9 @@ func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimSta
 		v.messages = append(v.messages, v.ungrouped.messages...)
 		return err
 	}
-	claimGrouped := func(patient bool, limit, budget int) (err error) {
+	claimGrouped := func(blocking bool, limit, budget int) (err error) {
 		if terms.hasGroups {
-			v.grouped, err = s.claimGrouped(terms, at, from.groups, patient, limit, budget)
+			v.grouped, err = s.claimGrouped(terms, at, from.groups, blocking, limit, budget)
 			v.messages = append(v.messages, v.grouped.messages...)
 		}
 		return err
@@ -197,10 +197,10 @@ func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimSta
 	}
 	err := second(limit-len(v.messages), budget-sizeOf(v.messages))
 	if err == nil && len(v.messages) == 0 {
-		err = claimGrouped(true, limit, budget) // nobody is kept from anything by the wait
+		err = claimGrouped(true, limit, budget) // there is nothing else to claim, so it may wait for a lock
 	}
 	if len(v.messages) > 0 {
-		err = nil // what the first got is not to be lost; if it stays, the next claim sees it
+		err = nil // the messages of the first part must not be lost; a lasting error occurs in the next claim again
 	}
 	return v, err
 }
@@ -234,7 +234,7 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 	return claimPartOf(c.messages), nil
 }
 
-// leaseUngrouped runs claimMessagesSQL, with all of its arguments but the last.
+// leaseUngrouped runs claimMessagesSQL. args has all arguments except the last.
 func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []any) ([]message, error) {
 	return read(s, "claim", func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID}
@@ -243,7 +243,7 @@ func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []a
 	}, claimMessagesSQL, append(args, int(terms.ackDeadline/time.Second))...)
 }
 
-// since returns a time as an argument; zero is before any other.
+// since returns a time as an argument. The zero time becomes -infinity.
 func since(t time.Time) any {
 	if t.IsZero() {
 		return "-infinity"
@@ -251,7 +251,7 @@ func since(t time.Time) any {
 	return t
 }
 
-// nextDue says when a queue has something to be claimed next.
+// nextDue has the times at which a queue has the next message or group to claim.
 type nextDue struct {
 	queueID string
 	now     time.Time // the clock of PostgreSQL
@@ -266,7 +266,7 @@ func (v nextDue) soonest() time.Time {
 	return v.dueAt
 }
 
-// What is due now but cannot be claimed, being expired or exhausted, does not count.
+// Due messages that cannot be claimed, because they are expired or exhausted, do not count.
 const selectNextDueSQL = `
 SELECT q.id, now(), (
     SELECT m.scheduled_at
@@ -291,8 +291,8 @@ SELECT q.id, now(), (
 FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS a (id, due_since, ready_since)
 JOIN queued.queues q ON q.id = a.id`
 
-// nextDue looks at all the queues in one statement, in each for what is due since
-// a time of its own. Those that do not exist are missing from what it returns.
+// nextDue looks up the next due times of queues in one statement, each from a time of its
+// own. The result does not contain unknown queues.
 func (s *pinnedConn) nextDue(queueIDs []string, since []claimStart) ([]nextDue, error) {
 	var dueSince, readySince timeArray
 	for _, v := range since {

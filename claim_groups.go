@@ -7,21 +7,21 @@ import (
 	"time"
 )
 
-// groupDelivery is what one delivery did to the group of its message.
+// groupDelivery is the effect of a delivery on the group of its message.
 type groupDelivery struct {
-	before, after sql.NullTime // until when the group was limited, and is
+	before, after sql.NullTime // limited_until of the group before and after the delivery
 }
 
-// endedLeases is among how many ended leases of a group a claim looks for the first
-// message, those that ended first: only those have an index in their order, and one for
-// the others would cost on every claim. Where more have ended, the messages go back to
-// those that wait, endedBatch at a time, before anything is delivered.
+// endedLeases is the maximum number of ended leases of a group among which a claim searches
+// for the first message. The index is in the order in which leases end, and another index
+// would cost on every claim. If more leases have ended, their messages become waiting
+// messages again, endedBatch at a time, before any message is delivered.
 const (
-	endedLeases = 1000 // stands in manyEndedSQL and frontsSQL
+	endedLeases = 1000 // also in manyEndedSQL and frontsSQL
 	endedBatch  = 10_000
 )
 
-// manyEndedSQL is true if more leases of the group g have ended than a claim looks at.
+// manyEndedSQL is true if more leases of the group g have ended than a claim reads.
 const manyEndedSQL = `(
     SELECT true
     FROM queued.messages m
@@ -47,9 +47,8 @@ FROM (
     LIMIT $4
     FOR UPDATE`
 
-// lockGroupsSQL passes over groups that another transaction has locked. awaitGroupsSQL
-// waits for them: most likely for a publish that commits in a moment. A claim that waits
-// holds no lock.
+// lockGroupsSQL skips groups that another transaction has locked. awaitGroupsSQL waits for
+// them: most likely for a publish that is about to commit. The waiting claim holds no lock.
 const (
 	lockGroupsSQL = readyGroupsSQL + ` SKIP LOCKED
 ) g
@@ -60,13 +59,13 @@ ORDER BY g.ready_at`
 ORDER BY g.ready_at`
 )
 
-// aliveSQL says whether a message m has a delivery left, in a queue whose delivery
-// limit is $5.
+// aliveSQL is true if a message m has a delivery left. The delivery limit of its queue is
+// $5.
 const aliveSQL = `m.delivery_attempts < least($5, m.max_deliveries)`
 
-// frontsSQL are the first messages of the group g by number, as many as its share, of
-// those that are due: they wait, or their lease has ended. In an ordered queue ($4) also
-// a message that is not due or not alive is among them, and the others wait for it.
+// frontsSQL are the first due messages of the group g by number, at most its share. They
+// wait, or their lease has ended. In an ordered queue ($4) they also contain messages that
+// are not due or not alive, because later messages wait for them.
 const frontsSQL = `(
         SELECT *
         FROM (
@@ -100,7 +99,8 @@ const frontsSQL = `(
         LIMIT g.share
     )`
 
-// heldUntilSQL is when the last lease of the group g ends; null if it has none.
+// heldUntilSQL is the time at which the last lease of the group g ends, or null if it has
+// none.
 const heldUntilSQL = `(
                SELECT m.scheduled_at
                FROM queued.messages m
@@ -112,10 +112,10 @@ const heldUntilSQL = `(
                LIMIT 1
            )`
 
-// takeFromGroupsSQL are steps that lock what the groups give whose rows are $2: the
-// transaction has locked those, so they do not move. A group that is limited, or waits
-// for a lease to end, gives nothing, one with an interval one message, and others their
-// share.
+// takeFromGroupsSQL are steps that lock messages of the groups whose rows are $2. The
+// transaction has locked these rows, so they do not move. No message is taken from a group
+// that is limited or waits for the end of a lease, one from a group with an interval, and
+// up to its share from any other group.
 const takeFromGroupsSQL = `
 WITH visited AS MATERIALIZED (
     SELECT g.id, g.first_seq, g.limited_until, u.place,
@@ -161,8 +161,9 @@ USING taken t
 WHERE m.ctid = t.tid
 RETURNING ` + messageColumnsSQL + `, now(), t.place, t.limited_until`
 
-// nextOfGroupSQL is when the group g, which is not ordered and has nothing to deliver
-// now, has something: when a message is due or a lease ends. Null: never.
+// nextOfGroupSQL is the time at which the group g has the next message to deliver: a message
+// becomes due, or a lease ends. It is null if there is none. It is for groups of queues that
+// are not ordered, without a message to deliver now.
 const nextOfGroupSQL = `least((
                SELECT m.scheduled_at
                FROM queued.messages m
@@ -187,11 +188,11 @@ const nextOfGroupSQL = `least((
                LIMIT 1
            ))`
 
-// rescheduleGroupsSQL says when claims check the groups again whose rows are $2, after
-// those whose ids are $6 have given something. A group that has something to deliver now
-// and gave nothing keeps its turn. One that has only exhausted or expired messages is
-// checked from time to time: there is no notification when those are deleted, or become
-// deliverable because the dead queue was deleted.
+// rescheduleGroupsSQL sets the time at which claims check the groups whose rows are $2
+// again. Messages were taken from the groups whose ids are $6. A group from which none was
+// taken, although it has a message to deliver, keeps its turn. A group with only exhausted
+// or expired messages is checked from time to time: there is no notification when these are
+// deleted, or become deliverable because the dead queue was deleted.
 const rescheduleGroupsSQL = `
 WITH visited AS MATERIALIZED (
     SELECT u.tid, g.queue_key, g.id, g.first_seq, g.keep_interval, 1 AS share, t.taken, now() AS visited_at,
@@ -245,11 +246,11 @@ type lockedGroup struct {
 	id        string
 	readyAt   time.Time
 	now       time.Time // the clock of PostgreSQL
-	manyEnded bool      // more leases have ended than a claim looks at
+	manyEnded bool      // more leases have ended than a claim reads
 }
 
-// Bounds of a claim from groups: how often it goes on when none of the groups that it
-// visited had something, and how many it visits then.
+// Bounds of a claim from groups: the number of rounds if the visited groups have no message
+// to deliver, and the number of groups in each further round.
 const (
 	groupRounds = 10
 	groupVisits = 100
@@ -284,12 +285,12 @@ WITH ended AS MATERIALIZED (
 SELECT count(*)
 FROM returned`
 
-// claimGrouped is claim for messages with a group: each of the groups that were ready
-// since a time gives what it may. Groups that another transaction has locked are passed
-// over, unless the claim is patient: then it waits for the one ready longest.
-func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.Time, patient bool, limit, budget int) (c claimPart, err error) {
+// claimGrouped is claim for messages with a group, from the groups that are ready since
+// from. It skips groups that another transaction has locked. A blocking claim waits for the
+// lock of the group that is ready longest.
+func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.Time, blocking bool, limit, budget int) (c claimPart, err error) {
 	name, lock, visits := "lock_groups", lockGroupsSQL, limit
-	if patient {
+	if blocking {
 		name, lock, visits = "await_group", awaitGroupsSQL, 1
 	}
 	for range groupRounds {
@@ -316,7 +317,7 @@ func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.
 			c.messages = nil
 		}
 		if locked(err) {
-			break // for longer than it is worth to wait
+			break // the lock timeout: waiting longer is not worth it
 		}
 		if err != nil {
 			return claimPart{}, err
@@ -329,9 +330,9 @@ func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.
 		}
 		c.now, c.last = visited[0].now, visited[len(visited)-1].readyAt
 		if len(c.messages) < len(visited) {
-			c.last = visited[0].readyAt // some may have kept their place
+			c.last = visited[0].readyAt // some groups may have kept their place
 		}
-		if len(c.messages) > 0 || patient {
+		if len(c.messages) > 0 || blocking {
 			break
 		}
 		visits = max(limit, groupVisits)
@@ -347,8 +348,8 @@ func (s *pinnedConn) lockGroups(name, statement string, terms leaseTerms, from t
 	}, statement, terms.queueKey, since(from), s.settings.version, visits)
 }
 
-// takeFromGroups claims messages from the groups that the transaction has locked, in
-// turns, and says when claims check those again.
+// takeFromGroups claims messages from the locked groups, in turns, and sets the time at
+// which claims check each group again.
 func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited []lockedGroup, limit, budget int) ([]message, error) {
 	type taken struct {
 		message

@@ -18,8 +18,8 @@ import (
 	"queued/internal/rawjson"
 )
 
-// publication is one request to publish and, after its turn in the lane, the
-// answer to it. It goes to a topic, or straight to a queue: one of the two is set.
+// publication is a request to publish to a topic or to a queue: one of the two is set. The
+// batcher sets its results.
 type publication struct {
 	topicID  string
 	queueID  string
@@ -27,29 +27,29 @@ type publication struct {
 	messages []draft
 	acks     []ackItem // messages to ack in the same commit
 
-	address address // as of the last look at the topic
+	address address // by the queues that the topic had when it was last read
 
-	stored []message // in the order sent, copies of one in order of queue id; nil until then
+	stored []message // in the order sent, copies of a message by queue id; nil before they are stored
 	err    error
 }
 
-// draft is a message that is to be published.
+// draft is a message to publish.
 type draft struct {
 	data       []byte         // JSON as sent
 	attributes []byte         // JSON as sent; nil if there are none
 	group      string         // empty if it has none
-	delay      *time.Duration // in place of the queue's
-	job        *job           // nil if it is none; one that is is published alone, to a queue
+	delay      *time.Duration // nil for the delay of the queue
+	job        *job           // nil if it is not a job; a job is published alone, to a queue
 }
 
-// maxCopies is the most messages that one request may make.
+// maxCopies is the maximum number of message copies of a request.
 const maxCopies = 100_000
 
 var errTooManyCopies = fmt.Errorf("too many message copies: a request may create at most %d", maxCopies)
 
-// errNeverDue says that a message would expire in a queue before it is due there.
+// errNeverDue is the error of a message that would expire in a queue before it is due.
 type errNeverDue struct {
-	message int // its place in the publication
+	message int // index in the publication
 	queueID string
 }
 
@@ -57,24 +57,23 @@ func (e errNeverDue) Error() string {
 	return fmt.Sprintf("the message would expire in queue %q before it is due; use a delay shorter than the queue's retention", e.queueID)
 }
 
-// directory is what is known of the queues of topics, for those who match messages
-// with filters before they wait for their turn: a large filter, or a large batch, is
-// to take the time of its own request. It may be out of date, which shows in the
-// lane.
+// directory caches the queues of topics. Requests match their messages with the filters of
+// these queues before they enter the batcher, so that a large filter or batch costs time
+// of its own request only. The cache may be out of date; the batch checks that.
 type directory struct {
 	mu      sync.Mutex
 	byTopic map[string]*subscribers
 }
 
-// of returns the queues of a topic, nil if they are not known.
+// of returns the queues of a topic, or nil if they are not cached.
 func (d *directory) of(topicID string) *subscribers {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.byTopic[topicID]
 }
 
-// share makes known what was read of a topic. It returns the same queues, but as
-// others know them if nothing of them has changed.
+// share caches the queues of a topic that were just read. If they are equal to the cached
+// ones, it returns those instead, so that equal queues have the same address.
 func (d *directory) share(topicID string, read *subscribers) *subscribers {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -89,8 +88,8 @@ func (d *directory) share(topicID string, read *subscribers) *subscribers {
 	return read
 }
 
-// publish stores, in one commit, one copy of each message for each queue of the
-// topic whose filter matches, or one for the queue, and wakes the receivers.
+// publish stores a copy of each message for each queue of the topic whose filters match, or
+// for the queue, all in one commit. It wakes the receivers.
 func (e *engine) publish(ctx context.Context, p *publication) ([]message, error) {
 	size := 0
 	for _, m := range p.messages {
@@ -114,9 +113,9 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 	return nil, asUnavailable(errStale)
 }
 
-// runPublications stores what a batch of publications makes: in one statement,
-// or in several if there are many copies, but each publication whole in one. It
-// leaves alone those that an earlier run of the batch has stored, and those that were
+// runPublications stores the copies of a batch of publications, in one statement or, if
+// there are many copies, in several. Each publication is stored in one statement. It skips
+// publications that an earlier run of the batch has stored, and publications that were
 // matched with other queues than the topic has now.
 func (e *engine) runPublications(s *pinnedConn, batch []*publication) error {
 	for range settingsAttempts {
@@ -128,7 +127,7 @@ func (e *engine) runPublications(s *pinnedConn, batch []*publication) error {
 	return errStale
 }
 
-// insertPublications is runPublications with the settings that s remembers. It returns
+// insertPublications is runPublications with the settings that s has cached. It returns
 // errStale if they have changed.
 func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 	if err := s.readDestinations(batch); err != nil {
@@ -146,12 +145,12 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		if errors.Is(err, errStale) {
 			return err
 		}
-		// Even if it failed: an unknown outcome may be that they are stored.
+		// After an error the outcome may be unknown, and the messages may be stored.
 		e.wakePublished(messages, stored, readyAt)
 		if time.Since(began) > watermarkMargin/2 {
-			// Claims at other servers may have passed the rows, which are due since the
-			// statement began. They shall know before the publisher goes on, or what it
-			// publishes next would be received first.
+			// The rows are due since the start of the statement, so claims of other servers
+			// may already scan from a later time. They are notified before the publisher
+			// gets its response. Otherwise its next message could be received first.
 			e.notifier.sendNow(s)
 		}
 		if err != nil {
@@ -196,12 +195,11 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 	return e.storeJobs(s, jobs)
 }
 
-// finishPublications returns the stored copies of messages to the publications that
-// they belong to, and counts them.
+// finishPublications sets the stored copies of each publication, and counts them.
 func (e *engine) finishPublications(all []*publication, stored [][]message) {
 	counts := make(map[string]int, 1)
 	for _, p := range all {
-		p.stored, p.err = slices.Concat(stored[:len(p.messages)]...), nil // an earlier run may have missed the topic
+		p.stored, p.err = slices.Concat(stored[:len(p.messages)]...), nil // an earlier run may not have found the topic
 		if p.stored == nil {
 			p.stored = []message{}
 		}
@@ -215,7 +213,7 @@ func (e *engine) finishPublications(all []*publication, stored [][]message) {
 	}
 }
 
-// readDestinations makes s remember where the publications of a batch go to.
+// readDestinations reads the topics and queues of a batch that s has not cached.
 func (s *pinnedConn) readDestinations(batch []*publication) error {
 	for range settingsAttempts {
 		resets := s.settings.resets
@@ -234,23 +232,23 @@ func (s *pinnedConn) readDestinations(batch []*publication) error {
 		if err := s.readNamed(slices.Collect(maps.Keys(queues))); err != nil {
 			return err
 		}
-		if s.settings.resets == resets { // else some that was known is forgotten
+		if s.settings.resets == resets { // otherwise entries that were cached have been cleared
 			return nil
 		}
 	}
 	return errStale
 }
 
-// address says which queues each message of a publication goes to.
+// address has the queues of each message of a publication.
 type address struct {
-	to     *subscribers // nil: that is not known yet
-	queues [][]int32    // for each message their places among them
+	to     *subscribers // nil if the queues are not known yet
+	queues [][]int32    // for each message, indexes into the queues
 	copies int
-	err    error // why it cannot go there
+	err    error // why it cannot be published to these queues
 }
 
-// match addresses a publication to those of the queues whose filters match. It
-// returns the error of ctx if that ends.
+// match sets the address of a publication: for each message, the queues whose filters
+// match. It returns the error of ctx if ctx ends.
 func (p *publication) match(ctx context.Context, to *subscribers) error {
 	v := address{to: to, queues: make([][]int32, len(p.messages))}
 	var all []int32
@@ -277,7 +275,7 @@ func (p *publication) match(ctx context.Context, to *subscribers) error {
 	return nil
 }
 
-// delayIn returns for how long the message is hidden in a queue.
+// delayIn returns the delivery delay of the message in a queue.
 func (m *draft) delayIn(queue subscription) time.Duration {
 	if m.delay != nil {
 		return *m.delay
@@ -285,16 +283,16 @@ func (m *draft) delayIn(queue subscription) time.Duration {
 	return queue.delay
 }
 
-// readdress makes sure that the address of a publication is as the settings say, or
-// forgets it: then its request has to match it anew. It returns why the publication
-// cannot go there.
+// readdress checks the address of a publication against the settings. If the queues of its
+// topic have changed, it clears the address, and the request has to match again. It returns
+// the error if the publication is impossible.
 func (e *engine) readdress(p *publication, v *settings) error {
 	if p.queueID != "" {
 		to, found := v.queues[p.queueID]
 		if !found {
 			return errQueueNotFound
 		}
-		if err := p.match(context.Background(), to); err != nil { // quick, without filters
+		if err := p.match(context.Background(), to); err != nil { // quick, because there are no filters
 			return err
 		}
 		return p.address.err
@@ -311,8 +309,7 @@ func (e *engine) readdress(p *publication, v *settings) error {
 	return p.address.err
 }
 
-// appendOutgoing appends the messages of a publication with the queues that each
-// goes to.
+// appendOutgoing appends the messages of a publication, each with its queues.
 func (p *publication) appendOutgoing(messages []outgoing) []outgoing {
 	all := p.address.to.queues
 	for i, m := range p.messages {
@@ -329,9 +326,9 @@ func (p *publication) appendOutgoing(messages []outgoing) []outgoing {
 	return messages
 }
 
-// wakePublished wakes the receivers of the queues that messages go to, but of those
-// with a group only where one is ready sooner than it was. Without stored, what
-// became of the messages is unknown and they count as due now.
+// wakePublished wakes the receivers of the queues of messages. A message with a group wakes
+// them only if its group is ready sooner than before. If stored is nil, the outcome is
+// unknown, and the messages count as due now.
 func (e *engine) wakePublished(messages []outgoing, stored [][]message, readyAt map[int64]time.Time) {
 	dueAt := make(map[string]time.Time, 1)
 	for i, m := range messages {
@@ -356,7 +353,7 @@ func (e *engine) wakePublished(messages []outgoing, stored [][]message, readyAt 
 	}
 }
 
-// subscription is a queue that messages go to.
+// subscription is a queue as a destination of messages.
 type subscription struct {
 	queueID   string
 	queueKey  int64
@@ -369,15 +366,15 @@ func (v subscription) equal(w subscription) bool {
 	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && (v.filters == nil) == (w.filters == nil) && bytes.Equal(v.filters, w.filters)
 }
 
-// subscribers are the queues of a topic, in order of their ids, or one that is named.
-// They do not change: after a change of settings others take their place.
+// subscribers are the queues of a topic, in order of their ids, or the one queue of a
+// publish to a queue. They are immutable: a change of settings replaces them.
 type subscribers struct {
 	queues  []subscription
 	compile sync.Once
 	matcher *matcher
 }
 
-// match is that of the matcher of the queues, which is made for the first message.
+// match calls the matcher of the queues, which is created for the first message.
 func (v *subscribers) match(attributes []byte, met, to []int32) []int32 {
 	v.compile.Do(func() {
 		all := make([]filters, len(v.queues))
@@ -397,8 +394,8 @@ LEFT JOIN queued.queues q ON q.topic_id = t.id
 WHERE t.id = ANY($1::text[])
 ORDER BY t.id, q.id`
 
-// readSubscriptions makes s remember the queues of each of the topics, in order
-// of their ids, but not of unknown topics.
+// readSubscriptions caches the queues of topics in s, in order of their ids. Unknown topics
+// are not cached.
 func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 	if len(topicIDs) == 0 {
 		return nil
@@ -440,8 +437,8 @@ FROM queued.settings s
 CROSS JOIN queued.queues q
 WHERE q.id = ANY($1::text[])`
 
-// readNamed makes s remember queues by their ids, as destinations, but not
-// unknown ones.
+// readNamed caches queues in s, by their ids, as destinations. Unknown queues are not
+// cached.
 func (s *pinnedConn) readNamed(queueIDs []string) error {
 	if len(queueIDs) == 0 {
 		return nil
@@ -463,15 +460,15 @@ func (s *pinnedConn) readNamed(queueIDs []string) error {
 	return nil
 }
 
-// errStale says that settings which a statement relied on have changed, and that
-// it did nothing.
+// errStale is the error of a statement whose cached settings have changed. The statement
+// had no effect.
 var errStale = errors.New("topic and queue settings change too often")
 
-// insertCopiesSQL inserts the copies of messages, whose payloads are sent once however
-// many copies there are. LATERAL leaves the planner no choice: rows are inserted, and so
-// numbered, in the order of the arrays. Arrays of what few messages have end with the last
-// that has it. Rows for a queue that is deleted at the same time are never delivered, and
-// the cleanup deletes them.
+// insertCopiesSQL inserts the copies of messages. Each payload is sent once, for any number
+// of copies. With LATERAL, rows are inserted, and therefore numbered, in the order of the
+// arrays. The arrays of traces and groups may be shorter, and end with the last message that
+// has one. Rows for a queue that is deleted at the same time are never delivered; the
+// cleanup deletes them.
 const insertCopiesSQL = `
     INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, trace, expired_at, scheduled_at, created_at, updated_at)
     SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.bytes, p.trace,
@@ -491,8 +488,8 @@ SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10
 FROM inserted`
 
 // insertGroupedSQL is insertMessagesSQL for messages of which some have a group. It also
-// returns the queues of groups that are checked earlier for it, and in how many
-// microseconds.
+// returns the queues of groups that will be checked earlier, and for each the number of
+// microseconds until then.
 const insertGroupedSQL = `
 WITH inserted AS (` + insertCopiesSQL + `
     RETURNING seq, queue_key, group_id, scheduled_at AS due_at
@@ -507,7 +504,7 @@ SELECT now(), array_agg(seq), (SELECT version FROM queued.settings) = $10,
        (SELECT array_agg((extract(epoch FROM ready_at - now()) * 1000000)::bigint) FROM groups)
 FROM inserted`
 
-// outgoing is a message to be published and the queues that get it.
+// outgoing is a message to publish, with its queues.
 type outgoing struct {
 	data       []byte
 	attributes []byte // nil if there are none
@@ -516,10 +513,10 @@ type outgoing struct {
 	to         []subscription
 }
 
-// insert stores all copies of all messages in one commit, and returns for each
-// message its copies in the order of its queues: an empty slice, not nil, if it
-// goes to none. Where groups are ready sooner than they were, it says when, by the
-// key of their messages. It returns errStale if they go by settings that have changed.
+// insert stores all copies of all messages in one commit. It returns the copies of each
+// message in the order of its queues; the slice is empty, and not nil, if there are none. It
+// also returns, by key of the queue, the time at which a group is ready if that is sooner
+// than before. It returns errStale if the cached settings have changed.
 func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Time, error) {
 	var payloads, attributes jsonArray
 	var sizes, firsts, lasts, retentions, delays intArray
@@ -549,11 +546,11 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		}
 	}
 	type outcome struct {
-		createdAt timestamp // the same for all: they share a statement
+		createdAt timestamp // the same for all, because they share a statement
 		seqs      pq.Int64Array
 		current   bool
 		readyKeys pq.Int64Array // queues of groups that are checked earlier
-		readyIn   pq.Int64Array // for each, in how many microseconds
+		readyIn   pq.Int64Array // for each, the number of microseconds until then
 	}
 	name, statement := "insert", insertMessagesSQL
 	args := []any{payloads, attributes, sizes, firsts, lasts, ids, keys, retentions, delays, s.settings.version, traces, groups}
@@ -575,7 +572,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		return nil, nil, errStale
 	}
 	seqs := outcomes[0].seqs
-	slices.Sort(seqs) // the rows are numbered in their order, and aggregated in any
+	slices.Sort(seqs) // the rows are numbered in order, but array_agg returns them in any order
 	if len(seqs) != n {
 		return nil, nil, fmt.Errorf("insert: %d of %d rows", len(seqs), n)
 	}
@@ -599,7 +596,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	return inserted, readyAt, nil
 }
 
-// draft reads a message that is to be published.
+// draft decodes a message to publish.
 func (f *form) draft(l *limits) draft {
 	m := draft{data: f.object("data", true), attributes: f.attributes("attributes"), group: f.group("group")}
 	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
@@ -612,10 +609,10 @@ func (f *form) draft(l *limits) draft {
 	return m
 }
 
-// maxGroup is the longest id of a group, in bytes.
+// maxGroup is the maximum length of the id of a group, in bytes.
 const maxGroup = 256
 
-// group reads the id of a group; empty if it is null or missing.
+// group reads the id of a group. It returns an empty id if the field is null or missing.
 func (f *form) group(name string) string {
 	raw := f.value(name, false)
 	if raw == nil {
@@ -637,7 +634,7 @@ func (f *form) group(name string) string {
 	return id
 }
 
-// groupMistake says what is wrong with the id of a group, and of what type that is.
+// groupMistake returns the mistake in the id of a group with its type, or empty texts.
 func groupMistake(id string) (msg, kind string) {
 	switch {
 	case id == "":
@@ -650,8 +647,8 @@ func groupMistake(id string) (msg, kind string) {
 	return "", ""
 }
 
-// attributes reads an object of strings, as sent but for what is not a string and
-// becomes one; nil if it is null or missing.
+// attributes reads an object of strings. It returns the object as it was sent, except for
+// values that are converted to strings, and nil if the field is null or missing.
 func (f *form) attributes(name string) []byte {
 	raw := f.object(name, false)
 	if raw == nil {

@@ -35,9 +35,9 @@ FROM (
 JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
 
-// undoDeliveries undoes the deliveries of messages that nobody got: of those that
-// were leased, and of those that were consumed. Where that takes several statements
-// they are one transaction: what is tried again must have done nothing.
+// undoDeliveries undoes the deliveries of messages that no client has received, leased or
+// consumed. If it takes several statements, they are one transaction, because a batch that
+// is retried must not have changed anything.
 func (s *pinnedConn) undoDeliveries(messages []message) (all []queueChange, err error) {
 	var leased, consumed, grouped []message
 	for _, m := range messages {
@@ -52,7 +52,7 @@ func (s *pinnedConn) undoDeliveries(messages []message) (all []queueChange, err 
 	}
 	do := func() error {
 		if len(grouped) > 0 {
-			if err := s.lockMessages(leased); err != nil { // others lock messages before their groups
+			if err := s.lockMessages(leased); err != nil { // all statements lock messages before groups
 				return err
 			}
 			if err := s.undoGroupDeliveries(grouped); err != nil {
@@ -81,7 +81,7 @@ FROM unnest($1::uuid[], $2::bigint[]) AS a (id, queue_key)
 JOIN queued.messages m ON ` + thatOneSQL + ` AND m.queue_key IS NOT DISTINCT FROM a.queue_key
 FOR UPDATE OF m`
 
-// lockMessages locks those of the messages that are there.
+// lockMessages locks the messages that still exist.
 func (s *pinnedConn) lockMessages(messages []message) error {
 	var ids idArray
 	var keys intArray
@@ -100,9 +100,9 @@ func sortedByID(messages []message) []message {
 	return slices.SortedFunc(slices.Values(messages), func(a, b message) int { return cmp.Compare(a.ID, b.ID) })
 }
 
-// release undoes the delivery of messages that nobody got: due when they were
-// due before, one delivery attempt less. A message whose lease is no longer the
-// one it was received with is left alone.
+// release undoes the delivery of leased messages: they have their old due time, and one
+// delivery attempt less. It changes only messages that are still in the lease of that
+// delivery.
 func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 	if len(messages) == 0 {
 		return nil, nil
@@ -150,8 +150,8 @@ FROM (
 JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
 
-// restore undoes the delivery of messages that were consumed and that nobody got:
-// they are as they were before, at their old place, and not kept among the consumed.
+// restore undoes the delivery of consumed messages: they are in their queue as before, at
+// their old place, and no longer among the consumed messages.
 func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 	if len(messages) == 0 {
 		return nil, nil
@@ -174,7 +174,7 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces)
 }
 
-// scanDue reads a queue in which messages, or a group, are due again.
+// scanDue reads a queue and the time at which a message or group of it is due.
 func scanDue(row scanner) (t queueChange, err error) {
 	var dueAt sql.NullTime
 	err = row.Scan(&t.queueID, &dueAt)
@@ -182,9 +182,10 @@ func scanDue(row scanner) (t queueChange, err error) {
 	return t, err
 }
 
-// A group that was delivered from once more since then is left alone. The delivery
-// before counts again, which was the interval before the limit that was; without an
-// interval others may have been delivered at the same time.
+// The statement changes only groups without a later delivery. It restores the limit, and
+// the time of the delivery before, which is the limit minus the interval. Without an
+// interval it keeps the time of the last delivery, because other messages may have been
+// delivered at that time.
 const undoGroupDeliveriesSQL = `
 WITH undone AS MATERIALIZED (
     SELECT g.tid, u.before, u.after,
@@ -204,7 +205,7 @@ WITH undone AS MATERIALIZED (
         FROM queued.groups
         WHERE queue_key = u.queue_key
             AND id = u.id
-        FOR UPDATE -- all, in their order: the next statement needs them too
+        FOR UPDATE -- locks all groups in their order, because the next statement needs them too
     ) g
 )
 UPDATE queued.groups g
@@ -214,8 +215,7 @@ FROM undone u
 WHERE g.ctid = u.tid
     AND g.limited_until IS NOT DISTINCT FROM u.after`
 
-// undoGroupDeliveries takes back what the delivery of messages did to their groups, and locks
-// those.
+// undoGroupDeliveries undoes the effect of deliveries on their groups, and locks the groups.
 func (s *pinnedConn) undoGroupDeliveries(messages []message) error {
 	var keys intArray
 	var ids groupArray

@@ -70,7 +70,7 @@ func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.ack(itemsOf(batch))
 	e.countAcks(all) // also before an error, because these acks are committed
 	if err != nil {
-		e.wakeIfUnknown(err)
+		e.sweepIfUnknown(err)
 		return err
 	}
 	return findConflicts(s, batch, tokensIn(all))
@@ -92,7 +92,7 @@ func (e *engine) countAcks(all []queueChange) {
 func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.nack(itemsOf(batch))
 	if err != nil {
-		e.wakeIfUnknown(err)
+		e.sweepIfUnknown(err)
 		return err
 	}
 	for _, t := range all {
@@ -109,7 +109,7 @@ func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
 func (e *engine) runExtensions(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.extend(itemsOf(batch))
 	if err != nil {
-		e.wakeIfUnknown(err)
+		e.sweepIfUnknown(err)
 		return err
 	}
 	byID := make(map[string]message, len(all))
@@ -139,7 +139,7 @@ func itemsOf(batch []*ackRequest) (all []ackItem) {
 func tokensIn(all []queueChange) map[string]bool {
 	done := make(map[string]bool)
 	for _, t := range all {
-		for _, id := range t.tokens {
+		for _, id := range t.withToken {
 			done[id] = true
 		}
 	}
@@ -181,13 +181,13 @@ const maxLease = 12 * time.Hour
 
 // queueChange has the changes of one statement to a queue.
 type queueChange struct {
-	queueID string
-	acked   int
-	nacked  int
-	dead    int       // number of nacked messages that moved to the dead queue
-	dropped int       // number of nacked messages that were deleted without a dead queue
-	dueAt   time.Time // the earliest due time of changed messages and groups; zero if there is none
-	tokens  []string  // ids of the changed messages that had a lease token
+	queueID   string
+	acked     int
+	nacked    int
+	dead      int       // number of nacked messages that moved to the dead queue
+	dropped   int       // number of nacked messages that were deleted without a dead queue
+	dueAt     time.Time // the earliest due time of changed messages and groups; zero if there is none
+	withToken []string  // ids of the changed messages that had a lease token
 }
 
 // ackItem is a message to ack, nack or extend.
@@ -251,7 +251,7 @@ func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
 	for range 2 {
 		acked, err := read(s, "ack", func(row scanner) (t queueChange, err error) {
 			var readyAt sql.NullTime
-			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.tokens), &readyAt)
+			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.withToken), &readyAt)
 			t.dueAt = readyAt.Time
 			return t, err
 		}, ackMessagesSQL, ids, leases)
@@ -347,7 +347,7 @@ func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
 	ids, leases, seconds, uncounted := ackItemArgs(items)
 	return read(s, "nack", func(row scanner) (t queueChange, err error) {
 		var dueAt sql.NullTime
-		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.tokens))
+		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.withToken))
 		t.dueAt = dueAt.Time
 		return t, err
 	}, nackMessagesSQL, ids, leases, seconds, uncounted)

@@ -93,9 +93,9 @@ type conn struct {
 type phase int32
 
 const (
-	waiting phase = iota // for a request, or the rest of its header
-	working
-	transferring // a body or a response
+	phaseWaiting phase = iota // for a request, or the rest of its header
+	phaseWorking
+	phaseTransferring // a body or a response
 )
 
 // listener admits connections.
@@ -193,7 +193,7 @@ func (c *conn) begin(header http.Header) bool {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
 	c.hold(-c.held) // the estimate of takeHeader
-	c.enter(working)
+	c.enter(phaseWorking)
 	return size <= plainHeader || c.takeLocked(size, false)
 }
 
@@ -202,7 +202,7 @@ func (c *conn) begin(header http.Header) bool {
 func (c *conn) move(p phase) {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
-	if p == waiting {
+	if p == phaseWaiting {
 		c.hold(-c.held)
 		c.header.Store(0)
 	}
@@ -213,11 +213,11 @@ func (c *conn) enter(p phase) {
 	c.phase.Store(int32(p))
 	switch {
 	case c.closed || c.TCPConn == nil:
-	case p == waiting:
+	case p == phaseWaiting:
 		c.lineUp(&c.admission.idle)
-	case p == working:
+	case p == phaseWorking:
 		c.lineUp(nil)
-	case p == transferring:
+	case p == phaseTransferring:
 		c.lineUp(&c.admission.moving)
 	}
 }
@@ -263,7 +263,7 @@ func (c *conn) takeHeader() bool {
 	c.admission.mu.Lock()
 	defer c.admission.mu.Unlock()
 	more := (c.header.Load()-plainHeader)*headerCost - c.held
-	if phase(c.phase.Load()) != waiting || more <= 0 || c.closed {
+	if phase(c.phase.Load()) != phaseWaiting || more <= 0 || c.closed {
 		return true
 	}
 	if c.line == &c.admission.idle {
@@ -278,7 +278,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := c.TCPConn.Read(b)
-	if phase(c.phase.Load()) == waiting {
+	if phase(c.phase.Load()) == phaseWaiting {
 		c.header.Add(int64(n))
 	}
 	c.progress(n)
@@ -297,7 +297,7 @@ func (c *conn) Write(b []byte) (int, error) {
 // progress counts bytes of a body that the client has sent, or of a response that the
 // client has read.
 func (c *conn) progress(n int) {
-	if phase(c.phase.Load()) != transferring {
+	if phase(c.phase.Load()) != phaseTransferring {
 		return
 	}
 	c.admission.mu.Lock()

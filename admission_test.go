@@ -146,7 +146,7 @@ func TestStalledConnectionsAreEvicted(t *testing.T) {
 	for range 4 {
 		c, _ := newAdmittedConn(t, r)
 		c.begin(nil)
-		c.move(transferring)
+		c.move(phaseTransferring)
 		all = append(all, c)
 	}
 	take := func(c *conn, n int64, want bool) {
@@ -173,7 +173,7 @@ func TestStalledConnectionsAreEvicted(t *testing.T) {
 	}
 	take(all[0], 1, false)
 	for _, c := range all {
-		c.move(waiting)
+		c.move(phaseWaiting)
 		c.Close()
 	}
 	checkDiff(t, "admitted after all have closed", []any{int64(0), 0, 0, 0}, []any{r.buffered, r.open, r.idle.Len(), r.moving.Len()})
@@ -225,7 +225,7 @@ func TestHeadersCountAsBuffered(t *testing.T) {
 	checkDiff(t, "a small header counts", int64(0), r.buffered)
 	c.begin(map[string][]string{"A": {strings.Repeat("1", 1000), "2"}})
 	checkDiff(t, "a complete header counts", int64(1003+2*lineCost), r.buffered)
-	c.move(waiting)
+	c.move(phaseWaiting)
 	checkDiff(t, "buffered after the request", int64(0), r.buffered)
 	if send(60<<10) == nil && send(1) == nil {
 		t.Error("a header above the limit can be read")
@@ -305,7 +305,7 @@ func TestResponseReadInSmallPiecesIsProgress(t *testing.T) {
 	c, client := newAdmittedConn(t, r)
 	go io.Copy(io.Discard, client)
 	c.begin(nil)
-	c.move(transferring)
+	c.move(phaseTransferring)
 	long := time.Now().Add(-time.Hour)
 	c.since = long
 	for range 2 * progressSize / (16 << 10) {
@@ -333,7 +333,7 @@ func TestListsAreCutAndGoOn(t *testing.T) {
 	for i := range 6000 {
 		groups = append(groups, fmt.Sprintf("%04d", i)+strings.Repeat("\x01", 252)) // six bytes each in JSON
 	}
-	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at, keep_interval) SELECT key, g, 'infinity', true FROM queued.queues, unnest($1::text[]) AS g WHERE queues.id = 'q00'", groupArray(groups))
+	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at, keep_interval) SELECT key, g, 'infinity', true FROM queued.queues, unnest($1::text[]) AS g WHERE queues.id = 'q00'", quotedArray(groups))
 	for _, v := range []struct {
 		path string
 		want []string

@@ -14,7 +14,7 @@ type claimRequest struct {
 	limit   int // messages
 	budget  int // bytes
 
-	claimed   bool // the fields below are set
+	done      bool // the fields below are set
 	result    claimResult
 	sentAt    time.Time // of the statement
 	err       error
@@ -27,7 +27,7 @@ const claimBudget = claimShares * deliverySize
 
 // runClaims runs the claims of a batch that an earlier run of the batch has not done.
 func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
-	pending := slices.DeleteFunc(slices.Clone(batch), func(r *claimRequest) bool { return r.claimed })
+	pending := slices.DeleteFunc(slices.Clone(batch), func(r *claimRequest) bool { return r.done })
 	for range settingsAttempts {
 		if err := s.readStaleTerms(pending); err != nil {
 			return err
@@ -38,9 +38,9 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 			terms, found := s.settings.terms[r.queueID]
 			switch {
 			case !found:
-				r.claimed, r.err = true, errQueueNotFound
+				r.done, r.err = true, errQueueNotFound
 			case terms.hasGroups:
-				r.claimed, r.hasGroups = true, true
+				r.done, r.hasGroups = true, true
 			default:
 				able = append(able, r)
 			}
@@ -50,14 +50,14 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 		}
 		// For the other queues no message is due, or the terms have changed, or the queue
 		// was deleted.
-		pending = slices.DeleteFunc(able, func(r *claimRequest) bool { return r.claimed })
+		pending = slices.DeleteFunc(able, func(r *claimRequest) bool { return r.done })
 		if err := s.readLeaseTerms(claimArgs(pending)); err != nil {
 			return err
 		}
 		if s.settings.version == version {
 			for _, r := range pending {
 				terms, found := s.settings.terms[r.queueID]
-				r.claimed, r.hasGroups = true, terms.hasGroups
+				r.done, r.hasGroups = true, terms.hasGroups
 				if !found {
 					r.err = errQueueNotFound
 				}
@@ -138,7 +138,7 @@ func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 		r := all[0]
 		r.sentAt = time.Now()
 		v, err := s.claimOnce(s.settings.terms[r.queueID], dispatcherKey{queueID: r.queueID}, r.from, false, r.limit, r.budget)
-		r.result, r.claimed = v, len(v.messages) > 0
+		r.result, r.done = v, len(v.messages) > 0
 		return err
 	}
 	var keys, limits, deliveryLimits, budgets, deadlines intArray
@@ -167,7 +167,7 @@ func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 	}
 	for _, r := range all {
 		r.result.ungrouped = claimPartOf(r.result.messages)
-		r.claimed = len(r.result.messages) > 0
+		r.done = len(r.result.messages) > 0
 	}
 	return nil
 }

@@ -295,7 +295,7 @@ func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.
 	}
 	for range groupRounds {
 		var visited []lockedGroup
-		var ended groupArray
+		var ended quotedArray
 		err := s.transaction(func() (err error) {
 			visited, err = s.lockGroups(name, lock, terms, from, visits)
 			if err != nil || len(visited) == 0 {
@@ -355,7 +355,7 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited 
 		message
 		place int
 	}
-	tids := make(groupArray, len(visited))
+	tids := make(quotedArray, len(visited))
 	for i, g := range visited {
 		tids[i] = g.tid
 	}
@@ -382,7 +382,7 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited 
 	}
 	slices.SortFunc(all, func(a, b taken) int { return cmp.Compare(a.place, b.place) })
 	var messages []message
-	var groups groupArray
+	var groups quotedArray
 	for _, m := range all {
 		messages, groups = append(messages, m.message), append(groups, m.Group)
 	}

@@ -600,7 +600,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 				return err
 			}
 			var keys intArray
-			var ids groupArray
+			var ids quotedArray
 			for _, f := range page {
 				if f.idle {
 					keys, ids = append(keys, f.queueKey), append(ids, f.id)

@@ -171,7 +171,7 @@ ORDER BY j.n`
 // findWaiting finds the messages that new jobs of their name replace.
 func (b *jobBatch) findWaiting() error {
 	var keys intArray
-	var groups, names groupArray
+	var groups, names quotedArray
 	for _, m := range b.messages {
 		keys, groups, names = append(keys, m.group.key.queueKey), append(groups, m.group.key.id), append(names, m.name)
 	}
@@ -253,7 +253,7 @@ RETURNING m.id, m.seq, now()`
 func (b *jobBatch) storeMessages() error {
 	var ids idArray
 	var keys, bytes, deliveries, retentions, delays intArray
-	var groups, names groupArray
+	var groups, names quotedArray
 	var data, traces jsonArray
 	accepted := make(map[string]*jobMessage)
 	for _, m := range b.messages {
@@ -347,7 +347,7 @@ func (b *jobBatch) updateGroups() error {
 	return err
 }
 
-func groupArrays(groups []*jobGroup) (keys intArray, ids groupArray) {
+func groupArrays(groups []*jobGroup) (keys intArray, ids quotedArray) {
 	for _, g := range groups {
 		keys, ids = append(keys, g.key.queueKey), append(ids, g.key.id)
 	}
@@ -404,7 +404,7 @@ func (e *engine) finish(ctx context.Context, queueID, group, jobID string) (bool
 func (e *engine) runFinishes(s *pinnedConn, batch []*finishing) error {
 	all, err := s.finish(batch)
 	if err != nil {
-		e.wakeIfUnknown(err)
+		e.sweepIfUnknown(err)
 		return err
 	}
 	for _, f := range all {
@@ -452,7 +452,7 @@ type finished struct {
 
 func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
 	var queues textArray
-	var groups, jobs groupArray
+	var groups, jobs quotedArray
 	for _, v := range batch {
 		queues, groups, jobs = append(queues, v.queueID), append(groups, v.group), append(jobs, v.jobID)
 	}
@@ -498,7 +498,7 @@ ORDER BY u.n`
 
 func (e *engine) runMeasurings(s *pinnedConn, batch []*measuring) error {
 	var keys intArray
-	var groups groupArray
+	var groups quotedArray
 	for _, v := range batch {
 		keys, groups = append(keys, v.key), append(groups, v.group)
 	}

@@ -18,10 +18,13 @@ const (
 	ackRows     = 2000     // maximum messages per ack, nack or extend; the same
 
 	maxReceivers = 100_000 // maximum waiting receivers of all queues
+
+	engineBatchers = 9
 )
 
-// engine executes the frequent operations: publish, receive, ack, nack and extend,
-// each in a file of its own. It has its own connections to the database.
+// engine executes the frequent operations: publish (publish.go), receive (receive.go,
+// claim*.go), ack, nack and extend (ack.go), and the release of messages that no receiver
+// got (release.go). It has its own connections to the database.
 type engine struct {
 	log     *slog.Logger
 	metrics *metrics
@@ -80,28 +83,27 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 		stop:        stop,
 	}
 	// Each worker has a connection of its own if there are enough. With fewer
-	// connections, workers share them, but not the two workers of a batcher, nor two
-	// neighbours in this list.
+	// connections, batchers share them, but the two workers of a batcher never do.
 	workers := func(i int) []*pinnedConn { return []*pinnedConn{shared[i%n], shared[(i+n/2)%n]} }
 	e.publications = newBatcher("publish", workers(0), m, publishRows, publishSize, e.runPublications)
 	e.acks = newBatcher("ack", workers(1), m, ackRows, publishSize, e.runAcks)
 	e.nacks = newBatcher("nack", workers(2), m, ackRows, publishSize, e.runNacks)
 	e.extensions = newBatcher("extend", workers(3), m, ackRows, publishSize, e.runExtensions)
 	e.finishes = newBatcher("finish", workers(4), m, ackRows, publishSize, e.runFinishes)
-	e.claims = newBatcher("claim", workers(7), m, claimRows, math.MaxInt, e.runClaims)
 	e.searches = newBatcher("search", workers(5), m, ackRows, publishSize, e.runSearches)
-	e.measurings = newBatcher("waiting", workers(8), m, ackRows, publishSize, e.runMeasurings)
 	e.releases = newBatcher("release", workers(6), m, ackRows, publishSize, e.runReleases)
+	e.claims = newBatcher("claim", workers(7), m, claimRows, math.MaxInt, e.runClaims)
+	e.measurings = newBatcher("measure", workers(8), m, ackRows, publishSize, e.runMeasurings)
 	for _, s := range newPinnedConns(db, m, claimers) {
 		e.claimers <- s
 	}
 	e.notifier = newNotifier(shared[n-1], log)
 	e.background.Go(func() { e.notifier.send(ctx) })
-	e.background.Go(func() { e.notifier.listen(ctx, d, e.wake, e.wakeAll) })
+	e.background.Go(func() { e.notifier.listen(ctx, d, e.wake, e.sweepSoon) })
 	e.background.Go(func() { e.sweepPeriodically(ctx, shared[n/2-1], fullSweep, quickSweep) })
 	e.background.Go(func() {
 		defer pings.Close()
-		d.watch(ctx, pings, log, e.wakeAll)
+		d.watch(ctx, pings, log, e.sweepSoon)
 	})
 	m.observeReceivers(e)
 	return e, nil
@@ -172,7 +174,7 @@ func (e *engine) close() {
 func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
 	all, err := s.undoDeliveries(slices.Concat(batch...))
 	if err != nil {
-		e.wakeIfUnknown(err)
+		e.sweepIfUnknown(err)
 		return err
 	}
 	for _, t := range all {
@@ -181,11 +183,11 @@ func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
 	return nil
 }
 
-// wakeIfUnknown wakes the receivers of all queues after a statement whose outcome is
-// unknown, because it may have made messages due.
-func (e *engine) wakeIfUnknown(err error) {
+// sweepIfUnknown starts a full sweep after a statement whose outcome is unknown, because
+// it may have made messages due. The periodic sweeps of other servers find these too.
+func (e *engine) sweepIfUnknown(err error) {
 	if !rejected(err) {
-		e.wakeAll()
+		e.sweepSoon()
 	}
 }
 
@@ -202,8 +204,9 @@ const (
 	defaultFullSweep  = 10 * time.Second // interval of sweeps of whole queues
 	defaultQuickSweep = time.Second      // interval of sweeps just below the low-water marks
 
-	// sweepMargin is how far below the mark a quick sweep scans. A row is due from the
-	// start of its statement and visible from its commit, which is at most this later.
+	// sweepMargin is how far below the mark a quick sweep scans. A published row is due
+	// from the start of its statement and visible from its commit, which is at most this
+	// later. A full sweep finds older ones, such as released messages.
 	sweepMargin = networkTimeout
 
 	// sweepShare limits full sweeps to a twentieth of the time.

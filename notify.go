@@ -19,7 +19,8 @@ const notifyChannel = "queued"
 // Bounds of NOTIFY and LISTEN.
 const (
 	// A commit with NOTIFY takes a lock on the whole cluster. So one notification
-	// covers many queues, there is at most one per interval, and a publish sends none.
+	// covers many queues, and there is at most one per interval. A slow publish sends one
+	// more, in a transaction of its own (sendNow).
 	notifyInterval = 10 * time.Millisecond
 	notifyPayload  = 7000 // bytes; PostgreSQL takes less than 8000
 
@@ -92,8 +93,8 @@ SELECT pg_notify('` + notifyChannel + `', payload)
 FROM unnest($1::text[]) AS payload`
 
 // sendNow sends the pending notifications on a connection that the caller has exclusive
-// use of. When it returns, all notifications that were pending before have been sent. A
-// publish calls it if it took longer than watermarkMargin allows.
+// use of. When it returns, all notifications that were pending before have been sent,
+// or could not be sent. A publish that took longer than slowPublish calls it.
 func (n *notifier) sendNow(s *pinnedConn) {
 	n.sending.Lock()
 	defer n.sending.Unlock()
@@ -171,7 +172,7 @@ func (n *notifier) listening() bool { return n.connected.Load() }
 // listen receives notifications until ctx is done. It reconnects by itself, and then
 // calls wakeAll for the notifications that it may have missed.
 func (n *notifier) listen(ctx context.Context, d *database, wake func(queueID string, dueAt time.Time), wakeAll func()) {
-	way := &listening{}
+	way := &listenAttempt{}
 	l := pq.NewDialListener(dialer{database: d, timeout: listenTimeout, listener: way}, d.dsn, 100*time.Millisecond, time.Second, func(event pq.ListenerEventType, err error) {
 		switch event {
 		case pq.ListenerEventConnected, pq.ListenerEventConnectionAttemptFailed:

@@ -17,18 +17,18 @@ func (a textArray) Value() (driver.Value, error) {
 	return joinArray(a, func(b []byte, s string) []byte { return append(b, s...) }), nil
 }
 
-// groupArray is a text[] of any strings; an empty one is NULL.
-type groupArray []string
+// quotedArray is a text[] of any strings; an empty one is NULL.
+type quotedArray []string
 
 // set sets element i to a text, unless the text is empty. Missing elements are NULL,
 // because unnest pads the shorter arrays with nulls.
-func (a *groupArray) set(i int, text string) {
+func (a *quotedArray) set(i int, text string) {
 	if text != "" {
-		*a = append(append(*a, make(groupArray, i-len(*a))...), text)
+		*a = append(append(*a, make(quotedArray, i-len(*a))...), text)
 	}
 }
 
-func (a groupArray) Value() (driver.Value, error) {
+func (a quotedArray) Value() (driver.Value, error) {
 	return joinArray(a, func(b []byte, s string) []byte {
 		if s == "" {
 			return append(b, "NULL"...)
@@ -65,7 +65,7 @@ func (a timeArray) Value() (driver.Value, error) {
 // jsonArray is a json[] of JSON texts; nil is NULL.
 type jsonArray [][]byte
 
-// set sets element i to a text, unless the text is nil, like groupArray.set.
+// set sets element i to a text, unless the text is nil, like quotedArray.set.
 func (a *jsonArray) set(i int, text []byte) {
 	if text != nil {
 		*a = append(append(*a, make(jsonArray, i-len(*a))...), text)

@@ -193,15 +193,15 @@ func newDatabase(text string) (*database, error) {
 // connections are the maximum numbers of connections of a server, by their use.
 type connections struct {
 	requests int // for topics, queues, stats, purge, redrive, counts and the cleanup
-	claimers int // for claims, each of one queue
-	batchers int // workers of batchers, notifier and sweeps; they share connections if there are fewer
+	claimers int // for claims that cannot share a statement with those of other queues
+	batchers int // for the workers of batchers, the notifier and the sweeps, which share them if they are few
 }
 
 // Bounds of -max-database-connections.
 const (
 	otherConnections     = 3 // without a statement timeout, for notifications, and for pings
 	leastConnections     = 8
-	maxServerConnections = 31 // with these no connection is shared
+	maxServerConnections = 33 // with these no connection is shared
 )
 
 var defaultConnections = shareConnections(maxServerConnections)

@@ -23,7 +23,7 @@ const (
 	tick           = 50 * time.Millisecond
 	silenceTimeout = 4   // ticks without a response that cause a ping
 	pingTimeout    = 10  // ticks for the response to the ping
-	connectTicks   = 100 // ticks for it if a connection has to be made first
+	connectTicks   = 100 // ticks after which the ping is ended, even if it is still connecting
 	pingRetry      = 10  // ticks between two pings of a database that does not respond
 	pingIdle       = 200 // ticks between two pings without a cause, which keep the connection
 )
@@ -143,21 +143,21 @@ type attempt struct{ last *deadlineConn }
 
 type attemptKey struct{}
 
-// listening is the attempt of the connection for notifications. lib/pq makes it
+// listenAttempt is the attempt of the connection for notifications. lib/pq makes it
 // without a context and reports the outcome as an event, so it passes the gate here.
-type listening struct {
+type listenAttempt struct {
 	attempt
 	probe bool
 }
 
-func (l *listening) enter(d *database) (err error) {
+func (l *listenAttempt) enter(d *database) (err error) {
 	if !l.probe { // otherwise it has passed, and tries without TLS or the next host
 		l.probe, err = d.gate.enter()
 	}
 	return err
 }
 
-func (l *listening) leave(d *database, err error) {
+func (l *listenAttempt) leave(d *database, err error) {
 	d.gate.leave(l.probe, err)
 	l.probe = false
 }
@@ -167,8 +167,8 @@ func (l *listening) leave(d *database, err error) {
 type dialer struct {
 	database *database
 	timeout  time.Duration
-	ping     bool       // for pings, which go on while PostgreSQL does not respond
-	listener *listening // for notifications, between which it may be silent for long; nil for others
+	ping     bool           // for pings, which go on while PostgreSQL does not respond
+	listener *listenAttempt // for notifications, between which it may be silent for long; nil for others
 }
 
 func (d dialer) Dial(network, address string) (net.Conn, error) {

@@ -147,7 +147,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		}
 		// After an error the outcome may be unknown, and the messages may be stored.
 		e.wakePublished(messages, stored, readyAt)
-		if time.Since(began) > watermarkMargin/2 {
+		if time.Since(began) > slowPublish {
 			// The rows are due since the start of the statement, so claims of other servers
 			// may already scan from a later time. They are notified before the publisher
 			// gets its response. Otherwise its next message could be received first.
@@ -522,7 +522,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	var sizes, firsts, lasts, retentions, delays intArray
 	var ids idArray
 	var keys intArray
-	var groups groupArray
+	var groups quotedArray
 	var traces jsonArray
 	inserted := make([][]message, len(messages))
 	n := 0

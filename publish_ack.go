@@ -56,12 +56,12 @@ func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
 	}
 	e.wakePublished(messages, stored, readyAt)
 	if err != nil {
-		e.wakeIfUnknown(err)
+		e.sweepIfUnknown(err)
 		return err
 	}
 	e.finishPublications(able, stored)
 	e.countAcks(acked)
-	if time.Since(began) > watermarkMargin/2 {
+	if time.Since(began) > slowPublish {
 		e.notifier.sendNow(s)
 	}
 	return nil

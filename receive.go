@@ -38,15 +38,16 @@ const (
 // deleted instead of leased, have a dispatcher of their own. It exists as long as
 // there are receivers, and goes through three states:
 //
-//	       ┌───────────── messages ◄──────────────┐
-//	       ▼                                      │
-//	    claiming ── nothing due ──► searching ── due now
-//	       ▲                            │
-//	       │                      due later, or never
-//	wake, new receiver,                 ▼
-//	due time has come ◄───────────── sleeping
+//	          ┌───────────────────────────────────────┐
+//	          ▼                                       │
+//	       claiming ── nothing claimed ──► searching ── due now
+//	          ▲                                │
+//	          │                          due later, or never
+//	a wake-up, the due time,                   ▼
+//	a receiver that does not wait ◄──────── sleeping
 //
-// A wake-up during a claim or a search sets woken, which causes another claim. A
+// It begins with a claim, or with a search if the last one of the queue found nothing. A
+// wake-up during a claim or a search sets woken, which causes another claim. A waiting
 // receiver that arrives while the dispatcher sleeps causes no claim, because nothing is
 // due.
 //
@@ -55,7 +56,7 @@ type dispatcher struct {
 	dispatcherKey
 	line        []*receiver   // waiting, in order of arrival
 	arrivals    int           // number of receivers so far
-	served      int           // the arrival number that the last successful claim covers
+	served      int           // the arrival number that the last successful claim or search covers
 	nonBlocking int           // number of receivers in line that do not wait
 	woken       bool          // there was a wake-up since the last claim began
 	clock       clock         // of PostgreSQL
@@ -267,16 +268,17 @@ func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
 	return all
 }
 
-// knows reports whether the queue existed at its last claim, and was claimed recently.
+// knows reports whether a recent claim found the queue.
 func (e *engine) knows(queueID string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.watermarks[queueID] != nil
+	w := e.watermarks[queueID]
+	return w != nil && w.found
 }
 
-// wakeAll starts a full sweep. It is called after notifications or wake-ups may have been
-// lost.
-func (e *engine) wakeAll() {
+// sweepSoon starts a full sweep of the queues that this server claimed recently. It is
+// called after notifications or wake-ups may have been lost.
+func (e *engine) sweepSoon() {
 	select {
 	case e.sweepNow <- struct{}{}:
 	default:
@@ -297,7 +299,7 @@ func (e *engine) dispatch(d *dispatcher) {
 		asked, wanted := d.arrivals, 0
 		w := e.watermarksOf(d.queueID)
 		from, groupsFirst, searchFirst := w.begin(), w.claims%2 == 0, w.empty
-		w.empty = true // until a message is found, or a wake-up arrives
+		w.empty = true // reset below if this claim finds messages, and by wake-ups from now on
 		shares := min(len(d.line), claimShares)
 		for _, r := range d.line {
 			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows {
@@ -449,7 +451,7 @@ func (e *engine) watermarksOf(queueID string) *watermarks {
 // groupsFirst.
 func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
 	queueID := at.queueID
-	v, sentAt, err := e.claimResult(at, from, groupsFirst, limit, budget)
+	v, sentAt, err := e.claimMessages(at, from, groupsFirst, limit, budget)
 	if errors.Is(err, errQueueNotFound) {
 		e.mu.Lock()
 		delete(e.watermarks, queueID)
@@ -461,7 +463,9 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 		return delivery{err: asUnavailable(err)}
 	}
 	e.mu.Lock()
-	e.watermarksOf(queueID).raise(from, v)
+	w := e.watermarksOf(queueID)
+	w.found = true
+	w.raise(from, v)
 	e.mu.Unlock()
 	if sizeOf(v.messages) > budget/2 {
 		e.announce(queueID, time.Time{}) // the claim may have locked rows beyond its budget
@@ -472,13 +476,13 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 	return delivery{messages: v.messages, goodUntil: sentAt.Add(v.ackDeadline)}
 }
 
-// claimResult claims for a dispatcher, in a batch with claims of other queues if the
+// claimMessages claims for a dispatcher, in a batch with claims of other queues if the
 // queue leases messages and has no groups.
-func (e *engine) claimResult(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
+func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
 	if !at.consumes && !e.hasGroups(at.queueID) {
 		r := &claimRequest{queueID: at.queueID, from: from, limit: limit, budget: budget}
 		err := e.claims.do(context.Background(), r, limit, budget)
-		if r.claimed && !r.hasGroups {
+		if r.done && !r.hasGroups {
 			return r.result, r.sentAt, r.err
 		}
 		if err != nil {

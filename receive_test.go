@@ -214,7 +214,7 @@ func TestLongPollReturnsAtOnceAfter(t *testing.T) {
 		},
 		"a full sweep after a lost notification": func(s, _ *testServer) {
 			s.fill("t", 1)
-			s.engine.wakeAll()
+			s.engine.sweepSoon()
 		},
 	} {
 		t.Run(what, func(t *testing.T) {

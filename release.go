@@ -160,7 +160,7 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 	var keys, seqs, sizes, attempts, limits intArray
 	var data, attributes jsonArray
 	var expiries, dues, created, consumed timeArray
-	var groups, jobs groupArray
+	var groups, jobs quotedArray
 	var traces jsonArray
 	for i, m := range messages {
 		traces.set(i, m.trace.json())
@@ -218,7 +218,7 @@ WHERE g.ctid = u.tid
 // undoGroupDeliveries undoes the effect of deliveries on their groups, and locks the groups.
 func (s *pinnedConn) undoGroupDeliveries(messages []message) error {
 	var keys intArray
-	var ids groupArray
+	var ids quotedArray
 	var before, after timeArray
 	for _, m := range messages {
 		keys, ids = append(keys, m.queueKey), append(ids, m.Group)

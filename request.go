@@ -43,8 +43,8 @@ func (r *request) readBody(limit int64, timeout time.Duration) error {
 	if r.ContentLength == 0 {
 		return nil
 	}
-	r.w.conn.move(transferring)
-	defer r.w.conn.move(working)
+	r.w.conn.move(phaseTransferring)
+	defer r.w.conn.move(phaseWorking)
 	if r.ContentLength > limit {
 		r.discardBody()
 		return errTooLarge
@@ -99,7 +99,7 @@ func (r *request) discardRest() {
 	if r.w.bodyRead || r.ContentLength == 0 || r.Header.Get("Expect") != "" {
 		return
 	}
-	r.w.conn.move(transferring)
+	r.w.conn.move(phaseTransferring)
 	io.CopyN(io.Discard, r.Body, unwantedBody)
 }
 

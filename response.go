@@ -59,7 +59,7 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 		w.WriteHeader(http.StatusOK)
 	}
 	if len(b) > smallResponse {
-		w.conn.move(transferring)
+		w.conn.move(phaseTransferring)
 	}
 	if w.lost {
 		return 0, net.ErrClosed

@@ -174,7 +174,7 @@ func (s *server) call(rt *route, r *request) (any, error) {
 // ServeHTTP serves every request, also those that no route matches.
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	r := s.newRequest(hw, hr)
-	defer r.w.conn.move(waiting)
+	defer r.w.conn.move(phaseWaiting)
 	defer r.discardRest()
 	defer s.finish(r, time.Now())
 	if err := s.admit(r); err != nil {

@@ -7,6 +7,7 @@ type watermarks struct {
 	messages  watermark // due times of messages without a group
 	groups    watermark // ready times of groups
 	claims    int       // number of claims so far
+	found     bool      // a claim found the queue
 	hasGroups bool      // the last claim found groups
 	empty     bool      // the last claim or search found no message, and there was no wake-up since
 	usedAt    time.Time // time of the last claim, by the clock of this process
@@ -58,9 +59,14 @@ type watermark struct {
 
 const (
 	// watermarkMargin is the distance of the mark below the last claimed message. The
-	// messages of a publish that commits within this time are never below the mark. A
-	// publish that takes longer lowers the marks of all servers before it returns.
+	// messages of a publish that commits within this time are never below the mark.
 	watermarkMargin = 50 * time.Millisecond
+
+	// slowPublish is the time after which a publish sends its notification before it
+	// returns, and does not leave that to the notifier: a claim at another server may
+	// have passed its messages. Half of the margin leaves time for the commit, whose end
+	// the server sees late.
+	slowPublish = watermarkMargin / 2
 
 	// watermarkIdle is how long the marks of a queue are kept without a claim.
 	watermarkIdle = 10 * time.Second

@@ -661,8 +661,8 @@ func (s *suite) queues() error {
 	s.write(`
 ## Many queues
 
-- 1,000 queues, each with a client that runs cycles: %s cycles per second. Publishes and acks of all queues share statements.
-  Claims do not, because a claim is for one queue, so each of these messages takes a statement and a commit of its own.
+- 1,000 queues, each with a client that runs cycles: %s cycles per second. Publishes, acks and claims of
+  queues that wait at the same time share statements.
 - A topic with 100 queues, and 8 publishers: %s publishes per second, which are %s copies per second. Batches of 100 to one
   queue do not insert rows any faster (see above).
 `, thousands(cycles), thousands(fanOut), thousands(100*fanOut))

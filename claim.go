@@ -86,7 +86,8 @@ func (s *pinnedConn) leaseTermsOf(queueID string, groupsSince time.Time) (leaseT
 
 // The statement has one plan on every table: a scan of messages_due that ends at the limit.
 // It identifies rows by ctid, because rows that it has locked cannot move. It takes
-// messages up to the budget of bytes, and the first one in any case, like share.
+// messages up to the budget of bytes, and the first one in any case, like share. Only
+// messages with a group have a delivery limit of their own.
 const dueMessagesSQL = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq, bytes

@@ -58,11 +58,11 @@ func newMatcher(queues []filters) *matcher {
 	return m
 }
 
-// match appends to to the queues that accept a message with these attributes, which
-// form.attributes has checked. A queue accepts it if the message has every attribute
-// in the queue's filters, with one of the accepted values. A message without
-// attributes (nil) matches only queues without filters; an empty set of attributes
-// also matches empty filters. met is scratch space with one element for each queue.
+// match returns to with the queues appended that accept a message with these attributes,
+// which form.attributes has checked. A queue accepts it if the message has every
+// attribute in the queue's filters, with one of the accepted values. A message without
+// attributes (nil) matches only queues without filters; an empty set of attributes also
+// matches empty filters. met is scratch space with one element for each queue.
 func (m *matcher) match(attributes []byte, met, to []int32) []int32 {
 	clear(met)
 	if len(m.accepting) > 0 {

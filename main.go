@@ -20,17 +20,20 @@
 //	  engine              │       publish.go, receive.go, ack.go: frequent operations
 //	     │                │
 //	     ▼                ▼
-//	one statement, one commit     cleanup.go: expired messages, and those never acked
+//	statement, commit, fsync
+//
+// cleanup.go runs beside the requests: it deletes expired messages, and moves those that
+// were never acked to their dead queues.
 //
 // A commit and a round trip cost the same for one message as for a hundred. So the
-// engine combines requests: publishes, acks, nacks and extends that wait at the same
-// time share a statement (batcher.go), and one dispatcher for each queue claims
-// messages for all its receivers (receive.go). When nothing is due, the dispatcher
-// sleeps until a publish, a notification of another server (notify.go) or the clock
-// wakes it. That is the long poll.
+// engine combines requests: publishes, acks and other requests that wait at the same time
+// share a statement (batcher.go), and a dispatcher for each queue claims messages for all
+// its receivers (receive.go). When nothing is due, the dispatcher sleeps until a publish,
+// a notification of another server (notify.go) or the clock wakes it. That is the long
+// poll.
 //
-// Each file is named for its subject, and reads from the request down to the statement.
-// docs/inside.md follows a message through the files, and lists the invariants.
+// Each file is named for its subject. docs/inside.md follows a message through the files,
+// and lists the invariants.
 package main
 
 import (

@@ -55,7 +55,7 @@ type process struct {
 }
 
 // serve runs the server until ctx is done, and then drains it. When it returns,
-// everything that it started has ended.
+// everything that it started has ended, unless its error says otherwise.
 func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
 	p := &process{config: c, log: newLog(stderr, c.logLevel, c.logFormat), failed: make(chan error, 2)}
 	p.files = &reloadedFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}

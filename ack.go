@@ -294,7 +294,7 @@ WITH named AS MATERIALIZED (
     ) q
     WHERE ` + nackableSQL + `
         AND ` + inLeaseSQL + `
-), gone AS (
+), removed AS (
     DELETE FROM queued.messages m
     USING named a
     WHERE a.exhausted
@@ -325,7 +325,7 @@ WITH named AS MATERIALIZED (
     WHERE group_id IS NOT NULL
     UNION ALL
     SELECT queue_key, group_id, now(), NULL
-    FROM gone
+    FROM removed
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroupsSQL + `
 )
@@ -333,7 +333,7 @@ SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_ag
 FROM (
     SELECT queue_key, 1 AS nacked, 0 AS dead, 0 AS dropped, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at, id, leased_until FROM nacked
     UNION ALL
-    SELECT queue_key, 1, (destination_id IS NOT NULL)::integer, (destination_id IS NULL)::integer, NULL, id, leased_until FROM gone
+    SELECT queue_key, 1, (destination_id IS NOT NULL)::integer, (destination_id IS NULL)::integer, NULL, id, leased_until FROM removed
     UNION ALL
     SELECT queue_key, 0, 0, 0, scheduled_at, NULL, NULL FROM moved WHERE group_id IS NULL
     UNION ALL

@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// workBatch is how many rows one statement of a large piece of work changes: a
-// compromise between the cost of a commit and the time others wait for its rows
-// and for the disk.
+// workBatch is the maximum number of rows that one statement of a bulk operation changes. It
+// is a compromise between the cost of a commit, and the time that other statements wait for
+// the rows and for the disk.
 const workBatch = 500
 
-// snapshot says which messages of a queue were there at one moment.
+// snapshot identifies the messages that were in a queue at one moment.
 type snapshot struct {
 	key int64     // of the queue
 	at  time.Time // the clock of PostgreSQL
-	seq int64     // messages that come later have a larger one
+	seq int64     // later messages have a larger seq
 }
 
 const selectSnapshotSQL = `
@@ -32,9 +32,9 @@ func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err e
 	return v, asUnavailable(err)
 }
 
-// The rows of a batch are locked in the order of messages_due; a row that another
-// transaction has locked is left for a later round. Each batch begins after the last
-// row of the batch before, so that it does not walk over the rows that one deleted.
+// The rows of a batch are locked in the order of messages_due. Rows that another transaction
+// has locked are left for a later round. Each batch begins after the last row of the
+// previous batch, so that it does not walk over deleted rows.
 const purgeBatchSQL = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
@@ -51,7 +51,7 @@ WITH due AS MATERIALIZED (
     WHERE m.ctid = due.tid
 )` + lastOfBatchSQL
 
-// lastOfBatchSQL returns the last position of a step named due, and its number of rows.
+// lastOfBatchSQL returns the last position of a step due, and its number of rows.
 const lastOfBatchSQL = `
 SELECT ungrouped, scheduled_at, seq, count(*) OVER ()
 FROM due
@@ -66,10 +66,10 @@ SELECT EXISTS (
         AND seq <= $2
 )`
 
-// purge deletes the messages that were in the queue when it was called,
-// whatever their state, and calls purged with the number of each batch; then
-// those that were consumed and kept. Messages that come meanwhile stay. If ctx
-// ends or the process dies, part of them is gone.
+// purge deletes the messages that were in the queue when it was called, in any state, and
+// then the consumed messages that the queue has kept. It calls purged with the number of
+// messages in each batch. Later messages stay. If ctx ends or the process dies, some of the
+// messages are deleted and others are not.
 func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) error {
 	v, err := s.snapshot(ctx, queueID)
 	if err != nil {
@@ -100,36 +100,37 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 	})
 }
 
-// carriedColumnsSQL are the columns that a message keeps wherever it goes.
+// carriedColumnsSQL are the columns that a message keeps when it moves.
 const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attributes, data`
 
-// moveMessagesSQL is a step that moves the rows of a step named gone to the queues
-// that they name as destination_id. A moved message starts anew except for
-// carriedColumnsSQL. keeps_limit says whether it keeps max_deliveries: a redrive does,
-// and a move to a dead queue does not, where nothing is to be dropped.
+// moveMessagesSQL is a step that stores the rows of a step removed in the queues with their
+// destination_id. A moved message keeps only carriedColumnsSQL. It also keeps
+// max_deliveries if keeps_limit is true: in a redrive, and not in a move to a dead queue,
+// which must not drop messages.
 const moveMessagesSQL = `
     INSERT INTO queued.messages (queue_key, max_deliveries, expired_at, scheduled_at, updated_at, ` + carriedColumnsSQL + `)
     SELECT d.queue_key, CASE WHEN keeps_limit THEN max_deliveries END, d.expired_at, d.scheduled_at, now(), ` + carriedColumnsSQL + `
-    FROM gone
+    FROM removed
     CROSS JOIN LATERAL (
         SELECT key AS queue_key,
                now() + make_interval(secs => message_retention_seconds) AS expired_at,
                now() + make_interval(secs => coalesce(delivery_delay_seconds, 0)) AS scheduled_at
         FROM queued.queues
-        WHERE queues.id = gone.destination_id
+        WHERE queues.id = removed.destination_id
     ) d
-    ORDER BY CASE WHEN group_id IS NULL THEN gone.scheduled_at END, seq -- groups in their order
+    ORDER BY CASE WHEN group_id IS NULL THEN removed.scheduled_at END, seq -- messages of a group keep their order
     RETURNING queue_key, group_id, scheduled_at, seq`
 
-// wakeMovedSQL are the last steps of statements that move messages: their groups are
-// looked at where they come to, and where they leave those who waited for them.
+// wakeMovedSQL are the last steps of statements that move messages. Claims check their
+// groups in the new queue, and in the old queue, where other messages may have waited for
+// them.
 const wakeMovedSQL = `), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM moved
     WHERE group_id IS NOT NULL
     UNION ALL
     SELECT queue_key, group_id, now(), NULL
-    FROM gone
+    FROM removed
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroupsSQL + `
 )`
@@ -156,7 +157,7 @@ WITH source AS MATERIALIZED (
     ORDER BY (group_id IS NULL), scheduled_at, seq
     LIMIT $7
     FOR UPDATE SKIP LOCKED
-), gone AS (
+), removed AS (
     DELETE FROM queued.messages m
     USING due, destination
     WHERE m.ctid = due.tid
@@ -175,18 +176,19 @@ SELECT EXISTS (
         AND m.delivery_attempts < least(q.delivery_limit, m.max_deliveries)
 )`
 
-// redrive moves the messages of the queue that could be received when it was called
-// to the destination, and calls moved with the number of each batch. It moves at most
-// limit messages, in order: those with a group first. If ctx ends or the process dies,
-// part of them has moved, and each is in one queue. To redrive a queue onto itself
-// restarts its messages.
+// redrive moves the messages that could be received when it was called to the destination,
+// and calls moved with the number of messages in each batch. It moves at most limit
+// messages, in order, beginning with messages that have a group. If ctx ends or the process
+// dies, some of the messages have moved, and each message is in one queue. A redrive of a
+// queue to itself restarts its messages.
 func (s *store) redrive(ctx context.Context, queueID, destinationID string, limit int, moved func(n int)) error {
 	v, err := s.snapshot(ctx, queueID)
 	if err != nil {
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {
-		// Deleted meanwhile, the destination would take nothing and the work not end.
+		// If the destination were deleted meanwhile, no message would move, and the loop
+		// would not end.
 		if _, err := s.queue(ctx, destinationID); err != nil {
 			return position{}, err
 		}
@@ -205,8 +207,8 @@ func (s *store) redrive(ctx context.Context, queueID, destinationID string, limi
 	})
 }
 
-// position is a place in the order of messages_due, where the messages of a queue
-// that have a group come before the others. Zero is before the first.
+// position is a position in messages_due, in which messages with a group come before
+// messages without one. The zero position is before the first message.
 type position struct {
 	ungrouped bool
 	at        time.Time
@@ -219,9 +221,9 @@ func scanBatch(row scanner) (last position, n int, err error) {
 	return last, n, err
 }
 
-// inBatches calls batch until it returns sql.ErrNoRows, each time with the last
-// position of the batch before, and starts over until left says that nothing
-// is: rows that others had locked, or that moved back, take another round.
+// inBatches calls batch until it returns sql.ErrNoRows, each time with the last position of
+// the previous batch. It repeats this until left returns false, because rows may have been
+// locked by others, or have moved back.
 func inBatches(ctx context.Context, batch func(after position) (position, error), left func() (bool, error)) error {
 	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
 		var last position

@@ -10,36 +10,34 @@ import (
 	"github.com/lib/pq"
 )
 
-// cleanup removes what nobody can receive any more: expired messages and those
-// of deleted queues go, exhausted ones move to their dead queues. What was
-// consumed goes when it was kept for long enough. It runs on
-// every server; each batch is a transaction under one advisory lock, so servers
-// share the work and never do the same at once. A batch that another server has
-// the lock for is left to it.
+// cleanup deletes expired messages, messages of deleted queues, and consumed messages at
+// the end of their retention. It moves exhausted messages to their dead queues. It runs on
+// every server. Each batch is a transaction under one advisory lock, so servers share the
+// work and never do the same at once. If another server has the lock, it does the batch.
 type cleanup struct {
 	db  *sql.DB
 	log *slog.Logger
 
 	metrics *metrics
 
-	// announce tells receivers of the queue that messages have moved into it.
+	// announce wakes the receivers of a queue that messages have moved into.
 	announce func(queueID string, dueAt time.Time)
 
 	round  round    // of the walk through the table
-	group  groupKey // where the walk through the groups goes on; zero: at the first
+	group  groupKey // the last group of the walk through the groups; zero to begin with the first
 	rests  struct{ table, groups rest }
 	fronts map[frontKey]time.Time // when the oldest message was due, at the last pass
 }
 
-// frontKey is one of the two fronts of a queue: that of its messages without a group,
-// or that of those with one.
+// frontKey identifies one of the two fronts of a queue: that of its messages without a
+// group, or that of its messages with a group.
 type frontKey struct {
 	queueKey  int64
 	ungrouped bool
 }
 
-// cleanupLock is the key of the advisory lock. It is a transaction's: a session
-// lock held by a process that was stopped would stop the cleanup for ever.
+// cleanupLock is the key of the advisory lock, which a transaction holds. A lock held by a
+// session would stop the cleanup for ever if its process is paused.
 const cleanupLock = 0x71756575_65640002
 
 // Bounds of one statement of the cleanup, and of one pass.
@@ -48,27 +46,27 @@ const (
 	walkPages    = 1024 // pages of the table, 8 kB each
 	walkBatches  = 8
 
-	walkRest  = 10 * time.Minute // between the beginnings of two walks through a table, at least
-	walkShare = 20               // a walk takes at most one part in so many of the time
+	walkRest  = 10 * time.Minute // minimum time between the beginnings of two walks through a table
+	walkShare = 20               // walks take at most a twentieth of the time
 )
 
-// rest is when a walk goes on, by the clock of this process; zero: at once.
+// rest is the time at which a walk continues, by the clock of this process; zero for at once.
 type rest struct{ until time.Time }
 
-// after makes a walk that has begun then, and ends now, take no more than its share,
-// and rest for so long at least.
+// after makes a walk that began at began and ends now rest, so that it takes no more than
+// its share of the time. The rest lasts at least least.
 func (r *rest) after(began time.Time, least time.Duration) {
 	r.until = time.Now().Add(max((walkShare-1)*time.Since(began), least))
 }
 
-// over reports whether the walk may go on.
+// over reports whether the walk may continue.
 func (r *rest) over() bool { return !time.Now().Before(r.until) }
 
-// deletedQueueGrace is how long the key of a deleted queue is remembered: a
-// publish that found the queue just before may still write to it.
+// deletedQueueGrace is the time for which the key of a deleted queue is kept, because a
+// publish that found the queue before may still store messages.
 const deletedQueueGrace = time.Hour
 
-// on returns the database for one statement, whose name is for the metrics.
+// on returns the database for one statement. name labels its metrics.
 func (c *cleanup) on(name string) querier { return c.metrics.timed(name, c.db) }
 
 // run calls once after each interval until ctx is done.
@@ -81,15 +79,15 @@ func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 			return
 		case <-ticker.C:
 			err := c.once(ctx)
-			if err != nil && ctx.Err() == nil && !errors.Is(err, errUnresponsive) { // of which the log has a line
+			if err != nil && ctx.Err() == nil && !errors.Is(err, errUnresponsive) { // errUnresponsive was logged already
 				c.log.Warn("cleanup failed", "error", err)
 			}
 		}
 	}
 }
 
-// vacuum reclaims the space of deleted messages at each request until ctx is done, on
-// a pool without a statement timeout. Autovacuum does the same at times of its own.
+// vacuum reclaims the space of deleted messages at each request until ctx is done, on a pool
+// without a statement timeout. Autovacuum does the same without a request.
 func (c *cleanup) vacuum(ctx context.Context, unlimited *sql.DB, requests <-chan struct{}) {
 	for {
 		select {
@@ -103,14 +101,14 @@ func (c *cleanup) vacuum(ctx context.Context, unlimited *sql.DB, requests <-chan
 	}
 }
 
-// once is one pass: it does all there is to do, but for what only the walks find.
-// What another server has the lock for counts as done.
+// once runs one pass of the cleanup. A pass does all of the work except for the walks, which
+// may take several passes. Work that another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
 	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(asUnavailable(failed), errUnavailable) && !rejected(failed) {
-			break // the database is away, and not only unwilling to do this
+			break // the database is unavailable, so the other work would fail too
 		}
 	}
 	if err == nil {
@@ -142,14 +140,14 @@ WITH source AS MATERIALIZED (
     FROM queued.messages
     WHERE queue_key = $1
         AND last_delivery
-        AND scheduled_at >= $3 -- several have the same time, and one may be left over
+        AND scheduled_at >= $3 -- and not >, because messages may have the same time
         AND scheduled_at <= now()
         AND expired_at > now()
         AND delivery_attempts >= least((SELECT delivery_limit FROM source), max_deliveries)
     ORDER BY scheduled_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
-), gone AS (
+), removed AS (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
@@ -159,9 +157,8 @@ SELECT bool_and(ungrouped), max(scheduled_at), 0, count(*)
 FROM due
 HAVING count(*) > 0`
 
-// moveExhausted moves messages whose last delivery ended without an ack to the
-// dead queue; where there is none, they are dropped. Those that were nacked are
-// gone already.
+// moveExhausted moves messages whose last delivery ended without an ack to the dead queue.
+// Without a dead queue it deletes them. A nack of the last delivery does this itself.
 func (c *cleanup) moveExhausted(ctx context.Context) error {
 	type move struct {
 		key             int64
@@ -175,7 +172,7 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 		return err
 	}
 	for _, m := range moves {
-		grouped := false // some of them had a group
+		grouped := false // some of the messages had a group
 		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (last position, n int, err error) {
 			last, n, err = scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhaustedSQL, m.key, cleanupBatch, after.at))
 			grouped = err == nil && !last.ungrouped
@@ -188,7 +185,7 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 				c.announce(m.deadQueueID, time.Time{})
 			}
 			if grouped {
-				c.announce(m.id, time.Time{}) // others of their groups waited for them
+				c.announce(m.id, time.Time{}) // other messages of their groups may have waited for them
 			}
 		})
 		if err != nil {
@@ -198,10 +195,9 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 	return nil
 }
 
-// Messages expire roughly in the order in which they become due, so the expired
-// ones are found at the front of a queue. The search begins where the front was
-// the last time: as long as PostgreSQL cannot remove what is gone from there, it
-// would walk over all of it.
+// Messages expire roughly in the order in which they become due, so expired messages are at
+// the front of a queue. The search begins at the last front: otherwise it would walk over
+// all deleted rows that PostgreSQL cannot remove yet.
 const selectFrontsSQL = `
 SELECT q.key, k.ungrouped, q.id, coalesce(oldest.scheduled_at, f.front), coalesce(oldest.expired_at <= now(), false)
 FROM queued.queues q
@@ -217,8 +213,8 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) oldest ON true`
 
-// Only what is deleted is locked: a claim passes over rows that are locked, and
-// what is not expired would come late and out of order.
+// The statement locks only the rows that it deletes. Claims skip locked rows, so other
+// messages would be delivered late and out of order.
 const removeExpiredSQL = `
 WITH oldest AS MATERIALIZED (
     SELECT ctid AS tid
@@ -245,8 +241,8 @@ WITH oldest AS MATERIALIZED (
     WHERE m.ctid = due.tid
 )` + lastOfBatchSQL
 
-// removeExpired deletes expired messages at the front of their queues, where
-// they are in the way of receivers. The walk finds the others.
+// removeExpired deletes expired messages at the front of their queues, where claims have to
+// walk over them. The walk finds the others.
 func (c *cleanup) removeExpired(ctx context.Context) error {
 	type front struct {
 		frontKey
@@ -261,7 +257,7 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 		keys, ungrouped, times = append(keys, key.queueKey), append(ungrouped, key.ungrouped), append(times, at)
 	}
 	fronts, err := collect(ctx, c.on("fronts"), func(row scanner) (f front, err error) {
-		var at sql.NullTime // null: the queue never had any
+		var at sql.NullTime // null if the queue never had messages
 		err = row.Scan(&f.queueKey, &f.ungrouped, &f.id, &at, &f.expired)
 		f.at = at.Time
 		return f, err
@@ -327,11 +323,11 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 	return err
 }
 
-// The walk looks at every row from time to time, in the order of the table: for
-// what the other searches cannot find without an index that every receive would
-// pay for. It deletes what expired behind messages that did not, and marks what
-// a change of its queue's settings has exhausted, for moveExhausted to move. Its
-// statements alone are not about a queue.
+// The walk reads every row from time to time, in the order of the table. It finds what the
+// other searches could find only with another index, which would cost on every receive. It
+// deletes expired messages behind messages that are not expired. It marks messages that a
+// change of settings has exhausted, so that moveExhausted moves them. Only its statements
+// are not about one queue.
 const (
 	selectWalkSQL = `
 SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint,
@@ -384,15 +380,15 @@ WHERE m.ctid = exhausted.tid`
 
 // round is one walk through the whole table. Times are by the clock of this process.
 type round struct {
-	page   int64     // where it goes on
-	began  time.Time // zero: there was none yet
+	page   int64     // the next page
+	began  time.Time // zero before the first round
 	ended  bool
-	limits int64     // a hash of how often queues delivered when it began
-	expiry time.Time // of what it has seen and left, the earliest; zero: it has left nothing
+	limits int64     // a hash of the delivery limits of all queues when it began
+	expiry time.Time // earliest expiry of the messages that it has left; zero if it has left none
 }
 
-// due reports whether there may be something for another round to find: what the last
-// one has left expires, or what came since, or the limits of queues have changed.
+// due reports whether another round may find something: messages that the last round has
+// left or that were published since may have expired, or the limits of queues have changed.
 func (r *round) due(limits int64, retention time.Duration) bool {
 	if r.began.IsZero() || limits != r.limits {
 		return true
@@ -405,14 +401,14 @@ func (r *round) due(limits int64, retention time.Duration) bool {
 	return !now.Before(at) && now.Sub(r.began) >= walkRest
 }
 
-// sees notes that something that was left expires after that time.
+// sees records that a message that the round has left expires after that time.
 func (r *round) sees(after time.Duration) {
 	if at := time.Now().Add(after); r.expiry.IsZero() || at.Before(r.expiry) {
 		r.expiry = at
 	}
 }
 
-// walk goes on with a round, or begins one if that is due.
+// walk continues a round, or begins one if it is due.
 func (c *cleanup) walk(ctx context.Context) error {
 	if !c.rests.table.over() {
 		return nil
@@ -449,14 +445,14 @@ func (c *cleanup) walk(ctx context.Context) error {
 	return nil
 }
 
-// walkPages looks at a part of the table, and returns how many messages it has
-// deleted of each queue.
+// walkPages walks through a part of the table, and returns the number of deleted messages by
+// queue.
 func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (expired map[string]int, err error) {
 	if _, err := c.metrics.timed("scan_exhausted", tx).ExecContext(ctx, walkExhaustedSQL, from, to); err != nil {
 		return nil, err
 	}
 	var found int
-	var next sql.NullFloat64 // seconds until the next expires; null: there is none
+	var next sql.NullFloat64 // seconds until the next message expires; null if there is none
 	if err := c.metrics.timed("scan_expiry", tx).QueryRowContext(ctx, selectExpirySQL, from, to).Scan(&found, &next); err != nil {
 		return nil, err
 	}
@@ -475,7 +471,7 @@ func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (ex
 		found -= n
 		return nil, err
 	}, walkExpiredSQL, from, to)
-	if found > 0 { // somebody holds it
+	if found > 0 { // another transaction has locked some of the rows
 		c.round.sees(0)
 	}
 	return expired, err
@@ -489,9 +485,9 @@ func (c *cleanup) remove(ctx context.Context, name, statement string, key int64,
 	}, done)
 }
 
-// untilDone repeats a batch until it returns sql.ErrNoRows, and calls done with
-// the number of rows of each that did not. A batch starts after the last position
-// of the one before, and so does not walk over what that one removed.
+// untilDone repeats a batch until it returns sql.ErrNoRows, and calls done with the number
+// of rows of each other batch. A batch starts after the last position of the previous one,
+// so that it does not walk over deleted rows.
 func (c *cleanup) untilDone(ctx context.Context, last position, batch func(tx *sql.Tx, after position) (position, int, error), done func(n int)) error {
 	for {
 		n := 0
@@ -526,18 +522,18 @@ func (c *cleanup) batch(ctx context.Context, change func(*sql.Tx) error) (locked
 	return true, tx.Commit()
 }
 
-// groupKey is what a group is found by.
+// groupKey identifies a group.
 type groupKey struct {
 	queueKey int64
 	id       string
 }
 
 // Bounds of the walk through the groups.
-const groupWalk = 5000 // rows that one statement looks at
+const groupWalk = 5000 // rows that one statement reads
 
-// What has neither messages nor an interval that a client has set or that is still
-// running is locked first and looked at again then: a publisher may just have
-// added a message.
+// A group is idle if it has no messages, a client has not set its interval, and it is not
+// limited. The first statement locks idle groups, and the second one checks them again
+// before it deletes them: a publish may have added a message before the lock.
 const (
 	selectIdleGroupsSQL = `
 WITH page AS MATERIALIZED (
@@ -577,8 +573,8 @@ WHERE g.queue_key = u.queue_key
         AND ` + groupHoldsSQL + ` IS NOT TRUE)`
 )
 
-// removeIdleGroups forgets groups that have nothing to remember: claims do so too,
-// where they look. It walks through all groups, and rests like the walk.
+// removeIdleGroups deletes the rows of idle groups. Claims also do so, for the groups that
+// they check. It walks through all groups, and rests like the walk.
 func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 	if !c.rests.groups.over() {
 		return nil
@@ -624,8 +620,8 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 	return nil
 }
 
-// recheckChangedGroups looks at groups for a change of settings that the request for
-// it did not get done.
+// recheckChangedGroups makes claims check groups after a change of settings, if the request
+// that changed the settings could not do so.
 func (c *cleanup) recheckChangedGroups(ctx context.Context) error {
 	return (&store{c.db, c.metrics}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }

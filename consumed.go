@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// keepConsumedSQL goes by ids: a claim in the same transaction has moved the rows.
+// keepConsumedSQL finds rows by id, because a claim in the same transaction has updated them.
 const keepConsumedSQL = `
 WITH consumed AS (
     DELETE FROM queued.messages m
@@ -20,7 +20,7 @@ SELECT queue_key, now(), due_at, seq, expired_at, delivery_attempts, ` + carried
 FROM consumed`
 
 // keepConsumed moves messages that the same transaction has claimed to the consumed
-// ones.
+// messages.
 func (s *pinnedConn) keepConsumed(queueKey int64, messages []message) error {
 	var ids idArray
 	var dues timeArray
@@ -61,8 +61,8 @@ WHERE f.total <= $4
     OR f.total = f.bytes
 ORDER BY f.total`
 
-// consumed looks at the messages of a queue that were consumed and are kept, the
-// latest first, and bounded as those of peek.
+// consumed returns consumed messages that a queue has kept, the latest first. It has the
+// limits of peek.
 func (s *store) consumed(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
 	if _, err := s.queue(ctx, queueID); err != nil {
 		return nil, err
@@ -70,7 +70,8 @@ func (s *store) consumed(ctx context.Context, queueID string, offset, limit int)
 	return collect(ctx, s.on("consumed"), scanMessage, selectConsumedSQL, queueID, offset, limit, deliverySize)
 }
 
-// What was consumed until a time, in batches like those of a purge.
+// removeConsumedSQL deletes messages that were consumed until a time, in batches like those
+// of a purge.
 const removeConsumedSQL = `
 WITH old AS MATERIALIZED (
     SELECT ctid AS tid, consumed_at, seq
@@ -86,7 +87,7 @@ WITH old AS MATERIALIZED (
     USING old
     WHERE c.ctid = old.tid
 )
-SELECT false, consumed_at, seq, count(*) OVER () -- as scanBatch reads it
+SELECT false, consumed_at, seq, count(*) OVER () -- the columns of scanBatch
 FROM old
 ORDER BY consumed_at DESC, seq DESC
 LIMIT 1`
@@ -99,7 +100,7 @@ SELECT EXISTS (
         AND consumed_at <= $2
 )`
 
-// A queue that keeps nothing any more, or is deleted, has kept all long enough.
+// If a queue no longer keeps consumed messages, or was deleted, all of them are deleted.
 const selectKeptLongEnoughSQL = `
 SELECT q.key, q.until
 FROM (
@@ -112,11 +113,12 @@ FROM (
 WHERE (SELECT min(consumed_at) FROM queued.consumed_messages WHERE queue_key = q.key) <= q.until
 ORDER BY q.key`
 
-// removeConsumed deletes what was consumed and kept, by what its queue says now.
+// removeConsumed deletes consumed messages at the end of the retention that their queue has
+// now.
 func (c *cleanup) removeConsumed(ctx context.Context) error {
 	type kept struct {
 		key   int64
-		until time.Time // consumed until then
+		until time.Time // messages that were consumed until then are deleted
 	}
 	all, err := collect(ctx, c.on("expired_consumed"), func(row scanner) (k kept, err error) {
 		err = row.Scan(&k.key, &k.until)

@@ -46,7 +46,7 @@ type queueDepth struct {
 }
 
 const (
-	countShare   = 20                     // counts take at most one part in so many of the time
+	countShare   = 20                     // counts take at most a twentieth of the time
 	countTimeout = 500 * time.Millisecond // maximum wait of a scrape
 	countPages   = 1 << 16
 )
@@ -83,8 +83,8 @@ func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
 	}
 }
 
-// latest starts a count if one is due, waits up to countTimeout for the running one,
-// and returns the last complete count and when that began.
+// latest starts a count if one is due, waits up to countTimeout for the running count, and
+// returns the last complete count with the time at which it began.
 func (c *depthCollector) latest() ([]queueDepth, time.Time) {
 	c.mu.Lock()
 	if c.counting == nil && time.Now().After(c.notBefore) && c.ctx.Err() == nil {
@@ -132,22 +132,22 @@ func (c *depthCollector) close() {
 	}
 }
 
-// forgetMissing drops the counters of queues that were deleted, here or at another
-// server: those missing in two counts. A queue that is missing in one count may have
-// been created during that.
+// forgetMissing drops the counters of queues that were deleted, here or at another server:
+// the queues that are missing in two counts. A queue that is missing in one count may have
+// been created during the count.
 func (c *depthCollector) forgetMissing() {
-	there := make(map[string]bool, len(c.counted))
+	found := make(map[string]bool, len(c.counted))
 	for _, q := range c.counted {
-		there[q.queueID] = true
+		found[q.queueID] = true
 	}
 	for _, queueID := range c.missing {
-		if !there[queueID] {
+		if !found[queueID] {
 			c.metrics.forget(queueID)
 		}
 	}
 	c.missing = nil
 	for queueID := range c.metrics.messages.Range {
-		if queueID := queueID.(string); !there[queueID] {
+		if queueID := queueID.(string); !found[queueID] {
 			c.missing = append(c.missing, queueID)
 		}
 	}
@@ -161,8 +161,8 @@ ORDER BY id`
 const selectPagesSQL = `
 SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
 
-// A part of the table, so that no statement is long: an old snapshot would keep
-// PostgreSQL from reusing the space of what is gone.
+// The statement counts a part of the table, so that it is short: PostgreSQL cannot reuse
+// the space of deleted rows that an old snapshot may see.
 const countMessagesSQL = `
 SELECT queue_key,
        count(*) FILTER (WHERE state = 'ready'),
@@ -175,8 +175,8 @@ WHERE tid >= format('(%s,0)', $1::bigint)::tid
     AND tid < format('(%s,0)', $2::bigint)::tid
 GROUP BY queue_key`
 
-// query counts the table part by part. A table of one part is counted at one
-// moment; in a larger one, what changes meanwhile may be counted twice or not.
+// query counts the table part by part. A table of one part is counted at one moment. In a
+// larger table, messages that change during the count may be counted twice, or not at all.
 func (c *depthCollector) query() ([]queueDepth, error) {
 	type keyed struct {
 		key int64
@@ -209,7 +209,7 @@ func (c *depthCollector) query() ([]queueDepth, error) {
 			return nil, err
 		}
 		for _, q := range part {
-			if sum := byKey[q.key]; sum != nil { // nil: the queue was created during the count
+			if sum := byKey[q.key]; sum != nil { // nil if the queue was created during the count
 				sum.ready += q.ready
 				sum.delayed += q.delayed
 				sum.inFlight += q.inFlight

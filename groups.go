@@ -8,23 +8,23 @@ import (
 
 // A message may have a group: a customer, a device, an account. A queue delivers at
 // most one message of a group in every delivery interval. Groups that are ready take
-// turns, the one ready longest first. Within a group messages are delivered in the order
-// in which they were published; one that was returned comes first. In an ordered queue
-// the next message of a group waits until the one before was acked or has left.
+// turns, the one ready longest first. Within a group, messages are delivered in the order
+// in which they were published; a nacked message comes first. In an ordered queue the next
+// message of a group waits until the one before it was acked or has left the queue.
 //
-// Each group that has messages has a row in queued.groups, which says when a claim has to
-// check the group. A statement that may make a group ready sooner brings that time
-// forward (wakeGroupsSQL). A claim locks the groups whose time has come, and reads their
-// messages in later statements of the same transaction, which see all that was committed
-// before the lock. So it knows what to deliver, when the group is to be checked again,
-// and whether the row can be deleted. A statement that adds a message to the group waits
-// for that lock: no row is deleted while the group has messages, and the interval holds
-// however many servers there are.
+// Each group with messages has a row in queued.groups. Its ready_at is the time at which
+// claims check the group. A statement that may make a group ready sooner sets an earlier
+// time (wakeGroupsSQL). A claim locks the groups that are ready. It reads their messages in
+// later statements of the same transaction, which see everything that was committed before
+// the lock. So it knows which messages to deliver, when to check the group again, and
+// whether the row can be deleted. A statement that adds a message to the group waits for the
+// lock. So no row is deleted while the group has messages, and the interval is kept with
+// any number of servers.
 
-// wakeGroupsSQL is the last step of statements that have a step woken with rows
-// (queue_key, group_id, due_at, seq): messages that wait and are due at that time or,
-// where seq is null, groups that need not wait for a message any more. All statements
-// lock groups in one order. The step returns the groups that will be checked earlier.
+// wakeGroupsSQL is the last step of statements with a step woken, whose rows are
+// (queue_key, group_id, due_at, seq). A row is a waiting message that is due at due_at. If
+// seq is null, it is a group that no longer waits for a message. All statements lock groups
+// in the same order. The step returns the groups that will be checked earlier.
 const wakeGroupsSQL = `
     INSERT INTO queued.groups AS g (queue_key, id, ready_at, first_seq)
     SELECT queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807)
@@ -38,8 +38,7 @@ const wakeGroupsSQL = `
         OR g.ready_at > greatest(excluded.ready_at, g.limited_until)
     RETURNING g.queue_key, g.ready_at`
 
-// groupHoldsSQL is true if there is a message in the group g, whatever its state, and
-// null if there is none.
+// groupHoldsSQL is true if the group g has a message in any state, and null if it has none.
 const groupHoldsSQL = `(
     SELECT true
     FROM queued.messages m
@@ -49,22 +48,22 @@ const groupHoldsSQL = `(
     LIMIT 1
 )`
 
-// group is a group of a queue, as a look at it shows it.
+// group is a group of a queue in the API.
 type group struct {
 	QueueID            string        `json:"queue_id"`
 	ID                 string        `json:"group"`
-	DeliveryIntervalMS int           `json:"delivery_interval_ms"` // the queue's unless it has its own
-	Length             int64         `json:"length"`               // messages that wait: ready and delayed
+	DeliveryIntervalMS int           `json:"delivery_interval_ms"` // its own, or that of the queue
+	Length             int64         `json:"length"`               // number of ready and delayed messages
 	State              string        `json:"state"`
-	LimitedUntil       *timestamp    `json:"limited_until"` // null if it is not
+	LimitedUntil       *timestamp    `json:"limited_until"` // null if it is not limited
 	Messages           messageCounts `json:"messages"`
 }
 
 // stateIdle is the state of groups without messages.
 const stateIdle = "idle"
 
-// A group of a queue that is ordered is what its front is, or waits for the message
-// in flight. Any other waits only for its interval.
+// In an ordered queue, the state of a group is that of its first message, or in_flight. In
+// other queues a group only waits for its interval.
 const (
 	foundGroupsSQL = `
 WITH found AS MATERIALIZED (
@@ -103,7 +102,7 @@ CROSS JOIN LATERAL (
 ) c
 ORDER BY g.id`
 
-	selectGroup = foundGroupsSQL + `
+	selectGroupSQL = foundGroupsSQL + `
         AND g.id = $2` + describeGroupsSQL
 
 	selectPageOfGroupsSQL = foundGroupsSQL + `
@@ -118,20 +117,20 @@ func scanGroup(row scanner) (g group, err error) {
 	return g, err
 }
 
-// group returns errGroupNotFound for a group without messages, unless a client has
-// set its interval.
+// group returns a group. It returns errGroupNotFound for a group without messages, unless a
+// client has set its interval.
 func (s *store) group(ctx context.Context, queueID, id string) (group, error) {
 	if _, err := s.queue(ctx, queueID); err != nil {
 		return group{}, err
 	}
-	g, err := scanGroup(s.on("group").QueryRowContext(ctx, selectGroup, queueID, id))
+	g, err := scanGroup(s.on("group").QueryRowContext(ctx, selectGroupSQL, queueID, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return group{}, errGroupNotFound
 	}
 	return g, asUnavailable(err)
 }
 
-// groups returns those that group does, in order of their ids.
+// groups returns a page of the groups that group finds, in order of their ids.
 func (s *store) groups(ctx context.Context, queueID string, offset, limit int) ([]group, error) {
 	if _, err := s.queue(ctx, queueID); err != nil {
 		return nil, err
@@ -148,10 +147,10 @@ ON CONFLICT (queue_key, id) DO UPDATE
 SET delivery_interval_ms = excluded.delivery_interval_ms, keep_interval = coalesce($4, groups.keep_interval)
 RETURNING queue_key`
 
-// setInterval sets the delivery interval of a group in milliseconds, nil for the
-// queue's, from its last delivery on. If it is kept, the group keeps it when it
-// has no messages; nil leaves that as it is. It returns the group, nil if it has
-// neither messages nor an interval that is kept.
+// setInterval sets the delivery interval of a group in milliseconds, or nil for that of the
+// queue. It applies from the last delivery on. kept says whether the group keeps it without
+// messages; nil does not change that. It returns the group, or nil if the group has neither
+// messages nor an interval that it keeps.
 func (s *store) setInterval(ctx context.Context, queueID, id string, interval *int, kept *bool) (g *group, err error) {
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		key, err := scanKey(s.in(tx, "put_group").QueryRowContext(ctx, putGroupSQL, queueID, id, interval, kept))
@@ -164,7 +163,7 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 		if err := recheckGroupsOn(ctx, s.in(tx, "refresh_groups"), key, id); err != nil {
 			return err
 		}
-		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroup, queueID, id))
+		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroupSQL, queueID, id))
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -190,7 +189,7 @@ WITH batch AS MATERIALIZED (
     ORDER BY id
     LIMIT $4
     FOR UPDATE
-), looked AS (
+), rechecked AS (
     UPDATE queued.groups g
     SET ready_at = greatest(least(g.ready_at, b.at), b.limited_until), limited_until = b.limited_until, blocked = false
     FROM batch b
@@ -204,9 +203,9 @@ FROM batch
 ORDER BY id DESC
 LIMIT 1`
 
-// recheckGroupsOn makes the next claim look at the groups of the queue with that key,
-// or at one of them, as soon as they are not limited: what they go by has changed.
-// Those that are ready keep their turn.
+// recheckGroupsOn makes claims check the groups of a queue, or one of them, as soon as they
+// are not limited, because their settings have changed. Groups that are ready keep their
+// turn.
 func recheckGroupsOn(ctx context.Context, db querier, key int64, id string) error {
 	after := ""
 	for {
@@ -235,14 +234,14 @@ WHERE key = $1
     AND groups_changed_in = $2`
 )
 
-// recheckChangedGroups is recheckGroupsOn for the groups of those queues whose
-// settings have changed and who have not been looked at since, or of one of them. It
-// calls looked with the id of each.
-func (s *store) recheckChangedGroups(ctx context.Context, queueID string, looked func(queueID string)) error {
+// recheckChangedGroups calls recheckGroupsOn for each queue whose group settings have
+// changed since it was last called, or for one of these queues. It calls rechecked with the
+// id of each.
+func (s *store) recheckChangedGroups(ctx context.Context, queueID string, rechecked func(queueID string)) error {
 	type changed struct {
 		key     int64
 		id      string
-		version int64 // a later change asks for another look
+		version int64 // a later change requires another check
 	}
 	all, err := collect(ctx, s.on("changed_groups"), func(row scanner) (c changed, err error) {
 		err = row.Scan(&c.key, &c.id, &c.version)
@@ -258,7 +257,7 @@ func (s *store) recheckChangedGroups(ctx context.Context, queueID string, looked
 		if _, err := s.on("groups_refreshed").ExecContext(ctx, groupsRecheckedSQL, c.key, c.version); err != nil {
 			return asUnavailable(err)
 		}
-		looked(c.id)
+		rechecked(c.id)
 	}
 	return nil
 }
@@ -300,8 +299,8 @@ WHERE queue_key = $1
     AND id = $2`
 )
 
-// purgeGroup deletes the messages that were in the group when it was called, or
-// only those that wait, and calls purged with the number of each batch.
+// purgeGroup deletes the messages that were in the group when it was called, or only the
+// waiting ones. It calls purged with the number of messages in each batch.
 func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool, purged func(n int)) error {
 	v, err := s.snapshot(ctx, queueID)
 	if err != nil {
@@ -325,8 +324,8 @@ func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool
 	return recheckGroupsOn(ctx, s.on("refresh_groups"), v.key, id)
 }
 
-// deleteGroup deletes the messages of a group and forgets its interval, but not
-// that it has just been delivered from.
+// deleteGroup deletes the messages of a group and its interval, but keeps the time of its
+// last delivery.
 func (s *store) deleteGroup(ctx context.Context, queueID, id string, purged func(n int)) error {
 	if _, err := s.group(ctx, queueID, id); err != nil {
 		return err

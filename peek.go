@@ -17,7 +17,7 @@ SELECT ` + messageColumnsSQL + `, m.queue_id, m.state
 FROM queued.message_states m
 WHERE m.id = $1`
 
-// message looks at a message, wherever it is.
+// message returns a message in any queue.
 func (s *store) message(ctx context.Context, id string) (message, error) {
 	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessageSQL, id))
 	if errors.Is(err, sql.ErrNoRows) {
@@ -26,7 +26,7 @@ func (s *store) message(ctx context.Context, id string) (message, error) {
 	return m, asUnavailable(err)
 }
 
-// maxHolding is how many queues holding returns at most.
+// maxHolding is the maximum number of queues that holding returns.
 const maxHolding = 10_000
 
 const selectHoldingSQL = `
@@ -53,8 +53,8 @@ FROM queued.messages m
 JOIN queued.queues q ON q.key = m.queue_key
 WHERE m.id = ANY($1::uuid[])`
 
-// queuesOf returns the queues that messages are in, by message id. Those that are
-// unknown are not in it.
+// queuesOf returns the queues that messages are in, by message id. The map does not contain
+// unknown ids.
 func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, error) {
 	queues := make(map[string]string, len(ids))
 	_, err := collect(ctx, s.on("queues_of"), func(row scanner) (any, error) {
@@ -92,9 +92,8 @@ WHERE f.total <= $4
     OR f.total = f.bytes
 ORDER BY f.total`
 
-// peek looks at messages of a queue without receiving them, whatever their
-// state, oldest due first: up to limit, and up to deliverySize bytes but one in
-// any case.
+// peek returns messages of a queue in any state without receiving them, oldest due first. It
+// returns up to limit messages, and up to deliverySize bytes, but at least one message.
 func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
 	if _, err := s.queue(ctx, queueID); err != nil {
 		return nil, err

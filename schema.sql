@@ -4,10 +4,10 @@
 -- and in one transaction (migrate.go). A step that was released is never edited: a
 -- change is a new step at the end of this file.
 --
--- The comments below that PostgreSQL stores say what a table or a column is; psql
--- shows them with \d+. The others, like this one, say why it is so. Each table is
--- created with its primary key in one statement: publications of logical replication
--- need keys, and some databases refuse tables without one.
+-- PostgreSQL stores the comments that say what a table or a column is; psql shows them
+-- with \d+. The other comments, like this one, say why. Each table is created with its
+-- primary key in one statement: publications of logical replication need keys, and some
+-- databases refuse tables without one.
 
 -- step 1
 
@@ -20,11 +20,10 @@ CREATE TABLE queued.schema_version (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
-COMMENT ON TABLE queued.schema_version IS 'Versions of this schema that the database has had; the largest is the present one';
+COMMENT ON TABLE queued.schema_version IS 'Versions of this schema that the database has had; the largest is the current one';
 
--- A server caches topics and queues. Each statement that relies on them compares the
--- version that it knows with this one: a change that one server has confirmed holds at
--- all servers.
+-- Servers cache topics and queues. Each statement that relies on the cache compares its
+-- version with this one. So a change that one server has confirmed holds at all servers.
 CREATE TABLE queued.settings (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version  bigint  NOT NULL
@@ -57,8 +56,8 @@ CREATE TABLE queued.queues (
     consumed_retention_seconds integer CHECK (consumed_retention_seconds > 0),
     delivery_limit             integer NOT NULL GENERATED ALWAYS AS (
                                    CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
-                               ) STORED, -- the rule in one place; statements compare with least(delivery_limit, messages.max_deliveries)
-    groups_changed_in          bigint, -- a later change asks for another check of all groups
+                               ) STORED, -- so that the rule is in one place; statements compare with least(delivery_limit, messages.max_deliveries)
+    groups_changed_in          bigint, -- not a boolean, because a later change requires another check
     created_at                 timestamptz NOT NULL DEFAULT now(),
     updated_at                 timestamptz NOT NULL DEFAULT now()
 );
@@ -67,19 +66,19 @@ CREATE INDEX queues_topic_id ON queued.queues (topic_id);
 CREATE INDEX queues_dead_queue_id ON queued.queues (dead_queue_id);
 
 COMMENT ON TABLE  queued.queues                            IS 'Queues and their settings';
-COMMENT ON COLUMN queued.queues.key                        IS 'What messages refer to; never reused';
-COMMENT ON COLUMN queued.queues.topic_id                   IS 'The topic that the queue receives from; null: none';
-COMMENT ON COLUMN queued.queues.dead_queue_id              IS 'The queue that exhausted messages move to; null: messages are never exhausted';
-COMMENT ON COLUMN queued.queues.ack_deadline_seconds       IS 'How long a received message is hidden';
-COMMENT ON COLUMN queued.queues.message_retention_seconds  IS 'How long after its publication a message expires';
+COMMENT ON COLUMN queued.queues.key                        IS 'Key that messages refer to; never reused';
+COMMENT ON COLUMN queued.queues.topic_id                   IS 'Topic that the queue subscribes to; null: none';
+COMMENT ON COLUMN queued.queues.dead_queue_id              IS 'Queue that exhausted messages move to; null: messages are never exhausted';
+COMMENT ON COLUMN queued.queues.ack_deadline_seconds       IS 'Time for which a received message is hidden';
+COMMENT ON COLUMN queued.queues.message_retention_seconds  IS 'Time from the publish of a message to its expiry';
 COMMENT ON COLUMN queued.queues.message_filters            IS '{"attribute": ["value", …], …} as sent; null: every message matches';
 COMMENT ON COLUMN queued.queues.message_max_deliveries     IS 'Deliveries after which a message is exhausted, if there is a dead queue; null: never';
-COMMENT ON COLUMN queued.queues.delivery_delay_seconds     IS 'How long a new message is hidden; null: not at all';
+COMMENT ON COLUMN queued.queues.delivery_delay_seconds     IS 'Time for which a new message is hidden; null: none';
 COMMENT ON COLUMN queued.queues.delivery_interval_ms       IS 'Time between two deliveries from a group without an interval of its own; null: none';
-COMMENT ON COLUMN queued.queues.ordered                    IS 'A message of a group is delivered only after the one before was acked or left the queue';
-COMMENT ON COLUMN queued.queues.consumed_retention_seconds IS 'How long consumed messages are kept; null: not at all';
+COMMENT ON COLUMN queued.queues.ordered                    IS 'A message of a group is delivered only after the message before it was acked or has left the queue';
+COMMENT ON COLUMN queued.queues.consumed_retention_seconds IS 'Time for which consumed messages are kept; null: none';
 COMMENT ON COLUMN queued.queues.delivery_limit             IS 'Deliveries after which a message is exhausted; 2147483647: never';
-COMMENT ON COLUMN queued.queues.groups_changed_in          IS 'Version of the settings whose change the groups have yet to be checked for; null: they have been';
+COMMENT ON COLUMN queued.queues.groups_changed_in          IS 'Version of the settings with a change for which all groups must be checked; null: none';
 
 CREATE TABLE queued.deleted_queues (
     key        bigint      PRIMARY KEY,
@@ -88,9 +87,9 @@ CREATE TABLE queued.deleted_queues (
 
 COMMENT ON TABLE queued.deleted_queues IS 'Keys of deleted queues whose messages the cleanup still has to delete';
 
--- There is no foreign key to queues, which would cost a lookup and a row lock for each
--- message. Columns of fixed width that are never null come first: PostgreSQL reads those
--- at their offset, without walking over what stands before.
+-- There is no foreign key to queues, because it would cost a lookup and a row lock for each
+-- message. Columns of fixed width that are never null come first, because PostgreSQL reads
+-- these at their offset, without walking over other columns.
 CREATE TABLE queued.messages (
     id                uuid        NOT NULL, -- version 7: new rows go to the right edge of the index
     queue_key         bigint      NOT NULL,
@@ -99,21 +98,21 @@ CREATE TABLE queued.messages (
     expired_at        timestamptz NOT NULL,
     created_at        timestamptz NOT NULL,
     updated_at        timestamptz NOT NULL,
-    bytes             integer     NOT NULL, -- what octet_length would compute from a copy of both, for each claim
+    bytes             integer     NOT NULL, -- stored, because octet_length would copy data and attributes for each claim
     delivery_attempts integer     NOT NULL DEFAULT 0,
-    in_flight         boolean     NOT NULL DEFAULT false, -- stays true when the lease ends: nothing runs at that time
+    in_flight         boolean     NOT NULL DEFAULT false, -- stays true when the lease ends, because no statement runs then
     last_delivery     boolean     NOT NULL DEFAULT false, -- so that the cleanup finds exhausted messages by an index
     max_deliveries    integer     CHECK (max_deliveries > 0),
     group_id          text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 256),
     job_id            text COLLATE "C",
-    trace             json, -- its size is not checked here: PostgreSQL reads checks anew for each statement, a twelfth of a publish
+    trace             json, -- without a CHECK of its size: PostgreSQL parses checks for each statement, which took a twelfth of the time of a publish
     attributes        json, -- not jsonb, which would not keep them as sent
     data              json        NOT NULL,
-    -- The id alone is unique but for the time of a move; an ack knows only the id.
+    -- The id alone is unique, except during a move. It comes first, because an ack has only the id.
     PRIMARY KEY (id, queue_key)
 ) WITH (
-    -- Each message leaves two dead rows: the one that was received, and the one that
-    -- was acked. They are removed early and fast, so that the table stays small.
+    -- Each message leaves two dead rows: one from its claim, and one from its ack. They are
+    -- removed early and fast, so that the table stays small.
     autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_cost_limit = 2000,
@@ -122,22 +121,22 @@ CREATE TABLE queued.messages (
     toast.autovacuum_vacuum_cost_limit = 2000
 );
 
--- A claim changes an indexed column, so each index that a message is in costs on every
--- claim. This one carries the load: the oldest due messages of a queue. Its second
--- column keeps messages with a group apart, so that neither kind of claim walks over
--- messages of the other.
+-- A claim changes an indexed column, so every index that contains the message costs on
+-- every claim. This index carries the load: it finds the oldest due messages of a queue. Its
+-- second column separates messages with a group from the others, so that claims of one kind
+-- do not walk over messages of the other kind.
 CREATE INDEX messages_due ON queued.messages (queue_key, (group_id IS NULL), scheduled_at, seq);
 
--- What the cleanup moves to dead queues. A claim that is not a message's last delivery
--- does not touch it.
+-- Messages that the cleanup may have to move to dead queues. Only the claim of a last
+-- delivery changes this index.
 CREATE INDEX messages_last_delivery ON queued.messages (queue_key, scheduled_at)
     WHERE last_delivery;
 
--- The messages of a group that wait, in their order.
+-- The waiting messages of a group, in their order.
 CREATE INDEX messages_group ON queued.messages (queue_key, group_id, seq)
     WHERE group_id IS NOT NULL AND NOT in_flight;
 
--- When the next message of a group is due, or the next lease ends.
+-- For the time at which the next message of a group is due, or the next lease ends.
 CREATE INDEX messages_group_due ON queued.messages (queue_key, group_id, in_flight, scheduled_at)
     WHERE group_id IS NOT NULL;
 
@@ -145,28 +144,28 @@ CREATE INDEX messages_group_due ON queued.messages (queue_key, group_id, in_flig
 CREATE INDEX messages_job ON queued.messages (queue_key, group_id, job_id, seq)
     WHERE job_id IS NOT NULL;
 
-COMMENT ON TABLE  queued.messages                   IS 'Messages that are in a queue, one row for each copy; an ack deletes it';
+COMMENT ON TABLE  queued.messages                   IS 'Messages in queues, one row for each copy; an ack deletes the row';
 COMMENT ON COLUMN queued.messages.id                IS 'UUID version 7; a move to another queue keeps it';
-COMMENT ON COLUMN queued.messages.queue_key         IS 'queues.key of its queue, or of a queue in deleted_queues';
+COMMENT ON COLUMN queued.messages.queue_key         IS 'queues.key or deleted_queues.key of its queue';
 COMMENT ON COLUMN queued.messages.seq               IS 'Order among messages due at the same time, and of the messages of a group';
-COMMENT ON COLUMN queued.messages.scheduled_at      IS 'When it is due; while it is in flight, when the lease ends';
-COMMENT ON COLUMN queued.messages.expired_at        IS 'From then on it is not delivered';
-COMMENT ON COLUMN queued.messages.created_at        IS 'When it was published; a move to another queue keeps it';
-COMMENT ON COLUMN queued.messages.updated_at        IS 'When it was last published, delivered, returned, extended or moved';
+COMMENT ON COLUMN queued.messages.scheduled_at      IS 'Due time; in flight, the end of the lease';
+COMMENT ON COLUMN queued.messages.expired_at        IS 'Time from which it is not delivered any more';
+COMMENT ON COLUMN queued.messages.created_at        IS 'Time of the publish; a move to another queue keeps it';
+COMMENT ON COLUMN queued.messages.updated_at        IS 'Time of the publish, or of the last delivery, nack, release, extension or move';
 COMMENT ON COLUMN queued.messages.bytes             IS 'Bytes of data and attributes; bounds what one receive claims';
-COMMENT ON COLUMN queued.messages.delivery_attempts IS 'How often it was delivered';
-COMMENT ON COLUMN queued.messages.in_flight         IS 'A consumer has received it, and holds it until scheduled_at';
-COMMENT ON COLUMN queued.messages.last_delivery     IS 'Its last delivery has begun: unless it is acked, it is exhausted';
-COMMENT ON COLUMN queued.messages.max_deliveries    IS 'Deliveries after which it is exhausted, beside the limit of its queue; without a dead queue it is then dropped; null: no limit of its own';
-COMMENT ON COLUMN queued.messages.group_id          IS 'The group; null: none';
-COMMENT ON COLUMN queued.messages.job_id            IS 'The job_id of SharQ''s API; null: it was published by another API';
+COMMENT ON COLUMN queued.messages.delivery_attempts IS 'Number of deliveries that count';
+COMMENT ON COLUMN queued.messages.in_flight         IS 'Whether it was leased; the lease ends at scheduled_at';
+COMMENT ON COLUMN queued.messages.last_delivery     IS 'Whether its last delivery has begun: without an ack it is exhausted then';
+COMMENT ON COLUMN queued.messages.max_deliveries    IS 'Deliveries after which it is exhausted, besides the limit of its queue; without a dead queue it is deleted then; null: no limit of its own';
+COMMENT ON COLUMN queued.messages.group_id          IS 'Its group; null: none';
+COMMENT ON COLUMN queued.messages.job_id            IS 'job_id of SharQ''s API; null: it was published by another API';
 COMMENT ON COLUMN queued.messages.trace             IS '{"request_id", "traceparent"}: X-Request-Id and traceparent (W3C Trace Context) of the request that published it; null: it had neither';
 COMMENT ON COLUMN queued.messages.attributes        IS 'An object of strings as sent; null: none';
 COMMENT ON COLUMN queued.messages.data              IS 'The payload as sent';
 
--- The rule of the state in one place: the server reads it here, too. Messages that have
--- expired, or whose queue was deleted, are not in it: nobody gets them any more. A step
--- that changes the columns of messages drops this view and creates it again.
+-- The view defines the state of a message, for the server too. Expired messages and messages
+-- of deleted queues are not in it, because no consumer receives them any more. A step that
+-- changes the columns of messages drops this view and creates it again.
 CREATE VIEW queued.message_states AS
 SELECT m.*,
        q.id AS queue_id,
@@ -181,13 +180,13 @@ FROM queued.messages m
 JOIN queued.queues q ON q.key = m.queue_key
 WHERE m.expired_at > now();
 
-COMMENT ON VIEW   queued.message_states          IS 'Messages with their queue and their state, except those that the cleanup still has to delete; see messages for the other columns';
+COMMENT ON VIEW   queued.message_states          IS 'Messages with their queue and their state, except expired ones and those of deleted queues; see messages for the other columns';
 COMMENT ON COLUMN queued.message_states.queue_id IS 'queues.id';
-COMMENT ON COLUMN queued.message_states.state    IS 'ready: can be received now; delayed: is due later; in_flight: a consumer holds it; exhausted: was delivered as often as allowed, and nobody holds it';
-COMMENT ON COLUMN queued.message_states.tid      IS 'Where the row of the message is: its ctid';
+COMMENT ON COLUMN queued.message_states.state    IS 'ready: can be received now; delayed: is due later; in_flight: is leased; exhausted: has no delivery left, and is not leased';
+COMMENT ON COLUMN queued.message_states.tid      IS 'ctid of the row of the message';
 
--- A claim locks the rows of groups that are ready, so that of two servers only one
--- delivers from a group at a time.
+-- A claim locks the rows of groups that are ready, so that only one server at a time
+-- delivers from a group.
 CREATE TABLE queued.groups (
     queue_key            bigint      NOT NULL,
     id                   text COLLATE "C" NOT NULL,
@@ -200,7 +199,7 @@ CREATE TABLE queued.groups (
     blocked              boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (queue_key, id)
 ) WITH (
-    -- Each delivery changes its row.
+    -- Each delivery updates the row of its group.
     autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_cost_limit = 2000
@@ -210,15 +209,15 @@ CREATE TABLE queued.groups (
 CREATE INDEX groups_ready ON queued.groups (queue_key, ready_at)
     WHERE ready_at < 'infinity';
 
-COMMENT ON TABLE  queued.groups                      IS 'Groups of messages, and when each is to deliver next: a row for every group that has messages';
+COMMENT ON TABLE  queued.groups                      IS 'Groups that have messages, an interval of their own, or a running delivery interval';
 COMMENT ON COLUMN queued.groups.queue_key            IS 'queues.key';
-COMMENT ON COLUMN queued.groups.ready_at             IS 'When a claim checks the group: never later than it has a message to deliver, but maybe earlier; infinity: not before something happens to it';
-COMMENT ON COLUMN queued.groups.first_seq            IS 'No waiting message of the group that was never delivered has a smaller seq';
-COMMENT ON COLUMN queued.groups.delivered_at         IS 'The last delivery; null: none';
-COMMENT ON COLUMN queued.groups.limited_until        IS 'When the delivery interval after the last delivery ends; null: there is none';
+COMMENT ON COLUMN queued.groups.ready_at             IS 'Time from which claims check the group: at the latest when it has a message to deliver, but maybe earlier; infinity: only after a change of the group';
+COMMENT ON COLUMN queued.groups.first_seq            IS 'Lower bound of the seq of messages that are not marked in_flight';
+COMMENT ON COLUMN queued.groups.delivered_at         IS 'Time of the last delivery; null: none';
+COMMENT ON COLUMN queued.groups.limited_until        IS 'End of the delivery interval after the last delivery; null: none';
 COMMENT ON COLUMN queued.groups.delivery_interval_ms IS 'Time between two deliveries; null: that of the queue';
-COMMENT ON COLUMN queued.groups.keep_interval        IS 'A client has set the interval: it is kept when there are no messages';
-COMMENT ON COLUMN queued.groups.blocked              IS 'In an ordered queue: the first message is not ready, or in flight, and the others wait for it';
+COMMENT ON COLUMN queued.groups.keep_interval        IS 'Whether a client has set the interval, so that it is kept without messages';
+COMMENT ON COLUMN queued.groups.blocked              IS 'In an ordered queue: whether messages may wait for the first one, which is not ready or in flight';
 
 CREATE TABLE queued.consumed_messages (
     queue_key         bigint      NOT NULL,
@@ -237,7 +236,7 @@ CREATE TABLE queued.consumed_messages (
     data              json        NOT NULL,
     PRIMARY KEY (queue_key, consumed_at, seq)
 ) WITH (
-    -- Each leaves a dead row behind, where the cleanup looks for the next ones.
+    -- Each message leaves a dead row at the place where the cleanup searches.
     autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_cost_limit = 2000,
@@ -246,9 +245,9 @@ CREATE TABLE queued.consumed_messages (
     toast.autovacuum_vacuum_cost_limit = 2000
 );
 
-COMMENT ON TABLE  queued.consumed_messages                   IS 'Messages that were read by an API where reading consumes, of queues that keep them; other columns as in messages';
+COMMENT ON TABLE  queued.consumed_messages                   IS 'Consumed messages of queues that keep them; other columns as in messages';
 COMMENT ON COLUMN queued.consumed_messages.queue_key         IS 'queues.key';
-COMMENT ON COLUMN queued.consumed_messages.seq               IS 'That of the message';
-COMMENT ON COLUMN queued.consumed_messages.scheduled_at      IS 'When it was due';
-COMMENT ON COLUMN queued.consumed_messages.expired_at        IS 'When it would have expired';
-COMMENT ON COLUMN queued.consumed_messages.delivery_attempts IS 'Deliveries, this one included';
+COMMENT ON COLUMN queued.consumed_messages.seq               IS 'seq of the message';
+COMMENT ON COLUMN queued.consumed_messages.scheduled_at      IS 'Time at which it was due';
+COMMENT ON COLUMN queued.consumed_messages.expired_at        IS 'Time at which it would have expired';
+COMMENT ON COLUMN queued.consumed_messages.delivery_attempts IS 'Number of deliveries, including the one that consumed it';

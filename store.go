@@ -12,7 +12,7 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// What the callers of the store and of the engine tell apart.
+// Errors of the store and of the engine that callers distinguish.
 var (
 	errNotFound        = errors.New("not found")
 	errTopicNotFound   = fmt.Errorf("topic %w", errNotFound)
@@ -24,18 +24,18 @@ var (
 	errTopicExists = fmt.Errorf("topic %w", errExists)
 	errQueueExists = fmt.Errorf("queue %w", errExists)
 
-	// errUnavailable says that the database cannot be reached or does not do what
-	// it should, or that what became of a statement is unknown.
+	// errUnavailable means that the database cannot be reached or cannot serve requests, or
+	// that the outcome of a statement is unknown.
 	errUnavailable = errors.New("database unavailable")
 )
 
-// topic is what messages are published to.
+// topic is a destination of publishes.
 type topic struct {
 	ID        string    `json:"id"`
 	CreatedAt timestamp `json:"created_at"`
 }
 
-// queue is what messages are received from.
+// queue is a source of receives.
 type queue struct {
 	ID string `json:"id"`
 	queueSettings
@@ -49,7 +49,8 @@ type queueStats struct {
 	OldestUnackedMessageAgeSeconds int64 `json:"oldest_unacked_message_age_seconds"`
 }
 
-// queueDetails is queueStats and all that is in the queue and in its dead queue.
+// queueDetails has the queueStats, and counts of all messages in the queue and in its dead
+// queue.
 type queueDetails struct {
 	queueStats
 	Messages          messageCounts `json:"messages"`
@@ -64,14 +65,14 @@ type messageCounts struct {
 	Exhausted int64 `json:"exhausted"`
 }
 
-// store is what is done now and then, like creating a queue, on any connection of
-// the pool. The statements of the engine are in the files of what they do.
+// store executes the operations that are not frequent, such as creating a queue, on any
+// connection of a pool. The engine executes the frequent ones.
 type store struct {
 	db      *sql.DB
 	metrics *metrics
 }
 
-// on returns the database for one statement, whose name is for the metrics.
+// on returns the database for one statement. name labels its metrics.
 func (s *store) on(name string) querier { return s.metrics.timed(name, s.db) }
 
 // querier is a *sql.DB, a *sql.Tx or a *sql.Conn.
@@ -84,8 +85,8 @@ type querier interface {
 const selectUsableSQL = `
 SELECT current_setting('transaction_read_only') = 'off', EXISTS (SELECT FROM queued.settings)`
 
-// ping returns an error unless the database answers, has the schema, and can be
-// written: a standby cannot.
+// ping returns an error unless the database responds, has the schema, and can be written. A
+// standby cannot be written.
 func (s *store) ping(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return asUnavailable(err)
@@ -108,8 +109,8 @@ SELECT name
 FROM unnest('{fsync,full_page_writes,synchronous_commit}'::text[]) AS name
 WHERE current_setting(name) = 'off'`
 
-// undurable returns the settings of PostgreSQL that are off, and without which a
-// crash can lose what was committed.
+// undurable returns the settings of PostgreSQL that are off although a crash can then lose
+// committed messages.
 func (s *store) undurable(ctx context.Context) ([]string, error) {
 	return collect(ctx, s.on("check_durability"), func(row scanner) (name string, err error) {
 		err = row.Scan(&name)
@@ -117,8 +118,7 @@ func (s *store) undurable(ctx context.Context) ([]string, error) {
 	}, selectUndurableSQL)
 }
 
-// asUnavailable turns every error but those for which a request may be the reason into
-// errUnavailable.
+// asUnavailable wraps an error in errUnavailable, unless the request may be its cause.
 func asUnavailable(err error) error {
 	if err == nil || errors.Is(err, errUnavailable) || errors.Is(err, sql.ErrNoRows) ||
 		errors.Is(err, context.Canceled) || blamesOne(err) {
@@ -169,8 +169,8 @@ func (s *store) topics(ctx context.Context, visible *names, offset, limit int) (
 	return collect(ctx, s.on("topics"), scanTopic, selectTopicsSQL, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
-// transaction runs change in a transaction of its own. An error means that nothing
-// was changed, but for errUnavailable, where that may be unknown.
+// transaction runs change in a transaction of its own. If it returns an error, nothing was
+// changed, except that the outcome may be unknown after errUnavailable.
 func (s *store) transaction(ctx context.Context, change func(tx *sql.Tx) error) error {
 	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
@@ -185,7 +185,7 @@ func (s *store) transaction(ctx context.Context, change func(tx *sql.Tx) error) 
 	return asUnavailable(tx.Commit())
 }
 
-// in returns a transaction for one statement, whose name is for the metrics.
+// in returns a transaction for one statement. name labels its metrics.
 func (s *store) in(tx *sql.Tx, name string) querier { return s.metrics.timed(name, tx) }
 
 const (
@@ -194,17 +194,17 @@ SELECT version
 FROM queued.settings
 FOR UPDATE`
 
-	// The version goes by the clock, so that a database that was restored, or
-	// created anew, does not come to one that servers remember.
+	// The version follows the clock, so that a database that was restored or created again
+	// never has a version that a server has cached.
 	settingsChangedSQL = `
 UPDATE queued.settings
 SET version = greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
 RETURNING version`
 )
 
-// changeSettings runs a change of what pinned.go remembers, which reports whether
-// it has changed any of that: then all servers forget what they remember. Changes
-// come one after the other, and each sees what the one before did.
+// changeSettings runs a change of topics and queues. change reports whether it has changed
+// anything that servers cache (pinned.go); if so, the new version clears all caches. Changes
+// run one after another, and each sees the effect of the previous one.
 func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (changed bool, err error)) error {
 	return s.transaction(ctx, func(tx *sql.Tx) error {
 		if _, err := s.in(tx, "lock_settings").ExecContext(ctx, lockSettingsSQL); err != nil {
@@ -223,7 +223,7 @@ DELETE FROM queued.topics
 WHERE id = $1
 RETURNING id`
 
-// deleteTopic leaves the topic's queues, without a topic.
+// deleteTopic deletes a topic. Its queues stay, without a topic.
 func (s *store) deleteTopic(ctx context.Context, id string) error {
 	return s.deleteOne(ctx, "delete_topic", errTopicNotFound, deleteTopicSQL, id)
 }
@@ -245,8 +245,8 @@ func scanQueue(row scanner) (q queue, err error) {
 	return q, err
 }
 
-// The statement also says which of the references is missing: a foreign key
-// alone would report a taken id first.
+// The statement also returns which of the references is missing, because an existing id must
+// not be reported before a missing reference.
 const insertQueueSQL = `
 WITH refs AS MATERIALIZED (
     SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
@@ -263,8 +263,8 @@ WITH refs AS MATERIALIZED (
 SELECT topic_found, dead_queue_found, EXISTS (SELECT FROM added JOIN queued.deleted_queues USING (key))
 FROM refs`
 
-// createQueue returns errTopicNotFound or errQueueNotFound if a topic or a dead
-// queue that it names is unknown, and errQueueExists if the id is taken.
+// createQueue creates a queue. It returns errTopicNotFound or errQueueNotFound if its topic
+// or its dead queue is unknown, and errQueueExists if the id exists.
 func (s *store) createQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
 	create := func() error {
 		return s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
@@ -272,7 +272,7 @@ func (s *store) createQueue(ctx context.Context, id string, settings queueSettin
 				return false, err
 			}
 			q, err = s.queueIn(ctx, tx, id)
-			return settings.TopicID != nil, err // nobody remembers a queue that was not there
+			return settings.TopicID != nil, err // no server has cached a queue that did not exist
 		})
 	}
 	if err = create(); errors.Is(err, errKeyTaken) {
@@ -299,8 +299,8 @@ WITH refs AS MATERIALIZED (
 SELECT topic_found, dead_queue_found, false
 FROM refs`
 
-// updateQueue replaces the settings of a queue, but for those that are left out. It
-// returns errQueueNotFound and errTopicNotFound as createQueue does.
+// updateQueue replaces the settings of a queue, except for those that are left out. It
+// returns errQueueNotFound and errTopicNotFound like createQueue.
 func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
 	regrouped := false
 	err = s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
@@ -317,7 +317,7 @@ func (s *store) updateQueue(ctx context.Context, id string, settings queueSettin
 		return !reflect.DeepEqual(settings, before.queueSettings), err
 	})
 	if err == nil && regrouped {
-		// The settings hold. What this does not get done, the cleanup does.
+		// The settings are committed. If this fails, the cleanup does it.
 		s.recheckChangedGroups(ctx, id, func(string) {})
 	}
 	return q, err
@@ -334,7 +334,7 @@ func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id st
 	case e != nil && e.Code == pqerror.UniqueViolation:
 		return errQueueExists
 	case e != nil && e.Code == pqerror.ForeignKeyViolation && strings.Contains(e.Constraint, "topic_id"):
-		return errTopicNotFound // deleted at this very moment
+		return errTopicNotFound // the topic was deleted at the same time
 	case e != nil && e.Code == pqerror.ForeignKeyViolation:
 		return errQueueNotFound
 	case err != nil:
@@ -359,7 +359,7 @@ func (s *store) queue(ctx context.Context, id string) (queue, error) {
 	return q, asUnavailable(err)
 }
 
-// queueIn is queue in a transaction.
+// queueIn is like queue, in a transaction.
 func (s *store) queueIn(ctx context.Context, tx *sql.Tx, id string) (queue, error) {
 	return queueOn(ctx, s.in(tx, "queue"), id)
 }
@@ -383,14 +383,14 @@ func (s *store) queueIDs(ctx context.Context, visible *names, limit int) ([]stri
 	return collect(ctx, s.on("queue_ids"), scanID, selectQueueIDsSQL, 0, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
-// listSize is how many bytes a page of a list has at most, from PostgreSQL as well as
-// for the client, unless its first item has more.
+// listSize is the maximum number of bytes of a page of a list, both from PostgreSQL and to
+// the client, unless the first item has more.
 const listSize = 8 << 20
 
-// queueSize is the most bytes of a queue in a list, beside its filters.
+// queueSize is the maximum number of bytes of a queue in a list, without its filters.
 const queueSize = 1200
 
-// To find the size of a filter costs more than all else, so that is done once.
+// The size of the filters costs more than everything else, so it is computed once.
 const selectQueuesSQL = `
 WITH page AS MATERIALIZED (
     SELECT ` + queueColumnsSQL + `, $7 + coalesce(octet_length(message_filters::text), 0) AS size
@@ -410,8 +410,8 @@ WHERE total <= $6
     OR total = size
 ORDER BY id`
 
-// queues returns a page of the visible queues, in order, and whether there are more
-// of them within the limit than fit into it.
+// queues returns a page of the visible queues, in order. more is true if the page has fewer
+// queues than the limit allows because of listSize.
 func (s *store) queues(ctx context.Context, visible *names, offset, limit int) (all []queue, more bool, err error) {
 	found := 0
 	all, err = collect(ctx, s.on("queues"), func(row scanner) (queue, error) {
@@ -420,7 +420,7 @@ func (s *store) queues(ctx context.Context, visible *names, offset, limit int) (
 	return all, len(all) < found, err
 }
 
-// alongside is a row with one more column at its end.
+// alongside is a row with one more column at the end.
 type alongside struct {
 	scanner
 	last any
@@ -439,8 +439,8 @@ SELECT key
 FROM deleted
 RETURNING key`
 
-// deleteQueue makes the queue and its messages unreachable at once; the cleanup
-// removes the messages.
+// deleteQueue deletes a queue. Its messages are unreachable at once, and the cleanup deletes
+// them.
 func (s *store) deleteQueue(ctx context.Context, id string) error {
 	return s.deleteOne(ctx, "delete_queue", errQueueNotFound, deleteQueueSQL, id)
 }
@@ -450,7 +450,7 @@ SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))
 FROM queued.queues q
 LEFT JOIN queued.message_states m
     ON m.queue_key = q.key
-    AND (m.group_id IS NULL) = ANY ('{true,false}') -- both, so that the index passes over what is not due
+    AND (m.group_id IS NULL) = ANY ('{true,false}') -- both values, so that the index skips messages that are not due
     AND m.scheduled_at <= now()
     AND m.state = 'ready'
 WHERE q.id = $1
@@ -517,16 +517,16 @@ func collect[T any](ctx context.Context, db querier, scan func(scanner) (T, erro
 	return all, asUnavailable(rows.Err())
 }
 
-// once runs a statement that returns one row, and must not be run twice: what
-// runs on the pool database/sql repeats when the connection is lost, also after
-// the statement was sent. It returns sql.ErrNoRows if there is no row.
+// once runs a statement that returns one row and must not run twice. On a pool, database/sql
+// repeats a statement after its connection is lost, even if the statement was sent. It
+// returns sql.ErrNoRows if there is no row.
 func once[T any](ctx context.Context, s *store, name string, scan func(scanner) (T, error), query string, args ...any) (v T, err error) {
 	conn, err := s.db.Conn(ctx)
 	if err != nil {
 		return v, err
 	}
 	defer conn.Close()
-	// A connection that was lost while it was idle is replaced before it counts.
+	// A connection that was lost while it was idle is replaced before the statement runs.
 	if conn.PingContext(ctx) != nil {
 		conn.Close()
 		if conn, err = s.db.Conn(ctx); err != nil {
@@ -537,8 +537,8 @@ func once[T any](ctx context.Context, s *store, name string, scan func(scanner) 
 	return scan(s.metrics.timed(name, conn).QueryRowContext(ctx, query, args...))
 }
 
-// deleteOne returns missing if the statement, which returns what it deletes,
-// finds nothing to delete.
+// deleteOne runs a statement that deletes one row and returns it. It returns missing if
+// there is no such row.
 func (s *store) deleteOne(ctx context.Context, name string, missing error, query string, args ...any) error {
 	return s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
 		var deleted any

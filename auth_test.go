@@ -64,7 +64,7 @@ func statedPermissions(t testing.TB) map[string]string {
 	return permissions
 }
 
-func TestEveryRouteTakesTheRightThatIsStated(t *testing.T) {
+func TestEveryRouteTakesThePermissionThatIsStated(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")

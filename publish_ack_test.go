@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A step of a pipeline leaves its input or its output, never both.
+// A step of a pipeline leaves either its input or its output.
 func TestPublishAcksInTheSameCommit(t *testing.T) {
 	t.Parallel()
 	for what, v := range map[string]struct{ path, body string }{
@@ -28,7 +28,7 @@ func TestPublishAcksInTheSameCommit(t *testing.T) {
 			checkDiff(t, "input", map[int]string{3: "in_flight"}, s.states("in"))
 			s.wantMetrics(`queued_messages_acked_total{queue="in"} 2`, `queued_messages_published_total{queue="out"} 1`)
 
-			// The first is gone now, so nothing happens at all.
+			// The first message to ack is deleted now, so the publish has no effect.
 			again := fmt.Sprintf(`[%q,%q]`, in[0].ID, third.ID)
 			want := fmt.Sprintf(`{"detail":[{"loc":["body","ack",0],"msg":"message %s is not in flight, or not in the lease of this scheduled_at","type":"value_error.lease"}]}`, in[0].ID)
 			checkDiff(t, "conflict", want, s.must(409, "POST", v.path, fmt.Sprintf(v.body, again)))
@@ -77,7 +77,7 @@ func TestPublishThatAcksDoesNothingUnlessAllAreInTheirLeases(t *testing.T) {
 	}
 }
 
-// Two that share a transaction and ack the same message: one of them does.
+// If two publishes in a transaction ack the same message, one of them succeeds.
 func TestPublishesThatAckTheSameMessageDoNotBothHappen(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

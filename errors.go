@@ -101,7 +101,7 @@ func isUnavailable(err error) (any, bool) {
 
 // fail responds with an error.
 func (s *server) fail(r *request, err error) {
-	s.giveBack(r)
+	s.releaseUnsent(r)
 	status, detail := s.explain(r, err)
 	header := r.w.Header()
 	header.Del("Content-Encoding")

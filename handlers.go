@@ -229,15 +229,15 @@ func (s *server) deliver(r *request, queueID string, v delivery) []message {
 	r.unsent = unsent{queueID, v.messages}
 	ended, failed := peerClosed(r.Request)
 	if failed || time.Now().After(v.goodUntil) {
-		s.giveBack(r)
+		s.releaseUnsent(r)
 		return nil
 	}
 	r.w.doubtful = ended
 	return v.messages
 }
 
-// giveBack releases messages that were received for a response which has not begun.
-func (s *server) giveBack(r *request) {
+// releaseUnsent releases messages that were received for a response that has not begun.
+func (s *server) releaseUnsent(r *request) {
 	if len(r.unsent.messages) > 0 {
 		s.engine.release(r.unsent.queueID, r.unsent.messages)
 		r.unsent = unsent{}

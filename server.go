@@ -136,7 +136,7 @@ func (s *server) serve(rt *route) {
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := w.(*responseWriter).request
 		r.Request, r.api, r.w.matched = hr, rt.api, true
-		defer s.giveBack(r)
+		defer s.releaseUnsent(r)
 		v, err := s.call(rt, r)
 		if err == nil {
 			err = s.send(r, v)

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A step of a pipeline leaves either its input or its output.
+// A step of a pipeline leaves its input or its output, never both.
 func TestPublishAcksInTheSameCommit(t *testing.T) {
 	t.Parallel()
 	for what, v := range map[string]struct{ path, body string }{
@@ -28,7 +28,7 @@ func TestPublishAcksInTheSameCommit(t *testing.T) {
 			checkDiff(t, "input", map[int]string{3: "in_flight"}, s.states("in"))
 			s.wantMetrics(`queued_messages_acked_total{queue="in"} 2`, `queued_messages_published_total{queue="out"} 1`)
 
-			// The first message to ack is deleted now, so the publish has no effect.
+			// The first has been deleted, so nothing happens at all.
 			again := fmt.Sprintf(`[%q,%q]`, in[0].ID, third.ID)
 			want := fmt.Sprintf(`{"detail":[{"loc":["body","ack",0],"msg":"message %s is not in flight, or not in the lease of this scheduled_at","type":"value_error.lease"}]}`, in[0].ID)
 			checkDiff(t, "conflict", want, s.must(409, "POST", v.path, fmt.Sprintf(v.body, again)))
@@ -77,7 +77,7 @@ func TestPublishThatAcksDoesNothingUnlessAllAreInTheirLeases(t *testing.T) {
 	}
 }
 
-// If two publishes in a transaction ack the same message, one of them succeeds.
+// Two that share a transaction and ack the same message: one of them does.
 func TestPublishesThatAckTheSameMessageDoNotBothHappen(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -24,7 +24,7 @@ func (s *testServer) states(queueID string) map[int]string {
 	return states
 }
 
-// receiveAck sends a receive that acks, and returns the messages and the response.
+// receiveAck sends a receive that acks and returns the messages and the response.
 func (s *testServer) receiveAck(queueID, body string) ([]wireMessage, string) {
 	s.t.Helper()
 	response := s.must(200, "POST", "/queues/"+queueID+"/messages/receive", body)
@@ -63,7 +63,7 @@ func TestReceiveThatAcksNamesConflicts(t *testing.T) {
 	s.publish("t", 1, 2)
 	old := s.receive("t", "")
 	s.endLeases()
-	s.receive("t", "") // another consumer receives them
+	s.receive("t", "") // by another consumer
 	_, response := s.receiveAck("t", fmt.Sprintf(`{"ack":[{"id":%q,"scheduled_at":%q}],"nack":[{"id":%q,"scheduled_at":%q}]}`,
 		old[0].ID, old[0].ScheduledAt, old[1].ID, old[1].ScheduledAt))
 	checkDiff(t, "response", fmt.Sprintf(`{"data":[],"conflicts":[%q,%q]}`, old[0].ID, old[1].ID), response)
@@ -126,7 +126,7 @@ func TestNothingIsLeasedByAReceiveThatCouldNotAck(t *testing.T) {
 	s.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no deletes'; END $$`)
 	s.exec(`CREATE TRIGGER refuse BEFORE DELETE ON queued.messages FOR EACH ROW EXECUTE FUNCTION refuse()`)
 	s.must(503, "POST", "/queues/t/messages/receive", fmt.Sprintf(`{"wait_seconds":20,"ack":[%q]}`, id))
-	eventually(t, "the receive has leased no message", func() bool { return s.states("t")[2] == "ready" })
+	eventually(t, "nothing is leased by it", func() bool { return s.states("t")[2] == "ready" })
 	checkDiff(t, "the other", "in_flight", s.states("t")[1])
 }
 

@@ -54,7 +54,7 @@ func (v *torture) movePipeline(from, to string, calm, stop <-chan struct{}) {
 				ack = map[string]string{"id": m.ID, "scheduled_at": m.ScheduledAt}
 			}
 			if !isCalm && rand.IntN(10) == 0 {
-				continue // the worker crashes
+				continue // the worker dies
 			}
 			for range 2 { // a repeated publish finds that its input was acked
 				status, _ := v.send(context.Background(), "POST", "/queues/"+to+"/messages", map[string]any{"data": m.Data, "ack": []any{ack}})

@@ -40,9 +40,9 @@ var avoidedWords = []struct{ pattern, terms string }{
 	{`(?:make|makes|made|making) (?:a |the |this |that |new )(?:queue|topic)s?`, "create"},
 }
 
-// allowedTexts match texts in which these words are right: SQL functions, and the former
-// names that the changelog quotes.
-var allowedTexts = regexp.MustCompile("floor\\(|which (?:was|were)(?:,? (?:and )?`[^`]*`| \\([^)]*\\))+")
+// allowedTexts match texts in which these words are right: SQL functions, a flag of queued
+// bench, and the former names that the changelog quotes.
+var allowedTexts = regexp.MustCompile("floor\\(|^settle$|-settle|which (?:was|were)(?:,? (?:and )?`[^`]*`| \\([^)]*\\))+")
 
 // Pages, the description of the API, the dashboard, the help of the commands, comments
 // and messages use the terms that every engineer knows.

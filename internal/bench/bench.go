@@ -59,7 +59,7 @@ type settings struct {
 	rate      float64
 	maxLag    int
 	backlog   int
-	ackMode   string
+	settle    string
 	duration  time.Duration
 	drain     bool
 	json      bool
@@ -98,7 +98,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	f.Float64Var(&v.rate, "rate", 0, "`messages` to publish per second; 0 is unlimited. With a rate, the latency of a\npublish counts from its scheduled time if the publish before it was late")
 	f.IntVar(&v.maxLag, "max-lag", 1000, "maximum `messages` that consumers may lag behind producers; 0 is unlimited")
 	f.IntVar(&v.backlog, "backlog", 0, "`messages` to publish before the load, not counted by -max-lag")
-	f.StringVar(&v.ackMode, "ack-mode", "combined", "`mode` of acks: combined with the next receive, or separate requests")
+	f.StringVar(&v.settle, "settle", "combined", "`mode` of acks: combined with the next receive, or separate requests")
 	f.DurationVar(&v.duration, "duration", 10*time.Second, "`duration` of the load")
 	f.BoolVar(&v.drain, "drain", true, "receive all messages after the load, and count the missing ones")
 	f.BoolVar(&v.json, "json", false, "print the report as JSON, on one line")
@@ -114,7 +114,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	f.Check(v.rate >= 0, "rate", "must not be negative")
 	f.Check(v.maxLag >= 0, "max-lag", "must not be negative")
 	f.Check(v.backlog >= 0, "backlog", "must not be negative")
-	f.Check(v.ackMode == "combined" || v.ackMode == "separate", "ack-mode", "must be combined or separate")
+	f.Check(v.settle == "combined" || v.settle == "separate", "settle", "must be combined or separate")
 	f.Check(0 < v.duration && v.duration <= 11*time.Hour, "duration", "must be more than 0 and at most 11h")
 	if err := f.Err(); err != nil {
 		return err

@@ -26,7 +26,7 @@ func (b *bench) consume() {
 		var status int
 		var response []byte
 		var err error
-		if b.settings.ackMode == "separate" {
+		if b.settings.settle == "separate" {
 			status, response, err = request(b.receiver, http.MethodGet, fmt.Sprintf("/queues/%s/messages?limit=%d&wait_seconds=%d", b.settings.queue, limit, waitSeconds), nil)
 		} else {
 			body := fmt.Appendf(nil, `{"limit":%d,"wait_seconds":%d,"ack":%s}`, limit, waitSeconds, jsonList(ids))
@@ -39,7 +39,7 @@ func (b *bench) consume() {
 		}
 		b.acked.Add(int64(len(ids)))
 		ids = b.check(response)
-		if b.settings.ackMode == "separate" {
+		if b.settings.settle == "separate" {
 			b.ack(ids)
 			ids = nil
 		}

@@ -224,6 +224,6 @@ func (s *pinnedConn) undoGroupDeliveries(messages []message) error {
 		keys, ids = append(keys, m.queueKey), append(ids, m.Group)
 		before, after = append(before, m.groupDelivery.before.Time), append(after, m.groupDelivery.after.Time)
 	}
-	_, err := read[any](s, "undo_turns", nil, undoGroupDeliveriesSQL, keys, ids, before, after)
+	_, err := read[any](s, "undo_group_deliveries", nil, undoGroupDeliveriesSQL, keys, ids, before, after)
 	return err
 }

@@ -172,9 +172,9 @@ func partOf(sample *profile.Sample) string {
 				return "lib/pq and database/sql"
 			case strings.Contains(name, "prometheus"), strings.Contains(name, "main.(*metrics)"):
 				return "metrics"
-			case strings.HasPrefix(name, "encoding/json"), strings.HasPrefix(name, "queued/internal/rawjson"), strings.Contains(name, "main.(*form)"), strings.Contains(name, "appendJSON"), strings.Contains(name, "main.readBody"), strings.Contains(name, "main.(*response)"):
+			case strings.HasPrefix(name, "encoding/json"), strings.HasPrefix(name, "queued/internal/rawjson"), strings.Contains(name, "main.(*form)"), strings.Contains(name, "appendJSON"), strings.Contains(name, "main.parseBody"), strings.Contains(name, "main.(*responseWriter)"), strings.Contains(name, "main.(*messageList)"):
 				return "JSON and validation of requests, responses"
-			case strings.Contains(name, "main.(*engine)"), strings.Contains(name, "main.(*batcher"), strings.Contains(name, "main.(*session)"), strings.Contains(name, "main.read["):
+			case strings.Contains(name, "main.(*engine)"), strings.Contains(name, "main.(*batcher"), strings.Contains(name, "main.(*pinnedConn)"), strings.Contains(name, "main.read["):
 				return "engine: batchers, dispatchers"
 			case strings.HasPrefix(name, "net/http"), strings.HasPrefix(name, "main."):
 				return "net/http: connections, headers, routing"

@@ -68,16 +68,26 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 	return errStale
 }
 
-// readStaleTerms reads the terms of queues if they are not cached, or too old to rely on
-// for groups.
+// readStaleTerms reads the terms of those queues for which they are not known, or may
+// not know of the groups. Afterwards the terms of all of them are known, except of queues
+// that do not exist.
 func (s *pinnedConn) readStaleTerms(all []*claimRequest) error {
-	var stale []*claimRequest
-	for _, r := range all {
-		if terms, known := s.settings.terms[r.queueID]; !known || time.Since(terms.readAt) > groupsUnnoticed {
-			stale = append(stale, r)
+	for range settingsAttempts {
+		resets := s.settings.resets
+		var stale []*claimRequest
+		for _, r := range all {
+			if terms, known := s.settings.terms[r.queueID]; !known || time.Since(terms.readAt) > groupsUnnoticed {
+				stale = append(stale, r)
+			}
+		}
+		if err := s.readLeaseTerms(claimArgs(stale)); err != nil {
+			return err
+		}
+		if s.settings.resets == resets || len(stale) == len(all) { // otherwise known terms were forgotten
+			return nil
 		}
 	}
-	return s.readLeaseTerms(claimArgs(stale))
+	return errStale
 }
 
 func claimArgs(all []*claimRequest) (queueIDs []string, groupsSince []time.Time) {

@@ -52,6 +52,10 @@ func (v *settings) at(version int64) {
 	}
 }
 
+// clear forgets everything. It counts as a reset, like that of at: a reader of several
+// entries notices that those found before are missing.
+func (v *settings) clear() { *v = settings{resets: v.resets + 1} }
+
 // idleUnchecked is how long an idle connection is used without a ping. A statement
 // on a connection that was lost in the meantime would fail with an unknown outcome.
 const idleUnchecked = time.Second
@@ -192,5 +196,5 @@ func (s *pinnedConn) close() {
 		s.conn.Close()
 	}
 	s.conn, s.statements = nil, nil
-	s.settings = settings{} // the next server may have lost the latest versions in a failover
+	s.settings.clear() // the next server may have lost the latest versions in a failover
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
@@ -45,5 +46,63 @@ func TestTransactionOnALostConnectionIsNotCommitted(t *testing.T) {
 	}
 	if err := session.transaction(func() error { return nil }); err != nil {
 		t.Errorf("the next transaction = %v", err)
+	}
+}
+
+// The cache of a connection that is lost between two reads of it is empty after the
+// second, as is one of an earlier version of the settings: entries that were found before
+// have to be read again.
+func TestCachedSettingsThatAreForgottenAreReadAgain(t *testing.T) {
+	t.Parallel()
+	for what, forget := range map[string]func(s *testServer, c *pinnedConn){
+		"connection lost": func(s *testServer, c *pinnedConn) {
+			pids, err := read(c, "pid", scanKey, "SELECT pg_backend_pid()")
+			if err != nil {
+				s.server.log.Error("pid", "error", err)
+			}
+			s.exec("SELECT pg_terminate_backend($1)", pids[0])
+			c.usedAt = time.Time{} // it is pinged before the next statement
+		},
+		"settings changed": func(s *testServer, c *pinnedConn) {
+			s.must(200, "PUT", "/queues/changed", fmt.Sprintf(`{"ack_deadline_seconds":%d,"message_retention_seconds":3600}`, 1+c.settings.version%100))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustTopic("t")
+			s.mustQueue("other")
+			s.mustQueue("changed")
+			c := newPinnedConn(s.store.db, s.server.metrics)
+			defer c.close()
+			toTopic := &publication{topicID: "t"}
+			if err := c.readDestinations([]*publication{toTopic}); err != nil {
+				t.Fatal(err)
+			}
+			forget(s, c)
+			if err := c.readDestinations([]*publication{toTopic, {queueID: "other"}}); err != nil {
+				t.Fatal(err)
+			}
+			if c.settings.topics["t"] == nil || c.settings.queues["other"] == nil {
+				t.Errorf("destinations known: topic %t, queue %t", c.settings.topics["t"] != nil, c.settings.queues["other"] != nil)
+			}
+
+			claim := func(queueIDs ...string) (all []*claimRequest) {
+				for _, id := range queueIDs {
+					all = append(all, &claimRequest{queueID: id, limit: 1, budget: 1000})
+				}
+				if err := s.engine.runClaims(c, all); err != nil {
+					t.Fatal(err)
+				}
+				return all
+			}
+			claim("t")
+			forget(s, c)
+			for _, r := range claim("t", "other") {
+				if !r.done || r.err != nil {
+					t.Errorf("claim of %s: done %t, %v", r.queueID, r.done, r.err)
+				}
+			}
+		})
 	}
 }

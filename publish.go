@@ -122,7 +122,7 @@ func (e *engine) runPublications(s *pinnedConn, batch []*publication) error {
 		if err := e.insertPublications(s, batch); !errors.Is(err, errStale) {
 			return err
 		}
-		s.settings = settings{}
+		s.settings.clear()
 	}
 	return errStale
 }

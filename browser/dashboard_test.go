@@ -394,7 +394,7 @@ func TestGroupsAreShownAndLimited(t *testing.T) {
 	p.click("Save")
 	p.seeText("tbody", "250 ms")
 	p.click("Delete…", row("a/b?c#d"))
-	p.seeText("dialog", "1 message of the group will be permanently deleted")
+	p.seeText("dialog", "1 message of the group, and its own interval, will be permanently deleted")
 	p.click("Delete 1 message")
 	p.see("the group disappears", "!document.querySelector('tbody').innerText.includes('a/b?c#d')")
 

@@ -91,11 +91,27 @@ func (l *batcher[T]) do(ctx context.Context, request T, rows, size int) error {
 	default:
 		return errOverloaded
 	}
+	return l.await(c)
+}
+
+// doBlocking is do for callers whose number is bounded otherwise. If the batcher is full
+// it waits instead of refusing the request.
+func (l *batcher[T]) doBlocking(request T, rows, size int) error {
+	c := &batchedRequest[T]{ctx: context.Background(), request: request, rows: rows, size: size, done: make(chan error, 1)}
+	select {
+	case l.waiting <- c:
+	case <-l.closed:
+		return errUnavailable
+	}
+	return l.await(c)
+}
+
+func (l *batcher[T]) await(c *batchedRequest[T]) error {
 	select {
 	case err := <-c.done:
 		return err
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-c.ctx.Done():
+		return c.ctx.Err()
 	case <-l.closed:
 		return errUnavailable
 	}

@@ -57,6 +57,28 @@ func TestBatcherRetriesOnlyWhatDidNothing(t *testing.T) {
 	}
 }
 
+// There may be more queues with receivers than requests that a batcher refuses.
+func TestFullBatcherRefusesRequestsOrLetsThemWait(t *testing.T) {
+	t.Parallel()
+	l := &batcher[int]{waiting: make(chan *batchedRequest[int], 1), closed: make(chan struct{})}
+	l.waiting <- &batchedRequest[int]{} // it is full
+	if err := l.do(context.Background(), 0, 1, 0); !errors.Is(err, errOverloaded) {
+		t.Errorf("do = %v, want %v", err, errOverloaded)
+	}
+	result := make(chan error, 1)
+	go func() { result <- l.doBlocking(0, 1, 0) }()
+	<-l.waiting
+	select { // as a worker, unless the request was refused
+	case c := <-l.waiting:
+		c.done <- nil
+	case err := <-result:
+		t.Fatalf("doBlocking = %v, want it to wait", err)
+	}
+	if err := <-result; err != nil {
+		t.Errorf("doBlocking = %v", err)
+	}
+}
+
 func TestClosedBatcherLeavesNoRequestWaiting(t *testing.T) {
 	t.Parallel()
 	s := newTestStore(t)

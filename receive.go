@@ -481,7 +481,7 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
 	if !at.consumes && !e.hasGroups(at.queueID) {
 		r := &claimRequest{queueID: at.queueID, from: from, limit: limit, budget: budget}
-		err := e.claims.do(context.Background(), r, limit, budget)
+		err := e.claims.doBlocking(r, limit, budget)
 		if r.done && !r.hasGroups {
 			return r.result, r.sentAt, r.err
 		}
@@ -554,7 +554,7 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	from := claimStart{f.messages.at, f.groups.at}
 	e.mu.Unlock()
 	search := &dueSearch{queueID: d.queueID, from: from}
-	err := e.searches.do(context.Background(), search, 1, 0)
+	err := e.searches.doBlocking(search, 1, 0)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {

@@ -76,8 +76,8 @@ const frontsSQL = `(
                     AND m.group_id = g.id
                     AND NOT m.in_flight
                     AND m.seq >= g.first_seq
-                    AND m.expired_at > now()
-                    AND ($4 OR m.scheduled_at <= now() AND ` + aliveSQL + `)
+                    AND m.expired_at > statement_timestamp()
+                    AND ($4 OR m.scheduled_at <= statement_timestamp() AND ` + aliveSQL + `)
                 ORDER BY m.seq
                 LIMIT g.share
             )
@@ -88,8 +88,8 @@ const frontsSQL = `(
                 WHERE m.queue_key = $1
                     AND m.group_id = g.id
                     AND m.in_flight
-                    AND m.scheduled_at <= now()
-                    AND m.expired_at > now()
+                    AND m.scheduled_at <= statement_timestamp()
+                    AND m.expired_at > statement_timestamp()
                     AND ($4 OR ` + aliveSQL + `)
                 ORDER BY m.scheduled_at
                 LIMIT 1000
@@ -107,13 +107,15 @@ const heldUntilSQL = `(
                WHERE m.queue_key = $1
                    AND m.group_id = g.id
                    AND m.in_flight
-                   AND m.scheduled_at > now()
+                   AND m.scheduled_at > statement_timestamp()
                ORDER BY m.scheduled_at DESC
                LIMIT 1
            )`
 
 // takeFromGroupsSQL are steps that lock messages of the groups whose rows are $2. The
-// transaction has locked these rows, so they do not move. No message is taken from a group
+// transaction has locked these rows, so they do not move. It may have waited for that, so the
+// time is that of the statement and not now(), with which the transaction began: leases and
+// intervals would be shorter by the wait. No message is taken from a group
 // that is limited or waits for the end of a lease, one from a group with an interval, and
 // up to its share from any other group.
 const takeFromGroupsSQL = `
@@ -122,7 +124,7 @@ WITH visited AS MATERIALIZED (
            CASE WHEN $4 OR coalesce(g.delivery_interval_ms, $3) > 0 THEN 1 ELSE $6 / cardinality($2::tid[]) + 1 END AS share
     FROM unnest($2::tid[]) WITH ORDINALITY AS u (tid, place)
     JOIN queued.groups g ON g.ctid = u.tid
-    WHERE (g.limited_until <= now()) IS NOT FALSE
+    WHERE (g.limited_until <= statement_timestamp()) IS NOT FALSE
         AND (NOT $4 OR ` + heldUntilSQL + ` IS NULL)
 ), fronts AS MATERIALIZED (
     SELECT f.*, g.place, g.limited_until, row_number() OVER (PARTITION BY g.place ORDER BY f.seq) AS turn
@@ -133,7 +135,7 @@ WITH visited AS MATERIALIZED (
            row_number() OVER (ORDER BY turn, place) AS place,
            sum(bytes) OVER (ORDER BY turn, place) AS total
     FROM fronts
-    WHERE scheduled_at <= now()
+    WHERE scheduled_at <= statement_timestamp()
         AND alive
 ), taken AS MATERIALIZED (
     SELECT m.ctid AS tid, f.place, f.scheduled_at AS due_at, f.limited_until
@@ -149,7 +151,7 @@ WITH visited AS MATERIALIZED (
 const claimFromGroupsSQL = takeFromGroupsSQL + `
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least($5, m.max_deliveries),
-    scheduled_at = now() + make_interval(secs => $8), updated_at = now()
+    scheduled_at = statement_timestamp() + make_interval(secs => $8), updated_at = statement_timestamp()
 FROM taken t
 WHERE m.ctid = t.tid
 RETURNING ` + messageColumnsSQL + `, t.due_at, t.place, t.limited_until`
@@ -159,7 +161,7 @@ const consumeFromGroupsSQL = takeFromGroupsSQL + `
 DELETE FROM queued.messages m
 USING taken t
 WHERE m.ctid = t.tid
-RETURNING ` + messageColumnsSQL + `, now(), t.place, t.limited_until`
+RETURNING ` + messageColumnsSQL + `, statement_timestamp(), t.place, t.limited_until`
 
 // nextOfGroupSQL is the time at which the group g has the next message to deliver: a message
 // becomes due, or a lease ends. It is null if there is none. It is for groups of queues that
@@ -170,8 +172,8 @@ const nextOfGroupSQL = `least((
                WHERE m.queue_key = $1
                    AND m.group_id = g.id
                    AND NOT m.in_flight
-                   AND m.scheduled_at > now()
-                   AND m.expired_at > now()
+                   AND m.scheduled_at > statement_timestamp()
+                   AND m.expired_at > statement_timestamp()
                    AND ` + aliveSQL + `
                ORDER BY m.scheduled_at
                LIMIT 1
@@ -181,8 +183,8 @@ const nextOfGroupSQL = `least((
                WHERE m.queue_key = $1
                    AND m.group_id = g.id
                    AND m.in_flight
-                   AND m.scheduled_at > now()
-                   AND m.expired_at > now()
+                   AND m.scheduled_at > statement_timestamp()
+                   AND m.expired_at > statement_timestamp()
                    AND ` + aliveSQL + `
                ORDER BY m.scheduled_at
                LIMIT 1
@@ -195,13 +197,13 @@ const nextOfGroupSQL = `least((
 // deleted, or become deliverable because the dead queue was deleted.
 const rescheduleGroupsSQL = `
 WITH visited AS MATERIALIZED (
-    SELECT u.tid, g.queue_key, g.id, g.first_seq, g.keep_interval, 1 AS share, t.taken, now() AS visited_at,
-           CASE WHEN t.taken THEN now() + make_interval(secs => coalesce(g.delivery_interval_ms, $3) / 1000.0) ELSE g.limited_until END AS limited_until
+    SELECT u.tid, g.queue_key, g.id, g.first_seq, g.keep_interval, 1 AS share, t.taken, statement_timestamp() AS visited_at,
+           CASE WHEN t.taken THEN statement_timestamp() + make_interval(secs => coalesce(g.delivery_interval_ms, $3) / 1000.0) ELSE g.limited_until END AS limited_until
     FROM unnest($2::tid[]) AS u (tid)
     JOIN queued.groups g ON g.ctid = u.tid
     CROSS JOIN LATERAL (SELECT g.id = ANY ($6::text[]) AS taken) t
 ), checked AS MATERIALIZED (
-    SELECT g.*, (g.limited_until <= now()) IS NOT FALSE AS free,
+    SELECT g.*, (g.limited_until <= statement_timestamp()) IS NOT FALSE AS free,
            f.tid IS NOT NULL OR ` + groupHoldsSQL + ` IS TRUE AS holds,
            CASE
                WHEN $4 THEN coalesce(` + heldUntilSQL + `, CASE WHEN f.alive THEN least(f.scheduled_at, f.expired_at) END)

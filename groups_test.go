@@ -620,6 +620,28 @@ func TestReceiveWaitsForTheLockOfTheOnlyGroup(t *testing.T) {
 	checkDiff(t, "received", "a1", namesOf(s.await(poll)))
 }
 
+// A claim begins before it waits for the lock. Its lease and the delivery interval must not
+// be shorter by that time.
+func TestLeaseAndIntervalOfAGroupBeginAfterTheWaitForItsLock(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"ack_deadline_seconds":60`, `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "a1")
+	tx := s.begin("SELECT FROM queued.groups FOR UPDATE")
+	poll := s.poll(context.Background(), "q", "")
+	s.waitForLocks(1)
+	var free time.Time
+	if err := tx.QueryRow("SELECT clock_timestamp()").Scan(&free); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "received", "a1", namesOf(s.await(poll)))
+	checkDiff(t, "too short leases", 0, s.count("SELECT count(*) FROM queued.messages WHERE updated_at < $1 OR scheduled_at < $1 + interval '1 minute'", free))
+	checkDiff(t, "too short intervals", 0, s.count("SELECT count(*) FROM queued.groups WHERE delivered_at < $1 OR limited_until < $1 + interval '1 minute'", free))
+}
+
 func TestMessagesWithoutAGroupDoNotWaitForTheLockOfAGroup(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

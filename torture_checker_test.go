@@ -152,11 +152,28 @@ func (h *history) checkOrdered(a *verdict) {
 					ended = v.nackedAt
 				}
 				if v.id != w.id && v.until.After(w.at) && (ended.IsZero() || ended.After(w.at)) {
-					a.violate("out of order: %d of %s at %v, while %d was in flight from %v to %v", w.n, group, w.at, v.n, v.at, v.until)
+					a.violate("out of order: %d of %s at %v, while %d was in flight from %v to %v; in full:%s%s", w.n, group, w.at, v.n, v.at, v.until, h.deliveriesOf(v.id), h.deliveriesOf(w.id))
 				}
 			}
 		}
 	}
+}
+
+// deliveriesOf describes all deliveries of a message.
+func (h *history) deliveriesOf(id string) (out string) {
+	const clock = "15:04:05.000000"
+	for _, v := range h.deliveries {
+		if v.id != id {
+			continue
+		}
+		out += fmt.Sprintf("\n\t%d, attempt %d, leased %s to %s", v.n, v.attempt, v.at.Format(clock), v.until.Format(clock))
+		for what, at := range map[string]time.Time{"nack sent": v.nackedAt, "ack sent": v.ackSentAt, "acked": v.ackedAt} {
+			if !at.IsZero() {
+				out += fmt.Sprintf(", %s %s", what, at.UTC().Format(clock))
+			}
+		}
+	}
+	return out
 }
 
 // checkMessage checks the deliveries of one message, in the order of their leases.

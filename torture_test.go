@@ -76,7 +76,7 @@ func TestTorture(t *testing.T) {
 	v.checkPipeline()
 	result := v.history.check()
 	for i, violation := range append(v.violations, result.violations...) {
-		if i == 20 {
+		if i == 100 {
 			t.Errorf("and %d more", len(v.violations)+len(result.violations)-i)
 			break
 		}

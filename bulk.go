@@ -88,7 +88,7 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 	if err != nil {
 		return err
 	}
-	if err := recheckGroupsOn(ctx, s.on("refresh_groups"), v.key, ""); err != nil {
+	if err := s.recheckGroups(ctx, v.key, ""); err != nil {
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {

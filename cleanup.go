@@ -626,6 +626,11 @@ func (c *cleanup) recheckChangedGroups(ctx context.Context) error {
 	return (&store{c.db, c.metrics}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }
 
+func scanText(row scanner) (text string, err error) {
+	err = row.Scan(&text)
+	return text, err
+}
+
 func scanKey(row scanner) (key int64, err error) {
 	err = row.Scan(&key)
 	return key, err

@@ -160,7 +160,7 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 		if err != nil {
 			return err
 		}
-		if err := recheckGroupsOn(ctx, s.in(tx, "refresh_groups"), key, id); err != nil {
+		if err := s.recheckLocked(ctx, tx, key, quotedArray{id}); err != nil {
 			return err
 		}
 		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroupSQL, queueID, id))
@@ -173,50 +173,62 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 	return g, err
 }
 
-// The rows are locked in the order of wakeGroupsSQL.
-const recheckGroupsSQL = `
-WITH batch AS MATERIALIZED (
-    SELECT ctid AS tid, id, now() AS at,
-           delivered_at + make_interval(secs => coalesce(delivery_interval_ms, (
-               SELECT delivery_interval_ms
-               FROM queued.queues
-               WHERE key = $1
-           ), 0) / 1000.0) AS limited_until
-    FROM queued.groups
-    WHERE queue_key = $1
-        AND id > $2
-        AND ($3::text = '' OR id = $3)
-    ORDER BY id
-    LIMIT $4
-    FOR UPDATE
-), rechecked AS (
-    UPDATE queued.groups g
-    SET ready_at = greatest(least(g.ready_at, b.at), b.limited_until), limited_until = b.limited_until, blocked = false
-    FROM batch b
-    WHERE g.ctid = b.tid
-        AND (g.blocked
-            OR g.limited_until IS DISTINCT FROM b.limited_until
-            OR g.ready_at <> greatest(least(g.ready_at, b.at), b.limited_until))
-)
+// The rows are locked in the order of wakeGroupsSQL, and in a statement of its own: a
+// statement that waited for a lock would not find the row that the other transaction left.
+const (
+	lockPageOfGroupsSQL = `
 SELECT id
-FROM batch
-ORDER BY id DESC
-LIMIT 1`
+FROM queued.groups
+WHERE queue_key = $1
+    AND id > $2
+    AND ($3::text = '' OR id = $3)
+ORDER BY id
+LIMIT $4
+FOR UPDATE`
 
-// recheckGroupsOn makes claims check the groups of a queue, or one of them, as soon as they
+	recheckGroupsSQL = `
+WITH locked AS MATERIALIZED (
+    SELECT g.ctid AS tid, now() AS at,
+           g.delivered_at + make_interval(secs => coalesce(g.delivery_interval_ms, q.delivery_interval_ms, 0) / 1000.0) AS limited_until
+    FROM queued.groups g
+    JOIN queued.queues q ON q.key = g.queue_key
+    WHERE g.queue_key = $1
+        AND g.id = ANY ($2::text[])
+)
+UPDATE queued.groups g
+SET ready_at = greatest(least(g.ready_at, l.at), l.limited_until), limited_until = l.limited_until, blocked = false
+FROM locked l
+WHERE g.ctid = l.tid
+    AND (g.blocked
+        OR g.limited_until IS DISTINCT FROM l.limited_until
+        OR g.ready_at <> greatest(least(g.ready_at, l.at), l.limited_until))`
+)
+
+// recheckGroups makes claims check the groups of a queue, or one of them, as soon as they
 // are not limited, because their settings have changed. Groups that are ready keep their
 // turn.
-func recheckGroupsOn(ctx context.Context, db querier, key int64, id string) error {
+func (s *store) recheckGroups(ctx context.Context, key int64, id string) error {
 	after := ""
-	for {
-		err := db.QueryRowContext(ctx, recheckGroupsSQL, key, after, id, workBatch).Scan(&after)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil
-		}
+	for more := true; more; {
+		err := s.transaction(ctx, func(tx *sql.Tx) error {
+			ids, err := collect(ctx, s.in(tx, "lock_page_of_groups"), scanText, lockPageOfGroupsSQL, key, after, id, workBatch)
+			if more = len(ids) > 0; !more || err != nil {
+				return err
+			}
+			after = ids[len(ids)-1]
+			return s.recheckLocked(ctx, tx, key, ids)
+		})
 		if err != nil {
-			return asUnavailable(err)
+			return err
 		}
 	}
+	return nil
+}
+
+// recheckLocked is recheckGroups for groups that the transaction has locked.
+func (s *store) recheckLocked(ctx context.Context, tx *sql.Tx, key int64, ids quotedArray) error {
+	_, err := s.in(tx, "recheck_groups").ExecContext(ctx, recheckGroupsSQL, key, ids)
+	return err
 }
 
 const (
@@ -234,7 +246,7 @@ WHERE key = $1
     AND groups_changed_in = $2`
 )
 
-// recheckChangedGroups calls recheckGroupsOn for each queue whose group settings have
+// recheckChangedGroups calls recheckGroups for each queue whose group settings have
 // changed since it was last called, or for one of these queues. It calls rechecked with the
 // id of each.
 func (s *store) recheckChangedGroups(ctx context.Context, queueID string, rechecked func(queueID string)) error {
@@ -251,10 +263,10 @@ func (s *store) recheckChangedGroups(ctx context.Context, queueID string, rechec
 		return err
 	}
 	for _, c := range all {
-		if err := recheckGroupsOn(ctx, s.on("refresh_groups"), c.key, ""); err != nil {
+		if err := s.recheckGroups(ctx, c.key, ""); err != nil {
 			return err
 		}
-		if _, err := s.on("groups_refreshed").ExecContext(ctx, groupsRecheckedSQL, c.key, c.version); err != nil {
+		if _, err := s.on("groups_rechecked").ExecContext(ctx, groupsRecheckedSQL, c.key, c.version); err != nil {
 			return asUnavailable(err)
 		}
 		rechecked(c.id)
@@ -321,7 +333,7 @@ func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool
 	if err != nil {
 		return err
 	}
-	return recheckGroupsOn(ctx, s.on("refresh_groups"), v.key, id)
+	return s.recheckGroups(ctx, v.key, id)
 }
 
 // deleteGroup deletes the messages of a group and its interval, but keeps the time of its

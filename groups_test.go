@@ -581,6 +581,27 @@ func TestGroupsKeepTheirTurnWhenTheQueueChanges(t *testing.T) {
 	checkDiff(t, "second", "a1", s.receiveNames("q", 1))
 }
 
+// A claim may hold the lock of a group when the settings change, and then changes its row.
+func TestNewIntervalHoldsForAGroupThatIsBeingClaimed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "a1", "a2")
+	checkDiff(t, "before", "a1", s.receiveNames("q", 10))
+	tx := s.begin("UPDATE queued.groups SET delivered_at = delivered_at")
+	changed := make(chan reply, 1)
+	go func() {
+		r, _ := s.send(context.Background(), "PUT", "/queues/q", `{"delivery_interval_ms":0,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
+		changed <- r
+	}()
+	s.waitForLocks(1)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "change", 200, (<-changed).status)
+	checkDiff(t, "without an interval", "a2", s.receiveNames("q", 10))
+}
+
 // An exhausted message may be deleted, or be receivable again, without a change of its
 // group.
 func TestGroupWithOnlyExhaustedMessagesIsVisitedAgain(t *testing.T) {

@@ -369,7 +369,7 @@ WITH asked AS MATERIALIZED (
     SELECT queue_key, group_id, scheduled_at AS due_at, NULL::bigint AS seq
     FROM extended
     WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroupsSQL + `
+), groups AS (` + wakeExtendedSQL + `
 )
 SELECT ` + messageColumnsSQL + `, q.id
 FROM extended m

@@ -28,6 +28,7 @@ const manyEndedSQL = `(
     WHERE m.queue_key = $1
         AND m.group_id = g.id
         AND m.in_flight
+        AND m.scheduled_at >= g.first_lease_end
         AND m.scheduled_at <= now()
     ORDER BY m.scheduled_at
     LIMIT 1 OFFSET 999
@@ -36,7 +37,7 @@ const manyEndedSQL = `(
 const readyGroupsSQL = `
 SELECT g.tid, g.id, g.ready_at, now(), ` + manyEndedSQL + ` IS TRUE
 FROM (
-    SELECT ctid AS tid, id, ready_at
+    SELECT ctid AS tid, id, ready_at, first_lease_end
     FROM queued.groups
     WHERE queue_key = $1
         AND ready_at >= $2
@@ -88,6 +89,7 @@ const frontsSQL = `(
                 WHERE m.queue_key = $1
                     AND m.group_id = g.id
                     AND m.in_flight
+                    AND m.scheduled_at >= g.first_lease_end
                     AND m.scheduled_at <= statement_timestamp()
                     AND m.expired_at > statement_timestamp()
                     AND ($4 OR ` + aliveSQL + `)
@@ -107,6 +109,7 @@ const heldUntilSQL = `(
                WHERE m.queue_key = $1
                    AND m.group_id = g.id
                    AND m.in_flight
+                   AND m.scheduled_at >= g.first_lease_end
                    AND m.scheduled_at > statement_timestamp()
                ORDER BY m.scheduled_at DESC
                LIMIT 1
@@ -120,7 +123,7 @@ const heldUntilSQL = `(
 // up to its share from any other group.
 const takeFromGroupsSQL = `
 WITH visited AS MATERIALIZED (
-    SELECT g.id, g.first_seq, g.limited_until, u.place,
+    SELECT g.id, g.first_seq, g.first_lease_end, g.limited_until, u.place,
            CASE WHEN $4 OR coalesce(g.delivery_interval_ms, $3) > 0 THEN 1 ELSE $6 / cardinality($2::tid[]) + 1 END AS share
     FROM unnest($2::tid[]) WITH ORDINALITY AS u (tid, place)
     JOIN queued.groups g ON g.ctid = u.tid
@@ -164,8 +167,8 @@ WHERE m.ctid = t.tid
 RETURNING ` + messageColumnsSQL + `, statement_timestamp(), t.place, t.limited_until`
 
 // nextOfGroupSQL is the time at which the group g has the next message to deliver: a message
-// becomes due, or a lease ends. It is null if there is none. It is for groups of queues that
-// are not ordered, without a message to deliver now.
+// becomes due, or a lease ends. It is null if there is none, and may be too early. It is for
+// groups of queues that are not ordered, without a message to deliver now.
 const nextOfGroupSQL = `least((
                SELECT m.scheduled_at
                FROM queued.messages m
@@ -177,7 +180,7 @@ const nextOfGroupSQL = `least((
                    AND ` + aliveSQL + `
                ORDER BY m.scheduled_at
                LIMIT 1
-           ), (
+           ), CASE WHEN g.first_lease_end > statement_timestamp() THEN nullif(g.first_lease_end, 'infinity') ELSE (
                SELECT m.scheduled_at
                FROM queued.messages m
                WHERE m.queue_key = $1
@@ -188,27 +191,38 @@ const nextOfGroupSQL = `least((
                    AND ` + aliveSQL + `
                ORDER BY m.scheduled_at
                LIMIT 1
-           ))`
+           ) END)`
 
 // rescheduleGroupsSQL sets the time at which claims check the groups whose rows are $2
 // again. Messages were taken from the groups whose ids are $6. A group from which none was
 // taken, although it has a message to deliver, keeps its turn. A group with only exhausted
 // or expired messages is checked from time to time: there is no notification when these are
 // deleted, or become deliverable because the dead queue was deleted.
+//
+// Acked messages leave dead entries in the indexes until a vacuum, and a vacuum keeps them
+// while an old transaction is open. first_seq and first_lease_end keep scans from walking over
+// these again and again. A first_lease_end that is not past is not read anew, and may be too
+// early, except in an ordered queue, where a group has one lease at a time.
 const rescheduleGroupsSQL = `
 WITH visited AS MATERIALIZED (
     SELECT u.tid, g.queue_key, g.id, g.first_seq, g.keep_interval, 1 AS share, t.taken, statement_timestamp() AS visited_at,
+           least(g.first_lease_end, CASE WHEN t.taken THEN $7::timestamptz END) AS first_lease_end,
            CASE WHEN t.taken THEN statement_timestamp() + make_interval(secs => coalesce(g.delivery_interval_ms, $3) / 1000.0) ELSE g.limited_until END AS limited_until
     FROM unnest($2::tid[]) AS u (tid)
     JOIN queued.groups g ON g.ctid = u.tid
     CROSS JOIN LATERAL (SELECT g.id = ANY ($6::text[]) AS taken) t
-), checked AS MATERIALIZED (
-    SELECT g.*, (g.limited_until <= statement_timestamp()) IS NOT FALSE AS free,
-           f.tid IS NOT NULL OR ` + groupHoldsSQL + ` IS TRUE AS holds,
-           CASE
-               WHEN $4 THEN coalesce(` + heldUntilSQL + `, CASE WHEN f.alive THEN least(f.scheduled_at, f.expired_at) END)
-               ELSE coalesce(f.scheduled_at, ` + nextOfGroupSQL + `)
-           END AS at,
+), bounded AS MATERIALIZED (
+    SELECT g.tid, g.queue_key, g.id, g.keep_interval, g.share, g.taken, g.visited_at, g.limited_until,
+           CASE WHEN $4 OR g.first_lease_end <= g.visited_at THEN coalesce((
+               SELECT m.scheduled_at
+               FROM queued.messages m
+               WHERE m.queue_key = $1
+                   AND m.group_id = g.id
+                   AND m.in_flight
+                   AND m.scheduled_at >= g.first_lease_end
+               ORDER BY m.scheduled_at
+               LIMIT 1
+           ), 'infinity') ELSE g.first_lease_end END AS first_lease_end,
            coalesce((
                SELECT m.seq
                FROM queued.messages m
@@ -218,8 +232,16 @@ WITH visited AS MATERIALIZED (
                    AND m.seq >= g.first_seq
                ORDER BY m.seq
                LIMIT 1
-           ), 9223372036854775807) AS first_waiting
+           ), 9223372036854775807) AS first_seq
     FROM visited g
+), checked AS MATERIALIZED (
+    SELECT g.*, (g.limited_until <= g.visited_at) IS NOT FALSE AS free,
+           g.first_seq < 9223372036854775807 OR g.first_lease_end < 'infinity' AS holds,
+           CASE
+               WHEN $4 THEN coalesce(` + heldUntilSQL + `, CASE WHEN f.alive THEN least(f.scheduled_at, f.expired_at) END)
+               ELSE coalesce(f.scheduled_at, ` + nextOfGroupSQL + `)
+           END AS at
+    FROM bounded g
     LEFT JOIN LATERAL ` + frontsSQL + ` f ON true
 ), idle AS (
     DELETE FROM queued.groups g
@@ -232,7 +254,7 @@ WITH visited AS MATERIALIZED (
     UPDATE queued.groups g
     SET ready_at = CASE WHEN c.holds THEN greatest(coalesce(c.at, c.visited_at + interval '10 seconds'), c.limited_until) ELSE 'infinity' END,
         delivered_at = CASE WHEN c.taken THEN c.visited_at ELSE g.delivered_at END,
-        limited_until = c.limited_until, first_seq = c.first_waiting, blocked = $4 AND c.holds
+        limited_until = c.limited_until, first_seq = c.first_seq, first_lease_end = c.first_lease_end, blocked = $4 AND c.holds
     FROM checked c
     WHERE g.ctid = c.tid
         AND (c.holds OR c.keep_interval OR NOT c.free)
@@ -394,13 +416,17 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, visited 
 		}
 	}
 	limitedUntil := make(map[string]sql.NullTime)
+	var leasedUntil sql.NullTime // the same for all messages; null if they are consumed
+	if len(messages) > 0 && !at.consumes {
+		leasedUntil = sql.NullTime{Time: messages[0].ScheduledAt.Time, Valid: true}
+	}
 	_, err = read(s, "reschedule_groups", func(row scanner) (any, error) {
 		var id string
 		var until sql.NullTime
 		err := row.Scan(&id, &until)
 		limitedUntil[id] = until
 		return nil, err
-	}, rescheduleGroupsSQL, terms.queueKey, tids, interval, terms.ordered, terms.deliveryLimit, groups)
+	}, rescheduleGroupsSQL, terms.queueKey, tids, interval, terms.ordered, terms.deliveryLimit, groups, leasedUntil)
 	for _, m := range messages {
 		m.groupDelivery.after = limitedUntil[m.Group]
 	}

@@ -25,18 +25,30 @@ import (
 // (queue_key, group_id, due_at, seq). A row is a waiting message that is due at due_at. If
 // seq is null, it is a group that no longer waits for a message. All statements lock groups
 // in the same order. The step returns the groups that will be checked earlier.
-const wakeGroupsSQL = `
-    INSERT INTO queued.groups AS g (queue_key, id, ready_at, first_seq)
-    SELECT queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807)
+const wakeGroupsSQL = insertGroupsSQL + `'infinity'` + updateGroupsSQL
+
+// wakeExtendedSQL is wakeGroupsSQL for leases that will end at due_at.
+const wakeExtendedSQL = insertGroupsSQL + `min(due_at)` + updateGroupsSQL
+
+// The two parts of wakeGroupsSQL; first_lease_end is between them.
+const (
+	insertGroupsSQL = `
+    INSERT INTO queued.groups AS g (queue_key, id, ready_at, first_seq, first_lease_end)
+    SELECT queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807), `
+
+	updateGroupsSQL = `
     FROM woken
     GROUP BY queue_key, group_id
     ORDER BY queue_key, group_id
     ON CONFLICT (queue_key, id) DO UPDATE
-    SET ready_at = least(g.ready_at, greatest(excluded.ready_at, g.limited_until)), first_seq = least(g.first_seq, excluded.first_seq), blocked = false
+    SET ready_at = least(g.ready_at, greatest(excluded.ready_at, g.limited_until)), blocked = false,
+        first_seq = least(g.first_seq, excluded.first_seq), first_lease_end = least(g.first_lease_end, excluded.first_lease_end)
     WHERE g.blocked
         OR g.first_seq > excluded.first_seq
+        OR g.first_lease_end > excluded.first_lease_end
         OR g.ready_at > greatest(excluded.ready_at, g.limited_until)
     RETURNING g.queue_key, g.ready_at`
+)
 
 // groupHoldsSQL is true if the group g has a message in any state, and null if it has none.
 const groupHoldsSQL = `(

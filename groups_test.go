@@ -705,6 +705,27 @@ func TestRedriveLeavesExhaustedMessagesOfGroupsToTheDeadQueue(t *testing.T) {
 	checkDiff(t, "in the dead queue", "-1 a1", s.receiveNames("dead", 10))
 }
 
+// A claim in between knows when the first lease of the group ends, and must not rely on what
+// held before the lease was shortened.
+func TestShortenedLeaseInAGroupEndsInTime(t *testing.T) {
+	t.Parallel()
+	for what, ordered := range map[string]string{"ordered": "true", "not ordered": "false"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustQueue("q", `"ack_deadline_seconds":600`, `"ordered":`+ordered)
+			s.publishGroups("q", "a1")
+			first := s.receive("q", "")[0]
+			s.must(200, "PUT", "/messages/"+first.ID+"/extend", `{"ack_deadline_seconds":3}`)
+			s.publishGroups("q", "a2")
+			if ordered == "false" {
+				checkDiff(t, "next", "a2", s.receiveNames("q", 10))
+			}
+			checkDiff(t, "again", "a1", namesOf(s.receive("q", "?limit=1&wait_seconds=20")))
+		})
+	}
+}
+
 func TestEndedLeasesOfAGroupComeInOrderHoweverManyThereAre(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

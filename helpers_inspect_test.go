@@ -80,14 +80,11 @@ func (s *inspector) fillGroups(queueID string, many int) {
 }
 
 // changeMessages sets columns of the messages with these ids, or of all messages if
-// there are no ids.
+// there are no ids. Their groups forget when the first lease ends.
 func (s *inspector) changeMessages(set string, ids ...string) {
 	s.t.Helper()
-	if len(ids) == 0 {
-		s.exec("UPDATE queued.messages SET " + set)
-		return
-	}
-	s.exec("UPDATE queued.messages SET "+set+" WHERE id = ANY($1)", idArray(ids))
+	s.exec("UPDATE queued.messages SET "+set+" WHERE cardinality($1::uuid[]) = 0 OR id = ANY($1)", idArray(ids))
+	s.exec("UPDATE queued.groups SET first_lease_end = '-infinity'")
 }
 
 // schedule makes messages due at a time relative to now, such as "1 h" or "-10 s".
@@ -107,7 +104,7 @@ func (s *inspector) makeDue(ids ...string) {
 // endLeases ends the leases of all messages in flight.
 func (s *inspector) endLeases() {
 	s.t.Helper()
-	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+	s.changeMessages("scheduled_at = CASE WHEN in_flight THEN now() ELSE scheduled_at END")
 }
 
 // expire ends the retention of the messages with these ids, or of all messages.

@@ -80,17 +80,22 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 	return tx.Commit()
 }
 
-// selectUnreleasedSQL reports whether there is a column that all builds before the
-// first release had, and that no release has.
+// selectUnreleasedSQL reports whether a build before the first release created the tables:
+// these have a column that no release has, or lack one that all releases have.
 const selectUnreleasedSQL = `
 SELECT EXISTS (
     SELECT
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_attribute a ON a.attrelid = c.oid
+    CROSS JOIN LATERAL (
+        SELECT array_agg(a.attname::text) AS names
+        FROM pg_attribute a
+        WHERE a.attrelid = c.oid
+    ) columns
     WHERE n.nspname = 'queued'
-        AND c.relname = 'messages'
-        AND a.attname = 'size'
+        AND c.relkind IN ('r', 'p')
+        AND (c.relname = 'messages' AND 'size' = ANY (names)
+            OR c.relname = 'groups' AND 'first_lease_end' <> ALL (names))
 )`
 
 // schemaVersion returns 0 for a database without the schema, and errSchemaUnreleased

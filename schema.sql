@@ -192,6 +192,7 @@ CREATE TABLE queued.groups (
     id                   text COLLATE "C" NOT NULL,
     ready_at             timestamptz NOT NULL,
     first_seq            bigint      NOT NULL DEFAULT 0, -- so that a claim does not walk over index entries of deleted messages
+    first_lease_end      timestamptz NOT NULL DEFAULT '-infinity', -- for the same reason
     delivered_at         timestamptz,
     limited_until        timestamptz,
     delivery_interval_ms integer     CHECK (delivery_interval_ms >= 0),
@@ -213,6 +214,7 @@ COMMENT ON TABLE  queued.groups                      IS 'Groups that have messag
 COMMENT ON COLUMN queued.groups.queue_key            IS 'queues.key';
 COMMENT ON COLUMN queued.groups.ready_at             IS 'Time from which claims check the group: at the latest when it has a message to deliver, but maybe earlier; infinity: only after a change of the group';
 COMMENT ON COLUMN queued.groups.first_seq            IS 'Lower bound of the seq of messages that are not marked in_flight';
+COMMENT ON COLUMN queued.groups.first_lease_end      IS 'Lower bound of the scheduled_at of messages that are marked in_flight; infinity: none is';
 COMMENT ON COLUMN queued.groups.delivered_at         IS 'Time of the last delivery; null: none';
 COMMENT ON COLUMN queued.groups.limited_until        IS 'End of the delivery interval after the last delivery; null: none';
 COMMENT ON COLUMN queued.groups.delivery_interval_ms IS 'Time between two deliveries; null: that of the queue';

@@ -58,32 +58,38 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 
 func TestSchemaFromBeforeTheFirstReleaseIsRefused(t *testing.T) {
 	t.Parallel()
-	dsn := newTestDatabase(t, "template1")
-	s := newTestStoreOn(t, dsn)
-	if _, err := s.db.Exec(`CREATE SCHEMA queued;
-		CREATE TABLE queued.schema_version (version integer PRIMARY KEY);
-		CREATE TABLE queued.messages (id uuid PRIMARY KEY, size integer NOT NULL);
-		INSERT INTO queued.messages VALUES (gen_random_uuid(), 1)`); err != nil {
-		t.Fatal(err)
-	}
-	for _, version := range []int{1, len(schemaSteps()), 7} {
-		if _, err := s.db.Exec("TRUNCATE queued.schema_version"); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.db.Exec("INSERT INTO queued.schema_version VALUES ($1)", version); err != nil {
-			t.Fatal(err)
-		}
-		const want = "DROP SCHEMA queued CASCADE"
-		if got := startOn(t, dsn); !strings.Contains(got, want) || strings.Contains(got, "\n") {
-			t.Errorf("the start on version %d ends with %q, want %q", version, got, want)
-		}
-		if _, err := newTestDB(t, dsn).Exec(scriptFor(t, "")); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("the printed schema on version %d: %v, want %q", version, err, want)
-		}
-	}
-	var n int
-	if err := s.db.QueryRow("SELECT count(*) FROM queued.messages").Scan(&n); err != nil || n != 1 {
-		t.Errorf("%d messages are left, %v, want 1", n, err)
+	for what, tables := range map[string]string{
+		"without groups":        "CREATE TABLE queued.messages (size integer NOT NULL)",
+		"with groups":           "CREATE TABLE queued.messages (size integer NOT NULL); CREATE TABLE queued.groups (id text)",
+		"the last one of these": "CREATE TABLE queued.messages (bytes integer NOT NULL); CREATE TABLE queued.groups (id text)",
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			dsn := newTestDatabase(t, "template1")
+			s := newTestStoreOn(t, dsn)
+			if _, err := s.db.Exec("CREATE SCHEMA queued; CREATE TABLE queued.schema_version (version integer PRIMARY KEY);" + tables + "; INSERT INTO queued.messages VALUES (1)"); err != nil {
+				t.Fatal(err)
+			}
+			for _, version := range []int{1, len(schemaSteps()), 7} {
+				if _, err := s.db.Exec("TRUNCATE queued.schema_version"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.db.Exec("INSERT INTO queued.schema_version VALUES ($1)", version); err != nil {
+					t.Fatal(err)
+				}
+				const want = "DROP SCHEMA queued CASCADE"
+				if got := startOn(t, dsn); !strings.Contains(got, want) || strings.Contains(got, "\n") {
+					t.Errorf("the start on version %d ends with %q, want %q", version, got, want)
+				}
+				if _, err := newTestDB(t, dsn).Exec(scriptFor(t, "")); err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("the printed schema on version %d: %v, want %q", version, err, want)
+				}
+			}
+			var n int
+			if err := s.db.QueryRow("SELECT count(*) FROM queued.messages").Scan(&n); err != nil || n != 1 {
+				t.Errorf("%d messages are left, %v, want 1", n, err)
+			}
+		})
 	}
 }
 
@@ -444,7 +450,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"await group":    {awaitGroupsSQL, []string{"1", "now()", "1", "1"}, "groups_ready"},
 		"in groups":      {claimFromGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60"}, "messages_group_due"},
 		"of groups":      {consumeFromGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000"}, "messages_group"},
-		"reschedule":     {rescheduleGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "'{}'"}, "messages_group_due"},
+		"reschedule":     {rescheduleGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "'{}'", "now()"}, "messages_group_due"},
 		"lock messages":  {lockMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"return ended":   {returnEndedSQL, []string{"1", "'{}'", "10"}, "messages_group_due"},
 		"undo":           {undoGroupDeliveriesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},

@@ -215,14 +215,15 @@ func ackItemArgs(items []ackItem) (ids idArray, leases timeArray, seconds intArr
 // the lease of the message m. See plans.go for the comparison.
 const inLeaseSQL = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
 
-// wakeAckedSQL are steps of statements that ack messages. They make claims check the
-// groups in which the next message may have waited for the ack.
+// wakeAckedSQL are steps of statements that ack messages. They make claims check the groups
+// of ordered queues, in which the next message may have waited for the ack. They do so also
+// for groups that are not blocked, because a claim that saw the message may be about to block
+// its group.
 const wakeAckedSQL = `woken AS (
     SELECT a.queue_key, a.group_id, now() AS due_at, NULL::bigint AS seq
     FROM acked a
     WHERE a.group_id IS NOT NULL
-        AND ((SELECT q.ordered FROM queued.queues q WHERE q.key = a.queue_key) -- also if a claim that saw the message is about to block its group
-            OR (SELECT g.blocked FROM queued.groups g WHERE g.queue_key = a.queue_key AND g.id = a.group_id))
+        AND (SELECT q.ordered FROM queued.queues q WHERE q.key = a.queue_key)
 ), groups AS (` + wakeGroupsSQL + `
 )`
 

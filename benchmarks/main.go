@@ -8,19 +8,16 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -158,181 +155,4 @@ A *cycle* is a publish, a receive of one message, and its ack. "64 + 64 clients"
 `, "`", time.Now().UTC().Format("2006-01-02"), s.rounds, s.seconds, runtime.NumCPU(), cpu, output("uname", "-sr"),
 		strings.TrimPrefix(runtime.Version(), "go"), strings.TrimPrefix(output(postgresProgram("postgres"), "--version"), "postgres (PostgreSQL) "),
 		output("git", "rev-parse", "--short", "HEAD"))
-}
-
-// postgresProgram returns the path of one of PostgreSQL's programs.
-func postgresProgram(name string) string {
-	if path, err := exec.LookPath(name); err == nil {
-		return path
-	}
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name)
-	if len(found) == 0 {
-		return name
-	}
-	return found[len(found)-1]
-}
-
-// server is a queued with a private PostgreSQL, or with that of another server.
-type server struct {
-	s    *suite
-	cmd  *exec.Cmd
-	url  string
-	data string
-}
-
-// start starts a server on a new, empty database.
-func (s *suite) start(args ...string) (*server, error) {
-	dir, err := os.MkdirTemp(s.dir, "data-")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return nil, err
-	}
-	return s.startOn(dir, append([]string{"-data-dir", filepath.Join(dir, "data")}, args...)...)
-}
-
-// startBeside starts another server on the database of this one.
-func (s *suite) startBeside(first *server) (*server, error) {
-	return s.startOn("", "-database-url", "host="+first.data+"/data/run user=queued dbname=queued sslmode=disable")
-}
-
-func (s *suite) startOn(dir string, args ...string) (*server, error) {
-	address, err := freeAddress()
-	if err != nil {
-		return nil, err
-	}
-	v := &server{s: s, url: "http://" + address, data: dir}
-	v.cmd = exec.Command(s.program, append([]string{"-listen", address}, args...)...)
-	v.cmd.Stderr = os.Stderr
-	if err := v.cmd.Start(); err != nil {
-		return nil, err
-	}
-	for range 600 {
-		if response, err := http.Get(v.url + "/readyz"); err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return v, nil
-			}
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	v.stop()
-	return nil, fmt.Errorf("the server is not ready")
-}
-
-func (v *server) stop() {
-	v.cmd.Process.Signal(os.Interrupt)
-	v.cmd.Wait()
-	if v.data != "" {
-		os.RemoveAll(v.data)
-	}
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
-
-// sql runs a statement on the database of the server, and returns the output of psql.
-func (v *server) sql(statement string) (string, error) {
-	out, err := exec.CommandContext(v.s.ctx, postgresProgram("psql"), "-qAtX", "-v", "ON_ERROR_STOP=1", "-h", v.data+"/data/run", "-U", "queued", "-d", "queued",
-		"-c", "SET statement_timeout = 0", "-c", statement).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("psql: %w: %s", err, out)
-	}
-	return strings.TrimSpace(string(out)), nil
-}
-
-// memory returns the resident bytes of a process.
-func memory(pid int) int64 {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, after, _ := strings.Cut(string(text), "VmRSS:")
-	kB, _, _ := strings.Cut(strings.TrimSpace(after), " ")
-	n, _ := strconv.ParseInt(kB, 10, 64)
-	return n * 1024
-}
-
-// report has the values of queued bench -json that the tables show.
-type report struct {
-	Published  float64 `json:"published_per_second"`
-	Received   float64 `json:"received_per_second"`
-	Acked      float64 `json:"acked_per_second"`
-	Publish    latency `json:"publish_milliseconds"`
-	Receipt    latency `json:"publish_to_receipt_milliseconds"`
-	Errors     map[string]int
-	Missing    *int
-	Duplicates int64
-	ClientCPU  float64 `json:"client_cpu"`
-	BySecond   []int64 `json:"received_by_second"`
-}
-
-type latency struct{ P50, P95, P99, Max float64 }
-
-func (r *report) requests() float64 { return r.Published + r.Received + r.Acked }
-
-// bench runs queued bench against a URL.
-func (s *suite) bench(url string, args ...string) (*report, error) {
-	cmd := exec.CommandContext(s.ctx, s.program, append([]string{"bench", "-json", "-url", url}, args...)...)
-	out, err := cmd.Output()
-	if err != nil {
-		var failed *exec.ExitError
-		if e, ok := err.(*exec.ExitError); ok {
-			failed = e
-			return nil, fmt.Errorf("queued bench %s: %w: %s", strings.Join(args, " "), err, lastLine(failed.Stderr))
-		}
-		return nil, err
-	}
-	r := &report{}
-	if err := json.Unmarshal(out, r); err != nil {
-		return nil, err
-	}
-	if len(r.Errors) > 0 || r.Missing != nil && *r.Missing > 0 {
-		return nil, fmt.Errorf("queued bench %s: errors %v, missing %v", strings.Join(args, " "), r.Errors, r.Missing)
-	}
-	fmt.Fprintf(os.Stderr, "   %s: published %.0f/s, acked %.0f/s\n", strings.Join(args, " "), r.Published, r.Acked)
-	return r, nil
-}
-
-func lastLine(b []byte) string {
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return lines[len(lines)-1]
-}
-
-func load(producers, consumers, batch int, d time.Duration) []string {
-	return []string{"-producers", strconv.Itoa(producers), "-consumers", strconv.Itoa(consumers), "-batch", strconv.Itoa(batch), "-duration", d.String()}
-}
-
-// numbers are the results of rounds.
-type numbers []float64
-
-func (n numbers) median() float64 {
-	if len(n) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(n))
-	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
-}
-
-// String shows the median and, if there are several, the range.
-func (n numbers) String() string {
-	if len(n) < 2 {
-		return thousands(n.median())
-	}
-	return fmt.Sprintf("%s (%s to %s)", thousands(n.median()), thousands(slices.Min(n)), thousands(slices.Max(n)))
-}
-
-func thousands(v float64) string {
-	if v < 100 {
-		return fmt.Sprintf("%.2f", v)
-	}
-	text := strconv.Itoa(int(v))
-	for i := len(text) - 3; i > 0; i -= 3 {
-		text = text[:i] + "," + text[i:]
-	}
-	return text
 }

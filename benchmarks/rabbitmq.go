@@ -154,3 +154,56 @@ func (r *rabbit) load(producers, consumers, size int, d time.Duration) (publishe
 	fmt.Fprintln(os.Stderr, "   rabbitmq", strconv.Itoa(producers), strconv.Itoa(consumers), int(published), int(acked))
 	return published, acked, nil
 }
+
+func (s *suite) besideRabbitMQ() error {
+	v, err := s.start()
+	if err != nil {
+		return err
+	}
+	defer v.stop()
+	r, err := s.startRabbit()
+	if err != nil {
+		return err
+	}
+	defer r.stop()
+	version := "unknown"
+	if out, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", "rabbitmq-server").Output(); err == nil {
+		version = string(out)
+	}
+	s.write(`
+## Compared with RabbitMQ
+
+RabbitMQ is Debian's package %s, with a durable queue and persistent messages of 200 bytes. Publishers wait for the
+confirmation of each message. Consumers have a prefetch of one and ack each message. Each client has its own connection. Figures
+are messages per second; the server that is not measured is idle.
+
+| load | clients | RabbitMQ | queued | ratio |
+|---|---|---|---|---|
+`, version)
+	for _, clients := range []int{16, 64} {
+		for _, consumers := range []int{0, clients} {
+			var theirs, ours, ratio numbers
+			for range s.rounds {
+				published, acked, err := r.load(clients, consumers, 200, s.seconds)
+				if err != nil {
+					return err
+				}
+				b, err := s.bench(v.url, load(clients, consumers, 1, s.seconds)...)
+				if err != nil {
+					return err
+				}
+				if consumers > 0 {
+					theirs, ours, ratio = append(theirs, acked), append(ours, b.Acked), append(ratio, b.Acked/acked)
+				} else {
+					theirs, ours, ratio = append(theirs, published), append(ours, b.Published), append(ratio, b.Published/published)
+				}
+			}
+			what, shown := "publish", strconv.Itoa(clients)
+			if consumers > 0 {
+				what, shown = "publish, receive one, ack one", fmt.Sprintf("%d + %d", clients, clients)
+			}
+			s.write("| %s | %s | %v | %v | %v |\n", what, shown, theirs, ours, ratio)
+		}
+	}
+	return nil
+}

@@ -4,7 +4,13 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"queued/internal/bench"
@@ -41,10 +47,49 @@ func TestBenchReportsWhatItDidAndRemovesItsQueue(t *testing.T) {
 	checkDiff(t, "queues", `{"data":[]}`, s.must(200, "GET", "/queues", ""))
 }
 
+func TestBenchReceivesAsManyMessagesAsItsLimitSays(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	target, err := url.Parse(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forward := httputil.NewSingleHostReverseProxy(target)
+	for _, v := range []struct{ args, limit string }{
+		{"-batch 5", "5"},
+		{"-batch 5 -limit 7", "7"},
+		{"-batch 5 -limit 7 -settle separate", "7"},
+	} {
+		var mu sync.Mutex
+		limits := map[string]bool{}
+		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			if found := regexp.MustCompile(`"?limit"?[:=](\d+)`).FindStringSubmatch(r.URL.RawQuery + string(body)); found != nil {
+				mu.Lock()
+				limits[found[1]] = true
+				mu.Unlock()
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			forward.ServeHTTP(w, r)
+		}))
+		args := append([]string{"bench", "-url", proxy.URL, "-producers", "1", "-consumers", "1", "-duration", "200ms"}, strings.Fields(v.args)...)
+		err := run(context.Background(), args, func(string) string { return "" }, nil, io.Discard, io.Discard)
+		proxy.Close()
+		if err != nil {
+			t.Fatalf("bench %s: %v", v.args, err)
+		}
+		delete(limits, "1000") // after the load
+		checkDiff(t, "limits of bench "+v.args, map[string]bool{v.limit: true}, limits)
+	}
+}
+
 func TestBenchRefusesWrongSettingsByName(t *testing.T) {
 	t.Parallel()
 	for name, value := range map[string]string{
-		"url": "localhost", "receive-url": "x", "queue": "a/b", "producers": "-1", "consumers": "x", "batch": "0", "size": "-1",
+		"url": "localhost", "receive-url": "x", "queue": "a/b", "producers": "-1", "consumers": "x", "batch": "0", "limit": "1001", "size": "-1",
 		"rate": "-1", "max-lag": "-1", "groups": "-1", "backlog": "-1", "duration": "0s",
 	} {
 		err := run(context.Background(), []string{"bench", "-" + name, value}, func(string) string { return "" }, nil, io.Discard, io.Discard)

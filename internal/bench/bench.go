@@ -54,6 +54,7 @@ type settings struct {
 	producers int
 	consumers int
 	batch     int
+	limit     int
 	groups    int
 	size      int
 	rate      float64
@@ -92,7 +93,8 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	f.StringVar(&v.queue, "queue", "", "`queue` to use, which must be empty and is not deleted; a new one if empty")
 	f.IntVar(&v.producers, "producers", 16, "`number` of producers")
 	f.IntVar(&v.consumers, "consumers", 16, "`number` of consumers")
-	f.IntVar(&v.batch, "batch", 1, "`messages` per request, 1 to 1000")
+	f.IntVar(&v.batch, "batch", 1, "`messages` per publish, 1 to 1000")
+	f.IntVar(&v.limit, "limit", 0, "maximum `messages` per receive, up to 1000; -batch if 0")
 	f.IntVar(&v.groups, "groups", 0, "`number` of groups of the messages; no groups if 0")
 	f.IntVar(&v.size, "size", 200, "size of a message's data in `bytes`")
 	f.Float64Var(&v.rate, "rate", 0, "`messages` to publish per second; 0 is unlimited. With a rate, the latency of a\npublish counts from its scheduled time if the publish before it was late")
@@ -109,6 +111,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	f.Check(0 <= v.producers && v.producers <= 100_000, "producers", "must be 0 to 100000")
 	f.Check(0 <= v.consumers && v.consumers <= 100_000, "consumers", "must be 0 to 100000")
 	f.Check(1 <= v.batch && v.batch <= client.MaxBatch, "batch", fmt.Sprintf("must be 1 to %d", client.MaxBatch))
+	f.Check(0 <= v.limit && v.limit <= client.MaxBatch, "limit", fmt.Sprintf("must be 0 to %d", client.MaxBatch))
 	f.Check(0 <= v.groups && v.groups <= 100_000_000, "groups", "must be 0 to 100000000")
 	f.Check(0 <= v.size && v.size <= 16<<20, "size", "must be 0 to 16777216")
 	f.Check(v.rate >= 0, "rate", "must not be negative")
@@ -123,6 +126,9 @@ func Run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	defer b.server.HTTP.CloseIdleConnections()
+	if v.limit == 0 {
+		v.limit = v.batch
+	}
 	b.receiver = b.server
 	if receiveURL != "" {
 		b.receiver = &client.Client{URL: receiveURL, Token: b.server.Token, Cert: b.server.Cert}

@@ -19,7 +19,7 @@ import (
 func (b *bench) consume() {
 	var ids []string // received and not acked
 	for !b.drained.Load() {
-		limit := b.settings.batch
+		limit := b.settings.limit
 		if b.ended.Load() {
 			limit = client.MaxBatch
 		}

@@ -18,6 +18,7 @@ type Report struct {
 	Producers        int            `json:"producers"`
 	Consumers        int            `json:"consumers"`
 	Batch            int            `json:"batch"`
+	Limit            int            `json:"limit"`
 	Size             int            `json:"size"`
 	Seconds          float64        `json:"seconds"`
 	PublishedPerSec  float64        `json:"published_per_second"`
@@ -36,15 +37,17 @@ type Report struct {
 	PublishedBySec   []int64        `json:"published_by_second"`
 }
 
-// watch prints a line every second until the load is over, and returns its rates.
+// watch prints a line when the load begins, every second, and when it ends, and returns
+// its rates.
 func (b *bench) watch(ctx context.Context, start time.Time, before counts, stderr io.Writer) *Report {
 	v := &b.settings
-	report := &Report{URL: b.server.URL, Producers: v.producers, Consumers: v.consumers, Batch: v.batch, Size: v.size}
+	report := &Report{URL: b.server.URL, Producers: v.producers, Consumers: v.consumers, Batch: v.batch, Limit: v.limit, Size: v.size}
 	end := time.NewTimer(v.duration)
 	defer end.Stop()
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	last := before
+	fmt.Fprintln(stderr, "   0s  the load begins")
 	for over := false; !over; {
 		select {
 		case <-ctx.Done():
@@ -62,6 +65,7 @@ func (b *bench) watch(ctx context.Context, start time.Time, before counts, stder
 	}
 	now := b.counts()
 	report.Seconds = time.Since(start).Seconds()
+	fmt.Fprintf(stderr, "%4.0fs  the load ends\n", report.Seconds)
 	report.PublishedPerSec = float64(now.published-before.published) / report.Seconds
 	report.ReceivedPerSec = float64(now.received-before.received) / report.Seconds
 	report.AckedPerSec = float64(now.acked-before.acked) / report.Seconds
@@ -83,7 +87,7 @@ func (r *Report) write(stdout io.Writer, asJSON bool) error {
 		missing = strconv.Itoa(*r.Missing)
 	}
 	_, err := fmt.Fprintf(stdout, `
-%d producers, %d consumers, %d messages per request, %d bytes of data, %.1f s
+%d producers, %d consumers, %d messages per publish, %d per receive, %d bytes of data, %.1f s
 
 published  %9.0f messages/s
 received   %9.0f
@@ -98,7 +102,7 @@ duplicates  %d
 foreign     %d
 missing     %s of %d
 client CPU  %.0f %% of this machine
-`, r.Producers, r.Consumers, r.Batch, r.Size, r.Seconds, r.PublishedPerSec, r.ReceivedPerSec, r.AckedPerSec,
+`, r.Producers, r.Consumers, r.Batch, r.Limit, r.Size, r.Seconds, r.PublishedPerSec, r.ReceivedPerSec, r.AckedPerSec,
 		r.Publish.P50, r.Publish.P95, r.Publish.P99, r.Publish.Max,
 		r.PublishToReceipt.P50, r.PublishToReceipt.P95, r.PublishToReceipt.P99, r.PublishToReceipt.Max,
 		describeErrors(r.Errors), r.Duplicates, r.Foreign, missing, r.Published, 100*r.ClientCPU)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -15,14 +16,13 @@ import (
 // api is how a load publishes, receives and acks through one of the server's APIs,
 // one message per request.
 type api struct {
-	name      string
 	publish   func(n int, data string) (path, body string)
-	published int // status of a publish
-	receive   string
-	empty     int                                 // status of a receive without a message
-	ack       func(response []byte) (path string) // empty path: no message; nil: a receive acks
-	method    string                              // of an ack
-	acked     int                                 // status of an ack
+	published int                                               // status of a publish
+	receive   func(received string) (method, path, body string) // received: the id to ack in the same request, may be empty
+	empty     int                                               // status of a receive without a message
+	id        func(response []byte) string                      // of the received message; nil: a receive acks what it returns
+	ack       func(id string) (method, path string)             // nil: the next receive acks
+	acked     int                                               // status of an ack
 }
 
 var (
@@ -31,60 +31,80 @@ var (
 )
 
 // apisOf returns the APIs, with the paths of a queue.
-func apisOf(queue string) []api {
-	return []api{{
-		name: "native",
+func apisOf(queue string) map[string]api {
+	get := func(path string) func(string) (string, string, string) {
+		return func(string) (string, string, string) { return http.MethodGet, path, "" }
+	}
+	native := api{
 		publish: func(_ int, data string) (string, string) {
 			return "/queues/" + queue + "/messages", `{"data":` + data + `}`
 		},
 		published: http.StatusCreated,
-		receive:   "/queues/" + queue + "/messages?limit=1&wait_seconds=1",
-		ack: func(response []byte) string {
+		receive: func(received string) (string, string, string) {
+			acks := ""
+			if received != "" {
+				acks = `"` + received + `"`
+			}
+			return http.MethodPost, "/queues/" + queue + "/messages/receive", `{"limit":1,"wait_seconds":1,"ack":[` + acks + `]}`
+		},
+		id: func(response []byte) string {
 			if id := firstID.FindSubmatch(response); id != nil {
-				return "/messages/" + string(id[1]) + "/ack"
+				return string(id[1])
 			}
 			return ""
 		},
-		method: http.MethodPut,
-		acked:  http.StatusNoContent,
-	}, {
-		name: "pgQueue",
-		publish: func(_ int, data string) (string, string) {
-			return "/message", fmt.Sprintf(`{"channel":%q,"message":%s}`, queue, data)
+	}
+	separate := native
+	separate.receive = get("/queues/" + queue + "/messages?limit=1&wait_seconds=1")
+	separate.ack = func(id string) (string, string) { return http.MethodPut, "/messages/" + id + "/ack" }
+	separate.acked = http.StatusNoContent
+	return map[string]api{
+		"native":          native,
+		"native separate": separate,
+		"pgQueue": {
+			publish: func(_ int, data string) (string, string) {
+				return "/message", fmt.Sprintf(`{"channel":%q,"message":%s}`, queue, data)
+			},
+			published: http.StatusCreated,
+			receive:   get("/queue/" + queue + "?wait_seconds=1"),
+			empty:     http.StatusNoContent,
 		},
-		published: http.StatusCreated,
-		receive:   "/queue/" + queue + "?wait_seconds=1",
-		empty:     http.StatusNoContent,
-	}, {
-		name:      "micro-queue",
-		publish:   func(_ int, data string) (string, string) { return "/in/" + queue, data },
-		published: http.StatusOK,
-		receive:   "/out/" + queue + "?wait_seconds=1",
-		empty:     http.StatusNotFound,
-	}, {
-		name: "SharQ",
-		publish: func(n int, data string) (string, string) {
-			return "/enqueue/" + queue + "/" + strconv.Itoa(n%1000) + "/", fmt.Sprintf(`{"job_id":"%d","interval":0,"payload":%s}`, n, data)
+		"micro-queue": {
+			publish:   func(_ int, data string) (string, string) { return "/in/" + queue, data },
+			published: http.StatusOK,
+			receive:   get("/out/" + queue + "?wait_seconds=1"),
+			empty:     http.StatusNotFound,
 		},
-		published: http.StatusCreated,
-		receive:   "/dequeue/" + queue + "/?wait_seconds=1",
-		empty:     http.StatusNotFound,
-		ack: func(response []byte) string {
-			group, job := sharqGroup.FindSubmatch(response), sharqJob.FindSubmatch(response)
-			if group == nil || job == nil {
-				return ""
-			}
-			return "/finish/" + queue + "/" + string(group[1]) + "/" + string(job[1]) + "/"
+		"SharQ": {
+			publish: func(n int, data string) (string, string) {
+				return "/enqueue/" + queue + "/" + strconv.Itoa(n%1000) + "/", fmt.Sprintf(`{"job_id":"%d","interval":0,"payload":%s}`, n, data)
+			},
+			published: http.StatusCreated,
+			receive:   get("/dequeue/" + queue + "/?wait_seconds=1"),
+			empty:     http.StatusNotFound,
+			id: func(response []byte) string {
+				group, job := sharqGroup.FindSubmatch(response), sharqJob.FindSubmatch(response)
+				if group == nil || job == nil {
+					return ""
+				}
+				return string(group[1]) + "/" + string(job[1])
+			},
+			ack: func(id string) (string, string) {
+				return http.MethodPost, "/finish/" + queue + "/" + id + "/"
+			},
+			acked: http.StatusOK,
 		},
-		method: http.MethodPost,
-		acked:  http.StatusOK,
-	}}
+	}
 }
 
 // load runs cycles through the API, with as many producers as consumers. Producers are at
-// most 1000 messages ahead. It returns the number of acked messages per second, and an
-// error if a message was not received within 10 seconds after the last one.
-func (a *api) load(v *server, clients int, d time.Duration) (ackedPerSecond float64, err error) {
+// most 1000 messages ahead. It returns an error if a message was not received within 10
+// seconds after the last one.
+func (a *api) load(v *server, clients int, d time.Duration) (*result, error) {
+	before, err := v.cost()
+	if err != nil {
+		return nil, err
+	}
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * clients, DisableCompression: true}}
 	defer client.CloseIdleConnections()
 	data := `{"pad":"` + strings.Repeat("a", 190) + `"}`
@@ -115,27 +135,40 @@ func (a *api) load(v *server, clients int, d time.Duration) (ackedPerSecond floa
 			}
 		})
 		consumers.Go(func() {
+			received := "" // and not acked
 			for !drained.Load() {
-				status, response, err := request(client, http.MethodGet, v.url+a.receive, "")
+				method, path, body := a.receive(received)
+				status, response, err := request(client, method, v.url+path, body)
 				if err == nil && status == a.empty {
 					continue
 				}
 				if err == nil && status != http.StatusOK {
-					err = fmt.Errorf("GET %s: %d %s", a.receive, status, response)
+					err = fmt.Errorf("%s %s: %d %s", method, path, status, response)
 				}
 				if err != nil {
 					failures <- err
 					return
 				}
-				if a.ack != nil {
-					path := a.ack(response)
-					if path == "" {
-						continue
-					}
-					if err := do(a.acked, a.method, path, ""); err != nil {
-						failures <- err
-						return
-					}
+				if received != "" {
+					acked.Add(1)
+					received = ""
+				}
+				if a.id == nil {
+					acked.Add(1)
+					continue
+				}
+				id := a.id(response)
+				if id == "" {
+					continue
+				}
+				if a.ack == nil {
+					received = id
+					continue
+				}
+				method, path = a.ack(id)
+				if err := do(a.acked, method, path, ""); err != nil {
+					failures <- err
+					return
 				}
 				acked.Add(1)
 			}
@@ -145,7 +178,9 @@ func (a *api) load(v *server, clients int, d time.Duration) (ackedPerSecond floa
 	case err = <-failures:
 	case <-time.After(d):
 	}
-	ackedPerSecond = float64(acked.Load()) / d.Seconds()
+	messages := float64(acked.Load())
+	after, failed := v.cost()
+	err = errors.Join(err, failed)
 	ended.Store(true)
 	producers.Wait()
 	for last, since := acked.Load(), time.Now(); err == nil && acked.Load() < published.Load(); time.Sleep(10 * time.Millisecond) {
@@ -161,8 +196,8 @@ func (a *api) load(v *server, clients int, d time.Duration) (ackedPerSecond floa
 	if err == nil && len(failures) > 0 {
 		err = <-failures
 	}
-	fmt.Fprintf(os.Stderr, "   %s: acked %.0f/s\n", a.name, ackedPerSecond)
-	return ackedPerSecond, err
+	fmt.Fprintf(os.Stderr, "   acked %.0f/s\n", messages/d.Seconds())
+	return newResult(messages, d.Seconds(), after.since(before)), err
 }
 
 // apis compares cycles through the APIs of other servers with cycles through the native
@@ -172,23 +207,27 @@ func (s *suite) apis() error {
 ## Other servers' APIs
 
 64 + 64 clients run cycles through each API. In the APIs of pgQueue and micro-queue reading a message acks it, so a cycle is
-two requests. In SharQ's API a cycle is enqueue, dequeue and finish of a job, in 1000 queue ids with interval 0. The ratio is
-relative to the native API in the same round. The goals are 1 for pgQueue and micro-queue, and 0.5 for SharQ, whose requests
-do more: an enqueue searches for the same job, the server counts jobs per minute, and a dequeue returns the number of waiting
-jobs.
+two requests, as in the native API. In SharQ's API a cycle is enqueue, dequeue and finish of a job, in 1,000 queue ids with
+interval 0. The ratio is relative to the native API with as many requests, in the same round. SharQ's requests do more: an
+enqueue searches for the same job, the server counts jobs per minute, and a dequeue returns the number of waiting jobs.
 
-| API | acked per second | ratio |
-|---|---|---|
 `)
 	const queue = "apis"
-	var all []comparison
-	for i, a := range apisOf(queue) {
-		all = append(all, comparison{a.name, func(v *server) (float64, error) {
+	all := apisOf(queue)
+	through := func(name string) func(*server) (*result, error) {
+		return func(v *server) (*result, error) {
 			if err := v.mustQueue(queue); err != nil {
-				return 0, err
+				return nil, err
 			}
+			a := all[name]
 			return a.load(v, 64, s.seconds)
-		}, i == 0})
+		}
 	}
-	return s.compare(all)
+	return s.compare("API", []comparison{
+		{what: "native", load: through("native"), base: true},
+		{what: "pgQueue", load: through("pgQueue"), goal: "1"},
+		{what: "micro-queue", load: through("micro-queue"), goal: "1"},
+		{what: "native, with a separate ack", load: through("native separate"), base: true},
+		{what: "SharQ", load: through("SharQ"), goal: "0.5"},
+	})
 }

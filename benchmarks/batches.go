@@ -59,18 +59,20 @@ func (s *suite) batches() error {
 	s.write(`
 ## Batches of 100
 
-Messages per second with 100 messages in each request and 8 clients of each kind. The reference is pgbench with 8 clients on
-the same table, which inserts 100 rows per commit, or inserts, claims and deletes 100 rows in three commits.
+Messages per second with 100 messages in each request and 8 clients of each kind. Each receive acks the batch before. The
+reference is pgbench with 8 clients on the same table: it inserts 100 rows in a commit, or inserts, claims and deletes 100 rows
+in three commits.
 
-| load | pgbench | queued | ratio | goal |
-|---|---|---|---|---|
-`)
+| load | pgbench | queued | ratio | goal | %s |
+|---|---|---|---|---|---|---|
+`, costColumns)
 	for _, k := range []struct {
-		what, script string
-		consumers    int
-		goal         string
-	}{{"publish", pgbenchInsert, 0, "0.5"}, {"publish, receive, ack", pgbenchCycle, 8, "0.5"}} {
+		what, clients, script string
+		consumers             int
+		goal                  string
+	}{{"publish", "8", pgbenchInsert, 0, "0.5"}, {"publish, receive and ack", "8 + 8", pgbenchCycle, 8, "0.5"}} {
 		var theirs, ours, ratio numbers
+		var costs costs
 		for range s.rounds {
 			v, err := s.start()
 			if err != nil {
@@ -80,21 +82,19 @@ the same table, which inserts 100 rows per commit, or inserts, claims and delete
 			if err == nil {
 				_, err = v.sql("TRUNCATE queued.messages")
 			}
-			var b *report
+			var b *result
 			if err == nil {
-				b, err = s.bench(v.url, load(8, k.consumers, 100, s.seconds)...)
+				b, err = v.bench(load(8, k.consumers, 100, s.seconds)...)
 			}
 			v.stop()
 			if err != nil {
 				return err
 			}
-			rate := b.Published
-			if k.consumers > 0 {
-				rate = b.Acked
-			}
-			theirs, ours, ratio = append(theirs, 100*tps), append(ours, rate), append(ratio, rate/(100*tps))
+			theirs, ours, ratio = append(theirs, 100*tps), append(ours, b.rate), append(ratio, b.rate/(100*tps))
+			costs.add(b)
 		}
-		s.write("| %s | %v | %v | %v | %s |\n", k.what, theirs, ours, ratio, k.goal)
+		s.write("| %s | %v | %v | %v | %s | %v |\n", k.what, theirs, ours, ratio, k.goal, costs)
+		s.summarize(k.what+", 100 messages in each request, "+k.clients+" clients", ours.median(), "pgbench", ratio.median())
 	}
 	return nil
 }

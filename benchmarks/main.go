@@ -3,7 +3,10 @@
 // (nodb.go), pgbench with the same statements, and RabbitMQ (rabbitmq.go). It stops
 // everything that it starts. Its data is in a temporary folder.
 //
-//	go run . [-rounds 3] [-seconds 5] [-only name,name] [-o FILE]
+// Sections are in the order of their importance, so that a run that is interrupted has
+// measured the most important ones.
+//
+//	go run . [-rounds 3] [-seconds 5s] [-long 10m] [-only name,name] [-o FILE]
 package main
 
 import (
@@ -30,9 +33,11 @@ type suite struct {
 	rounds  int
 	seconds time.Duration // of one load
 	long    time.Duration // of the steady load
-	page    strings.Builder
+	head    string
+	summary strings.Builder // rows of the first table
+	page    strings.Builder // the sections
 
-	handlerRate float64 // requests per second of the handler without a database; 0 before it is measured
+	handlerRate float64 // cycles per second of the handler without a database with 64 + 64 clients; 0 before it is measured
 }
 
 func main() {
@@ -48,7 +53,7 @@ func run(ctx context.Context) error {
 	s := &suite{ctx: ctx}
 	rounds := flag.Int("rounds", 3, "rounds of each load")
 	seconds := flag.Duration("seconds", 5*time.Second, "how long a load lasts")
-	long := flag.Duration("long", 30*time.Minute, "how long the steady load lasts")
+	long := flag.Duration("long", 10*time.Minute, "how long the steady load lasts")
 	only := flag.String("only", "", "sections to measure, separated by commas; all if empty")
 	output := flag.String("o", "", "file to write, standard output if empty")
 	nodb := flag.String("nodb", "", "serve the handler without a database on this address, and nothing else")
@@ -76,23 +81,24 @@ func run(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	s.head()
+	s.head = s.describe()
 	var failed error
 	for _, section := range []struct {
 		name    string
 		measure func() error
 	}{
 		{"handler", s.besideHandler},
-		{"profile", s.profile},
 		{"rabbitmq", s.besideRabbitMQ},
 		{"batches", s.batches},
-		{"backlog", s.backlog},
 		{"groups", s.groups},
-		{"apis", s.apis},
+		{"queues", s.queues},
+		{"polls", s.shortPolls},
 		{"snapshot", s.snapshot},
 		{"latency", s.latency},
-		{"queues", s.queues},
-		{"waiting", s.waiting},
+		{"apis", s.apis},
+		{"profile", s.profile},
+		{"backlog", s.backlog},
+		{"waiting", s.longPolls},
 		{"payloads", s.payloads},
 		{"idle", s.idle},
 		{"steady", s.steady},
@@ -109,21 +115,35 @@ func run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if *output != "" { // later sections take long
-			if err := os.WriteFile(*output, []byte(s.page.String()), 0o644); err != nil {
+			if err := os.WriteFile(*output, []byte(s.text()), 0o644); err != nil {
 				return err
 			}
 		}
 	}
 	if *output == "" {
-		fmt.Print(s.page.String())
+		fmt.Print(s.text())
 	}
 	return failed
 }
 
 func (s *suite) write(format string, args ...any) { fmt.Fprintf(&s.page, format, args...) }
 
-// head writes the machine and the versions of the measurement.
-func (s *suite) head() {
+// summarize adds a row to the table at the top of the page.
+func (s *suite) summarize(load string, rate float64, beside string, ratio float64) {
+	fmt.Fprintf(&s.summary, "| %s | %s | %.2f of %s |\n", load, thousands(rate), ratio, beside)
+}
+
+// text returns the page.
+func (s *suite) text() string {
+	text := s.head
+	if s.summary.Len() > 0 {
+		text = "# Benchmarks\n\n## In short\n\n| load | messages per second | compared |\n|---|---|---|\n" + s.summary.String() + strings.TrimPrefix(text, "# Benchmarks\n")
+	}
+	return text + s.page.String()
+}
+
+// describe returns the head of the page: how to read it, the machine and the versions.
+func (s *suite) describe() string {
 	output := func(name string, args ...string) string {
 		out, err := exec.Command(name, args...).Output()
 		if err != nil {
@@ -138,21 +158,30 @@ func (s *suite) head() {
 			cpu = strings.TrimSpace(strings.TrimLeft(line, "\t :"))
 		}
 	}
-	s.write(`# Benchmarks
+	commit := output("git", "rev-parse", "--short", "HEAD")
+	if output("git", "status", "--porcelain", "--", ":/", ":!:/BENCHMARKS.md") != "" {
+		commit += ", with uncommitted changes"
+	}
+	return fmt.Sprintf(`# Benchmarks
 
-%[1]smake bench%[1]s wrote this page on %[2]s. Each load ran for %[4]s in each of %[3]d rounds. Figures are the median, with the
-range in parentheses.
+## How to read this page
 
-A *cycle* is a publish, a receive of one message, and its ack. "64 + 64 clients" are 64 producers and 64 consumers.
+- Each load ran for %[3]s in each of %[2]d rounds, unless its section says otherwise. Figures are medians, with the range in parentheses.
+- A *cycle* is a publish, a receive of one message and its ack. The next receive acks the message, so a cycle is two requests.
+- "64 + 64 clients" are 64 producers and 64 consumers. Each sends one request at a time. Producers are at most 1,000 messages ahead.
+- *PostgreSQL CPU* is the time of all its processes, *WAL* what they write to the write-ahead log. Servers on a database share both.
+- The two figures of a *ratio* are from the same round. The ratio in a table is the median of the rounds, with its range.
+- Client, server and PostgreSQL share the cores of one machine, so a client that needs more CPU time leaves less for the server.
+
+`+"`make bench`"+` wrote everything on this page in one run, on %[1]s:
 
 | | |
 |---|---|
-| machine | %[5]d cores (%[6]s), shared by client, server and PostgreSQL |
-| system | %[7]s |
-| Go | %[8]s |
-| PostgreSQL | %[9]s, private to queued: fsync on, default settings except max_wal_size and autovacuum_naptime |
-| queued | commit %[10]s |
-`, "`", time.Now().UTC().Format("2006-01-02"), s.rounds, s.seconds, runtime.NumCPU(), cpu, output("uname", "-sr"),
-		strings.TrimPrefix(runtime.Version(), "go"), strings.TrimPrefix(output(postgresProgram("postgres"), "--version"), "postgres (PostgreSQL) "),
-		output("git", "rev-parse", "--short", "HEAD"))
+| machine | %[4]d cores (%[5]s) |
+| system | %[6]s |
+| Go | %[7]s |
+| PostgreSQL | %[8]s, private to queued: fsync on, default settings except max_wal_size and autovacuum_naptime |
+| queued | commit %[9]s |
+`, time.Now().UTC().Format("2006-01-02"), s.rounds, s.seconds, runtime.NumCPU(), cpu, output("uname", "-sr"),
+		strings.TrimPrefix(runtime.Version(), "go"), strings.TrimPrefix(output(postgresProgram("postgres"), "--version"), "postgres (PostgreSQL) "), commit)
 }

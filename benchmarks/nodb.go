@@ -79,9 +79,7 @@ func serveNoDB(l net.Listener) error {
 		}
 		respond(w, 201, data(all))
 	})
-	mux.HandleFunc("GET /queues/{id}/messages", func(w http.ResponseWriter, r *http.Request) {
-		limit, _ := strconv.Atoi(r.FormValue("limit"))
-		seconds, _ := strconv.ParseFloat(r.FormValue("wait_seconds"), 64)
+	receive := func(limit int, seconds float64) []nodbMessage {
 		all := []nodbMessage{}
 		timer := time.NewTimer(time.Duration(seconds * float64(time.Second)))
 		defer timer.Stop()
@@ -99,7 +97,24 @@ func serveNoDB(l net.Listener) error {
 			}
 			break
 		}
-		respond(w, 200, data(all))
+		return all
+	}
+	mux.HandleFunc("GET /queues/{id}/messages", func(w http.ResponseWriter, r *http.Request) {
+		limit, _ := strconv.Atoi(r.FormValue("limit"))
+		seconds, _ := strconv.ParseFloat(r.FormValue("wait_seconds"), 64)
+		respond(w, 200, data(receive(limit, seconds)))
+	})
+	mux.HandleFunc("POST /queues/{id}/messages/receive", func(w http.ResponseWriter, r *http.Request) {
+		var v struct {
+			Limit       int
+			WaitSeconds float64 `json:"wait_seconds"`
+			Ack         []string
+		}
+		if err := json.NewDecoder(r.Body).Decode(&v); err != nil {
+			respond(w, 422, err.Error())
+			return
+		}
+		respond(w, 200, map[string]any{"data": receive(v.Limit, v.WaitSeconds), "conflicts": []string{}})
 	})
 	mux.HandleFunc("PUT /messages/{id}/ack", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) })
 	mux.HandleFunc("PUT /messages/ack", func(w http.ResponseWriter, r *http.Request) {

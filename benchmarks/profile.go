@@ -25,16 +25,19 @@ func (s *suite) profile() error {
 	s.write(`
 ## Where the time goes
 
-CPU time per request with 64 + 64 clients and one message per request. PostgreSQL and the client are separate processes; the
-other rows are parts of the server, from its CPU profile.
+CPU time per cycle, with 64 + 64 clients. PostgreSQL and the client are separate processes; the other rows are parts of the
+server, from its CPU profile.
 
-| part | microseconds per request | share |
+| part | microseconds per cycle | share |
 |---|---|---|
 `)
 	var samples []byte
 	var took error
 	var wg sync.WaitGroup
-	before := processTimes(v)
+	before, err := v.cost()
+	if err != nil {
+		return err
+	}
 	wg.Go(func() {
 		time.Sleep(2 * time.Second)
 		response, err := http.Get("http://" + address + "/debug/pprof/profile?seconds=8")
@@ -54,10 +57,13 @@ other rows are parts of the server, from its CPU profile.
 	if took != nil {
 		return took
 	}
-	after := processTimes(v)
-	requests := r.requests() * d.Seconds()
+	after, err := v.cost()
+	if err != nil {
+		return err
+	}
+	used := after.since(before)
+	cycles := r.Acked * d.Seconds()
 	client := r.ClientCPU * float64(runtime.NumCPU()) * d.Seconds()
-	server, postgres := after.server-before.server, after.postgres-before.postgres
 	p, err := profile.ParseData(samples)
 	if err != nil {
 		return err
@@ -68,23 +74,26 @@ other rows are parts of the server, from its CPU profile.
 		parts[partOf(sample)] += nanoseconds
 		sum += nanoseconds
 	}
-	total := client + server + postgres
+	total := client + used.server + used.postgres
 	line := func(what string, seconds float64) {
-		s.write("| %s | %.1f | %.0f %% |\n", what, seconds/requests*1e6, 100*seconds/total)
+		s.write("| %s | %.1f | %.0f %% |\n", what, seconds/cycles*1e6, 100*seconds/total)
 	}
-	line("PostgreSQL, all its processes", postgres)
+	line("PostgreSQL, all its processes", used.postgres)
 	line("client", client)
 	for _, part := range []string{"net/http: connections, headers, routing", "JSON and validation of requests, responses", "lib/pq and database/sql", "engine: batchers, dispatchers", "metrics", "garbage collector", "scheduler and the rest of the runtime"} {
-		line("server: "+part, server*parts[part]/sum)
+		line("server: "+part, used.server*parts[part]/sum)
 	}
-	perRequest := float64(runtime.NumCPU()) / s.handlerRate // seconds of the handler, HTTP and JSON on both sides
-	ours := (postgres + server*(parts["lib/pq and database/sql"]+parts["engine: batchers, dispatchers"])/sum) / requests
+	s.write("\nThe total is %.0f microseconds per cycle. At this rate %d cores have %.0f microseconds per cycle: they are idle for the difference,\nwhile all clients wait for a commit.\n",
+		total/cycles*1e6, runtime.NumCPU(), float64(runtime.NumCPU())*d.Seconds()/cycles*1e6)
+	if s.handlerRate == 0 {
+		return nil
+	}
+	perCycle := float64(runtime.NumCPU()) / s.handlerRate // seconds of the handler, HTTP and JSON on both sides
+	ours := (used.postgres + used.server*(parts["lib/pq and database/sql"]+parts["engine: batchers, dispatchers"])/sum) / cycles
 	s.write(`
-The total is %.0f microseconds per request. At this rate %d cores have %.0f microseconds per request: they are idle for the
-difference, while all clients wait for a commit. The handler without a database takes about %.0f microseconds per request, all of
-it for HTTP and JSON. PostgreSQL, its driver and the engine add %.0f. If the cores were never idle, and HTTP took as long as in the
-handler, the ratio would be %.2f.
-`, total/requests*1e6, runtime.NumCPU(), float64(runtime.NumCPU())*d.Seconds()/requests*1e6, perRequest*1e6, ours*1e6, perRequest/(perRequest+ours))
+The handler without a database takes about %.0f microseconds per cycle, all of it for HTTP and JSON. PostgreSQL, its driver and the
+engine add %.0f. If the cores were never idle, and HTTP took as long as in the handler, the ratio would be %.2f.
+`, perCycle*1e6, ours*1e6, perCycle/(perCycle+ours))
 	return nil
 }
 

@@ -42,11 +42,7 @@ func (s *suite) steady() error {
 	}
 	for i, sample := range samples {
 		from, to := len(r.BySecond)*i/10, len(r.BySecond)*(i+1)/10
-		sum := int64(0)
-		for _, n := range r.BySecond[from:to] {
-			sum += n
-		}
-		s.write("| %.0f | %s | %s |\n", (time.Duration(i+1) * s.long / 10).Minutes(), thousands(float64(sum)/float64(to-from)), strings.Join(sample, " | "))
+		s.write("| %.4g | %s | %s |\n", (time.Duration(i+1) * s.long / 10).Minutes(), thousands(mean(r.BySecond[from:max(from+1, to)])), strings.Join(sample, " | "))
 	}
 	s.write("\nOver the whole run: publish p50 %.1f ms, p99 %.1f ms, maximum %.1f ms; no message missing, %d duplicates.\n", r.Publish.P50, r.Publish.P99, r.Publish.Max, r.Duplicates)
 	return nil

@@ -420,11 +420,11 @@ func (e *engine) runFinishes(s *pinnedConn, batch []*finishing) error {
 
 const finishJobsSQL = `
 WITH found AS MATERIALIZED (
-    SELECT u.n, m.tid
+    SELECT u.n, m.id, q.key
     FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS u (queue_id, group_id, job_id, n)
     JOIN queued.queues q ON q.id = u.queue_id
     CROSS JOIN LATERAL (
-        SELECT m.ctid AS tid
+        SELECT m.id
         FROM queued.messages m
         WHERE m.queue_key = q.key
             AND m.group_id = u.group_id
@@ -432,13 +432,15 @@ WITH found AS MATERIALIZED (
             AND m.in_flight
             AND m.scheduled_at > now()
         ORDER BY m.seq
-        FOR UPDATE
+        OFFSET 0
     ) m
 ), acked AS (
     DELETE FROM queued.messages m
-    USING found f
-    WHERE m.ctid = f.tid
-    RETURNING f.n, m.queue_key, m.group_id
+    USING found a
+    WHERE ` + thatOneSQL + `
+        AND m.queue_key IS NOT DISTINCT FROM a.key
+        AND (m.in_flight AND m.scheduled_at > now()) IS TRUE
+    RETURNING a.n, m.queue_key, m.group_id
 ), ` + wakeAckedSQL + `
 SELECT a.n, g.ready_at
 FROM acked a

@@ -100,6 +100,27 @@ func TestReleaseRestoresTheInterval(t *testing.T) {
 	checkDiff(t, "received after a change of the interval", "a1", s.receiveNames("q", 10))
 }
 
+// A publish to the group may be about to commit when a receiver disconnects.
+func TestReleaseRestoresTheIntervalOfAGroupThatIsLocked(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"delivery_interval_ms":60000`)
+	s.publishGroups("q", "a1")
+	id := s.receive("q", "")[0].ID
+	tx := s.begin("UPDATE queued.groups SET first_seq = 0")
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		release(s, id)
+	}()
+	s.waitForLocks(1)
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	<-released
+	checkDiff(t, "received", "a1", s.receiveNames("q", 10))
+}
+
 func TestReleaseLeavesOtherDeliveriesOfTheGroup(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -182,6 +182,23 @@ func scanDue(row scanner) (t queueChange, err error) {
 	return t, err
 }
 
+// The groups are locked in the order of wakeGroupsSQL, and in a statement of its own: a
+// statement that waited for a lock would not find the row that the other transaction left.
+const lockGroupsOfDeliveriesSQL = `
+SELECT u.queue_key
+FROM (
+    SELECT DISTINCT queue_key, id
+    FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
+    ORDER BY queue_key, id
+) u
+CROSS JOIN LATERAL (
+    SELECT
+    FROM queued.groups
+    WHERE queue_key = u.queue_key
+        AND id = u.id
+    FOR UPDATE
+) g`
+
 // The statement changes only groups without a later delivery. It restores the limit, and
 // the time of the delivery before, which is the limit minus the interval. Without an
 // interval it keeps the time of the last delivery, because other messages may have been
@@ -198,14 +215,13 @@ WITH undone AS MATERIALIZED (
         SELECT queue_key, id, min(after) AS after, min(before) AS before
         FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS u (queue_key, id, before, after)
         GROUP BY queue_key, id
-        ORDER BY queue_key, id
     ) u
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, delivery_interval_ms
         FROM queued.groups
         WHERE queue_key = u.queue_key
             AND id = u.id
-        FOR UPDATE -- locks all groups in their order, because the next statement needs them too
+        OFFSET 0
     ) g
 )
 UPDATE queued.groups g
@@ -223,6 +239,9 @@ func (s *pinnedConn) undoGroupDeliveries(messages []message) error {
 	for _, m := range messages {
 		keys, ids = append(keys, m.queueKey), append(ids, m.Group)
 		before, after = append(before, m.groupDelivery.before.Time), append(after, m.groupDelivery.after.Time)
+	}
+	if _, err := read(s, "lock_groups_of_deliveries", scanKey, lockGroupsOfDeliveriesSQL, keys, ids); err != nil {
+		return err
 	}
 	_, err := read[any](s, "undo_group_deliveries", nil, undoGroupDeliveriesSQL, keys, ids, before, after)
 	return err

@@ -453,6 +453,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"reschedule":     {rescheduleGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "'{}'", "now()"}, "messages_group_due"},
 		"lock messages":  {lockMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"return ended":   {returnEndedSQL, []string{"1", "'{}'", "10"}, "messages_group_due"},
+		"lock groups of": {lockGroupsOfDeliveriesSQL, []string{"'{}'", "'{}'"}, "groups_pkey"},
 		"undo":           {undoGroupDeliveriesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"purge group":    {purgeGroupBatchSQL, []string{"1", "'a'", "100", "false", "10"}, "messages_group_due"},
 		"idle groups":    {selectIdleGroupsSQL, []string{"1", "''", "100"}, "groups_pkey"},
@@ -470,7 +471,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	// These statements are planned each time that they run, so their plans never depend on
 	// an earlier state of the table.
 	planned := map[string]bool{"message": true, "as job": true, "peek": true, "find exhausted": true}
-	aboutGroups := map[string]bool{"in groups": true, "reschedule": true, "of groups": true, "replace job": true, "store job": true, "group of job": true, "waiting": true, "return ended": true, "finish": true, "job": true, "undo": true}
+	aboutGroups := map[string]bool{"in groups": true, "reschedule": true, "of groups": true, "replace job": true, "store job": true, "group of job": true, "waiting": true, "return ended": true, "finish": true, "job": true, "lock groups of": true, "undo": true}
 	checkOn := func(when string, db *sql.DB) {
 		conn, err := db.Conn(context.Background())
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 )
 
 // keepConsumedSQL finds rows by id, because a claim in the same transaction has updated them.
+// The claim set updated_at, which a release finds them by.
 const keepConsumedSQL = `
 WITH consumed AS (
     DELETE FROM queued.messages m
@@ -16,7 +17,7 @@ WITH consumed AS (
     RETURNING m.*, a.due_at
 )
 INSERT INTO queued.consumed_messages (queue_key, consumed_at, scheduled_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `)
-SELECT queue_key, now(), due_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `
+SELECT queue_key, updated_at, due_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `
 FROM consumed`
 
 // keepConsumed moves messages that the same transaction has claimed to the consumed

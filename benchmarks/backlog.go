@@ -17,31 +17,30 @@ func (s *suite) backlog() error {
 ## With a backlog
 
 64 + 64 clients run cycles while other messages are in the database. These were inserted immediately before, so PostgreSQL
-has no statistics about them. The ratio is relative to an empty queue in the same round; the goal is 0.9.
-
-The ten million were measured in one round.
+has no statistics about them. The ratio is relative to an empty queue in the same round; the goal is 0.9. Loads ran in at most two rounds, the one with ten million in one.
 
 | other messages | messages per second | ratio | %s |
 |---|---|---|---|---|
 `, costColumns)
 	const million = 1_000_000
+	rounds := min(2, s.rounds)
 	kinds := []struct {
 		what    string
 		prepare func(v *server) error
 		args    []string
 		rounds  int
 	}{
-		{"none", func(*server) error { return nil }, nil, s.rounds},
-		{"a million due in the queue", func(*server) error { return nil }, []string{"-backlog", "1000000", "-drain=false"}, s.rounds},
-		{"a million in flight in the queue", func(v *server) error { return v.rows("q", million, "now() + interval '1 h'", true) }, []string{"-queue", "q"}, s.rounds},
-		{"a million delayed in the queue", func(v *server) error { return v.rows("q", million, "now() + interval '1 h'", false) }, []string{"-queue", "q"}, s.rounds},
-		{"a million due in another queue", func(v *server) error { return v.rows("other", million, "now()", false) }, nil, s.rounds},
+		{"none", func(*server) error { return nil }, nil, rounds},
+		{"a million due in the queue", func(*server) error { return nil }, []string{"-backlog", "1000000", "-drain=false"}, rounds},
+		{"a million in flight in the queue", func(v *server) error { return v.rows("q", million, "now() + interval '1 h'", true) }, []string{"-queue", "q"}, rounds},
+		{"a million delayed in the queue", func(v *server) error { return v.rows("q", million, "now() + interval '1 h'", false) }, []string{"-queue", "q"}, rounds},
+		{"a million due in another queue", func(v *server) error { return v.rows("other", million, "now()", false) }, nil, rounds},
 		{"ten million due in the queue", func(*server) error { return nil }, []string{"-backlog", "10000000", "-drain=false"}, 1},
 	}
 	results := make([]numbers, len(kinds))
 	ratios := make([]numbers, len(kinds))
 	used := make([]costs, len(kinds))
-	for round := range s.rounds {
+	for round := range rounds {
 		empty := 0.0
 		for i, k := range kinds {
 			if round >= k.rounds {

@@ -41,7 +41,7 @@ func (v *server) pgbench(script string, clients int, d time.Duration) (float64, 
 		return 0, err
 	}
 	cmd := exec.CommandContext(v.s.ctx, postgresProgram("pgbench"), "-n", "-M", "prepared", "-h", v.data+"/data/run", "-U", "queued", "-D", "key=1000000",
-		"-c", strconv.Itoa(clients), "-j", "2", "-T", strconv.Itoa(int(d.Seconds())), "-f", path, "queued")
+		"-c", strconv.Itoa(clients), "-j", "2", "-T", strconv.Itoa(max(1, int(d.Seconds()))), "-f", path, "queued")
 	cmd.Env = append(os.Environ(), "PGOPTIONS=-c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off -c jit=off")
 	out, err := cmd.CombinedOutput()
 	if err != nil {

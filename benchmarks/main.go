@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -31,9 +32,9 @@ type suite struct {
 	dir     string // temporary
 	program string // queued
 	rounds  int
-	seconds time.Duration // of one load
-	long    time.Duration // of the steady load
-	head    string
+	seconds time.Duration   // of one load
+	long    time.Duration   // of the steady load
+	head    string          // how to read the page, machine and versions
 	summary strings.Builder // rows of the first table
 	page    strings.Builder // the sections
 
@@ -41,7 +42,7 @@ type suite struct {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "benchmarks:", err)
@@ -81,7 +82,11 @@ func run(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	s.head = s.describe()
+	command := "make bench"
+	if *only != "" {
+		command = "cd benchmarks && go run . -only " + *only
+	}
+	s.head = s.describe(command)
 	var failed error
 	for _, section := range []struct {
 		name    string
@@ -109,7 +114,7 @@ func run(ctx context.Context) error {
 		fmt.Fprintln(os.Stderr, "==", section.name, time.Now().Format(time.TimeOnly))
 		if err := section.measure(); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", section.name, err))
-			s.write("\nThis section was not measured: %v\n", err)
+			s.write("\nThis section is not complete: %v\n", err)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -135,15 +140,15 @@ func (s *suite) summarize(load string, rate float64, beside string, ratio float6
 
 // text returns the page.
 func (s *suite) text() string {
-	text := s.head
+	text := "# Benchmarks\n"
 	if s.summary.Len() > 0 {
-		text = "# Benchmarks\n\n## In short\n\n| load | messages per second | compared |\n|---|---|---|\n" + s.summary.String() + strings.TrimPrefix(text, "# Benchmarks\n")
+		text += "\n## In short\n\n| load | messages per second | compared |\n|---|---|---|\n" + s.summary.String()
 	}
-	return text + s.page.String()
+	return text + s.head + s.page.String()
 }
 
 // describe returns the head of the page: how to read it, the machine and the versions.
-func (s *suite) describe() string {
+func (s *suite) describe(command string) string {
 	output := func(name string, args ...string) string {
 		out, err := exec.Command(name, args...).Output()
 		if err != nil {
@@ -162,8 +167,7 @@ func (s *suite) describe() string {
 	if output("git", "status", "--porcelain", "--", ":/", ":!:/BENCHMARKS.md") != "" {
 		commit += ", with uncommitted changes"
 	}
-	return fmt.Sprintf(`# Benchmarks
-
+	return fmt.Sprintf(`
 ## How to read this page
 
 - Each load ran for %[3]s in each of %[2]d rounds, unless its section says otherwise. Figures are medians, with the range in parentheses.
@@ -173,7 +177,7 @@ func (s *suite) describe() string {
 - The two figures of a *ratio* are from the same round. The ratio in a table is the median of the rounds, with its range.
 - Client, server and PostgreSQL share the cores of one machine, so a client that needs more CPU time leaves less for the server.
 
-`+"`make bench`"+` wrote everything on this page in one run, on %[1]s:
+`+"`"+command+"`"+` wrote everything on this page in one run, on %[1]s:
 
 | | |
 |---|---|

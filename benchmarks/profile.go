@@ -25,8 +25,8 @@ func (s *suite) profile() error {
 	s.write(`
 ## Where the time goes
 
-CPU time per cycle, with 64 + 64 clients. PostgreSQL and the client are separate processes; the other rows are parts of the
-server, from its CPU profile.
+CPU time per cycle, with 64 + 64 clients, for 12 s in one round. PostgreSQL and the client are separate processes; the other
+rows are parts of the server, from its CPU profile.
 
 | part | microseconds per cycle | share |
 |---|---|---|

@@ -225,22 +225,21 @@ func (s *suite) besideRabbitMQ() error {
 	s.write(`
 ## Compared with RabbitMQ
 
-RabbitMQ is Debian's package %s, one node, with a durable queue and persistent messages of 200 bytes. Publishers send one message
-at a time and wait for its confirmation. Consumers receive and ack: with a prefetch of one, one by one; with a prefetch of 100,
-each ack is for all messages that have arrived. "Receive 100" in queued is a receive of up to 100 messages that acks the ones
-before, also with single publishes. Each client has its own connection. Figures are messages per second; the server that is
-not measured is idle.
+RabbitMQ is Debian's package %s: one node, a durable queue and persistent messages of 200 bytes. Publishers wait for
+the confirmation of each message. Consumers ack one by one with a prefetch of one; with a prefetch of 100, each ack is for all
+messages that have arrived. "Receive 100" in queued is a receive of up to 100 messages that acks those of the one before; its
+publishes are of single messages too. Each client has its own connection. The server that is not measured is idle.
 
 In queued, a publish and an ack are on disk (committed, with fsync) when the response arrives. The column "on disk" tells when
-they are in RabbitMQ. It does not respond to acks, so a consumer never learns it.
+they are in RabbitMQ. It has no response to an ack, so the consumer does not learn when its ack is on disk.
 
-| clients | RabbitMQ | on disk | messages | queued | messages | ratio | goal | %s |
+| clients | RabbitMQ | on disk | messages per second | queued | messages per second | ratio | goal | %s |
 |---|---|---|---|---|---|---|---|---|---|
 `, version, costColumns)
 	const (
-		confirmed     = "publish: when confirmed"
-		confirmedOnly = "publish: when confirmed, unless acked before; ack: some time later"
-		logged        = "publish: when confirmed; ack: soon after it arrives"
+		confirmed = "publish: when confirmed"
+		journaled = "publish: when confirmed, unless it was acked before; ack: with a later sync of the queue"
+		logged    = "publish: when confirmed; ack: with the next sync of the log"
 	)
 	for _, clients := range []int{16, 64} {
 		theirs := map[string]rabbitLoad{
@@ -259,10 +258,10 @@ they are in RabbitMQ. It does not respond to acks, so a consumer never learns it
 		goal := map[int]string{16: "0.8", 64: "0.85"}[clients]
 		rows := []struct{ theirs, disk, ours, goal string }{
 			{"publish", confirmed, "publish", ""},
-			{"cycle, classic, prefetch 1", confirmedOnly, "cycle", goal},
-			{"cycle, classic, prefetch 1", confirmedOnly, "cycle with a separate ack", ""},
+			{"cycle, classic, prefetch 1", journaled, "cycle", goal},
+			{"cycle, classic, prefetch 1", journaled, "cycle with a separate ack", ""},
 			{"cycle, quorum, prefetch 1", logged, "cycle", "1"},
-			{"cycle, classic, prefetch 100", confirmedOnly, "receive 100", "1"},
+			{"cycle, classic, prefetch 100", journaled, "receive 100", "1"},
 			{"cycle, quorum, prefetch 100", logged, "receive 100", "1"},
 		}
 		results := make([]struct {

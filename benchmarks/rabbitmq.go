@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,22 +30,24 @@ func (s *suite) startRabbit() (*rabbit, error) {
 	if err != nil {
 		return nil, err
 	}
-	address, err := freeAddress()
-	if err != nil {
-		return nil, err
+	var ports [3]string
+	for i := range ports {
+		address, err := freeAddress()
+		if err != nil {
+			return nil, err
+		}
+		ports[i] = strings.TrimPrefix(address, "127.0.0.1:")
 	}
-	epmd, err := freeAddress()
-	if err != nil {
-		return nil, err
-	}
-	port := address[len("127.0.0.1:"):]
-	r := &rabbit{url: "amqp://guest:guest@" + address, epmd: epmd[len("127.0.0.1:"):]}
+	address := "127.0.0.1:" + ports[0]
+	r := &rabbit{url: "amqp://guest:guest@" + address, epmd: ports[1]}
 	config := filepath.Join(dir, "rabbitmq.conf")
 	if err := os.WriteFile(config, []byte("listeners.tcp.default = "+address+"\n"), 0o644); err != nil {
 		return nil, err
 	}
-	r.env = append(os.Environ(), "HOME="+dir, "ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT="+r.epmd, "RABBITMQ_NODENAME=queued-bench@localhost", "RABBITMQ_MNESIA_BASE="+dir, "RABBITMQ_LOG_BASE="+dir,
-		"RABBITMQ_CONFIG_FILE="+config, "RABBITMQ_NODE_PORT="+port, "RABBITMQ_ENABLED_PLUGINS_FILE="+filepath.Join(dir, "plugins"))
+	// Without RABBITMQ_DIST_PORT it would be the node's port plus 20000, which can be more than 65535.
+	r.env = append(os.Environ(), "HOME="+dir, "ERL_CRASH_DUMP="+filepath.Join(dir, "crash"), "ERL_EPMD_ADDRESS=127.0.0.1", "ERL_EPMD_PORT="+r.epmd,
+		"RABBITMQ_NODENAME=queued-bench@localhost", "RABBITMQ_MNESIA_BASE="+dir, "RABBITMQ_LOG_BASE="+dir, "RABBITMQ_CONFIG_FILE="+config,
+		"RABBITMQ_NODE_PORT="+ports[0], "RABBITMQ_DIST_PORT="+ports[2], "RABBITMQ_ENABLED_PLUGINS_FILE="+filepath.Join(dir, "plugins"))
 	r.cmd = exec.Command("/usr/lib/rabbitmq/bin/rabbitmq-server")
 	r.cmd.Env = r.env
 	if err := r.cmd.Start(); err != nil {

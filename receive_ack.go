@@ -96,7 +96,7 @@ func (e *engine) receiveAck(heard context.Context, v receiveAck) (d delivery, co
 		d, err = e.receive(ctx, v.queueID, v.limit, v.wait)
 	}
 	<-acked
-	if v.limit > 0 && err == nil && ackErr == nil && len(d.messages) == 0 && v.wait == 0 {
+	if v.limit > 0 && err == nil && ackErr == nil && len(d.messages) == 0 && v.wait == 0 && len(v.acks)+len(v.nacks) > 0 {
 		// The next message of an ordered group may have waited for an ack.
 		d, err = e.receive(ctx, v.queueID, v.limit, 0)
 	}

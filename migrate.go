@@ -13,13 +13,17 @@ import (
 //go:embed schema.sql
 var schemaSQL string
 
+//go:embed functions.sql
+var functionsSQL string
+
 // schemaSteps returns the parts of schema.sql, without the line that begins each:
-// the first n of them make version n of the schema.
+// the first n of them make version n of the schema. The last one also has the functions.
 func schemaSteps() []string {
 	steps := strings.Split(schemaSQL, "\n-- step ")[1:]
 	for i, step := range steps {
 		_, steps[i], _ = strings.Cut(step, "\n")
 	}
+	steps[len(steps)-1] += functionsSQL
 	return steps
 }
 
@@ -139,11 +143,17 @@ WHERE CASE
     OR c.relkind NOT IN ('r', 'p', 'S', 'v')
     OR (c.relkind = 'v') <> (name = 'message_states')
     OR NOT has_schema_privilege(n.oid, 'USAGE')
-ORDER BY name
+UNION ALL
+SELECT CASE WHEN p.oid IS NULL THEN 'function queued.' || name || ' is missing' ELSE 'role ' || current_user || ' lacks privileges on function queued.' || name END
+FROM unnest('{claim_groups,group_fronts}'::text[]) AS name
+LEFT JOIN pg_namespace n ON n.nspname = 'queued'
+LEFT JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = name
+WHERE has_function_privilege(p.oid, 'EXECUTE') IS NOT TRUE
+ORDER BY 1
 LIMIT 3`
 
-// check returns errSchema if tables are missing, if something else has their names, or
-// if the role may not read and write them.
+// check returns errSchema if tables or functions are missing, if something else has their
+// names, or if the role may not use them.
 func (s *store) check(ctx context.Context) error {
 	lacking, err := collect(ctx, s.on("check_schema"), func(row scanner) (what string, err error) {
 		err = row.Scan(&what)

@@ -56,6 +56,8 @@ func TestStartEndsAfterAPermanentError(t *testing.T) {
 	exec("CREATE SCHEMA queued; CREATE TABLE queued.schema_version (name text)")
 	sameVersion, exec := adminOf(t, "template1")
 	exec(fmt.Sprintf("CREATE SCHEMA queued; CREATE TABLE queued.schema_version AS SELECT %d AS version", len(schemaSteps())))
+	noFunction, exec := adminOf(t, "queued")
+	exec("DROP FUNCTION queued.claim_groups")
 	empty, exec := adminOf(t, "queued")
 	exec("DELETE FROM queued.settings")
 	event, exec := adminOf(t, "template1")
@@ -77,6 +79,7 @@ func TestStartEndsAfterAPermanentError(t *testing.T) {
 		"a foreign table":        {foreign, `relation "messages" already exists`},
 		"another schema_version": {others, `column "version" does not exist`},
 		"one of our version":     {sameVersion, "queued.consumed_messages is missing"},
+		"no function":            {noFunction, "function queued.claim_groups is missing"},
 		"no settings":            {empty, "queued.settings is empty"},
 		"an event trigger":       {event, "no tables here"},
 	} {

@@ -77,6 +77,7 @@ $queued$;
 GRANT USAGE ON SCHEMA queued TO %[1]s;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA queued TO %[1]s;
 GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA queued TO %[1]s;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queued TO %[1]s;
 `, pq.QuoteIdentifier(role), pq.QuoteLiteral(role))
 	}
 	b.WriteString("\nCOMMIT;\n")

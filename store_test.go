@@ -446,13 +446,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"move exhausted": {moveExhaustedSQL, []string{"1", "10", "now()"}, "messages_last_delivery"},
 		"remove expired": {removeExpiredSQL, []string{"1", "10", "false", "now()", "0"}, "messages_due"},
 		"remove deleted": {removeDeletedSQL, []string{"1", "10", "false", "now()", "0"}, "messages_due"},
-		"groups":         {lockGroupsSQL, []string{"1", "now()", "1", "10"}, "groups_ready"},
-		"await group":    {awaitGroupsSQL, []string{"1", "now()", "1", "1"}, "groups_ready"},
-		"in groups":      {claimFromGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "false", "10", "10", "1000000", "60"}, "messages_group_due"},
-		"of groups":      {consumeFromGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "10", "1000000"}, "messages_group"},
-		"reschedule":     {rescheduleGroupsSQL, []string{"1", `'{"(0,1)"}'`, "0", "true", "10", "'{}'", "now()"}, "messages_group_due"},
 		"lock messages":  {lockMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
-		"return ended":   {returnEndedSQL, []string{"1", "'{}'", "10"}, "messages_group_due"},
 		"lock groups of": {lockGroupsOfDeliveriesSQL, []string{"'{}'", "'{}'"}, "groups_pkey"},
 		"undo":           {undoGroupDeliveriesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},
 		"purge group":    {purgeGroupBatchSQL, []string{"1", "'a'", "100", "false", "10"}, "messages_group_due"},
@@ -471,7 +465,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	// These statements are planned each time that they run, so their plans never depend on
 	// an earlier state of the table.
 	planned := map[string]bool{"message": true, "as job": true, "peek": true, "find exhausted": true}
-	aboutGroups := map[string]bool{"in groups": true, "reschedule": true, "of groups": true, "replace job": true, "store job": true, "group of job": true, "waiting": true, "return ended": true, "finish": true, "job": true, "lock groups of": true, "undo": true}
+	aboutGroups := map[string]bool{"replace job": true, "store job": true, "group of job": true, "waiting": true, "finish": true, "job": true, "lock groups of": true, "undo": true}
 	checkOn := func(when string, db *sql.DB) {
 		conn, err := db.Conn(context.Background())
 		if err != nil {
@@ -523,6 +517,79 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	check("full table without statistics")
 	s.exec("ANALYZE")
 	check("analyzed table")
+}
+
+// The plans of the statements in the function stay as they were on the first call.
+func TestClaimOfGroupsReadsFewBlocksOfAnyTable(t *testing.T) {
+	t.Parallel()
+	dsn, low := newHostileRole(t, false)
+	high := newTestRole(t)
+	s := newTestServerOn(t, dsn)
+	makeHostile(t, s.store.db, "ROLE "+high, true)
+	s.mustTopic("t")
+	s.mustTopic("other")
+	conns := map[string]*sql.Conn{}
+	for whose, db := range map[string]*sql.DB{"": s.store.db, ", low settings": newTestDB(t, dsn+" user="+low), ", high settings": newTestDB(t, dsn+" user="+high)} {
+		conn, err := db.Conn(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if _, err := conn.ExecContext(context.Background(), "SET quote_all_identifiers = off"+engineSettings); err != nil {
+			t.Fatal(err)
+		}
+		conns[whose] = conn
+	}
+	check := func(when string) {
+		for whose, conn := range conns {
+			for what, args := range map[string]string{
+				"leases":           "false, 0, false, 10, 10, 1000000, 60",
+				"leases in order":  "false, 0, true, 10, 10, 1000000, 60",
+				"consumes":         "false, 1000, false, 10, 10, 1000000, NULL",
+				"waits for a lock": "true, 0, false, 10, 10, 1000000, 60",
+			} {
+				claim := "SELECT FROM queued.claim_groups((SELECT key FROM queued.queues WHERE id = 't'), (SELECT version FROM queued.settings), '-infinity', 10, " + args + ")"
+				n := blocksReadBy(t, conn, claim)
+				t.Logf("%s, %s%s: %d blocks", what, when, whose, n)
+				if n > 1500 {
+					t.Errorf("%s, %s%s: reads %d blocks", what, when, whose, n)
+				}
+			}
+		}
+	}
+	check("new table")
+	s.exec("VACUUM ANALYZE queued.messages")
+	s.exec("VACUUM ANALYZE queued.groups")
+	check("empty table")
+	s.fill("other", 30000)
+	s.fill("t", 30000)
+	s.fillGroups("t", 30000)
+	check("full table without statistics")
+	s.exec("ANALYZE")
+	check("analyzed table")
+}
+
+// blocksReadBy runs a statement in a transaction that it rolls back. It returns the number of
+// blocks that the statement has read.
+func blocksReadBy(t testing.TB, conn *sql.Conn, statement string) int {
+	t.Helper()
+	tx, err := conn.BeginTx(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	var text string
+	if err := tx.QueryRow("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	var plans []struct {
+		Plan struct {
+			Hit  int `json:"Shared Hit Blocks"`
+			Read int `json:"Shared Read Blocks"`
+		}
+	}
+	mustDecode(t, text, &plans)
+	return plans[0].Plan.Hit + plans[0].Plan.Read
 }
 
 func TestIDsAreVersion7AndParse(t *testing.T) {

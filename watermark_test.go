@@ -116,7 +116,7 @@ func TestShortPollsOfAnEmptyQueueTakeOneStatementEach(t *testing.T) {
 	s.mustTopic("t")
 	s.receive("t", "")
 	all := func() (n int) {
-		for _, name := range []string{"claim", "lease_terms", "next_due", "lock_groups"} {
+		for _, name := range []string{"claim", "lease_terms", "next_due", "claim_groups"} {
 			n += s.statements(name)
 		}
 		return n

@@ -1,0 +1,344 @@
+-- Functions of the schema. They are created again after the steps of schema.sql. A change
+-- of a function is a new step, maybe an empty one, and must not break older servers.
+
+-- The first due messages of a group, at most that many. They wait, or their lease has ended.
+-- In an ordered queue they also contain messages that are not due or not alive, because
+-- later messages wait for them. PostgreSQL inlines this function.
+CREATE OR REPLACE FUNCTION queued.group_fronts(key bigint, group_key text, from_seq bigint, from_lease_end timestamptz, many bigint, in_order boolean, max_attempts integer, moment timestamptz)
+RETURNS TABLE (tid tid, seq bigint, scheduled_at timestamptz, expired_at timestamptz, bytes integer, in_flight boolean, alive boolean)
+LANGUAGE sql STABLE
+AS $$
+    SELECT *
+    FROM (
+        (
+            SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries) AS alive
+            FROM queued.messages m
+            WHERE m.queue_key = key
+                AND m.group_id = group_key
+                AND NOT m.in_flight
+                AND m.seq >= from_seq
+                AND m.expired_at > moment
+                AND (in_order OR m.scheduled_at <= moment AND m.delivery_attempts < least(max_attempts, m.max_deliveries))
+            ORDER BY m.seq
+            LIMIT many
+        )
+        UNION ALL
+        (
+            SELECT m.ctid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries)
+            FROM queued.messages m
+            WHERE m.queue_key = key
+                AND m.group_id = group_key
+                AND m.in_flight
+                AND m.scheduled_at >= from_lease_end
+                AND m.scheduled_at <= moment
+                AND m.expired_at > moment
+                AND (in_order OR m.delivery_attempts < least(max_attempts, m.max_deliveries))
+            ORDER BY m.scheduled_at
+            LIMIT 1000
+        )
+    ) either
+    ORDER BY seq
+    LIMIT many
+$$;
+
+COMMENT ON FUNCTION queued.group_fronts IS 'Internal: the first messages of a group';
+
+-- A claim of messages with a group. It locks groups that are ready and that no other
+-- transaction has locked, in the order in which they became ready. If waits is true, it
+-- waits for the lock of the first one: most likely for a publish that is about to commit.
+-- Then it takes messages from the groups in turns, and sets the time at which claims check
+-- each group again. It returns the messages as they are now, or as they were if they are
+-- consumed. It does nothing if the settings of queues have changed since that version.
+--
+-- Statements are apart where the later one must see what was committed before a lock, or
+-- what the earlier one has changed.
+CREATE OR REPLACE FUNCTION queued.claim_groups(
+    key                bigint,      -- queues.key
+    settings_version   bigint,
+    ready_since        timestamptz, -- groups that are ready since before are left out
+    visits             integer,     -- maximum number of groups
+    waits              boolean,
+    interval_ms        integer,     -- delivery interval of groups without one of their own
+    in_order           boolean,     -- queues.ordered
+    max_attempts       integer,     -- queues.delivery_limit
+    max_messages       integer,
+    max_bytes          bigint,      -- exceeded by a single message
+    lease_seconds      integer      -- null: consume the messages
+) RETURNS TABLE (
+    message            queued.messages,
+    was_due_at         timestamptz,
+    nth                bigint,      -- from 1, in the order of delivery
+    was_limited_until  timestamptz, -- groups.limited_until before and after the delivery
+    now_limited_until  timestamptz,
+    claimed_at         timestamptz,
+    checked_from       timestamptz  -- no group is ready since an earlier time, but those that others have locked
+)
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    locked       tid[];
+    ended        text[]; -- groups with more ended leases than group_fronts reads
+    moment       timestamptz;
+    leased_until timestamptz;
+    tids         tid[];
+    due_times    timestamptz[];
+    limits       timestamptz[];
+    intervals    timestamptz[];
+    taken_from   text[] := '{}';
+    claimed      record;
+BEGIN
+    FOR round IN 1..10 LOOP -- visited groups may have no message to deliver
+        IF waits THEN
+            PERFORM
+            FROM queued.groups g
+            WHERE g.queue_key = key
+                AND g.ready_at >= ready_since
+                AND g.ready_at <= now()
+                AND g.ready_at < 'infinity'
+                AND (SELECT s.version FROM queued.settings s) = settings_version
+            ORDER BY g.ready_at
+            LIMIT 1
+            FOR UPDATE;
+        END IF;
+
+        moment := clock_timestamp();
+        SELECT array_agg(v.tid), min(v.ready_at), array_agg(v.id) FILTER (WHERE (
+                   SELECT true
+                   FROM queued.messages m
+                   WHERE m.queue_key = key
+                       AND m.group_id = v.id
+                       AND m.in_flight
+                       AND m.scheduled_at >= v.first_lease_end
+                       AND m.scheduled_at <= moment
+                   ORDER BY m.scheduled_at
+                   LIMIT 1 OFFSET 999
+               ))
+        INTO locked, checked_from, ended
+        FROM (
+            SELECT g.ctid AS tid, g.id, g.ready_at, g.first_lease_end
+            FROM queued.groups g
+            WHERE g.queue_key = key
+                AND g.ready_at >= ready_since
+                AND g.ready_at <= moment
+                AND g.ready_at < 'infinity'
+                AND (SELECT s.version FROM queued.settings s) = settings_version
+            ORDER BY g.ready_at
+            LIMIT visits
+            FOR UPDATE SKIP LOCKED
+        ) v;
+        EXIT WHEN locked IS NULL;
+
+        -- group_fronts finds ended leases in the order in which they ended, and another index
+        -- would cost on every claim. If there are too many, they become waiting messages.
+        IF ended IS NOT NULL THEN
+            WITH found AS MATERIALIZED (
+                SELECT m.tid
+                FROM unnest(ended) AS u (id)
+                CROSS JOIN LATERAL (
+                    SELECT m.ctid AS tid
+                    FROM queued.messages m
+                    WHERE m.queue_key = key
+                        AND m.group_id = u.id
+                        AND m.in_flight
+                        AND m.scheduled_at <= moment
+                    ORDER BY m.scheduled_at
+                    LIMIT 10000
+                    FOR UPDATE SKIP LOCKED
+                ) m
+            ), returned AS (
+                UPDATE queued.messages m
+                SET in_flight = false
+                FROM found
+                WHERE m.ctid = found.tid
+                RETURNING m.group_id, m.seq
+            )
+            UPDATE queued.groups g
+            SET first_seq = least(g.first_seq, r.seq)
+            FROM (SELECT group_id, min(seq) AS seq FROM returned GROUP BY group_id) r
+            WHERE g.queue_key = key
+                AND g.id = r.group_id;
+            CONTINUE;
+        END IF;
+
+        -- Leases and intervals count from here, not from now(): this transaction may have
+        -- waited for the locks. No message is taken from a group that is limited or waits for
+        -- the end of a lease, one from a group with an interval, and up to its share from any
+        -- other group.
+        moment := clock_timestamp();
+        leased_until := moment + make_interval(secs => lease_seconds);
+        WITH visited AS MATERIALIZED (
+            SELECT g.id, g.first_seq, g.first_lease_end, g.limited_until, u.place,
+                   moment + make_interval(secs => coalesce(g.delivery_interval_ms, interval_ms) / 1000.0) AS next_limit,
+                   CASE WHEN in_order OR coalesce(g.delivery_interval_ms, interval_ms) > 0 THEN 1 ELSE max_messages / cardinality(locked) + 1 END AS share
+            FROM unnest(locked) WITH ORDINALITY AS u (tid, place)
+            JOIN queued.groups g ON g.ctid = u.tid
+            WHERE (g.limited_until <= moment) IS NOT FALSE
+                AND (NOT in_order OR (
+                    SELECT true
+                    FROM queued.messages m
+                    WHERE m.queue_key = key
+                        AND m.group_id = g.id
+                        AND m.in_flight
+                        AND m.scheduled_at >= g.first_lease_end
+                        AND m.scheduled_at > moment
+                    ORDER BY m.scheduled_at DESC
+                    LIMIT 1
+                ) IS NOT TRUE)
+        ), fronts AS MATERIALIZED (
+            SELECT f.*, g.place, g.limited_until, g.next_limit, row_number() OVER (PARTITION BY g.place ORDER BY f.seq) AS turn
+            FROM visited g
+            CROSS JOIN LATERAL queued.group_fronts(key, g.id, g.first_seq, g.first_lease_end, g.share, in_order, max_attempts, moment) f
+        ), fitting AS MATERIALIZED (
+            SELECT f.*, row_number() OVER (ORDER BY f.turn, f.place) AS turn_of_all, sum(f.bytes) OVER (ORDER BY f.turn, f.place) AS total
+            FROM fronts f
+            WHERE f.scheduled_at <= moment
+                AND f.alive
+        )
+        SELECT array_agg(t.tid ORDER BY t.turn_of_all), array_agg(t.scheduled_at ORDER BY t.turn_of_all),
+               array_agg(t.limited_until ORDER BY t.turn_of_all), array_agg(t.next_limit ORDER BY t.turn_of_all)
+        INTO tids, due_times, limits, intervals
+        FROM (
+            SELECT m.ctid AS tid, f.scheduled_at, f.turn_of_all, f.limited_until, f.next_limit
+            FROM fitting f
+            JOIN queued.messages m ON m.ctid = f.tid
+            WHERE f.turn_of_all <= max_messages
+                AND (f.total <= max_bytes OR f.total = f.bytes)
+                AND m.in_flight = f.in_flight
+                AND m.scheduled_at IS NOT DISTINCT FROM f.scheduled_at
+            FOR UPDATE OF m SKIP LOCKED
+        ) t;
+
+        IF lease_seconds IS NULL THEN
+            FOR claimed IN
+                DELETE FROM queued.messages m
+                USING unnest(tids, due_times, limits, intervals) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
+                WHERE m.ctid = t.tid
+                RETURNING m AS message, m.group_id, t.due_at, t.limited_until, t.next_limit, t.nth
+            LOOP
+                message := claimed.message; was_due_at := claimed.due_at; nth := claimed.nth; claimed_at := moment;
+                was_limited_until := claimed.limited_until; now_limited_until := claimed.next_limit;
+                taken_from := taken_from || claimed.group_id;
+                RETURN NEXT;
+            END LOOP;
+        ELSE
+            FOR claimed IN
+                UPDATE queued.messages m
+                SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries),
+                    scheduled_at = leased_until, updated_at = moment
+                FROM unnest(tids, due_times, limits, intervals) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
+                WHERE m.ctid = t.tid
+                RETURNING m AS message, m.group_id, t.due_at, t.limited_until, t.next_limit, t.nth
+            LOOP
+                message := claimed.message; was_due_at := claimed.due_at; nth := claimed.nth; claimed_at := moment;
+                was_limited_until := claimed.limited_until; now_limited_until := claimed.next_limit;
+                taken_from := taken_from || claimed.group_id;
+                RETURN NEXT;
+            END LOOP;
+        END IF;
+
+        -- Set the time at which claims check the groups again: now, if there are messages left
+        -- to deliver; else when a message becomes due, or when a lease ends. A group from which
+        -- no message was taken, although it has one to deliver, keeps its turn. A group with
+        -- only exhausted or expired messages is checked from time to time: nothing tells when
+        -- these are deleted, or can be delivered because the dead queue was deleted.
+        --
+        -- Acked messages leave dead entries in the indexes until a vacuum, and a vacuum keeps
+        -- them while an old transaction is open. first_seq and first_lease_end keep scans from
+        -- walking over these again and again. A first_lease_end that is not past is not read
+        -- anew, and may be too early, except in an ordered queue, where a group has one lease at
+        -- a time.
+        WITH visited AS MATERIALIZED (
+            SELECT u.tid, g.id, g.first_seq, g.keep_interval, t.taken,
+                   least(g.first_lease_end, CASE WHEN t.taken THEN leased_until END) AS first_lease_end,
+                   CASE WHEN t.taken THEN moment + make_interval(secs => coalesce(g.delivery_interval_ms, interval_ms) / 1000.0) ELSE g.limited_until END AS limited_until
+            FROM unnest(locked) AS u (tid)
+            JOIN queued.groups g ON g.ctid = u.tid
+            CROSS JOIN LATERAL (SELECT g.id = ANY (taken_from) AS taken) t
+        ), bounded AS MATERIALIZED (
+            SELECT g.tid, g.id, g.keep_interval, g.taken, g.limited_until,
+                   CASE WHEN in_order OR g.first_lease_end <= moment THEN coalesce((
+                       SELECT m.scheduled_at
+                       FROM queued.messages m
+                       WHERE m.queue_key = key
+                           AND m.group_id = g.id
+                           AND m.in_flight
+                           AND m.scheduled_at >= g.first_lease_end
+                       ORDER BY m.scheduled_at
+                       LIMIT 1
+                   ), 'infinity') ELSE g.first_lease_end END AS first_lease_end,
+                   coalesce((
+                       SELECT m.seq
+                       FROM queued.messages m
+                       WHERE m.queue_key = key
+                           AND m.group_id = g.id
+                           AND NOT m.in_flight
+                           AND m.seq >= g.first_seq
+                       ORDER BY m.seq
+                       LIMIT 1
+                   ), 9223372036854775807) AS first_seq
+            FROM visited g
+        ), checked AS MATERIALIZED (
+            SELECT g.*, (g.limited_until <= moment) IS NOT FALSE AS free,
+                   g.first_seq < 9223372036854775807 OR g.first_lease_end < 'infinity' AS holds,
+                   CASE
+                       WHEN in_order THEN coalesce((
+                           SELECT m.scheduled_at
+                           FROM queued.messages m
+                           WHERE m.queue_key = key
+                               AND m.group_id = g.id
+                               AND m.in_flight
+                               AND m.scheduled_at >= g.first_lease_end
+                               AND m.scheduled_at > moment
+                           ORDER BY m.scheduled_at DESC
+                           LIMIT 1
+                       ), CASE WHEN f.alive THEN least(f.scheduled_at, f.expired_at) END)
+                       ELSE coalesce(f.scheduled_at, least((
+                           SELECT m.scheduled_at
+                           FROM queued.messages m
+                           WHERE m.queue_key = key
+                               AND m.group_id = g.id
+                               AND NOT m.in_flight
+                               AND m.scheduled_at > moment
+                               AND m.expired_at > moment
+                               AND m.delivery_attempts < least(max_attempts, m.max_deliveries)
+                           ORDER BY m.scheduled_at
+                           LIMIT 1
+                       ), CASE WHEN g.first_lease_end > moment THEN nullif(g.first_lease_end, 'infinity') ELSE (
+                           SELECT m.scheduled_at
+                           FROM queued.messages m
+                           WHERE m.queue_key = key
+                               AND m.group_id = g.id
+                               AND m.in_flight
+                               AND m.scheduled_at > moment
+                               AND m.expired_at > moment
+                               AND m.delivery_attempts < least(max_attempts, m.max_deliveries)
+                           ORDER BY m.scheduled_at
+                           LIMIT 1
+                       ) END))
+                   END AS at
+            FROM bounded g
+            LEFT JOIN LATERAL queued.group_fronts(key, g.id, g.first_seq, g.first_lease_end, 1, in_order, max_attempts, moment) f ON true
+        ), idle AS (
+            DELETE FROM queued.groups g
+            USING checked c
+            WHERE g.ctid = c.tid
+                AND NOT c.holds
+                AND NOT c.keep_interval
+                AND c.free
+        )
+        UPDATE queued.groups g
+        SET ready_at = CASE WHEN c.holds THEN greatest(coalesce(c.at, moment + interval '10 seconds'), c.limited_until) ELSE 'infinity' END,
+            delivered_at = CASE WHEN c.taken THEN moment ELSE g.delivered_at END,
+            limited_until = c.limited_until, first_seq = c.first_seq, first_lease_end = c.first_lease_end, blocked = in_order AND c.holds
+        FROM checked c
+        WHERE g.ctid = c.tid
+            AND (c.holds OR c.keep_interval OR NOT c.free)
+            AND (c.taken OR (c.at <= moment AND c.free) IS NOT TRUE);
+
+        EXIT WHEN tids IS NOT NULL OR waits;
+        visits := greatest(visits, 100);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION queued.claim_groups IS 'Internal: a claim of messages with a group';

@@ -156,7 +156,6 @@ var hostileTexts = map[string]string{
 	"default_table_access_method":      "hostile",
 	"default_text_search_config":       "pg_catalog.german",
 	"application_name":                 "hostile",
-	"dynamic_library_path":             "/nowhere",
 	"lc_messages":                      "C",
 	"restrict_nonsystem_relation_kind": "view, foreign-table",
 }
@@ -168,6 +167,7 @@ var notHostile = map[string]string{
 	"transaction_isolation":         "of one transaction",
 	"transaction_deferrable":        "of one transaction",
 	"session_replication_role":      "cannot be reset without superuser: TestStartEndsAfterAPermanentError",
+	"dynamic_library_path":          "PostgreSQL 18 finds PL/pgSQL by it, which the server needs",
 	"role":                          "another role",
 	"session_authorization":         "another role",
 }

@@ -83,8 +83,14 @@ func run(ctx context.Context) error {
 		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	command := "make bench"
-	if *only != "" {
-		command = "cd benchmarks && go run . -only " + *only
+	given := ""
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name != "o" {
+			given += " -" + f.Name + " " + f.Value.String()
+		}
+	})
+	if given != "" {
+		command = "cd benchmarks && go run ." + given
 	}
 	s.head = s.describe(command)
 	var failed error
@@ -164,7 +170,7 @@ func (s *suite) describe(command string) string {
 		}
 	}
 	commit := output("git", "rev-parse", "--short", "HEAD")
-	if output("git", "status", "--porcelain", "--", ":/", ":!:/BENCHMARKS.md") != "" {
+	if output("git", "status", "--porcelain", "--", ":/", ":(top,exclude)BENCHMARKS.md") != "" {
 		commit += ", with uncommitted changes"
 	}
 	return fmt.Sprintf(`

@@ -83,9 +83,8 @@ DECLARE
     tids         tid[];
     due_times    timestamptz[];
     limits       timestamptz[];
-    intervals    timestamptz[];
-    taken_from   text[] := '{}';
-    claimed      record;
+    next_limits  timestamptz[];
+    taken_from   text[]; -- groups
 BEGIN
     FOR round IN 1..10 LOOP -- visited groups may have no message to deliver
         IF waits THEN
@@ -185,7 +184,7 @@ BEGIN
                     LIMIT 1
                 ) IS NOT TRUE)
         ), fronts AS MATERIALIZED (
-            SELECT f.*, g.place, g.limited_until, g.next_limit, row_number() OVER (PARTITION BY g.place ORDER BY f.seq) AS turn
+            SELECT f.*, g.id, g.place, g.limited_until, g.next_limit, row_number() OVER (PARTITION BY g.place ORDER BY f.seq) AS turn
             FROM visited g
             CROSS JOIN LATERAL queued.group_fronts(key, g.id, g.first_seq, g.first_lease_end, g.share, in_order, max_attempts, moment) f
         ), fitting AS MATERIALIZED (
@@ -195,10 +194,10 @@ BEGIN
                 AND f.alive
         )
         SELECT array_agg(t.tid ORDER BY t.turn_of_all), array_agg(t.scheduled_at ORDER BY t.turn_of_all),
-               array_agg(t.limited_until ORDER BY t.turn_of_all), array_agg(t.next_limit ORDER BY t.turn_of_all)
-        INTO tids, due_times, limits, intervals
+               array_agg(t.limited_until ORDER BY t.turn_of_all), array_agg(t.next_limit ORDER BY t.turn_of_all), array_agg(t.id)
+        INTO tids, due_times, limits, next_limits, taken_from
         FROM (
-            SELECT m.ctid AS tid, f.scheduled_at, f.turn_of_all, f.limited_until, f.next_limit
+            SELECT m.ctid AS tid, f.id, f.scheduled_at, f.turn_of_all, f.limited_until, f.next_limit
             FROM fitting f
             JOIN queued.messages m ON m.ctid = f.tid
             WHERE f.turn_of_all <= max_messages
@@ -209,31 +208,19 @@ BEGIN
         ) t;
 
         IF lease_seconds IS NULL THEN
-            FOR claimed IN
-                DELETE FROM queued.messages m
-                USING unnest(tids, due_times, limits, intervals) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
-                WHERE m.ctid = t.tid
-                RETURNING m AS message, m.group_id, t.due_at, t.limited_until, t.next_limit, t.nth
-            LOOP
-                message := claimed.message; was_due_at := claimed.due_at; nth := claimed.nth; claimed_at := moment;
-                was_limited_until := claimed.limited_until; now_limited_until := claimed.next_limit;
-                taken_from := taken_from || claimed.group_id;
-                RETURN NEXT;
-            END LOOP;
+            RETURN QUERY
+            DELETE FROM queued.messages m
+            USING unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
+            WHERE m.ctid = t.tid
+            RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;
         ELSE
-            FOR claimed IN
-                UPDATE queued.messages m
-                SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries),
-                    scheduled_at = leased_until, updated_at = moment
-                FROM unnest(tids, due_times, limits, intervals) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
-                WHERE m.ctid = t.tid
-                RETURNING m AS message, m.group_id, t.due_at, t.limited_until, t.next_limit, t.nth
-            LOOP
-                message := claimed.message; was_due_at := claimed.due_at; nth := claimed.nth; claimed_at := moment;
-                was_limited_until := claimed.limited_until; now_limited_until := claimed.next_limit;
-                taken_from := taken_from || claimed.group_id;
-                RETURN NEXT;
-            END LOOP;
+            RETURN QUERY
+            UPDATE queued.messages m
+            SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries),
+                scheduled_at = leased_until, updated_at = moment
+            FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
+            WHERE m.ctid = t.tid
+            RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;
         END IF;
 
         -- Set the time at which claims check the groups again: now, if there are messages left
@@ -253,7 +240,7 @@ BEGIN
                    CASE WHEN t.taken THEN moment + make_interval(secs => coalesce(g.delivery_interval_ms, interval_ms) / 1000.0) ELSE g.limited_until END AS limited_until
             FROM unnest(locked) AS u (tid)
             JOIN queued.groups g ON g.ctid = u.tid
-            CROSS JOIN LATERAL (SELECT g.id = ANY (taken_from) AS taken) t
+            CROSS JOIN LATERAL (SELECT (g.id = ANY (taken_from)) IS TRUE AS taken) t
         ), bounded AS MATERIALIZED (
             SELECT g.tid, g.id, g.keep_interval, g.taken, g.limited_until,
                    CASE WHEN in_order OR g.first_lease_end <= moment THEN coalesce((

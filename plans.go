@@ -3,9 +3,9 @@ package main
 // Statements of the engine are prepared once on each connection, often while the tables
 // are empty, and keep their plan as the tables grow. So each must leave the planner one
 // plan that is good for any table (TestHotStatementsWalkTheirIndex,
-// TestClaimOfGroupsReadsFewBlocksOfAnyTable). connectionSettings
-// and engineSettings disable sequential and bitmap scans, sorts, hash joins and merge
-// joins. The statements do the rest in these ways:
+// TestClaimOfGroupsReadsFewBlocksOfAnyTable). connectionSettings and engineSettings disable
+// sequential and bitmap scans, sorts, hash joins and merge joins. The statements do the rest
+// in these ways:
 //
 //   - ORDER BY with LIMIT names an index: sorts are disabled, so only an index in this
 //     order can be used. EXISTS ignores ORDER BY, so a search that needs an order is a

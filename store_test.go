@@ -411,13 +411,7 @@ var wholeIndex = regexp.MustCompile(`Index (Only )?Scan using \S+ on (messages|g
 // an analyzed one, and for roles with other settings.
 func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	t.Parallel()
-	dsn, low := newHostileRole(t, false)
-	high := newTestRole(t)
-	s := newTestServerOn(t, dsn)
-	makeHostile(t, s.store.db, "ROLE "+high, true)
-	pools := map[string]*sql.DB{"": s.store.db, " with low settings": newTestDB(t, dsn+" user="+low), " with high settings": newTestDB(t, dsn+" user="+high)}
-	s.mustTopic("t")
-	s.mustTopic("other")
+	s, conns := newEngineConns(t)
 	statements := map[string]struct {
 		statement string
 		args      []string
@@ -466,15 +460,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	// an earlier state of the table.
 	planned := map[string]bool{"message": true, "as job": true, "peek": true, "find exhausted": true}
 	aboutGroups := map[string]bool{"replace job": true, "store job": true, "group of job": true, "waiting": true, "finish": true, "job": true, "lock groups of": true, "undo": true}
-	checkOn := func(when string, db *sql.DB) {
-		conn, err := db.Conn(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		if _, err := conn.ExecContext(context.Background(), "SET quote_all_identifiers = off"+engineSettings); err != nil {
-			t.Fatal(err)
-		}
+	checkOn := func(when string, conn *sql.Conn) {
 		for name, v := range statements {
 			if planned[name] && strings.HasPrefix(when, "empty") {
 				continue
@@ -501,11 +487,42 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 			}
 		}
 	}
-	check := func(when string) {
-		for whose, db := range pools {
-			checkOn(when+whose, db)
+	asTablesGrow(s, func(when string) {
+		for whose, conn := range conns {
+			checkOn(when+whose, conn)
 		}
+	})
+}
+
+// newEngineConns returns a server with the queues t and other, and connections with the
+// settings of the engine: of the superuser, and of roles with the lowest and the highest
+// settings.
+func newEngineConns(t testing.TB) (*testServer, map[string]*sql.Conn) {
+	t.Helper()
+	dsn, low := newHostileRole(t, false)
+	high := newTestRole(t)
+	s := newTestServerOn(t, dsn)
+	makeHostile(t, s.store.db, "ROLE "+high, true)
+	s.mustTopic("t")
+	s.mustTopic("other")
+	conns := make(map[string]*sql.Conn)
+	for whose, db := range map[string]*sql.DB{"": s.store.db, " with low settings": newTestDB(t, dsn+" user="+low), " with high settings": newTestDB(t, dsn+" user="+high)} {
+		conn, err := db.Conn(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if _, err := conn.ExecContext(context.Background(), "SET quote_all_identifiers = off"+engineSettings); err != nil {
+			t.Fatal(err)
+		}
+		conns[whose] = conn
 	}
+	return s, conns
+}
+
+// asTablesGrow calls check on new tables, empty ones, full ones without statistics, and
+// analyzed ones.
+func asTablesGrow(s *testServer, check func(when string)) {
 	check("new table")
 	s.exec("VACUUM ANALYZE queued.messages")
 	s.exec("VACUUM ANALYZE queued.groups")
@@ -522,25 +539,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 // The plans of the statements in the function stay as they were on the first call.
 func TestClaimOfGroupsReadsFewBlocksOfAnyTable(t *testing.T) {
 	t.Parallel()
-	dsn, low := newHostileRole(t, false)
-	high := newTestRole(t)
-	s := newTestServerOn(t, dsn)
-	makeHostile(t, s.store.db, "ROLE "+high, true)
-	s.mustTopic("t")
-	s.mustTopic("other")
-	conns := map[string]*sql.Conn{}
-	for whose, db := range map[string]*sql.DB{"": s.store.db, ", low settings": newTestDB(t, dsn+" user="+low), ", high settings": newTestDB(t, dsn+" user="+high)} {
-		conn, err := db.Conn(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		if _, err := conn.ExecContext(context.Background(), "SET quote_all_identifiers = off"+engineSettings); err != nil {
-			t.Fatal(err)
-		}
-		conns[whose] = conn
-	}
-	check := func(when string) {
+	s, conns := newEngineConns(t)
+	asTablesGrow(s, func(when string) {
 		for whose, conn := range conns {
 			for what, args := range map[string]string{
 				"leases":           "false, 0, false, 10, 10, 1000000, 60",
@@ -556,17 +556,7 @@ func TestClaimOfGroupsReadsFewBlocksOfAnyTable(t *testing.T) {
 				}
 			}
 		}
-	}
-	check("new table")
-	s.exec("VACUUM ANALYZE queued.messages")
-	s.exec("VACUUM ANALYZE queued.groups")
-	check("empty table")
-	s.fill("other", 30000)
-	s.fill("t", 30000)
-	s.fillGroups("t", 30000)
-	check("full table without statistics")
-	s.exec("ANALYZE")
-	check("analyzed table")
+	})
 }
 
 // blocksReadBy runs a statement in a transaction that it rolls back. It returns the number of

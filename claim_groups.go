@@ -12,7 +12,7 @@ type groupDelivery struct {
 	before, after sql.NullTime // limited_until of the group before and after the delivery
 }
 
-// claimGroupsSQL calls a function of the database (functions.sql), because a claim of groups
+// claimGroupsSQL calls a function of the database (functions_claim.sql), because a claim of groups
 // needs several statements, and other transactions wait for its locks in the meantime.
 const claimGroupsSQL = `
 SELECT ` + messageColumnsSQL + `, c.was_due_at, c.nth, c.was_limited_until, c.now_limited_until, c.claimed_at, c.checked_from

@@ -357,7 +357,7 @@ func groupArrays(groups []*jobGroup) (keys intArray, ids quotedArray) {
 const (
 	selectJobSQL = `
 SELECT id, scheduled_at, state
-FROM queued.message_states
+FROM queued.live_messages
 WHERE queue_id = $1
     AND group_id = $2
     AND job_id = $3
@@ -366,7 +366,7 @@ LIMIT 1`
 
 	selectAsJobSQL = `
 SELECT id, scheduled_at, state
-FROM queued.message_states
+FROM queued.live_messages
 WHERE queue_id = $1
     AND id = $3
     AND coalesce(group_id, $2) = $2

@@ -170,7 +170,7 @@ SELECT queue_key,
        count(*) FILTER (WHERE state = 'in_flight'),
        count(*) FILTER (WHERE state = 'exhausted'),
        coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'ready')), 0)::double precision
-FROM queued.message_states
+FROM queued.live_messages
 WHERE tid >= format('(%s,0)', $1::bigint)::tid
     AND tid < format('(%s,0)', $2::bigint)::tid
 GROUP BY queue_key`

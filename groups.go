@@ -14,7 +14,7 @@ import (
 //
 // Each group with messages has a row in queued.groups. Its ready_at is the time at which
 // claims check the group. A statement that may make a group ready sooner sets an earlier
-// time (wakeGroupsSQL). A claim (functions.sql) locks the groups that are ready. It reads
+// time (wakeGroupsSQL). A claim (functions_claim.sql) locks the groups that are ready. It reads
 // their messages in later statements of the same transaction, which see everything that was
 // committed before the lock. So it knows which messages to deliver, when to check the group again, and
 // whether the row can be deleted. A statement that adds a message to the group waits for the
@@ -108,7 +108,7 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE state = 'in_flight') AS in_flight,
            count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
            (array_agg(state ORDER BY seq))[1] AS front
-    FROM queued.message_states m
+    FROM queued.live_messages m
     WHERE m.queue_key = g.queue_key
         AND m.group_id = g.id
 ) c

@@ -13,7 +13,7 @@ import (
 //go:embed schema.sql
 var schemaSQL string
 
-//go:embed functions.sql
+//go:embed functions_claim.sql
 var functionsSQL string
 
 // schemaSteps returns the parts of schema.sql, without the line that begins each:
@@ -128,20 +128,21 @@ var errSchema = errors.New("database schema is incomplete")
 const selectLackingSQL = `
 SELECT CASE
            WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
-           WHEN c.relkind NOT IN ('r', 'p', 'S', 'v') OR (c.relkind = 'v') <> (name = 'message_states') THEN 'queued.' || name || ' is not a ' || CASE name WHEN 'message_states' THEN 'view' ELSE 'table' END
+           WHEN c.relkind NOT IN ('r', 'p', 'S', 'v') OR (c.relkind = 'v') <> is_view THEN 'queued.' || name || ' is not a ' || CASE WHEN is_view THEN 'view' ELSE 'table' END
            ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
        END
-FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,schema_version,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
+FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
+CROSS JOIN LATERAL (SELECT name IN ('live_messages', 'message_states') AS is_view) v
 LEFT JOIN pg_namespace n ON n.nspname = 'queued'
 LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
 WHERE CASE
           WHEN c.relkind = 'S' THEN NOT (has_sequence_privilege(c.oid, 'SELECT') AND has_sequence_privilege(c.oid, 'UPDATE'))
-          WHEN name IN ('schema_version', 'message_states') THEN NOT has_table_privilege(c.oid, 'SELECT')
+          WHEN is_view OR name = 'schema_version' THEN NOT has_table_privilege(c.oid, 'SELECT')
           ELSE NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
               AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
       END IS NOT FALSE
     OR c.relkind NOT IN ('r', 'p', 'S', 'v')
-    OR (c.relkind = 'v') <> (name = 'message_states')
+    OR (c.relkind = 'v') <> is_view
     OR NOT has_schema_privilege(n.oid, 'USAGE')
 UNION ALL
 SELECT CASE WHEN p.oid IS NULL THEN 'function queued.' || name || ' is missing' ELSE 'role ' || current_user || ' lacks privileges on function queued.' || name END

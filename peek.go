@@ -6,7 +6,7 @@ import (
 	"errors"
 )
 
-// scanMessage reads a message of message_states.
+// scanMessage reads a message of live_messages.
 func scanMessage(row scanner) (m message, err error) {
 	err = row.Scan(append(m.columns(), &m.QueueID, &m.State)...)
 	return m, err
@@ -14,7 +14,7 @@ func scanMessage(row scanner) (m message, err error) {
 
 const selectMessageSQL = `
 SELECT ` + messageColumnsSQL + `, m.queue_id, m.state
-FROM queued.message_states m
+FROM queued.live_messages m
 WHERE m.id = $1`
 
 // message returns a message in any queue.
@@ -87,7 +87,7 @@ WITH page AS MATERIALIZED (
 )
 SELECT ` + messageColumnsSQL + `, m.queue_id, m.state
 FROM fitting f
-JOIN queued.message_states m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
+JOIN queued.live_messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
 WHERE f.total <= $4
     OR f.total = f.bytes
 ORDER BY f.total`

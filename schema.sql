@@ -163,10 +163,10 @@ COMMENT ON COLUMN queued.messages.trace             IS '{"request_id", "tracepar
 COMMENT ON COLUMN queued.messages.attributes        IS 'An object of strings as sent; null: none';
 COMMENT ON COLUMN queued.messages.data              IS 'The payload as sent';
 
--- The view defines the state of a message, for the server too. Expired messages and messages
--- of deleted queues are not in it, because no consumer receives them any more. A step that
--- changes the columns of messages drops this view and creates it again.
-CREATE VIEW queued.message_states AS
+-- The view defines the state of a message. Expired messages and messages of deleted queues
+-- are not in it, because no consumer receives them any more. A step that changes the columns
+-- of messages drops the views and creates them again, with their privileges.
+CREATE VIEW queued.live_messages AS
 SELECT m.*,
        q.id AS queue_id,
        CASE
@@ -180,10 +180,29 @@ FROM queued.messages m
 JOIN queued.queues q ON q.key = m.queue_key
 WHERE m.expired_at > now();
 
-COMMENT ON VIEW   queued.message_states          IS 'Messages with their queue and their state, except expired ones and those of deleted queues; see messages for the other columns';
-COMMENT ON COLUMN queued.message_states.queue_id IS 'queues.id';
-COMMENT ON COLUMN queued.message_states.state    IS 'ready: can be received now; delayed: is due later; in_flight: is leased; exhausted: has no delivery left, and is not leased';
-COMMENT ON COLUMN queued.message_states.tid      IS 'ctid of the row of the message';
+COMMENT ON VIEW   queued.live_messages          IS 'Internal: messages with their queue and their state, except expired ones and those of deleted queues; other columns as in messages';
+COMMENT ON COLUMN queued.live_messages.queue_id IS 'queues.id';
+COMMENT ON COLUMN queued.live_messages.state    IS 'ready: can be received now; delayed: is due later; in_flight: is leased; exhausted: has no delivery left, and is not leased';
+COMMENT ON COLUMN queued.live_messages.tid      IS 'ctid of the row of the message';
+
+-- For people and programs that look at queues with SQL. Its columns stay when the tables
+-- change. It does not have the data and the attributes, so that a role that may read it
+-- does not see what messages contain.
+CREATE VIEW queued.message_states AS
+SELECT id, queue_id, state, group_id, delivery_attempts, scheduled_at, created_at, updated_at, expired_at, bytes
+FROM queued.live_messages;
+
+COMMENT ON VIEW   queued.message_states                   IS 'Messages with their queue and their state, without their content, except expired ones and those of deleted queues';
+COMMENT ON COLUMN queued.message_states.id                IS 'Id of the message';
+COMMENT ON COLUMN queued.message_states.queue_id          IS 'Id of its queue';
+COMMENT ON COLUMN queued.message_states.state             IS 'ready: can be received now; delayed: is due later; in_flight: is leased; exhausted: has no delivery left, and is not leased';
+COMMENT ON COLUMN queued.message_states.group_id          IS 'Its group; null: none';
+COMMENT ON COLUMN queued.message_states.delivery_attempts IS 'Number of deliveries that count';
+COMMENT ON COLUMN queued.message_states.scheduled_at      IS 'Due time; in flight, the end of the lease';
+COMMENT ON COLUMN queued.message_states.created_at        IS 'Time of the publish';
+COMMENT ON COLUMN queued.message_states.updated_at        IS 'Time of the publish, or of the last delivery, nack, release, extension or move';
+COMMENT ON COLUMN queued.message_states.expired_at        IS 'Time from which it is not delivered any more';
+COMMENT ON COLUMN queued.message_states.bytes             IS 'Bytes of data and attributes';
 
 -- A claim locks the rows of groups that are ready, so that only one server at a time
 -- delivers from a group.

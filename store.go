@@ -448,7 +448,7 @@ func (s *store) deleteQueue(ctx context.Context, id string) error {
 const selectStatsSQL = `
 SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))), 0)::bigint
 FROM queued.queues q
-LEFT JOIN queued.message_states m
+LEFT JOIN queued.live_messages m
     ON m.queue_key = q.key
     AND (m.group_id IS NULL) = ANY ('{true,false}') -- both values, so that the index skips messages that are not due
     AND m.scheduled_at <= now()
@@ -468,7 +468,7 @@ func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 const selectDetailsSQL = `
 WITH counted AS (
     SELECT state, count(*) AS n, min(created_at) AS oldest
-    FROM queued.message_states
+    FROM queued.live_messages
     WHERE queue_id = $1
     GROUP BY state
 )
@@ -479,7 +479,7 @@ SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
        coalesce((SELECT n FROM counted WHERE state = 'exhausted'), 0),
        (SELECT count(m.id)
         FROM queued.queues d
-        LEFT JOIN queued.message_states m ON m.queue_key = d.key
+        LEFT JOIN queued.live_messages m ON m.queue_key = d.key
         WHERE d.id = q.dead_queue_id
         GROUP BY d.id)
 FROM queued.queues q

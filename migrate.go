@@ -85,7 +85,7 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 }
 
 // selectUnreleasedSQL reports whether a build before the first release created the tables:
-// these have a column that no release has, or lack one that all releases have.
+// these lack a column that all releases have.
 const selectUnreleasedSQL = `
 SELECT EXISTS (
     SELECT
@@ -98,8 +98,8 @@ SELECT EXISTS (
     ) columns
     WHERE n.nspname = 'queued'
         AND c.relkind IN ('r', 'p')
-        AND (c.relname = 'messages' AND 'size' = ANY (names)
-            OR c.relname = 'groups' AND 'first_lease_end' <> ALL (names))
+        AND c.relname = 'queues'
+        AND 'deduplication_window_seconds' <> ALL (names)
 )`
 
 // schemaVersion returns 0 for a database without the schema, and errSchemaUnreleased
@@ -131,7 +131,7 @@ SELECT CASE
            WHEN c.relkind NOT IN ('r', 'p', 'S', 'v') OR (c.relkind = 'v') <> is_view THEN 'queued.' || name || ' is not a ' || CASE WHEN is_view THEN 'view' ELSE 'table' END
            ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
        END
-FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
+FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,deduplications,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
 CROSS JOIN LATERAL (SELECT name IN ('live_messages', 'message_states') AS is_view) v
 LEFT JOIN pg_namespace n ON n.nspname = 'queued'
 LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name

@@ -73,7 +73,7 @@ func TestStartEndsAfterAPermanentError(t *testing.T) {
 		"may not log in":         {closed + " user=" + locked, "check the user and the password"},
 		"no right to create":     {newTestDatabase(t, "template1") + " user=" + role, "permission denied for database"},
 		"no rights at all":       {closed + " user=" + role, "permission denied for schema queued"},
-		"no right to update":     {granted + " user=" + role, "lacks privileges on queued.consumed_messages, role " + role + " lacks privileges on queued.deleted_queues"},
+		"no right to update":     {granted + " user=" + role, "lacks privileges on queued.consumed_messages, role " + role + " lacks privileges on queued.deduplications"},
 		"triggers are off":       {closed + " user=" + replica, `permission denied to set parameter "session_replication_role"`},
 		"a view":                 {view, "queued.messages is not a table"},
 		"a foreign table":        {foreign, `relation "messages" already exists`},

@@ -25,12 +25,14 @@ COMMENT ON TABLE queued.schema_version IS 'Versions of this schema that the data
 -- Servers cache topics and queues. Each statement that relies on the cache compares its
 -- version with this one. So a change that one server has confirmed holds at all servers.
 CREATE TABLE queued.settings (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    version  bigint  NOT NULL
+    only_row                     boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    version                      bigint  NOT NULL,
+    deduplication_window_seconds integer NOT NULL DEFAULT 300 CHECK (deduplication_window_seconds > 0) -- so that SQL functions have it too
 );
 
-COMMENT ON TABLE  queued.settings         IS 'The version of the settings of topics and queues, in one row';
-COMMENT ON COLUMN queued.settings.version IS 'Grows with every change of topics and queues that servers cache';
+COMMENT ON TABLE  queued.settings                              IS 'Settings of the servers, and the version of those of topics and queues, in one row';
+COMMENT ON COLUMN queued.settings.version                      IS 'Grows with every change of topics and queues that servers cache';
+COMMENT ON COLUMN queued.settings.deduplication_window_seconds IS 'Deduplication window of queues without one of their own: -deduplication-window of the server that started last';
 
 INSERT INTO queued.settings (version) VALUES (1);
 
@@ -42,43 +44,45 @@ CREATE TABLE queued.topics (
 COMMENT ON TABLE queued.topics IS 'Topics: a message published to a topic is copied to each of its queues whose filters match';
 
 CREATE TABLE queued.queues (
-    id                         text COLLATE "C" PRIMARY KEY CHECK (id ~ '^[a-zA-Z0-9._-]{1,128}$'),
-    key                        bigint  GENERATED ALWAYS AS IDENTITY UNIQUE, -- so that a new queue with the id of a deleted one starts empty
-    topic_id                   text COLLATE "C" REFERENCES queued.topics ON DELETE SET NULL,
-    dead_queue_id              text COLLATE "C" REFERENCES queued.queues ON DELETE SET NULL,
-    ack_deadline_seconds       integer NOT NULL CHECK (ack_deadline_seconds > 0),
-    message_retention_seconds  integer NOT NULL CHECK (message_retention_seconds > 0),
-    message_filters            json, -- not jsonb, which would not keep them as sent
-    message_max_deliveries     integer CHECK (message_max_deliveries > 0),
-    delivery_delay_seconds     integer CHECK (delivery_delay_seconds > 0),
-    delivery_interval_ms       integer CHECK (delivery_interval_ms >= 0),
-    ordered                    boolean NOT NULL DEFAULT false,
-    consumed_retention_seconds integer CHECK (consumed_retention_seconds > 0),
-    delivery_limit             integer NOT NULL GENERATED ALWAYS AS (
-                                   CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
-                               ) STORED, -- so that the rule is in one place; statements compare with least(delivery_limit, messages.max_deliveries)
-    groups_changed_in          bigint, -- not a boolean, because a later change requires another check
-    created_at                 timestamptz NOT NULL DEFAULT now(),
-    updated_at                 timestamptz NOT NULL DEFAULT now()
+    id                           text COLLATE "C" PRIMARY KEY CHECK (id ~ '^[a-zA-Z0-9._-]{1,128}$'),
+    key                          bigint  GENERATED ALWAYS AS IDENTITY UNIQUE, -- so that a new queue with the id of a deleted one starts empty
+    topic_id                     text COLLATE "C" REFERENCES queued.topics ON DELETE SET NULL,
+    dead_queue_id                text COLLATE "C" REFERENCES queued.queues ON DELETE SET NULL,
+    ack_deadline_seconds         integer NOT NULL CHECK (ack_deadline_seconds > 0),
+    message_retention_seconds    integer NOT NULL CHECK (message_retention_seconds > 0),
+    message_filters              json, -- not jsonb, which would not keep them as sent
+    message_max_deliveries       integer CHECK (message_max_deliveries > 0),
+    delivery_delay_seconds       integer CHECK (delivery_delay_seconds > 0),
+    delivery_interval_ms         integer CHECK (delivery_interval_ms >= 0),
+    ordered                      boolean NOT NULL DEFAULT false,
+    consumed_retention_seconds   integer CHECK (consumed_retention_seconds > 0),
+    deduplication_window_seconds integer CHECK (deduplication_window_seconds > 0),
+    delivery_limit               integer NOT NULL GENERATED ALWAYS AS (
+                                     CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
+                                 ) STORED, -- so that the rule is in one place; statements compare with least(delivery_limit, messages.max_deliveries)
+    groups_changed_in            bigint, -- not a boolean, because a later change requires another check
+    created_at                   timestamptz NOT NULL DEFAULT now(),
+    updated_at                   timestamptz NOT NULL DEFAULT now()
 );
 
 CREATE INDEX queues_topic_id ON queued.queues (topic_id);
 CREATE INDEX queues_dead_queue_id ON queued.queues (dead_queue_id);
 
-COMMENT ON TABLE  queued.queues                            IS 'Queues and their settings';
-COMMENT ON COLUMN queued.queues.key                        IS 'Key that messages refer to; never reused';
-COMMENT ON COLUMN queued.queues.topic_id                   IS 'Topic that the queue subscribes to; null: none';
-COMMENT ON COLUMN queued.queues.dead_queue_id              IS 'Queue that exhausted messages move to; null: messages are never exhausted';
-COMMENT ON COLUMN queued.queues.ack_deadline_seconds       IS 'Time for which a received message is hidden';
-COMMENT ON COLUMN queued.queues.message_retention_seconds  IS 'Time from the publish of a message to its expiry';
-COMMENT ON COLUMN queued.queues.message_filters            IS '{"attribute": ["value", …], …} as sent; null: every message matches';
-COMMENT ON COLUMN queued.queues.message_max_deliveries     IS 'Deliveries after which a message is exhausted, if there is a dead queue; null: never';
-COMMENT ON COLUMN queued.queues.delivery_delay_seconds     IS 'Time for which a new message is hidden; null: none';
-COMMENT ON COLUMN queued.queues.delivery_interval_ms       IS 'Time between two deliveries from a group without an interval of its own; null: none';
-COMMENT ON COLUMN queued.queues.ordered                    IS 'A message of a group is delivered only after the message before it was acked or has left the queue';
-COMMENT ON COLUMN queued.queues.consumed_retention_seconds IS 'Time for which consumed messages are kept; null: none';
-COMMENT ON COLUMN queued.queues.delivery_limit             IS 'Deliveries after which a message is exhausted; 2147483647: never';
-COMMENT ON COLUMN queued.queues.groups_changed_in          IS 'Version of the settings with a change for which all groups must be checked; null: none';
+COMMENT ON TABLE  queued.queues                                   IS 'Queues and their settings';
+COMMENT ON COLUMN queued.queues.key                               IS 'Key that messages refer to; never reused';
+COMMENT ON COLUMN queued.queues.topic_id                          IS 'Topic that the queue subscribes to; null: none';
+COMMENT ON COLUMN queued.queues.dead_queue_id                     IS 'Queue that exhausted messages move to; null: messages are never exhausted';
+COMMENT ON COLUMN queued.queues.ack_deadline_seconds              IS 'Time for which a received message is hidden';
+COMMENT ON COLUMN queued.queues.message_retention_seconds         IS 'Time from the publish of a message to its expiry';
+COMMENT ON COLUMN queued.queues.message_filters                   IS '{"attribute": ["value", …], …} as sent; null: every message matches';
+COMMENT ON COLUMN queued.queues.message_max_deliveries            IS 'Deliveries after which a message is exhausted, if there is a dead queue; null: never';
+COMMENT ON COLUMN queued.queues.delivery_delay_seconds            IS 'Time for which a new message is hidden; null: none';
+COMMENT ON COLUMN queued.queues.delivery_interval_ms              IS 'Time between two deliveries from a group without an interval of its own; null: none';
+COMMENT ON COLUMN queued.queues.ordered                           IS 'A message of a group is delivered only after the message before it was acked or has left the queue';
+COMMENT ON COLUMN queued.queues.consumed_retention_seconds        IS 'Time for which consumed messages are kept; null: none';
+COMMENT ON COLUMN queued.queues.deduplication_window_seconds      IS 'Time for which a message with the same deduplication id is a duplicate; null: as in settings';
+COMMENT ON COLUMN queued.queues.delivery_limit                    IS 'Deliveries after which a message is exhausted; 2147483647: never';
+COMMENT ON COLUMN queued.queues.groups_changed_in                 IS 'Version of the settings with a change for which all groups must be checked; null: none';
 
 CREATE TABLE queued.deleted_queues (
     key        bigint      PRIMARY KEY,
@@ -272,3 +276,29 @@ COMMENT ON COLUMN queued.consumed_messages.seq               IS 'seq of the mess
 COMMENT ON COLUMN queued.consumed_messages.scheduled_at      IS 'Time at which it was due';
 COMMENT ON COLUMN queued.consumed_messages.expired_at        IS 'Time at which it would have expired';
 COMMENT ON COLUMN queued.consumed_messages.delivery_attempts IS 'Number of deliveries, including the one that consumed it';
+
+-- A publish inserts the ids of its messages first, in order of the primary key, so that
+-- publishes do not deadlock. A row that is past its window is replaced.
+CREATE TABLE queued.deduplications (
+    queue_key  bigint      NOT NULL,
+    id         text COLLATE "C" NOT NULL,
+    message_id uuid        NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    PRIMARY KEY (queue_key, id)
+) WITH (
+    -- Each message leaves a dead row at the place where the cleanup searches.
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_limit = 2000
+);
+
+-- The entries that the cleanup deletes.
+CREATE INDEX deduplications_expires_at ON queued.deduplications (expires_at);
+
+COMMENT ON TABLE  queued.deduplications            IS 'Deduplication ids of published messages: within its window, a message with the same id is not stored again';
+COMMENT ON COLUMN queued.deduplications.queue_key  IS 'queues.key';
+COMMENT ON COLUMN queued.deduplications.id         IS 'Deduplication id as sent; or an Idempotency-Key, a line feed, and the position of the message in the request';
+COMMENT ON COLUMN queued.deduplications.message_id IS 'messages.id of the first message, which may be in another queue or deleted';
+COMMENT ON COLUMN queued.deduplications.created_at IS 'Time of the publish of the first message';
+COMMENT ON COLUMN queued.deduplications.expires_at IS 'End of the window';

@@ -33,7 +33,8 @@ FROM (
         (SELECT max(key) FROM queued.deleted_queues),
         (SELECT max(queue_key) FROM queued.messages),
         (SELECT max(queue_key) FROM queued.groups),
-        (SELECT max(queue_key) FROM queued.consumed_messages)
+        (SELECT max(queue_key) FROM queued.consumed_messages),
+        (SELECT max(queue_key) FROM queued.deduplications)
     ) AS key
 ) held
 CROSS JOIN queued.queues_key_seq s

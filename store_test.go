@@ -59,9 +59,8 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 func TestSchemaFromBeforeTheFirstReleaseIsRefused(t *testing.T) {
 	t.Parallel()
 	for what, tables := range map[string]string{
-		"without groups":        "CREATE TABLE queued.messages (size integer NOT NULL)",
-		"with groups":           "CREATE TABLE queued.messages (size integer NOT NULL); CREATE TABLE queued.groups (id text)",
-		"the last one of these": "CREATE TABLE queued.messages (bytes integer NOT NULL); CREATE TABLE queued.groups (id text)",
+		"the first ones":        "CREATE TABLE queued.messages (size integer NOT NULL); CREATE TABLE queued.queues (id text)",
+		"the last one of these": "CREATE TABLE queued.messages (bytes integer NOT NULL); CREATE TABLE queued.queues (id text, consumed_retention_seconds integer)",
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()

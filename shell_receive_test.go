@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -290,6 +291,35 @@ func TestReceiveCommandNacksWithAGrowingDelay(t *testing.T) {
 		t.Errorf("receive with a command that dies = %v, %s", err, stderr)
 	}
 	checkDiff(t, "stored", 1, s.unacked())
+}
+
+func TestReceiveCommandSendsTheErrorOfACommand(t *testing.T) {
+	t.Parallel()
+	for _, v := range []struct{ command, want string }{
+		{`echo lost; echo no paper >&2; exit 3`, "exit status 3: no paper"},
+		{`exit 4`, "exit status 4"},
+		{`kill -9 $$`, "signal: killed"},
+		{`sleep 30 >/dev/null & echo $! >&2; exit 5`, "exit status 5: PID"}, // it does not wait for the other process
+		{`i=0; while [ $i -lt 3000 ]; do echo é; i=$((i+1)); done >&2; exit 6`, "exit status 6: " + strings.Repeat("é\n", 677) + "é"},
+	} {
+		s := newTestServer(t)
+		s.mustTopic("t")
+		s.publish("t", 1)
+		worker := s.startWorker("-count", "1", "-exec", v.command, "t")
+		<-worker.ended
+		got := s.inspected("t").LastError
+		if strings.HasSuffix(v.want, "PID") {
+			pid := strings.TrimPrefix(got, "exit status 5: ")
+			if n, err := strconv.Atoi(pid); err == nil {
+				syscall.Kill(n, syscall.SIGKILL)
+				got = strings.TrimSuffix(got, pid) + "PID"
+			}
+		}
+		checkDiff(t, v.command, v.want, got)
+		if v.want == "exit status 3: no paper" && !(strings.Contains(worker.output.String(), "lost\n") && strings.Contains(worker.output.String(), "no paper\n")) {
+			t.Errorf("the output of the command was not copied: %s", worker.output)
+		}
+	}
 }
 
 func TestReceiveCommandRunsCommandsInParallel(t *testing.T) {

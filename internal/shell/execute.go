@@ -25,10 +25,12 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	extending.Go(func() { w.extendLease(running, m) })
 	cmd := shellCommand(w.forced, w.command)
 	cmd.Stdin = bytes.NewReader(append(m.Data, '\n'))
-	cmd.Stdout, cmd.Stderr = w.stdout, w.stderr
+	cmd.Stdout = w.stdout
+	stderr := w.captureErrors(cmd)
 	cmd.Env = append(w.baseEnviron(os.Environ()), w.messageEnviron(m)...)
 	cmd.WaitDelay = closeTimeout
 	failure := w.children.run(cmd)
+	stderr.close()
 	if w.forced.Err() != nil {
 		killGroup(cmd) // processes that ignored SIGTERM
 	}
@@ -42,10 +44,10 @@ func (w *worker) execute(ctx context.Context, m *received) {
 	if err := w.environmentFault(cmd, failure); err != nil {
 		w.fail(err)
 		// The delay keeps the poll that is being aborted from receiving the message again.
-		o.action, o.nack = "nack", nackOptions{int(firstRetryDelay / time.Second), new(false)}
+		o.action, o.nack = "nack", nackOptions{int(firstRetryDelay / time.Second), new(false), stderr.describe(failure)}
 	} else if failure != nil {
 		delay := retryDelay(m.DeliveryAttempts)
-		o.action, o.nack = "nack", nackOptions{DelaySeconds: int(delay / time.Second)}
+		o.action, o.nack = "nack", nackOptions{DelaySeconds: int(delay / time.Second), Error: stderr.describe(failure)}
 		w.logf("message %s, attempt %d: %v; retrying in %v", m.ID, m.DeliveryAttempts, failure, delay)
 	}
 	w.report(ctx, o)

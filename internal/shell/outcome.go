@@ -17,8 +17,9 @@ type outcome struct {
 
 // nackOptions are the members of a nack.
 type nackOptions struct {
-	DelaySeconds int   `json:"delay_seconds,omitempty"`
-	CountAttempt *bool `json:"count_attempt,omitempty"`
+	DelaySeconds int    `json:"delay_seconds,omitempty"`
+	CountAttempt *bool  `json:"count_attempt,omitempty"`
+	Error        string `json:"error,omitempty"`
 }
 
 // outcomes are sent with the next receive. While a receive is running they are closed, and

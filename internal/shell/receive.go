@@ -32,7 +32,8 @@ group, request_id and traceparent if it was published with them.
 
 With -exec it runs a command for each message, with "sh -c" ("cmd /c" on Windows).
 Exit status 0 acks the message. Any other status nacks it with a delay of 1 s, then
-2 s, 4 s and so on up to 15 minutes. After the last delivery attempt the message
+2 s, 4 s and so on up to 15 minutes, and with the exit status and the end of the
+command's standard error as its error. After the last delivery attempt the message
 moves to the queue's dead queue. The lease is extended while the command runs. If sh
 is missing, or exits with 126 or 127 because the command is not executable or not
 found, the message is nacked without counting the attempt. queued then receives no

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/lib/pq"
 
@@ -196,19 +198,31 @@ type ackItem struct {
 	leasedUntil time.Time     // lease token: the scheduled_at that the message must still have; zero for none
 	after       time.Duration // for a nack, until the message is due; for an extend, until the lease ends
 	uncounted   bool          // for a nack: the delivery does not count as an attempt
+	lastError   string        // for a nack; empty if it has none
 }
 
-// ackItemArgs returns the arguments ids, leases, seconds and uncounted. They are sorted by
-// id, so that all statements lock rows in the same order.
-func ackItemArgs(items []ackItem) (ids idArray, leases timeArray, seconds intArray, uncounted pq.BoolArray) {
-	items = slices.SortedFunc(slices.Values(items), func(a, b ackItem) int { return cmp.Compare(a.id, b.id) })
-	for _, v := range items {
+// ackItemArgs returns the arguments ids, leases and seconds. They are sorted by id, so that
+// all statements lock rows in the same order.
+func ackItemArgs(items []ackItem) (ids idArray, leases timeArray, seconds intArray) {
+	for _, v := range sortedItems(items) {
 		ids = append(ids, v.id)
 		leases = append(leases, v.leasedUntil)
 		seconds = append(seconds, int64(v.after/time.Second))
-		uncounted = append(uncounted, v.uncounted)
 	}
-	return ids, leases, seconds, uncounted
+	return ids, leases, seconds
+}
+
+// nackItemArgs returns the other arguments of a nack, in the order of ackItemArgs.
+func nackItemArgs(items []ackItem) (uncounted pq.BoolArray, lastErrors quotedArray) {
+	for i, v := range sortedItems(items) {
+		uncounted = append(uncounted, v.uncounted)
+		lastErrors.set(i, v.lastError)
+	}
+	return uncounted, lastErrors
+}
+
+func sortedItems(items []ackItem) []ackItem {
+	return slices.SortedStableFunc(slices.Values(items), func(a, b ackItem) int { return cmp.Compare(a.id, b.id) })
 }
 
 // inLeaseSQL is true if the ack, nack or extension a has no lease token, or one that matches
@@ -245,7 +259,7 @@ GROUP BY q.id`
 // ack deletes messages, see engine.ack. The changes that it returns are committed, also if
 // it returns an error. It may run again with the same items.
 func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
-	ids, leases, _, _ := ackItemArgs(items)
+	ids, leases, _ := ackItemArgs(items)
 	missing := len(slices.Compact(slices.Clone(ids)))
 	// A statement that began before the commit of a move does not see the moved message
 	// in either queue. The second statement sees it. Usually there is no second one.
@@ -282,10 +296,10 @@ const nackMessagesSQL = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
            now() + make_interval(secs => a.seconds) AS due_at,
-           a.uncounted,
+           a.uncounted, a.last_error,
            ` + attemptsAfterNackSQL + ` >= least(q.delivery_limit, m.max_deliveries) AS exhausted,
            q.dead_queue_id AS destination_id
-    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[]) AS a (id, leased_until, seconds, uncounted)
+    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[], $5::text[]) AS a (id, leased_until, seconds, uncounted, last_error)
     JOIN queued.messages m ON ` + thatOneSQL + `
     CROSS JOIN LATERAL (
         SELECT dead_queue_id, delivery_limit
@@ -303,12 +317,13 @@ WITH named AS MATERIALIZED (
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND ` + nackableSQL + `
         AND ` + inLeaseSQL + `
-    RETURNING m.*, false AS keeps_limit, a.destination_id, a.leased_until
+    RETURNING m.*, true AS dies, a.destination_id, a.last_error AS new_error, a.leased_until
 ), moved AS (` + moveMessagesSQL + `
 ), nacked AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNackSQL + `,
-        scheduled_at = a.due_at, updated_at = now()
+        scheduled_at = a.due_at, updated_at = now(), last_error = coalesce(a.last_error, m.last_error),
+        last_error_at = CASE WHEN a.last_error IS NULL THEN m.last_error_at ELSE now() END
     FROM named a
     WHERE NOT a.exhausted
         AND ` + thatOneSQL + `
@@ -345,13 +360,14 @@ GROUP BY q.id`
 
 // nack nacks messages, see engine.nack.
 func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
-	ids, leases, seconds, uncounted := ackItemArgs(items)
+	ids, leases, seconds := ackItemArgs(items)
+	uncounted, lastErrors := nackItemArgs(items)
 	return read(s, "nack", func(row scanner) (t queueChange, err error) {
 		var dueAt sql.NullTime
 		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.withToken))
 		t.dueAt = dueAt.Time
 		return t, err
-	}, nackMessagesSQL, ids, leases, seconds, uncounted)
+	}, nackMessagesSQL, ids, leases, seconds, uncounted, lastErrors)
 }
 
 const extendMessagesSQL = `
@@ -379,7 +395,7 @@ JOIN queued.queues q ON q.key = m.queue_key`
 // extend sets the ends of the leases of messages in flight, and returns these messages. It
 // ignores other ids.
 func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
-	ids, leases, seconds, _ := ackItemArgs(items)
+	ids, leases, seconds := ackItemArgs(items)
 	return read(s, "extend", func(row scanner) (m message, err error) {
 		err = row.Scan(append(m.columns(), &m.QueueID)...)
 		return m, err
@@ -447,9 +463,37 @@ func (f *form) ackItem() (v ackItem) {
 	return v
 }
 
-// nack reads the delay of a nack, and whether it leaves the delivery uncounted.
-func (f *form) nack() (after time.Duration, uncounted bool) {
-	after = f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
-	uncounted = f.value("count_attempt", false) != nil && !f.boolean("count_attempt")
-	return after, uncounted
+// maxError is the maximum length of the error of a nack, in bytes. The rest is cut off.
+const maxError = 2048
+
+// nack returns an item with the fields of a nack besides the message.
+func (f *form) nack() (v ackItem) {
+	v.after = f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
+	v.uncounted = f.value("count_attempt", false) != nil && !f.boolean("count_attempt")
+	if raw := f.value("error", false); raw != nil {
+		if raw[0] != '"' {
+			f.addMistake("str type expected", "type_error.str", "error")
+		} else {
+			v.lastError = cutText(strings.ReplaceAll(rawjson.Unquote(raw), "\x00", "\uFFFD"), maxError) // PostgreSQL stores no zero bytes
+		}
+	}
+	return v
+}
+
+// of returns the nack for the message and the lease token of another item.
+func (v ackItem) of(message ackItem) ackItem {
+	v.id, v.leasedUntil = message.id, message.leasedUntil
+	return v
+}
+
+// cutText returns the beginning of a text in UTF-8: at most that many bytes, up to the
+// end of a character.
+func cutText(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	for !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most]
 }

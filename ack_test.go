@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -312,4 +313,116 @@ func TestAckThatIsRefusedKeepsWhatItHasDone(t *testing.T) {
 	s.must(503, "PUT", "/messages/ack", fmt.Sprintf(`{"ids":[%q,%q]}`, id, newID()))
 	checkDiff(t, "received after the ack", "a2", namesOf(s.await(poll)))
 	s.wantMetrics(`queued_messages_acked_total{queue="q"} 1`)
+}
+
+// inspected returns the optional members of the one message in a queue, as peek and a
+// lookup by id show them.
+func (s *testServer) inspected(queueID string) (last struct {
+	ID            string
+	LastError     string `json:"last_error"`
+	LastErrorAt   string `json:"last_error_at"`
+	SourceQueueID string `json:"source_queue_id"`
+	DeadAt        string `json:"dead_at"`
+}) {
+	s.t.Helper()
+	var page struct{ Data []json.RawMessage }
+	mustDecode(s.t, s.must(200, "GET", "/queues/"+queueID+"/messages/peek", ""), &page)
+	if len(page.Data) != 1 {
+		s.t.Fatalf("%s has %d messages, want 1", queueID, len(page.Data))
+	}
+	mustDecode(s.t, string(page.Data[0]), &last)
+	checkDiff(s.t, "message by id", string(page.Data[0]), s.must(200, "GET", "/messages/"+last.ID, ""))
+	return last
+}
+
+func TestNackKeepsItsError(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("é", maxError)
+	for _, v := range []struct{ members, want string }{
+		{`"error":"no paper"`, "no paper"},
+		{`"error":"one\u0000two"`, "one\uFFFDtwo"},
+		{`"error":"` + long + `"`, long[:maxError]},
+		{`"error":"x` + long + `"`, "x" + long[:maxError-2]}, // not in the middle of a character
+		{`"error":"\ud83d\ude00","delay_seconds":9,"count_attempt":false`, "\U0001F600"},
+	} {
+		for _, way := range []string{"single", "batch", "receive"} {
+			s := newTestServer(t)
+			s.mustTopic("t")
+			s.publish("t", 1)
+			m := s.receive("t", "")[0]
+			switch way {
+			case "single":
+				s.must(204, "PUT", "/messages/"+m.ID+"/nack", "{"+v.members+"}")
+			case "batch":
+				s.must(204, "PUT", "/messages/nack", fmt.Sprintf(`{"ids":[%q,%q],%s}`, newID(), m.ID, v.members))
+			case "receive":
+				s.receiveAck("t", fmt.Sprintf(`{"limit":0,"nack":[{"id":%q,"scheduled_at":%q,%s}]}`, m.ID, m.ScheduledAt, v.members))
+			}
+			got := s.inspected("t")
+			checkDiff(t, way+": last_error", v.want, got.LastError)
+			if got.LastErrorAt < m.UpdatedAt {
+				t.Errorf("%s: last_error_at = %s, received at %s", way, got.LastErrorAt, m.UpdatedAt)
+			}
+		}
+	}
+}
+
+func TestLastErrorStaysWithTheMessage(t *testing.T) {
+	t.Parallel()
+	for _, settings := range []string{`"ordered":false`, `"ordered":true`} {
+		s := newTestServer(t)
+		s.mustQueue("dead")
+		s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`, settings)
+		id := s.messages(s.must(201, "POST", "/queues/t/messages", `{"data":{"n":1},"group":"g"}`))[0].ID
+		nack := func(body string) {
+			t.Helper()
+			checkDiff(t, "received", 1, len(s.receive("t", "")))
+			s.must(204, "PUT", "/messages/"+id+"/nack", body)
+		}
+		nack(`{"error":"first"}`)
+		if strings.Contains(s.must(200, "GET", "/queues/t/messages", ""), "last_error") { // fastqueue's clients know no such member
+			t.Error("a receive shows last_error")
+		}
+		s.must(204, "PUT", "/messages/"+id+"/nack", `{"count_attempt":false}`)
+		checkDiff(t, "after a nack without an error", "first", s.inspected("t").LastError)
+		nack(`{"error":"last"}`) // the last delivery
+		got := s.inspected("dead")
+		checkDiff(t, "in the dead queue", []string{"last", "t"}, []string{got.LastError, got.SourceQueueID})
+		if got.DeadAt == "" {
+			t.Error("the message does not show when it moved to the dead queue")
+		}
+		s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`)
+		got = s.inspected("t")
+		checkDiff(t, "redriven", []string{"last", "", ""}, []string{got.LastError, got.SourceQueueID, got.DeadAt})
+		// The cleanup moves messages whose last lease has ended.
+		s.changeMessages("in_flight = true, last_delivery = true, delivery_attempts = 2, scheduled_at = now()")
+		s.mustCleanUp()
+		got = s.inspected("dead")
+		checkDiff(t, "moved by the cleanup", []string{"last", "t"}, []string{got.LastError, got.SourceQueueID})
+	}
+	s := newTestServer(t)
+	s.must(422, "PUT", "/messages/"+newID()+"/nack", `{"error":5}`)
+	s.must(204, "PUT", "/messages/"+newID()+"/nack", `{"error":null}`)
+}
+
+// A message that was consumed by a client that has disconnected returns as it was.
+func TestRestoredMessageKeepsItsPast(t *testing.T) {
+	t.Parallel()
+	for _, settings := range []string{`"ordered":false`, `"consumed_retention_seconds":600`} {
+		for _, group := range []string{`null`, `"g"`} {
+			s := newTestServer(t)
+			s.mustQueue("dead", settings)
+			s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+			s.must(201, "POST", "/queues/t/messages", `{"data":{"n":1},"group":`+group+`}`)
+			s.must(204, "PUT", "/messages/"+s.receive("t", "")[0].ID+"/nack", `{"error":"no paper"}`)
+			want := s.inspected("dead")
+			v, err := s.engine.consume(context.Background(), "dead", 1, 0)
+			if err != nil || len(v.messages) != 1 {
+				t.Fatal(len(v.messages), err)
+			}
+			checkDiff(t, "left", 0, s.messagesIn("dead"))
+			s.engine.release("dead", v.messages)
+			checkDiff(t, "restored", want, s.inspected("dead"))
+		}
+	}
 }

@@ -104,12 +104,16 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attributes, data`
 
 // moveMessagesSQL is a step that stores the rows of a step removed in the queues with their
-// destination_id. A moved message keeps only carriedColumnsSQL. It also keeps
-// max_deliveries if keeps_limit is true: in a redrive, and not in a move to a dead queue,
-// which must not drop messages.
+// destination_id. A moved message keeps only carriedColumnsSQL and its last error, or the
+// new_error. If dies is false, in a redrive, it also keeps max_deliveries. If dies is true,
+// the destination is a dead queue, which must not drop messages, and the message remembers
+// the queue that it came from.
 const moveMessagesSQL = `
-    INSERT INTO queued.messages (queue_key, max_deliveries, expired_at, scheduled_at, updated_at, ` + carriedColumnsSQL + `)
-    SELECT d.queue_key, CASE WHEN keeps_limit THEN max_deliveries END, d.expired_at, d.scheduled_at, now(), ` + carriedColumnsSQL + `
+    INSERT INTO queued.messages (queue_key, max_deliveries, expired_at, scheduled_at, updated_at,
+                                 last_error, last_error_at, source_queue_id, dead_at, ` + carriedColumnsSQL + `)
+    SELECT d.queue_key, CASE WHEN NOT dies THEN max_deliveries END, d.expired_at, d.scheduled_at, now(),
+           coalesce(new_error, last_error), CASE WHEN new_error IS NULL THEN last_error_at ELSE now() END,
+           CASE WHEN dies THEN (SELECT id FROM queued.queues WHERE key = removed.queue_key) END, CASE WHEN dies THEN now() END, ` + carriedColumnsSQL + `
     FROM removed
     CROSS JOIN LATERAL (
         SELECT key AS queue_key,
@@ -161,7 +165,7 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, destination
     WHERE m.ctid = due.tid
-    RETURNING m.*, true AS keeps_limit, destination.id AS destination_id
+    RETURNING m.*, false AS dies, destination.id AS destination_id, NULL::text AS new_error
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + lastOfBatchSQL
 
 const redriveLeftSQL = `

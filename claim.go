@@ -122,7 +122,7 @@ DELETE FROM queued.messages m
 USING fitting f
 WHERE m.ctid = f.tid
     AND (f.total <= $4 OR f.total = f.bytes)
-RETURNING ` + messageColumnsSQL + `, now()`
+RETURNING ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, now()`
 
 // claimResult is the result of a claim.
 type claimResult struct {
@@ -221,7 +221,7 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 	case at.consumes:
 		c.messages, err = read(s, "consume", func(row scanner) (message, error) {
 			m := message{QueueID: at.queueID, consumed: true}
-			err := row.Scan(append(m.columns(), &m.UpdatedAt)...)
+			err := row.Scan(append(append(m.columns(), m.past.columns()...), &m.UpdatedAt)...)
 			m.dueAt = m.ScheduledAt
 			m.DeliveryAttempts++
 			return m, err

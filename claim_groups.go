@@ -15,7 +15,13 @@ type groupDelivery struct {
 // claimGroupsSQL calls a function of the database (functions_claim.sql), because a claim of groups
 // needs several statements, and other transactions wait for its locks in the meantime.
 const claimGroupsSQL = `
-SELECT ` + messageColumnsSQL + `, c.was_due_at, c.nth, c.was_limited_until, c.now_limited_until, c.claimed_at, c.checked_from
+SELECT ` + messageColumnsSQL + `, ` + claimGroupsTailSQL
+
+// consumeGroupsSQL is claimGroupsSQL for a claim that consumes the messages.
+const consumeGroupsSQL = `
+SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, ` + claimGroupsTailSQL
+
+const claimGroupsTailSQL = `c.was_due_at, c.nth, c.was_limited_until, c.now_limited_until, c.claimed_at, c.checked_from
 FROM queued.claim_groups($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) c
 CROSS JOIN LATERAL (SELECT (c.message).*) m`
 
@@ -57,17 +63,25 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from tim
 		name, visits = "await_group", 1
 	}
 	consumes := at.consumes && !terms.keepsConsumed
+	statement := claimGroupsSQL
+	if consumes {
+		statement = consumeGroupsSQL
+	}
 	lease := sql.NullInt64{Int64: int64(terms.ackDeadline / time.Second), Valid: !consumes}
 	all, err := read(s, name, func(row scanner) (taken, error) {
 		m := taken{message: message{QueueID: at.queueID, consumed: consumes, groupDelivery: &groupDelivery{}}}
 		var claimedAt timestamp
-		err := row.Scan(append(m.columns(), &m.dueAt, &m.nth, &m.groupDelivery.before, &m.groupDelivery.after, &claimedAt, &c.last)...)
+		columns := m.columns()
+		if consumes {
+			columns = append(columns, m.past.columns()...)
+		}
+		err := row.Scan(append(columns, &m.dueAt, &m.nth, &m.groupDelivery.before, &m.groupDelivery.after, &claimedAt, &c.last)...)
 		if c.now = claimedAt.Time; consumes { // the row is as it was before
 			m.UpdatedAt = claimedAt
 			m.DeliveryAttempts++
 		}
 		return m, err
-	}, claimGroupsSQL, terms.queueKey, s.settings.version, since(from), visits, blocking, int(terms.deliveryInterval/time.Millisecond), terms.ordered,
+	}, statement, terms.queueKey, s.settings.version, since(from), visits, blocking, int(terms.deliveryInterval/time.Millisecond), terms.ordered,
 		terms.deliveryLimit, limit, budget, lease)
 	if err != nil {
 		return claimPart{}, err

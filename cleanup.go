@@ -151,7 +151,7 @@ WITH source AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
-    RETURNING m.*, false AS keeps_limit, source.dead_queue_id AS destination_id
+    RETURNING m.*, true AS dies, source.dead_queue_id AS destination_id, NULL::text AS new_error
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
 SELECT bool_and(ungrouped), max(scheduled_at), 0, count(*)
 FROM due

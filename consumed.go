@@ -15,25 +15,40 @@ WITH consumed AS (
     WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM $1
     RETURNING m.*, a.due_at
+), kept AS (
+    INSERT INTO queued.consumed_messages (queue_key, consumed_at, scheduled_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `)
+    SELECT queue_key, updated_at, due_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `
+    FROM consumed
 )
-INSERT INTO queued.consumed_messages (queue_key, consumed_at, scheduled_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `)
-SELECT queue_key, updated_at, due_at, seq, expired_at, delivery_attempts, ` + carriedColumnsSQL + `
-FROM consumed`
+SELECT m.id, ` + pastColumnsSQL + `
+FROM consumed m
+WHERE m.last_error_at IS NOT NULL
+    OR m.dead_at IS NOT NULL`
 
 // keepConsumed moves messages that the same transaction has claimed to the consumed
 // messages.
 func (s *pinnedConn) keepConsumed(queueKey int64, messages []message) error {
 	var ids idArray
 	var dues timeArray
+	byID := make(map[string]*message, len(messages))
 	for i := range messages {
 		m := &messages[i]
 		m.consumed, m.ScheduledAt = true, m.dueAt
+		byID[m.ID] = m
 		ids, dues = append(ids, m.ID), append(dues, m.dueAt.Time)
 	}
 	if len(ids) == 0 {
 		return nil
 	}
-	_, err := read[any](s, "keep_consumed", nil, keepConsumedSQL, queueKey, ids, dues)
+	_, err := read(s, "keep_consumed", func(row scanner) (any, error) {
+		var id string
+		var p past // so that a release can restore it
+		err := row.Scan(append([]any{&id}, p.columns()...)...)
+		if m := byID[id]; m != nil {
+			m.past = p
+		}
+		return nil, err
+	}, keepConsumedSQL, queueKey, ids, dues)
 	return err
 }
 
@@ -49,7 +64,7 @@ WITH page AS MATERIALIZED (
     SELECT queue_key, consumed_at, seq, bytes, sum(bytes) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
     FROM page
 )
-SELECT ` + messageColumnsSQL + `, $1, '` + stateConsumed + `'
+SELECT ` + messageColumnsSQL + `, NULL, NULL, NULL, NULL, $1, '` + stateConsumed + `'
 FROM fitting f
 CROSS JOIN LATERAL (
     SELECT *, consumed_at AS updated_at, NULL::integer AS max_deliveries

@@ -267,7 +267,7 @@ func (s *server) nack(r *request) (any, error) {
 	q := parseQuery(r.URL.RawQuery)
 	item := ackItem{id: r.messageID, leasedUntil: q.leaseToken("scheduled_at")}
 	f := optionalBody(r.body)
-	item.after, item.uncounted = f.nack()
+	item = f.nack().of(item)
 	if err := cmp.Or(q.err(), f.err()); err != nil {
 		return nil, err
 	}
@@ -312,12 +312,12 @@ func (s *server) ackBatch(r *request) (any, error) {
 func (s *server) nackBatch(r *request) (any, error) {
 	f := parseBody(r.body)
 	items := f.ackItems()
-	after, uncounted := f.nack()
+	nack := f.nack()
 	if err := f.err(); err != nil {
 		return nil, err
 	}
 	for i := range items {
-		items[i].after, items[i].uncounted = after, uncounted
+		items[i] = nack.of(items[i])
 	}
 	return nil, batchConflicts(s.ackVisible(r, s.engine.nack, items...))
 }

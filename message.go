@@ -58,6 +58,23 @@ type message struct {
 	size          int            // bytes of Data and Attributes
 	dueAt         timestamp      // of a received message: when it was due, before it was leased
 	consumed      bool           // it was received and deleted at once
+	past          past
+}
+
+// past is what the message keeps of earlier deliveries. Leases do not read it.
+type past struct {
+	lastError     sql.NullString
+	lastErrorAt   sql.NullTime
+	sourceQueueID sql.NullString // in a dead queue: the queue that it came from
+	deadAt        sql.NullTime   // when it moved to the dead queue
+}
+
+// pastColumnsSQL are the columns of past of a message m.
+const pastColumnsSQL = `m.last_error, m.last_error_at, m.source_queue_id, m.dead_at`
+
+// columns returns the destinations of pastColumnsSQL.
+func (p *past) columns() []any {
+	return []any{&p.lastError, &p.lastErrorAt, &p.sourceQueueID, &p.deadAt}
 }
 
 // messageColumnsSQL are the columns of a message m that a statement returns, in the order
@@ -91,10 +108,10 @@ func (t *nullText) Scan(src any) error {
 
 // shown says which optional members messages have in the wire format. A member without a
 // value is left out.
-type shown struct{ group, requestID, traceparent bool }
+type shown struct{ group, requestID, traceparent, past bool }
 
 // showAll has the members of inspected messages.
-var showAll = shown{group: true, requestID: true, traceparent: true}
+var showAll = shown{group: true, requestID: true, traceparent: true, past: true}
 
 // stateConsumed is the state of consumed messages that their queue keeps.
 const stateConsumed = "consumed"
@@ -142,13 +159,28 @@ func (m *message) appendJSON(b []byte, shows shown) []byte {
 	if shows.traceparent {
 		b = appendOptional(b, `,"traceparent":`, m.trace.traceparent)
 	}
+	if shows.past {
+		b = appendOptional(b, `,"last_error":`, m.past.lastError.String)
+		b = appendOptionalTime(b, `,"last_error_at":`, m.past.lastErrorAt)
+		b = appendOptional(b, `,"source_queue_id":`, m.past.sourceQueueID.String)
+		b = appendOptionalTime(b, `,"dead_at":`, m.past.deadAt)
+	}
 	return append(b, '}')
 }
 
 // jsonSize returns an upper bound for the bytes that appendJSON appends, for ids that need
 // no escapes.
 func (m *message) jsonSize() int {
-	return len(m.Data) + len(m.Attributes) + len(m.QueueID) + len(m.Group) + m.trace.size() + 320
+	return len(m.Data) + len(m.Attributes) + len(m.QueueID) + len(m.Group) + m.trace.size() + m.past.size() + 320
+}
+
+// size returns an upper bound for the bytes of the past in the wire format, for a queue id
+// and an error that need no escapes.
+func (p *past) size() int {
+	if p.lastErrorAt.Valid || p.deadAt.Valid {
+		return len(p.lastError.String) + len(p.sourceQueueID.String) + 140
+	}
+	return 0
 }
 
 // appendOptional appends a member of an object unless its text is empty.
@@ -157,4 +189,12 @@ func appendOptional(b []byte, name, text string) []byte {
 		return b
 	}
 	return append(append(b, name...), rawjson.Quote(text)...)
+}
+
+// appendOptionalTime appends a member of an object unless its time is null.
+func appendOptionalTime(b []byte, name string, at sql.NullTime) []byte {
+	if !at.Valid {
+		return b
+	}
+	return timestamp{at.Time}.appendJSON(append(b, name...))
 }

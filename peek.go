@@ -8,12 +8,12 @@ import (
 
 // scanMessage reads a message of live_messages.
 func scanMessage(row scanner) (m message, err error) {
-	err = row.Scan(append(m.columns(), &m.QueueID, &m.State)...)
+	err = row.Scan(append(append(m.columns(), m.past.columns()...), &m.QueueID, &m.State)...)
 	return m, err
 }
 
 const selectMessageSQL = `
-SELECT ` + messageColumnsSQL + `, m.queue_id, m.state
+SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, m.queue_id, m.state
 FROM queued.live_messages m
 WHERE m.id = $1`
 
@@ -85,7 +85,7 @@ WITH page AS MATERIALIZED (
     SELECT id, queue_key, bytes, sum(bytes) OVER (ORDER BY scheduled_at, seq) AS total
     FROM page
 )
-SELECT ` + messageColumnsSQL + `, m.queue_id, m.state
+SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, m.queue_id, m.state
 FROM fitting f
 JOIN queued.live_messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
 WHERE f.total <= $4

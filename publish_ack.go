@@ -101,7 +101,7 @@ func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
 	for _, p := range batch {
 		items = append(items, p.acks...)
 	}
-	ids, _, _, _ := ackItemArgs(items)
+	ids, _, _ := ackItemArgs(items)
 	all := make(leases, len(ids))
 	_, err := read(s, "lock_leases", func(row scanner) (any, error) {
 		var id string

@@ -33,9 +33,7 @@ func (f *form) receiveAck(l *limits) receiveAck {
 	}
 	v.acks = f.ackList("ack")
 	f.optionalObjects("nack", maxBatch, func(item *form) {
-		a := item.ackItem()
-		a.after, a.uncounted = item.nack()
-		v.nacks = append(v.nacks, a)
+		v.nacks = append(v.nacks, item.nack().of(item.ackItem()))
 	})
 	if n := len(v.acks) + len(v.nacks); n > maxBatch {
 		f.addMistakeCtx(limitCtx{maxBatch}, fmt.Sprintf("ensure ack and nack have at most %d items together", maxBatch), "value_error.list.max_items", "ack")

@@ -122,12 +122,14 @@ func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 
 const restoreMessagesSQL = `
 WITH restored AS (
-    INSERT INTO queued.messages (queue_key, seq, delivery_attempts, expired_at, scheduled_at, updated_at, max_deliveries, ` + carriedColumnsSQL + `)
+    INSERT INTO queued.messages (queue_key, seq, delivery_attempts, expired_at, scheduled_at, updated_at, max_deliveries,
+                                 last_error, last_error_at, source_queue_id, dead_at, ` + carriedColumnsSQL + `)
     OVERRIDING SYSTEM VALUE
-    SELECT queue_key, seq, delivery_attempts, expired_at, scheduled_at, now(), nullif(max_deliveries, 0), ` + carriedColumnsSQL + `
+    SELECT queue_key, seq, delivery_attempts, expired_at, scheduled_at, now(), nullif(max_deliveries, 0),
+           last_error, last_error_at, source_queue_id, dead_at, ` + carriedColumnsSQL + `
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-                $11::text[], $12::text[], $13::integer[], $15::json[])
-        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, trace)
+                $11::text[], $12::text[], $13::integer[], $15::json[], $16::text[], $17::timestamptz[], $18::text[], $19::timestamptz[])
+        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, trace, last_error, last_error_at, source_queue_id, dead_at)
     RETURNING queue_key, group_id, scheduled_at, seq
 ), forgotten AS (
     DELETE FROM queued.consumed_messages c
@@ -160,7 +162,8 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 	var keys, seqs, sizes, attempts, limits intArray
 	var data, attributes jsonArray
 	var expiries, dues, created, consumed timeArray
-	var groups, jobs quotedArray
+	var groups, jobs, lastErrors, sources quotedArray
+	var lastErrorTimes, deaths timeArray
 	var traces jsonArray
 	for i, m := range messages {
 		traces.set(i, m.trace.json())
@@ -169,9 +172,12 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
 		expiries, dues, created = append(expiries, m.ExpiredAt.Time), append(dues, m.dueAt.Time), append(created, m.CreatedAt.Time)
 		consumed = append(consumed, m.UpdatedAt.Time)
+		lastErrors, lastErrorTimes = append(lastErrors, m.past.lastError.String), append(lastErrorTimes, m.past.lastErrorAt.Time)
+		sources, deaths = append(sources, m.past.sourceQueueID.String), append(deaths, m.past.deadAt.Time)
 		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
 	}
-	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces)
+	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces,
+		lastErrors, lastErrorTimes, sources, deaths)
 }
 
 // scanDue reads a queue and the time at which a message or group of it is due.

@@ -223,7 +223,7 @@ func (l *messageList) size() int {
 	size := len(l.messages) * messageSize
 	if !l.shared {
 		for i := range l.messages {
-			size += len(l.messages[i].Data) + len(l.messages[i].Attributes)
+			size += len(l.messages[i].Data) + len(l.messages[i].Attributes) + l.messages[i].past.size()
 		}
 	}
 	return size

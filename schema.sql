@@ -112,6 +112,10 @@ CREATE TABLE queued.messages (
     trace             json, -- without a CHECK of its size: PostgreSQL parses checks for each statement, which took a twelfth of the time of a publish
     attributes        json, -- not jsonb, which would not keep them as sent
     data              json        NOT NULL,
+    last_error        text,
+    last_error_at     timestamptz,
+    source_queue_id   text COLLATE "C", -- not a key, so that it shows also after the queue was deleted
+    dead_at           timestamptz,
     -- The id alone is unique, except during a move. It comes first, because an ack has only the id.
     PRIMARY KEY (id, queue_key)
 ) WITH (
@@ -166,6 +170,10 @@ COMMENT ON COLUMN queued.messages.job_id            IS 'job_id of SharQ''s API; 
 COMMENT ON COLUMN queued.messages.trace             IS '{"request_id", "traceparent"}: X-Request-Id and traceparent (W3C Trace Context) of the request that published it; null: it had neither';
 COMMENT ON COLUMN queued.messages.attributes        IS 'An object of strings as sent; null: none';
 COMMENT ON COLUMN queued.messages.data              IS 'The payload as sent';
+COMMENT ON COLUMN queued.messages.last_error        IS 'Error of the last nack that had one; null: none';
+COMMENT ON COLUMN queued.messages.last_error_at     IS 'Time of that nack';
+COMMENT ON COLUMN queued.messages.source_queue_id   IS 'In a dead queue: queues.id of the queue that it came from; null: it was published here, or redriven';
+COMMENT ON COLUMN queued.messages.dead_at           IS 'Time at which it moved to the dead queue';
 
 -- The view defines the state of a message. Expired messages and messages of deleted queues
 -- are not in it, because no consumer receives them any more. A step that changes the columns

@@ -1,5 +1,6 @@
--- Functions of the schema. They are created again after the steps of schema.sql. A change
--- of a function is a new step, maybe an empty one, and must not break older servers.
+-- Functions of the schema that the server calls. They are created again after the steps of
+-- schema.sql. A change of a function is a new step, maybe an empty one, and must not break
+-- older servers.
 
 -- The first due messages of a group, at most that many. They wait, or their lease has ended.
 -- In an ordered queue they also contain messages that are not due or not alive, because

@@ -13,8 +13,12 @@ import (
 //go:embed schema.sql
 var schemaSQL string
 
-//go:embed functions_claim.sql
-var functionsSQL string
+var (
+	//go:embed functions_claim.sql
+	claimFunctionsSQL string
+	//go:embed functions_public.sql
+	publicFunctionsSQL string
+)
 
 // schemaSteps returns the parts of schema.sql, without the line that begins each:
 // the first n of them make version n of the schema. The last one also has the functions.
@@ -23,7 +27,7 @@ func schemaSteps() []string {
 	for i, step := range steps {
 		_, steps[i], _ = strings.Cut(step, "\n")
 	}
-	steps[len(steps)-1] += functionsSQL
+	steps[len(steps)-1] += claimFunctionsSQL + publicFunctionsSQL
 	return steps
 }
 
@@ -126,31 +130,34 @@ func schemaVersion(ctx context.Context, q querier) (version int, err error) {
 var errSchema = errors.New("database schema is incomplete")
 
 const selectLackingSQL = `
-SELECT CASE
-           WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
-           WHEN c.relkind NOT IN ('r', 'p', 'S', 'v') OR (c.relkind = 'v') <> is_view THEN 'queued.' || name || ' is not a ' || CASE WHEN is_view THEN 'view' ELSE 'table' END
-           ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
-       END
-FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,deduplications,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
-CROSS JOIN LATERAL (SELECT name IN ('live_messages', 'message_states') AS is_view) v
-LEFT JOIN pg_namespace n ON n.nspname = 'queued'
-LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
-WHERE CASE
-          WHEN c.relkind = 'S' THEN NOT (has_sequence_privilege(c.oid, 'SELECT') AND has_sequence_privilege(c.oid, 'UPDATE'))
-          WHEN is_view OR name = 'schema_version' THEN NOT has_table_privilege(c.oid, 'SELECT')
-          ELSE NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
-              AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
-      END IS NOT FALSE
-    OR c.relkind NOT IN ('r', 'p', 'S', 'v')
-    OR (c.relkind = 'v') <> is_view
-    OR NOT has_schema_privilege(n.oid, 'USAGE')
-UNION ALL
-SELECT CASE WHEN p.oid IS NULL THEN 'function queued.' || name || ' is missing' ELSE 'role ' || current_user || ' lacks privileges on function queued.' || name END
-FROM unnest('{claim_groups,group_fronts}'::text[]) AS name
-LEFT JOIN pg_namespace n ON n.nspname = 'queued'
-LEFT JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = name
-WHERE has_function_privilege(p.oid, 'EXECUTE') IS NOT TRUE
-ORDER BY 1
+SELECT what
+FROM (
+    SELECT CASE
+               WHEN c.oid IS NULL THEN 'queued.' || name || ' is missing'
+               WHEN c.relkind NOT IN ('r', 'p', 'S', 'v') OR (c.relkind = 'v') <> is_view THEN 'queued.' || name || ' is not a ' || CASE WHEN is_view THEN 'view' ELSE 'table' END
+               ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
+           END AS what
+    FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,deduplications,group_changes,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
+    CROSS JOIN LATERAL (SELECT name IN ('live_messages', 'message_states') AS is_view) v
+    LEFT JOIN pg_namespace n ON n.nspname = 'queued'
+    LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
+    WHERE CASE
+              WHEN c.relkind = 'S' THEN NOT (has_sequence_privilege(c.oid, 'SELECT') AND has_sequence_privilege(c.oid, 'UPDATE'))
+              WHEN is_view OR name = 'schema_version' THEN NOT has_table_privilege(c.oid, 'SELECT')
+              ELSE NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+                  AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+          END IS NOT FALSE
+        OR c.relkind NOT IN ('r', 'p', 'S', 'v')
+        OR (c.relkind = 'v') <> is_view
+        OR NOT has_schema_privilege(n.oid, 'USAGE')
+    UNION ALL
+    SELECT CASE WHEN p.oid IS NULL THEN 'function queued.' || name || ' is missing' ELSE 'role ' || current_user || ' lacks privileges on function queued.' || name END
+    FROM unnest('{ack,claim_groups,group_fronts,nack,publish,receive,send}'::text[]) AS name
+    LEFT JOIN pg_namespace n ON n.nspname = 'queued'
+    LEFT JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = name
+    WHERE CASE WHEN name IN ('claim_groups', 'group_fronts') THEN has_function_privilege(p.oid, 'EXECUTE') ELSE p.oid IS NOT NULL END IS NOT TRUE -- servers do not call the others
+) lacking
+ORDER BY what LIKE '%function queued.%', what
 LIMIT 3`
 
 // check returns errSchema if tables or functions are missing, if something else has their

@@ -48,6 +48,7 @@ func TestStartEndsAfterAPermanentError(t *testing.T) {
 	granted, exec := adminOf(t, "queued")
 	exec("GRANT USAGE ON SCHEMA queued TO " + role)
 	exec("GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA queued TO " + role)
+	exec("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queued TO " + role)
 	view, exec := adminOf(t, "queued")
 	exec("ALTER TABLE queued.messages RENAME TO rows; CREATE VIEW queued.messages AS SELECT * FROM queued.rows")
 	foreign, exec := adminOf(t, "template1")

@@ -236,7 +236,8 @@ GRANT USAGE ON SCHEMA hostile TO PUBLIC;` + grants
 const grants = `
 GRANT USAGE ON SCHEMA queued TO PUBLIC;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA queued TO PUBLIC;
-GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA queued TO PUBLIC`
+GRANT SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA queued TO PUBLIC;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queued TO PUBLIC`
 
 // newHostileRole creates a database and a role with a hostile value of each setting.
 func newHostileRole(t testing.TB, highest bool) (dsn, role string) {

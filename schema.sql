@@ -27,12 +27,14 @@ COMMENT ON TABLE queued.schema_version IS 'Versions of this schema that the data
 CREATE TABLE queued.settings (
     only_row                     boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version                      bigint  NOT NULL,
-    deduplication_window_seconds integer NOT NULL DEFAULT 300 CHECK (deduplication_window_seconds > 0) -- so that SQL functions have it too
+    deduplication_window_seconds integer NOT NULL DEFAULT 300 CHECK (deduplication_window_seconds > 0), -- so that SQL functions have it too
+    max_message_bytes            bigint  NOT NULL DEFAULT 1048576 CHECK (max_message_bytes > 0) -- for the same reason
 );
 
 COMMENT ON TABLE  queued.settings                              IS 'Settings of the servers, and the version of those of topics and queues, in one row';
 COMMENT ON COLUMN queued.settings.version                      IS 'Grows with every change of topics and queues that servers cache';
 COMMENT ON COLUMN queued.settings.deduplication_window_seconds IS 'Deduplication window of queues without one of their own: -deduplication-window of the server that started last';
+COMMENT ON COLUMN queued.settings.max_message_bytes            IS 'Maximum bytes of data and attributes of a message of the SQL functions: -max-body of the server that started last';
 
 INSERT INTO queued.settings (version) VALUES (1);
 
@@ -251,6 +253,52 @@ COMMENT ON COLUMN queued.groups.limited_until        IS 'End of the delivery int
 COMMENT ON COLUMN queued.groups.delivery_interval_ms IS 'Time between two deliveries; null: that of the queue';
 COMMENT ON COLUMN queued.groups.keep_interval        IS 'Whether a client has set the interval, so that it is kept without messages';
 COMMENT ON COLUMN queued.groups.blocked              IS 'In an ordered queue: whether messages may wait for the first one, which is not ready or in flight';
+
+-- The functions for applications (functions_public.sql) lock and change groups at the commit
+-- only, because other statements wait for these locks. Until then a row here stands for each
+-- message of a group that the transaction has published, acked or nacked. A deferred trigger
+-- deletes the row at the commit. So no transaction sees rows of another one, and the table
+-- needs no log.
+CREATE UNLOGGED TABLE queued.group_changes (
+    xid        xid8    NOT NULL,
+    message_id uuid    NOT NULL,
+    queue_key  bigint  NOT NULL,
+    group_id   text COLLATE "C" NOT NULL,
+    is_new     boolean NOT NULL,
+    PRIMARY KEY (xid, message_id, queue_key)
+);
+
+COMMENT ON TABLE  queued.group_changes            IS 'Messages with a group that a transaction of an application has changed, until its commit; empty for all others';
+COMMENT ON COLUMN queued.group_changes.xid        IS 'The transaction';
+COMMENT ON COLUMN queued.group_changes.message_id IS 'messages.id, maybe of a message that is deleted now';
+COMMENT ON COLUMN queued.group_changes.queue_key  IS 'queues.key';
+COMMENT ON COLUMN queued.group_changes.group_id   IS 'groups.id';
+COMMENT ON COLUMN queued.group_changes.is_new     IS 'Whether the message came into the queue in this transaction, so that it gets its seq at the commit';
+
+CREATE TYPE queued.delivery AS (
+    id                uuid,
+    queue_id          text,
+    data              json,
+    attributes        json,
+    group_id          text,
+    delivery_attempts integer,
+    scheduled_at      timestamptz,
+    expired_at        timestamptz,
+    created_at        timestamptz,
+    updated_at        timestamptz
+);
+
+COMMENT ON TYPE   queued.delivery                   IS 'A message that queued.receive returns';
+COMMENT ON COLUMN queued.delivery.id                IS 'Id of the message';
+COMMENT ON COLUMN queued.delivery.queue_id          IS 'Id of its queue';
+COMMENT ON COLUMN queued.delivery.data              IS 'The payload as sent';
+COMMENT ON COLUMN queued.delivery.attributes        IS 'An object of strings as sent; null: none';
+COMMENT ON COLUMN queued.delivery.group_id          IS 'Its group; null: none';
+COMMENT ON COLUMN queued.delivery.delivery_attempts IS 'Number of deliveries that count, including this one';
+COMMENT ON COLUMN queued.delivery.scheduled_at      IS 'End of the lease, and the lease token';
+COMMENT ON COLUMN queued.delivery.expired_at        IS 'Time from which it is not delivered any more';
+COMMENT ON COLUMN queued.delivery.created_at        IS 'Time of the publish';
+COMMENT ON COLUMN queued.delivery.updated_at        IS 'Time of this delivery';
 
 CREATE TABLE queued.consumed_messages (
     queue_key         bigint      NOT NULL,

@@ -109,6 +109,10 @@ func TestEveryBlockOfCommandsIsRunOrSaysThatItIsNot(t *testing.T) {
 						t.Errorf("%s: nothing runs %q, and the line before its block does not say %q", where, command, notRun)
 					}
 				}
+			case "sql":
+				if path != "docs/sql.md" {
+					t.Errorf("%s: nothing runs SQL of this page", where)
+				}
 			case "text", "json", "python":
 				if regexp.MustCompile(`(?m)^(\$|curl|queued|make|go|docker|psql|pg_\w+) `).MatchString(b.text) {
 					t.Errorf("%s: there are commands in a block of %s", where, b.language)

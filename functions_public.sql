@@ -456,6 +456,25 @@ $$;
 
 COMMENT ON FUNCTION queued.ack IS 'Deletes a message when the transaction commits. Returns whether it was there and, if scheduled_at is given, still in that lease';
 
+-- The beginning of a text, at most that many bytes, up to the end of a character.
+CREATE OR REPLACE FUNCTION queued.cut(value text, most integer) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+DECLARE
+    bytes CONSTANT bytea := convert_to(value, 'UTF8');
+BEGIN
+    IF length(bytes) <= most THEN
+        RETURN value;
+    END IF;
+    WHILE get_byte(bytes, most) BETWEEN 128 AND 191 LOOP -- not the first byte of a character
+        most := most - 1;
+    END LOOP;
+    RETURN convert_from(substring(bytes FOR most), 'UTF8');
+END
+$$;
+
+COMMENT ON FUNCTION queued.cut IS 'Internal: the beginning of a text';
+
 CREATE OR REPLACE FUNCTION queued.nack(id uuid, delay interval DEFAULT NULL, scheduled_at timestamptz DEFAULT NULL, error text DEFAULT NULL)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -470,6 +489,7 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     wait   CONSTANT double precision := coalesce(queued.seconds('delay', delay, 0, 43200), 0);
+    reason CONSTANT text := queued.cut(nullif(error, ''), 2048);
     moment CONSTANT timestamptz := clock_timestamp();
     nacked queued.messages;
     source queued.queues;
@@ -497,7 +517,8 @@ BEGIN
 
     IF nacked.delivery_attempts < least(source.delivery_limit, nacked.max_deliveries) THEN
         UPDATE queued.messages m
-        SET in_flight = false, last_delivery = false, scheduled_at = moment + make_interval(secs => wait), updated_at = moment
+        SET in_flight = false, last_delivery = false, scheduled_at = moment + make_interval(secs => wait), updated_at = moment,
+            last_error = coalesce(reason, m.last_error), last_error_at = CASE WHEN reason IS NULL THEN m.last_error_at ELSE moment END
         WHERE m.id = nack.id
             AND m.queue_key = source.key;
     ELSE
@@ -509,8 +530,10 @@ BEGIN
         FROM queued.queues q
         WHERE q.id = source.dead_queue_id;
         IF FOUND THEN -- like moveMessagesSQL (bulk.go)
-            INSERT INTO queued.messages (queue_key, expired_at, scheduled_at, updated_at, id, created_at, bytes, group_id, job_id, trace, attributes, data)
+            INSERT INTO queued.messages (queue_key, expired_at, scheduled_at, updated_at, last_error, last_error_at, source_queue_id, dead_at,
+                                         id, created_at, bytes, group_id, job_id, trace, attributes, data)
             VALUES (dead.key, moment + make_interval(secs => dead.message_retention_seconds), moment + make_interval(secs => coalesce(dead.delivery_delay_seconds, 0)), moment,
+                    coalesce(reason, nacked.last_error), CASE WHEN reason IS NULL THEN nacked.last_error_at ELSE moment END, source.id, moment,
                     nacked.id, nacked.created_at, nacked.bytes, nacked.group_id, nacked.job_id, nacked.trace, nacked.attributes, nacked.data);
             IF nacked.group_id IS NOT NULL THEN
                 PERFORM queued.change_group(nack.id, dead.key, nacked.group_id, true);

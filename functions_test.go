@@ -159,14 +159,18 @@ func TestFiltersMatchInSQLAsInTheServer(t *testing.T) {
 	}
 }
 
-// storedRow returns all columns of a message as JSON, the times relative to created_at. It
-// leaves out what identifies the message.
+// storedRow returns all columns of a message as JSON. The due time is relative to the time
+// of the last change, and the expiry to the publish, in minutes. It leaves out what identifies
+// the message.
 func (s *inspector) storedRow(id string) map[string]string {
 	s.t.Helper()
 	var text string
-	var scheduled, expired, updated float64
-	err := s.store.db.QueryRow(`SELECT row_to_json(m), extract(epoch FROM scheduled_at - created_at), extract(epoch FROM expired_at - created_at), extract(epoch FROM updated_at - created_at)
-		FROM queued.messages m WHERE id = $1`, id).Scan(&text, &scheduled, &expired, &updated)
+	var scheduled, expired float64
+	var failed, died sql.NullBool
+	var changed bool
+	err := s.store.db.QueryRow(`SELECT row_to_json(m), extract(epoch FROM scheduled_at - updated_at), round(extract(epoch FROM expired_at - created_at) / 60),
+			last_error_at = updated_at, dead_at = updated_at, updated_at <> created_at
+		FROM queued.messages m WHERE id = $1`, id).Scan(&text, &scheduled, &expired, &failed, &died, &changed)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -176,7 +180,9 @@ func (s *inspector) storedRow(id string) map[string]string {
 	for name, value := range columns {
 		row[name] = string(value)
 	}
-	row["scheduled_at"], row["expired_at"], row["updated_at"] = fmt.Sprint(scheduled), fmt.Sprint(expired), fmt.Sprint(updated)
+	for name, value := range map[string]any{"scheduled_at": scheduled, "expired_at": expired, "last_error_at": failed, "dead_at": died, "updated_at": changed} {
+		row[name] = fmt.Sprint(value)
+	}
 	for _, name := range []string{"id", "seq", "created_at"} {
 		delete(row, name)
 	}
@@ -582,6 +588,30 @@ func TestAckAndNackOfSQL(t *testing.T) {
 	}
 }
 
+func TestNackOfSQLLeavesWhatOneOfHTTPLeaves(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead", `"delivery_delay_seconds":7`)
+	s.mustQueue("q", `"dead_queue_id":"dead","message_max_deliveries":3`)
+	s.must(201, "POST", "/queues/q/messages/batch", `{"messages":[{"data":{"n":1},"attributes":{"a":"b"},"group":"g"},{"data":{"n":1},"attributes":{"a":"b"},"group":"h"}]}`)
+	for _, v := range []struct{ body, args string }{
+		{`{"delay_seconds":0,"error":"` + strings.Repeat("é", 1025) + `"}`, "'0 s', error => repeat('é', 1025)"},
+		{`{}`, "error => ''"},
+		{`{"error":"broken"}`, "error => 'broken'"},
+	} {
+		all := s.receive("q", "?limit=2&wait_seconds=30")
+		if len(all) != 2 {
+			t.Fatalf("received %v", all)
+		}
+		s.must(204, "PUT", "/messages/"+all[0].ID+"/nack", v.body)
+		mustSelect(t, s.plainDB(""), "SELECT queued.nack($1, "+v.args+")", all[1].ID)
+		want, got := s.storedRow(all[0].ID), s.storedRow(all[1].ID)
+		want["group_id"], got["group_id"] = "", ""
+		checkDiff(t, v.body, want, got)
+	}
+	checkDiff(t, "in the dead queue", 2, s.messagesIn("dead"))
+}
+
 // delivered returns the n of messages that queued.receive returns.
 func delivered(t testing.TB, db querier, args string) string {
 	t.Helper()
@@ -685,9 +715,9 @@ var publicFunctions = []string{"ack", "nack", "publish", "receive", "send"}
 // A role that may call the functions for applications can do nothing else in the schema.
 func TestRoleOfAnApplicationMayOnlyCallTheFunctions(t *testing.T) {
 	t.Parallel()
+	role := newTestRole(t)
 	s := newTestServer(t)
 	s.mustTopic("t")
-	role := newTestRole(t)
 	app := s.plainDB(role)
 	if _, err := selectRows(app, "SELECT queued.send('t', '{}')"); !denied(err) {
 		t.Errorf("without grants: %v", err)
@@ -732,9 +762,8 @@ func denied(err error) bool {
 
 func TestSQLFunctionsWorkUnderAnySettings(t *testing.T) {
 	t.Parallel()
-	dsn := newTestDatabase(t, "queued")
 	role := newTestRole(t)
-	s := newTestServerOn(t, dsn)
+	s := newTestServer(t)
 	s.exec(hostile)
 	for name, value := range map[string]string{
 		"search_path": "hostile, pg_catalog", "standard_conforming_strings": "off", "backslash_quote": "off", "array_nulls": "off", "transform_null_equals": "on",
@@ -815,4 +844,29 @@ func TestEverythingInTheSchemaHasAComment(t *testing.T) {
 SELECT 'function ' || proname FROM pg_proc WHERE pronamespace = 'queued'::regnamespace AND obj_description(oid, 'pg_proc') IS NULL
 UNION ALL
 SELECT 'table ' || relname FROM pg_class WHERE relnamespace = 'queued'::regnamespace AND relkind IN ('r', 'v') AND obj_description(oid, 'pg_class') IS NULL`))
+}
+
+// The blocks of docs/sql.md run one after the other, for the topic and the queue that the page
+// mentions.
+func TestSQLPageWorksAsPrinted(t *testing.T) {
+	t.Parallel()
+	role := newTestRole(t)
+	s := newTestServer(t)
+	s.mustTopic("orders")
+	s.mustQueue("emails")
+	db := s.plainDB("")
+	db.SetMaxOpenConns(1)
+	n := 0
+	for _, b := range blocksOf(mustRead(t, "docs/sql.md")) {
+		if b.language != "sql" || b.marked {
+			continue
+		}
+		n++
+		if _, err := db.Exec(strings.ReplaceAll(b.text, "my_app", role)); err != nil {
+			t.Errorf("docs/sql.md:%d: %v\n%s", b.line+1, err, b.text)
+		}
+	}
+	if n < 5 {
+		t.Errorf("docs/sql.md has only %d blocks of SQL", n)
+	}
 }

@@ -28,10 +28,9 @@ SELECT s.version, q.id, q.key, q.ack_deadline_seconds, q.delivery_limit,
        coalesce(q.delivery_interval_ms, 0), q.ordered,
        EXISTS (
            SELECT
-           FROM queued.groups g
-           WHERE g.queue_key = q.key
-               AND g.ready_at >= coalesce(a.groups_since, '-infinity')
-               AND g.ready_at < 'infinity'
+           FROM queued.ready_groups r
+           WHERE r.queue_key = q.key
+               AND r.ready_at >= coalesce(a.groups_since, '-infinity')
        ),
        q.consumed_retention_seconds IS NOT NULL
 FROM unnest($1::text[], $2::timestamptz[]) AS a (id, groups_since)
@@ -281,12 +280,11 @@ SELECT q.id, now(), (
     ORDER BY m.scheduled_at, m.seq
     LIMIT 1
 ), (
-    SELECT g.ready_at
-    FROM queued.groups g
-    WHERE g.queue_key = q.key
-        AND g.ready_at >= coalesce(a.ready_since, '-infinity')
-        AND g.ready_at < 'infinity'
-    ORDER BY g.ready_at
+    SELECT r.ready_at
+    FROM queued.ready_groups r
+    WHERE r.queue_key = q.key
+        AND r.ready_at >= coalesce(a.ready_since, '-infinity')
+    ORDER BY r.ready_at
     LIMIT 1
 )
 FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS a (id, due_since, ready_since)

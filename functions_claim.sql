@@ -2,6 +2,52 @@
 -- schema.sql. A change of a function is a new step, maybe an empty one, and must not break
 -- older servers.
 
+-- The trigger of groups that writes ready_groups.
+CREATE OR REPLACE FUNCTION queued.change_ready_groups() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' AND OLD.ready_at < 'infinity' AND NEW.ready_at < 'infinity' THEN
+        UPDATE queued.ready_groups
+        SET ready_at = NEW.ready_at
+        WHERE queue_key = OLD.queue_key
+            AND ready_at = OLD.ready_at
+            AND id = OLD.id;
+        RETURN NULL;
+    END IF;
+    IF TG_OP <> 'INSERT' AND OLD.ready_at < 'infinity' THEN
+        DELETE FROM queued.ready_groups
+        WHERE queue_key = OLD.queue_key
+            AND ready_at = OLD.ready_at
+            AND id = OLD.id;
+    END IF;
+    IF TG_OP <> 'DELETE' AND NEW.ready_at < 'infinity' THEN
+        INSERT INTO queued.ready_groups (queue_key, ready_at, id)
+        VALUES (NEW.queue_key, NEW.ready_at, NEW.id);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION queued.change_ready_groups IS 'Internal: the trigger of groups';
+
+-- Three triggers, because most changes of a group leave its ready_at, and cost nothing then.
+CREATE OR REPLACE TRIGGER ready_group_created AFTER INSERT ON queued.groups
+    FOR EACH ROW WHEN (NEW.ready_at < 'infinity')
+    EXECUTE FUNCTION queued.change_ready_groups();
+CREATE OR REPLACE TRIGGER ready_group_changed AFTER UPDATE ON queued.groups
+    FOR EACH ROW WHEN (OLD.ready_at <> NEW.ready_at)
+    EXECUTE FUNCTION queued.change_ready_groups();
+CREATE OR REPLACE TRIGGER ready_group_deleted AFTER DELETE ON queued.groups
+    FOR EACH ROW WHEN (OLD.ready_at < 'infinity')
+    EXECUTE FUNCTION queued.change_ready_groups();
+
+-- For connections with session_replication_role = replica, too.
+ALTER TABLE queued.groups
+    ENABLE ALWAYS TRIGGER ready_group_created,
+    ENABLE ALWAYS TRIGGER ready_group_changed,
+    ENABLE ALWAYS TRIGGER ready_group_deleted;
+
 -- The first due messages of a group, at most that many. They wait, or their lease has ended.
 -- In an ordered queue they also contain messages that are not due or not alive, because
 -- later messages wait for them. PostgreSQL inlines this function.
@@ -52,7 +98,8 @@ COMMENT ON FUNCTION queued.group_fronts IS 'Internal: the first messages of a gr
 -- consumed. It does nothing if the settings of queues have changed since that version.
 --
 -- Statements are apart where the later one must see what was committed before a lock, or
--- what the earlier one has changed.
+-- what the earlier one has changed. A group is looked up backwards (BETWEEN, ORDER BY id
+-- DESC), because its live version is mostly the last of its index entries.
 CREATE OR REPLACE FUNCTION queued.claim_groups(
     key                bigint,      -- queues.key
     settings_version   bigint,
@@ -90,15 +137,22 @@ BEGIN
     FOR round IN 1..10 LOOP -- visited groups may have no message to deliver
         IF waits THEN
             PERFORM
-            FROM queued.groups g
-            WHERE g.queue_key = key
-                AND g.ready_at >= ready_since
-                AND g.ready_at <= now()
-                AND g.ready_at < 'infinity'
+            FROM queued.ready_groups r
+            CROSS JOIN LATERAL (
+                SELECT
+                FROM queued.groups
+                WHERE queue_key = key
+                    AND id BETWEEN r.id AND r.id
+                ORDER BY id DESC
+                LIMIT 1
+                FOR UPDATE
+            ) g
+            WHERE r.queue_key = key
+                AND r.ready_at >= ready_since
+                AND r.ready_at <= now()
                 AND (SELECT s.version FROM queued.settings s) = settings_version
-            ORDER BY g.ready_at
-            LIMIT 1
-            FOR UPDATE;
+            ORDER BY r.ready_at
+            LIMIT 1;
         END IF;
 
         moment := clock_timestamp();
@@ -115,16 +169,25 @@ BEGIN
                ))
         INTO locked, checked_from, ended
         FROM (
-            SELECT g.ctid AS tid, g.id, g.ready_at, g.first_lease_end
-            FROM queued.groups g
-            WHERE g.queue_key = key
-                AND g.ready_at >= ready_since
-                AND g.ready_at <= moment
-                AND g.ready_at < 'infinity'
+            SELECT g.*
+            FROM queued.ready_groups r
+            CROSS JOIN LATERAL (
+                SELECT ctid AS tid, id, ready_at, first_lease_end
+                FROM queued.groups
+                WHERE queue_key = key
+                    AND id BETWEEN r.id AND r.id
+                    AND ready_at >= ready_since
+                    AND ready_at <= moment
+                ORDER BY id DESC
+                LIMIT 1
+                FOR UPDATE SKIP LOCKED
+            ) g
+            WHERE r.queue_key = key
+                AND r.ready_at >= ready_since
+                AND r.ready_at <= moment
                 AND (SELECT s.version FROM queued.settings s) = settings_version
-            ORDER BY g.ready_at
+            ORDER BY r.ready_at
             LIMIT visits
-            FOR UPDATE SKIP LOCKED
         ) v;
         EXIT WHEN locked IS NULL;
 

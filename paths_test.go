@@ -153,6 +153,7 @@ func TestGroupsFromBeforeAreDeliveredWhateverTheirID(t *testing.T) {
 			s.must(201, "POST", "/queues/q/messages", `{"data":{"n":1},"group":"before"}`)
 			s.exec("UPDATE queued.messages SET group_id = $1", group)
 			s.exec("UPDATE queued.groups SET id = $1", group)
+			s.exec("UPDATE queued.ready_groups SET id = $1", group)
 		}
 		publish()
 		path := "/queues/q/groups/" + strings.NewReplacer("/", "%2F", ".", "%2E").Replace(group)

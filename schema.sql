@@ -233,15 +233,13 @@ CREATE TABLE queued.groups (
     blocked              boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (queue_key, id)
 ) WITH (
-    -- Each delivery updates the row of its group.
+    -- Each delivery updates the row of its group, but no column that is indexed. So the new
+    -- version needs no index entry, if it has space on the same page.
+    fillfactor = 20,
     autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_cost_limit = 2000
 );
-
--- The groups that may have something to deliver, the one ready longest first.
-CREATE INDEX groups_ready ON queued.groups (queue_key, ready_at)
-    WHERE ready_at < 'infinity';
 
 COMMENT ON TABLE  queued.groups                      IS 'Groups that have messages, an interval of their own, or a running delivery interval';
 COMMENT ON COLUMN queued.groups.queue_key            IS 'queues.key';
@@ -253,6 +251,27 @@ COMMENT ON COLUMN queued.groups.limited_until        IS 'End of the delivery int
 COMMENT ON COLUMN queued.groups.delivery_interval_ms IS 'Time between two deliveries; null: that of the queue';
 COMMENT ON COLUMN queued.groups.keep_interval        IS 'Whether a client has set the interval, so that it is kept without messages';
 COMMENT ON COLUMN queued.groups.blocked              IS 'In an ordered queue: whether messages may wait for the first one, which is not ready or in flight';
+
+-- The groups that may have something to deliver, in the order in which claims visit them. A
+-- trigger of groups writes it (functions_claim.sql). It is not an index of groups, because
+-- then each delivery would add an entry for its group to all indexes of groups. PostgreSQL
+-- cannot remove these while an old transaction is open, and whoever looks up the group would
+-- walk over them.
+CREATE TABLE queued.ready_groups (
+    queue_key bigint      NOT NULL,
+    ready_at  timestamptz NOT NULL,
+    id        text COLLATE "C" NOT NULL,
+    PRIMARY KEY (queue_key, ready_at, id)
+) WITH (
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_limit = 2000
+);
+
+COMMENT ON TABLE  queued.ready_groups           IS 'Groups whose ready_at is not infinity';
+COMMENT ON COLUMN queued.ready_groups.queue_key IS 'groups.queue_key';
+COMMENT ON COLUMN queued.ready_groups.ready_at  IS 'groups.ready_at';
+COMMENT ON COLUMN queued.ready_groups.id        IS 'groups.id';
 
 -- The functions for applications (functions_public.sql) lock and change groups at the commit
 -- only, because other statements wait for these locks. Until then a row here stands for each

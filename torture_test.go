@@ -379,13 +379,25 @@ func (v *torture) awaitEmpty() {
 // backlog is the number of messages in the queues above which producers pause.
 const backlog = 10_000
 
-// searchDoubles searches for messages that are in two queues, and measures the backlog.
+const differentReadyGroupsSQL = `
+SELECT count(*)
+FROM (SELECT * FROM queued.groups WHERE ready_at < 'infinity') g
+FULL JOIN queued.ready_groups r USING (queue_key, ready_at, id)
+WHERE g.queue_key IS NULL
+    OR r.queue_key IS NULL`
+
+// searchDoubles searches for messages that are in two queues and for groups that claims do
+// not find, and measures the backlog.
 func (v *torture) searchDoubles(calm <-chan struct{}) {
 	for {
 		var doubles, all int
 		err := v.db.QueryRow("SELECT count(*) FILTER (WHERE n > 1), count(*) FROM (SELECT count(*) AS n FROM queued.messages WHERE "+notInPipelineEnd+" GROUP BY id) AS ids").Scan(&doubles, &all)
 		if err == nil && doubles > 0 {
 			v.violate("%d messages are in two queues", doubles)
+		}
+		var different int
+		if v.db.QueryRow(differentReadyGroupsSQL).Scan(&different) == nil && different > 0 {
+			v.violate("%d rows of ready_groups differ from groups", different)
 		}
 		v.behind.Store(err == nil && all > backlog)
 		select {

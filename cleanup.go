@@ -10,8 +10,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// cleanup deletes expired messages, messages of deleted queues, and consumed messages at
-// the end of their retention. It moves exhausted messages to their dead queues. It runs on
+// cleanup deletes expired messages, messages of deleted queues, consumed messages at the
+// end of their retention, and deduplication ids at the end of their window. It moves exhausted messages to their dead queues. It runs on
 // every server. Each batch is a transaction under one advisory lock, so servers share the
 // work and never do the same at once. If another server has the lock, it does the batch.
 type cleanup struct {
@@ -104,7 +104,7 @@ func (c *cleanup) vacuum(ctx context.Context, unlimited *sql.DB, requests <-chan
 // once runs one pass of the cleanup. A pass does all of the work except for the walks, which
 // may take several passes. Work that another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeduplications, c.removeDeleted, c.removeDeletedDeduplications, c.recheckChangedGroups, c.removeIdleGroups} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(asUnavailable(failed), errUnavailable) && !rejected(failed) {
@@ -306,7 +306,8 @@ const forgetDeletedSQL = `
 DELETE FROM queued.deleted_queues d
 WHERE deleted_at < now() - make_interval(secs => $1)
     AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
-    AND NOT EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key)`
+    AND NOT EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key)
+    AND NOT EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key)`
 
 // removeDeleted deletes the messages of deleted queues.
 func (c *cleanup) removeDeleted(ctx context.Context) error {

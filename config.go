@@ -28,6 +28,7 @@ type config struct {
 	dataDir                string
 	maxDatabaseConnections int
 	cleanupInterval        time.Duration
+	deduplicationWindow    time.Duration
 	maxWait                time.Duration
 	drainDelay             time.Duration
 	maxConnections         int
@@ -106,6 +107,14 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	})
 	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "`time` between two passes of the cleanup")
 	f.check("cleanup-interval", positive(&c.cleanupInterval))
+	f.DurationVar(&c.deduplicationWindow, "deduplication-window", 5*time.Minute, "`time` in which a message with the same deduplication id is a duplicate; 1s to 24h")
+	f.check("deduplication-window", within(&c.deduplicationWindow, time.Second, maxDeduplicationWindow))
+	f.check("deduplication-window", func() error {
+		if c.deduplicationWindow%time.Second != 0 {
+			return errors.New("must be whole seconds")
+		}
+		return nil
+	})
 
 	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "maximum `time` a receive may wait for messages (wait_seconds)")
 	f.check("max-wait", within(&c.maxWait, 0, time.Hour))

@@ -19,10 +19,10 @@ const (
 
 	maxReceivers = 100_000 // maximum waiting receivers of all queues
 
-	engineBatchers = 9
+	engineBatchers = 10
 )
 
-// engine executes the frequent operations: publish (publish.go), receive (receive.go,
+// engine executes the frequent operations: publish (publish.go, deduplicate.go), receive (receive.go,
 // claim*.go), ack, nack and extend (ack.go), and the release of messages that no receiver
 // got (release.go). It has its own connections to the database.
 type engine struct {
@@ -31,6 +31,7 @@ type engine struct {
 	db      *sql.DB
 
 	publications *batcher[*publication]
+	deduplicated *batcher[*publication] // those with deduplication ids
 	acks         *batcher[*ackRequest]
 	nacks        *batcher[*ackRequest]
 	extensions   *batcher[*ackRequest]
@@ -42,6 +43,7 @@ type engine struct {
 	claimers     chan *pinnedConn // idle connections for claims that cannot share a statement
 
 	directory directory
+	held      heldIDs
 
 	notifier *notifier
 	sweepNow chan struct{} // requests a full sweep at once
@@ -94,6 +96,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	e.releases = newBatcher("release", workers(6), m, ackRows, publishSize, e.runReleases)
 	e.claims = newBatcher("claim", workers(7), m, claimRows, math.MaxInt, e.runClaims)
 	e.measurings = newBatcher("measure", workers(8), m, ackRows, publishSize, e.runMeasurings)
+	e.deduplicated = newBatcher("deduplicate", workers(9), m, publishRows, publishSize, e.runDeduplicated)
 	for _, s := range newPinnedConns(db, m, claimers) {
 		e.claimers <- s
 	}
@@ -154,6 +157,7 @@ func (e *engine) close() {
 	e.drain()
 	e.dispatching.Wait()
 	e.publications.close()
+	e.deduplicated.close()
 	e.acks.close()
 	e.nacks.close()
 	e.extensions.close()

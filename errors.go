@@ -51,6 +51,7 @@ var failures = []struct {
 	{http.StatusServiceUnavailable, is(errNotReady, success{false}), nil},
 	{http.StatusInternalServerError, is(errUnhealthy, success{false}), nil}, // as fastqueue does
 	{http.StatusUnprocessableEntity, refusedData, (*server).logRefused},
+	{http.StatusServiceUnavailable, is(errHeld, errHeld.Error()+"; try again later"), nil},
 	{http.StatusServiceUnavailable, is(errOverloaded, "too many requests are waiting; try again later"), nil},
 	{http.StatusServiceUnavailable, isUnavailable, (*server).logUnavailable},
 	{http.StatusInternalServerError, is(errPanic, "internal error"), nil},

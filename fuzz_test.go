@@ -86,7 +86,7 @@ func FuzzRequests(f *testing.F) {
 		switch {
 		case w.Code >= 500 && w.Code != 503, w.Code < 200:
 			t.Errorf("%s %q?%q %q %q = %d %s", method, path, query, header, body, w.Code, w.Body)
-		case !isVisibleASCII(w.Header().Get("X-Request-Id")):
+		case !isVisibleASCII(w.Header().Get("X-Request-Id"), maxTrace):
 			t.Errorf("%s %q?%q %q %q has the request id %q", method, path, query, header, body, w.Header().Get("X-Request-Id"))
 		case w.Code >= 400 && w.Body.Len() == 0, w.Code >= 400 && !json.Valid(w.Body.Bytes()):
 			t.Errorf("%s %q?%q %q %q = %d with %q, which is not JSON", method, path, query, header, body, w.Code, w.Body)

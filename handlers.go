@@ -146,7 +146,7 @@ func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i in
 	q := parseQuery(r.URL.RawQuery)
 	shows := q.shown()
 	acks := f.acks()
-	if err := cmp.Or(f.err(), q.err()); err != nil {
+	if err := cmp.Or(f.err(), q.err(), useIdempotencyKey(r.Header, drafts)); err != nil {
 		return nil, err
 	}
 	named := slices.Clone(acks)

@@ -20,6 +20,7 @@ type client struct {
 	url   string
 	token string // sent with each request, unless empty
 	trace trace  // the same
+	key   string // Idempotency-Key, the same
 }
 
 // with returns a client of the same server that sends a token.
@@ -34,6 +35,13 @@ func (s *client) with(token string) *client {
 func (s *client) tracing(requestID, traceparent string) *client {
 	c := *s
 	c.trace = trace{requestID, traceparent}
+	return &c
+}
+
+// keyed returns a client of the same server that sends an Idempotency-Key.
+func (s *client) keyed(key string) *client {
+	c := *s
+	c.key = key
 	return &c
 }
 
@@ -62,6 +70,9 @@ func (s *client) send(ctx context.Context, method, path, body string) (reply, er
 	}
 	if s.trace.traceparent != "" {
 		r.Header.Set("Traceparent", s.trace.traceparent)
+	}
+	if s.key != "" {
+		r.Header.Set("Idempotency-Key", s.key)
 	}
 	response, err := http.DefaultClient.Do(r)
 	if err != nil {
@@ -165,6 +176,7 @@ type wireMessage struct {
 	ScheduledAt      string          `json:"scheduled_at"`
 	CreatedAt        string          `json:"created_at"`
 	UpdatedAt        string          `json:"updated_at"`
+	Duplicate        bool            `json:"duplicate"`
 }
 
 func decodeMessages(body string) ([]wireMessage, error) {

@@ -417,7 +417,7 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-max-body", "0"}, want: "-max-body"},
 		{args: []string{"-max-limit", "x"}, want: "-max-limit"},
 		{args: []string{"-drain-delay", "-1s"}, want: "-drain-delay"},
-		{args: []string{"-max-database-connections", "7"}, want: "-max-database-connections: must be 8 to 33"},
+		{args: []string{"-max-database-connections", "7"}, want: "-max-database-connections: must be 8 to 36"},
 		{args: []string{"-max-connections", "0"}, want: "-max-connections"},
 		{args: []string{"-max-buffered-bytes", "1000000"}, want: "-max-buffered-bytes"},
 		{args: []string{"-transfer-timeout", "0s"}, want: "-transfer-timeout"},

@@ -58,6 +58,7 @@ type message struct {
 	size          int            // bytes of Data and Attributes
 	dueAt         timestamp      // of a received message: when it was due, before it was leased
 	consumed      bool           // it was received and deleted at once
+	duplicate     bool           // it was not stored, because this copy was published before
 	past          past
 }
 
@@ -149,6 +150,9 @@ func (m *message) appendJSON(b []byte, shows shown) []byte {
 	if m.State == stateConsumed {
 		b = append(b, `,"consumed_at":`...)
 		b = m.UpdatedAt.appendJSON(b) // a consumed message has not changed since
+	}
+	if m.duplicate {
+		b = append(b, `,"duplicate":true`...)
 	}
 	if shows.group {
 		b = appendOptional(b, `,"group":`, m.Group)

@@ -85,6 +85,7 @@ type messageCounter int
 
 const (
 	messagesPublished messageCounter = iota
+	messagesDuplicate
 	messagesDelivered
 	messagesRedelivered
 	messagesAcked
@@ -104,6 +105,7 @@ type messageTotals [numMessageCounters]atomic.Int64
 var messageDescs = func() (descs [numMessageCounters]*prometheus.Desc) {
 	for counter, v := range [numMessageCounters]struct{ name, help string }{
 		messagesPublished:    {"published", "Messages published."},
+		messagesDuplicate:    {"duplicate", "Messages not stored because the queue has got one with the same deduplication id."},
 		messagesDelivered:    {"delivered", "Messages delivered."},
 		messagesRedelivered:  {"redelivered", "Messages delivered again."},
 		messagesAcked:        {"acked", "Messages acked."},

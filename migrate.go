@@ -174,9 +174,9 @@ func (s *store) check(ctx context.Context) error {
 }
 
 // prepareDatabase checks the database, migrates its schema through a store without a
-// statement timeout, and applies the topology. It retries while the database is
-// unavailable.
-func prepareDatabase(ctx context.Context, d *database, s, unlimited *store, t *topology, log *slog.Logger) error {
+// statement timeout, and applies the settings of the flags and the topology. It retries
+// while the database is unavailable.
+func prepareDatabase(ctx context.Context, d *database, s, unlimited *store, c *config, log *slog.Logger) error {
 	return retry(ctx, log, func() error {
 		err := checkEncoding(ctx, s)
 		if err == nil {
@@ -191,8 +191,11 @@ func prepareDatabase(ctx context.Context, d *database, s, unlimited *store, t *t
 		if err == nil {
 			err = d.sequences.raiseOn(ctx, unlimited.db)
 		}
-		if err == nil && t != nil {
-			if err = t.apply(ctx, s); errors.Is(err, errNotFound) {
+		if err == nil {
+			err = s.setDeduplicationWindow(ctx, c.deduplicationWindow)
+		}
+		if err == nil && c.topology != nil {
+			if err = c.topology.apply(ctx, s); errors.Is(err, errNotFound) {
 				return fmt.Errorf("-topology: %w", err)
 			}
 		}

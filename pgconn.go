@@ -201,7 +201,7 @@ type connections struct {
 const (
 	otherConnections     = 3 // without a statement timeout, for notifications, and for pings
 	leastConnections     = 8
-	maxServerConnections = 33 // with these no connection is shared
+	maxServerConnections = 36 // with these no connection is shared
 )
 
 var defaultConnections = shareConnections(maxServerConnections)

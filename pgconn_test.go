@@ -275,7 +275,7 @@ func TestConnectionsAreSharedOut(t *testing.T) {
 	if c := shareConnections(leastConnections); c != (connections{requests: 2, claimers: 1, batchers: 2}) {
 		t.Errorf("the minimum is divided as %+v", c)
 	}
-	if c := defaultConnections; c != (connections{requests: 8, claimers: 2, batchers: engineBatchers*batcherWorkers + 2}) {
+	if c := defaultConnections; c != (connections{requests: 9, claimers: 2, batchers: engineBatchers*batcherWorkers + 2}) {
 		t.Errorf("the default is divided as %+v", c)
 	}
 	for n := leastConnections; n <= maxServerConnections; n++ {

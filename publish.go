@@ -40,6 +40,8 @@ type draft struct {
 	group      string         // empty if it has none
 	delay      *time.Duration // nil for the delay of the queue
 	job        *job           // nil if it is not a job; a job is published alone, to a queue
+
+	deduplicationID string // empty if it has none
 }
 
 // maxCopies is the maximum number of message copies of a request.
@@ -92,8 +94,12 @@ func (d *directory) share(topicID string, read *subscribers) *subscribers {
 // for the queue, all in one commit. It wakes the receivers.
 func (e *engine) publish(ctx context.Context, p *publication) ([]message, error) {
 	size := 0
+	publications := e.publications
 	for _, m := range p.messages {
 		size += len(m.data) + len(m.attributes)
+		if m.deduplicationID != "" {
+			publications = e.deduplicated
+		}
 	}
 	for range settingsAttempts {
 		if to := e.directory.of(p.topicID); to != nil && to != p.address.to {
@@ -101,7 +107,7 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 				return nil, err
 			}
 		}
-		err := e.publications.do(ctx, p, len(p.messages)+len(p.acks), size)
+		err := publications.do(ctx, p, len(p.messages)+len(p.acks), size)
 		if err != nil && (ctx.Err() != nil || p.stored == nil) {
 			return nil, err
 		}
@@ -198,18 +204,29 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 // finishPublications sets the stored copies of each publication, and counts them.
 func (e *engine) finishPublications(all []*publication, stored [][]message) {
 	counts := make(map[string]int, 1)
+	var duplicates map[string]int
 	for _, p := range all {
 		p.stored, p.err = slices.Concat(stored[:len(p.messages)]...), nil // an earlier run may not have found the topic
 		if p.stored == nil {
 			p.stored = []message{}
 		}
 		for _, m := range p.stored {
-			counts[m.QueueID]++
+			if !m.duplicate {
+				counts[m.QueueID]++
+				continue
+			}
+			if duplicates == nil {
+				duplicates = make(map[string]int)
+			}
+			duplicates[m.QueueID]++
 		}
 		stored = stored[len(p.messages):]
 	}
 	for queueID, n := range counts {
 		e.metrics.add(messagesPublished, queueID, n)
+	}
+	for queueID, n := range duplicates {
+		e.metrics.add(messagesDuplicate, queueID, n)
 	}
 }
 
@@ -321,7 +338,7 @@ func (p *publication) appendOutgoing(messages []outgoing) []outgoing {
 				to[j].delay = m.delayIn(to[j])
 			}
 		}
-		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, trace: p.trace, to: to})
+		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, trace: p.trace, to: to, deduplicationID: m.deduplicationID})
 	}
 	return messages
 }
@@ -511,6 +528,9 @@ type outgoing struct {
 	group      string // empty if it has none
 	trace      trace
 	to         []subscription
+	ids        []string // of the copies; nil to generate them
+
+	deduplicationID string // empty if it has none
 }
 
 // insert stores all copies of all messages in one commit. It returns the copies of each
@@ -538,7 +558,13 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		firsts, lasts = append(firsts, int64(n+1)), append(lasts, int64(n+len(m.to)))
 		n += len(m.to)
 		for j, to := range m.to {
-			inserted[i][j] = message{ID: newID(), QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace, queueKey: to.queueKey}
+			var id string
+			if m.ids != nil {
+				id = m.ids[j]
+			} else {
+				id = newID()
+			}
+			inserted[i][j] = message{ID: id, QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace, queueKey: to.queueKey}
 			ids = append(ids, inserted[i][j].ID)
 			keys = append(keys, to.queueKey)
 			retentions = append(retentions, int64(to.retention/time.Second))
@@ -598,7 +624,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 
 // draft decodes a message to publish.
 func (f *form) draft(l *limits) draft {
-	m := draft{data: f.object("data", true), attributes: f.attributes("attributes"), group: f.group("group")}
+	m := draft{data: f.object("data", true), attributes: f.attributes("attributes"), group: f.group("group"), deduplicationID: f.deduplicationID("deduplication_id")}
 	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
 		f.addMistake(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"time"
 
 	"queued/internal/rawjson"
 )
@@ -29,12 +30,13 @@ type ownSettings struct {
 	DeliveryIntervalMS       *int `json:"delivery_interval_ms,omitempty"`
 	Ordered                  bool `json:"ordered,omitempty"`
 	ConsumedRetentionSeconds *int `json:"consumed_retention_seconds,omitempty"`
+	DeduplicationWindow      *int `json:"deduplication_window_seconds,omitempty"`
 
 	leftOut leftOut // of a request
 }
 
 // leftOut marks the settings that a request does not have.
-type leftOut struct{ deliveryInterval, ordered, consumedRetention bool }
+type leftOut struct{ deliveryInterval, ordered, consumedRetention, deduplicationWindow bool }
 
 // over returns the settings. The ones that the request leaves out are taken from others.
 func (v ownSettings) over(others ownSettings) ownSettings {
@@ -46,6 +48,9 @@ func (v ownSettings) over(others ownSettings) ownSettings {
 	}
 	if v.leftOut.consumedRetention {
 		v.ConsumedRetentionSeconds = others.ConsumedRetentionSeconds
+	}
+	if v.leftOut.deduplicationWindow {
+		v.DeduplicationWindow = others.DeduplicationWindow
 	}
 	v.leftOut = leftOut{}
 	return v
@@ -134,6 +139,7 @@ func (f *form) ownSettings(l *limits) ownSettings {
 		DeliveryIntervalMS:       f.integer("delivery_interval_ms", bounds{0, maxInterval}, false),
 		Ordered:                  f.boolean("ordered"),
 		ConsumedRetentionSeconds: f.integer("consumed_retention_seconds", bounds{1, l.messageRetention.max}, false),
-		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds")},
+		DeduplicationWindow:      f.integer("deduplication_window_seconds", bounds{1, int(maxDeduplicationWindow / time.Second)}, false),
+		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds"), !f.has("deduplication_window_seconds")},
 	}
 }

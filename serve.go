@@ -276,7 +276,7 @@ func (p *process) prepare(ctx context.Context) error {
 		}
 		p.database.gate.open()
 	}
-	if err := prepareDatabase(ctx, p.database, p.store, &store{p.unlimited, p.metrics}, p.topology, p.log); err != nil {
+	if err := prepareDatabase(ctx, p.database, p.store, &store{p.unlimited, p.metrics}, p.config, p.log); err != nil {
 		return err
 	}
 	p.metrics.registry.MustRegister(p.depth) // not earlier, because it logs an error without a schema

@@ -236,12 +236,13 @@ func scanTopic(row scanner) (t topic, err error) {
 // The columns of a queue, in the order of scanQueue.
 const queueColumnsSQL = `id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
        message_filters, message_max_deliveries, delivery_delay_seconds,
-       delivery_interval_ms, ordered, consumed_retention_seconds, created_at, updated_at`
+       delivery_interval_ms, ordered, consumed_retention_seconds,
+       deduplication_window_seconds, created_at, updated_at`
 
 func scanQueue(row scanner) (q queue, err error) {
 	err = row.Scan(&q.ID, &q.TopicID, &q.DeadQueueID, &q.AckDeadlineSeconds, &q.MessageRetentionSeconds,
 		(*[]byte)(&q.MessageFilters), &q.MessageMaxDeliveries, &q.DeliveryDelaySeconds,
-		&q.DeliveryIntervalMS, &q.Ordered, &q.ConsumedRetentionSeconds, &q.CreatedAt, &q.UpdatedAt)
+		&q.DeliveryIntervalMS, &q.Ordered, &q.ConsumedRetentionSeconds, &q.DeduplicationWindow, &q.CreatedAt, &q.UpdatedAt)
 	return q, err
 }
 
@@ -254,8 +255,9 @@ WITH refs AS MATERIALIZED (
 ), added AS (
     INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
                                message_filters, message_max_deliveries, delivery_delay_seconds,
-                               delivery_interval_ms, ordered, consumed_retention_seconds)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11
+                               delivery_interval_ms, ordered, consumed_retention_seconds,
+                               deduplication_window_seconds)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
     FROM refs
     WHERE topic_found AND dead_queue_found
     RETURNING key
@@ -291,8 +293,9 @@ WITH refs AS MATERIALIZED (
     UPDATE queued.queues
     SET topic_id = $2, dead_queue_id = $3, ack_deadline_seconds = $4, message_retention_seconds = $5,
         message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8,
-        delivery_interval_ms = $9, ordered = $10, consumed_retention_seconds = $11, updated_at = now(),
-        groups_changed_in = CASE WHEN $12 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
+        delivery_interval_ms = $9, ordered = $10, consumed_retention_seconds = $11,
+        deduplication_window_seconds = $12, updated_at = now(),
+        groups_changed_in = CASE WHEN $13 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
     FROM refs
     WHERE queues.id = $1 AND topic_found AND dead_queue_found
 )
@@ -327,7 +330,7 @@ func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id st
 	var topicFound, deadQueueFound, keyTaken bool
 	err := s.in(tx, name).QueryRowContext(ctx, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
 		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
-		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
+		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds, v.DeduplicationWindow}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
 	switch e := pq.As(err); {
 	case e != nil && e.Code == pqerror.UniqueViolation && e.Constraint == "queues_key_key":
 		return errKeyTaken

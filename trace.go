@@ -24,7 +24,7 @@ const maxTrace = 128
 
 // readTrace reads the two headers. It ignores a header that is sent more than once.
 func readTrace(h http.Header) (t trace) {
-	if all := h["X-Request-Id"]; len(all) == 1 && isVisibleASCII(all[0]) {
+	if all := h["X-Request-Id"]; len(all) == 1 && isVisibleASCII(all[0], maxTrace) {
 		t.requestID = all[0]
 	}
 	if all := h["Traceparent"]; len(all) == 1 && validTraceparent(all[0]) {
@@ -33,22 +33,22 @@ func readTrace(h http.Header) (t trace) {
 	return t
 }
 
-// isVisibleASCII reports whether a text is 1 to maxTrace bytes of printable ASCII
-// without spaces.
-func isVisibleASCII(text string) bool {
+// isVisibleASCII reports whether a text is 1 to most bytes of printable ASCII without
+// spaces.
+func isVisibleASCII(text string, most int) bool {
 	for _, c := range []byte(text) {
 		if c <= ' ' || c > '~' {
 			return false
 		}
 	}
-	return 0 < len(text) && len(text) <= maxTrace
+	return 0 < len(text) && len(text) <= most
 }
 
 // validTraceparent reports whether a text is a traceparent of version 00 or of a
 // later one, which starts with the same fields and may have more after a dash.
 func validTraceparent(text string) bool {
 	const length = len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
-	if len(text) < length || !isVisibleASCII(text) || text[2] != '-' || text[35] != '-' || text[52] != '-' {
+	if len(text) < length || !isVisibleASCII(text, maxTrace) || text[2] != '-' || text[35] != '-' || text[52] != '-' {
 		return false
 	}
 	version, traceID, parentID, flags := text[:2], text[3:35], text[36:52], text[53:length]

@@ -151,7 +151,7 @@ func TestEveryResponseHasARequestID(t *testing.T) {
 			headers = append(headers, "Host: localhost")
 		}
 		created := v.server.raw(v.method, v.path, v.body, headers...)
-		if ids := created.Header["X-Request-Id"]; created.StatusCode != v.status || len(ids) != 1 || !isVisibleASCII(ids[0]) {
+		if ids := created.Header["X-Request-Id"]; created.StatusCode != v.status || len(ids) != 1 || !isVisibleASCII(ids[0], maxTrace) {
 			t.Errorf("%s = %d with request ids %q, want %d and one", what, created.StatusCode, ids, v.status)
 		}
 		given := v.server.raw(v.method, v.path, v.body, append(headers, "X-Request-Id: mine")...)
@@ -172,7 +172,7 @@ func TestRequestIDsAreDifferent(t *testing.T) {
 				for range many {
 					id := r.next()
 					mu.Lock()
-					seen[id] = isVisibleASCII(id)
+					seen[id] = isVisibleASCII(id, maxTrace)
 					mu.Unlock()
 				}
 			})
@@ -211,7 +211,7 @@ func TestLogSaysWhichRequestALineIsAbout(t *testing.T) {
 			{s.tracing("a b", "00-0"), ""},
 		} {
 			lines, id := logged(v.client, path)
-			if given := v.client.trace.requestID; isVisibleASCII(given) && id != given {
+			if given := v.client.trace.requestID; isVisibleASCII(given, maxTrace) && id != given {
 				t.Errorf("the response of GET %s has the request id %q, want %q", path, id, given)
 			}
 			if strings.ContainsAny(id, `"=\`) {

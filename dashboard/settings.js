@@ -21,6 +21,7 @@ function settingFields(q, topics) {
     delivery_delay_seconds: integer('delivery_delay_seconds', 'Delay in seconds', 'Optional. How long a new message is hidden.'),
     delivery_interval_ms: integer('delivery_interval_ms', 'Delivery interval of a group in milliseconds', 'Optional. At most one message of a group is delivered per interval.'),
     consumed_retention_seconds: integer('consumed_retention_seconds', 'Retention of consumed messages in seconds', 'Optional. How long a message is kept after it was read through the API of pgQueue or micro-queue.'),
+    deduplication_window_seconds: integer('deduplication_window_seconds', 'Deduplication window in seconds', 'Optional. How long after a publish a message with the same deduplication id is not stored again.'),
     ordered: field('Ordered: deliver the next message of a group only after the previous one was acked or has left the queue', inputs.check({ name: 'ordered', checked: q.ordered === true })),
   }
 }
@@ -38,7 +39,7 @@ function settingsIn(input) {
   return texts
 }
 
-const numbers = ['ack_deadline_seconds', 'message_retention_seconds', 'message_max_deliveries', 'delivery_delay_seconds', 'delivery_interval_ms', 'consumed_retention_seconds']
+const numbers = ['ack_deadline_seconds', 'message_retention_seconds', 'message_max_deliveries', 'delivery_delay_seconds', 'delivery_interval_ms', 'consumed_retention_seconds', 'deduplication_window_seconds']
 
 // bodyOf returns a JSON object of members that are JSON already.
 const bodyOf = (texts) => `{${Object.entries(texts).map(([name, text]) => `${JSON.stringify(name)}:${text}`).join(',')}}`

@@ -1,0 +1,588 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/lib/pq"
+
+	"queued/internal/rawjson"
+)
+
+// A message may have a deduplication id, its own or one derived from the Idempotency-Key of
+// its request. A queue that got a message with the same id within its deduplication window
+// does not store another one. A publish inserts the ids into queued.deduplications, and
+// then the messages of the ids that were not there, in one transaction. Publishes without
+// ids have nothing to do with this: these have a batcher of their own.
+
+// deduplicationKey identifies a copy of a message with a deduplication id.
+type deduplicationKey struct {
+	queueKey int64
+	id       string
+}
+
+func (k deduplicationKey) compare(l deduplicationKey) int {
+	return cmp.Or(cmp.Compare(k.queueKey, l.queueKey), cmp.Compare(k.id, l.id))
+}
+
+// firstCopy is the copy that was published first with a deduplication id. The others are
+// its duplicates.
+type firstCopy struct {
+	messageID string
+	createdAt timestamp
+	earlier   bool // it was stored before this transaction
+}
+
+// Time that a publish waits for an id that another transaction has inserted and not yet
+// committed. In its batch it delays others for that time, so an id that was held once is
+// tried apart from the others for a while.
+const (
+	heldTimeout = 250 * time.Millisecond
+	tryTimeout  = time.Millisecond
+	heldFor     = 5 * time.Second
+	maxHeld     = 10_000 // ids that are remembered
+)
+
+// errHeld is the error of a publish with an id that another transaction has inserted and
+// not yet committed.
+var errHeld = errors.New("a publish with the same deduplication id is not committed yet")
+
+// heldIDs are the ids that were held recently.
+type heldIDs struct {
+	mu    sync.Mutex
+	until map[deduplicationKey]time.Time
+}
+
+// any reports whether one of the ids was held recently.
+func (h *heldIDs) any(keys []deduplicationKey) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.until) > 0 && slices.ContainsFunc(keys, func(key deduplicationKey) bool { return time.Now().Before(h.until[key]) })
+}
+
+// set records that one of the ids is held, or that none is.
+func (h *heldIDs) set(keys []deduplicationKey, held bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, key := range keys {
+		if held {
+			if len(h.until) >= maxHeld {
+				h.until = nil
+			}
+			if h.until == nil {
+				h.until = make(map[deduplicationKey]time.Time)
+			}
+			h.until[key] = time.Now().Add(heldFor)
+		} else {
+			delete(h.until, key)
+		}
+	}
+}
+
+// runDeduplicated is runPublications for publications with deduplication ids. Only the
+// publications with a held id wait for it, and fail with errHeld.
+func (e *engine) runDeduplicated(s *pinnedConn, batch []*publication) error {
+	for range settingsAttempts {
+		if err := e.publishDeduplicated(s, batch); !errors.Is(err, errStale) {
+			return err
+		}
+		s.settings.clear()
+	}
+	return errStale
+}
+
+// publishDeduplicated is runDeduplicated with the settings that s has cached. It returns
+// errStale if they have changed.
+func (e *engine) publishDeduplicated(s *pinnedConn, batch []*publication) error {
+	if err := s.readDestinations(batch); err != nil {
+		return err
+	}
+	var together, apart []*publication
+	copies := 0
+	for _, p := range batch {
+		if p.stored != nil {
+			continue
+		}
+		p.err = e.readdress(p, &s.settings)
+		if p.err != nil || p.address.to == nil {
+			continue
+		}
+		if e.held.any(p.deduplicationKeys()) {
+			apart = append(apart, p)
+			continue
+		}
+		if copies > 0 && copies+p.address.copies > publishRows {
+			if err := e.publishOnce(s, together, heldTimeout); err != nil && !errors.Is(err, errHeld) {
+				return err
+			}
+			apart = append(apart, together...)
+			together, copies = nil, 0
+		}
+		together = append(together, p)
+		copies += p.address.copies
+	}
+	if len(together) > 0 {
+		if err := e.publishOnce(s, together, heldTimeout); err != nil && !errors.Is(err, errHeld) {
+			return err
+		}
+	}
+	held := make(map[deduplicationKey]bool) // for certain
+	for _, p := range slices.Concat(together, apart) {
+		if p.stored != nil || p.err != nil {
+			continue
+		}
+		keys := p.deduplicationKeys()
+		if slices.ContainsFunc(keys, func(key deduplicationKey) bool { return held[key] }) {
+			p.err = errHeld
+			continue
+		}
+		err := e.publishOnce(s, []*publication{p}, tryTimeout)
+		if err != nil && !errors.Is(err, errHeld) {
+			return err
+		}
+		if err != nil {
+			p.err = errHeld
+			if len(keys) == 1 {
+				held[keys[0]] = true
+			}
+		}
+		e.held.set(keys, err != nil)
+	}
+	return nil
+}
+
+// deduplicationKeys returns the keys of all copies with a deduplication id.
+func (p *publication) deduplicationKeys() (keys []deduplicationKey) {
+	for i, m := range p.messages {
+		for _, place := range p.address.queues[i] {
+			if m.deduplicationID != "" {
+				keys = append(keys, deduplicationKey{p.address.to.queues[place].queueKey, m.deduplicationID})
+			}
+		}
+	}
+	return keys
+}
+
+// publishOnce stores publications in one transaction, except for the copies that are
+// duplicates, and acks the messages that they ack. If it returns an error, none has
+// happened. A publication whose messages to ack are not in flight is left without a result,
+// unless it is alone.
+func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Duration) error {
+	began := time.Now()
+	var able []*publication
+	var sent []outgoing // with all copies
+	var fresh []outgoing
+	var firsts map[deduplicationKey]*firstCopy
+	var stored [][]message
+	var readyAt map[int64]time.Time
+	var acked []queueChange
+	err := s.transaction(func() (err error) {
+		able, sent, fresh = nil, nil, nil
+		firsts = make(map[deduplicationKey]*firstCopy)
+		var acks []ackItem
+		if slices.ContainsFunc(batch, func(p *publication) bool { return len(p.acks) > 0 }) {
+			leases, err := s.lockLeases(batch)
+			if err != nil {
+				return err
+			}
+			for _, p := range batch {
+				if failed := leases.take(p.acks); failed == nil {
+					able, acks = append(able, p), append(acks, p.acks...)
+				} else if len(batch) == 1 {
+					return e.publishAgain(s, p, failed)
+				}
+			}
+		} else {
+			able = batch
+		}
+		if len(able) == 0 {
+			return nil
+		}
+		grouped := false
+		for _, p := range able {
+			sent = p.appendOutgoing(sent)
+			for i, m := range p.messages {
+				grouped = grouped || m.group != ""
+				for _, to := range sent[len(sent)-len(p.messages)+i].to {
+					if key := (deduplicationKey{to.queueKey, m.deduplicationID}); m.deduplicationID != "" && firsts[key] == nil {
+						firsts[key] = &firstCopy{messageID: newID()}
+					}
+				}
+			}
+		}
+		if err := s.insertDeduplications(firsts, wait); err != nil {
+			return err
+		}
+		if grouped || len(acks) > 0 {
+			if _, err := read[any](s, "restore_lock_timeout", nil, restoreLockTimeoutSQL); err != nil {
+				return err
+			}
+		}
+		if len(acks) > 0 {
+			if acked, err = s.ack(acks); err != nil {
+				return err
+			}
+		}
+		fresh = withoutDuplicates(sent, firsts)
+		stored, readyAt, err = s.insert(fresh)
+		return err
+	})
+	if err != nil && (errors.Is(err, errStale) || errors.Is(err, errHeld)) || len(able) == 0 {
+		return err
+	}
+	if err != nil {
+		// The outcome may be unknown, so the messages count as due.
+		e.wakePublished(fresh, nil, nil)
+		e.sweepIfUnknown(err)
+		return err
+	}
+	e.wakePublished(fresh, stored, readyAt)
+	e.finishPublications(able, withDuplicates(sent, stored, firsts))
+	e.countAcks(acked)
+	if time.Since(began) > slowPublish {
+		e.notifier.sendNow(s)
+	}
+	return nil
+}
+
+// insertDeduplicationsSQL returns the ids of messages that are not duplicates. It locks the
+// rows of the others, so they stay as they are. The window is that of the queue now.
+const insertDeduplicationsSQL = `
+WITH inserted AS (
+    INSERT INTO queued.deduplications AS d (queue_key, id, message_id, created_at, expires_at)
+    SELECT u.queue_key, u.id, u.message_id, now(),
+           now() + make_interval(secs => coalesce(
+               (SELECT q.deduplication_window_seconds FROM queued.queues q WHERE q.key = u.queue_key),
+               (SELECT deduplication_window_seconds FROM queued.settings)))
+    FROM unnest($1::bigint[], $2::text[], $3::uuid[]) AS u (queue_key, id, message_id)
+    WHERE (SELECT set_config('lock_timeout', $4, true)) IS NOT NULL -- for the conflicts
+        AND (SELECT version FROM queued.settings) = $5
+    ON CONFLICT (queue_key, id) DO UPDATE
+    SET message_id = excluded.message_id, created_at = excluded.created_at, expires_at = excluded.expires_at
+    WHERE d.expires_at <= now()
+    RETURNING message_id
+)
+SELECT array_agg(message_id), (SELECT version FROM queued.settings) = $5
+FROM inserted`
+
+var restoreLockTimeoutSQL = fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())
+
+// insertDeduplications inserts the ids of copies, in an order that all publishes have, and
+// sets what is known about the first copy of each duplicate. It returns errHeld if it has
+// waited for another transaction for too long, and errStale if the cached settings have
+// changed.
+func (s *pinnedConn) insertDeduplications(firsts map[deduplicationKey]*firstCopy, wait time.Duration) error {
+	keys, ids := sortedKeys(firsts)
+	var messageIDs idArray
+	for i, id := range ids {
+		messageIDs = append(messageIDs, firsts[deduplicationKey{keys[i], id}].messageID)
+	}
+	type outcome struct {
+		inserted pq.StringArray
+		current  bool
+	}
+	outcomes, err := read(s, "insert_deduplications", func(row scanner) (o outcome, err error) {
+		err = row.Scan(&o.inserted, &o.current)
+		return o, err
+	}, insertDeduplicationsSQL, keys, ids, messageIDs, strconv.FormatInt(wait.Milliseconds(), 10), s.settings.version)
+	if locked(err) {
+		return errHeld
+	}
+	if err != nil {
+		return err
+	}
+	if !outcomes[0].current {
+		return errStale
+	}
+	if len(outcomes[0].inserted) == len(firsts) {
+		return nil
+	}
+	duplicates := maps.Clone(firsts)
+	inserted := make(map[string]bool, len(outcomes[0].inserted))
+	for _, id := range outcomes[0].inserted {
+		inserted[id] = true
+	}
+	maps.DeleteFunc(duplicates, func(_ deduplicationKey, first *firstCopy) bool { return inserted[first.messageID] })
+	if err := s.readDeduplications(duplicates); err != nil {
+		return err
+	}
+	for key, first := range duplicates {
+		if !first.earlier {
+			return fmt.Errorf("insert_deduplications: no row for %q", key.id)
+		}
+	}
+	return nil
+}
+
+// sortedKeys returns the keys in the order in which all transactions insert them.
+func sortedKeys(firsts map[deduplicationKey]*firstCopy) (keys intArray, ids quotedArray) {
+	for _, key := range slices.SortedFunc(maps.Keys(firsts), deduplicationKey.compare) {
+		keys, ids = append(keys, key.queueKey), append(ids, key.id)
+	}
+	return keys, ids
+}
+
+const selectDeduplicationsSQL = `
+SELECT d.queue_key, d.id, d.message_id, d.created_at
+FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
+CROSS JOIN LATERAL (
+    SELECT *
+    FROM queued.deduplications d
+    WHERE d.queue_key = u.queue_key
+        AND d.id = u.id
+        AND d.expires_at > now()
+    OFFSET 0
+) d`
+
+// readDeduplications sets the first copies that were stored before.
+func (s *pinnedConn) readDeduplications(firsts map[deduplicationKey]*firstCopy) error {
+	keys, ids := sortedKeys(firsts)
+	_, err := read(s, "deduplications", func(row scanner) (any, error) {
+		var key deduplicationKey
+		first := firstCopy{earlier: true}
+		err := row.Scan(&key.queueKey, &key.id, &first.messageID, &first.createdAt)
+		if known := firsts[key]; known != nil {
+			*known = first
+		}
+		return nil, err
+	}, selectDeduplicationsSQL, keys, ids)
+	return err
+}
+
+// publishAgain sets the result of a publication whose messages to ack are not all in flight,
+// in the leases of their tokens. If each of its messages is a duplicate, and the messages to
+// ack do not exist any more, an earlier publish has stored and acked them: the result is
+// that of the earlier one. Otherwise it is errNotAcked.
+func (e *engine) publishAgain(s *pinnedConn, p *publication, failed []int) error {
+	firsts := make(map[deduplicationKey]*firstCopy)
+	for _, key := range p.deduplicationKeys() {
+		firsts[key] = &firstCopy{}
+	}
+	if err := s.readDeduplications(firsts); err != nil {
+		return err
+	}
+	maps.DeleteFunc(firsts, func(_ deduplicationKey, first *firstCopy) bool { return !first.earlier })
+	sent := p.appendOutgoing(nil)
+	for i, m := range p.messages {
+		stored := slices.DeleteFunc(slices.Clone(sent[i].to), func(to subscription) bool {
+			return firsts[deduplicationKey{to.queueKey, m.deduplicationID}] == nil
+		})
+		if len(failed) < len(p.acks) || m.deduplicationID == "" || len(stored) == 0 && len(sent[i].to) > 0 {
+			p.err = errNotAcked{failed}
+			return nil
+		}
+		sent[i].to = stored // a queue that the topic did not have then gets no copy
+	}
+	var ids idArray
+	for _, i := range failed {
+		ids = append(ids, p.acks[i].id)
+	}
+	exists, err := s.existing(ids)
+	if err != nil {
+		return err
+	}
+	failed = slices.DeleteFunc(slices.Clone(failed), func(i int) bool { return !exists[p.acks[i].id] })
+	if len(failed) > 0 {
+		p.err = errNotAcked{failed}
+		return nil
+	}
+	e.finishPublications([]*publication{p}, withDuplicates(sent, make([][]message, len(sent)), firsts))
+	return nil
+}
+
+// withoutDuplicates returns the messages with only the copies that are to be stored, and
+// the ids of these.
+func withoutDuplicates(sent []outgoing, firsts map[deduplicationKey]*firstCopy) []outgoing {
+	fresh := slices.Clone(sent)
+	taken := make(map[deduplicationKey]bool, len(firsts)) // by an earlier message of this transaction
+	for i, m := range sent {
+		if m.deduplicationID == "" {
+			continue
+		}
+		fresh[i].to, fresh[i].ids = nil, nil
+		for _, to := range m.to {
+			key := deduplicationKey{to.queueKey, m.deduplicationID}
+			if first := firsts[key]; !first.earlier && !taken[key] {
+				taken[key] = true
+				fresh[i].to, fresh[i].ids = append(fresh[i].to, to), append(fresh[i].ids, first.messageID)
+			}
+		}
+	}
+	return fresh
+}
+
+// withDuplicates returns the copies of each message: those that were stored, and for each
+// duplicate the first copy as it was when it was published.
+func withDuplicates(sent []outgoing, stored [][]message, firsts map[deduplicationKey]*firstCopy) [][]message {
+	all := make([][]message, len(sent))
+	for i, m := range sent {
+		if m.deduplicationID == "" {
+			all[i] = stored[i]
+			continue
+		}
+		for _, to := range m.to {
+			first := firsts[deduplicationKey{to.queueKey, m.deduplicationID}]
+			if len(stored[i]) > 0 && stored[i][0].ID == first.messageID {
+				first.createdAt = stored[i][0].CreatedAt
+				all[i], stored[i] = append(all[i], stored[i][0]), stored[i][1:]
+				continue
+			}
+			all[i] = append(all[i], message{
+				ID: first.messageID, QueueID: to.queueID, queueKey: to.queueKey, duplicate: true,
+				Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace,
+				CreatedAt: first.createdAt, UpdatedAt: first.createdAt,
+				ScheduledAt: timestamp{first.createdAt.Add(to.delay)}, ExpiredAt: timestamp{first.createdAt.Add(to.retention)},
+			})
+		}
+	}
+	return all
+}
+
+// removeDeduplicationsSQL deletes entries at the end of their window.
+const removeDeduplicationsSQL = `
+WITH old AS MATERIALIZED (
+    SELECT ctid AS tid, expires_at
+    FROM queued.deduplications
+    WHERE expires_at >= $1 -- and not >, because entries may have the same time
+        AND expires_at <= now()
+    ORDER BY expires_at
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.deduplications d
+    USING old
+    WHERE d.ctid = old.tid
+)
+SELECT false, max(expires_at), 0, count(*) -- the columns of scanBatch
+FROM old
+HAVING count(*) > 0`
+
+// removeDeduplications deletes deduplication ids at the end of their window.
+func (c *cleanup) removeDeduplications(ctx context.Context) error {
+	return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+		return scanBatch(c.metrics.timed("remove_deduplications", tx).QueryRowContext(ctx, removeDeduplicationsSQL, after.at, cleanupBatch))
+	}, func(int) {})
+}
+
+const (
+	selectDeletedDeduplicatingSQL = `
+SELECT key
+FROM queued.deleted_queues d
+WHERE EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key)
+ORDER BY key`
+
+	removeDeletedDeduplicationsSQL = `
+WITH old AS MATERIALIZED (
+    SELECT ctid AS tid
+    FROM queued.deduplications
+    WHERE queue_key = $1
+    ORDER BY id
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.deduplications d
+    USING old
+    WHERE d.ctid = old.tid
+)
+SELECT false, now(), 0, count(*) -- the columns of scanBatch
+FROM old
+HAVING count(*) > 0`
+)
+
+// removeDeletedDeduplications deletes the deduplication ids of deleted queues.
+func (c *cleanup) removeDeletedDeduplications(ctx context.Context) error {
+	keys, err := collect(ctx, c.on("deleted_deduplicating"), scanKey, selectDeletedDeduplicatingSQL)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, _ position) (position, int, error) {
+			return scanBatch(c.metrics.timed("remove_deleted_deduplications", tx).QueryRowContext(ctx, removeDeletedDeduplicationsSQL, key, cleanupBatch))
+		}, func(int) {})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const (
+	selectWindowSQL = `
+SELECT deduplication_window_seconds
+FROM queued.settings`
+
+	updateWindowSQL = `
+UPDATE queued.settings
+SET deduplication_window_seconds = $1`
+)
+
+// setDeduplicationWindow sets the window of queues without one of their own, for all
+// servers.
+func (s *store) setDeduplicationWindow(ctx context.Context, window time.Duration) error {
+	var seconds int
+	want := int(window / time.Second)
+	err := s.on("deduplication_window").QueryRowContext(ctx, selectWindowSQL).Scan(&seconds)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil // ping reports that
+	}
+	if err == nil && seconds != want {
+		_, err = s.on("set_deduplication_window").ExecContext(ctx, updateWindowSQL, want)
+	}
+	return asUnavailable(err)
+}
+
+// Maximum lengths, in bytes.
+const (
+	maxDeduplicationID = 128
+	maxIdempotencyKey  = 255
+)
+
+// maxDeduplicationWindow is the maximum deduplication window of a queue.
+const maxDeduplicationWindow = 24 * time.Hour
+
+// deduplicationID reads the deduplication id of a message. It returns an empty id if the
+// field is null or missing.
+func (f *form) deduplicationID(name string) string {
+	raw := f.value(name, false)
+	if raw == nil {
+		return ""
+	}
+	if raw[0] != '"' {
+		f.addMistake("str type expected", "type_error.str", name)
+		return ""
+	}
+	id := rawjson.Unquote(raw)
+	if !isVisibleASCII(id, maxDeduplicationID) {
+		f.addMistake(fmt.Sprintf("ensure this value has 1 to %d printable ASCII characters without spaces", maxDeduplicationID), "value_error.str", name)
+		return ""
+	}
+	return id
+}
+
+// useIdempotencyKey gives each message without a deduplication id one that is derived from
+// the Idempotency-Key of the request, if there is one, and the position of the message. No
+// client can send such an id, because of the line feed.
+func useIdempotencyKey(h http.Header, drafts []draft) error {
+	all, has := h["Idempotency-Key"]
+	if !has {
+		return nil
+	}
+	if len(all) != 1 || !isVisibleASCII(all[0], maxIdempotencyKey) {
+		return invalid{{Loc: []any{"header", "Idempotency-Key"}, Msg: fmt.Sprintf("ensure there is one key with 1 to %d visible ASCII characters", maxIdempotencyKey), Type: "value_error.str"}}
+	}
+	for i := range drafts {
+		if drafts[i].deduplicationID == "" {
+			drafts[i].deduplicationID = all[0] + "\n" + strconv.Itoa(i)
+		}
+	}
+	return nil
+}

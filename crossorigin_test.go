@@ -59,6 +59,8 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		"PUT /messages/{message_id}/extend":       `{"ack_deadline_seconds":600}`,
 		"PUT /messages/ack":                       `{"ids":["MESSAGE"]}`,
 		"PUT /messages/nack":                      `{"ids":["MESSAGE"]}`,
+		"PUT /messages/redrive":                   `{"ids":["WAITING"],"destination_queue_id":"u"}`,
+		"DELETE /messages":                        `{"ids":["MESSAGE"]}`,
 		"POST /topics/{topic_id}/messages/batch":  `{"messages":[{"data":{}}]}`,
 		"POST /queues/{queue_id}/messages/batch":  `{"messages":[{"data":{}}]}`,
 		"POST /message":                           `{"channel":"t","message":{}}`,
@@ -78,7 +80,7 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		}
 		s.mustQueue("u")
 		s.mustTopic("t")
-		s.publish("t", 1, 2)
+		waiting := s.publish("t", 1, 2)
 		s.must(200, "PUT", "/queues/t/groups/g", `{"delivery_interval_ms":2}`)
 		for _, path := range []string{"t/g/", "default/g/"} {
 			s.must(201, "POST", "/enqueue/"+path, `{"job_id":"j","payload":{},"interval":2}`)
@@ -88,7 +90,8 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		id := s.receive("t", "?limit=1")[0].ID
 		method, path, _ := strings.Cut(route, " ")
 		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id, "{group}", "g", "{queue_type}", "t", "{job_id}", "j", "{file}", "main.js", "{$}", "").Replace(path)
-		body := strings.ReplaceAll(bodies[route], "MESSAGE", id)
+		waiting = slices.DeleteFunc(waiting, func(other string) bool { return other == id })
+		body := strings.NewReplacer("MESSAGE", id, "WAITING", waiting[0]).Replace(bodies[route])
 		changes := method != "GET" && method != "OPTIONS" || consumes[route]
 		before := s.state()
 		for _, headers := range asked {

@@ -565,6 +565,14 @@ func quoteScalars(raw []byte) []byte {
 	return b
 }
 
+// parseOptional is parseBody for a body that may be missing.
+func parseOptional(body []byte) *form {
+	if len(bytes.TrimSpace(body)) == 0 {
+		body = []byte("{}")
+	}
+	return parseBody(body)
+}
+
 // optionalBody reads a body that may be missing. A body that is not JSON is ignored,
 // because fastqueue ignores the bodies of these requests.
 func optionalBody(body []byte) *form {

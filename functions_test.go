@@ -568,14 +568,18 @@ func TestAckAndNackOfSQL(t *testing.T) {
 		m := s.receive("q", "?wait_seconds=30")[0]
 		checkDiff(t, "nack in another lease", "false", call("nack($1, NULL, '2026-01-01')", id))
 		checkDiff(t, "nack with a delay", "true", call("nack($1, '1 h', $2, error => 'broken')", id, m.ScheduledAt+"Z"))
+		checkDiff(t, "last_error", "broken", s.inspected("q").LastError)
 		checkDiff(t, "received before the delay", 0, len(s.receive("q", "")))
 		checkDiff(t, "nack without a delay", "true", call("nack($1)", id))
 		m = s.receive("q", "?wait_seconds=30")[0]
 		checkDiff(t, "attempts", 2, m.DeliveryAttempts)
 		poll := s.poll(context.Background(), "dead", "?wait_seconds=30")
 		s.waiting("dead", 1)
-		checkDiff(t, "nack after the last delivery", "true", call("nack($1)", id))
+		checkDiff(t, "nack after the last delivery", "true", call("nack($1, error => repeat('é', 2000))", id))
 		dead := s.await(poll)
+		past := s.inspected("dead")
+		checkDiff(t, "source", "q", past.SourceQueueID)
+		checkDiff(t, "last_error", strings.Repeat("é", maxError/2), past.LastError)
 		if len(dead) != 1 || dead[0].ID != id || dead[0].DeliveryAttempts != 1 {
 			t.Fatalf("the dead queue has %v", dead)
 		}

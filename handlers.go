@@ -1,12 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -107,9 +107,11 @@ func (s *server) purge(r *request) (any, error) {
 	return nil, nil
 }
 
+// redrive moves messages to a queue or, if the body names none, to the queues that they
+// came from.
 func (s *server) redrive(r *request) (any, error) {
-	f := parseBody(r.body)
-	destination := f.text("destination_queue_id", true)
+	f := parseOptional(r.body)
+	destination := f.text("destination_queue_id", false)
 	limit := math.MaxInt
 	if n := f.integer("limit", bounds{1, math.MaxInt}, false); n != nil {
 		limit = *n
@@ -117,13 +119,74 @@ func (s *server) redrive(r *request) (any, error) {
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	if !validID(*destination) {
+	if destination != nil && !validID(*destination) {
 		return nil, errQueueNotFound
 	}
-	return nil, s.store.redrive(r.Context(), r.queueID, *destination, limit, func(n int) {
+	v, err := s.store.redrive(r.Context(), r.queueID, destination, limit, func(n int, to []string) {
 		s.metrics.add(messagesRedriven, r.queueID, n)
-		s.engine.announce(*destination, time.Time{})
+		for _, queueID := range to {
+			s.engine.announce(queueID, time.Time{})
+		}
 	})
+	return s.redriven(r, v, err, destination == nil)
+}
+
+// redriveNamed moves some messages, like redrive.
+func (s *server) redriveNamed(r *request) (any, error) {
+	f := parseBody(r.body)
+	ids := f.messageIDs()
+	destination := f.text("destination_queue_id", false)
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	if destination != nil && !validID(*destination) {
+		return nil, errQueueNotFound
+	}
+	v, from, to, err := s.store.redriveNamed(r.Context(), ids, destination)
+	for _, queueID := range from {
+		s.metrics.add(messagesRedriven, queueID, 1)
+	}
+	for _, queueID := range slices.Concat(slices.Compact(slices.Sorted(slices.Values(from))), to) { // in the old queues, other messages may have waited for them
+		s.engine.announce(queueID, time.Time{})
+	}
+	return s.redriven(r, v, err, true)
+}
+
+// redriven returns the response to a redrive. Its body is that of fastqueue, so the numbers
+// are in the header. left says whether messages may stay.
+func (s *server) redriven(r *request, v redriven, err error, left bool) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	r.w.Header().Set("X-Messages-Moved", strconv.Itoa(v.moved))
+	if left {
+		r.w.Header().Set("X-Messages-Left", strconv.Itoa(v.left))
+	}
+	if err := v.err(); err != nil {
+		return nil, invalid{{Loc: []any{"body", "destination_queue_id"}, Msg: err.Error(), Type: "value_error.missing"}}
+	}
+	return nil, nil
+}
+
+// deleteNamed deletes some messages.
+func (s *server) deleteNamed(r *request) (any, error) {
+	f := parseBody(r.body)
+	ids := f.messageIDs()
+	if err := f.err(); err != nil {
+		return nil, err
+	}
+	deleted, err := s.store.deleteNamed(r.Context(), ids)
+	if err != nil {
+		return nil, err
+	}
+	total := 0
+	for queueID, n := range deleted {
+		total += n
+		s.metrics.add(messagesPurged, queueID, n)
+		s.engine.announce(queueID, time.Time{}) // in an ordered group, later messages may have waited for deleted ones
+	}
+	r.w.Header().Set("X-Messages-Deleted", strconv.Itoa(total))
+	return nil, nil
 }
 
 func (s *server) publish(r *request) (any, error) {
@@ -187,10 +250,7 @@ func (s *server) receive(r *request) (any, error) {
 // that was received from a moment ago. If the queue is deleted meanwhile, the acks
 // stand, and there are no messages.
 func (s *server) receiveAndAck(r *request) (any, error) {
-	if len(bytes.TrimSpace(r.body)) == 0 {
-		r.body = []byte("{}")
-	}
-	f := parseBody(r.body)
+	f := parseOptional(r.body)
 	v := f.receiveAck(&s.limits)
 	if err := f.err(); err != nil {
 		return nil, err

@@ -85,6 +85,8 @@ func newServer(c serverConfig) *server {
 	v.handle(native, anyToken, "PUT /messages/{message_id}/extend", v.extend)
 	v.handle(native, anyToken, "PUT /messages/ack", v.ackBatch)
 	v.handle(native, anyToken, "PUT /messages/nack", v.nackBatch)
+	v.handle(native, admin, "PUT /messages/redrive", v.redriveNamed)
+	v.handle(native, admin, "DELETE /messages", v.deleteNamed)
 	v.handle(native, anyToken, "GET /messages/{message_id}", v.getMessage)
 	v.handle(native, canGet, "GET /queues/{queue_id}/messages/peek", v.peek(c.store.peek))
 	v.handle(native, canGet, "GET /queues/{queue_id}/messages/consumed", v.peek(c.store.consumed))

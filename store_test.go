@@ -189,7 +189,7 @@ func TestRedriveLeavesWhatBecomesDueMeanwhile(t *testing.T) {
 	s.schedule("1 min")
 	s.fill("from", workBatch+1)
 	first := true
-	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func(int) {
+	_, err := s.store.redrive(context.Background(), "from", new("to"), math.MaxInt, func(int, []string) {
 		if first {
 			s.makeDue(delayed)
 			s.publish("from", 2)
@@ -392,7 +392,7 @@ func TestRedriveEndsWhenItsDestinationIsDeleted(t *testing.T) {
 	s.mustQueue("to")
 	s.fill("from", 3*workBatch)
 	moved := make(chan struct{}, 10)
-	err := s.store.redrive(context.Background(), "from", "to", math.MaxInt, func(int) {
+	_, err := s.store.redrive(context.Background(), "from", new("to"), math.MaxInt, func(int, []string) {
 		if len(moved) == 0 {
 			s.must(204, "DELETE", "/queues/to", "")
 		}
@@ -429,6 +429,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"next due":       {selectNextDueSQL, []string{"'{t}'", "'{now}'", "'{now}'"}, "messages_due"},
 		"purge":          {purgeBatchSQL, []string{"1", "100", "false", "now()", "0", "10"}, "messages_due"},
 		"redrive":        {redriveBatchSQL, []string{"1", "now()", "100", "false", "now()", "0", "10", "'t'"}, "messages_due"},
+		"redrive named":  {redriveNamedSQL, []string{"'{}'", "'t'"}, "messages_pkey"},
+		"delete named":   {deleteNamedSQL, []string{"'{}'"}, "messages_pkey"},
 		"peek":           {selectPeekSQL, []string{"'t'", "0", "10", "1000000"}, "messages_due"},
 		"consumed":       {selectConsumedSQL, []string{"'t'", "0", "10", "1000000"}, "Backward using consumed_messages_pkey"},
 		"find old":       {selectKeptLongEnoughSQL, nil, "consumed_messages_pkey"},
@@ -461,7 +463,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	}
 	// These statements are planned each time that they run, so their plans never depend on
 	// an earlier state of the table.
-	planned := map[string]bool{"message": true, "as job": true, "peek": true, "find exhausted": true}
+	planned := map[string]bool{"message": true, "as job": true, "peek": true, "redrive named": true, "find exhausted": true}
 	aboutGroups := map[string]bool{"replace job": true, "store job": true, "group of job": true, "waiting": true, "finish": true, "job": true, "lock groups of": true, "undo": true}
 	checkOn := func(when string, conn *sql.Conn) {
 		for name, v := range statements {

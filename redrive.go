@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/lib/pq"
+)
+
+// redriven is the result of a redrive.
+type redriven struct {
+	moved    int
+	left     int // messages that stayed, because they have no destination or are in flight
+	noSource int // those of them that do not remember a queue that they came from
+}
+
+// err returns errNoSource if nothing has moved because no message remembers a source.
+func (v redriven) err() error {
+	if v.moved == 0 && v.left > 0 && v.noSource == v.left {
+		return errNoSource
+	}
+	return nil
+}
+
+// errNoSource is the error of a redrive of messages to the queues that they came from.
+var errNoSource = errors.New("no message remembers the queue that it came from; name a destination_queue_id")
+
+// homeSQL is true if the destination of the message m exists: the queue $8, or its source
+// if that is null.
+const homeSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($8, m.source_queue_id)) IS TRUE`
+
+const redriveBatchSQL = `
+WITH source AS MATERIALIZED (
+    SELECT delivery_limit
+    FROM queued.queues
+    WHERE key = $1
+), due AS MATERIALIZED (
+    SELECT m.ctid AS tid, m.group_id IS NULL AS ungrouped, m.scheduled_at, m.seq
+    FROM queued.messages m
+    WHERE m.queue_key = $1
+        AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($4, $5, $6)
+        AND m.scheduled_at <= $2
+        AND m.seq <= $3
+        AND m.expired_at > now()
+        AND m.delivery_attempts < least((SELECT delivery_limit FROM source), m.max_deliveries)
+        AND ` + homeSQL + `
+    ORDER BY (m.group_id IS NULL), m.scheduled_at, m.seq
+    LIMIT $7
+    FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.messages m
+    USING due
+    WHERE m.ctid = due.tid
+    RETURNING m.*, false AS dies, coalesce($8, m.source_queue_id) AS destination_id, NULL::text AS new_error
+), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
+SELECT ungrouped, scheduled_at, seq, count(*) OVER (), (SELECT array_agg(DISTINCT destination_id) FROM removed)
+FROM due
+ORDER BY ungrouped DESC, scheduled_at DESC, seq DESC
+LIMIT 1`
+
+// redrivableSQL are the messages that a redrive finds.
+const redrivableSQL = `
+    FROM queued.messages m
+    JOIN queued.queues q ON q.key = m.queue_key
+    WHERE m.queue_key = $1
+        AND m.scheduled_at <= $2
+        AND m.seq <= $3
+        AND m.expired_at > now()
+        AND m.delivery_attempts < least(q.delivery_limit, m.max_deliveries)`
+
+const (
+	redriveLeftSQL = `
+SELECT EXISTS (
+    SELECT` + redrivableSQL + `
+        AND (SELECT true FROM queued.queues h WHERE h.id = coalesce($4, m.source_queue_id)) IS TRUE
+)`
+
+	countHomelessSQL = `
+SELECT count(*), count(*) FILTER (WHERE source_queue_id IS NULL)
+FROM (
+    SELECT m.source_queue_id` + redrivableSQL + `
+        AND (SELECT true FROM queued.queues h WHERE h.id = m.source_queue_id) IS NOT TRUE
+) m`
+)
+
+// redrive moves the messages that could be received when it was called to the destination
+// or, if that is nil, each to the queue that it came from. Messages whose queue does not
+// exist stay. It calls moved with the number of messages in each batch and their new queues.
+// It moves at most limit messages, in order, beginning with messages that have a group. If
+// ctx ends or the process dies, some of the messages have moved, and each message is in one
+// queue. A redrive of a queue to itself restarts its messages.
+func (s *store) redrive(ctx context.Context, queueID string, destination *string, limit int, moved func(n int, to []string)) (v redriven, err error) {
+	from, err := s.snapshot(ctx, queueID)
+	if err != nil {
+		return v, err
+	}
+	err = inBatches(ctx, func(after position) (last position, err error) {
+		// If the destination were deleted meanwhile, no message would move.
+		if destination != nil {
+			if _, err := s.queue(ctx, *destination); err != nil {
+				return position{}, err
+			}
+		}
+		var n int
+		var to []string
+		row := s.on("redrive").QueryRowContext(ctx, redriveBatchSQL, from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, min(limit-v.moved, workBatch), destination)
+		if err = row.Scan(&last.ungrouped, &last.at, &last.seq, &n, pq.Array(&to)); err == nil {
+			v.moved += n
+			moved(n, to)
+		}
+		return last, err
+	}, func() (left bool, err error) {
+		if limit == v.moved {
+			return false, nil
+		}
+		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeftSQL, from.key, from.at, from.seq, destination).Scan(&left)
+		return left, err
+	})
+	if err == nil && destination == nil {
+		err = s.on("redrive_homeless").QueryRowContext(ctx, countHomelessSQL, from.key, from.at, from.seq).Scan(&v.left, &v.noSource)
+	}
+	return v, asUnavailable(err)
+}
+
+const redriveNamedSQL = `
+WITH named AS MATERIALIZED (
+    SELECT m.id, m.queue_key, m.source_queue_id, coalesce($2, m.source_queue_id) AS destination_id
+    FROM unnest($1::uuid[]) AS a (id)
+    JOIN queued.messages m ON ` + thatOneSQL + `
+    WHERE m.expired_at > now()
+        AND EXISTS (SELECT FROM queued.queues q WHERE q.key = m.queue_key)
+), removed AS (
+    DELETE FROM queued.messages m
+    USING named a
+    WHERE ` + thatOneSQL + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
+        AND NOT (m.in_flight AND m.scheduled_at > now())
+        AND (SELECT true FROM queued.queues h WHERE h.id = a.destination_id) IS TRUE
+    RETURNING m.*, false AS dies, a.destination_id, NULL::text AS new_error
+), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
+SELECT (SELECT count(*) FROM named) - (SELECT count(*) FROM removed),
+       (SELECT count(*) FROM named WHERE destination_id IS NULL),
+       (SELECT array_agg(q.id) FROM removed r JOIN queued.queues q ON q.key = r.queue_key),
+       (SELECT array_agg(DISTINCT destination_id) FROM removed)`
+
+// redriveNamed moves the messages with these ids like redrive, in any state except in
+// flight. It returns the queue that each moved message was in, and the new queues.
+func (s *store) redriveNamed(ctx context.Context, ids idArray, destination *string) (v redriven, from, to []string, err error) {
+	if destination != nil {
+		if _, err := s.queue(ctx, *destination); err != nil {
+			return v, nil, nil, err
+		}
+	}
+	type outcome struct {
+		redriven
+		from, to []string
+	}
+	o, err := once(ctx, s, "redrive_named", func(row scanner) (o outcome, err error) {
+		err = row.Scan(&o.left, &o.noSource, pq.Array(&o.from), pq.Array(&o.to))
+		return o, err
+	}, redriveNamedSQL, ids, destination)
+	o.moved = len(o.from)
+	return o.redriven, o.from, o.to, asUnavailable(err)
+}
+
+const deleteNamedSQL = `
+WITH acked AS (
+    DELETE FROM queued.messages m
+    USING unnest($1::uuid[]) AS a (id)
+    WHERE ` + thatOneSQL + `
+    RETURNING m.id, m.queue_key, m.group_id
+), ` + wakeAckedSQL + `
+SELECT q.id, count(*)
+FROM acked
+JOIN queued.queues q ON q.key = acked.queue_key
+GROUP BY q.id`
+
+// deleteNamed deletes the messages with these ids, in any state, and returns how many it has
+// deleted of each queue.
+func (s *store) deleteNamed(ctx context.Context, ids idArray) (map[string]int, error) {
+	deleted := make(map[string]int)
+	_, err := collect(ctx, s.on("delete_named"), func(row scanner) (any, error) {
+		var queueID string
+		var n int
+		err := row.Scan(&queueID, &n)
+		deleted[queueID] = n
+		return nil, err
+	}, deleteNamedSQL, ids)
+	return deleted, err
+}
+
+// messageIDs reads "ids" in the order in which statements lock messages.
+func (f *form) messageIDs() (ids idArray) {
+	f.list("ids", maxBatch, func(i int, raw []byte) {
+		ids = append(ids, f.messageID(raw, "ids", i))
+	})
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}

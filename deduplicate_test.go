@@ -319,7 +319,7 @@ func TestPublishWithoutAnIDTouchesNoIDs(t *testing.T) {
 }
 
 // A transaction of an application that has published with an id, and does not commit,
-// delays nobody but the publishers with the same id.
+// delays only the publishers with the same id.
 func TestHeldIDHurtsOnlyRequestsWithTheSameID(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -10,10 +10,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"queued/internal/flags"
@@ -259,11 +262,52 @@ func TestPublishCommandNamesTheLineThatIsWrong(t *testing.T) {
 	}
 }
 
+// The response to the first request is lost after the publish, and the second request gets
+// a 503.
+func TestPublishCommandRepeatsARequestWithoutStoringItTwice(t *testing.T) {
+	t.Parallel()
+	for _, lines := range []bool{true, false} {
+		s := newTestServer(t)
+		s.mustTopic("t")
+		to, err := url.Parse(s.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forward := httputil.NewSingleHostReverseProxy(to)
+		var requests atomic.Int64
+		lossy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch requests.Add(1) {
+			case 1:
+				forward.ServeHTTP(httptest.NewRecorder(), r)
+				panic(http.ErrAbortHandler)
+			case 2:
+				http.Error(w, `{"detail":"database unavailable"}`, http.StatusServiceUnavailable)
+			default:
+				forward.ServeHTTP(w, r)
+			}
+		}))
+		t.Cleanup(lossy.Close)
+		in := "{\"n\":1}\n"
+		if lines {
+			in += "{\"n\":2}\n"
+		}
+		out, stderr, err := s.shell(strings.NewReader(in), "publish", "-url", lossy.URL, fmt.Sprintf("-lines=%v", lines), "t")
+		if err != nil || strings.Count(stderr, "retrying") != 1 {
+			t.Fatalf("publish = %v, %q", err, stderr)
+		}
+		checkDiff(t, "printed", copies(s.receive("t", "")), out)
+		checkDiff(t, "stored", strings.Count(in, "\n"), s.messagesIn("t"))
+		s.must(204, "PUT", "/queues/t/purge", "")
+		s.mustShell(in, "publish", fmt.Sprintf("-lines=%v", lines), "t") // another command, another message
+		checkDiff(t, "stored by the next command", strings.Count(in, "\n"), s.messagesIn("t"))
+	}
+}
+
 func TestPublishCommandNamesUnpublishedLinesWithoutAServer(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
-	_, _, err := s.shell(strings.NewReader("{}\n"), "publish", "-url", "http://"+freeAddress(t), "-lines", "-to-queue", "q")
+	_, _, err := s.shell(strings.NewReader("{}\n"), "publish", "-url", "http://"+freeAddress(t), "-retry", "0s", "-lines", "-to-queue", "q")
 	if err == nil || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "lines from 1 on were not published") {
 		t.Errorf("publish without a server = %v", err)
 	}
@@ -417,6 +461,7 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 		"publish -delay -1s t":         "-delay",
 		"publish -delay 1ms t":         "-delay",
 		"publish -group \xff t":        "-group",
+		"publish -retry -1s t":         "-retry",
 		"publish -url localhost t":     "-url",
 		"publish -url http://[ t":      "-url",
 		"publish -url http://a?b t":    "-url",
@@ -442,7 +487,7 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 	t.Parallel()
 	for command, names := range map[string]string{
-		"publish": "url token tls-cert to-queue lines attr* group* delay*",
+		"publish": "url token tls-cert to-queue lines retry attr* group* delay*",
 		"receive": "url token tls-cert exec parallel count wait",
 		"queues":  "url token tls-cert json",
 		"stats":   "url token tls-cert json",

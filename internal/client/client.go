@@ -45,6 +45,7 @@ type Client struct {
 	Token       string       // bearer token; not sent if empty
 	Cert        string       // PEM file of the only certificate to trust; the system's authorities if empty
 	Traceparent string       // not sent if empty
+	Key         string       // Idempotency-Key; not sent if empty
 	HTTP        *http.Client // set by Prepare
 
 	flags *flags.Set // nil if no flags set the fields
@@ -116,6 +117,9 @@ func (c *Client) Do(ctx context.Context, method, path string, body []byte) (*htt
 	}
 	if c.Traceparent != "" {
 		r.Header.Set("Traceparent", c.Traceparent)
+	}
+	if c.Key != "" {
+		r.Header.Set("Idempotency-Key", c.Key)
 	}
 	return c.HTTP.Do(r)
 }

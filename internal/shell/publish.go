@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,7 +35,9 @@ empty lines are skipped. Lines are published as they arrive, in batches of up to
 1000 messages and 16 MiB. A batch is published completely or not at all. An error
 names the first line that was not published.
 
-A publish is not retried: a server that does not respond may have stored it.
+If the server is unavailable or does not respond, the request is repeated for
+-retry. Each request has an Idempotency-Key, so no message is stored twice, if
+the deduplication window of the queue is longer than -retry.
 
 If $TRACEPARENT is a traceparent (W3C Trace Context), it is stored with the
 messages, so that consumers can continue the trace.
@@ -46,7 +49,9 @@ type publisher struct {
 	client  *client.Client
 	path    string // of the messages of the topic or queue
 	members []byte // JSON members of each message besides data, each after a comma
+	retry   time.Duration
 	out     *bufio.Writer
+	stderr  io.Writer
 }
 
 // Publish publishes a file or the standard input.
@@ -56,11 +61,13 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	var attributes [][]byte // as members of a JSON object
 	var group string
 	var delay flags.OptionalDuration
+	var retry time.Duration
 	f := flags.New("queued publish", publishUsage, stdout)
 	f.Arguments(1, 2, "TOPIC [FILE]")
 	c.Flags(f)
 	f.BoolVar(&toQueue, "to-queue", false, "publish directly to the queue QUEUE, without a topic")
 	f.BoolVar(&lines, "lines", false, "publish each line as a message")
+	f.DurationVar(&retry, "retry", 30*time.Second, "`time` to repeat a request while the server is unavailable")
 	f.WithoutVariable = []string{"attr", "group", "delay"} // in a command of queued receive, $QUEUED_GROUP is the group of its message
 	f.Func("attr", "attribute of the messages, as `name=value`; may be repeated", func(text string) error {
 		name, value, ok := strings.Cut(text, "=")
@@ -81,6 +88,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	}
 	f.Check(utf8.ValidString(group), "group", "must be UTF-8")
 	f.Check(delay.D >= 0 && delay.D%time.Second == 0, "delay", "must be whole seconds")
+	f.Check(retry >= 0, "retry", "must not be negative")
 	if err := f.Err(); err != nil {
 		return err
 	}
@@ -93,7 +101,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 		c.Traceparent = traceparent
 	}
 	defer ignoreBrokenPipes()()
-	p := &publisher{client: c, path: "/topics/" + id + "/messages", out: bufio.NewWriter(stdout)}
+	p := &publisher{client: c, path: "/topics/" + id + "/messages", retry: retry, out: bufio.NewWriter(stdout), stderr: stderr}
 	if toQueue {
 		p.path = "/queues/" + id + "/messages"
 	}
@@ -162,20 +170,47 @@ func (p *publisher) appendMessage(body, data []byte) []byte {
 // is interrupted. The response says what was stored.
 const responseTimeout = 5 * time.Second
 
-// post publishes and prints the ids of the copies.
+// Time between two attempts of a request. It doubles from one to the next.
+const (
+	firstRetry = 100 * time.Millisecond
+	maxRetry   = 2 * time.Second
+)
+
+// post publishes and prints the ids of the copies. It repeats the request while the server
+// is unavailable, with the same Idempotency-Key: an earlier attempt may have been stored.
 func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
 	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(responseTimeout, cancel) })()
-	err := p.client.Call(lasting, http.MethodPost, p.path+batch, body, client.Items(func(item json.RawMessage) error {
-		var m received
-		if err := json.Unmarshal(item, &m); err != nil {
+	c := *p.client
+	c.Key = rand.Text()
+	began := time.Now()
+	for pause := firstRetry; ; pause = min(2*pause, maxRetry) {
+		var copies bytes.Buffer
+		err := c.Call(lasting, http.MethodPost, p.path+batch, body, client.Items(func(item json.RawMessage) error {
+			var m received
+			if err := json.Unmarshal(item, &m); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(&copies, m.ID, m.QueueID)
+			return err
+		}))
+		if err == nil {
+			_, err = p.out.Write(copies.Bytes())
+			return cmp.Or(err, p.out.Flush())
+		}
+		if !client.Unavailable(err) || ctx.Err() != nil || time.Since(began)+pause > p.retry {
 			return err
 		}
-		_, err := fmt.Fprintln(p.out, m.ID, m.QueueID)
-		return err
-	}))
-	return cmp.Or(err, p.out.Flush())
+		if pause == firstRetry {
+			fmt.Fprintf(p.stderr, "queued: %v; retrying\n", err)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
 }
 
 // lineBatch is a batch of publishLines.

@@ -21,7 +21,7 @@ type history struct {
 // published is a message that a client tried to publish.
 type published struct {
 	n   int
-	ids map[string]string // by line, from a 201; nil if it is unknown whether it was stored
+	ids map[string]string // by line, from a 201, maybe of a repeated request; nil if it is unknown whether it was stored
 }
 
 // seen is a message that a client received.

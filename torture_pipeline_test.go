@@ -56,9 +56,14 @@ func (v *torture) movePipeline(from, to string, calm, stop <-chan struct{}) {
 			if !isCalm && rand.IntN(10) == 0 {
 				continue // the worker dies
 			}
-			for range 2 { // a repeated publish finds that its input was acked
-				status, _ := v.send(context.Background(), "POST", "/queues/"+to+"/messages", map[string]any{"data": m.Data, "ack": []any{ack}})
-				if status != 0 {
+			request := map[string]any{"data": m.Data, "ack": []any{ack}}
+			attempts := 2 // a repeated publish finds that its input was acked
+			if rand.IntN(2) == 0 {
+				request["deduplication_id"] = m.ID // the response is that of the first publish
+				attempts = maxRepeats
+			}
+			for range attempts {
+				if status, _ := v.send(context.Background(), "POST", "/queues/"+to+"/messages", request); status != 0 {
 					break
 				}
 			}

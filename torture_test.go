@@ -85,6 +85,7 @@ func TestTorture(t *testing.T) {
 	t.Logf("in %v: %d publishes acknowledged, %d without a response, %d of these delivered nevertheless", *tortureTime, result.published, result.unknown, result.recovered)
 	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without a response, with %d attempts; %d redrives",
 		result.delivered, result.repeated, result.acked, len(v.history.unknown), result.missed, len(v.history.redrives))
+	t.Logf("%d publishes were repeated with their key until a response, %d of them had been stored before", v.repeated, v.duplicates)
 	t.Logf("faults: %v", v.faults)
 	t.Logf("responses: %v", v.responses)
 }
@@ -119,6 +120,8 @@ type torture struct {
 	mu         sync.Mutex
 	history    history
 	next       int            // number of the next message
+	repeated   int            // publishes that got a response after they were repeated
+	duplicates int            // those of them that had been stored before
 	inputs     []bool         // of the pipeline, by number: the publish got a 201
 	faults     map[string]int // number by fault
 	responses  map[string]int // number of responses by status
@@ -421,6 +424,11 @@ const aftermath = 5 * time.Second
 // send sends a request to a random server. It returns 0 if there is no response, or a 503,
 // whose outcome is unknown.
 func (v *torture) send(ctx context.Context, method, path string, in any) (status int, out []byte) {
+	return v.sendKeyed(ctx, method, path, "", in)
+}
+
+// sendKeyed is send with an Idempotency-Key, unless the key is empty.
+func (v *torture) sendKeyed(ctx context.Context, method, path, key string, in any) (status int, out []byte) {
 	var body io.Reader
 	if in != nil {
 		text, err := json.Marshal(in)
@@ -434,6 +442,9 @@ func (v *torture) send(ctx context.Context, method, path string, in any) (status
 	r, err := http.NewRequestWithContext(ctx, method, "http://"+v.servers[rand.IntN(len(v.servers))].address+path, body)
 	if err != nil {
 		panic(err)
+	}
+	if key != "" {
+		r.Header.Set("Idempotency-Key", key)
 	}
 	response, err := v.client.Do(r)
 	if err == nil {
@@ -457,12 +468,40 @@ func (v *torture) send(ctx context.Context, method, path string, in any) (status
 	return status, out
 }
 
+// maxRepeats is how often a publish with a key is repeated: for longer than any fault lasts.
+const maxRepeats = 1000
+
+// publish publishes a message or a batch to the topic. With a key it repeats the request
+// until it gets a response.
+func (v *torture) publish(batch, key string, in any) (status int, out []byte) {
+	for i := range maxRepeats {
+		status, out = v.sendKeyed(context.Background(), "POST", "/topics/t/messages"+batch, key, in)
+		if status != 0 || key == "" {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			if key != "" && i > 0 {
+				v.repeated++
+				if bytes.Contains(out, []byte(`"duplicate":true`)) {
+					v.duplicates++
+				}
+			}
+			return status, out
+		}
+		<-time.After(10 * pace)
+	}
+	v.violate("a publish with a key got no response %d times", maxRepeats)
+	return 0, nil
+}
+
 // pace is the time between two publishes of a producer, and the time that a consumer waits
 // after a failed receive.
 const pace = 5 * time.Millisecond
 
+// produce publishes numbered messages until calm. Half of the requests have a key, and half
+// of the messages in these have an id of their own.
 func (v *torture) produce(calm <-chan struct{}) {
 	type item struct {
+		ID    string `json:"deduplication_id,omitempty"`
 		Group string `json:"group,omitempty"`
 		Data  struct {
 			N int `json:"n"`
@@ -488,12 +527,21 @@ func (v *torture) produce(calm <-chan struct{}) {
 		for i := range all {
 			all[i].Data.N, all[i].Group = first+i, tortureGroup(first+i)
 		}
+		key := ""
+		if rand.IntN(2) == 0 {
+			key = fmt.Sprintf("key-%d", first)
+			for i := range all {
+				if rand.IntN(2) == 0 {
+					all[i].ID = fmt.Sprint(first + i)
+				}
+			}
+		}
 		var status int
 		var out []byte
 		if len(all) == 1 {
-			status, out = v.send(context.Background(), "POST", "/topics/t/messages", all[0])
+			status, out = v.publish("", key, all[0])
 		} else {
-			status, out = v.send(context.Background(), "POST", "/topics/t/messages/batch", map[string]any{"messages": all})
+			status, out = v.publish("/batch", key, map[string]any{"messages": all})
 		}
 		ids := make([]map[string]string, len(all)) // by queue
 		if status == 201 {

@@ -12,6 +12,7 @@ type leaseTerms struct {
 	ackDeadline   time.Duration
 	deliveryLimit int // queues.delivery_limit
 	keepsConsumed bool
+	paused        bool
 
 	deliveryInterval time.Duration
 	ordered          bool
@@ -32,7 +33,7 @@ SELECT s.version, q.id, q.key, q.ack_deadline_seconds, q.delivery_limit,
            WHERE r.queue_key = q.key
                AND r.ready_at >= coalesce(a.groups_since, '-infinity')
        ),
-       q.consumed_retention_seconds IS NOT NULL
+       q.consumed_retention_seconds IS NOT NULL, q.paused
 FROM unnest($1::text[], $2::timestamptz[]) AS a (id, groups_since)
 JOIN queued.queues q ON q.id = a.id
 CROSS JOIN queued.settings s`
@@ -48,7 +49,7 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 		var queueID string
 		var terms leaseTerms
 		var seconds, ms int64
-		err = row.Scan(&version, &queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed)
+		err = row.Scan(&version, &queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed, &terms.paused)
 		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
 		terms.readAt = time.Now()
 		all[queueID] = terms
@@ -157,7 +158,8 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 		if err != nil || len(v.messages) > 0 {
 			return v, err
 		}
-		// No message is due, or the terms have changed, or the queue was deleted.
+		// No message is due, or the queue is paused, or the terms have changed, or the queue
+		// was deleted.
 		if err := s.readLeaseTerms([]string{queueID}, []time.Time{from.groups}); err != nil {
 			return claimResult{}, err
 		}
@@ -172,9 +174,13 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 	return claimResult{}, errStale
 }
 
-// claimOnce is claim with cached terms. It claims nothing if they have changed.
+// claimOnce is claim with cached terms. It claims nothing if they have changed, or if the
+// queue is paused.
 func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
 	v := claimResult{ackDeadline: terms.ackDeadline, hasGroups: terms.hasGroups}
+	if terms.paused {
+		return v, nil
+	}
 	ungrouped := func(limit, budget int) (err error) {
 		v.ungrouped, err = s.claimUngrouped(terms, at, from.messages, limit, budget)
 		v.messages = append(v.messages, v.ungrouped.messages...)
@@ -267,8 +273,9 @@ func (v nextDue) soonest() time.Time {
 }
 
 // Due messages that cannot be claimed, because they are expired or exhausted, do not count.
+// A paused queue has none to claim.
 const selectNextDueSQL = `
-SELECT q.id, now(), (
+SELECT q.id, now(), CASE WHEN NOT q.paused THEN (
     SELECT m.scheduled_at
     FROM queued.messages m
     WHERE m.queue_key = q.key
@@ -279,14 +286,14 @@ SELECT q.id, now(), (
                 AND m.delivery_attempts < least(q.delivery_limit, m.max_deliveries))
     ORDER BY m.scheduled_at, m.seq
     LIMIT 1
-), (
+) END, CASE WHEN NOT q.paused THEN (
     SELECT r.ready_at
     FROM queued.ready_groups r
     WHERE r.queue_key = q.key
         AND r.ready_at >= coalesce(a.ready_since, '-infinity')
     ORDER BY r.ready_at
     LIMIT 1
-)
+) END
 FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS a (id, due_since, ready_since)
 JOIN queued.queues q ON q.id = a.id`
 

@@ -33,7 +33,7 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 			return err
 		}
 		version := s.settings.version
-		var able []*claimRequest
+		var able, paused []*claimRequest
 		for _, r := range pending {
 			terms, found := s.settings.terms[r.queueID]
 			switch {
@@ -41,6 +41,8 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 				r.done, r.err = true, errQueueNotFound
 			case terms.hasGroups:
 				r.done, r.hasGroups = true, true
+			case terms.paused:
+				paused = append(paused, r)
 			default:
 				able = append(able, r)
 			}
@@ -48,9 +50,9 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 		if err := s.claimBatch(able); err != nil {
 			return err
 		}
-		// For the other queues no message is due, or the terms have changed, or the queue
-		// was deleted.
-		pending = slices.DeleteFunc(able, func(r *claimRequest) bool { return r.done })
+		// For the other queues no message is due, or the queue is paused, or the terms have
+		// changed, or the queue was deleted.
+		pending = append(slices.DeleteFunc(able, func(r *claimRequest) bool { return r.done }), paused...)
 		if err := s.readLeaseTerms(claimArgs(pending)); err != nil {
 			return err
 		}

@@ -88,6 +88,9 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 		}
 		s.exec("UPDATE queued.messages SET in_flight = true, scheduled_at = now() + interval '1 h' WHERE job_id = 'j'")
 		id := s.receive("t", "?limit=1")[0].ID
+		if route == "PUT /queues/{queue_id}/resume" {
+			s.must(204, "PUT", "/queues/t/pause", "")
+		}
 		method, path, _ := strings.Cut(route, " ")
 		path = strings.NewReplacer("{topic_id}", "t", "{queue_id}", "t", "{channel}", "t", "{queue}", "t", "{message_id}", id, "{group}", "g", "{queue_type}", "t", "{job_id}", "j", "{file}", "main.js", "{$}", "").Replace(path)
 		waiting = slices.DeleteFunc(waiting, func(other string) bool { return other == id })

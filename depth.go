@@ -23,6 +23,7 @@ type depthCollector struct {
 	messages *prometheus.Desc
 	oldest   *prometheus.Desc
 	info     *prometheus.Desc
+	paused   *prometheus.Desc
 
 	pages int64 // pages of the table per statement, 8 kB each
 
@@ -43,6 +44,7 @@ type queueDepth struct {
 	deadQueueID                         string // empty if it has none
 	ready, delayed, inFlight, exhausted int64
 	oldestSeconds                       float64 // age of the oldest ready message
+	paused                              bool
 }
 
 const (
@@ -60,6 +62,7 @@ func newDepthCollector(db *sql.DB, log *slog.Logger, m *metrics) *depthCollector
 		messages: prometheus.NewDesc("queued_queue_messages", "Messages in the queue by state; the same on all servers of a database.", []string{"queue", "state"}, nil),
 		oldest:   prometheus.NewDesc("queued_queue_oldest_message_age_seconds", "Age of the oldest message that can be received, 0 without one.", []string{"queue"}, nil),
 		info:     prometheus.NewDesc("queued_queue_info", "Dead queue of each queue, if it has one; the value is always 1.", []string{"queue", "dead_queue"}, nil),
+		paused:   prometheus.NewDesc("queued_queue_paused", "Whether the delivery of the queue is paused: 1 or 0.", []string{"queue"}, nil),
 		pages:    countPages,
 		ctx:      ctx,
 		stop:     stop,
@@ -70,6 +73,7 @@ func (c *depthCollector) Describe(descs chan<- *prometheus.Desc) {
 	descs <- c.messages
 	descs <- c.oldest
 	descs <- c.info
+	descs <- c.paused
 }
 
 func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
@@ -80,6 +84,11 @@ func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
 		}
 		all <- prometheus.MustNewConstMetric(c.oldest, prometheus.GaugeValue, q.oldestSeconds, q.queueID)
 		all <- prometheus.MustNewConstMetric(c.info, prometheus.GaugeValue, 1, q.queueID, q.deadQueueID)
+		paused := 0.0
+		if q.paused {
+			paused = 1
+		}
+		all <- prometheus.MustNewConstMetric(c.paused, prometheus.GaugeValue, paused, q.queueID)
 	}
 }
 
@@ -154,7 +163,7 @@ func (c *depthCollector) forgetMissing() {
 }
 
 const selectKeysSQL = `
-SELECT key, id, coalesce(dead_queue_id, '')
+SELECT key, id, coalesce(dead_queue_id, ''), paused
 FROM queued.queues
 ORDER BY id`
 
@@ -184,7 +193,7 @@ func (c *depthCollector) query() ([]queueDepth, error) {
 	}
 	on := func(name string) querier { return c.metrics.timed(name, c.db) }
 	queues, err := collect(c.ctx, on("queue_keys"), func(row scanner) (q keyed, err error) {
-		err = row.Scan(&q.key, &q.queueID, &q.deadQueueID)
+		err = row.Scan(&q.key, &q.queueID, &q.deadQueueID, &q.paused)
 		return q, err
 	}, selectKeysSQL)
 	if err != nil {

@@ -578,6 +578,9 @@ BEGIN
     IF max_messages NOT BETWEEN 1 AND 1000 THEN
         RAISE EXCEPTION 'max_messages must be at least 1 and at most 1000' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF source.paused THEN
+        RETURN;
+    END IF;
     FOR part IN 1..2 LOOP
         EXIT WHEN left_messages = 0 OR left_bytes <= 0;
         IF groups_next THEN

@@ -96,6 +96,19 @@ func (s *server) queueStats(r *request) (any, error) {
 	return s.store.stats(r.Context(), r.queueID)
 }
 
+// pause stops the delivery of messages of a queue at all servers. Receivers wait on.
+func (s *server) pause(r *request) (any, error) {
+	return nil, s.store.setPaused(r.Context(), r.queueID, true)
+}
+
+func (s *server) resume(r *request) (any, error) {
+	if err := s.store.setPaused(r.Context(), r.queueID, false); err != nil {
+		return nil, err
+	}
+	s.engine.announce(r.queueID, time.Time{})
+	return nil, nil
+}
+
 func (s *server) purge(r *request) (any, error) {
 	err := s.store.purge(r.Context(), r.queueID, func(n int) {
 		s.metrics.add(messagesPurged, r.queueID, n)

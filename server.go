@@ -74,6 +74,8 @@ func newServer(c serverConfig) *server {
 	v.handle(native, canPostOrGet, "GET /queues/{queue_id}/stats", v.queueStats)
 	v.handle(native, admin, "PUT /queues/{queue_id}/purge", v.purge)
 	v.handle(native, admin, "PUT /queues/{queue_id}/redrive", v.redrive)
+	v.handle(native, admin, "PUT /queues/{queue_id}/pause", v.pause)
+	v.handle(native, admin, "PUT /queues/{queue_id}/resume", v.resume)
 	v.handle(native, canPost, "POST /topics/{topic_id}/messages", v.publish)
 	v.handle(native, canPost, "POST /queues/{queue_id}/messages", v.publish)
 	v.handle(native, canPost, "POST /topics/{topic_id}/messages/batch", v.publishBatch).maxBody = max(c.limits.maxBody, maxBatchBody)

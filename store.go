@@ -55,6 +55,7 @@ type queueDetails struct {
 	queueStats
 	Messages          messageCounts `json:"messages"`
 	DeadQueueMessages *int64        `json:"dead_queue_messages"`
+	Paused            bool          `json:"paused,omitempty"`
 }
 
 // messageCounts counts messages by state.
@@ -237,12 +238,12 @@ func scanTopic(row scanner) (t topic, err error) {
 const queueColumnsSQL = `id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
        message_filters, message_max_deliveries, delivery_delay_seconds,
        delivery_interval_ms, ordered, consumed_retention_seconds,
-       deduplication_window_seconds, created_at, updated_at`
+       deduplication_window_seconds, paused, created_at, updated_at`
 
 func scanQueue(row scanner) (q queue, err error) {
 	err = row.Scan(&q.ID, &q.TopicID, &q.DeadQueueID, &q.AckDeadlineSeconds, &q.MessageRetentionSeconds,
 		(*[]byte)(&q.MessageFilters), &q.MessageMaxDeliveries, &q.DeliveryDelaySeconds,
-		&q.DeliveryIntervalMS, &q.Ordered, &q.ConsumedRetentionSeconds, &q.DeduplicationWindow, &q.CreatedAt, &q.UpdatedAt)
+		&q.DeliveryIntervalMS, &q.Ordered, &q.ConsumedRetentionSeconds, &q.DeduplicationWindow, &q.Paused, &q.CreatedAt, &q.UpdatedAt)
 	return q, err
 }
 
@@ -256,8 +257,8 @@ WITH refs AS MATERIALIZED (
     INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
                                message_filters, message_max_deliveries, delivery_delay_seconds,
                                delivery_interval_ms, ordered, consumed_retention_seconds,
-                               deduplication_window_seconds)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
+                               deduplication_window_seconds, paused)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
     FROM refs
     WHERE topic_found AND dead_queue_found
     RETURNING key
@@ -294,8 +295,8 @@ WITH refs AS MATERIALIZED (
     SET topic_id = $2, dead_queue_id = $3, ack_deadline_seconds = $4, message_retention_seconds = $5,
         message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8,
         delivery_interval_ms = $9, ordered = $10, consumed_retention_seconds = $11,
-        deduplication_window_seconds = $12, updated_at = now(),
-        groups_changed_in = CASE WHEN $13 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
+        deduplication_window_seconds = $12, paused = $13, updated_at = now(),
+        groups_changed_in = CASE WHEN $14 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
     FROM refs
     WHERE queues.id = $1 AND topic_found AND dead_queue_found
 )
@@ -326,11 +327,33 @@ func (s *store) updateQueue(ctx context.Context, id string, settings queueSettin
 	return q, err
 }
 
+const setPausedSQL = `
+UPDATE queued.queues
+SET paused = $2, updated_at = now()
+WHERE id = $1
+    AND paused <> $2`
+
+// setPaused stops or continues the delivery of messages of a queue. The new version of the
+// settings stops the claims of all servers, because each compares it with its own.
+func (s *store) setPaused(ctx context.Context, id string, paused bool) error {
+	return s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
+		if _, err := s.queueIn(ctx, tx, id); err != nil {
+			return false, err
+		}
+		result, err := s.in(tx, "set_paused").ExecContext(ctx, setPausedSQL, id, paused)
+		if err != nil {
+			return false, err
+		}
+		n, err := result.RowsAffected()
+		return n > 0, err
+	})
+}
+
 func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id string, v queueSettings, more ...any) error {
 	var topicFound, deadQueueFound, keyTaken bool
 	err := s.in(tx, name).QueryRowContext(ctx, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
 		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
-		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds, v.DeduplicationWindow}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
+		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds, v.DeduplicationWindow, v.Paused}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
 	switch e := pq.As(err); {
 	case e != nil && e.Code == pqerror.UniqueViolation && e.Constraint == "queues_key_key":
 		return errKeyTaken
@@ -484,14 +507,15 @@ SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
         FROM queued.queues d
         LEFT JOIN queued.live_messages m ON m.queue_key = d.key
         WHERE d.id = q.dead_queue_id
-        GROUP BY d.id)
+        GROUP BY d.id),
+       q.paused
 FROM queued.queues q
 WHERE q.id = $1`
 
 func (s *store) details(ctx context.Context, queueID string) (queueDetails, error) {
 	var v queueDetails
 	err := s.on("detailed_stats").QueryRowContext(ctx, selectDetailsSQL, queueID).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
-		&v.Messages.Delayed, &v.Messages.InFlight, &v.Messages.Exhausted, &v.DeadQueueMessages)
+		&v.Messages.Delayed, &v.Messages.InFlight, &v.Messages.Exhausted, &v.DeadQueueMessages, &v.Paused)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}

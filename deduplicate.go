@@ -515,31 +515,6 @@ func (c *cleanup) removeDeletedDeduplications(ctx context.Context) error {
 	return nil
 }
 
-const (
-	selectWindowSQL = `
-SELECT deduplication_window_seconds
-FROM queued.settings`
-
-	updateWindowSQL = `
-UPDATE queued.settings
-SET deduplication_window_seconds = $1`
-)
-
-// setDeduplicationWindow sets the window of queues without one of their own, for all
-// servers.
-func (s *store) setDeduplicationWindow(ctx context.Context, window time.Duration) error {
-	var seconds int
-	want := int(window / time.Second)
-	err := s.on("deduplication_window").QueryRowContext(ctx, selectWindowSQL).Scan(&seconds)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil // ping reports that
-	}
-	if err == nil && seconds != want {
-		_, err = s.on("set_deduplication_window").ExecContext(ctx, updateWindowSQL, want)
-	}
-	return asUnavailable(err)
-}
-
 // Maximum lengths, in bytes.
 const (
 	maxDeduplicationID = 128

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 )
 
 // publishWithID publishes to a queue a message with a deduplication id, and returns the one
@@ -151,22 +150,9 @@ func TestDeduplicationWindowIsThatOfTheQueue(t *testing.T) {
 	s.mustQueue("own", `"deduplication_window_seconds":86400`)
 	checkDiff(t, "default", 300, seconds("default"))
 	checkDiff(t, "own", 86400, seconds("own"))
-	if err := s.store.setDeduplicationWindow(context.Background(), time.Minute); err != nil {
-		t.Fatal(err)
-	}
+	s.exec("UPDATE queued.settings SET deduplication_window_seconds = 60")
 	s.mustQueue("later")
 	checkDiff(t, "after a change of the flag", 60, seconds("later"))
-}
-
-func TestServerSetsTheDeduplicationWindowOfItsFlag(t *testing.T) {
-	t.Parallel()
-	dsn := newTestDatabase(t, "queued")
-	r := runServer(t, "-database-url", dsn, "-deduplication-window", "90s")
-	r.client().must(200, "GET", "/readyz", "")
-	var seconds int
-	if err := newTestDB(t, dsn).QueryRow("SELECT deduplication_window_seconds FROM queued.settings").Scan(&seconds); err != nil || seconds != 90 {
-		t.Errorf("window = %d s, %v, want 90", seconds, err)
-	}
 }
 
 func TestDeduplicationWindowIsShownOnlyIfSet(t *testing.T) {

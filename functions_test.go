@@ -685,6 +685,10 @@ func TestDuplicateOfSQLIsNotStored(t *testing.T) {
 	first := mustSelect(t, db, publish)
 	checkDiff(t, "the same again", first, mustSelect(t, db, publish))
 	checkDiff(t, "the same in a queue", first[:1], mustSelect(t, db, `SELECT queued.send('t', '{"n":2}', deduplication_id => 'order-17')`))
+	checkDiff(t, "the same with HTTP", first[0], s.publishWithID("t", "order-17", 3).ID)
+	s.publishWithID("u", "order-16", 3)
+	checkDiff(t, "the same after HTTP", []string{s.publishWithID("u", "order-16", 3).ID}, mustSelect(t, db, `SELECT queued.send('u', '{"n":4}', deduplication_id => 'order-16')`))
+	s.exec("DELETE FROM queued.deduplications WHERE id = 'order-16'")
 	checkDiff(t, "windows", []string{"300", "300"}, mustSelect(t, db, "SELECT extract(epoch FROM expires_at - created_at)::integer FROM queued.deduplications"))
 	mustSelect(t, db, "SELECT queued.ack(id) FROM queued.messages")
 	checkDiff(t, "the same after the ack", first, mustSelect(t, db, publish))
@@ -791,6 +795,23 @@ func TestSQLFunctionsWorkUnderAnySettings(t *testing.T) {
 		checkDiff(t, "nacked", []string{"true"}, mustSelect(t, app, "SELECT queued.nack(id) FROM queued.receive('b')"))
 		mustSelect(t, app, "SELECT queued.ack(id) FROM queued.receive('b')")
 	}
+}
+
+func TestSQLFunctionsHaveTheLimitsOfTheFlags(t *testing.T) {
+	t.Parallel()
+	dsn := newTestDatabase(t, "queued")
+	for _, window := range []string{"90s", "2m"} {
+		r := runServer(t, "-database-url", dsn, "-deduplication-window", window, "-max-body", "100")
+		r.client().must(200, "GET", "/readyz", "")
+	}
+	db := newTestDB(t, dsn)
+	mustSelect(t, db, "INSERT INTO queued.queues (id, ack_deadline_seconds, message_retention_seconds) VALUES ('q', 30, 600)")
+	_, err := selectRows(db, `SELECT queued.send('q', format('{"a":"%s"}', repeat('a', 93))::json)`)
+	if err == nil || !strings.Contains(err.Error(), "at most 100 bytes") {
+		t.Errorf("a message of 101 bytes: %v", err)
+	}
+	mustSelect(t, db, `SELECT queued.send('q', format('{"a":"%s"}', repeat('a', 92))::json, deduplication_id => 'a')`)
+	checkDiff(t, "window", []string{"120"}, mustSelect(t, db, "SELECT extract(epoch FROM expires_at - created_at)::integer FROM queued.deduplications"))
 }
 
 // The plans of the functions do not depend on statistics, nor on the settings of the caller.

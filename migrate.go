@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -137,7 +138,7 @@ FROM (
                WHEN c.relkind NOT IN ('r', 'p', 'S', 'v') OR (c.relkind = 'v') <> is_view THEN 'queued.' || name || ' is not a ' || CASE WHEN is_view THEN 'view' ELSE 'table' END
                ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
            END AS what
-    FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,deduplications,group_changes,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
+    FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,deduplications,group_changes,ready_groups,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
     CROSS JOIN LATERAL (SELECT name IN ('live_messages', 'message_states') AS is_view) v
     LEFT JOIN pg_namespace n ON n.nspname = 'queued'
     LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name
@@ -192,7 +193,7 @@ func prepareDatabase(ctx context.Context, d *database, s, unlimited *store, c *c
 			err = d.sequences.raiseOn(ctx, unlimited.db)
 		}
 		if err == nil {
-			err = s.setDeduplicationWindow(ctx, c.deduplicationWindow)
+			err = s.shareFlags(ctx, c)
 		}
 		if err == nil && c.topology != nil {
 			if err = c.topology.apply(ctx, s); errors.Is(err, errNotFound) {
@@ -201,6 +202,32 @@ func prepareDatabase(ctx context.Context, d *database, s, unlimited *store, c *c
 		}
 		return err
 	})
+}
+
+const (
+	selectFlagsSQL = `
+SELECT deduplication_window_seconds, max_message_bytes
+FROM queued.settings`
+
+	updateFlagsSQL = `
+UPDATE queued.settings
+SET deduplication_window_seconds = $1, max_message_bytes = $2`
+)
+
+// shareFlags stores the flags that SQL functions need, for all servers. It changes nothing,
+// and needs no right to, if the values are the same.
+func (s *store) shareFlags(ctx context.Context, c *config) error {
+	type shared struct{ window, bytes int64 }
+	var stored shared
+	want := shared{int64(c.deduplicationWindow / time.Second), c.limits.maxBody}
+	err := s.on("shared_flags").QueryRowContext(ctx, selectFlagsSQL).Scan(&stored.window, &stored.bytes)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil // ping reports that
+	}
+	if err == nil && stored != want {
+		_, err = s.on("share_flags").ExecContext(ctx, updateFlagsSQL, want.window, want.bytes)
+	}
+	return asUnavailable(err)
 }
 
 // retry calls try each second until it succeeds. It returns an error if ctx is done,

@@ -257,7 +257,7 @@ COMMENT ON COLUMN queued.groups.blocked              IS 'In an ordered queue: wh
 -- The groups that may have something to deliver, in the order in which claims visit them. A
 -- trigger of groups writes it (functions_claim.sql). It is not an index of groups, because
 -- then each delivery would add an entry for its group to all indexes of groups. PostgreSQL
--- cannot remove these while an old transaction is open, and whoever looks up the group would
+-- cannot remove these while an old transaction is open, and lookups of the group would
 -- walk over them.
 CREATE TABLE queued.ready_groups (
     queue_key bigint      NOT NULL,

@@ -110,8 +110,12 @@ func TestEveryBlockOfCommandsIsRunOrSaysThatItIsNot(t *testing.T) {
 					}
 				}
 			case "sql":
-				if path != "docs/sql.md" {
+				if path != "docs/sql.md" && path != "README.md" {
 					t.Errorf("%s: nothing runs SQL of this page", where)
+				}
+			case "go":
+				if path != "docs/sql.md" || !strings.Contains(mustRead(t, "sql_worker_test.go"), b.text) {
+					t.Errorf("%s: this code is not in sql_worker_test.go, where tests run it", where)
 				}
 			case "text", "json", "python":
 				if regexp.MustCompile(`(?m)^(\$|curl|queued|make|go|docker|psql|pg_\w+) `).MatchString(b.text) {

@@ -875,28 +875,3 @@ SELECT 'function ' || proname FROM pg_proc WHERE pronamespace = 'queued'::regnam
 UNION ALL
 SELECT 'table ' || relname FROM pg_class WHERE relnamespace = 'queued'::regnamespace AND relkind IN ('r', 'v') AND obj_description(oid, 'pg_class') IS NULL`))
 }
-
-// The blocks of docs/sql.md run one after the other, for the topic and the queue that the page
-// mentions.
-func TestSQLPageWorksAsPrinted(t *testing.T) {
-	t.Parallel()
-	role := newTestRole(t)
-	s := newTestServer(t)
-	s.mustTopic("orders")
-	s.mustQueue("emails")
-	db := s.plainDB("")
-	db.SetMaxOpenConns(1)
-	n := 0
-	for _, b := range blocksOf(mustRead(t, "docs/sql.md")) {
-		if b.language != "sql" || b.marked {
-			continue
-		}
-		n++
-		if _, err := db.Exec(strings.ReplaceAll(b.text, "my_app", role)); err != nil {
-			t.Errorf("docs/sql.md:%d: %v\n%s", b.line+1, err, b.text)
-		}
-	}
-	if n < 5 {
-		t.Errorf("docs/sql.md has only %d blocks of SQL", n)
-	}
-}

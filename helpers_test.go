@@ -39,6 +39,10 @@ func TestMain(m *testing.M) {
 		runJanitor(dir)
 		return
 	}
+	if server := os.Getenv("QUEUED_TEST_WORKER"); server != "" {
+		runWorker(server)
+		return
+	}
 	os.Exit(testMain(m))
 }
 

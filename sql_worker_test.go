@@ -7,10 +7,20 @@ import (
 	"fmt"
 	"log"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
 )
+
+// runWorker is the program of a worker, in a process of its own.
+func runWorker(server string) {
+	db, err := sql.Open("postgres", os.Getenv("QUEUED_TEST_WORKER_DATABASE"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	work(context.Background(), server, db)
+}
 
 // The code up to fillPageQueues is on docs/sql.md.
 

@@ -61,33 +61,43 @@ func TestTorture(t *testing.T) {
 	v.awaitEmpty()
 	close(stop)
 	consuming.Wait()
-	for _, s := range v.servers {
-		s.signal(syscall.SIGTERM)
-		if err := s.await(); err != nil {
-			t.Errorf("a server ended after SIGTERM without a fault with %v\n%s", err, lastLines([]byte(s.output.String())))
-		}
-		for _, sign := range []string{"panic", "level=ERROR"} {
-			if i := strings.Index(s.output.String(), sign); i >= 0 {
-				t.Errorf("a server logged %.2000s", s.output.String()[i:])
-			}
-		}
-	}
+	v.endServers()
 
 	v.checkPipeline()
 	result := v.history.check()
-	for i, violation := range append(v.violations, result.violations...) {
-		if i == 100 {
-			t.Errorf("and %d more", len(v.violations)+len(result.violations)-i)
-			break
-		}
-		t.Error(violation)
-	}
+	v.report(append(v.violations, result.violations...))
 	t.Logf("in %v: %d publishes acknowledged, %d without a response, %d of these delivered nevertheless", *tortureTime, result.published, result.unknown, result.recovered)
 	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without a response, with %d attempts; %d redrives",
 		result.delivered, result.repeated, result.acked, len(v.history.unknown), result.missed, len(v.history.redrives))
 	t.Logf("%d publishes were repeated with their key until a response, %d of them had been stored before", v.repeated, v.duplicates)
 	t.Logf("faults: %v", v.faults)
 	t.Logf("responses: %v", v.responses)
+}
+
+// endServers stops the servers, which must end without an error.
+func (v *torture) endServers() {
+	for _, s := range v.servers {
+		s.signal(syscall.SIGTERM)
+		if err := s.await(); err != nil {
+			v.t.Errorf("a server ended after SIGTERM without a fault with %v\n%s", err, lastLines([]byte(s.output.String())))
+		}
+		for _, sign := range []string{"panic", "level=ERROR"} {
+			if i := strings.Index(s.output.String(), sign); i >= 0 {
+				v.t.Errorf("a server logged %.2000s", s.output.String()[i:])
+			}
+		}
+	}
+}
+
+// report fails the test for each violation, up to a hundred.
+func (v *torture) report(violations []string) {
+	for i, violation := range violations {
+		if i == 100 {
+			v.t.Errorf("and %d more", len(violations)-i)
+			break
+		}
+		v.t.Error(violation)
+	}
 }
 
 // wasTorture reports whether there were faults that clients noticed: some publish got no
@@ -176,12 +186,13 @@ func newTorture(t *testing.T) *torture {
 	return v
 }
 
-// victim is a server, in a process of its own.
+// victim is a server or a worker, in a process of its own.
 type victim struct {
-	proxy   *proxy // between it and PostgreSQL
+	proxy   *proxy // between a server and PostgreSQL
 	address string
 	program string
 	args    []string
+	env     []string // in addition to the environment of the test
 	output  *syncBuffer
 
 	mu    sync.Mutex
@@ -199,6 +210,7 @@ func (s *victim) start() error {
 	defer s.mu.Unlock()
 	cmd := exec.Command(s.program, s.args...)
 	thisRun.adopt(cmd)
+	cmd.Env = append(os.Environ(), s.env...)
 	cmd.Stderr = s.output
 	if err := cmd.Start(); err != nil {
 		return err
@@ -218,7 +230,7 @@ func (s *victim) signal(signal os.Signal) {
 	s.cmd.Process.Signal(signal)
 }
 
-// await waits until the server has ended.
+// await waits until the process has ended.
 func (s *victim) await() error {
 	s.mu.Lock()
 	ended := s.ended

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -413,61 +414,185 @@ func TestCommitLowersTheWatermarksOfEveryServer(t *testing.T) {
 	}
 }
 
-// Transactions commit in another order than they began, while receivers at two servers take
-// what is there, and their marks pass what is not.
+// Transactions of applications stay open, and commit in another order than they began.
+// Meanwhile the queues are busy: messages that are published, received and acked at three
+// servers move the low-water marks past the ones that are not committed. Receivers that wait
+// get each message after its commit, and those of an ordered group in the order of commits.
 func TestNoMessageOfALongTransactionIsLost(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	servers := []*testServer{s, newTestServerOn(t, s.dsn)}
+	servers := []*testServer{s, newTestServerOn(t, s.dsn), newTestServerOn(t, s.dsn)}
 	s.mustTopic("t", `"delivery_interval_ms":0`)
-	const many = 40
-	var open []*sql.Tx
-	for n := range many {
-		tx := s.transaction()
-		mustSelect(t, tx, "SELECT queued.publish('t', json_build_object('n', 2 * $1::integer))", n)
-		mustSelect(t, tx, "SELECT queued.send('t', json_build_object('n', 2 * $1::integer + 1), group_id => ($1 % 3)::text)", n)
-		open = append(open, tx)
+	s.mustQueue("ordered", `"topic_id":"t"`, `"ordered":true`)
+	groups := []string{"a", "b", "c"}
+	const each, burst, between = 12, 4, 100 // transactions of a group, commits in a row, and deliveries before these
+	type transaction struct {
+		*sql.Tx
+		n int
 	}
+	next := 0
+	open := map[string][]transaction{}
+	for range each {
+		for _, group := range groups {
+			tx := s.transaction()
+			mustSelect(t, tx, "SELECT queued.publish('t', json_build_object('n', $1::integer), group_id => $2)", next, group)
+			mustSelect(t, tx, "SELECT queued.send('t', json_build_object('n', $1::integer))", next+1)
+			open[group] = append(open[group], transaction{tx, next})
+			next += 2
+		}
+	}
+
 	var mu sync.Mutex
-	got := map[int]int{}
+	var delivered int
+	received := map[string]map[int]int{"t": {}, "ordered": {}}
+	order := map[string][]int{} // by group
+	gates := map[string]*sync.Mutex{}
+	for _, group := range groups {
+		gates[group] = new(sync.Mutex)
+	}
+	left := 0 // number of deliveries that are expected and have not happened
+	expect := func(n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		left += n
+	}
 	ctx, done := context.WithCancel(context.Background())
 	defer done()
-	var receivers sync.WaitGroup
-	for i := range 4 {
-		v := servers[i%2]
-		receivers.Go(func() {
+	var receiving sync.WaitGroup
+	for i := range 12 {
+		v, queueID := servers[i%3], []string{"t", "ordered"}[i%2]
+		receiving.Go(func() {
 			for ctx.Err() == nil {
-				p := <-v.poll(ctx, "t", "?limit=3&wait_seconds=30")
-				for _, m := range p.messages {
+				body := (<-v.poll(ctx, queueID, "?limit=3&wait_seconds=30&fields=group")).body
+				if ctx.Err() != nil {
+					return
+				}
+				var all struct {
+					Data []struct {
+						ID, Group string
+						Data      struct{ N int }
+					}
+				}
+				if err := json.Unmarshal([]byte(body), &all); err != nil {
+					t.Errorf("receive = %s, %v", body, err)
+					return
+				}
+				for _, m := range all.Data {
+					mu.Lock()
+					received[queueID][m.Data.N]++
+					if queueID == "ordered" {
+						order[m.Group] = append(order[m.Group], m.Data.N)
+					}
+					delivered++
+					left--
+					mu.Unlock()
+					if queueID == "ordered" { // the others of the group wait until all are committed
+						gates[m.Group].Lock()
+						gates[m.Group].Unlock()
+					}
 					if r, err := v.send(context.Background(), "PUT", "/messages/"+m.ID+"/ack", ""); err != nil || r.status != 204 {
 						t.Errorf("ack = %v, %v", r, err)
 					}
-					mu.Lock()
-					got[numbers([]wireMessage{m})[0]]++
-					if len(got) == 3*many {
-						done()
-					}
-					mu.Unlock()
 				}
 			}
 		})
 	}
-	rand.New(rand.NewPCG(3, 1)).Shuffle(many, func(i, j int) { open[i], open[j] = open[j], open[i] })
-	for n, tx := range open {
-		servers[n%2].publish("t", 2*many+n)
-		mustCommit(t, tx)
+
+	// The load does not run ahead of the receivers.
+	var number atomic.Int64
+	number.Store(int64(next))
+	publishHTTP := func(v *testServer, path, group string) int {
+		n := int(number.Add(1) - 1)
+		r, err := v.send(context.Background(), "POST", path, fmt.Sprintf(`{"data":{"n":%d},"group":%s}`, n, group))
+		if err != nil || r.status != 201 {
+			t.Errorf("publish = %v, %v", r, err)
+		}
+		return n
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(testTimeout):
+	calm := make(chan struct{})
+	var loading, committing sync.WaitGroup
+	want := map[string]map[int]int{"t": {}, "ordered": {}}
+	wantOrder := map[string][]int{}
+	wanted := func(n int, queues ...string) {
+		for _, queueID := range queues {
+			want[queueID][n] = 1
+		}
 	}
+	for _, v := range servers {
+		loading.Go(func() {
+			for {
+				select {
+				case <-calm:
+					return
+				default:
+				}
+				mu.Lock()
+				behind := left > 50
+				mu.Unlock()
+				if behind {
+					<-time.After(time.Millisecond)
+					continue
+				}
+				expect(2)
+				plain, grouped := publishHTTP(v, "/queues/t/messages", "null"), publishHTTP(v, "/queues/t/messages", `"a"`)
+				mu.Lock()
+				wanted(plain, "t")
+				wanted(grouped, "t")
+				mu.Unlock()
+			}
+		})
+	}
+	for i, group := range groups {
+		r := rand.New(rand.NewPCG(3, uint64(i)))
+		r.Shuffle(each, func(i, j int) { open[group][i], open[group][j] = open[group][j], open[group][i] })
+		committing.Go(func() {
+			for transactions := range slices.Chunk(open[group], burst) {
+				mu.Lock()
+				after := delivered + between
+				mu.Unlock()
+				for end := time.Now().Add(testTimeout); ; <-time.After(time.Millisecond) {
+					mu.Lock()
+					reached := delivered >= after
+					mu.Unlock()
+					if reached {
+						break
+					}
+					if time.Now().After(end) {
+						t.Errorf("the receivers of the load stand still")
+						return
+					}
+				}
+				gates[group].Lock()
+				for _, tx := range transactions {
+					expect(4)
+					if err := tx.Commit(); err != nil {
+						t.Error(err)
+					}
+					next := publishHTTP(servers[i], "/queues/ordered/messages", `"`+group+`"`)
+					mu.Lock()
+					wanted(tx.n, "t", "ordered")
+					wanted(tx.n+1, "t")
+					wanted(next, "ordered")
+					wantOrder[group] = append(wantOrder[group], tx.n, next)
+					mu.Unlock()
+				}
+				gates[group].Unlock()
+			}
+		})
+	}
+	committing.Wait()
+	close(calm)
+	loading.Wait()
+	eventually(t, "everything is received", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return left <= 0 || t.Failed()
+	})
 	done()
-	receivers.Wait()
-	want := map[int]int{}
-	for n := range 3 * many {
-		want[n] = 1
-	}
-	checkDiff(t, "received", want, got)
+	receiving.Wait()
+	checkDiff(t, "received", want, received)
+	checkDiff(t, "order", wantOrder, order)
+	t.Logf("%d deliveries while %d transactions were open", delivered, len(groups)*each)
 }
 
 func TestGroupsKeepTheOrderOfCommits(t *testing.T) {

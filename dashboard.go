@@ -67,6 +67,8 @@ func (r *request) dashboard(name string) (any, error) {
 type overview struct {
 	Server overviewServer `json:"server"`
 	Token  *overviewToken `json:"token"` // null if the server requires none
+	// Totals are those of all visible queues, not only of the page.
+	Totals overviewTotals `json:"totals"`
 	// NextOffset is the offset of the next page, null on the last page.
 	NextOffset *int `json:"next_offset"`
 }
@@ -90,9 +92,33 @@ type overviewItem struct {
 	Messages         *messageCounts `json:"messages"` // null if the queue was created after the last count
 	OldestAge        float64        `json:"oldest_message_age_seconds"`
 	WaitingReceivers int            `json:"waiting_receivers"`
-	PublishedTotal   int64          `json:"published_total"`
-	DeliveredTotal   int64          `json:"delivered_total"`
-	AckedTotal       int64          `json:"acked_total"`
+	overviewTotals
+}
+
+// overviewTotals are numbers of messages since the start of this server. A message that
+// moves to a dead queue counts at the queue that it leaves.
+type overviewTotals struct {
+	Published    int64 `json:"published_total"`
+	Delivered    int64 `json:"delivered_total"`
+	Redelivered  int64 `json:"redelivered_total"`
+	Acked        int64 `json:"acked_total"`
+	Nacked       int64 `json:"nacked_total"`
+	DeadLettered int64 `json:"dead_lettered_total"`
+	Expired      int64 `json:"expired_total"`
+}
+
+// add adds the counters of a queue, none if totals is nil.
+func (v *overviewTotals) add(totals *messageTotals) {
+	if totals == nil {
+		return
+	}
+	v.Published += totals[messagesPublished].Load()
+	v.Delivered += totals[messagesDelivered].Load()
+	v.Redelivered += totals[messagesRedelivered].Load()
+	v.Acked += totals[messagesAcked].Load()
+	v.Nacked += totals[messagesNacked].Load()
+	v.DeadLettered += totals[messagesDeadLettered].Load()
+	v.Expired += totals[messagesExpired].Load()
 }
 
 // overview returns a page of at most -max-limit queues, ordered by id.
@@ -102,7 +128,8 @@ func (s *server) overview(r *request) (any, error) {
 	if err := q.err(); err != nil {
 		return nil, err
 	}
-	queues, more, err := s.store.queues(r.Context(), r.visible(), offset, s.limits.maxLimit+1)
+	visible := r.visible()
+	queues, more, err := s.store.queues(r.Context(), visible, offset, s.limits.maxLimit+1)
 	if err != nil {
 		return nil, err
 	}
@@ -126,12 +153,13 @@ func (s *server) overview(r *request) (any, error) {
 			item.Messages = &messageCounts{c.ready, c.delayed, c.inFlight, c.exhausted}
 			item.OldestAge = c.oldestSeconds
 		}
-		if totals := s.metrics.totalsOf(q.ID); totals != nil {
-			item.PublishedTotal = totals[messagesPublished].Load()
-			item.DeliveredTotal = totals[messagesDelivered].Load()
-			item.AckedTotal = totals[messagesAcked].Load()
-		}
+		item.add(s.metrics.totalsOf(q.ID))
 		items[i] = item
+	}
+	for queueID, totals := range s.metrics.messages.Range {
+		if visible.match(queueID.(string)) {
+			v.Totals.add(totals.(*messageTotals))
+		}
 	}
 	v.Server.Uptime = time.Since(s.started).Seconds()
 	if !at.IsZero() {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"regexp"
 	"strings"
@@ -100,11 +101,10 @@ type overviewSeen struct {
 		Messages  *messageCounts
 		Oldest    float64 `json:"oldest_message_age_seconds"`
 		Receivers int     `json:"waiting_receivers"`
-		Published int     `json:"published_total"`
-		Delivered int     `json:"delivered_total"`
-		Acked     int     `json:"acked_total"`
+		overviewTotals
 	}
-	Next *int `json:"next_offset"`
+	Totals overviewTotals
+	Next   *int `json:"next_offset"`
 }
 
 func overviewOf(s *client, query string) (v overviewSeen) {
@@ -140,11 +140,41 @@ func TestOverviewShowsQueuesAndWhatIsInThem(t *testing.T) {
 	if v.Token != nil || v.Next != nil || v.Server.ID != s.server.id || v.Server.Uptime <= 0 || v.Server.Counted == nil {
 		t.Errorf("overview = %+v", v)
 	}
+	checkDiff(t, "totals of all queues", q.overviewTotals, v.Totals)
 	s.must(204, "DELETE", "/queues/t", "")
 	s.mustQueue("t")
 	if q := overviewOf(&s.client, "").Data[0]; q.Published != 0 {
 		t.Errorf("a queue created again has %d publishes", q.Published)
 	}
+}
+
+func TestOverviewCountsWhatFails(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("dead")
+	s.mustTopic("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
+	ids := s.publish("q", 1, 2)
+	s.receive("q", "?limit=1")
+	s.must(204, "PUT", "/messages/"+ids[0]+"/nack", "")
+	s.receive("q", "?limit=2")
+	s.must(204, "PUT", "/messages/"+ids[0]+"/nack", "")
+	s.must(204, "PUT", "/messages/"+ids[1]+"/ack", "")
+	s.publish("dead", 3)
+	s.expire()
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
+	if err := c.once(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := overviewTotals{Published: 2, Delivered: 3, Redelivered: 1, Acked: 1, Nacked: 2, DeadLettered: 1}
+	v := overviewOf(&s.client, "")
+	checkDiff(t, "totals of the queue", want, v.Data[1].overviewTotals)
+	checkDiff(t, "totals of its dead queue", overviewTotals{Published: 1, Expired: 2}, v.Data[0].overviewTotals)
+	want.Published, want.Expired = 3, 2
+	checkDiff(t, "totals of all queues", want, v.Totals)
+
+	s.useTokens(map[string]string{"worker": `"get":["dead"]`})
+	v = overviewOf(s.with(secret("worker")), "")
+	checkDiff(t, "totals of the queues of a token", overviewTotals{Published: 1, Expired: 2}, v.Totals)
 }
 
 func TestOverviewHasPagesAndWhatTheTokenMaySee(t *testing.T) {

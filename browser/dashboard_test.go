@@ -60,19 +60,18 @@ func TestQueuesAreShownLive(t *testing.T) {
 	p.seeText(cell("mails", "Ready"), "3")
 	p.seeText(cell("audit", "Delayed"), "1")
 	p.see("a rate of publishes", fmt.Sprintf("parseFloat(document.querySelector(%q).innerText) > 0", cell("mails", "Published/s")))
-	p.see("a chart of it", fmt.Sprintf("document.querySelector(%q).getAttribute('points').split(' ').length > 1", cell("mails", "Published/s")+" polyline"))
+	p.see("a chart of the ready messages", "document.querySelector('tr[data-id=mails] .charted polyline').getAttribute('points').split(' ').length > 1")
 
 	waiting := make(chan struct{})
 	go func() {
 		defer close(waiting)
 		http.Get(s.url() + "/queues/dead/messages?wait_seconds=20")
 	}()
-	p.seeText(cell("dead", "Receivers"), "1")
+	p.seeText(cell("dead", "Waiting consumers"), "1")
 	s.must("POST", "/queues/dead/messages", `{"data":{}}`)
 	<-waiting
 	p.seeText(cell("dead", "In flight"), "1")
-	p.see("a rate of deliveries", fmt.Sprintf("document.querySelector(%q).querySelector('polyline').getAttribute('points') !== ''", cell("dead", "Delivered/s")))
-
+	p.run("document.querySelector('thead th.id button').click()")
 	p.see("sorted by name", rowIDs+" === 'audit dead mails'")
 	p.click("Ready", "//thead")
 	p.see("sorted by ready messages", rowIDs+" === 'mails audit dead'")
@@ -91,6 +90,70 @@ func TestQueuesAreShownLive(t *testing.T) {
 	p.size(1280, 900)
 	p.run("const s = document.querySelector('select'); s.value = 'dead'; s.dispatchEvent(new Event('change'))")
 	p.see("only dead queues", rowIDs+" === 'dead'")
+
+	other := open(t, js[string](p, "location.href"))
+	other.see("the same behind a link", rowIDs+" === 'dead'")
+	other.see("and in the same order", "document.querySelector('th[aria-sort=descending]').innerText.startsWith('Ready')")
+}
+
+func TestProblemsComeFirst(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("a-fine")
+	s.queue("b-dead")
+	s.queue("c-forgotten", `"dead_queue_id":"b-dead"`, `"message_max_deliveries":9`)
+	s.queue("d-failing")
+	s.must("POST", "/queues/b-dead/messages/batch", `{"messages":[{"data":{}},{"data":{}}]}`)
+	s.must("POST", "/queues/c-forgotten/messages/batch", `{"messages":[{"data":{}},{"data":{}},{"data":{}}]}`)
+	p := open(t, s.url())
+	p.see("the queue without consumer at the top", rowIDs+" === 'c-forgotten b-dead a-fine d-failing'")
+	p.seeText("tr[data-id=c-forgotten]", "no consumer, 3 waiting")
+	p.seeText("tr[data-id=b-dead]", "2 dead")
+	p.see("no mark at the others", "document.querySelectorAll('.mark').length === 2")
+	p.seeText(".tile.ready", "3") // without the dead
+	p.seeText(".tile.dead", "2")
+	p.seeText(".tile.idle", "1 queue")
+
+	s.must("POST", "/queues/d-failing/messages", `{"data":{}}`)
+	for range 3 {
+		var received struct{ Data []struct{ ID string } }
+		if err := json.Unmarshal([]byte(s.must("GET", "/queues/d-failing/messages?wait_seconds=20", "")), &received); err != nil {
+			t.Fatal(err)
+		}
+		s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", "")
+	}
+	p.see("the failing queue at the top", rowIDs+" === 'd-failing c-forgotten b-dead a-fine'")
+	p.see("what fails", "/failing: [0-9.]+\\/s nacked/.test(document.querySelector('tr[data-id=d-failing]').innerText)")
+	p.choose(".tile.dead")
+	p.see("the dead queues", rowIDs+" === 'b-dead'")
+}
+
+func TestDeadMessageTellsItsStory(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("dead")
+	s.queue("mails", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
+	var received struct{ Data []struct{ ID string } }
+	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages", "")), &received); err != nil {
+		t.Fatal(err)
+	}
+	s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", `{"error":"no such address"}`)
+	p := open(t, s.url()+"/#/queues/dead")
+	p.seeText(".story", "moved from mails")
+	p.seeText(".story", "no such address")
+	p.click("Delete…", `//li[@class="message"]`)
+	p.seeText("dialog", "permanently deleted.")
+	p.click("Cancel")
+	p.click("Retry")
+	p.seeText("#notifications", "moved back to mails")
+	p.seeText(".tab-content", "No messages.")
+	if states := s.states("mails"); states != "ready" {
+		t.Errorf("in mails: %s", states)
+	}
+	p.see("nothing to move", `[...document.querySelectorAll('button')].find((b) => b.textContent === 'Redrive…').disabled`)
+	p.goTo("#/queues/mails")
+	p.seeText(".title .buttons", "Move messages…")
 }
 
 func TestSettingsAreSavedAndErrorsShowAtTheirFields(t *testing.T) {
@@ -537,7 +600,7 @@ func TestRatesOfSeveralServersAreAddedUp(t *testing.T) {
 	for _, s := range []*server{a, b} {
 		go http.Get(s.url() + "/queues/mails/messages?wait_seconds=20")
 	}
-	p.seeText("tr[data-id=mails] td[data-label=Receivers]", "2")
+	p.seeText("tr[data-id=mails] td[data-label='Waiting consumers']", "2")
 	for range 20 { // to both servers in turn
 		s := []*server{a, b}[turn.Load()%2]
 		s.must("POST", "/queues/mails/messages", `{"data":{}}`)
@@ -840,7 +903,7 @@ func TestEveryPageIsReadableOnEveryScreen(t *testing.T) {
 		p.seeText("main", v.shows)
 		for _, theme := range []string{"light", "dark"} {
 			p.theme(theme)
-			for size, width := range map[string]int64{"desktop": 1280, "phone": 390, "small": 320} {
+			for size, width := range map[string]int64{"desktop": 1280, "phone": 390, "small": 320, "wide": 1600, "737": 737, "900": 900, "1050": 1050} {
 				p.size(width, 844)
 				for _, problem := range js[[]string](p, accessibilityProblems) {
 					t.Errorf("%s, %s, %s: %s", name, theme, size, problem)
@@ -853,7 +916,7 @@ func TestEveryPageIsReadableOnEveryScreen(t *testing.T) {
 	}
 	p.goTo("#/queues/invoices")
 	p.size(1280, 844)
-	for what, button := range map[string]string{"dialog-purge": "Purge…", "dialog-redrive": "Redrive…"} {
+	for what, button := range map[string]string{"dialog-purge": "Purge…", "dialog-redrive": "Move messages…"} {
 		p.click(button)
 		p.seeText("dialog", "messages")
 		for _, theme := range []string{"light", "dark"} {
@@ -887,7 +950,7 @@ func newServerWithThousandQueues(t testing.TB) *server {
 func TestOnlyVisibleRowsAreDrawn(t *testing.T) {
 	t.Parallel()
 	s := newServerWithThousandQueues(t)
-	p := open(t, s.url())
+	p := open(t, s.url()+"/#/?sort=id&order=up")
 	p.see("all queues", "document.querySelector('.tools').innerText.includes('1000')")
 	p.seeText("tr[data-id=queue-0000] td[data-label=Ready]", "0")
 	p.run(`window.touched = new Set()

@@ -11,14 +11,16 @@ function points(values, width, height, max) {
   return values.map((v, i) => `${(start + i * step).toFixed(1)},${(height - 1 - (v / max) * (height - 2)).toFixed(1)}`)
 }
 
-// spark returns a sparkline and the function that updates it. Screen readers skip it,
-// because the current number stands beside it.
+// spark returns a sparkline and the function that updates it, which takes the values and
+// the largest value of all sparklines: they have one scale. It is logarithmic, because a
+// queue may have a million times the messages of another. Screen readers skip the
+// sparkline, because the current number stands beside it.
 export function spark(kind) {
   const line = svg('polyline', { class: `line ${kind}` })
   const element = svg('svg', { class: 'spark', viewBox: '0 0 60 16', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, line)
   return {
     element,
-    update: (values) => line.setAttribute('points', points(values, 60, 16, Math.max(...values, 1e-9)).join(' ')),
+    update: (values, max) => line.setAttribute('points', points(values.map(Math.log1p), 60, 16, Math.log1p(Math.max(max, 9))).join(' ')),
   }
 }
 
@@ -55,9 +57,13 @@ export function chart(title, series) {
   }
 }
 
-// ratesChart returns the chart of the publish, delivery and ack rates.
-export const ratesChart = () => chart('Messages per second', [
+// ratesChart returns the chart of the rates of publishes, deliveries, acks and nacks.
+export const ratesChart = () => chart('Per second', [
   { kind: 'published', label: 'Published', show: rate },
   { kind: 'delivered', label: 'Delivered', show: rate },
   { kind: 'acked', label: 'Acked', show: rate },
+  { kind: 'nacked', label: 'Nacked', show: rate },
 ])
+
+// charted are the rates in the chart, in its order.
+export const charted = ['published', 'delivered', 'acked', 'nacked']

@@ -83,15 +83,15 @@ export function rate(n) {
   return n < 10 ? n.toFixed(1) : count(Math.round(n))
 }
 
-// duration formats seconds by their two largest units.
-export function duration(seconds) {
+// duration formats seconds by their largest units, two unless parts is 1.
+export function duration(seconds, parts = 2) {
   const left = Math.max(0, Math.round(seconds))
   const units = [['d', 86400], ['h', 3600], ['min', 60], ['s', 1]]
   const first = units.findIndex(([, size]) => left >= size)
   if (first < 0) return '0 s'
   const [unit, size] = units[first]
   const [nextUnit, nextSize] = units[first + 1] || []
-  const rest = nextSize && Math.floor((left % size) / nextSize)
+  const rest = parts > 1 && nextSize && Math.floor((left % size) / nextSize)
   return `${Math.floor(left / size)} ${unit}${rest ? ` ${rest} ${nextUnit}` : ''}`
 }
 
@@ -117,4 +117,13 @@ export function field(label, input, hint) {
       else input.removeAttribute('aria-invalid')
     },
   }
+}
+
+const endLength = 12 // characters at the end of a long name that stay in sight
+
+// longName returns elements that show a name in one line. The middle of a name that does
+// not fit is cut, because names often differ at their ends.
+export function longName(name) {
+  if (name.length < 2 * endLength) return [name]
+  return [h('span', { class: 'start' }, name.slice(0, -endLength)), h('span', { class: 'end' }, name.slice(-endLength))]
 }

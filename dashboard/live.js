@@ -16,7 +16,7 @@ export const live = {
   requestedAt: 0, // start of the last successful request, by performance.now()
 }
 
-const rates = ['published', 'delivered', 'acked']
+const rates = ['published', 'delivered', 'acked', 'nacked', 'dead_lettered', 'expired']
 const charted = [...rates, 'ready']
 const histories = new Map() // by queue id
 const servers = new Map() // last response of each server by server id: a load balancer may have several

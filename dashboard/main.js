@@ -17,12 +17,13 @@ let page = null // the current page: {element, update(), close()}
 function route() {
   const hash = location.hash || '#/'
   if (!hash.startsWith('#/')) return // the link that skips to the content
-  const [kind, id, tab] = hash.slice(2).split('/').map(decode)
+  const [steps, ...parameters] = hash.slice(2).split('?')
+  const [kind, id, tab] = steps.split('/').map(decode)
   let next
   if (live.error?.status === 401) next = tokenPage(live.error)
   else if (kind === 'queues' && id) next = page?.id === id ? page : queuePage(id)
   else if (kind === 'topics') next = topicsPage()
-  else next = queuesPage()
+  else next = queuesPage(new URLSearchParams(parameters.join('?')))
   next.showTab?.(tab || 'messages')
   document.title = `${id || (kind === 'topics' ? 'Topics' : 'Queues')} · queued`
   for (const a of document.querySelectorAll('nav [data-page]')) {

@@ -2,7 +2,7 @@
 // on them.
 
 import { call, get, maybeTruncated, now, page, parseExactly, path } from './api.js'
-import { chart, ratesChart } from './chart.js'
+import { chart, charted, ratesChart } from './chart.js'
 import { attempt, confirm, inputs, notify, numberIn, suggested } from './dialogs.js'
 import { count, deliveries, duration, exact, field, h, setCurrent, setText, syncRows, time, updateChildren } from './dom.js'
 import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
@@ -20,13 +20,14 @@ export function queuePage(id) {
     ['delayed', 'Delayed', (q) => count(q.messages?.delayed)],
     ['exhausted', 'Exhausted', (q) => count(q.messages?.exhausted)],
     ['oldest', 'Oldest', (q) => (q.oldest_message_age_seconds > 0 ? duration(q.oldest_message_age_seconds) : '–')],
-    ['receivers', 'Receivers', (q) => count(q.waiting_receivers)],
+    ['receivers', 'Waiting consumers', (q) => count(q.waiting_receivers)],
   ].map(([name, label, show]) => ({ show, value: h('b'), label, name }))
   const rates = ratesChart()
   const ready = chart('Ready messages', [{ kind: 'ready', label: 'Now', show: (n) => count(Math.round(n)) }])
   const tags = h('p', { class: 'tags' })
+  const move = h('button', { onclick: () => attempt(() => redrive(id)) }, 'Move messages…')
   const actions = h('div', { class: 'buttons' },
-    h('button', { onclick: () => attempt(() => redrive(id)) }, 'Redrive…'),
+    move,
     h('button', { onclick: () => attempt(() => purge(id)) }, 'Purge…'),
     h('button', { onclick: () => attempt(() => remove(id)) }, 'Delete…'))
   const links = tabs.map(([name, label]) => h('a', { href: `#/queues/${encodeURIComponent(id)}/${name}`, 'data-tab': name }, label))
@@ -60,12 +61,14 @@ export function queuePage(id) {
       content.hidden = Boolean(live.server) && !q
       actions.hidden = !isAdmin() || !q
       if (!q) return
+      setText(move, sourcesOf(id).length > 0 ? 'Redrive…' : 'Move messages…')
+      move.disabled = q.messages?.ready === 0
       updateChildren(tags, ...settingTags({ ...q, topic_id: null }, []),
         q.topic_id && h('a', { class: 'tag', href: '#/topics' }, `topic ${q.topic_id}`),
         ...sourcesOf(id).map((other) => h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(other.id)}` }, `dead queue of ${other.id}`)),
         q.dead_queue_id && h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `dead queue after ${deliveries(q.message_max_deliveries)}: ${q.dead_queue_id}`))
       for (const t of tiles) setText(t.value, t.show(q))
-      rates.update([q.history.published, q.history.delivered, q.history.acked])
+      rates.update(charted.map((name) => q.history[name]))
       ready.update([q.history.ready])
       currentTab?.update?.()
     },
@@ -123,7 +126,7 @@ async function redrive(id) {
   const { ready } = await countMessages(id)
   const [source, ...others] = sourcesOf(id)
   confirm({
-    title: `Redrive queue ${id}`,
+    title: sourcesOf(id).length > 0 ? `Redrive queue ${id}` : `Move messages of ${id}`,
     text: `${exact(ready)} can be moved to another queue, where delivery attempts start again at zero.`,
     action: `Move up to ${exact(ready)}`,
     danger: false,
@@ -209,7 +212,7 @@ function messagesTab(id) {
     if (from !== pager.offset) return
     const messages = response.value.data
     const exactly = parseExactly(response.text).data
-    syncRows(list, rows, messages, (m) => m.id, (id) => messageRow(id, () => polling.again()))
+    syncRows(list, rows, messages, (m) => m.id, (messageID) => messageRow(id, messageID, () => polling.again()))
       .forEach((row, i) => row.update(messages[i], exactly[i].data))
     setText(placeholder, from > 0 ? 'No messages on this page.' : 'No messages.')
     placeholder.hidden = messages.length > 0
@@ -224,9 +227,9 @@ function messagesTab(id) {
 
 const longText = 20_000 // maximum characters of data to show at first
 
-// messageRow returns the row of a message, with buttons to ack and nack it. It calls
-// reload after either.
-function messageRow(id, reload) {
+// messageRow returns the row of a message of a queue, with buttons to change it. It calls
+// reload after a change.
+function messageRow(queueID, id, reload) {
   let message = null
   let data = null
   let showAll = false
@@ -236,6 +239,7 @@ function messageRow(id, reload) {
   const preview = h('span', { class: 'preview' })
   const pretty = h('pre', { tabindex: 0 })
   const more = h('button', { hidden: true, onclick: () => { showAll = true; showData() } }, 'Show all')
+  const story = h('p', { class: 'story' })
   const details = h('details', { ontoggle: () => showData() }, h('summary', {}, h('code', {}, id), preview), pretty, more)
 
   function showData() {
@@ -255,17 +259,29 @@ function messageRow(id, reload) {
     refresh()
   }
   const nack = h('button', { 'aria-label': `Nack ${id}`, onclick: () => attempt(() => change('nack', 'nacked')) }, 'Nack')
+  // In a dead queue there is no consumer whose ack this could be.
+  const dead = sourcesOf(queueID).length > 0
   const ack = h('button', {
-    'aria-label': `Ack ${id}`,
+    'aria-label': dead ? `Delete ${id}` : `Ack ${id}`,
     onclick: () => confirm({
-      title: 'Ack this message?',
-      text: `Message ${id} will be permanently deleted, as if a consumer had processed it.`,
-      action: 'Ack message',
-      send: () => change('ack', 'acked'),
+      title: dead ? 'Delete this message?' : 'Ack this message?',
+      text: dead ? `Message ${id} will be permanently deleted.` : `Message ${id} will be permanently deleted, as if a consumer had processed it.`,
+      action: dead ? 'Delete message' : 'Ack message',
+      send: () => change('ack', dead ? 'deleted' : 'acked'),
     }),
-  }, 'Ack…')
+  }, dead ? 'Delete…' : 'Ack…')
+  const retry = h('button', {
+    'aria-label': `Retry ${id}`,
+    hidden: true,
+    onclick: () => attempt(async () => {
+      await call('PUT', '/messages/redrive', { ids: [id] })
+      notify(`Message ${id} moved back to ${message.source_queue_id}.`)
+      reload()
+      refresh()
+    }),
+  }, 'Retry')
   return {
-    element: h('li', { class: 'message' }, h('div', { class: 'body' }, h('p', { class: 'facts' }, state, facts), details, tags), h('div', { class: 'buttons' }, nack, ack)),
+    element: h('li', { class: 'message' }, h('div', { class: 'body' }, h('p', { class: 'facts' }, state, facts), story, details, tags), h('div', { class: 'buttons' }, retry, nack, ack)),
     update(m, exactData) {
       message = m
       data = exactData
@@ -274,7 +290,7 @@ function messageRow(id, reload) {
       state.className = `state ${m.state}`
       setText(facts, [
         deliveries(m.delivery_attempts),
-        `published ${ago(m.created_at)}`,
+        `published ${when(m.created_at)}`,
         m.state === 'in_flight' && `lease ends in ${duration(due / 1000)}`,
         m.state === 'delayed' && `due in ${duration(due / 1000)}`,
         `expires in ${duration((time(m.expired_at) - now()) / 1000)}`,
@@ -285,11 +301,23 @@ function messageRow(id, reload) {
         m.traceparent !== undefined && h('span', { class: 'tag' }, `trace ${m.traceparent.slice(3, 35)}`),
         ...Object.entries(m.attributes ?? {}).map(([name, value]) => h('span', { class: 'tag' }, `${name}: ${value}`)))
       setText(preview, prettyText(data, 0).slice(0, 200))
+      updateChildren(story, ...[
+        m.source_queue_id && ['moved from ', h('a', { href: `#/queues/${encodeURIComponent(m.source_queue_id)}` }, m.source_queue_id), ` ${when(m.dead_at)}`],
+        m.last_error && [m.source_queue_id ? ': ' : 'last error: ', h('b', {}, m.last_error)],
+        m.last_error && m.last_error_at !== m.dead_at && ` ${when(m.last_error_at)}`,
+      ].flat())
+      story.hidden = !story.hasChildNodes()
       nack.hidden = m.state !== 'in_flight'
+      retry.hidden = !m.source_queue_id || m.state === 'in_flight' || !isAdmin()
       showData()
     },
   }
 }
+
+// when formats a time of the API, in the time zone of the browser, and how long ago it was.
+const when = (text) => `${local.format(time(text))} (${ago(text)})`
+
+const local = new Intl.DateTimeFormat('sv', { dateStyle: 'short', timeStyle: 'medium' })
 
 // ago formats the time that has passed since a time of the API.
 const ago = (text) => `${duration((now() - time(text)) / 1000)} ago`

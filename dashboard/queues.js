@@ -1,41 +1,57 @@
 // The page of all queues: a table of their counts and rates, with totals and filters.
 
 import { token } from './api.js'
-import { ratesChart, spark } from './chart.js'
+import { charted, ratesChart, spark } from './chart.js'
 import { inputs, notify } from './dialogs.js'
-import { count, duration, h, rate, setText, updateChildren } from './dom.js'
+import { count, duration, h, longName, rate, setText, updateChildren } from './dom.js'
 import { isAdmin, live } from './live.js'
+import { hasNoConsumer, isFailing, problemOf } from './problems.js'
 import { openQueueForm } from './settings.js'
 
-// The columns: by returns the value that a column shows and sorts by, show formats it.
+// The columns: by returns the value of a row that a column shows and sorts by, show
+// formats it. The class says at which widths the column is shown.
 const columns = [
-  { name: 'id', label: 'Queue', by: (q) => q.id },
-  { name: 'ready', label: 'Ready', by: (q) => q.messages?.ready, show: count },
-  { name: 'in_flight', label: 'In flight', by: (q) => q.messages?.in_flight, show: count },
-  { name: 'delayed', label: 'Delayed', by: (q) => q.messages?.delayed, show: count },
-  { name: 'exhausted', label: 'Exhausted', by: (q) => q.messages?.exhausted, show: count },
-  { name: 'oldest', label: 'Oldest', by: (q) => q.oldest_message_age_seconds, show: (age) => (age > 0 ? duration(age) : '–') },
-  { name: 'receivers', label: 'Receivers', by: (q) => q.waiting_receivers, show: count },
-  { name: 'published', label: 'Published/s', by: (q) => q.published, show: rate, chart: true },
-  { name: 'delivered', label: 'Delivered/s', by: (q) => q.delivered, show: rate, chart: true },
-  { name: 'acked', label: 'Acked/s', by: (q) => q.acked, show: rate, chart: true },
+  { name: 'id', label: 'Queue', by: (row) => row.queue.id },
+  { name: 'problem', label: 'Problem', by: (row) => row.problem?.rank ?? 0, descending: true },
+  { name: 'ready', label: 'Ready', by: ({ queue }) => queue.messages?.ready, show: count },
+  { name: 'in_flight', label: 'In flight', by: ({ queue }) => queue.messages?.in_flight, show: count },
+  { name: 'delayed', label: 'Delayed', by: ({ queue }) => queue.messages?.delayed, show: count, class: 'fourth' },
+  { name: 'oldest', label: 'Oldest', by: ({ queue }) => queue.oldest_message_age_seconds, show: (age) => (age > 0 ? duration(age, 1) : '–') },
+  { name: 'receivers', label: 'Waiting consumers', short: 'Waiting', by: ({ queue }) => queue.waiting_receivers, show: count, class: 'second' },
+  { name: 'published', label: 'Published/s', by: ({ queue }) => queue.published, show: rate, class: 'second' },
+  { name: 'acked', label: 'Acked/s', by: ({ queue }) => queue.acked, show: rate },
+  { name: 'nacked', label: 'Nacked/s', by: ({ queue }) => queue.nacked, show: rate },
+  { name: 'dead_lettered', label: 'Dead-lettered/s', short: 'Dead/s', by: ({ queue }) => queue.dead_lettered, show: rate, class: 'third' },
+  { name: 'expired', label: 'Expired/s', by: ({ queue }) => queue.expired, show: rate, class: 'third' },
 ]
+const failures = ['nacked', 'dead_lettered', 'expired']
 
-// The kinds of queues to choose from. sources are the queues that have q as dead queue.
+// The kinds of queues to choose from.
 const kinds = [
   ['all', 'All queues', () => true],
-  ['waiting', 'With ready messages', (q) => q.messages?.ready > 0],
-  ['idle', 'Ready messages, no receivers', (q) => q.messages?.ready > 0 && q.waiting_receivers === 0 && !q.delivered],
-  ['dead', 'Dead queues', (q, sources) => sources.length > 0],
+  ['problems', 'With a problem', (row) => row.problem !== null],
+  ['waiting', 'With ready messages', (row) => row.queue.messages?.ready > 0],
+  ['idle', 'Without consumer', (row) => hasNoConsumer(row.queue, row.sources.length > 0)],
+  ['dead', 'Dead queues', (row) => row.sources.length > 0],
 ]
 
 const rowBatch = 100 // rows to add whenever the user scrolls to the last one
 
-// view is kept while the user is on other pages.
-const view = { sort: 'id', descending: false, filter: '', kind: 'all' }
+// The part of the address after "?" has what is shown, so that a link shows the same.
+// It lacks what is as at first: the queues with the worst problems at the top.
+const first = { sort: 'problem', order: 'down', filter: '', show: 'all' }
 
-// queuesPage returns the page of all queues.
-export function queuesPage() {
+// addressOf returns the address of the page with a view.
+const addressOf = (view) => {
+  const changed = Object.entries({ ...first, ...view }).filter(([name, value]) => value !== first[name])
+  return `#/${changed.length ? `?${new URLSearchParams(changed)}` : ''}`
+}
+
+// queuesPage returns the page of all queues. parameters are those of the address.
+export function queuesPage(parameters) {
+  const view = { ...first, ...Object.fromEntries(parameters) }
+  if (!columns.some((c) => c.name === view.sort)) view.sort = first.sort
+  if (!kinds.some(([name]) => name === view.show)) view.show = first.show
   const rows = new Map() // by queue id
   const visible = new Set() // ids of the rows in the viewport; only those are drawn
   let rowLimit = rowBatch // maximum rows in the table
@@ -61,29 +77,25 @@ export function queuesPage() {
 
   const totals = totalsSection()
   const heads = columns.map((column) => {
-    const button = h('button', { class: 'plain', onclick: () => sortBy(column.name) }, column.label)
-    return { column, element: h('th', { scope: 'col', role: 'columnheader', class: column.chart ? 'number charted' : column.show ? 'number' : '' }, button) }
+    const button = h('button', { class: 'plain', 'aria-label': column.short && column.label, title: column.short && column.label, onclick: () => sortBy(column.name) }, column.short ?? column.label)
+    return { column, element: h('th', { scope: 'col', role: 'columnheader', class: `${column.name} ${column.show ? 'number' : ''} ${column.class ?? ''}` }, button) }
   })
   const body = h('tbody', { role: 'rowgroup' })
   const more = h('p', { class: 'placeholder', hidden: true }, 'More…')
   observer.observe(more)
   const noMatch = h('p', { class: 'placeholder', hidden: true }, 'No queues match.')
   const table = h('table', { class: 'queues', role: 'table', 'aria-label': 'Queues' },
-    h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element))), body)
+    h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element), h('th', { scope: 'col', role: 'columnheader', class: 'charted', title: 'Ready messages in the last two minutes; all on one logarithmic scale' }, '2 min'))), body)
   const filter = inputs.text({ type: 'search', 'aria-label': 'Filter by name of queue, topic or dead queue', placeholder: 'Filter', value: view.filter })
   const kind = inputs.choice(kinds.map(([value, label]) => [value, label]), { 'aria-label': 'Queues to show' })
   const sort = inputs.choice(columns.map((c) => [c.name, `Sort by ${c.label.toLowerCase()}`]), { 'aria-label': 'Sort', class: 'small-only' })
-  kind.value = view.kind
+  kind.value = view.show
   sort.value = view.sort
   filter.addEventListener('input', () => {
-    view.filter = filter.value
-    rowLimit = rowBatch
-    arrangeRows(true)
+    change({ filter: filter.value })
   })
   kind.addEventListener('change', () => {
-    view.kind = kind.value
-    rowLimit = rowBatch
-    arrangeRows(true)
+    change({ show: kind.value })
   })
   sort.addEventListener('change', () => sortBy(sort.value))
   const reverse = h('button', { class: 'small-only', 'aria-label': 'Reverse order', onclick: () => sortBy(view.sort) }, '↑↓')
@@ -96,10 +108,16 @@ export function queuesPage() {
   const loading = h('p', { class: 'placeholder' }, 'Loading…')
 
   function sortBy(name) {
-    const column = columns.find((c) => c.name === name)
-    view.descending = view.sort === name ? !view.descending : Boolean(column.show) // numbers start with the largest
-    view.sort = name
+    const { show, descending } = columns.find((c) => c.name === name)
+    const down = view.sort === name ? view.order !== 'down' : Boolean(show || descending) // numbers start with the largest
     sort.value = name
+    change({ sort: name, order: down ? 'down' : 'up' })
+  }
+
+  // change shows another view, and puts it into the address.
+  function change(changed) {
+    Object.assign(view, changed)
+    history.replaceState(null, '', addressOf(view))
     rowLimit = rowBatch
     arrangeRows(true)
   }
@@ -109,16 +127,16 @@ export function queuesPage() {
   function arrangeRows(asked) {
     const keepPlaces = !asked && (body.matches(':hover') || body.contains(document.activeElement))
     for (const head of heads) {
-      if (head.column.name === view.sort) head.element.setAttribute('aria-sort', view.descending ? 'descending' : 'ascending')
+      if (head.column.name === view.sort) head.element.setAttribute('aria-sort', view.order === 'down' ? 'descending' : 'ascending')
       else head.element.removeAttribute('aria-sort')
     }
     const words = view.filter.toLowerCase().split(/\s+/).filter(Boolean)
-    const isKind = kinds.find(([name]) => name === view.kind)[2]
+    const isKind = kinds.find(([name]) => name === view.show)[2]
     const { by } = columns.find((c) => c.name === view.sort)
-    const sign = view.descending ? -1 : 1
+    const sign = view.order === 'down' ? -1 : 1
     const order = live.queues
-      .filter((q) => isKind(q, rows.get(q.id).sources) && words.every((w) => [q.id, q.topic_id, q.dead_queue_id].some((name) => name?.toLowerCase().includes(w))))
-      .map((q) => [by(q) ?? -1, q])
+      .filter((q) => isKind(rows.get(q.id)) && words.every((w) => [q.id, q.topic_id, q.dead_queue_id].some((name) => name?.toLowerCase().includes(w))))
+      .map((q) => [by(rows.get(q.id)) ?? -1, q])
       .sort(([a, p], [b, q]) => (a < b ? -sign : a > b ? sign : p.id < q.id ? -1 : 1))
       .map(([, q]) => rows.get(q.id).element)
     const found = order.length
@@ -162,39 +180,51 @@ export function queuesPage() {
         }
         row.queue = q
         row.sources = sources.get(q.id) ?? []
+        row.problem = problemOf(q, row.sources.length > 0)
       }
+      scale.max = Math.max(0, ...live.queues.map((q) => Math.max(0, ...q.history.ready)))
       arrangeRows(false)
       for (const id of visible) rows.get(id).update()
-      totals.update()
+      totals.update([...rows.values()])
     },
   }
 }
 
+// scale.max is the largest value of all sparklines.
+const scale = { max: 0 }
+
 // newRow returns the row of a queue. Its update method shows the current row.queue.
 function newRow(id) {
-  const cells = columns.slice(1).map((column) => {
+  const cells = columns.slice(2).map((column) => {
     const text = h('span')
-    const line = column.chart && spark(column.name)
-    return { column, text, line, element: h('td', { role: 'cell', 'data-label': column.label, class: column.chart ? 'number charted' : 'number' }, text, line?.element) }
+    return { column, text, element: h('td', { role: 'cell', 'data-label': column.label, class: `number ${column.class ?? ''}` }, text) }
   })
   const tags = h('span', { class: 'tags' })
+  const problem = h('span')
+  const line = spark('ready')
   const row = {
     queue: null,
     sources: [],
+    problem: null,
     element: h('tr', { role: 'row', 'data-id': id },
-      h('th', { scope: 'row', role: 'rowheader' }, h('a', { href: `#/queues/${encodeURIComponent(id)}` }, id), tags),
-      cells.map((c) => c.element)),
+      h('th', { scope: 'row', role: 'rowheader' }, h('div', { class: 'name' }, h('a', { class: 'long', title: id, href: `#/queues/${encodeURIComponent(id)}` }, longName(id)), tags)),
+      h('td', { role: 'cell', class: 'problem' }, problem),
+      cells.map((c) => c.element),
+      h('td', { role: 'cell', class: 'charted' }, line.element)),
     update() {
       const q = row.queue
-      row.element.classList.toggle('dead', row.sources.length > 0)
       updateChildren(tags, ...settingTags(q, row.sources))
-      for (const { column, text, line, element } of cells) {
-        const value = column.by(q)
+      tags.title = tags.textContent && [...tags.children].map((tag) => tag.textContent).join(', ')
+      setText(problem, row.problem?.text ?? '')
+      problem.className = row.problem ? `mark ${row.problem.kind}` : ''
+      const failing = isFailing(q)
+      for (const { column, text, element } of cells) {
+        const value = column.by(row)
         setText(text, column.show(value))
         element.classList.toggle('zero', !value)
-        element.classList.toggle('alarm', column.name === 'exhausted' && value > 0)
-        line?.update(q.history[column.name])
+        element.classList.toggle('alarm', failing ? failures.includes(column.name) && value > 0 : column.name === 'expired' && value > 0)
       }
+      line.update(q.history.ready, scale.max)
     },
   }
   return row
@@ -212,26 +242,43 @@ export function settingTags(q, sources) {
   ].filter(Boolean)
 }
 
-// totalsSection returns the totals above the table.
+// totalsSection returns the totals above the table. Messages in dead queues are apart
+// from those that wait for a consumer.
 function totalsSection() {
-  const states = [['ready', 'Ready'], ['in_flight', 'In flight'], ['delayed', 'Delayed'], ['exhausted', 'Exhausted']]
-  const numbers = states.map(([name, label]) => ({ name, value: h('b'), label }))
+  const tile = (name, label, view) => ({ name, label, view, value: h('b') })
+  const tiles = [tile('ready', 'Ready'), tile('in_flight', 'In flight'), tile('oldest', 'Oldest'),
+    tile('delayed', 'Delayed'), tile('dead', 'Dead', { show: 'dead' }), tile('idle', 'No consumer', { show: 'idle' })]
   const age = h('p', { class: 'muted' })
   const rates = ratesChart()
-  const sums = { published: [], delivered: [], acked: [] }
   return {
     element: h('section', { class: 'totals', 'aria-label': 'Totals of all queues' },
-      h('div', { class: 'tiles' }, numbers.map((n) => h('p', { class: `tile ${n.name}` }, h('span', {}, n.label), n.value)), age),
+      h('div', { class: 'tiles' }, tiles.map((t) => h(t.view ? 'a' : 'p', { class: `tile ${t.name}`, href: t.view && addressOf(t.view) }, h('span', {}, t.label), t.value)), age),
       rates.element),
-    update() {
-      for (const n of numbers) setText(n.value, count(live.queues.reduce((sum, q) => sum + (q.messages?.[n.name] ?? 0), 0)))
+    update(rows) {
+      const alive = rows.filter((row) => row.sources.length === 0)
+      const sum = (some, name) => some.reduce((sum, { queue }) => sum + (queue.messages?.[name] ?? 0), 0)
+      const dead = rows.filter((row) => row.sources.length > 0)
+      const oldest = Math.max(0, ...alive.map((row) => row.queue.oldest_message_age_seconds))
+      const idle = alive.filter((row) => hasNoConsumer(row.queue, false)).length
+      const values = {
+        ready: count(sum(alive, 'ready')),
+        in_flight: count(sum(rows, 'in_flight')),
+        delayed: count(sum(rows, 'delayed')),
+        oldest: oldest > 0 ? duration(oldest, 1) : '–',
+        dead: count(sum(dead, 'ready')),
+        idle: `${idle} ${idle === 1 ? 'queue' : 'queues'}`,
+      }
+      for (const t of tiles) setText(t.value, values[t.name])
+      tiles[4].value.className = sum(dead, 'ready') > 0 ? 'alarm' : ''
+      tiles[5].value.className = idle > 0 ? 'alarm' : ''
       const ago = live.server.counted_seconds_ago
       setText(age, ago > 5 ? `counted ${duration(ago)} ago` : '')
       const longest = Math.max(0, ...live.queues.map((q) => q.history.published.length))
-      for (const name of Object.keys(sums)) {
-        sums[name] = Array.from({ length: longest }, (_, i) => live.queues.reduce((sum, q) => sum + (q.history[name].at(i - longest) ?? 0), 0))
-      }
-      rates.update([sums.published, sums.delivered, sums.acked])
+      rates.update(charted.map((name) => {
+        const sums = new Array(longest).fill(0)
+        for (const q of live.queues) q.history[name].forEach((n, i, all) => { sums[longest - all.length + i] += n })
+        return sums
+      }))
     },
   }
 }

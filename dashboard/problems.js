@@ -1,0 +1,42 @@
+// What is wrong with a queue.
+
+import { count, duration, rate } from './dom.js'
+
+const recent = 15 // samples of a rate over which consumers are judged; half a minute
+const tooOld = 300 // seconds from which the age of a message is a problem
+
+// recentRate returns the mean of the last samples of a rate.
+function recentRate(q, name) {
+  const values = q.history[name].slice(-recent)
+  return values.reduce((a, b) => a + b, 0) / Math.max(values.length, 1)
+}
+
+// isFailing reports whether more deliveries of a queue fail than succeed.
+export const isFailing = (q) => recentRate(q, 'nacked') > recentRate(q, 'acked')
+
+// hasNoConsumer reports whether a queue has ready messages and nothing receives them.
+export const hasNoConsumer = (q, isDead) => !isDead && !q.paused && q.messages?.ready > 0 && q.messages.in_flight === 0 && q.waiting_receivers === 0 && recentRate(q, 'delivered') === 0
+
+// problemOf returns the worst problem of a queue, null if it has none: its text, its
+// kind ("bad", "warn" or "info"), and a rank to sort by, largest first. Within a kind of
+// problem, queues are compared by powers of ten, so that rows do not move all the time.
+export function problemOf(q, isDead) {
+  const found = (kind, rank, amount, text) => ({ kind, rank: rank * 100 + Math.floor(Math.log10(Math.max(amount, 1))), text })
+  const { nacked, expired } = { nacked: recentRate(q, 'nacked'), expired: recentRate(q, 'expired') }
+  const age = q.oldest_message_age_seconds
+  if (isFailing(q)) return found('bad', 7, nacked, `failing: ${rate(nacked)}/s nacked`)
+  if (expired > 0 && !isDead) return found('bad', 6, expired, `losing: ${rate(expired)}/s expired`)
+  if (hasNoConsumer(q, isDead)) return found('bad', 5, q.messages.ready, `no consumer, ${count(q.messages.ready)} waiting`)
+  if (isDead) {
+    const grown = growth(q)
+    if (grown > 0) return found('bad', 4, grown, `dead queue grew by ${count(grown)}`)
+    return q.messages?.ready > 0 ? found('warn', 2, q.messages.ready, `${count(q.messages.ready)} dead`) : null
+  }
+  if (q.paused) return found('info', 1, 1, 'paused')
+  if (age >= tooOld) return found('warn', 3, age, `oldest ${duration(age, 1)}`)
+  return null
+}
+
+// growth returns by how many messages a queue has grown in the last hour, or since the
+// first count of the server if that was later. It is 0 if it has not grown.
+export const growth = (q) => (q.messages && q.messages_hour_ago !== null && q.messages_hour_ago !== undefined ? Math.max(0, Object.values(q.messages).reduce((a, b) => a + b) - q.messages_hour_ago) : 0)

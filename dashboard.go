@@ -32,6 +32,7 @@ func (s *server) handleDashboard() {
 	s.handle(sharQ, public, "GET /{$}", s.home)
 	s.handle(native, public, "GET /dashboard/{file}", s.dashboardFile).always = true
 	s.handle(native, anyToken, "GET /overview", s.overview)
+	s.handle(native, anyToken, "GET /overview/history", s.overviewHistory)
 }
 
 // home returns the dashboard to browsers and SharQ's greeting to all other clients.
@@ -89,7 +90,8 @@ type overviewToken struct {
 // overviewItem is a queue with its message counts and with this server's totals.
 type overviewItem struct {
 	queue
-	Messages         *messageCounts `json:"messages"` // null if the queue was created after the last count
+	Messages         *messageCounts `json:"messages"`          // null if the queue was created after the last count
+	MessagesHourAgo  *int64         `json:"messages_hour_ago"` // at the oldest sample of the history, null without one
 	OldestAge        float64        `json:"oldest_message_age_seconds"`
 	WaitingReceivers int            `json:"waiting_receivers"`
 	overviewTotals
@@ -105,6 +107,17 @@ type overviewTotals struct {
 	Nacked       int64 `json:"nacked_total"`
 	DeadLettered int64 `json:"dead_lettered_total"`
 	Expired      int64 `json:"expired_total"`
+}
+
+// merge adds other totals.
+func (v *overviewTotals) merge(other overviewTotals) {
+	v.Published += other.Published
+	v.Delivered += other.Delivered
+	v.Redelivered += other.Redelivered
+	v.Acked += other.Acked
+	v.Nacked += other.Nacked
+	v.DeadLettered += other.DeadLettered
+	v.Expired += other.Expired
 }
 
 // add adds the counters of a queue, none if totals is nil.
@@ -146,12 +159,16 @@ func (s *server) overview(r *request) (any, error) {
 		counts[counted[i].queueID] = &counted[i]
 	}
 	waiting := s.engine.waiting()
+	before, known := s.history.oldest()
 	items := make([]overviewItem, len(queues))
 	for i, q := range queues {
 		item := overviewItem{queue: q, WaitingReceivers: waiting[q.ID]}
 		if c := counts[q.ID]; c != nil {
 			item.Messages = &messageCounts{c.ready, c.delayed, c.inFlight, c.exhausted}
 			item.OldestAge = c.oldestSeconds
+		}
+		if known {
+			item.MessagesHourAgo = new(before[q.ID].Messages)
 		}
 		item.add(s.metrics.totalsOf(q.ID))
 		items[i] = item

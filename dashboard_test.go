@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // getAs sends a GET with this Accept header.
@@ -100,6 +101,7 @@ type overviewSeen struct {
 		Ordered   bool
 		Messages  *messageCounts
 		Oldest    float64 `json:"oldest_message_age_seconds"`
+		HourAgo   *int64  `json:"messages_hour_ago"`
 		Receivers int     `json:"waiting_receivers"`
 		overviewTotals
 	}
@@ -175,6 +177,73 @@ func TestOverviewCountsWhatFails(t *testing.T) {
 	s.useTokens(map[string]string{"worker": `"get":["dead"]`})
 	v = overviewOf(s.with(secret("worker")), "")
 	checkDiff(t, "totals of the queues of a token", overviewTotals{Published: 1, Expired: 2}, v.Totals)
+}
+
+func TestHistoryHasTheMinutesOfAnHour(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("a")
+	s.mustTopic("b")
+	// A sample is in one line: its minute, the ready messages, all messages, publishes, deliveries.
+	history := func(s *client, query string) (lines []string) {
+		t.Helper()
+		var v struct {
+			ServerID string `json:"server_id"`
+			Data     []struct {
+				At string
+				historyValues
+			}
+		}
+		mustDecode(t, s.must(200, "GET", "/overview/history"+query, ""), &v)
+		if v.ServerID == "" {
+			t.Error("no id of the server")
+		}
+		for _, m := range v.Data {
+			lines = append(lines, fmt.Sprint(m.At[14:16], " ", m.Ready, m.Messages, m.Published, m.Delivered))
+		}
+		return lines
+	}
+	if lines := history(&s.client, ""); lines != nil {
+		t.Errorf("history of a new server = %q", lines)
+	}
+	if q := overviewOf(&s.client, "").Data[0]; q.HourAgo != nil {
+		t.Errorf("messages an hour ago, at a new server: %d", *q.HourAgo)
+	}
+	at := func(n int) time.Time { return time.Date(2026, 1, 2, 3, n, 0, 0, time.UTC) }
+	sample := func(n, messages int) {
+		t.Helper()
+		eventually(t, "the messages are counted", func() bool {
+			counted, _ := s.depth.latest()
+			sum := int64(0)
+			for _, q := range counted {
+				sum += q.ready + q.inFlight
+			}
+			return sum == int64(messages)
+		})
+		s.server.history.sample(at(n))
+	}
+	s.publish("a", 1, 2)
+	sample(0, 2)
+	s.publish("b", 3)
+	s.receive("b", "")
+	sample(1, 3)
+	checkDiff(t, "all queues", []string{"00 2 2 2 0", "01 2 3 3 1"}, history(&s.client, ""))
+	checkDiff(t, "one queue", []string{"00 2 2 2 0", "01 2 2 2 0"}, history(&s.client, "?queue_id=a"))
+	v := overviewOf(&s.client, "")
+	if a, b := v.Data[0].HourAgo, v.Data[1].HourAgo; a == nil || *a != 2 || b == nil || *b != 0 {
+		t.Errorf("messages an hour ago: %v and %v", a, b)
+	}
+
+	s.useTokens(map[string]string{"worker": `"get":["b"]`})
+	worker := s.with(secret("worker"))
+	checkDiff(t, "queues of a token", []string{"00 0 0 0 0", "01 0 1 1 1"}, history(worker, ""))
+	checkDiff(t, "a queue that the token may not see", []string{"00 0 0 0 0", "01 0 0 0 0"}, history(worker, "?queue_id=a"))
+	for n := range 60 {
+		s.server.history.sample(at(2 + n))
+	}
+	if lines := history(worker, ""); len(lines) != 61 || lines[0][:2] != "01" || lines[60][:2] != "01" {
+		t.Errorf("the history has %d samples: %q", len(lines), lines)
+	}
 }
 
 func TestOverviewHasPagesAndWhatTheTokenMaySee(t *testing.T) {

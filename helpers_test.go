@@ -217,6 +217,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 		engine:          e,
 		metrics:         m,
 		depth:           counter,
+		history:         &queueHistory{depth: counter, metrics: m},
 		limits:          c.limits,
 		hosts:           hostPolicy{onLoopback: true},
 		tokens:          new(atomic.Pointer[tokens]),

@@ -47,6 +47,7 @@ type process struct {
 	store      *store
 	engine     *engine
 	depth      *depthCollector
+	history    *queueHistory
 	server     *server
 	background sync.WaitGroup
 	failed     chan error // errors that end the process
@@ -167,6 +168,7 @@ func (p *process) startEngine() (err error) {
 		return fmt.Errorf("-database-url: %w", err)
 	}
 	p.depth = newDepthCollector(p.db, p.log, p.metrics)
+	p.history = &queueHistory{depth: p.depth, metrics: p.metrics}
 	connections := p.maxConnections
 	if most := max(maxFiles()-extraConnections-ownFiles, 1); connections > most {
 		p.log.Warn("open file limit is below -max-connections", "limit", most)
@@ -181,6 +183,7 @@ func (p *process) startEngine() (err error) {
 		engine:          p.engine,
 		metrics:         p.metrics,
 		depth:           p.depth,
+		history:         p.history,
 		limits:          p.limits,
 		hosts:           hostPolicy{onLoopback: p.onLoopback(), allowed: p.allowedHosts},
 		tokens:          &p.files.tokens,
@@ -255,6 +258,7 @@ func (p *process) run(ctx context.Context) (err error) {
 			}
 			return
 		}
+		p.background.Go(func() { p.history.run(backgroundCtx) })
 		p.cleanUp(backgroundCtx)
 	})
 

@@ -39,6 +39,7 @@ type serverConfig struct {
 	engine          *engine
 	metrics         *metrics
 	depth           *depthCollector
+	history         *queueHistory
 	limits          limits
 	hosts           hostPolicy
 	tokens          *atomic.Pointer[tokens] // to nil if authentication is off

@@ -247,7 +247,7 @@ func TestMessagesAreShownPublishedNackedAndAcked(t *testing.T) {
 	s.queue("mails")
 	p := open(t, s.url()+"/#/queues/mails")
 	p.seeText(".tab-content", "No messages.")
-	p.click("Publish", `//nav[@class="tabs"]`)
+	p.click("Publish", `//*[@class="tabs"]`)
 	p.expect("status of 422")
 	p.fill("data", `{"n": 1`)
 	p.choose(".tab-content button[type=submit]")
@@ -545,7 +545,7 @@ func TestTokenIsRequestedAndKeptForTheTab(t *testing.T) {
 	p.click("Settings")
 	p.seeText(".tab-content", "Your token does not allow you to change these settings.")
 	p.see("read-only fields", "document.querySelector('[name=ack_deadline_seconds]').disabled")
-	p.click("Publish", `//nav[@class="tabs"]`)
+	p.click("Publish", `//*[@class="tabs"]`)
 	p.choose(".tab-content button[type=submit]")
 	p.seeText(".tab-content .error:not(:empty)", "requires post")
 
@@ -657,7 +657,7 @@ func TestNewQueueIsNotReportedMissing(t *testing.T) {
 		window.held = []
 		window.fetch = async (target, options) => {
 			const response = await real(target, options)
-			if (target.startsWith('/overview')) await new Promise((resolve) => held.push(resolve))
+			if (target === '/overview') await new Promise((resolve) => held.push(resolve))
 			return response
 		}
 		window.missing = false
@@ -820,6 +820,8 @@ func TestKeyboardIsEnough(t *testing.T) {
 	p.press(enter)
 	p.see("the content", focused+".id === 'main'")
 	p.press(tab)
+	p.see("the dead queues", focused+".className === 'tile dead'")
+	p.press(tab, tab)
 	p.see("the filter", focused+".type === 'search'")
 	for range 20 {
 		if js[string](p, focused+".textContent") == "mails" {

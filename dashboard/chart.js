@@ -24,46 +24,90 @@ export function spark(kind) {
   }
 }
 
-// chart returns a chart of several series with a scale and a legend. A series has a
-// kind, a label, and a function show that formats its values.
+// spans are the times that a chart can show, in seconds, with their names.
+const spans = [[3600, '1 hour'], [900, '15 minutes'], [120, '2 minutes']]
+
+// spanChoice returns an input that chooses the time that charts show, and calls change
+// with each choice.
+export function spanChoice(change) {
+  const input = h('select', { 'aria-label': 'Time span of the charts' }, spans.map(([seconds, name]) => h('option', { value: seconds }, name)))
+  input.addEventListener('change', change)
+  return input
+}
+
+const clockTime = new Intl.DateTimeFormat('sv', { timeStyle: 'short' })
+const exactTime = new Intl.DateTimeFormat('sv', { timeStyle: 'medium' })
+
+// chart returns a chart of several series with scales and a legend. A series has a name,
+// a label, and a function show that formats its values. The legend has the newest values,
+// or those under the pointer.
 export function chart(title, series) {
   const width = 300
   const height = 80
   const parts = series.map((s) => {
-    const area = svg('polygon', { class: `area ${s.kind}` })
-    const line = svg('polyline', { class: `line ${s.kind}` })
+    const area = svg('polygon', { class: `area ${s.name}` })
+    const line = svg('polyline', { class: `line ${s.name}` })
     const value = h('b')
-    return { ...s, area, line, value, legend: h('span', { class: `key ${s.kind}` }, s.label, ' ', value) }
+    return { ...s, area, line, value, legend: h('span', { class: `key ${s.name}` }, s.label, ' ', value) }
   })
+  const name = h('span', { class: 'name' }, title)
   const top = h('span', { class: 'top' })
   const picture = svg('svg', { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: 'none', 'aria-hidden': 'true' },
     parts.map((p) => p.area), parts.map((p) => p.line))
+  const cursor = h('span', { class: 'cursor', hidden: true })
+  const plot = h('div', { class: 'plot' }, top, picture, cursor)
+  const axis = h('div', { class: 'axis', 'aria-hidden': 'true' }, h('span'), h('span'), h('span'))
+  let samples = []
+  let from = 0
+  let to = 1
+  let pointer = null // its distance from the left edge as a part of the width; null if it is elsewhere
+
+  plot.addEventListener('pointermove', (event) => {
+    const box = plot.getBoundingClientRect()
+    pointer = (event.clientX - box.left) / box.width
+    showValues()
+  })
+  plot.addEventListener('pointerleave', () => {
+    pointer = null
+    showValues()
+  })
+
+  function showValues() {
+    const at = pointer === null ? Infinity : from + pointer * (to - from)
+    const sample = samples.reduce((best, s) => (best && Math.abs(best.at - at) < Math.abs(s.at - at) ? best : s), null)
+    const isPast = pointer !== null && sample !== null
+    setText(name, isPast ? `${title}, ${exactTime.format(sample.at)}` : title)
+    cursor.hidden = !isPast
+    if (isPast) cursor.style.left = `${(100 * (sample.at - from)) / (to - from)}%`
+    for (const p of parts) setText(p.value, sample && sample[p.name] !== null ? p.show(sample[p.name]) : '–')
+  }
+
   return {
-    element: h('figure', { class: 'chart' },
-      h('figcaption', {}, h('span', { class: 'name' }, title), parts.map((p) => p.legend)),
-      h('div', { class: 'plot' }, top, picture)),
-    // update takes the values of each series, oldest first.
-    update(all) {
-      const max = Math.max(...all.flat(), 1e-9)
+    element: h('figure', { class: 'chart' }, h('figcaption', {}, name, parts.map((p) => p.legend)), plot, axis),
+    // update takes samples, oldest first: {at} in milliseconds and the value of each
+    // series, or null. It shows those of the last seconds.
+    update(all, seconds, now) {
+      from = now - 1000 * seconds
+      to = now
+      samples = all.filter((s) => s.at >= from)
+      const max = Math.max(...samples.flatMap((s) => series.map(({ name }) => s[name] ?? 0)), 1e-9)
       setText(top, max > 1e-9 ? series[0].show(max) : '')
-      parts.forEach((p, i) => {
-        const values = all[i]
-        const line = points(values, width, height, max)
+      for (const p of parts) {
+        const line = samples.filter((s) => s[p.name] !== null).map((s) =>
+          `${((width * (s.at - from)) / (to - from)).toFixed(1)},${(height - 1 - (s[p.name] / max) * (height - 2)).toFixed(1)}`)
         p.line.setAttribute('points', line.join(' '))
-        p.area.setAttribute('points', line.length ? `${line[0].split(',')[0]},${height} ${line.join(' ')} ${width},${height}` : '')
-        setText(p.value, values.length ? p.show(values.at(-1)) : '–')
-      })
+        p.area.setAttribute('points', line.length ? `${line[0].split(',')[0]},${height} ${line.join(' ')} ${line.at(-1).split(',')[0]},${height}` : '')
+      }
+      ;[from, (from + to) / 2, to].forEach((at, i) => setText(axis.children[i], i === 2 ? 'now' : clockTime.format(at)))
+      showValues()
     },
   }
 }
 
 // ratesChart returns the chart of the rates of publishes, deliveries, acks and nacks.
 export const ratesChart = () => chart('Per second', [
-  { kind: 'published', label: 'Published', show: rate },
-  { kind: 'delivered', label: 'Delivered', show: rate },
-  { kind: 'acked', label: 'Acked', show: rate },
-  { kind: 'nacked', label: 'Nacked', show: rate },
+  { name: 'published', label: 'Published', show: rate },
+  { name: 'delivered', label: 'Delivered', show: rate },
+  { name: 'acked', label: 'Acked', show: rate },
+  { name: 'nacked', label: 'Nacked', show: rate },
 ])
-
-// charted are the rates in the chart, in its order.
-export const charted = ['published', 'delivered', 'acked', 'nacked']

@@ -1,6 +1,6 @@
 // The state of all queues, which the dashboard polls from GET /overview.
 
-import { get, NetworkError } from './api.js'
+import { get, NetworkError, now } from './api.js'
 
 const interval = 2000 // minimum milliseconds between a response and the next request
 const samples = 60 // length of a chart's history
@@ -13,10 +13,11 @@ export const live = {
   server: null, // the server that responded last; null before the first response
   token: null,
   error: null, // the error of the last request, null if it succeeded
+  times: [], // of the samples in the histories, by the server's clock in milliseconds
   requestedAt: 0, // start of the last successful request, by performance.now()
 }
 
-const rates = ['published', 'delivered', 'acked', 'nacked', 'dead_lettered', 'expired']
+export const rates = ['published', 'delivered', 'acked', 'nacked', 'dead_lettered', 'expired']
 const charted = [...rates, 'ready']
 const histories = new Map() // by queue id
 const servers = new Map() // last response of each server by server id: a load balancer may have several
@@ -120,6 +121,8 @@ function merge(overview) {
       if (q.history[name].length > samples) q.history[name].shift()
     }
   }
+  live.times.push(now())
+  if (live.times.length > samples) live.times.shift()
   histories.clear()
   for (const q of overview.data) histories.set(q.id, q.history)
   Object.assign(live, { queues: overview.data, server: overview.server, token: overview.token })

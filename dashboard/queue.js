@@ -2,9 +2,10 @@
 // on them.
 
 import { call, get, maybeTruncated, now, page, parseExactly, path } from './api.js'
-import { chart, charted, ratesChart } from './chart.js'
+import { chart, ratesChart, spanChoice } from './chart.js'
 import { attempt, confirm, inputs, notify, numberIn, suggested } from './dialogs.js'
 import { count, deliveries, duration, exact, field, h, setCurrent, setText, syncRows, time, updateChildren } from './dom.js'
+import { newHistory } from './history.js'
 import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
 import { publishForm } from './publish.js'
 import { settingTags } from './queues.js'
@@ -23,7 +24,14 @@ export function queuePage(id) {
     ['receivers', 'Waiting consumers', (q) => count(q.waiting_receivers)],
   ].map(([name, label, show]) => ({ show, value: h('b'), label, name }))
   const rates = ratesChart()
-  const ready = chart('Ready messages', [{ kind: 'ready', label: 'Now', show: (n) => count(Math.round(n)) }])
+  const ready = chart('Messages', [{ name: 'ready', label: 'Ready', show: (n) => count(Math.round(n)) }])
+  const draw = () => {
+    const q = queueByID(id)
+    const samples = past.samples(q ? [q] : [])
+    for (const c of [rates, ready]) c.update(samples, Number(span.value), now())
+  }
+  const span = spanChoice(draw)
+  const past = newHistory(id, draw)
   const tags = h('p', { class: 'tags' })
   const move = h('button', { onclick: () => attempt(() => redrive(id)) }, 'Move messages…')
   const actions = h('div', { class: 'buttons' },
@@ -37,7 +45,7 @@ export function queuePage(id) {
     h('section', { class: 'totals', 'aria-label': 'Current state' },
       h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: `tile ${t.name}` }, h('span', {}, t.label), t.value))),
       rates.element, ready.element),
-    h('nav', { class: 'tabs', 'aria-label': 'Queue sections' }, links),
+    h('div', { class: 'tabs' }, h('nav', { 'aria-label': 'Queue sections' }, links), span),
     tabContent)
   let currentTab = null // {name, element, update(), close()}
   const opened = performance.now()
@@ -68,12 +76,12 @@ export function queuePage(id) {
         ...sourcesOf(id).map((other) => h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(other.id)}` }, `dead queue of ${other.id}`)),
         q.dead_queue_id && h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `dead queue after ${deliveries(q.message_max_deliveries)}: ${q.dead_queue_id}`))
       for (const t of tiles) setText(t.value, t.show(q))
-      rates.update(charted.map((name) => q.history[name]))
-      ready.update([q.history.ready])
+      draw()
       currentTab?.update?.()
     },
     close() {
       currentTab?.close?.()
+      past.close()
     },
   }
 }
@@ -260,16 +268,15 @@ function messageRow(queueID, id, reload) {
   }
   const nack = h('button', { 'aria-label': `Nack ${id}`, onclick: () => attempt(() => change('nack', 'nacked')) }, 'Nack')
   // In a dead queue there is no consumer whose ack this could be.
-  const dead = sourcesOf(queueID).length > 0
+  const isDead = () => sourcesOf(queueID).length > 0
   const ack = h('button', {
-    'aria-label': dead ? `Delete ${id}` : `Ack ${id}`,
     onclick: () => confirm({
-      title: dead ? 'Delete this message?' : 'Ack this message?',
-      text: dead ? `Message ${id} will be permanently deleted.` : `Message ${id} will be permanently deleted, as if a consumer had processed it.`,
-      action: dead ? 'Delete message' : 'Ack message',
-      send: () => change('ack', dead ? 'deleted' : 'acked'),
+      title: isDead() ? 'Delete this message?' : 'Ack this message?',
+      text: isDead() ? `Message ${id} will be permanently deleted.` : `Message ${id} will be permanently deleted, as if a consumer had processed it.`,
+      action: isDead() ? 'Delete message' : 'Ack message',
+      send: () => change('ack', isDead() ? 'deleted' : 'acked'),
     }),
-  }, dead ? 'Delete…' : 'Ack…')
+  })
   const retry = h('button', {
     'aria-label': `Retry ${id}`,
     hidden: true,
@@ -307,6 +314,8 @@ function messageRow(queueID, id, reload) {
         m.last_error && m.last_error_at !== m.dead_at && ` ${when(m.last_error_at)}`,
       ].flat())
       story.hidden = !story.hasChildNodes()
+      setText(ack, isDead() ? 'Delete…' : 'Ack…')
+      ack.setAttribute('aria-label', `${isDead() ? 'Delete' : 'Ack'} ${id}`)
       nack.hidden = m.state !== 'in_flight'
       retry.hidden = !m.source_queue_id || m.state === 'in_flight' || !isAdmin()
       showData()

@@ -1,9 +1,10 @@
 // The page of all queues: a table of their counts and rates, with totals and filters.
 
-import { token } from './api.js'
-import { charted, ratesChart, spark } from './chart.js'
+import { now, token } from './api.js'
+import { ratesChart, spanChoice, spark } from './chart.js'
 import { inputs, notify } from './dialogs.js'
 import { count, duration, h, longName, rate, setText, updateChildren } from './dom.js'
+import { newHistory } from './history.js'
 import { isAdmin, live } from './live.js'
 import { hasNoConsumer, isFailing, problemOf } from './problems.js'
 import { openQueueForm } from './settings.js'
@@ -102,7 +103,7 @@ export function queuesPage(parameters) {
   const number = h('span', { class: 'muted' })
   const content = h('div', { hidden: true },
     totals.element,
-    h('div', { class: 'tools' }, filter, kind, sort, reverse, number, h('button', { class: 'primary admin', onclick: () => openQueueForm().catch((e) => notify(e.message, true)) }, 'New queue')),
+    h('div', { class: 'tools' }, filter, kind, sort, reverse, number, totals.span, h('button', { class: 'primary admin', onclick: () => openQueueForm().catch((e) => notify(e.message, true)) }, 'New queue')),
     table, more, noMatch)
   const welcome = h('div')
   const loading = h('p', { class: 'placeholder' }, 'Loading…')
@@ -153,7 +154,10 @@ export function queuesPage(parameters) {
 
   return {
     element: h('div', {}, h('h1', { class: 'visually-hidden' }, 'Queues'), loading, welcome, content),
-    close: () => observer.disconnect(),
+    close() {
+      observer.disconnect()
+      totals.close()
+    },
     update() {
       loading.hidden = Boolean(live.server)
       if (!live.server) return
@@ -250,7 +254,12 @@ function totalsSection() {
     tile('delayed', 'Delayed'), tile('dead', 'Dead', { show: 'dead' }), tile('idle', 'No consumer', { show: 'idle' })]
   const age = h('p', { class: 'muted' })
   const rates = ratesChart()
+  const drawRates = () => rates.update(past.samples(live.queues), Number(span.value), now())
+  const span = spanChoice(drawRates)
+  const past = newHistory(null, drawRates)
   return {
+    span,
+    close: past.close,
     element: h('section', { class: 'totals', 'aria-label': 'Totals of all queues' },
       h('div', { class: 'tiles' }, tiles.map((t) => h(t.view ? 'a' : 'p', { class: `tile ${t.name}`, href: t.view && addressOf(t.view) }, h('span', {}, t.label), t.value)), age),
       rates.element),
@@ -273,12 +282,7 @@ function totalsSection() {
       tiles[5].value.className = idle > 0 ? 'alarm' : ''
       const ago = live.server.counted_seconds_ago
       setText(age, ago > 5 ? `counted ${duration(ago)} ago` : '')
-      const longest = Math.max(0, ...live.queues.map((q) => q.history.published.length))
-      rates.update(charted.map((name) => {
-        const sums = new Array(longest).fill(0)
-        for (const q of live.queues) q.history[name].forEach((n, i, all) => { sums[longest - all.length + i] += n })
-        return sums
-      }))
+      drawRates()
     },
   }
 }

@@ -1,0 +1,71 @@
+// The last hour of a queue, or of all queues.
+
+import { get, now } from './api.js'
+import { time } from './dom.js'
+import { live, rates } from './live.js'
+
+const interval = 60_000 // milliseconds between two requests
+
+// newHistory returns the history of a queue, or of all queues without an id. It calls
+// update when it has changed.
+export function newHistory(queueID, update) {
+  const servers = new Map() // samples by server id: a load balancer may have several
+  let timer = null
+  async function load() {
+    try {
+      const { server_id, data } = await get(`/overview/history${queueID ? `?queue_id=${encodeURIComponent(queueID)}` : ''}`)
+      servers.set(server_id, data)
+      update()
+    } catch {
+      // The page shows the error of the next overview, which fails for the same reason.
+    }
+    if (timer !== undefined) timer = setTimeout(load, interval)
+  }
+  load()
+  return {
+    close() {
+      clearTimeout(timer)
+      timer = undefined
+    },
+    // samples returns the full minutes, with the sums of the servers, and then the recent
+    // samples of the queues. Each has the time, the rates and the ready messages.
+    samples(queues) {
+      const recent = recentSamples(queues)
+      const begins = recent[0]?.at ?? now()
+      return [...minutes([...servers.values()]).filter((s) => s.at < begins), ...recent]
+    },
+  }
+}
+
+// minutes returns the rates of each minute, added up over the servers. All servers count
+// the same messages.
+function minutes(all) {
+  const sums = new Map() // samples by time
+  for (const samples of all) {
+    samples.forEach((sample, i) => {
+      const at = time(sample.at)
+      const sum = sums.get(at) ?? { at, ready: 0, ...Object.fromEntries(rates.map((name) => [name, null])) }
+      sum.ready = Math.max(sum.ready, sample.ready)
+      const before = samples[i - 1]
+      if (before) for (const name of rates) sum[name] = (sum[name] ?? 0) + Math.max(0, sample[`${name}_total`] - before[`${name}_total`]) / ((at - time(before.at)) / 1000)
+      sums.set(at, sum)
+    })
+  }
+  return [...sums.values()].sort((a, b) => a.at - b.at)
+}
+
+// recentSamples returns the sums of the samples that this page has taken.
+function recentSamples(queues) {
+  return live.times.map((at, i) => {
+    const back = i - live.times.length // the histories of new queues are shorter
+    const sample = { at }
+    for (const name of [...rates, 'ready']) {
+      sample[name] = null
+      for (const q of queues) {
+        const n = q.history[name].at(back)
+        if (n !== undefined && q.history[name].length >= -back) sample[name] = (sample[name] ?? 0) + n
+      }
+    }
+    return sample
+  })
+}

@@ -89,6 +89,7 @@ func TestDescribedExamplesWork(t *testing.T) {
 		body := string(op.RequestBody.Content["application/json"].Example)
 		if strings.Contains(target+body, exampleID) { // a message that was just received
 			s.must(204, "PUT", "/queues/invoices/purge", "")
+			s.must(204, "PUT", "/queues/invoices/resume", "")
 			s.must(201, "POST", "/queues/invoices/messages", `{"data":{}}`)
 			id := s.receive("invoices", "")[0].ID
 			target, body = strings.Replace(target, exampleID, id, 1), strings.Replace(body, exampleID, id, 1)

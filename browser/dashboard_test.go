@@ -156,6 +156,26 @@ func TestDeadMessageTellsItsStory(t *testing.T) {
 	p.seeText(".title .buttons", "Move messages…")
 }
 
+func TestQueueIsPausedAndResumed(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	p := open(t, s.url()+"/#/queues/mails")
+	p.click("Pause")
+	p.seeText("h1 + .tags", "paused")
+	if q := s.must("GET", "/queues/mails", ""); !strings.Contains(q, `"paused":true`) {
+		t.Errorf("the queue is %s", q)
+	}
+	p.goTo("#/")
+	p.seeText("tr[data-id=mails] .mark", "paused")
+	p.goTo("#/queues/mails")
+	p.click("Resume")
+	p.see("no tag", "!document.querySelector('h1 + .tags').innerText.includes('paused')")
+	if q := s.must("GET", "/queues/mails", ""); strings.Contains(q, `"paused"`) {
+		t.Errorf("the queue is %s", q)
+	}
+}
+
 func TestSettingsAreSavedAndErrorsShowAtTheirFields(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -186,7 +206,7 @@ func TestSettingsAreSavedAndErrorsShowAtTheirFields(t *testing.T) {
 	p.click("Save")
 	mistake("message_filters", "Invalid JSON")
 	p.fill("ack_deadline_seconds", "90")
-	p.fill("message_retention_seconds", "7200")
+	p.fill("message_retention_seconds", "2h")
 	p.fill("message_filters", "")
 	p.fill("topic_id", "nosuch")
 	p.click("Save")
@@ -236,6 +256,14 @@ func TestQueueIsCreatedAndDeleted(t *testing.T) {
 	p.click("Delete…")
 	p.click("Delete queue")
 	p.seeText("main", "There are no queues yet")
+	p.click("create a queue here")
+	p.fill("id", "mails")
+	p.choose("[name=with_dead]")
+	p.press(enter)
+	p.seeText("h1 + .tags", "dead queue after 5 deliveries: mails-dead")
+	for _, id := range []string{"mails", "mails-dead"} {
+		s.must("DELETE", "/queues/"+id, "")
+	}
 	if queues := s.must("GET", "/queues", ""); queues != `{"data":[]}` {
 		t.Errorf("queues = %s", queues)
 	}
@@ -411,6 +439,7 @@ func TestTopicsAreCreatedPublishedToAndDeleted(t *testing.T) {
 	p.click("New queue")
 	p.see("the topic of the card", "document.querySelector('dialog [name=topic_id]').value === 'orders'")
 	p.fill("id", "south")
+	p.choose("dialog .more summary")
 	p.fill("message_filters", `{"country": ["fr", "es"]}`)
 	p.fill("dead_queue_id", "dead")
 	p.fill("message_max_deliveries", "2")
@@ -686,7 +715,7 @@ func TestConcurrentChangesOfSettingsPersist(t *testing.T) {
 	s.must("PUT", "/queues/mails", `{"ack_deadline_seconds":77,"message_retention_seconds":7200,"message_filters":{"a":["b"]}}`)
 	p.fill("delivery_delay_seconds", "5")
 	p.click("Save")
-	p.see("the current setting", "document.querySelector('[name=ack_deadline_seconds]').value === '77'")
+	p.see("the current setting", "document.querySelector('[name=ack_deadline_seconds]').value === '77 seconds'")
 	p.see("the button keeps the focus", "document.activeElement.textContent === 'Save'")
 	queue := s.must("GET", "/queues/mails", "")
 	for _, part := range []string{`"ack_deadline_seconds":77`, `"message_retention_seconds":7200`, `"message_filters":{"a":["b"]}`, `"delivery_delay_seconds":5`, `"ordered":true`} {

@@ -38,16 +38,19 @@ export function dialog(title, form) {
 }
 
 // makeForm returns a form. The fields are by name, each as dom.js makes it; intro
-// stands above them, and action is the label of the submit button. Submitting calls
+// stands above them, and action is the label of the submit button. The fields in more
+// are folded away. Submitting calls
 // send with the inputs by name. Validation errors show at the fields that they
 // name, all other errors at the end of the form.
-export function makeForm({ fields, intro = [], action, danger = false, cancel = true, send }) {
+export function makeForm({ fields, more = [], intro = [], action, danger = false, cancel = true, send }) {
   const alert = h('p', { class: 'error', role: 'alert' })
   const submit = h('button', { type: 'submit', class: danger ? 'danger' : 'primary' }, action)
+  const folded = more.length > 0 && h('details', { class: 'more' }, h('summary', {}, 'More settings'), more.map((name) => fields[name].element))
   const form = { onDone() {}, onCancel() {} }
   form.element = h('form', { novalidate: true },
     intro,
-    Object.values(fields).map((f) => f.element),
+    Object.entries(fields).filter(([name]) => !more.includes(name)).map(([, f]) => f.element),
+    folded,
     alert,
     h('div', { class: 'buttons' }, cancel && h('button', { type: 'button', onclick: () => form.onCancel() }, 'Cancel'), submit))
   form.element.addEventListener('submit', async (event) => {
@@ -76,6 +79,7 @@ export function makeForm({ fields, intro = [], action, danger = false, cancel = 
     if (!error.mistakes?.length) general.push(error.message)
     if (error instanceof NetworkError) general.push('The request may have succeeded.')
     setText(alert, general.join(' '))
+    if (folded && folded.querySelector('[aria-invalid]')) folded.open = true
     form.element.querySelector('[aria-invalid]')?.focus()
   }
   return form

@@ -127,3 +127,21 @@ export function longName(name) {
   if (name.length < 2 * endLength) return [name]
   return [h('span', { class: 'start' }, name.slice(0, -endLength)), h('span', { class: 'end' }, name.slice(-endLength))]
 }
+
+const unitNames = [['day', 86400], ['hour', 3600], ['minute', 60], ['second', 1]]
+
+// span formats a number of seconds exactly, by the largest unit that divides it.
+export function span(seconds) {
+  const [name, size] = unitNames.find(([, size]) => seconds % size === 0 && seconds >= size) ?? ['second', 1]
+  return `${seconds / size} ${name}${seconds === size ? '' : 's'}`
+}
+
+// secondsIn returns the seconds in a text such as "4 days", "4d" or "30", null if it is
+// empty. Any other text is returned as it is, for the server to reject.
+export function secondsIn(text) {
+  if (text.trim() === '') return null
+  const m = /^(-?\d+) *(|s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)$/i.exec(text.trim())
+  if (!m) return text.trim()
+  const size = { s: 1, m: 60, h: 3600, d: 86400 }[m[2][0]?.toLowerCase() ?? 's']
+  return Number.isSafeInteger(m[1] * size) ? m[1] * size : text.trim()
+}

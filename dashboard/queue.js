@@ -34,7 +34,16 @@ export function queuePage(id) {
   const past = newHistory(id, draw)
   const tags = h('p', { class: 'tags' })
   const move = h('button', { onclick: () => attempt(() => redrive(id)) }, 'Move messages…')
+  const pause = h('button', {
+    onclick: () => attempt(async () => {
+      const action = queueByID(id).paused ? 'resume' : 'pause'
+      await call('PUT', path`/queues/${id}/` + action)
+      notify(`Queue ${id} ${action}d.`)
+      refresh()
+    }),
+  })
   const actions = h('div', { class: 'buttons' },
+    pause,
     move,
     h('button', { onclick: () => attempt(() => purge(id)) }, 'Purge…'),
     h('button', { onclick: () => attempt(() => remove(id)) }, 'Delete…'))
@@ -71,7 +80,8 @@ export function queuePage(id) {
       if (!q) return
       setText(move, sourcesOf(id).length > 0 ? 'Redrive…' : 'Move messages…')
       move.disabled = q.messages?.ready === 0
-      updateChildren(tags, ...settingTags({ ...q, topic_id: null }, []),
+      setText(pause, q.paused ? 'Resume' : 'Pause')
+      updateChildren(tags, q.paused && h('span', { class: 'tag bad' }, 'paused: messages are not delivered'), ...settingTags({ ...q, topic_id: null }, []),
         q.topic_id && h('a', { class: 'tag', href: '#/topics' }, `topic ${q.topic_id}`),
         ...sourcesOf(id).map((other) => h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(other.id)}` }, `dead queue of ${other.id}`)),
         q.dead_queue_id && h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `dead queue after ${deliveries(q.message_max_deliveries)}: ${q.dead_queue_id}`))

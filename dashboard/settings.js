@@ -2,26 +2,27 @@
 
 import { all, call, get, path } from './api.js'
 import { dialog, inputs, Invalid, jsonText, makeForm, notify, numberIn, suggested } from './dialogs.js'
-import { field } from './dom.js'
+import { field, h, secondsIn, span } from './dom.js'
 import { live, refresh } from './live.js'
 
 // settingFields returns the form fields of all settings, with the values of q.
 function settingFields(q, topics) {
   const format = (value) => (value === null || value === undefined ? null : String(value))
   const integer = (name, label, hint) => field(label, inputs.integer({ name, value: format(q[name]) }), hint)
+  const seconds = (name, label, hint) => field(label, inputs.text({ name, value: q[name] === null || q[name] === undefined ? null : span(q[name]) }), hint)
   const filters = inputs.area({ name: 'message_filters', rows: 3, placeholder: '{"country": ["fr", "es"]}' })
   filters.value = q.message_filters ? JSON.stringify(q.message_filters) : ''
   return {
     topic_id: suggested('Topic', topics, 'The queue gets a copy of each matching message published to this topic. Optional: messages can also be published directly to the queue.', { name: 'topic_id', value: format(q.topic_id) }),
-    ack_deadline_seconds: integer('ack_deadline_seconds', 'Ack deadline in seconds', 'How long a received message is hidden from other consumers.'),
-    message_retention_seconds: integer('message_retention_seconds', 'Retention in seconds', 'How long a message is kept.'),
-    message_filters: field('Filters', filters, 'Optional. A JSON object of the attributes that a message must have, each with a list of accepted values.'),
     dead_queue_id: suggested('Dead queue', live.queues.map((other) => other.id).filter((id) => id !== q.id), 'Optional. Messages move there after the maximum number of deliveries.', { name: 'dead_queue_id', value: format(q.dead_queue_id) }),
     message_max_deliveries: integer('message_max_deliveries', 'Maximum number of deliveries', 'Required with a dead queue.'),
-    delivery_delay_seconds: integer('delivery_delay_seconds', 'Delay in seconds', 'Optional. How long a new message is hidden.'),
+    ack_deadline_seconds: seconds('ack_deadline_seconds', 'Ack deadline', 'How long a received message is hidden from other consumers, such as 30s or 5 minutes.'),
+    message_retention_seconds: seconds('message_retention_seconds', 'Retention', 'How long a message is kept, such as 4d.'),
+    message_filters: field('Filters', filters, 'Optional. A JSON object of the attributes that a message must have, each with a list of accepted values.'),
+    delivery_delay_seconds: seconds('delivery_delay_seconds', 'Delay', 'Optional. How long a new message is hidden.'),
     delivery_interval_ms: integer('delivery_interval_ms', 'Delivery interval of a group in milliseconds', 'Optional. At most one message of a group is delivered per interval.'),
-    consumed_retention_seconds: integer('consumed_retention_seconds', 'Retention of consumed messages in seconds', 'Optional. How long a message is kept after it was read through the API of pgQueue or micro-queue.'),
-    deduplication_window_seconds: integer('deduplication_window_seconds', 'Deduplication window in seconds', 'Optional. How long after a publish a message with the same deduplication id is not stored again.'),
+    consumed_retention_seconds: seconds('consumed_retention_seconds', 'Retention of consumed messages', 'Optional. How long a message is kept after it was read through the API of pgQueue or micro-queue.'),
+    deduplication_window_seconds: seconds('deduplication_window_seconds', 'Deduplication window', 'Optional. How long after a publish a message with the same deduplication id is not stored again.'),
     ordered: field('Ordered: deliver the next message of a group only after the previous one was acked or has left the queue', inputs.check({ name: 'ordered', checked: q.ordered === true })),
   }
 }
@@ -33,7 +34,7 @@ function settingsIn(input) {
     dead_queue_id: input.dead_queue_id.value.trim() || null,
     ordered: input.ordered.checked,
   }
-  for (const name of numbers) settings[name] = numberIn(input[name])
+  for (const name of numbers) settings[name] = name.endsWith('_seconds') ? secondsIn(input[name].value) : numberIn(input[name])
   const texts = Object.fromEntries(Object.entries(settings).map(([name, value]) => [name, JSON.stringify(value)]))
   texts.message_filters = input.message_filters.value.trim() ? jsonText(input.message_filters, 'message_filters') : 'null'
   return texts
@@ -59,16 +60,31 @@ async function withFieldErrors(request) {
 const topicIDs = async () => (await all('/topics')).map((t) => t.id)
 
 // openQueueForm opens a dialog that creates a queue, which subscribes to a topic if
-// one is given.
+// one is given. It can create a dead queue for it first.
 export async function openQueueForm(topicID = null) {
   const topics = await topicIDs()
   const defaults = { topic_id: topicID, ack_deadline_seconds: 30, message_retention_seconds: 345600 }
   const id = field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, -, . and _')
+  const withDead = field('Also create NAME-dead, for messages that fail 5 times', inputs.check({ name: 'with_dead' }))
+  const { topic_id, ...others } = settingFields(defaults, topics)
+  id.input.addEventListener('input', () => { withDead.element.firstChild.textContent = `Also create ${id.input.value.trim() || 'NAME'}-dead, for messages that fail 5 times` })
+  withDead.input.addEventListener('change', () => {
+    for (const name of ['dead_queue_id', 'message_max_deliveries']) others[name].input.disabled = withDead.input.checked
+  })
   dialog('New queue', makeForm({
-    fields: { id, ...settingFields(defaults, topics) },
+    fields: { id, topic_id, with_dead: withDead, ...others },
+    more: Object.keys(others),
     action: 'Create queue',
     async send(input) {
-      const { value } = await withFieldErrors(call('POST', '/queues', bodyOf({ id: JSON.stringify(input.id.value.trim()), ...settingsIn(input) })))
+      const name = input.id.value.trim()
+      const settings = settingsIn(input)
+      if (input.with_dead.checked) {
+        const { topic_id: _topic, message_filters: _filters, ...same } = settings
+        await call('POST', '/queues', bodyOf({ ...same, id: JSON.stringify(`${name}-dead`), dead_queue_id: 'null', message_max_deliveries: 'null', delivery_delay_seconds: 'null' }))
+          .catch((error) => { if (error.status !== 409) throw error })
+        Object.assign(settings, { dead_queue_id: JSON.stringify(`${name}-dead`), message_max_deliveries: '5' })
+      }
+      const { value } = await withFieldErrors(call('POST', '/queues', bodyOf({ id: JSON.stringify(name), ...settings })))
       notify(`Queue ${value.id} created.`)
       refresh()
       location.hash = `#/queues/${encodeURIComponent(value.id)}`

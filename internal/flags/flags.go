@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 )
 
 // UsageError is a mistake in the arguments or the environment.
@@ -27,23 +26,62 @@ type Set struct {
 	WithoutVariable []string // names of flags that no environment variable sets
 	Secret          []string // names of flags whose values no error shows
 
-	help      func()
+	usage     string
+	stdout    io.Writer
+	groups    []group
 	err       error // the first mistake found
 	min, max  int   // number of arguments after the flags
 	arguments string
 }
 
+// group is a part of the list of flags in the help.
+type group struct {
+	title string
+	names []string
+}
+
+// Help is the error of Parse after -help. It is a flag.ErrHelp.
+type Help struct{ Set *Set }
+
+func (Help) Error() string { return flag.ErrHelp.Error() }
+func (Help) Unwrap() error { return flag.ErrHelp }
+
 // New returns a set. Its -help prints the usage text and the flags to stdout.
 func New(name, usage string, stdout io.Writer) *Set {
-	f := &Set{FlagSet: flag.NewFlagSet(name, flag.ContinueOnError)}
+	f := &Set{FlagSet: flag.NewFlagSet(name, flag.ContinueOnError), usage: usage, stdout: stdout}
 	f.SetOutput(io.Discard) // Parse returns what package flag would print
 	f.Usage = func() {}
-	f.help = func() {
-		fmt.Fprint(stdout, usage)
-		f.SetOutput(stdout)
-		f.PrintDefaults()
-	}
 	return f
+}
+
+// Group lists these flags under a title in the help. Flags without a group come first.
+func (f *Set) Group(title string, names ...string) {
+	f.groups = append(f.groups, group{title, names})
+}
+
+// printHelp prints the usage text, and the flags by group.
+func (f *Set) printHelp() {
+	fmt.Fprintln(f.stdout, strings.TrimSpace(f.usage))
+	first := group{title: "flags"} // and those that no group names
+	f.VisitAll(func(v *flag.Flag) {
+		if !slices.ContainsFunc(f.groups, func(g group) bool { return slices.Contains(g.names, v.Name) }) {
+			first.names = append(first.names, v.Name)
+		}
+	})
+	for _, g := range append([]group{first}, f.groups...) {
+		if len(g.names) == 0 {
+			continue
+		}
+		fmt.Fprintf(f.stdout, "\n%s:\n\n", g.title)
+		for _, name := range g.names {
+			v := f.Lookup(name)
+			alone := flag.NewFlagSet("", flag.ContinueOnError)
+			alone.SetOutput(f.stdout)
+			alone.Var(v.Value, v.Name, v.Usage)
+			alone.Lookup(name).DefValue = v.DefValue // and not the value of the environment
+			alone.PrintDefaults()
+		}
+	}
 }
 
 // Arguments sets the number of arguments after the flags, and their names in errors.
@@ -74,8 +112,8 @@ func (f *Set) Parse(args []string, getenv func(string) string) error {
 	})
 	if err := f.FlagSet.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			f.help()
-			return err
+			f.printHelp()
+			return Help{f}
 		}
 		return Errorf("%w; see %s -help", err, f.Name())
 	}
@@ -127,41 +165,4 @@ func (f *Set) masked(flagName, value string) string {
 		return "…"
 	}
 	return value
-}
-
-// DurationVar is like flag.FlagSet's, with an error that shows the form of a duration.
-func (f *Set) DurationVar(d *time.Duration, name string, value time.Duration, usage string) {
-	*d = value
-	f.Var((*duration)(d), name, usage)
-}
-
-type duration time.Duration
-
-func (d *duration) Set(text string) error {
-	v, err := time.ParseDuration(text)
-	if err != nil {
-		return errors.New("must be a duration such as 500ms, 20s or 1m30s")
-	}
-	*d = duration(v)
-	return nil
-}
-
-func (d *duration) String() string { return (*time.Duration)(d).String() }
-
-// OptionalDuration is the value of a duration flag that has no default.
-type OptionalDuration struct {
-	D     time.Duration
-	Given bool
-}
-
-func (o *OptionalDuration) Set(text string) error {
-	o.Given = true
-	return (*duration)(&o.D).Set(text)
-}
-
-func (o *OptionalDuration) String() string {
-	if o == nil || !o.Given {
-		return ""
-	}
-	return o.D.String()
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"queued/internal/flags"
 )
 
 // table prints aligned columns when it is flushed.
@@ -41,17 +43,11 @@ func (t table) row(values ...any) error {
 	return err
 }
 
-// seconds formats a duration, for example as 1h30m; nil if n is nil.
+// seconds formats a duration, for example as 1h30m or 4d; nil if n is nil.
 func seconds(n *int) *string {
 	if n == nil {
 		return nil
 	}
-	text := (time.Duration(*n) * time.Second).String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
-	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
-	}
+	text := flags.FormatDuration(time.Duration(*n) * time.Second)
 	return &text
 }

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -57,6 +58,16 @@ func (c *Client) Flags(f *flags.Set) {
 	f.StringVar(&c.URL, "url", "http://127.0.0.1:8000", "`URL` of the server")
 	f.StringVar(&c.Token, "token", "", "bearer `token` to send; no token if empty")
 	f.StringVar(&c.Cert, "tls-cert", "", "PEM `file` of the server's certificate, if it is self-signed")
+	f.Group("flags for the connection to the server", "url", "token", "tls-cert")
+}
+
+// Server returns the URL of the server, for people: without a password.
+func (c *Client) Server() string {
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		return c.URL
+	}
+	return u.Redacted()
 }
 
 // Prepare checks the URL and reads the certificate. Its errors are usage errors. It
@@ -106,7 +117,7 @@ func trustOnly(certFile string) (*tls.Config, error) {
 }
 
 // Do sends a request and returns the response, whatever its status. The caller
-// closes its body.
+// closes its body. Errors name the server.
 func (c *Client) Do(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, method, c.URL+path, bytes.NewReader(body))
 	if err != nil {
@@ -121,7 +132,32 @@ func (c *Client) Do(ctx context.Context, method, path string, body []byte) (*htt
 	if c.Key != "" {
 		r.Header.Set("Idempotency-Key", c.Key)
 	}
-	return c.HTTP.Do(r)
+	response, err := c.HTTP.Do(r)
+	if err != nil {
+		return nil, c.noResponse(err)
+	}
+	return response, nil
+}
+
+// noResponse returns the error of a request without a response, with the server and, where
+// it is known, the remedy.
+func (c *Client) noResponse(err error) error {
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err
+	}
+	var network *net.OpError
+	var certificate *tls.CertificateVerificationError
+	remedy := ""
+	switch {
+	case errors.As(err, &network) && network.Op == "dial":
+		remedy = "; check that the server is running, and -url or $" + flags.Variable("url")
+	case errors.Is(err, http.ErrSchemeMismatch):
+		remedy = "; use http:// in -url"
+	case errors.As(err, &certificate):
+		remedy = "; if the certificate is self-signed, set -tls-cert"
+	}
+	return fmt.Errorf("no response from %s: %w%s", c.Server(), err, remedy)
 }
 
 // Call sends a request, and passes the body of a 2xx response to read. If read is nil, the
@@ -129,30 +165,44 @@ func (c *Client) Do(ctx context.Context, method, path string, body []byte) (*htt
 // request, but a response that has begun is read to its end, because it may contain leased
 // messages.
 func (c *Client) Call(ctx context.Context, method, path string, body []byte, read func(io.Reader) error) error {
+	_, err := c.call(ctx, method, path, body, read)
+	return err
+}
+
+// Change is a Call whose response must be a 204. It returns the header of the response.
+func (c *Client) Change(ctx context.Context, method, path string, body []byte) (http.Header, error) {
+	return c.call(ctx, method, path, body, nil)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body []byte, read func(io.Reader) error) (http.Header, error) {
 	exchange, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	responding := context.AfterFunc(ctx, cancel)
 	response, err := c.Do(exchange, method, path, body)
 	responding()
 	if err != nil {
-		return cmp.Or(ctx.Err(), err)
+		return nil, cmp.Or(ctx.Err(), err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode >= 300 {
-		return readStatusError(response)
+	switch {
+	case response.StatusCode >= 300:
+		err = c.readStatusError(response)
+	case read != nil:
+		err = read(response.Body)
+	case response.StatusCode != http.StatusNoContent:
+		err = ErrNotQueued
 	}
-	if read == nil {
-		if response.StatusCode != http.StatusNoContent {
-			return ErrNotQueued
-		}
-		return nil
+	if errors.Is(err, ErrNotQueued) {
+		err = fmt.Errorf("server %s: %w", c.Server(), err)
 	}
-	return read(response.Body)
+	return response.Header, err
 }
 
 // StatusError is a response with a status other than 2xx.
 type StatusError struct {
 	Status   int
+	Server   string    // URL
+	Object   string    // that the request is about, such as queue "q"; empty if unknown
 	Detail   string    // empty if there are mistakes
 	Mistakes []Mistake // in the request
 }
@@ -169,13 +219,51 @@ func (e *StatusError) Error() string {
 		parts = append(parts, strings.Trim(fmt.Sprint(m.Loc), "[]")+": "+m.Msg)
 	}
 	text := cmp.Or(e.Detail, strings.Join(parts, "; "), http.StatusText(e.Status))
-	switch e.Status {
-	case http.StatusUnauthorized:
-		text += "; set -token or $QUEUED_TOKEN"
-	case http.StatusForbidden:
-		text += "; check the permissions of the token"
+	if remedy := e.remedy(); remedy != "" {
+		text += "; " + remedy
 	}
-	return fmt.Sprintf("server returned %d: %s", e.Status, text)
+	text = fmt.Sprintf("server %s returned %d: %s", e.Server, e.Status, text)
+	if e.Object != "" {
+		text = e.Object + ": " + text
+	}
+	return text
+}
+
+// remedy returns what to do about the error; empty if the detail is enough.
+func (e *StatusError) remedy() string {
+	switch {
+	case e.Status == http.StatusUnauthorized:
+		return "set -token or $" + flags.Variable("token")
+	case e.Status == http.StatusForbidden:
+		return "check the permissions of the token"
+	case e.Status == http.StatusServiceUnavailable:
+		return "try again later"
+	case e.Status == http.StatusNotFound && strings.HasPrefix(e.Detail, "Queue"):
+		return "list the queues with queued queues"
+	case e.Status == http.StatusNotFound && strings.HasPrefix(e.Detail, "Topic"):
+		return "list the topics of the queues with queued queues"
+	case e.Status == http.StatusNotFound && strings.HasPrefix(e.Detail, "Message"):
+		return "it may have been acked, deleted or expired"
+	case e.Status == http.StatusNotFound:
+		return "check -url"
+	case e.Status == http.StatusRequestEntityTooLarge:
+		return "the server's -max-body is the limit"
+	case e.Status == http.StatusBadRequest && strings.Contains(e.Detail, "HTTP request to an HTTPS server"):
+		return "use https:// in -url"
+	}
+	return ""
+}
+
+// objectPattern matches the paths of requests about one topic, queue or message.
+var objectPattern = regexp.MustCompile(`^/(topic|queue|message)s/([^/?]+)(.*)`)
+
+// objectOf returns the topic, queue or message that a path names; empty if none.
+func objectOf(path string) string {
+	m := objectPattern.FindStringSubmatch(path)
+	if m == nil || m[1] == "message" && (m[2] == "ack" || m[2] == "nack" || m[2] == "redrive") {
+		return ""
+	}
+	return fmt.Sprintf("%s %q", m[1], m[2])
 }
 
 // Status returns the status of the StatusError in err, or 0 if there is none.
@@ -195,19 +283,20 @@ func Unavailable(err error) bool {
 }
 
 // readStatusError reads {"detail": …}, a text or a list of mistakes.
-func readStatusError(response *http.Response) error {
+func (c *Client) readStatusError(response *http.Response) error {
 	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
 	if err != nil {
 		return err
 	}
-	e := &StatusError{Status: response.StatusCode}
+	path := strings.TrimPrefix(response.Request.URL.String(), c.URL)
+	e := &StatusError{Status: response.StatusCode, Server: c.Server(), Object: objectOf(path)}
 	if target := response.Header.Get("Location"); target != "" {
 		e.Detail = "redirect to " + target + "; check -url"
 		return e
 	}
 	var body struct{ Detail json.RawMessage }
 	if json.Unmarshal(text, &body) != nil || json.Unmarshal(body.Detail, &e.Detail) != nil && json.Unmarshal(body.Detail, &e.Mistakes) != nil {
-		e.Detail = string(text[:min(len(text), 200)]) // perhaps from a proxy
+		e.Detail = strings.TrimSpace(string(text[:min(len(text), 200)])) // perhaps from a proxy
 	}
 	return e
 }

@@ -44,35 +44,13 @@ type config struct {
 	limits                 limits
 }
 
-const usage = `queued is a message queue server on PostgreSQL.
-
-usage: queued [flags]                   run the server
-       queued publish [flags] TOPIC     publish messages from a file or stdin
-       queued receive [flags] QUEUE     print messages, or run a command for each
-       queued queues [flags]            list the queues of a server
-       queued stats [flags] QUEUE       show the message counts of a queue
-       queued health [flags]            check whether a server is alive or ready
-       queued schema [flags]            print the SQL that creates the schema
-       queued bench [flags]             load a server and measure its throughput
-       queued version                   print the version
-
-Run "queued COMMAND -help" for the flags of a command.
-
-Each flag can also be set by an environment variable, such as QUEUED_LISTEN for
--listen. Durations look like 500ms, 20s or 1m30s. The exit status is 1 after a
-failure, and 2 after a mistake in the flags, the arguments or the environment.
-
-Flags of the server:
-
-`
-
 // parseConfig reads the flags. Their defaults come from the environment. The checks are
 // next to their flags. They run in this order after all flags are read, and the first that
 // fails is the error.
 func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*config, error) {
 	c := &config{}
 	l := &c.limits
-	f := &checkedFlags{Set: flags.New("queued", usage, stdout)}
+	f := &checkedFlags{Set: flags.New("queued", usage(), stdout)}
 	f.Secret = []string{"database-url"}
 
 	f.StringVar(&c.listen, "listen", "127.0.0.1:8000", "`address` to listen on; port 0 picks a free port")
@@ -202,6 +180,14 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		return err
 	})
 
+	f.Group("flags of the server", "listen", "tls-cert", "tls-key", "token-file", "allowed-hosts", "topology", "log-level", "log-format", "debug-listen")
+	f.Group("database", "database-url", "data-dir", "max-database-connections", "synchronous-commit", "cleanup-interval")
+	f.Group("connections and requests", "max-connections", "max-buffered-bytes", "max-body", "max-limit", "max-wait", "idle-timeout", "transfer-timeout", "drain-delay")
+	f.Group("bounds and defaults of the settings of queues", "deduplication-window",
+		"min-ack-deadline-seconds", "max-ack-deadline-seconds", "default-ack-deadline-seconds",
+		"min-message-retention-seconds", "max-message-retention-seconds",
+		"min-message-max-deliveries", "max-message-max-deliveries", "requeue-limit",
+		"min-delivery-delay-seconds", "max-delivery-delay-seconds")
 	if err := f.Parse(args, getenv); err != nil {
 		return nil, err
 	}

@@ -20,6 +20,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"queued/internal/shell"
 )
 
 // pages returns the paths of all Markdown files.
@@ -196,7 +198,8 @@ func anchor(heading string) string {
 func TestPagesNameCommandsThatExist(t *testing.T) {
 	t.Parallel()
 	flags := map[string]string{} // the text of -help by command
-	for _, command := range []string{"", "publish", "receive", "queues", "stats", "schema", "health", "bench", "version"} {
+	for _, c := range allCommands() {
+		command := c.Name
 		var help bytes.Buffer
 		run(context.Background(), append(strings.Fields(command), "-help"), func(string) string { return "" }, nil, &help, io.Discard)
 		flags[command] = help.String() + "\n  -help\n"
@@ -243,9 +246,12 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 				if strings.HasPrefix(name, "-") {
 					name = ""
 				}
+				if shell.SecondWords(allCommands(), name) != nil && len(words) > 2 {
+					name += " " + words[2]
+				}
 				help, exists := flags[name]
 				if !exists {
-					t.Errorf("%s: queued has no command %s", path, words[1])
+					t.Errorf("%s: queued has no command %s", path, name)
 				}
 				for _, m := range regexp.MustCompile(`(?: |^)(-[a-z][a-z-]+)`).FindAllStringSubmatch(strings.Join(words[1:], " "), -1) {
 					if exists && !has(help, m[1]) {

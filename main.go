@@ -48,7 +48,6 @@ import (
 	"runtime/debug"
 	"syscall"
 
-	"queued/internal/bench"
 	"queued/internal/flags"
 	"queued/internal/shell"
 )
@@ -58,8 +57,11 @@ func main() {
 	// ends.
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
-	if errors.Is(err, shell.ErrOutputClosed) {
+	switch {
+	case errors.Is(err, shell.ErrOutputClosed):
 		os.Exit(128 + 13) // the status that a shell reports for a program ended by SIGPIPE
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		os.Exit(128 + 2) // by SIGINT
 	}
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "queued:", err)
@@ -73,28 +75,14 @@ func main() {
 // run is the program. It returns when it is done, or when ctx and everything that it
 // started have ended.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
-	command := ""
-	if len(args) > 0 {
-		command = args[0]
+	c, rest, err := findCommand(args)
+	if err != nil {
+		return err
 	}
-	switch command {
-	case "version", "-version", "--version":
-		return runVersion(args[1:], getenv, stdout)
-	case "health":
-		return shell.Health(ctx, args[1:], getenv, stdout)
-	case "bench":
-		return bench.Run(ctx, args[1:], getenv, stdout, stderr)
-	case "publish":
-		return shell.Publish(ctx, args[1:], getenv, stdin, stdout, stderr)
-	case "receive":
-		return shell.Receive(ctx, args[1:], getenv, stdout, stderr)
-	case "queues":
-		return shell.Queues(ctx, args[1:], getenv, stdout, stderr)
-	case "stats":
-		return shell.Stats(ctx, args[1:], getenv, stdout, stderr)
-	case "schema":
-		return runSchema(args[1:], getenv, stdout)
-	}
+	return c.Run(ctx, rest, getenv, stdin, stdout, stderr)
+}
+
+func runServe(ctx context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, stderr io.Writer) error {
 	c, err := parseConfig(args, takeLibpqVariables(getenv), stdout)
 	if err != nil {
 		return err
@@ -104,9 +92,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 
 const versionUsage = `queued version prints the version of the program, its Go version and its platform.
 
+usage: queued version
+
 `
 
-func runVersion(args []string, getenv func(string) string, stdout io.Writer) error {
+func runVersion(_ context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, _ io.Writer) error {
 	f := flags.New("queued version", versionUsage, stdout)
 	if err := f.Parse(args, getenv); err != nil {
 		return err

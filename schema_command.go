@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -13,11 +14,16 @@ import (
 const schemaUsage = `queued schema prints the SQL that creates the schema of this version, or upgrades an
 older one. Use it if the servers' role may not create tables.
 
-usage: queued schema [flags] | psql DATABASE
+usage: queued schema [flags]
+
+examples:
+
+  queued schema | psql queue
+  queued schema -role app | psql queue
 
 `
 
-func runSchema(args []string, getenv func(string) string, stdout io.Writer) error {
+func runSchema(_ context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, _ io.Writer) error {
 	var role string
 	f := flags.New("queued schema", schemaUsage, stdout)
 	f.WithoutVariable = []string{"role"}

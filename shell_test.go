@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -250,7 +251,7 @@ func TestPublishCommandNamesTheLineThatIsWrong(t *testing.T) {
 		{"{}\nnull", 1, "line 2: not a JSON object"},
 		{"{}\n{} {}\n", 1, "line 2: not a JSON object"},
 		{"{}\n" + strings.Repeat(" ", maxBatchBody) + "{}\n", 1, "line 2: longer than the maximum batch"},
-		{long, 0, "line 1: server returned 422: body messages 0 data: ensure data and attributes have at most 1048576 bytes; lines from 1 on were not published"},
+		{long, 0, "line 1: queue \"q4\": server " + s.url + " returned 422: body messages 0 data: ensure data and attributes have at most 1048576 bytes; lines from 1 on were not published"},
 	} {
 		queue := fmt.Sprint("q", i)
 		s.mustQueue(queue)
@@ -387,7 +388,7 @@ func TestQueuesAndStatsCommandsShowAll(t *testing.T) {
 QUEUE   TOPIC  DEAD QUEUE  ACK DEADLINE  RETENTION  MAX DELIVERIES  DELAY
 a       t      a-dead      1m30s         1h         3               1m30s
 a-dead  -      -           1m            1h         -               -
-`, "\n"+s.mustShell("", "queues"))
+`, "\n"+s.mustShell("", "queues", "-settings"))
 
 	for _, body := range []string{`{"data":{},"delay_seconds":0}`, `{"data":{},"delay_seconds":0}`, `{"data":{}}`} {
 		s.must(201, "POST", "/queues/a/messages", body)
@@ -402,6 +403,10 @@ a-dead  -      -           1m            1h         -               -
 	if printed := s.mustShell("", "stats", "a"); !strings.Contains(printed, "  1h1m") {
 		t.Errorf("stats does not show the age: %s", printed)
 	}
+	eventually(t, "the counts are those of now", func() bool {
+		printed := s.mustShell("", "queues")
+		return regexp.MustCompile(`(?m)^a +t +1 +1 +1 +0 +1h1m\S* +a-dead$`).MatchString(printed) && regexp.MustCompile(`(?m)^a-dead +- +1 +0 +0 +0 +1h1m\S* +-$`).MatchString(printed)
+	})
 	checkDiff(t, "stats -json", maskAge(s.must(200, "GET", "/queues/a/stats?detail=true", "")+"\n"), maskAge(s.mustShell("", "stats", "-json", "a")))
 
 	s.exec("INSERT INTO queued.queues (id, ack_deadline_seconds, message_retention_seconds, created_at, updated_at) SELECT 'q' || n, 1, 600, now(), now() FROM generate_series(1, 210) n")
@@ -487,19 +492,39 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 	t.Parallel()
 	for command, names := range map[string]string{
-		"publish": "url token tls-cert to-queue lines retry attr* group* delay*",
-		"receive": "url token tls-cert exec parallel count wait",
-		"queues":  "url token tls-cert json",
-		"stats":   "url token tls-cert json",
-		"schema":  "role*",
-		"version": "",
+		"publish":      "url token tls-cert to-queue lines retry attr* group* delay*",
+		"receive":      "url token tls-cert exec parallel count wait",
+		"queues":       "url token tls-cert json settings* watch*",
+		"stats":        "url token tls-cert json",
+		"peek":         "url token tls-cert json* limit* consumed*",
+		"message":      "url token tls-cert json*",
+		"ack":          "url token tls-cert yes*",
+		"nack":         "url token tls-cert delay* error*",
+		"create topic": "url token tls-cert json*",
+		"create queue": "url token tls-cert json* topic* filter* dead-queue* max-deliveries* ack-deadline* retention* delay* delivery-interval* ordered* consumed-retention* deduplication-window*",
+		"delete topic": "url token tls-cert yes*",
+		"delete queue": "url token tls-cert yes*",
+		"purge":        "url token tls-cert yes*",
+		"redrive":      "url token tls-cert to* limit* yes*",
+		"completion":   "",
+		"help":         "",
+		"schema":       "role*",
+		"version":      "",
 	} {
 		var out, all bytes.Buffer
 		getenv := func(string) string { return "" }
-		err := run(context.Background(), []string{command, "-help"}, getenv, nil, &out, io.Discard)
+		err := run(context.Background(), append(strings.Fields(command), "-help"), getenv, nil, &out, io.Discard)
 		run(context.Background(), []string{"-help"}, getenv, nil, &all, io.Discard)
 		if !errors.Is(err, flag.ErrHelp) || !strings.Contains(all.String(), "queued "+command) {
 			t.Errorf("%s -help = %v, or queued -help does not list it", command, err)
+		}
+		var again bytes.Buffer
+		if err := run(context.Background(), append([]string{"help"}, strings.Fields(command)...), getenv, nil, &again, io.Discard); err != nil {
+			t.Errorf("queued help %s = %v", command, err)
+		}
+		checkDiff(t, "help "+command, out.String(), again.String())
+		if command != "version" && !strings.Contains(out.String(), "\nexamples:\n\n  ") {
+			t.Errorf("%s -help has no examples", command)
 		}
 		checkDiff(t, "flags of "+command, len(strings.Fields(names)), strings.Count(out.String(), "\n  -"))
 		for _, name := range strings.Fields(names) {

@@ -27,6 +27,12 @@ deletes it afterwards.
 
 usage: queued bench [flags]
 
+examples:
+
+  queued bench
+  queued bench -producers 64 -consumers 64 -duration 1m
+  queued bench -rate 1000 -batch 10 -json
+
 `
 
 // bench is one run of the load on a server.
@@ -83,7 +89,7 @@ const (
 
 // Run runs the load that the arguments describe, and prints the report. It returns an
 // error if messages are missing.
-func Run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func Run(ctx context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, stderr io.Writer) error {
 	b := &bench{server: &client.Client{}, run: rand.Text(), errors: map[string]int{}}
 	v := &b.settings
 	var receiveURL string

@@ -18,6 +18,11 @@ not help. With -ready it checks whether the server can serve requests (GET /read
 
 usage: queued health [flags]
 
+examples:
+
+  queued health
+  queued health -ready -url https://queue.example
+
 `
 
 // healthTimeout is the maximum time for the response.
@@ -25,7 +30,7 @@ const healthTimeout = 5 * time.Second
 
 // Health checks whether a server is alive or ready. -listen has the default of the
 // server's flag.
-func Health(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+func Health(ctx context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, _ io.Writer) error {
 	c := &client.Client{}
 	var listen string
 	var ready bool

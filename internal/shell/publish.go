@@ -35,12 +35,21 @@ empty lines are skipped. Lines are published as they arrive, in batches of up to
 1000 messages and 16 MiB. A batch is published completely or not at all. An error
 names the first line that was not published.
 
+If no queue gets a copy, because none subscribes to the topic or no filters match, the
+message is not stored. A line on the standard error says so.
+
 If the server is unavailable or does not respond, the request is repeated for
 -retry. Each request has an Idempotency-Key, so no message is stored twice, if
 the deduplication window of the queue is longer than -retry.
 
 If $TRACEPARENT is a traceparent (W3C Trace Context), it is stored with the
 messages, so that consumers can continue the trace.
+
+examples:
+
+  echo '{"order": 1}' | queued publish orders
+  queued publish -attr country=es -delay 10m orders order.json
+  queued publish -lines -to-queue mails < mails.jsonl
 
 `
 
@@ -52,6 +61,8 @@ type publisher struct {
 	retry   time.Duration
 	out     *bufio.Writer
 	stderr  io.Writer
+	topic   string // empty for a queue
+	warned  bool   // that no queue got a copy
 }
 
 // Publish publishes a file or the standard input.
@@ -101,8 +112,9 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 		c.Traceparent = traceparent
 	}
 	defer ignoreBrokenPipes()()
-	p := &publisher{client: c, path: "/topics/" + id + "/messages", retry: retry, out: bufio.NewWriter(stdout), stderr: stderr}
+	p := &publisher{client: c, path: "/topics/" + id + "/messages", retry: retry, out: bufio.NewWriter(stdout), stderr: stderr, topic: id}
 	if toQueue {
+		p.topic = ""
 		p.path = "/queues/" + id + "/messages"
 	}
 	if attributes != nil {
@@ -196,6 +208,7 @@ func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
 			return err
 		}))
 		if err == nil {
+			p.warnIfNotStored(copies.Len())
 			_, err = p.out.Write(copies.Bytes())
 			return cmp.Or(err, p.out.Flush())
 		}
@@ -211,6 +224,16 @@ func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// warnIfNotStored warns once if a publish to a topic has no copies.
+func (p *publisher) warnIfNotStored(copies int) {
+	if copies > 0 || p.topic == "" || p.warned {
+		return
+	}
+	p.warned = true
+	fmt.Fprintf(p.stderr, "queued: topic %q at %s: no queue subscribes to it with filters that match, so the message was not stored; create one with queued create queue -topic %s\n",
+		p.topic, p.client.Server(), p.topic)
 }
 
 // lineBatch is a batch of publishLines.

@@ -1,89 +1,165 @@
 package shell
 
 import (
-	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"queued/internal/client"
 	"queued/internal/flags"
 )
 
-const queuesUsage = `queued queues lists the queues of a server and their settings.
+const queuesUsage = `queued queues lists the queues of a server, with the number of messages in each state.
+The server counts at intervals that grow with the number of messages, so the counts may
+be some seconds old; "queued stats" counts one queue at once. A new queue that was not
+counted yet shows dashes.
 
 usage: queued queues [flags]
 
+examples:
+
+  queued queues
+  queued queues -watch
+  queued queues -settings
+  queued queues -json | jq 'select(.messages.exhausted > 0) | .id'
+
 `
 
-// listedQueue is a queue as the table shows it.
+// listedQueue is a queue as the tables show it.
 type listedQueue struct {
-	ID                      string  `json:"id"`
-	TopicID                 *string `json:"topic_id"`
-	DeadQueueID             *string `json:"dead_queue_id"`
-	AckDeadlineSeconds      int     `json:"ack_deadline_seconds"`
-	MessageRetentionSeconds int     `json:"message_retention_seconds"`
-	MessageMaxDeliveries    *int    `json:"message_max_deliveries"`
-	DeliveryDelaySeconds    *int    `json:"delivery_delay_seconds"`
+	ID                      string         `json:"id"`
+	TopicID                 *string        `json:"topic_id"`
+	DeadQueueID             *string        `json:"dead_queue_id"`
+	AckDeadlineSeconds      int            `json:"ack_deadline_seconds"`
+	MessageRetentionSeconds int            `json:"message_retention_seconds"`
+	MessageMaxDeliveries    *int           `json:"message_max_deliveries"`
+	DeliveryDelaySeconds    *int           `json:"delivery_delay_seconds"`
+	Messages                *messageCounts `json:"messages"` // null if not counted yet
+	OldestAge               float64        `json:"oldest_message_age_seconds"`
 }
 
+// watchInterval is the time between two lists of -watch.
+const watchInterval = 2 * time.Second
+
 // Queues prints the queues of a server.
-func Queues(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func Queues(ctx context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, stderr io.Writer) error {
 	c := &client.Client{}
-	var asJSON bool
+	var asJSON, settings, watch bool
 	f := flags.New("queued queues", queuesUsage, stdout)
+	f.WithoutVariable = []string{"settings", "watch"}
+	f.BoolVar(&asJSON, "json", false, "print all settings and counts as JSON, one queue per line")
+	f.BoolVar(&settings, "settings", false, "show the settings and not the counts")
+	f.BoolVar(&watch, "watch", false, fmt.Sprintf("show the queues again every %v, until Ctrl-C", watchInterval))
 	c.Flags(f)
-	f.BoolVar(&asJSON, "json", false, "print all settings as JSON, one queue per line")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
 	if err := c.Prepare(stderr); err != nil {
 		return err
 	}
-	out := bufio.NewWriter(stdout)
-	table := newTable(out, "QUEUE", "TOPIC", "DEAD QUEUE", "ACK DEADLINE", "RETENTION", "MAX DELIVERIES", "DELAY")
-	err := eachQueue(ctx, c, func(item json.RawMessage) error {
-		if asJSON {
-			_, err := fmt.Fprintf(out, "%s\n", item)
+	format := countsTable
+	switch {
+	case asJSON:
+		format = linesOfJSON
+	case settings:
+		format = settingsTable
+	}
+	for {
+		text, err := listQueues(ctx, c, format)
+		if !watch {
+			_, failed := stdout.Write(text)
+			return cmp.Or(err, failed)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			if !client.Unavailable(err) {
+				return err
+			}
+			text = fmt.Appendf(nil, "queued: %v; retrying\n", err)
+		}
+		if !asJSON && isTerminal(stdout) {
+			text = append([]byte("\x1b[H\x1b[2J"), text...) // clears the screen
+		}
+		if _, err := stdout.Write(text); err != nil {
 			return err
 		}
+		if !sleep(ctx, watchInterval) {
+			return nil
+		}
+	}
+}
+
+// listQueues returns all queues in a format.
+func listQueues(ctx context.Context, c *client.Client, format func(io.Writer, []json.RawMessage) error) ([]byte, error) {
+	var all []json.RawMessage
+	for offset := new(0); offset != nil; {
+		next, first := (*int)(nil), len(all)
+		err := c.Call(ctx, http.MethodGet, fmt.Sprintf("/overview?offset=%d", *offset), nil, func(body io.Reader) error {
+			var page struct {
+				Server     *struct{}
+				Data       []json.RawMessage
+				NextOffset *int `json:"next_offset"`
+			}
+			if json.NewDecoder(body).Decode(&page) != nil || page.Server == nil {
+				return client.ErrNotQueued
+			}
+			all, next = append(all, page.Data...), page.NextOffset
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		if offset = next; len(all) == first {
+			break
+		}
+	}
+	var b bytes.Buffer
+	err := format(&b, all)
+	return b.Bytes(), err
+}
+
+func linesOfJSON(out io.Writer, all []json.RawMessage) error {
+	for _, item := range all {
+		fmt.Fprintf(out, "%s\n", item)
+	}
+	return nil
+}
+
+func countsTable(out io.Writer, all []json.RawMessage) error {
+	table := newTable(out, "QUEUE", "TOPIC", "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "OLDEST", "DEAD QUEUE")
+	return table.queues(all, func(q *listedQueue) []any {
+		counts, oldest := []any{"-", "-", "-", "-"}, (*int)(nil)
+		if m := q.Messages; m != nil {
+			counts, oldest = []any{m.Ready, m.Delayed, m.InFlight, m.Exhausted}, new(int(q.OldestAge))
+		}
+		return append(append([]any{q.ID, q.TopicID}, counts...), seconds(oldest), q.DeadQueueID)
+	})
+}
+
+func settingsTable(out io.Writer, all []json.RawMessage) error {
+	table := newTable(out, "QUEUE", "TOPIC", "DEAD QUEUE", "ACK DEADLINE", "RETENTION", "MAX DELIVERIES", "DELAY")
+	return table.queues(all, func(q *listedQueue) []any {
+		return []any{q.ID, q.TopicID, q.DeadQueueID, seconds(&q.AckDeadlineSeconds), seconds(&q.MessageRetentionSeconds), q.MessageMaxDeliveries, seconds(q.DeliveryDelaySeconds)}
+	})
+}
+
+// queues adds a row for each queue, and flushes the table.
+func (t table) queues(all []json.RawMessage, row func(*listedQueue) []any) error {
+	for _, item := range all {
 		var q listedQueue
 		if err := json.Unmarshal(item, &q); err != nil {
 			return err
 		}
-		return table.row(q.ID, q.TopicID, q.DeadQueueID, seconds(&q.AckDeadlineSeconds), seconds(&q.MessageRetentionSeconds), q.MessageMaxDeliveries, seconds(q.DeliveryDelaySeconds))
-	})
-	if err == nil && !asJSON {
-		err = table.Flush()
-	}
-	return cmp.Or(err, out.Flush())
-}
-
-// eachQueue calls each with every queue. It reads a page to its end before it calls
-// each, which may block for longer than a response may take.
-func eachQueue(ctx context.Context, c *client.Client, each func(item json.RawMessage) error) error {
-	limit := "&limit=100"
-	for offset := 0; ; {
-		var page []json.RawMessage
-		err := c.Call(ctx, http.MethodGet, fmt.Sprintf("/queues?offset=%d%s", offset, limit), nil, client.Items(func(item json.RawMessage) error {
-			page = append(page, item)
-			return nil
-		}))
-		offset += len(page)
-		switch {
-		case client.Status(err) == http.StatusUnprocessableEntity && limit != "": // a server with a low -max-limit
-			limit = ""
-			continue
-		case err != nil || len(page) == 0:
+		if err := t.row(row(&q)...); err != nil {
 			return err
 		}
-		for _, item := range page {
-			if err := each(item); err != nil {
-				return err
-			}
-		}
 	}
+	return t.Flush()
 }

@@ -63,6 +63,12 @@ SIGTERM or SIGINT (Ctrl-C) stops it: it receives no more messages, waits for the
 running commands, and exits with status 0. A second signal terminates the commands.
 While the server is unavailable it retries.
 
+examples:
+
+  queued receive mails
+  queued receive -count 1 -wait 0s mails
+  queued receive -exec ./send-mail -parallel 8 mails
+
 `
 
 // worker receives messages and prints them, or runs a command for each.
@@ -125,7 +131,7 @@ const (
 )
 
 // Receive receives messages and prints them, or runs a command for each.
-func Receive(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func Receive(ctx context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	w := &worker{client: c, stdout: stdout, stderr: stderr, printBatch: 1, maxWait: defaultMaxWait}
 	f := flags.New("queued receive", receiveUsage, stdout)

@@ -2,8 +2,6 @@ package shell
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -41,40 +39,6 @@ func TestPublishCommandGathersNoMoreThanABatch(t *testing.T) {
 		}
 	})
 }
-
-// A response is read to its end before it is printed, because the reader of the output
-// may be slow, and a request has a timeout.
-func TestQueuesAreReadBeforeTheyArePrinted(t *testing.T) {
-	t.Parallel()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.FormValue("offset") == "0" {
-			fmt.Fprint(w, `{"data":[{"id":"a"},{"id":"b"}]}`)
-			return
-		}
-		fmt.Fprint(w, `{"data":[]}`)
-	}))
-	t.Cleanup(server.Close)
-	var request context.Context // of the last request
-	c := &client.Client{URL: server.URL, HTTP: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-		request = r.Context()
-		return http.DefaultTransport.RoundTrip(r)
-	})}}
-	shown := 0
-	err := eachQueue(t.Context(), c, func(json.RawMessage) error {
-		shown++
-		if request.Err() == nil {
-			t.Error("the request goes on")
-		}
-		return nil
-	})
-	if err != nil || shown != 2 {
-		t.Errorf("eachQueue = %v, shows %d", err, shown)
-	}
-}
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func TestMessagesWithoutAStartedCommandAreNackedAtTheEnd(t *testing.T) {
 	t.Parallel()

@@ -3,10 +3,8 @@ package shell
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
 
 	"queued/internal/client"
 	"queued/internal/flags"
@@ -17,10 +15,15 @@ messages in its dead queue, and the age of the oldest message that can be receiv
 
 usage: queued stats [flags] QUEUE
 
+examples:
+
+  queued stats orders
+  queued stats -json orders | jq .messages.ready
+
 `
 
 // Stats prints the statistics of a queue.
-func Stats(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func Stats(ctx context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, stderr io.Writer) error {
 	c := &client.Client{}
 	var asJSON bool
 	f := flags.New("queued stats", statsUsage, stdout)
@@ -36,29 +39,12 @@ func Stats(ctx context.Context, args []string, getenv func(string) string, stdou
 	if err := c.Prepare(stderr); err != nil {
 		return err
 	}
-	var v struct {
-		Messages *struct {
-			Ready, Delayed, Exhausted int
-			InFlight                  int `json:"in_flight"`
-		}
-		DeadQueueMessages *int `json:"dead_queue_messages"`
-		Oldest            int  `json:"oldest_unacked_message_age_seconds"`
-	}
-	var text []byte
-	err := c.Call(ctx, http.MethodGet, "/queues/"+f.Arg(0)+"/stats?detail=true", nil, func(body io.Reader) (err error) {
-		if text, err = io.ReadAll(body); err != nil {
-			return err
-		}
-		if json.Unmarshal(text, &v) != nil || v.Messages == nil {
-			return client.ErrNotQueued
-		}
-		return nil
-	})
+	v, err := readStats(ctx, c, f.Arg(0))
 	if err != nil {
 		return err
 	}
 	if asJSON {
-		_, err := fmt.Fprintf(stdout, "%s\n", text)
+		_, err := fmt.Fprintf(stdout, "%s\n", v.text)
 		return err
 	}
 	table := newTable(stdout, "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "DEAD QUEUE", "OLDEST")

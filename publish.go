@@ -8,14 +8,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/lib/pq"
-
-	"queued/internal/rawjson"
 )
 
 // publication is a request to publish to a topic or to a queue: one of the two is set. The
@@ -33,31 +29,10 @@ type publication struct {
 	err    error
 }
 
-// draft is a message to publish.
-type draft struct {
-	data       []byte         // JSON as sent
-	attributes []byte         // JSON as sent; nil if there are none
-	group      string         // empty if it has none
-	delay      *time.Duration // nil for the delay of the queue
-	job        *job           // nil if it is not a job; a job is published alone, to a queue
-
-	deduplicationID string // empty if it has none
-}
-
 // maxCopies is the maximum number of message copies of a request.
 const maxCopies = 100_000
 
 var errTooManyCopies = fmt.Errorf("too many message copies: a request may create at most %d", maxCopies)
-
-// errNeverDue is the error of a message that would expire in a queue before it is due.
-type errNeverDue struct {
-	message int // index in the publication
-	queueID string
-}
-
-func (e errNeverDue) Error() string {
-	return fmt.Sprintf("the message would expire in queue %q before it is due; use a delay shorter than the queue's retention", e.queueID)
-}
 
 // directory caches the queues of topics. Requests match their messages with the filters of
 // these queues before they enter the batcher, so that a large filter or batch costs time
@@ -290,14 +265,6 @@ func (p *publication) match(ctx context.Context, to *subscribers) error {
 	v.copies = len(all)
 	p.address = v
 	return nil
-}
-
-// delayIn returns the delivery delay of the message in a queue.
-func (m *draft) delayIn(queue subscription) time.Duration {
-	if m.delay != nil {
-		return *m.delay
-	}
-	return queue.delay
 }
 
 // readdress checks the address of a publication against the settings. If the queues of its
@@ -620,73 +587,4 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		}
 	}
 	return inserted, readyAt, nil
-}
-
-// draft decodes a message to publish.
-func (f *form) draft(l *limits) draft {
-	m := draft{data: f.object("data", true), attributes: f.attributes("attributes"), group: f.group("group"), deduplicationID: f.deduplicationID("deduplication_id")}
-	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
-		f.addMistake(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
-	}
-	if n := f.integer("delay_seconds", bounds{0, l.deliveryDelay.max}, false); n != nil {
-		delay := time.Duration(*n) * time.Second
-		m.delay = &delay
-	}
-	return m
-}
-
-// maxGroup is the maximum length of the id of a group, in bytes.
-const maxGroup = 256
-
-// group reads the id of a group. It returns an empty id if the field is null or missing.
-func (f *form) group(name string) string {
-	raw := f.value(name, false)
-	if raw == nil {
-		return ""
-	}
-	if raw[0] != '"' {
-		f.addMistake("str type expected", "type_error.str", name)
-		return ""
-	}
-	id := rawjson.Unquote(raw)
-	if msg, kind := groupMistake(id); msg != "" {
-		f.addMistake(msg, kind, name)
-		return ""
-	}
-	if msg := pathMistake(id); msg != "" {
-		f.addMistake(msg, "value_error", name)
-		return ""
-	}
-	return id
-}
-
-// groupMistake returns the mistake in the id of a group with its type, or empty texts.
-func groupMistake(id string) (msg, kind string) {
-	switch {
-	case id == "":
-		return "ensure this value has at least 1 characters", "value_error.any_str.min_length"
-	case len(id) > maxGroup:
-		return fmt.Sprintf("ensure this value has at most %d bytes", maxGroup), "value_error.any_str.max_length"
-	case !utf8.ValidString(id) || strings.ContainsRune(id, 0):
-		return "the text must be UTF-8 without \\u0000", "value_error.unicode"
-	}
-	return "", ""
-}
-
-// attributes reads an object of strings. It returns the object as it was sent, except for
-// values that are converted to strings, and nil if the field is null or missing.
-func (f *form) attributes(name string) []byte {
-	raw := f.object(name, false)
-	if raw == nil {
-		return nil
-	}
-	plain := true
-	rawjson.WalkObject(raw, func(key string, value []byte) {
-		f.checkText(value, name, key)
-		plain = plain && value[0] == '"'
-	})
-	if plain {
-		return raw
-	}
-	return quoteScalars(raw)
 }

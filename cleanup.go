@@ -23,6 +23,10 @@ type cleanup struct {
 	// announce wakes the receivers of a queue that messages have moved into.
 	announce func(queueID string, dueAt time.Time)
 
+	// expiry returns the earliest expiry of messages with a retention of their own that this
+	// server has stored since the last call; nil if it stores none.
+	expiry func() time.Time
+
 	round  round    // of the walk through the table
 	group  groupKey // the last group of the walk through the groups; zero to begin with the first
 	rests  struct{ table, groups rest }
@@ -403,14 +407,21 @@ func (r *round) due(limits int64, retention time.Duration) bool {
 }
 
 // sees records that a message that the round has left expires after that time.
-func (r *round) sees(after time.Duration) {
-	if at := time.Now().Add(after); r.expiry.IsZero() || at.Before(r.expiry) {
+func (r *round) sees(after time.Duration) { r.seesAt(time.Now().Add(after)) }
+
+func (r *round) seesAt(at time.Time) {
+	if r.expiry.IsZero() || at.Before(r.expiry) {
 		r.expiry = at
 	}
 }
 
 // walk continues a round, or begins one if it is due.
 func (c *cleanup) walk(ctx context.Context) error {
+	if c.expiry != nil {
+		if at := c.expiry(); !at.IsZero() {
+			c.round.seesAt(at)
+		}
+	}
 	if !c.rests.table.over() {
 		return nil
 	}

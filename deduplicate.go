@@ -112,7 +112,7 @@ func (e *engine) publishDeduplicated(s *pinnedConn, batch []*publication) error 
 		if p.stored != nil {
 			continue
 		}
-		p.err = e.readdress(p, &s.settings)
+		p.err = e.readdress(s, p)
 		if p.err != nil || p.address.to == nil {
 			continue
 		}
@@ -440,7 +440,7 @@ func withDuplicates(sent []outgoing, stored [][]message, firsts map[deduplicatio
 				ID: first.messageID, QueueID: to.queueID, queueKey: to.queueKey, duplicate: true,
 				Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace,
 				CreatedAt: first.createdAt, UpdatedAt: first.createdAt,
-				ScheduledAt: timestamp{first.createdAt.Add(to.delay)}, ExpiredAt: timestamp{first.createdAt.Add(to.retention)},
+				ScheduledAt: timestamp{to.dueAt(first.createdAt.Time)}, ExpiredAt: timestamp{first.createdAt.Add(to.retention)},
 			})
 		}
 	}

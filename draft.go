@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -15,27 +16,68 @@ type draft struct {
 	attributes []byte         // JSON as sent; nil if there are none
 	group      string         // empty if it has none
 	delay      *time.Duration // nil for the delay of the queue
+	retention  time.Duration  // 0 for that of the queue; a longer one has no effect
 	job        *job           // nil if it is not a job; a job is published alone, to a queue
 
-	deduplicationID string // empty if it has none
+	scheduledAt     time.Time // due time in place of a delay; zero if it has none
+	deduplicationID string    // empty if it has none
 }
 
 // errNeverDue is the error of a message that would expire in a queue before it is due.
 type errNeverDue struct {
 	message int // index in the publication
 	queueID string
+	field   string // of the message, that makes it so
 }
 
 func (e errNeverDue) Error() string {
-	return fmt.Sprintf("the message would expire in queue %q before it is due; use a delay shorter than the queue's retention", e.queueID)
+	remedy := "use a delay shorter than the queue's retention"
+	switch e.field {
+	case "scheduled_at":
+		remedy = "use a time within the retention"
+	case "retention_seconds":
+		remedy = "use a retention longer than the delay"
+	}
+	return fmt.Sprintf("the message would expire in queue %q before it is due; %s", e.queueID, remedy)
 }
 
-// delayIn returns the delivery delay of the message in a queue.
-func (m *draft) delayIn(queue subscription) time.Duration {
+// in returns the queue with the times of the message: its own delay or due time, and its own
+// retention unless that of the queue is shorter.
+func (m *draft) in(queue subscription) subscription {
 	if m.delay != nil {
-		return *m.delay
+		queue.delay = *m.delay
 	}
-	return queue.delay
+	queue.scheduledAt = m.scheduledAt
+	if m.retention > 0 {
+		queue.retention = min(queue.retention, m.retention)
+	}
+	return queue
+}
+
+// hasTimes reports whether the times of the message may differ from those of its queues.
+func (m *draft) hasTimes() bool {
+	return m.delay != nil || m.retention > 0 || !m.scheduledAt.IsZero()
+}
+
+// neverDue returns an error if the message would expire in the queue before it is due. now is
+// the clock of PostgreSQL; without it, a scheduledAt is not checked.
+func (m *draft) neverDue(i int, queue subscription, now time.Time) error {
+	if !m.hasTimes() && queue.delay < queue.retention {
+		return nil
+	}
+	to := m.in(queue)
+	e := errNeverDue{i, queue.queueID, "delay_seconds"}
+	switch {
+	case !m.scheduledAt.IsZero():
+		if e.field = "scheduled_at"; now.IsZero() || m.scheduledAt.Before(now.Add(to.retention)) {
+			return nil
+		}
+	case to.delay < to.retention:
+		return nil
+	case to.delay < queue.retention:
+		e.field = "retention_seconds"
+	}
+	return e
 }
 
 // draft decodes a message to publish.
@@ -44,10 +86,18 @@ func (f *form) draft(l *limits) draft {
 	if int64(len(m.data)+len(m.attributes)) > l.maxBody {
 		f.addMistake(fmt.Sprintf("ensure data and attributes have at most %d bytes", l.maxBody), "value_error.size", "data")
 	}
-	if n := f.integer("delay_seconds", bounds{0, l.deliveryDelay.max}, false); n != nil {
+	if n := f.integer("delay_seconds", bounds{0, noExpirySeconds}, false); n != nil {
 		delay := time.Duration(*n) * time.Second
 		m.delay = &delay
 	}
+	if raw := f.value("scheduled_at", false); raw != nil {
+		if raw[0] != '"' {
+			f.addMistake("invalid datetime format", "value_error.datetime", "scheduled_at")
+		} else if m.scheduledAt = f.time(rawjson.Unquote(raw), "scheduled_at"); m.delay != nil {
+			f.addMistake("scheduled_at and delay_seconds are mutually exclusive", "value_error", "scheduled_at")
+		}
+	}
+	m.retention = f.seconds("retention_seconds", bounds{1, noExpirySeconds}, false)
 	return m
 }
 
@@ -105,4 +155,51 @@ func (f *form) attributes(name string) []byte {
 		return raw
 	}
 	return quoteScalars(raw)
+}
+
+// checkTimes returns the error of the address of a publication, or errNeverDue if a message
+// is scheduled for a time after its expiry.
+func (s *pinnedConn) checkTimes(p *publication) error {
+	if p.address.err != nil || !p.address.scheduled {
+		return p.address.err
+	}
+	now, err := read(s, "now", func(row scanner) (now time.Time, err error) {
+		err = row.Scan(&now)
+		return now, err
+	}, "SELECT now()")
+	if err != nil {
+		return asUnavailable(err)
+	}
+	for i, m := range p.messages {
+		for _, place := range p.address.queues[i] {
+			if err := m.neverDue(i, p.address.to.queues[place], now[0]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// expiries has the earliest expiry of messages with a retention of their own that this server
+// has stored since the cleanup last asked, by the clock of this process.
+type expiries struct {
+	mu sync.Mutex
+	at time.Time // zero if there were none
+}
+
+func (x *expiries) add(after time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if at := time.Now().Add(after); x.at.IsZero() || at.Before(x.at) {
+		x.at = at
+	}
+}
+
+// take returns the time and forgets it.
+func (x *expiries) take() time.Time {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	at := x.at
+	x.at = time.Time{}
+	return at
 }

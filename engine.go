@@ -43,6 +43,7 @@ type engine struct {
 	claimers     chan *pinnedConn // idle connections for claims that cannot share a statement
 
 	directory directory
+	expiries  expiries
 	held      heldIDs
 
 	notifier *notifier

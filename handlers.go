@@ -234,7 +234,7 @@ func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i in
 		return nil, unackedConflict(unacked, named)
 	}
 	if never, ok := errors.AsType[errNeverDue](err); ok {
-		return nil, invalid{{Loc: append(at(never.message), "delay_seconds"), Msg: never.Error(), Type: "value_error.number.not_lt"}}
+		return nil, invalid{{Loc: append(at(never.message), never.field), Msg: never.Error(), Type: "value_error.number.not_lt"}}
 	}
 	return created(&messageList{messages: stored, shows: shows, shared: true}, err)
 }

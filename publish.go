@@ -145,7 +145,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		if p.stored != nil {
 			continue
 		}
-		p.err = e.readdress(p, &s.settings)
+		p.err = e.readdress(s, p)
 		if p.err != nil || p.address.to == nil {
 			continue
 		}
@@ -181,6 +181,9 @@ func (e *engine) finishPublications(all []*publication, stored [][]message) {
 	counts := make(map[string]int, 1)
 	var duplicates map[string]int
 	for _, p := range all {
+		if p.address.retention > 0 {
+			e.expiries.add(p.address.retention)
+		}
 		p.stored, p.err = slices.Concat(stored[:len(p.messages)]...), nil // an earlier run may not have found the topic
 		if p.stored == nil {
 			p.stored = []message{}
@@ -236,7 +239,11 @@ type address struct {
 	to     *subscribers // nil if the queues are not known yet
 	queues [][]int32    // for each message, indexes into the queues
 	copies int
-	err    error // why it cannot be published to these queues
+
+	scheduled bool          // a message has a due time
+	retention time.Duration // the shortest retention of a message of its own; 0 if none has one
+
+	err error // why it cannot be published to these queues
 }
 
 // match sets the address of a publication: for each message, the queues whose filters
@@ -249,11 +256,15 @@ func (p *publication) match(ctx context.Context, to *subscribers) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		v.scheduled = v.scheduled || !m.scheduledAt.IsZero()
+		if m.retention > 0 && (v.retention == 0 || m.retention < v.retention) {
+			v.retention = m.retention
+		}
 		first := len(all)
 		all = to.match(m.attributes, met, all)
 		for _, place := range all[first:] {
-			if queue := to.queues[place]; v.err == nil && m.delayIn(queue) >= queue.retention {
-				v.err = errNeverDue{i, queue.queueID}
+			if v.err == nil {
+				v.err = m.neverDue(i, to.queues[place], time.Time{})
 			}
 		}
 		if len(all) > maxCopies {
@@ -270,7 +281,8 @@ func (p *publication) match(ctx context.Context, to *subscribers) error {
 // readdress checks the address of a publication against the settings. If the queues of its
 // topic have changed, it clears the address, and the request has to match again. It returns
 // the error if the publication is impossible.
-func (e *engine) readdress(p *publication, v *settings) error {
+func (e *engine) readdress(s *pinnedConn, p *publication) error {
+	v := &s.settings
 	if p.queueID != "" {
 		to, found := v.queues[p.queueID]
 		if !found {
@@ -279,7 +291,7 @@ func (e *engine) readdress(p *publication, v *settings) error {
 		if err := p.match(context.Background(), to); err != nil { // quick, because there are no filters
 			return err
 		}
-		return p.address.err
+		return s.checkTimes(p)
 	}
 	to, found := v.topics[p.topicID]
 	if !found {
@@ -290,7 +302,7 @@ func (e *engine) readdress(p *publication, v *settings) error {
 	if p.address.to != to {
 		p.address = address{}
 	}
-	return p.address.err
+	return s.checkTimes(p)
 }
 
 // appendOutgoing appends the messages of a publication, each with its queues.
@@ -298,11 +310,10 @@ func (p *publication) appendOutgoing(messages []outgoing) []outgoing {
 	all := p.address.to.queues
 	for i, m := range p.messages {
 		to := all
-		if places := p.address.queues[i]; m.delay != nil || len(places) < len(all) {
+		if places := p.address.queues[i]; m.hasTimes() || len(places) < len(all) {
 			to = make([]subscription, len(places))
 			for j, place := range places {
-				to[j] = all[place]
-				to[j].delay = m.delayIn(to[j])
+				to[j] = m.in(all[place])
 			}
 		}
 		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, trace: p.trace, to: to, deduplicationID: m.deduplicationID})
@@ -344,6 +355,19 @@ type subscription struct {
 	filters   filters
 	retention time.Duration
 	delay     time.Duration
+
+	scheduledAt time.Time // of a message, in place of the delay; zero if it has none
+}
+
+// dueAt returns the due time of a message that was created at that time.
+func (v *subscription) dueAt(createdAt time.Time) time.Time {
+	switch {
+	case v.scheduledAt.IsZero():
+		return createdAt.Add(v.delay)
+	case v.scheduledAt.Before(createdAt):
+		return createdAt
+	}
+	return v.scheduledAt
 }
 
 func (v subscription) equal(w subscription) bool {
@@ -453,16 +477,25 @@ var errStale = errors.New("topic and queue settings change too often")
 // arrays. The arrays of traces and groups may be shorter, and end with the last message that
 // has one. Rows for a queue that is deleted at the same time are never delivered; the
 // cleanup deletes them.
-const insertCopiesSQL = `
+const insertCopiesSQL = insertCopiesBeforeSQL + dueAfterDelaySQL + insertCopiesAfterSQL
+
+// The two parts of insertCopiesSQL; the due time is between them.
+const (
+	insertCopiesBeforeSQL = `
     INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, trace, expired_at, scheduled_at, created_at, updated_at)
     SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.bytes, p.trace,
            now() + make_interval(secs => ($8::integer[])[n]),
-           now() + make_interval(secs => ($9::integer[])[n]),
+           `
+
+	dueAfterDelaySQL = `now() + make_interval(secs => ($9::integer[])[n])`
+
+	insertCopiesAfterSQL = `,
            now(), now()
     FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::json[], $12::text[])
         AS p (data, attributes, bytes, first, last, trace, group_id)
     CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
     WHERE (SELECT version FROM queued.settings) = $10`
+)
 
 const insertMessagesSQL = `
 WITH inserted AS (` + insertCopiesSQL + `
@@ -475,7 +508,15 @@ FROM inserted`
 // returns the queues of groups that will be checked earlier, and for each the number of
 // microseconds until then.
 const insertGroupedSQL = `
-WITH inserted AS (` + insertCopiesSQL + `
+WITH inserted AS (` + insertCopiesSQL + afterCopiesSQL
+
+// insertScheduledSQL is insertGroupedSQL for messages of which some have a due time. The
+// array of due times may be shorter, like that of groups.
+const insertScheduledSQL = `
+WITH inserted AS (` + insertCopiesBeforeSQL + `CASE WHEN ($13::timestamptz[])[n] IS NULL THEN ` + dueAfterDelaySQL + ` ELSE greatest(now(), ($13::timestamptz[])[n]) END` +
+	insertCopiesAfterSQL + afterCopiesSQL
+
+const afterCopiesSQL = `
     RETURNING seq, queue_key, group_id, scheduled_at AS due_at
 ), woken AS (
     SELECT queue_key, group_id, due_at, seq
@@ -511,6 +552,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	var keys intArray
 	var groups quotedArray
 	var traces jsonArray
+	var times timeArray
 	inserted := make([][]message, len(messages))
 	n := 0
 	for i, m := range messages {
@@ -536,6 +578,9 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 			keys = append(keys, to.queueKey)
 			retentions = append(retentions, int64(to.retention/time.Second))
 			delays = append(delays, int64(to.delay/time.Second))
+			if !to.scheduledAt.IsZero() {
+				times = append(append(times, make(timeArray, n-len(m.to)+j-len(times))...), to.scheduledAt)
+			}
 		}
 	}
 	type outcome struct {
@@ -550,9 +595,12 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	if len(groups) > 0 {
 		name, statement = "insert_grouped", insertGroupedSQL
 	}
+	if len(times) > 0 {
+		name, statement, args = "insert_scheduled", insertScheduledSQL, append(args, times)
+	}
 	outcomes, err := read(s, name, func(row scanner) (o outcome, err error) {
 		columns := []any{&o.createdAt, &o.seqs, &o.current}
-		if len(groups) > 0 {
+		if statement != insertMessagesSQL {
 			columns = append(columns, &o.readyKeys, &o.readyIn)
 		}
 		err = row.Scan(columns...)
@@ -575,7 +623,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 			v := &inserted[i][j]
 			v.seq, seqs = seqs[0], seqs[1:]
 			v.CreatedAt, v.UpdatedAt = createdAt, createdAt
-			v.ScheduledAt = timestamp{createdAt.Add(to.delay)}
+			v.ScheduledAt = timestamp{to.dueAt(createdAt.Time)}
 			v.ExpiredAt = timestamp{createdAt.Add(to.retention)}
 		}
 	}

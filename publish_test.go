@@ -293,13 +293,13 @@ func TestDelayOfAMessageReplacesThatOfTheQueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t", `"delivery_delay_seconds":900`)
-	for delay, want := range map[string]int{`0`: 0, `7`: 7, `"900"`: 900, `null`: 900} {
+	for delay, want := range map[string]int{`0`: 0, `7`: 7, `"900"`: 900, `3599`: 3599, `null`: 900} {
 		m := s.messages(s.must(201, "POST", "/topics/t/messages", `{"data":{},"delay_seconds":`+delay+`}`))[0]
 		n := s.count(`SELECT count(*) FROM queued.messages WHERE id = $1 AND scheduled_at = created_at + $2 * interval '1 s' AND scheduled_at = $3::timestamp`,
 			m.ID, want, m.ScheduledAt)
 		checkDiff(t, "delay "+delay, 1, n)
 	}
-	for _, delay := range []string{`-1`, `901`, `"1.5"`, `"x"`, `{}`} {
+	for _, delay := range []string{`-1`, `3600`, `"1.5"`, `"x"`, `{}`} {
 		if got := s.must(422, "POST", "/topics/t/messages", `{"data":{},"delay_seconds":`+delay+`}`); !strings.Contains(got, `["body","delay_seconds"]`) {
 			t.Errorf("delay %s = %s", delay, got)
 		}

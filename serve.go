@@ -302,7 +302,7 @@ func (p *process) prepare(ctx context.Context) error {
 
 // cleanUp runs the cleanup until ctx is done.
 func (p *process) cleanUp(ctx context.Context) {
-	c := &cleanup{db: p.db, log: p.log, metrics: p.metrics, announce: p.engine.announce}
+	c := &cleanup{db: p.db, log: p.log, metrics: p.metrics, announce: p.engine.announce, expiry: p.engine.expiries.take}
 	p.background.Go(func() { c.vacuum(ctx, p.unlimited, p.server.compact) })
 	c.run(ctx, p.cleanupInterval)
 }

@@ -171,7 +171,7 @@ func TestPublishCommandPublishesNothingWrong(t *testing.T) {
 	for args, want := range map[string]string{
 		"nosuch":                               "returned 404: Topic not found",
 		"-to-queue nosuch":                     "returned 404: Queue not found",
-		"-delay 1h t":                          "body delay_seconds: ensure this value is less than",
+		"-delay 1h t":                          "body delay_seconds: the message would expire in queue",
 		"t /no/such/file":                      "no such file",
 		"-url http://" + freeAddress(t) + " t": "refused",
 	} {

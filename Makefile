@@ -53,7 +53,7 @@ test-matrix:
 	@for version in $(VERSIONS); do .ci/with-postgres $$version go test -count=1 -timeout 20m ./... || exit 1; done
 
 torture: setup
-	go test -count=1 -timeout 0 -v -run '^TestTorture$$' -torture $(DURATION) .
+	go test -count=1 -timeout 0 -v -run '^TestTorture$$|EachOrder' -torture $(DURATION) .
 
 bench: setup
 	@command -v rabbitmq-server >/dev/null || { echo "rabbitmq-server is missing: apt-get install rabbitmq-server" >&2; exit 1; }

@@ -59,7 +59,7 @@ func TestCommandsDeleteOnlyWithYes(t *testing.T) {
 	s.publish("t", 1, 2)
 	id := s.receive("t", "?limit=1")[0].ID
 	for _, v := range []struct{ args, question, done string }{
-		{"redrive -to t dead", "Move 1 ready message from queue dead to t at " + s.url + "?", "moved the ready messages of queue dead to t\n"},
+		{"redrive -to t dead", "Move 1 ready message of queue dead to queue t, at " + s.url + "?", "moved 1 message to t\n"},
 		{"ack " + id, "Ack 1 message at " + s.url + "? An ack deletes the message.", "acked 1 message\n"},
 		{"purge t", "Delete 2 messages of queue t at " + s.url + "?", "purged queue t\n"},
 		{"delete queue t", "Delete queue t and its 0 messages at " + s.url + "?", "deleted queue t\n"},
@@ -84,6 +84,82 @@ func TestCommandsDeleteOnlyWithYes(t *testing.T) {
 			t.Errorf("%s = %v", args, err)
 		}
 	}
+}
+
+func TestPauseAndResumeCommands(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("q")
+	s.publish("q", 1)
+	checkDiff(t, "pause", "paused queue q\n", s.mustShell("", "pause", "q"))
+	checkDiff(t, "received while paused", 0, len(s.receive("q", "")))
+	if _, stderr, err := s.shell(nil, "stats", "q"); err != nil || stderr != "queued: queue \"q\" is paused; queued resume q continues its delivery\n" {
+		t.Errorf("stats of a paused queue = %v, prints %q", err, stderr)
+	}
+	paused := regexp.MustCompile(`(?m)^q .* yes +-$`)
+	if printed := s.mustShell("", "queues"); !paused.MatchString(printed) {
+		t.Errorf("queues does not show that it is paused:\n%s", printed)
+	}
+	checkDiff(t, "resume", "resumed queue q\n", s.mustShell("", "resume", "q"))
+	if printed := s.mustShell("", "queues"); paused.MatchString(printed) {
+		t.Errorf("queues shows that it is paused:\n%s", printed)
+	}
+	checkDiff(t, "received after resume", 1, len(s.receive("q", "")))
+	s.mustShell("", "create", "queue", "-paused", "new")
+	s.must(201, "POST", "/queues/new/messages", `{"data":{}}`)
+	checkDiff(t, "received from the new queue", 0, len(s.receive("new", "")))
+}
+
+func TestRedriveAndDeleteCommandsTakeMessagesByTheirIDs(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t")
+	s.mustQueue("q", `"topic_id":"t"`, `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.publish("t", 1, 2, 3)
+	var ids []string
+	for _, m := range s.receive("q", "") {
+		ids = append(ids, m.ID)
+		s.must(204, "PUT", "/messages/"+m.ID+"/nack", "")
+	}
+	s.must(201, "POST", "/queues/dead/messages", `{"data":{"n":4}}`)
+	if _, _, err := s.shell(nil, "redrive", "-ids", ids[0]); err == nil || !strings.Contains(err.Error(), "Move 1 message back to where they came from, at "+s.url+"?") {
+		t.Errorf("redrive without -yes = %v", err)
+	}
+	checkDiff(t, "redrive -ids", "moved 1 message\n", s.mustShell("", "redrive", "-yes", "-ids", ids[0]))
+	checkDiff(t, "redriven", []int{1}, numbers(s.receive("q", "")))
+	checkDiff(t, "redrive -limit", "moved 1 message; 1 message stayed: in flight, or without a queue to go back to\n", s.mustShell("", "redrive", "-yes", "-limit", "1", "dead"))
+	checkDiff(t, "redriven", []int{2}, numbers(s.receive("q", "")))
+	checkDiff(t, "redrive", "moved 1 message; 1 message stayed: in flight, or without a queue to go back to\n", s.mustShell("", "redrive", "-yes", "dead"))
+	checkDiff(t, "redriven", []int{3}, numbers(s.receive("q", "")))
+	if out, _, err := s.shell(nil, "redrive", "-yes", "dead"); err == nil || out != "" || !strings.HasPrefix(err.Error(), `queue "dead": server `+s.url+" returned 422: ") || !strings.HasSuffix(err.Error(), ", with -to") {
+		t.Errorf("redrive of messages without a source = %v", err)
+	}
+	checkDiff(t, "redrive -to", "moved 1 message to q\n", s.mustShell("", "redrive", "-yes", "-to", "q", "dead"))
+	checkDiff(t, "delete message", "deleted 2 messages\n", s.mustShell(ids[0]+" "+ids[1]+"\n01a21621-9888-76d0-87d7-5e415e2cd797", "delete", "message", "-yes", "-"))
+	s.must(404, "GET", "/messages/"+ids[0], "")
+	s.must(200, "GET", "/messages/"+ids[2], "")
+}
+
+func TestTopicsCommandShowsSubscribers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"empty"}`)
+	s.mustTopic("t")
+	s.mustQueue("u", `"topic_id":"t"`)
+	for i := range 120 {
+		s.must(201, "POST", "/topics", fmt.Sprintf(`{"id":"u%d"}`, i))
+	}
+	for _, maxLimit := range []int{1000, 50} {
+		s.limits.maxLimit = maxLimit
+		printed := s.mustShell("", "topics")
+		for _, want := range []string{`^TOPIC +CREATED +QUEUES$`, `^empty +\d\d\d\d-\S+ +-$`, `^t +\S+ +t u$`, `^u119 `} {
+			if !regexp.MustCompile("(?m)" + want).MatchString(printed) {
+				t.Errorf("topics does not show %s:\n%s", want, printed)
+			}
+		}
+	}
+	checkDiff(t, "topics -json", 122, strings.Count(s.mustShell("", "topics", "-json"), "\n"))
 }
 
 func TestPeekAndMessageCommandsShowMessages(t *testing.T) {
@@ -160,7 +236,7 @@ func TestErrorsOfShellCommandsNameTheServerAndTheRemedy(t *testing.T) {
 		"queues -url " + strings.Replace(closed, "http://", "http://me:secret@", 1): "no response from " + strings.Replace(closed, "http://", "http://me:xxxxx@", 1),
 		"queues -url " + strings.Replace(s.url, "http:", "https:", 1):               "use http:// in -url",
 		"stats nosuch":                `queue "nosuch": server ` + s.url + ` returned 404: Queue not found; list the queues with queued queues`,
-		"publish nosuch":              `topic "nosuch": server ` + s.url + ` returned 404: Topic not found; list the topics of the queues with queued queues`,
+		"publish nosuch":              `topic "nosuch": server ` + s.url + ` returned 404: Topic not found; list the topics with queued topics`,
 		"receive nosuch":              `queue "nosuch": server ` + s.url + ` returned 404: Queue not found; list the queues with queued queues`,
 		"queues -url " + s.url + "/x": "server " + s.url + "/x returned 404: Not Found; check -url",
 	} {
@@ -188,7 +264,12 @@ func TestCommandsThatDoNotExistAreNamed(t *testing.T) {
 		"message x":                        `"x" is not a message id`,
 		"nack -delay 1ms x":                "-delay: must be whole seconds",
 		"nack -delay 4x x":                 "must be a duration such as 500ms, 20s, 1m30s or 4d",
-		"redrive q":                        "-to: must be a valid queue id",
+		"redrive -to a/b q":                "-to: must be a valid queue id",
+		"redrive q r":                      "too many arguments: expected QUEUE",
+		"redrive -ids q":                   `"q" is not a message id`,
+		"redrive -ids -limit 1 q":          "-limit: must not be set with -ids",
+		"pause":                            "missing argument: QUEUE",
+		"delete message x":                 `"x" is not a message id`,
 		"redrive -to q -limit -1 q":        "-limit",
 		"peek -limit 0 q":                  "-limit",
 		"create queue -max-deliveries 2 q": "-max-deliveries: requires -dead-queue",
@@ -271,7 +352,7 @@ func TestCompletionKnowsCommandsFlagsAndIDs(t *testing.T) {
 		s.mustQueue(fmt.Sprintf("n%02d", i))
 	}
 	for words, want := range map[string]string{
-		"re":                         "receive redrive",
+		"re":                         "receive resume redrive",
 		"cr":                         "create",
 		"create ":                    "topic queue",
 		"delete q":                   "queue",
@@ -330,6 +411,14 @@ func TestCompletionScriptsWorkInTheirShells(t *testing.T) {
 			t.Errorf("%s -n = %v\n%s", name, err, out)
 		}
 	}
+	if fish, err := exec.LookPath("fish"); err == nil {
+		cmd := exec.Command(fish, "--no-config", "-c", "source "+filepath.Join(folder, "fish")+`; complete -C "queued re"; complete -C "queued stats "; complete -C "queued stats -tl"`)
+		cmd.Env = append(os.Environ(), "HOME="+folder, "QUEUED_URL="+s.url, "PATH="+filepath.Dir(program)+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		if words := regexp.MustCompile(`(?m)\t.*$`).ReplaceAllString(string(out), ""); err != nil || words != "receive\nredrive\nresume\nmails\n-tls-cert\n" {
+			t.Errorf("fish = %v, completes %s", err, out)
+		}
+	}
 	script := `source ` + filepath.Join(folder, "bash") + `
 press() {
     COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
@@ -349,5 +438,5 @@ press queued publish mails ""
 	if err != nil {
 		t.Errorf("bash = %v", err)
 	}
-	checkDiff(t, "completions in bash", "complete -F _queued queued\nreceive redrive\nmails\n-tls-cert\ncompopt -o default\n\n", string(out))
+	checkDiff(t, "completions in bash", "complete -F _queued queued\nreceive resume redrive\nmails\n-tls-cert\ncompopt -o default\n\n", string(out))
 }

@@ -405,7 +405,7 @@ a-dead  -      -           1m            1h         -               -
 	}
 	eventually(t, "the counts are those of now", func() bool {
 		printed := s.mustShell("", "queues")
-		return regexp.MustCompile(`(?m)^a +t +1 +1 +1 +0 +1h1m\S* +a-dead$`).MatchString(printed) && regexp.MustCompile(`(?m)^a-dead +- +1 +0 +0 +0 +1h1m\S* +-$`).MatchString(printed)
+		return regexp.MustCompile(`(?m)^a +t +1 +1 +1 +0 +1h1m\S* +- +a-dead$`).MatchString(printed) && regexp.MustCompile(`(?m)^a-dead +- +1 +0 +0 +0 +1h1m\S* +- +-$`).MatchString(printed)
 	})
 	checkDiff(t, "stats -json", maskAge(s.must(200, "GET", "/queues/a/stats?detail=true", "")+"\n"), maskAge(s.mustShell("", "stats", "-json", "a")))
 
@@ -492,24 +492,28 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 	t.Parallel()
 	for command, names := range map[string]string{
-		"publish":      "url token tls-cert to-queue lines retry attr* group* delay*",
-		"receive":      "url token tls-cert exec parallel count wait",
-		"queues":       "url token tls-cert json settings* watch*",
-		"stats":        "url token tls-cert json",
-		"peek":         "url token tls-cert json* limit* consumed*",
-		"message":      "url token tls-cert json*",
-		"ack":          "url token tls-cert yes*",
-		"nack":         "url token tls-cert delay* error*",
-		"create topic": "url token tls-cert json*",
-		"create queue": "url token tls-cert json* topic* filter* dead-queue* max-deliveries* ack-deadline* retention* delay* delivery-interval* ordered* consumed-retention* deduplication-window*",
-		"delete topic": "url token tls-cert yes*",
-		"delete queue": "url token tls-cert yes*",
-		"purge":        "url token tls-cert yes*",
-		"redrive":      "url token tls-cert to* limit* yes*",
-		"completion":   "",
-		"help":         "",
-		"schema":       "role*",
-		"version":      "",
+		"publish":        "url token tls-cert to-queue lines retry attr* group* delay*",
+		"receive":        "url token tls-cert exec parallel count wait",
+		"queues":         "url token tls-cert json settings* watch*",
+		"stats":          "url token tls-cert json",
+		"peek":           "url token tls-cert json* limit* consumed*",
+		"message":        "url token tls-cert json*",
+		"ack":            "url token tls-cert yes*",
+		"nack":           "url token tls-cert delay* error*",
+		"create topic":   "url token tls-cert json*",
+		"create queue":   "url token tls-cert json* topic* filter* dead-queue* max-deliveries* ack-deadline* retention* delay* delivery-interval* ordered* paused* consumed-retention* deduplication-window*",
+		"delete topic":   "url token tls-cert yes*",
+		"delete queue":   "url token tls-cert yes*",
+		"purge":          "url token tls-cert yes*",
+		"delete message": "url token tls-cert yes*",
+		"pause":          "url token tls-cert",
+		"resume":         "url token tls-cert",
+		"topics":         "url token tls-cert json*",
+		"redrive":        "url token tls-cert to* limit* ids* yes*",
+		"completion":     "",
+		"help":           "",
+		"schema":         "role*",
+		"version":        "",
 	} {
 		var out, all bytes.Buffer
 		getenv := func(string) string { return "" }

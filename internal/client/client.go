@@ -37,6 +37,9 @@ const TimestampLayout = "2006-01-02T15:04:05.000000"
 // long poll.
 const requestTimeout = time.Minute
 
+// changeTimeout is the maximum time for a change, such as a purge of many messages.
+const changeTimeout = time.Hour
+
 // ErrNotQueued is the error of a response that is not from a queued server.
 var ErrNotQueued = errors.New("the response is not from a queued server; check -url")
 
@@ -165,17 +168,17 @@ func (c *Client) noResponse(err error) error {
 // request, but a response that has begun is read to its end, because it may contain leased
 // messages.
 func (c *Client) Call(ctx context.Context, method, path string, body []byte, read func(io.Reader) error) error {
-	_, err := c.call(ctx, method, path, body, read)
+	_, err := c.call(ctx, requestTimeout, method, path, body, read)
 	return err
 }
 
 // Change is a Call whose response must be a 204. It returns the header of the response.
 func (c *Client) Change(ctx context.Context, method, path string, body []byte) (http.Header, error) {
-	return c.call(ctx, method, path, body, nil)
+	return c.call(ctx, changeTimeout, method, path, body, nil)
 }
 
-func (c *Client) call(ctx context.Context, method, path string, body []byte, read func(io.Reader) error) (http.Header, error) {
-	exchange, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+func (c *Client) call(ctx context.Context, timeout time.Duration, method, path string, body []byte, read func(io.Reader) error) (http.Header, error) {
+	exchange, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	responding := context.AfterFunc(ctx, cancel)
 	response, err := c.Do(exchange, method, path, body)
@@ -241,7 +244,7 @@ func (e *StatusError) remedy() string {
 	case e.Status == http.StatusNotFound && strings.HasPrefix(e.Detail, "Queue"):
 		return "list the queues with queued queues"
 	case e.Status == http.StatusNotFound && strings.HasPrefix(e.Detail, "Topic"):
-		return "list the topics of the queues with queued queues"
+		return "list the topics with queued topics"
 	case e.Status == http.StatusNotFound && strings.HasPrefix(e.Detail, "Message"):
 		return "it may have been acked, deleted or expired"
 	case e.Status == http.StatusNotFound:

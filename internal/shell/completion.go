@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -78,7 +76,9 @@ fi
 function __queued_complete
     set -l words (commandline -opc)
     set -l last (commandline -ct)
-    for line in ($words[1] complete $words[2..-1] "$last" 2>/dev/null)
+    set -l program $words[1]
+    set -e words[1]
+    for line in ($program complete $words "$last" 2>/dev/null)
         if test "$line" = :files
             __fish_complete_path "$last"
         else
@@ -242,7 +242,7 @@ func (c *completer) addValues(ctx context.Context, kind string, values map[strin
 // none.
 func (c *completer) addIDs(ctx context.Context, kind string, values map[string]string) {
 	var server client.Client
-	var f = flags.New("", "", io.Discard)
+	f := flags.New("", "", io.Discard)
 	server.Flags(f)
 	var args []string
 	for _, name := range []string{"url", "token", "tls-cert"} {
@@ -255,19 +255,12 @@ func (c *completer) addIDs(ctx context.Context, kind string, values map[string]s
 	}
 	ctx, cancel := context.WithTimeout(ctx, completionTimeout)
 	defer cancel()
-	for offset, before := 0, -1; before < offset; {
-		before = offset
-		err := server.Call(ctx, http.MethodGet, fmt.Sprintf("/%ss?offset=%d", kind, offset), nil, client.Items(func(item json.RawMessage) error {
-			var v struct{ ID string }
-			offset++
-			err := json.Unmarshal(item, &v)
-			c.add(v.ID, kind)
-			return err
-		}))
-		if err != nil {
-			return
-		}
-	}
+	eachItem(ctx, &server, "/"+kind+"s", func(item json.RawMessage) error {
+		var v struct{ ID string }
+		err := json.Unmarshal(item, &v)
+		c.add(v.ID, kind)
+		return err
+	})
 }
 
 func isBool(v *flag.Flag) bool {

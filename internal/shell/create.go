@@ -78,6 +78,7 @@ func CreateQueue(ctx context.Context, args []string, getenv func(string) string,
 	o.DurationVar(&retention, "retention", 4*24*time.Hour, "`time` that a message is kept")
 	o.Var(&optional.delay, "delay", "delivery delay of new messages, a `duration`")
 	o.Var(&optional.interval, "delivery-interval", "minimum `duration` between two deliveries of one group")
+	paused := o.Bool("paused", false, "create the queue paused: it delivers no message before queued resume")
 	ordered := o.Bool("ordered", false, "deliver the messages of a group one after the other")
 	o.Var(&optional.consumed, "consumed-retention", "`duration` that messages consumed through the API of pgQueue or micro-queue are kept")
 	o.Var(&optional.window, "deduplication-window", "`duration` in which a message with the same deduplication id is a duplicate")
@@ -119,6 +120,9 @@ func CreateQueue(ctx context.Context, args []string, getenv func(string) string,
 	}
 	if *ordered {
 		settings["ordered"] = true
+	}
+	if *paused {
+		settings["paused"] = true
 	}
 	err = o.create(ctx, "queue", id, settings, *asJSON)
 	var refused *client.StatusError

@@ -2,8 +2,13 @@ package shell
 
 import (
 	"context"
+	"encoding/json"
 	"io"
+	"math"
 	"net/http"
+	"slices"
+
+	"queued/internal/client"
 )
 
 const deleteTopicUsage = `queued delete topic deletes a topic. Its queues and their messages stay, without a topic.
@@ -74,6 +79,53 @@ func DeleteQueue(ctx context.Context, args []string, getenv func(string) string,
 		return err
 	}
 	return o.printf("deleted queue %s", id)
+}
+
+const deleteMessageUsage = `queued delete message deletes messages by their ids, in any state, also leased ones. An
+ack does the same, but counts as processed. An id without a message is ignored. With "-"
+the ids are read from the standard input.
+
+usage: queued delete message [flags] ID...
+       queued delete message [flags] -
+
+examples:
+
+  queued delete message 01a21621-8dce-7b68-a2d8-ceda9e934dbf
+  queued peek -json bills-dead | jq -r .id | queued delete message -yes -
+
+`
+
+// DeleteMessage deletes messages.
+func DeleteMessage(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
+	o := newOperation("delete message", deleteMessageUsage, stdin, stdout, stderr)
+	o.Arguments(1, math.MaxInt, "ID...")
+	o.confirmation.flags(o.Set)
+	if err := o.start(args, getenv); err != nil {
+		return err
+	}
+	ids, err := o.messageIDs()
+	if err != nil {
+		return err
+	}
+	if err := o.askFirst(ctx, "Delete %s at %s?", count(len(ids), "message"), o.client.Server()); err != nil {
+		return err
+	}
+	deleted := 0
+	for batch := range slices.Chunk(ids, client.MaxBatch) {
+		body, err := json.Marshal(map[string]any{"ids": batch})
+		if err != nil {
+			return err
+		}
+		header, err := o.client.Change(ctx, http.MethodDelete, "/messages", body)
+		if err != nil {
+			if deleted > 0 {
+				o.printf("deleted %s", count(deleted, "message"))
+			}
+			return err
+		}
+		deleted += number(header, "X-Messages-Deleted")
+	}
+	return o.printf("deleted %s", count(deleted, "message"))
 }
 
 func discard(body io.Reader) error {

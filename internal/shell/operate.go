@@ -71,6 +71,7 @@ type queueStats struct {
 	Messages          *messageCounts
 	DeadQueueMessages *int `json:"dead_queue_messages"`
 	Oldest            int  `json:"oldest_unacked_message_age_seconds"`
+	Paused            bool
 	text              []byte
 }
 

@@ -26,7 +26,7 @@ examples:
   queued queues
   queued queues -watch
   queued queues -settings
-  queued queues -json | jq 'select(.messages.exhausted > 0) | .id'
+  queued queues -json | jq 'select(.paused) | .id'
 
 `
 
@@ -41,6 +41,7 @@ type listedQueue struct {
 	DeliveryDelaySeconds    *int           `json:"delivery_delay_seconds"`
 	Messages                *messageCounts `json:"messages"` // null if not counted yet
 	OldestAge               float64        `json:"oldest_message_age_seconds"`
+	Paused                  bool           `json:"paused"`
 }
 
 // watchInterval is the time between two lists of -watch.
@@ -125,6 +126,25 @@ func listQueues(ctx context.Context, c *client.Client, format func(io.Writer, []
 	return b.Bytes(), err
 }
 
+// eachItem calls each with every item of a list.
+func eachItem(ctx context.Context, c *client.Client, path string, each func(item json.RawMessage) error) error {
+	limit := "&limit=100"
+	for offset := 0; ; {
+		n := 0
+		err := c.Call(ctx, http.MethodGet, fmt.Sprintf("%s?offset=%d%s", path, offset, limit), nil, client.Items(func(item json.RawMessage) error {
+			n++
+			return each(item)
+		}))
+		offset += n
+		switch {
+		case client.Status(err) == http.StatusUnprocessableEntity && limit != "": // a server with a low -max-limit
+			limit = ""
+		case err != nil || n == 0:
+			return err
+		}
+	}
+}
+
 func linesOfJSON(out io.Writer, all []json.RawMessage) error {
 	for _, item := range all {
 		fmt.Fprintf(out, "%s\n", item)
@@ -133,13 +153,13 @@ func linesOfJSON(out io.Writer, all []json.RawMessage) error {
 }
 
 func countsTable(out io.Writer, all []json.RawMessage) error {
-	table := newTable(out, "QUEUE", "TOPIC", "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "OLDEST", "DEAD QUEUE")
+	table := newTable(out, "QUEUE", "TOPIC", "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "OLDEST", "PAUSED", "DEAD QUEUE")
 	return table.queues(all, func(q *listedQueue) []any {
 		counts, oldest := []any{"-", "-", "-", "-"}, (*int)(nil)
 		if m := q.Messages; m != nil {
 			counts, oldest = []any{m.Ready, m.Delayed, m.InFlight, m.Exhausted}, new(int(q.OldestAge))
 		}
-		return append(append([]any{q.ID, q.TopicID}, counts...), seconds(oldest), q.DeadQueueID)
+		return append(append([]any{q.ID, q.TopicID}, counts...), seconds(oldest), map[bool]string{true: "yes", false: "-"}[q.Paused], q.DeadQueueID)
 	})
 }
 

@@ -1,5 +1,5 @@
-// Package shell has the commands that use a running server from a shell: they
-// publish, receive, list queues, and ask whether the server is alive.
+// Package shell has the commands that use a running server from a shell: they publish and
+// receive, show and change topics, queues and messages, and ask whether the server is alive.
 package shell
 
 import (

@@ -49,5 +49,9 @@ func Stats(ctx context.Context, args []string, getenv func(string) string, _ io.
 	}
 	table := newTable(stdout, "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "DEAD QUEUE", "OLDEST")
 	m := v.Messages
-	return cmp.Or(table.row(m.Ready, m.Delayed, m.InFlight, m.Exhausted, v.DeadQueueMessages, seconds(&v.Oldest)), table.Flush())
+	err = cmp.Or(table.row(m.Ready, m.Delayed, m.InFlight, m.Exhausted, v.DeadQueueMessages, seconds(&v.Oldest)), table.Flush())
+	if v.Paused {
+		fmt.Fprintf(stderr, "queued: queue %q is paused; queued resume %[1]s continues its delivery\n", f.Arg(0))
+	}
+	return err
 }

@@ -26,7 +26,7 @@ func TestBenchReportsWhatItDidAndRemovesItsQueue(t *testing.T) {
 		{"-producers 2 -consumers 3 -duration 300ms", 0},
 		{"-producers 2 -consumers 2 -duration 300ms -batch 50 -backlog 2500 -size 1000", 0},
 		{"-producers 2 -consumers 2 -duration 300ms -rate 100", 100},
-		{"-producers 2 -consumers 2 -duration 300ms -groups 10 -backlog 100", 0},
+		{"-producers 2 -consumers 2 -duration 300ms -groups 10 -backlog 100 -deduplicate", 0},
 	} {
 		var out bytes.Buffer
 		err := run(context.Background(), append([]string{"bench", "-json", "-url", s.url}, strings.Fields(v.args)...), func(string) string { return "" }, nil, &out, io.Discard)

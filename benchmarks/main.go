@@ -102,6 +102,8 @@ func run(ctx context.Context) error {
 		{"rabbitmq", s.besideRabbitMQ},
 		{"batches", s.batches},
 		{"groups", s.groups},
+		{"deduplication", s.deduplication},
+		{"sql", s.fromSQL},
 		{"queues", s.queues},
 		{"polls", s.shortPolls},
 		{"snapshot", s.snapshot},

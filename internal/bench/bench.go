@@ -56,20 +56,21 @@ type bench struct {
 }
 
 type settings struct {
-	queue     string
-	producers int
-	consumers int
-	batch     int
-	limit     int
-	groups    int
-	size      int
-	rate      float64
-	maxLag    int
-	backlog   int
-	settle    string
-	duration  time.Duration
-	drain     bool
-	json      bool
+	queue       string
+	producers   int
+	consumers   int
+	batch       int
+	limit       int
+	groups      int
+	deduplicate bool
+	size        int
+	rate        float64
+	maxLag      int
+	backlog     int
+	settle      string
+	duration    time.Duration
+	drain       bool
+	json        bool
 }
 
 // message is the state of a message.
@@ -102,6 +103,7 @@ func Run(ctx context.Context, args []string, getenv func(string) string, _ io.Re
 	f.IntVar(&v.batch, "batch", 1, "`messages` per publish, 1 to 1000")
 	f.IntVar(&v.limit, "limit", 0, "maximum `messages` per receive, up to 1000; -batch if 0")
 	f.IntVar(&v.groups, "groups", 0, "`number` of groups of the messages; no groups if 0")
+	f.BoolVar(&v.deduplicate, "deduplicate", false, "give each message a deduplication id of its own")
 	f.IntVar(&v.size, "size", 200, "size of a message's data in `bytes`")
 	f.Float64Var(&v.rate, "rate", 0, "`messages` to publish per second; 0 is unlimited. With a rate, the latency of a\npublish counts from its scheduled time if the publish before it was late")
 	f.IntVar(&v.maxLag, "max-lag", 1000, "maximum `messages` that consumers may lag behind producers; 0 is unlimited")

@@ -68,7 +68,7 @@ func (b *bench) produce(start time.Time, turn *atomic.Int64) {
 // counts from due.
 func (b *bench) publish(n int, due time.Time) bool {
 	first := b.number(n, due)
-	body := make([]byte, 0, n*(b.settings.size+64)+32)
+	body := make([]byte, 0, n*(b.settings.size+128)+32)
 	path := "/queues/" + b.settings.queue + "/messages"
 	if n == 1 {
 		body = b.appendMessage(body, first)
@@ -121,6 +121,13 @@ func (b *bench) appendMessage(body []byte, number int) []byte {
 	if groups := b.settings.groups; groups > 0 {
 		body = append(body, `"group":"`...)
 		body = strconv.AppendInt(body, int64(number%groups), 10)
+		body = append(body, `",`...)
+	}
+	if b.settings.deduplicate {
+		body = append(body, `"deduplication_id":"`...)
+		body = append(body, b.run...)
+		body = append(body, '-')
+		body = strconv.AppendInt(body, int64(number), 10)
 		body = append(body, `",`...)
 	}
 	body = append(body, `"data":`...)

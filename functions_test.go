@@ -487,8 +487,10 @@ func TestNoMessageOfALongTransactionIsLost(t *testing.T) {
 					left--
 					mu.Unlock()
 					if queueID == "ordered" { // the others of the group wait until all are committed
-						gates[m.Group].Lock()
-						gates[m.Group].Unlock()
+						func() {
+							gates[m.Group].Lock()
+							defer gates[m.Group].Unlock()
+						}()
 					}
 					if r, err := v.send(context.Background(), "PUT", "/messages/"+m.ID+"/ack", ""); err != nil || r.status != 204 {
 						t.Errorf("ack = %v, %v", r, err)

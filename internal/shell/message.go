@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -76,7 +75,7 @@ func valueOf(value []byte) string {
 	}
 	var b bytes.Buffer
 	if json.Compact(&b, value) != nil {
-		return fmt.Sprintf("%s", value)
+		return string(value)
 	}
 	return b.String()
 }

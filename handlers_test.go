@@ -486,7 +486,6 @@ func TestBadRequestsNameThePlaceAndStoreNothing(t *testing.T) {
 		{"POST", "/queues", `{"id":"q","message_filters":{"a":"b"}` + queueRest + `}`, `["body","message_filters","a"],"msg":"value is not a valid list"`},
 		{"POST", "/queues", `{"id":"q","message_filters":{"a":["b",null,{}]}` + queueRest + `}`, `["body","message_filters","a",1],"msg":"none is not an allowed value","type":"type_error.none.not_allowed"},{"loc":["body","message_filters","a",2],"msg":"str type expected"`},
 		{"PUT", "/queues/t", `{"ack_deadline_seconds":0,"message_retention_seconds":600}`, `["body","ack_deadline_seconds"]`},
-		{"PUT", "/queues/t/redrive", `{}`, `["body","destination_queue_id"],"msg":"field required"`},
 		{"POST", "/topics/t/messages", `{}`, `["body","data"],"msg":"field required"`},
 		{"POST", "/topics/t/messages", `{"data":null}`, `["body","data"]`},
 		{"POST", "/topics/t/messages", `{"data":[1]}`, `["body","data"],"msg":"value is not a valid dict"`},

@@ -253,7 +253,7 @@ func TestBatchIsAllOrNone(t *testing.T) {
 		`{"messages":[{"data":{}},5]}`:           `["body","messages",1],"msg":"value is not a valid dict"`,
 		`{"messages":[{"data":{}},{"data":5}]}`:  `["body","messages",1,"data"]`,
 		`{"messages":[{"data":{}},{"data":{},"attributes":{"a":null}}]}`: `["body","messages",1,"attributes","a"]`,
-		`{"messages":[{"data":{}},{"data":{},"delay_seconds":901}]}`:     `["body","messages",1,"delay_seconds"]`,
+		`{"messages":[{"data":{}},{"data":{},"delay_seconds":-1}]}`:      `["body","messages",1,"delay_seconds"]`,
 		`{"messages":[{"data":{}},` + big + `]}`:                         `["body","messages",1,"data"],"msg":"ensure data and attributes have at most 1048576 bytes"`,
 	} {
 		for _, path := range []string{"/topics/t", "/queues/t"} {

@@ -201,28 +201,20 @@ type ackItem struct {
 	lastError   string        // for a nack; empty if it has none
 }
 
-// ackItemArgs returns the arguments ids, leases and seconds. They are sorted by id, so that
-// all statements lock rows in the same order.
-func ackItemArgs(items []ackItem) (ids idArray, leases timeArray, seconds intArray) {
-	for _, v := range sortedItems(items) {
+// sortedItems returns the items sorted by id, so that all statements lock rows in the same
+// order.
+func sortedItems(items []ackItem) []ackItem {
+	return slices.SortedFunc(slices.Values(items), func(a, b ackItem) int { return cmp.Compare(a.id, b.id) })
+}
+
+// ackItemArgs returns the arguments ids, leases and seconds of sorted items.
+func ackItemArgs(sorted []ackItem) (ids idArray, leases timeArray, seconds intArray) {
+	for _, v := range sorted {
 		ids = append(ids, v.id)
 		leases = append(leases, v.leasedUntil)
 		seconds = append(seconds, int64(v.after/time.Second))
 	}
 	return ids, leases, seconds
-}
-
-// nackItemArgs returns the other arguments of a nack, in the order of ackItemArgs.
-func nackItemArgs(items []ackItem) (uncounted pq.BoolArray, lastErrors quotedArray) {
-	for i, v := range sortedItems(items) {
-		uncounted = append(uncounted, v.uncounted)
-		lastErrors.set(i, v.lastError)
-	}
-	return uncounted, lastErrors
-}
-
-func sortedItems(items []ackItem) []ackItem {
-	return slices.SortedStableFunc(slices.Values(items), func(a, b ackItem) int { return cmp.Compare(a.id, b.id) })
 }
 
 // inLeaseSQL is true if the ack, nack or extension a has no lease token, or one that matches
@@ -259,7 +251,7 @@ GROUP BY q.id`
 // ack deletes messages, see engine.ack. The changes that it returns are committed, also if
 // it returns an error. It may run again with the same items.
 func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
-	ids, leases, _ := ackItemArgs(items)
+	ids, leases, _ := ackItemArgs(sortedItems(items))
 	missing := len(slices.Compact(slices.Clone(ids)))
 	// A statement that began before the commit of a move does not see the moved message
 	// in either queue. The second statement sees it. Usually there is no second one.
@@ -360,8 +352,14 @@ GROUP BY q.id`
 
 // nack nacks messages, see engine.nack.
 func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
+	items = sortedItems(items)
 	ids, leases, seconds := ackItemArgs(items)
-	uncounted, lastErrors := nackItemArgs(items)
+	var uncounted pq.BoolArray
+	var lastErrors quotedArray
+	for i, v := range items {
+		uncounted = append(uncounted, v.uncounted)
+		lastErrors.set(i, v.lastError)
+	}
 	return read(s, "nack", func(row scanner) (t queueChange, err error) {
 		var dueAt sql.NullTime
 		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.withToken))
@@ -395,7 +393,7 @@ JOIN queued.queues q ON q.key = m.queue_key`
 // extend sets the ends of the leases of messages in flight, and returns these messages. It
 // ignores other ids.
 func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
-	ids, leases, seconds := ackItemArgs(items)
+	ids, leases, seconds := ackItemArgs(sortedItems(items))
 	return read(s, "extend", func(row scanner) (m message, err error) {
 		err = row.Scan(append(m.columns(), &m.QueueID)...)
 		return m, err

@@ -97,11 +97,12 @@ FOR UPDATE`
 
 // lockLeases locks the messages that publications ack, and returns the ones in flight.
 func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
-	var items []ackItem
+	var ids idArray
 	for _, p := range batch {
-		items = append(items, p.acks...)
+		for _, item := range p.acks {
+			ids = append(ids, item.id)
+		}
 	}
-	ids, _, _ := ackItemArgs(items)
 	all := make(leases, len(ids))
 	_, err := read(s, "lock_leases", func(row scanner) (any, error) {
 		var id string

@@ -91,13 +91,7 @@ func (h *heldIDs) set(keys []deduplicationKey, held bool) {
 // runDeduplicated is runPublications for publications with deduplication ids. Only the
 // publications with a held id wait for it, and fail with errHeld.
 func (e *engine) runDeduplicated(s *pinnedConn, batch []*publication) error {
-	for range settingsAttempts {
-		if err := e.publishDeduplicated(s, batch); !errors.Is(err, errStale) {
-			return err
-		}
-		s.settings.clear()
-	}
-	return errStale
+	return s.untilCurrent(func() error { return e.publishDeduplicated(s, batch) })
 }
 
 // publishDeduplicated is runDeduplicated with the settings that s has cached. It returns

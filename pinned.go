@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -55,6 +56,18 @@ func (v *settings) at(version int64) {
 // clear forgets everything. It counts as a reset, like that of at: a reader of several
 // entries notices that those found before are missing.
 func (v *settings) clear() { *v = settings{resets: v.resets + 1} }
+
+// untilCurrent calls run until it does not return errStale. It clears the cache before each
+// new attempt, and returns errStale after the last one.
+func (s *pinnedConn) untilCurrent(run func() error) error {
+	for range settingsAttempts {
+		if err := run(); !errors.Is(err, errStale) {
+			return err
+		}
+		s.settings.clear()
+	}
+	return errStale
+}
 
 // idleUnchecked is how long an idle connection is used without a ping. A statement
 // on a connection that was lost in the meantime would fail with an unknown outcome.

@@ -99,13 +99,7 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 // publications that an earlier run of the batch has stored, and publications that were
 // matched with other queues than the topic has now.
 func (e *engine) runPublications(s *pinnedConn, batch []*publication) error {
-	for range settingsAttempts {
-		if err := e.insertPublications(s, batch); !errors.Is(err, errStale) {
-			return err
-		}
-		s.settings.clear()
-	}
-	return errStale
+	return s.untilCurrent(func() error { return e.insertPublications(s, batch) })
 }
 
 // insertPublications is runPublications with the settings that s has cached. It returns

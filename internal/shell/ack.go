@@ -34,19 +34,15 @@ examples:
 // Ack acks messages.
 func Ack(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	o := newOperation("ack", ackUsage, stdin, stdout, stderr)
-	o.Arguments(1, math.MaxInt, "ID...")
 	o.confirmation.flags(o.Set)
-	if err := o.start(args, getenv); err != nil {
-		return err
-	}
-	ids, err := o.messageIDs()
+	ids, err := o.startOnMessages(args, getenv)
 	if err != nil {
 		return err
 	}
 	if err := o.askFirst(ctx, "Ack %s at %s? An ack deletes the message.", count(len(ids), "message"), o.client.Server()); err != nil {
 		return err
 	}
-	return o.changeMessages(ctx, "ack", ids, map[string]any{})
+	return o.changeMessages(ctx, "acked", http.MethodPut, "/messages/ack", ids, map[string]any{})
 }
 
 const nackUsage = `queued nack ends the leases and the delays of messages by their ids: they are ready at
@@ -89,11 +85,12 @@ func Nack(ctx context.Context, args []string, getenv func(string) string, stdin 
 	if *reason != "" {
 		request["error"] = *reason
 	}
-	return o.changeMessages(ctx, "nack", ids, request)
+	return o.changeMessages(ctx, "nacked", http.MethodPut, "/messages/nack", ids, request)
 }
 
-// changeMessages acks or nacks messages in batches.
-func (o *operation) changeMessages(ctx context.Context, operation string, ids []string, request map[string]any) error {
+// changeMessages sends a request for each batch of messages, and prints how many messages
+// are changed, also if a later batch fails. A response may say how many were.
+func (o *operation) changeMessages(ctx context.Context, changed, method, path string, ids []string, request map[string]any) error {
 	done := 0
 	for batch := range slices.Chunk(ids, client.MaxBatch) {
 		request["ids"] = batch
@@ -101,15 +98,20 @@ func (o *operation) changeMessages(ctx context.Context, operation string, ids []
 		if err != nil {
 			return err
 		}
-		if _, err := o.client.Change(ctx, http.MethodPut, "/messages/"+operation, body); err != nil {
+		header, err := o.client.Change(ctx, method, path, body)
+		if err != nil {
 			if done > 0 {
-				o.printf("%sed %s", operation, count(done, "message"))
+				o.printf("%s %s", changed, count(done, "message"))
 			}
 			return err
 		}
-		done += len(batch)
+		if header.Get("X-Messages-Deleted") != "" {
+			done += number(header, "X-Messages-Deleted")
+		} else {
+			done += len(batch)
+		}
 	}
-	return o.printf("%sed %s", operation, count(done, "message"))
+	return o.printf("%s %s", changed, count(done, "message"))
 }
 
 var uuidPattern = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)

@@ -2,13 +2,8 @@ package shell
 
 import (
 	"context"
-	"encoding/json"
 	"io"
-	"math"
 	"net/http"
-	"slices"
-
-	"queued/internal/client"
 )
 
 const deleteTopicUsage = `queued delete topic deletes a topic. Its queues and their messages stay, without a topic.
@@ -24,12 +19,8 @@ examples:
 // DeleteTopic deletes a topic.
 func DeleteTopic(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	o := newOperation("delete topic", deleteTopicUsage, stdin, stdout, stderr)
-	o.Arguments(1, 1, "TOPIC")
 	o.confirmation.flags(o.Set)
-	if err := o.start(args, getenv); err != nil {
-		return err
-	}
-	id, err := o.id("topic")
+	id, err := o.startOn("topic", args, getenv)
 	if err != nil {
 		return err
 	}
@@ -59,12 +50,8 @@ examples:
 // DeleteQueue deletes a queue.
 func DeleteQueue(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	o := newOperation("delete queue", deleteQueueUsage, stdin, stdout, stderr)
-	o.Arguments(1, 1, "QUEUE")
 	o.confirmation.flags(o.Set)
-	if err := o.start(args, getenv); err != nil {
-		return err
-	}
-	id, err := o.id("queue")
+	id, err := o.startOn("queue", args, getenv)
 	if err != nil {
 		return err
 	}
@@ -98,34 +85,15 @@ examples:
 // DeleteMessage deletes messages.
 func DeleteMessage(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	o := newOperation("delete message", deleteMessageUsage, stdin, stdout, stderr)
-	o.Arguments(1, math.MaxInt, "ID...")
 	o.confirmation.flags(o.Set)
-	if err := o.start(args, getenv); err != nil {
-		return err
-	}
-	ids, err := o.messageIDs()
+	ids, err := o.startOnMessages(args, getenv)
 	if err != nil {
 		return err
 	}
 	if err := o.askFirst(ctx, "Delete %s at %s?", count(len(ids), "message"), o.client.Server()); err != nil {
 		return err
 	}
-	deleted := 0
-	for batch := range slices.Chunk(ids, client.MaxBatch) {
-		body, err := json.Marshal(map[string]any{"ids": batch})
-		if err != nil {
-			return err
-		}
-		header, err := o.client.Change(ctx, http.MethodDelete, "/messages", body)
-		if err != nil {
-			if deleted > 0 {
-				o.printf("deleted %s", count(deleted, "message"))
-			}
-			return err
-		}
-		deleted += number(header, "X-Messages-Deleted")
-	}
-	return o.printf("deleted %s", count(deleted, "message"))
+	return o.changeMessages(ctx, "deleted", http.MethodDelete, "/messages", ids, map[string]any{})
 }
 
 func discard(body io.Reader) error {

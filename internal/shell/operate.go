@@ -6,7 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
+	"strings"
 
 	"queued/internal/client"
 	"queued/internal/flags"
@@ -36,6 +38,26 @@ func (o *operation) start(args []string, getenv func(string) string) error {
 		return err
 	}
 	return o.client.Prepare(o.stderr)
+}
+
+// startOn is start for a command whose only argument is a topic or queue, and returns its
+// id.
+func (o *operation) startOn(kind string, args []string, getenv func(string) string) (id string, err error) {
+	o.Arguments(1, 1, strings.ToUpper(kind))
+	if err := o.start(args, getenv); err != nil {
+		return "", err
+	}
+	return o.id(kind)
+}
+
+// startOnMessages is start for a command whose arguments are messages, and returns their
+// ids.
+func (o *operation) startOnMessages(args []string, getenv func(string) string) (ids []string, err error) {
+	o.Arguments(1, math.MaxInt, "ID...")
+	if err := o.start(args, getenv); err != nil {
+		return nil, err
+	}
+	return o.messageIDs()
 }
 
 // id returns the first argument, which must be the id of a topic or queue.

@@ -39,11 +39,7 @@ func Resume(ctx context.Context, args []string, getenv func(string) string, stdi
 
 // setPaused pauses or resumes the queue in the arguments.
 func (o *operation) setPaused(ctx context.Context, args []string, getenv func(string) string, action string) error {
-	o.Arguments(1, 1, "QUEUE")
-	if err := o.start(args, getenv); err != nil {
-		return err
-	}
-	id, err := o.id("queue")
+	id, err := o.startOn("queue", args, getenv)
 	if err != nil {
 		return err
 	}

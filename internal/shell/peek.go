@@ -45,14 +45,10 @@ type shownMessage struct {
 // Peek prints messages of a queue.
 func Peek(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	o := newOperation("peek", peekUsage, stdin, stdout, stderr)
-	o.Arguments(1, 1, "QUEUE")
 	limit := o.Int("limit", 10, "maximum `number` of messages")
 	consumed := o.Bool("consumed", false, "show the consumed messages that the queue keeps, the latest first")
 	asJSON := o.Bool("json", false, "print the messages as JSON, one per line")
-	if err := o.start(args, getenv); err != nil {
-		return err
-	}
-	id, err := o.id("queue")
+	id, err := o.startOn("queue", args, getenv)
 	if err != nil {
 		return err
 	}

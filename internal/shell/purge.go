@@ -21,12 +21,8 @@ examples:
 // Purge deletes the messages of a queue.
 func Purge(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	o := newOperation("purge", purgeUsage, stdin, stdout, stderr)
-	o.Arguments(1, 1, "QUEUE")
 	o.confirmation.flags(o.Set)
-	if err := o.start(args, getenv); err != nil {
-		return err
-	}
-	id, err := o.id("queue")
+	id, err := o.startOn("queue", args, getenv)
 	if err != nil {
 		return err
 	}

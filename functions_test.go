@@ -458,6 +458,26 @@ func TestNoMessageOfALongTransactionIsLost(t *testing.T) {
 	}
 	ctx, done := context.WithCancel(context.Background())
 	defer done()
+	delivery := sync.NewCond(&mu)
+	// await waits until a condition is true, which a delivery may change.
+	await := func(what string, is func() bool) {
+		tooLong, cancel := context.WithTimeout(ctx, testTimeout)
+		defer cancel()
+		defer context.AfterFunc(tooLong, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			delivery.Broadcast()
+		})()
+		mu.Lock()
+		defer mu.Unlock()
+		for !is() && !t.Failed() {
+			if tooLong.Err() != nil {
+				t.Errorf("did not happen: %s", what)
+				return
+			}
+			delivery.Wait()
+		}
+	}
 	var receiving sync.WaitGroup
 	for i := range 12 {
 		v, queueID := servers[i%3], []string{"t", "ordered"}[i%2]
@@ -485,6 +505,7 @@ func TestNoMessageOfALongTransactionIsLost(t *testing.T) {
 					}
 					delivered++
 					left--
+					delivery.Broadcast()
 					mu.Unlock()
 					if queueID == "ordered" { // the others of the group wait until all are committed
 						func() {
@@ -528,13 +549,7 @@ func TestNoMessageOfALongTransactionIsLost(t *testing.T) {
 					return
 				default:
 				}
-				mu.Lock()
-				behind := left > 50
-				mu.Unlock()
-				if behind {
-					<-time.After(time.Millisecond)
-					continue
-				}
+				await("the receivers keep up", func() bool { return left <= 50 })
 				expect(2)
 				plain, grouped := publishHTTP(v, "/queues/t/messages", "null"), publishHTTP(v, "/queues/t/messages", `"a"`)
 				mu.Lock()
@@ -552,18 +567,7 @@ func TestNoMessageOfALongTransactionIsLost(t *testing.T) {
 				mu.Lock()
 				after := delivered + between
 				mu.Unlock()
-				for end := time.Now().Add(testTimeout); ; <-time.After(time.Millisecond) {
-					mu.Lock()
-					reached := delivered >= after
-					mu.Unlock()
-					if reached {
-						break
-					}
-					if time.Now().After(end) {
-						t.Errorf("the receivers of the load stand still")
-						return
-					}
-				}
+				await("the receivers get more of the load", func() bool { return delivered >= after })
 				gates[group].Lock()
 				for _, tx := range transactions {
 					expect(4)
@@ -585,11 +589,7 @@ func TestNoMessageOfALongTransactionIsLost(t *testing.T) {
 	committing.Wait()
 	close(calm)
 	loading.Wait()
-	eventually(t, "everything is received", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return left <= 0 || t.Failed()
-	})
+	await("everything is received", func() bool { return left <= 0 })
 	done()
 	receiving.Wait()
 	checkDiff(t, "received", want, received)

@@ -253,11 +253,14 @@ func mustDecode(t testing.TB, body string, into any) {
 // it cannot wait for the event itself.
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(testTimeout); !is(); {
-		if time.Now().After(end) {
+	tick, tooLong := time.NewTicker(time.Millisecond), time.After(testTimeout)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-tooLong:
 			t.Fatalf("did not happen: %s", what)
 		}
-		<-time.After(time.Millisecond)
 	}
 }
 

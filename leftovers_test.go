@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -25,6 +26,7 @@ type testRun struct {
 	dir     string
 	janitor *exec.Cmd
 	alive   io.Closer // the janitor notices when it is closed
+	running *os.File  // adopted processes inherit it, so the janitor notices when all have ended
 }
 
 const testRunFolder = "queued-tests-"
@@ -50,9 +52,14 @@ func beginTestRun() (*testRun, error) {
 	if err := os.Rename(lock.Name(), filepath.Join(dir, "lock")); err != nil {
 		return nil, err
 	}
-	r := &testRun{dir: dir, janitor: exec.Command(os.Args[0])}
+	ended, running, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer ended.Close()
+	r := &testRun{dir: dir, janitor: exec.Command(os.Args[0]), running: running}
 	r.janitor.Env = append(os.Environ(), "QUEUED_TEST_JANITOR="+dir)
-	r.janitor.ExtraFiles = []*os.File{lock}
+	r.janitor.ExtraFiles = []*os.File{lock, ended}
 	r.janitor.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that Ctrl-C does not reach it
 	if r.alive, err = r.janitor.StdinPipe(); err != nil {
 		return nil, err
@@ -70,6 +77,7 @@ func beginTestRun() (*testRun, error) {
 // The janitor ends it if it still runs after the tests.
 func (r *testRun) adopt(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: r.janitor.Process.Pid}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, r.running)
 }
 
 // end removes the folder. PostgreSQL must have been stopped.
@@ -82,12 +90,17 @@ func (r *testRun) end() error {
 // runJanitor is the program of the janitor. It waits for the end of the run.
 func runJanitor(dir string) {
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	syscall.SetNonblock(4, true) // so that a read has a deadline
 	io.Copy(io.Discard, os.Stdin)
 	if _, err := os.Stat(dir); err == nil { // the run did not end by itself
 		// A server, or a worker with its commands, ends at once after a second signal.
+		ended := os.NewFile(4, "ended")
 		for range 10 {
 			syscall.Kill(0, syscall.SIGTERM)
-			time.Sleep(100 * time.Millisecond)
+			ended.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if _, err := ended.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+				break
+			}
 		}
 		removeRun(dir)
 	}

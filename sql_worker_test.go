@@ -37,7 +37,10 @@ func work(ctx context.Context, server string, db *sql.DB) {
 		orders, err := receiveOrders(ctx, server)
 		if err != nil {
 			log.Print(err)
-			time.Sleep(time.Second)
+			select {
+			case <-time.After(time.Second): // before it tries again
+			case <-ctx.Done():
+			}
 		}
 		for _, o := range orders {
 			if err := writeInvoice(ctx, db, o); err != nil {

@@ -46,7 +46,7 @@ CREATE TRIGGER pause BEFORE INSERT ON public.invoices FOR EACH ROW EXECUTE FUNCT
 		producing.Go(func() { v.publishOrders(calm, v.orderByHTTP) })
 		producing.Go(func() { v.publishOrders(calm, v.orderBySQL) })
 	}
-	<-time.After(*tortureTime)
+	<-v.over.Done()
 	eventually(t, "a worker was killed between an ack and its commit, and orders had each outcome", v.hadEffects)
 	close(calm)
 	breaking.Wait()

@@ -53,7 +53,7 @@ func TestTorture(t *testing.T) {
 		consuming.Go(func() { v.movePipeline("second", "third", calm, stop) })
 	}
 
-	<-time.After(*tortureTime)
+	<-v.over.Done()
 	eventually(t, "the clients have noticed the faults", v.wasTorture)
 	close(calm)
 	breaking.Wait()
@@ -125,6 +125,7 @@ type torture struct {
 	db       *sql.DB // not through a proxy
 	servers  []*victim
 	client   *http.Client
+	over     context.Context // ends when the faults end
 
 	behind     atomic.Bool // whether the backlog is above its limit
 	mu         sync.Mutex
@@ -183,6 +184,9 @@ func newTorture(t *testing.T) *torture {
 	c.mustQueue("dead", `"ack_deadline_seconds":2`)
 	c.mustQueue("plain", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"ordered":true`)
 	c.mustQueue("work", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"dead_queue_id":"dead"`, `"delivery_interval_ms":5`, fmt.Sprintf(`"message_max_deliveries":%d`, tortureDeliveries))
+	over, cancel := context.WithTimeout(context.Background(), *tortureTime)
+	t.Cleanup(cancel)
+	v.over = over
 	return v
 }
 

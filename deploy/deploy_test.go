@@ -355,14 +355,17 @@ func (p *prometheus) rules() (rules []rule) {
 // testTimeout.
 func (p *prometheus) eventually(what string, is func() bool, more ...func() any) {
 	p.t.Helper()
-	for end := time.Now().Add(testTimeout); !is(); {
-		if time.Now().After(end) {
+	tick, tooLong := time.NewTicker(50*time.Millisecond), time.After(testTimeout)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-tooLong:
 			for _, say := range more {
 				p.t.Logf("%+v", say())
 			}
 			p.t.Fatalf("did not happen: %s", what)
 		}
-		<-time.After(50 * time.Millisecond)
 	}
 }
 

@@ -12,8 +12,9 @@ type groupDelivery struct {
 	before, after sql.NullTime // limited_until of the group before and after the delivery
 }
 
-// claimGroupsSQL calls a function of the database (functions_claim.sql), because a claim of groups
-// needs several statements, and other transactions wait for its locks in the meantime.
+// claimGroupsSQL calls a function of the database (functions_claim.sql), because a claim of
+// groups needs several statements, and other transactions wait for its locks in the
+// meantime.
 const claimGroupsSQL = `
 SELECT ` + messageColumnsSQL + `, ` + claimGroupsTailSQL
 

@@ -11,9 +11,10 @@ import (
 )
 
 // cleanup deletes expired messages, messages of deleted queues, consumed messages at the
-// end of their retention, and deduplication ids at the end of their window. It moves exhausted messages to their dead queues. It runs on
-// every server. Each batch is a transaction under one advisory lock, so servers share the
-// work and never do the same at once. If another server has the lock, it does the batch.
+// end of their retention, and deduplication ids at the end of their window. It moves
+// exhausted messages to their dead queues. It runs on every server. Each batch is a
+// transaction under one advisory lock, so servers share the work and never do the same at
+// once. If another server has the lock, it does the batch.
 type cleanup struct {
 	db  *sql.DB
 	log *slog.Logger

@@ -14,12 +14,12 @@ import (
 //
 // Each group with messages has a row in queued.groups. Its ready_at is the time at which
 // claims check the group. A statement that may make a group ready sooner sets an earlier
-// time (wakeGroupsSQL). A claim (functions_claim.sql) locks the groups that are ready. It reads
-// their messages in later statements of the same transaction, which see everything that was
-// committed before the lock. So it knows which messages to deliver, when to check the group again, and
-// whether the row can be deleted. A statement that adds a message to the group waits for the
-// lock. So no row is deleted while the group has messages, and the interval is kept with
-// any number of servers.
+// time (wakeGroupsSQL). A claim (functions_claim.sql) locks the groups that are ready. It
+// reads their messages in later statements of the same transaction, which see everything
+// that was committed before the lock. So it knows which messages to deliver, when to check
+// the group again, and whether the row can be deleted. A statement that adds a message to
+// the group waits for the lock. So no row is deleted while the group has messages, and the
+// interval is kept with any number of servers.
 
 // wakeGroupsSQL is the last step of statements with a step woken, whose rows are
 // (queue_key, group_id, due_at, seq). A row is a waiting message that is due at due_at. If

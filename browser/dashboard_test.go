@@ -156,6 +156,37 @@ func TestDeadMessageTellsItsStory(t *testing.T) {
 	p.seeText(".title .buttons", "Move messages…")
 }
 
+func TestSomeMessagesAreRetriedOrDeleted(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("dead")
+	s.queue("mails", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[{"data":{}},{"data":{}},{"data":{}},{"data":{}}]}`)
+	var received struct{ Data []struct{ ID string } }
+	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages?limit=4", "")), &received); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range received.Data {
+		s.must("PUT", "/messages/"+m.ID+"/nack", "")
+	}
+	p := open(t, s.url()+"/#/queues/dead")
+	p.see("nothing to retry", `[...document.querySelectorAll('button')].find((b) => b.textContent === 'Retry 0')?.disabled`)
+	p.choose(".message:nth-child(1) input")
+	p.choose(".message:nth-child(3) input")
+	p.click("Retry 2")
+	p.seeText("#notifications", "2 messages moved back to where they came from.")
+	p.see("the others", "document.querySelectorAll('.message').length === 2")
+	if states := s.states("mails"); states != "ready ready" {
+		t.Errorf("in mails: %s", states)
+	}
+	p.choose("[aria-label='Select all messages of this page']")
+	p.click("Delete 2…")
+	p.seeText("dialog", "2 messages will be permanently deleted.")
+	p.click("Delete 2 messages")
+	p.seeText("#notifications", "2 messages deleted.")
+	p.seeText(".tab-content", "No messages.")
+}
+
 func TestQueueIsPausedAndResumed(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -409,7 +440,7 @@ func TestPurgeAndRedriveShowTheNumberOfMessages(t *testing.T) {
 	p.fill("destination_queue_id", "mails")
 	p.fill("limit", "2")
 	p.click("Move up to 3 messages")
-	p.seeText("#notifications", "Messages moved from dead to mails.")
+	p.seeText("#notifications", "2 messages moved from dead to mails.")
 	p.seeNo("dialog")
 	if states := s.states("mails"); states != "ready ready" {
 		t.Errorf("in mails: %s", states)

@@ -51,8 +51,8 @@ function readClock(response) {
   if (Math.abs(ahead - clock.ahead) > 2000) clock.ahead = ahead
 }
 
-// call makes a request and returns the body of the response as text and as a value,
-// which is null if the body is empty. A request body is a value, or JSON text.
+// call makes a request and returns the headers of the response, and its body as text and
+// as a value, which is null if the body is empty. A request body is a value, or JSON text.
 export async function call(method, target, body) {
   const headers = {}
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`
@@ -76,7 +76,7 @@ export async function call(method, target, body) {
     throw new RequestError(response.status, text.slice(0, 200)) // an error page of a proxy, for example
   }
   if (!response.ok) throw new RequestError(response.status, value?.detail)
-  return { value, text }
+  return { value, text, headers: response.headers }
 }
 
 // get requests a target and returns the value of the response.

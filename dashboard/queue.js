@@ -149,18 +149,23 @@ async function redrive(id) {
     action: `Move up to ${exact(ready)}`,
     danger: false,
     fields: {
-      destination_queue_id: suggested('Destination queue', live.queues.map((q) => q.id).filter((other) => other !== id), null,
+      destination_queue_id: suggested('Destination queue', live.queues.map((q) => q.id).filter((other) => other !== id), 'Leave empty to send each message back to the queue that it came from.',
         { name: 'destination_queue_id', value: source && others.length === 0 ? source.id : null }),
       limit: field('Maximum number of messages', inputs.integer({ name: 'limit' }), 'Leave empty to move all.'),
     },
     async send(input) {
       const body = { destination_queue_id: input.destination_queue_id.value.trim() || null }
       if (input.limit.value.trim()) body.limit = numberIn(input.limit)
-      await call('PUT', path`/queues/${id}/redrive`, body)
-      notify(`Messages moved from ${id} to ${body.destination_queue_id}.`)
+      notify(moved(await call('PUT', path`/queues/${id}/redrive`, body), `from ${id} ${body.destination_queue_id ? `to ${body.destination_queue_id}` : 'back to where they came from'}`))
       refresh()
     },
   })
+}
+
+// moved describes the result of a redrive.
+function moved({ headers }, where) {
+  const left = Number(headers.get('X-Messages-Left'))
+  return `${exact(Number(headers.get('X-Messages-Moved')))} moved ${where}.${left > 0 ? ` ${exact(left)} stayed.` : ''}`
 }
 
 // poll calls f now, and then again and again with pauses, until close is called.
@@ -218,6 +223,7 @@ function messagesTab(id) {
   const list = h('ul', { class: 'messages' })
   const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
   const pager = newPager(() => polling.again(), () => list.children.length)
+  const selection = newSelection(rows, () => polling.again())
   async function load() {
     let response
     const from = pager.offset
@@ -230,24 +236,78 @@ function messagesTab(id) {
     if (from !== pager.offset) return
     const messages = response.value.data
     const exactly = parseExactly(response.text).data
-    syncRows(list, rows, messages, (m) => m.id, (messageID) => messageRow(id, messageID, () => polling.again()))
+    syncRows(list, rows, messages, (m) => m.id, (messageID) => messageRow(id, messageID, () => polling.again(), selection))
       .forEach((row, i) => row.update(messages[i], exactly[i].data))
+    selection.update(sourcesOf(id).length > 0)
     setText(placeholder, from > 0 ? 'No messages on this page.' : 'No messages.')
     placeholder.hidden = messages.length > 0
     pager.update(messages.length === pageSize || maybeTruncated(response.text), messages.length ? `${from + 1} to ${from + messages.length}, oldest due first` : '')
   }
   const polling = poll(load)
   return {
-    element: h('section', { 'aria-label': 'Messages' }, placeholder, list, pager.element),
+    element: h('section', { 'aria-label': 'Messages' }, placeholder, selection.element, list, pager.element),
     close: polling.close,
   }
+}
+
+// newSelection returns the checked messages of a page, with the operations on them. rows
+// are the rows of the page by message id. It calls reload after an operation.
+function newSelection(rows, reload) {
+  const ids = new Set()
+  const all = h('input', {
+    type: 'checkbox',
+    'aria-label': 'Select all messages of this page',
+    onchange() {
+      const { checked } = all // each check updates it
+      for (const row of rows.values()) row.check(checked)
+    },
+  })
+  const retry = h('button', {
+    onclick: () => attempt(async () => {
+      notify(moved(await call('PUT', '/messages/redrive', { ids: [...ids] }), 'back to where they came from'))
+      reload()
+      refresh()
+    }),
+  })
+  const remove = h('button', {
+    onclick() {
+      const some = [...ids]
+      confirm({
+        title: `Delete ${exact(some.length)}?`,
+        text: `${exact(some.length)} will be permanently deleted.`,
+        action: `Delete ${exact(some.length)}`,
+        async send() {
+          const { headers } = await call('DELETE', '/messages', { ids: some })
+          notify(`${exact(Number(headers.get('X-Messages-Deleted')))} deleted.`)
+          reload()
+          refresh()
+        },
+      })
+    },
+  })
+  const selection = {
+    ids,
+    element: h('div', { class: 'tools', hidden: true }, h('label', {}, all, ' All of this page'), retry, remove),
+    // update shows the number of checked messages; isDead tells whether this is a dead queue.
+    update(isDead = !retry.hidden) {
+      for (const id of ids) if (!rows.has(id)) ids.delete(id)
+      selection.element.hidden = rows.size === 0 || !isAdmin()
+      all.checked = ids.size > 0 && ids.size === rows.size
+      all.indeterminate = ids.size > 0 && !all.checked
+      setText(retry, `Retry ${ids.size}`)
+      setText(remove, `Delete ${ids.size}…`)
+      retry.hidden = !isDead
+      retry.disabled = remove.disabled = ids.size === 0
+    },
+  }
+  return selection
 }
 
 const longText = 20_000 // maximum characters of data to show at first
 
 // messageRow returns the row of a message of a queue, with buttons to change it. It calls
 // reload after a change.
-function messageRow(queueID, id, reload) {
+function messageRow(queueID, id, reload, selection) {
   let message = null
   let data = null
   let showAll = false
@@ -297,8 +357,16 @@ function messageRow(queueID, id, reload) {
       refresh()
     }),
   }, 'Retry')
-  return {
-    element: h('li', { class: 'message' }, h('div', { class: 'body' }, h('p', { class: 'facts' }, state, facts), story, details, tags), h('div', { class: 'buttons' }, retry, nack, ack)),
+  const check = h('input', { type: 'checkbox', 'aria-label': `Select ${id}`, hidden: !isAdmin(), onchange: () => row.check(check.checked) })
+  const row = {
+    // check selects the message, or no longer.
+    check(checked) {
+      check.checked = checked
+      if (checked) selection.ids.add(id)
+      else selection.ids.delete(id)
+      selection.update()
+    },
+    element: h('li', { class: 'message' }, check, h('div', { class: 'body' }, h('p', { class: 'facts' }, state, facts), story, details, tags), h('div', { class: 'buttons' }, retry, nack, ack)),
     update(m, exactData) {
       message = m
       data = exactData
@@ -328,9 +396,11 @@ function messageRow(queueID, id, reload) {
       ack.setAttribute('aria-label', `${isDead() ? 'Delete' : 'Ack'} ${id}`)
       nack.hidden = m.state !== 'in_flight'
       retry.hidden = !m.source_queue_id || m.state === 'in_flight' || !isAdmin()
+      check.hidden = !isAdmin()
       showData()
     },
   }
+  return row
 }
 
 // when formats a time of the API, in the time zone of the browser, and how long ago it was.

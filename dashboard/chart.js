@@ -85,11 +85,11 @@ export function chart(title, series) {
   return {
     element: h('figure', { class: 'chart' }, h('figcaption', {}, name, parts.map((p) => p.legend)), plot, axis),
     // update takes samples, oldest first: {at} in milliseconds and the value of each
-    // series, or null. It shows those of the last seconds.
+    // series, or null. It shows those of the last seconds, and no time before the first.
     update(all, seconds, now) {
-      from = now - 1000 * seconds
+      samples = all.filter((s) => s.at >= now - 1000 * seconds)
+      from = Math.max(now - 1000 * seconds, Math.min(samples[0]?.at ?? now, now - 120_000))
       to = now
-      samples = all.filter((s) => s.at >= from)
       const max = Math.max(...samples.flatMap((s) => series.map(({ name }) => s[name] ?? 0)), 1e-9)
       setText(top, max > 1e-9 ? series[0].show(max) : '')
       for (const p of parts) {

@@ -22,7 +22,7 @@ const columns = [
   { name: 'published', label: 'Published/s', by: ({ queue }) => queue.published, show: rate, class: 'second' },
   { name: 'acked', label: 'Acked/s', by: ({ queue }) => queue.acked, show: rate },
   { name: 'nacked', label: 'Nacked/s', by: ({ queue }) => queue.nacked, show: rate },
-  { name: 'dead_lettered', label: 'Dead-lettered/s', short: 'Dead/s', by: ({ queue }) => queue.dead_lettered, show: rate, class: 'third' },
+  { name: 'dead_lettered', label: 'Dead/s: moved to the dead queue', short: 'Dead/s', by: ({ queue }) => queue.dead_lettered, show: rate, class: 'third' },
   { name: 'expired', label: 'Expired/s', by: ({ queue }) => queue.expired, show: rate, class: 'third' },
 ]
 const failures = ['nacked', 'dead_lettered', 'expired']

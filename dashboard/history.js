@@ -28,9 +28,10 @@ export function newHistory(queueID, update) {
       timer = undefined
     },
     // samples returns the full minutes, with the sums of the servers, and then the recent
-    // samples of the queues. Each has the time, the rates and the ready messages.
-    samples(queues) {
-      const recent = recentSamples(queues)
+    // samples, which this page has taken. Each has the time, the rates and the ready
+    // messages. queue is the queue, or live.all, and undefined if the queue is unknown.
+    samples(queue) {
+      const recent = queue ? recentSamples(queue) : []
       const begins = recent[0]?.at ?? now()
       return [...minutes([...servers.values()]).filter((s) => s.at < begins), ...recent]
     },
@@ -54,18 +55,11 @@ function minutes(all) {
   return [...sums.values()].sort((a, b) => a.at - b.at)
 }
 
-// recentSamples returns the sums of the samples that this page has taken.
-function recentSamples(queues) {
+// recentSamples returns the samples that this page has taken of a queue. A value is null
+// where the history of the queue is shorter.
+function recentSamples({ history }) {
   return live.times.map((at, i) => {
-    const back = i - live.times.length // the histories of new queues are shorter
-    const sample = { at }
-    for (const name of [...rates, 'ready']) {
-      sample[name] = null
-      for (const q of queues) {
-        const n = q.history[name].at(back)
-        if (n !== undefined && q.history[name].length >= -back) sample[name] = (sample[name] ?? 0) + n
-      }
-    }
-    return sample
+    const back = i - live.times.length
+    return { at, ...Object.fromEntries(Object.entries(history).map(([name, values]) => [name, values.at(back) ?? null])) }
   })
 }

@@ -6,6 +6,10 @@ const interval = 2000 // minimum milliseconds between a response and the next re
 const samples = 60 // length of a chart's history
 const serverTimeout = 10_000 // milliseconds after its last response for which a server still counts
 
+export const rates = ['published', 'delivered', 'acked', 'nacked', 'dead_lettered', 'expired']
+const charted = [...rates, 'ready']
+const newHistory = () => Object.fromEntries(charted.map((name) => [name, []]))
+
 // live is the current state. Besides the fields of GET /overview, each queue has its
 // rates, and a history of its rates and ready messages, oldest first.
 export const live = {
@@ -13,12 +17,11 @@ export const live = {
   server: null, // the server that responded last; null before the first response
   token: null,
   error: null, // the error of the last request, null if it succeeded
+  all: { history: newHistory() }, // the sums of all queues
   times: [], // of the samples in the histories, by the server's clock in milliseconds
   requestedAt: 0, // start of the last successful request, by performance.now()
 }
 
-export const rates = ['published', 'delivered', 'acked', 'nacked', 'dead_lettered', 'expired']
-const charted = [...rates, 'ready']
 const histories = new Map() // by queue id
 const servers = new Map() // last response of each server by server id: a load balancer may have several
 const listeners = new Set()
@@ -114,18 +117,25 @@ function merge(overview) {
       q[name] = known.length ? known.reduce((a, b) => a + b) : null
     }
     q.ready = q.messages?.ready ?? null
-    q.history = histories.get(q.id) ?? Object.fromEntries(charted.map((name) => [name, []]))
-    for (const name of charted) {
-      if (q[name] === null) continue
-      q.history[name].push(q[name])
-      if (q.history[name].length > samples) q.history[name].shift()
-    }
+    q.history = histories.get(q.id) ?? newHistory()
+    for (const name of charted) remember(q.history[name], q[name])
   }
-  live.times.push(now())
-  if (live.times.length > samples) live.times.shift()
+  for (const name of charted) {
+    const known = overview.data.map((q) => q[name]).filter((n) => n !== null)
+    remember(live.all.history[name], known.length ? known.reduce((a, b) => a + b) : null)
+  }
+  remember(live.times, now())
   histories.clear()
   for (const q of overview.data) histories.set(q.id, q.history)
   Object.assign(live, { queues: overview.data, server: overview.server, token: overview.token })
+}
+
+// remember adds a sample to a history, except null, and drops the oldest if there are too
+// many.
+function remember(history, sample) {
+  if (sample === null) return
+  history.push(sample)
+  if (history.length > samples) history.shift()
 }
 
 // isAdmin reports whether the user may create, change and delete topics and queues.

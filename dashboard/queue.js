@@ -26,8 +26,7 @@ export function queuePage(id) {
   const rates = ratesChart()
   const ready = chart('Messages', [{ name: 'ready', label: 'Ready', show: (n) => count(Math.round(n)) }])
   const draw = () => {
-    const q = queueByID(id)
-    const samples = past.samples(q ? [q] : [])
+    const samples = past.samples(queueByID(id))
     for (const c of [rates, ready]) c.update(samples, Number(span.value), now())
   }
   const span = spanChoice(draw)

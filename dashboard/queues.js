@@ -254,7 +254,7 @@ function totalsSection() {
     tile('delayed', 'Delayed'), tile('dead', 'Dead', { show: 'dead' }), tile('idle', 'No consumer', { show: 'idle' })]
   const age = h('p', { class: 'muted' })
   const rates = ratesChart()
-  const drawRates = () => rates.update(past.samples(live.queues), Number(span.value), now())
+  const drawRates = () => rates.update(past.samples(live.all), Number(span.value), now())
   const span = spanChoice(drawRates)
   const past = newHistory(null, drawRates)
   return {

@@ -187,6 +187,26 @@ func TestSomeMessagesAreRetriedOrDeleted(t *testing.T) {
 	p.seeText(".tab-content", "No messages.")
 }
 
+func TestMessageIsFoundByItsID(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	var published struct{ Data []struct{ ID string } }
+	if err := json.Unmarshal([]byte(s.must("POST", "/queues/mails/messages", `{"data":{"n":1}}`)), &published); err != nil {
+		t.Fatal(err)
+	}
+	id := published.Data[0].ID
+	p := open(t, s.url())
+	p.expect("status of 404")
+	p.fillIn("input[type=search]", " "+id)
+	p.seeText(".message", `{"n":1}`)
+	p.seeText(".title", "in queue mails")
+	p.see("the address", "location.hash === '#/messages/"+id+"'")
+	p.click("Ack…")
+	p.click("Ack message")
+	p.seeText("main", "No queue has a message with this id.")
+}
+
 func TestQueueIsPausedAndResumed(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)

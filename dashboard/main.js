@@ -4,7 +4,7 @@ import { call, token } from './api.js'
 import { field, h, setCurrent, setText } from './dom.js'
 import { inputs, Invalid, makeForm } from './dialogs.js'
 import { listen, live, refresh, run } from './live.js'
-import { queuePage } from './queue.js'
+import { messagePage, queuePage } from './queue.js'
 import { queuesPage } from './queues.js'
 import { topicsPage } from './topics.js'
 
@@ -22,6 +22,7 @@ function route() {
   let next
   if (live.error?.status === 401) next = tokenPage(live.error)
   else if (kind === 'queues' && id) next = page?.id === id ? page : queuePage(id)
+  else if (kind === 'messages' && id) next = messagePage(id)
   else if (kind === 'topics') next = topicsPage()
   else next = queuesPage(new URLSearchParams(parameters.join('?')))
   next.showTab?.(tab || 'messages')

@@ -1,5 +1,5 @@
 // The page of one queue: its counts, messages, settings and groups, and the actions
-// on them.
+// on them. And the page of one message.
 
 import { call, get, maybeTruncated, now, page, parseExactly, path } from './api.js'
 import { chart, ratesChart, spanChoice } from './chart.js'
@@ -302,11 +302,38 @@ function newSelection(rows, reload) {
   return selection
 }
 
+// messagePage returns the page of one message, in whichever queue it is.
+export function messagePage(id) {
+  const rows = new Map() // of at most one message
+  const list = h('ul', { class: 'messages' })
+  const where = h('p', { class: 'muted' })
+  const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
+  const polling = poll(async () => {
+    let found = []
+    let exactly = null
+    try {
+      const { value, text } = await call('GET', path`/messages/${id}`)
+      found = [value]
+      exactly = parseExactly(text).data
+    } catch (error) {
+      setText(placeholder, error.status === 404 ? 'No queue has a message with this id. It may have been acked or deleted, or its retention has ended.' : error.message)
+    }
+    syncRows(list, rows, found, (m) => m.id, (id) => messageRow(found[0].queue_id, id, () => polling.again()))
+      .forEach((row) => row.update(found[0], exactly))
+    updateChildren(where, ...(found.length ? ['in queue ', h('a', { href: `#/queues/${encodeURIComponent(found[0].queue_id)}` }, found[0].queue_id)] : []))
+    placeholder.hidden = found.length > 0
+  })
+  return {
+    element: h('div', {}, h('div', { class: 'title' }, h('div', {}, h('p', { class: 'muted' }, h('a', { href: '#/' }, 'Queues'), ' /'), h('h1', {}, 'Message'), where)), placeholder, list),
+    close: polling.close,
+  }
+}
+
 const longText = 20_000 // maximum characters of data to show at first
 
 // messageRow returns the row of a message of a queue, with buttons to change it. It calls
-// reload after a change.
-function messageRow(queueID, id, reload, selection) {
+// reload after a change. The row has a checkbox if it gets a selection.
+function messageRow(queueID, id, reload, selection = null) {
   let message = null
   let data = null
   let showAll = false
@@ -356,7 +383,7 @@ function messageRow(queueID, id, reload, selection) {
       refresh()
     }),
   }, 'Retry')
-  const check = h('input', { type: 'checkbox', 'aria-label': `Select ${id}`, hidden: !isAdmin(), onchange: () => row.check(check.checked) })
+  const check = h('input', { type: 'checkbox', 'aria-label': `Select ${id}`, hidden: true, onchange: () => row.check(check.checked) })
   const row = {
     // check selects the message, or no longer.
     check(checked) {
@@ -395,7 +422,7 @@ function messageRow(queueID, id, reload, selection) {
       ack.setAttribute('aria-label', `${isDead() ? 'Delete' : 'Ack'} ${id}`)
       nack.hidden = m.state !== 'in_flight'
       retry.hidden = !m.source_queue_id || m.state === 'in_flight' || !isAdmin()
-      check.hidden = !isAdmin()
+      check.hidden = !selection || !isAdmin()
       showData()
     },
   }

@@ -36,6 +36,8 @@ const kinds = [
   ['dead', 'Dead queues', (row) => row.sources.length > 0],
 ]
 
+const messageID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
+
 const rowBatch = 100 // rows to add whenever the user scrolls to the last one
 
 // The part of the address after "?" has what is shown, so that a link shows the same.
@@ -87,13 +89,14 @@ export function queuesPage(parameters) {
   const noMatch = h('p', { class: 'placeholder', hidden: true }, 'No queues match.')
   const table = h('table', { class: 'queues', role: 'table', 'aria-label': 'Queues' },
     h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element), h('th', { scope: 'col', role: 'columnheader', class: 'charted', title: 'Ready messages in the last two minutes; all on one logarithmic scale' }, '2 min'))), body)
-  const filter = inputs.text({ type: 'search', 'aria-label': 'Filter by name of queue, topic or dead queue', placeholder: 'Filter', value: view.filter })
+  const filter = inputs.text({ type: 'search', 'aria-label': 'Filter by name of queue, topic or dead queue, or find a message by its id', placeholder: 'Filter, or message id', value: view.filter })
   const kind = inputs.choice(kinds.map(([value, label]) => [value, label]), { 'aria-label': 'Queues to show' })
   const sort = inputs.choice(columns.map((c) => [c.name, `Sort by ${c.label.toLowerCase()}`]), { 'aria-label': 'Sort', class: 'small-only' })
   kind.value = view.show
   sort.value = view.sort
   filter.addEventListener('input', () => {
-    change({ filter: filter.value })
+    if (messageID.test(filter.value.trim())) location.hash = `#/messages/${filter.value.trim().toLowerCase()}`
+    else change({ filter: filter.value })
   })
   kind.addEventListener('change', () => {
     change({ show: kind.value })

@@ -2,7 +2,7 @@
 
 import { all, call, path } from './api.js'
 import { attempt, confirm, dialog, inputs, makeForm, notify } from './dialogs.js'
-import { count, deliveries, field, h, setText, syncRows, updateChildren } from './dom.js'
+import { count, deliveries, field, h, longName, setText, syncRows, updateChildren } from './dom.js'
 import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
 import { publishForm } from './publish.js'
 import { openQueueForm } from './settings.js'
@@ -44,16 +44,28 @@ export function topicsPage() {
   }
 }
 
-// queueList returns a list of queues with their filters and dead queues.
+// queueList returns a picture of queues: on the left the queues with their filters, on
+// the right the dead queue that they share.
 function queueList(queues) {
-  return h('ul', { class: 'tree' }, queues.map((q) => h('li', {},
-    h('a', { href: `#/queues/${encodeURIComponent(q.id)}` }, q.id), ' ',
-    h('span', { class: 'muted' }, `${count(q.messages?.ready)} ready`),
-    sourcesOf(q.id).length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${sourcesOf(q.id).map((other) => other.id).join(', ')}`),
-    Object.entries(q.message_filters ?? {}).map(([name, values]) => h('span', { class: 'tag' }, `${name}: ${values.join(' or ')}`)),
-    q.dead_queue_id && h('ul', {}, h('li', {}, h('span', { class: 'muted' }, `dead queue after ${deliveries(q.message_max_deliveries)}: `),
-      h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, q.dead_queue_id),
-      ' ', h('span', { class: 'muted' }, `${count(queueByID(q.dead_queue_id)?.messages?.ready)} ready`))))))
+  const flows = new Map() // queues by dead queue and maximum deliveries
+  for (const q of queues) {
+    const key = q.dead_queue_id ? `${q.dead_queue_id} ${q.message_max_deliveries}` : ''
+    flows.set(key, [...(flows.get(key) ?? []), q])
+  }
+  return h('div', { class: 'tree' }, [...flows.values()].map((members) => {
+    const { dead_queue_id: dead, message_max_deliveries: most } = members[0]
+    return h('div', { class: 'flow' },
+      h('ul', {}, members.map((q) => h('li', {},
+        h('a', { class: 'long', title: q.id, href: `#/queues/${encodeURIComponent(q.id)}` }, longName(q.id)),
+        h('span', { class: 'muted' }, `${count(q.messages?.ready)} ready`),
+        h('span', { class: 'tags' },
+          q.paused && h('span', { class: 'tag bad' }, 'paused'),
+          sourcesOf(q.id).length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${sourcesOf(q.id).map((other) => other.id).join(', ')}`),
+          Object.entries(q.message_filters ?? {}).map(([name, values]) => h('span', { class: 'tag' }, `${name}: ${values.join(' or ')}`)))))),
+      dead && h('p', {}, h('span', {}, h('span', { class: 'muted' }, `dead queue after ${deliveries(most)}: `),
+        h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(dead)}` }, dead),
+        ' ', h('span', { class: 'muted' }, `${count(queueByID(dead)?.messages?.ready)} ready`))))
+  }))
 }
 
 // topicCard returns the card of a topic.

@@ -1,7 +1,7 @@
 # make run           starts the server with its private PostgreSQL, for the README's tour
 # make test          runs the tests of the server, its API and its clients
 # make test-matrix   runs the server's tests on other versions of PostgreSQL; VERSIONS="16 17" selects them
-# make test-browser  tests the dashboard in Chromium; installs Chromium
+# make test-browser  tests the dashboard in Chromium; installs Chromium and npm
 # make test-deploy   tests deploy/ with Prometheus; installs Prometheus
 # make torture DURATION=30m   kills, stops and disconnects servers and PostgreSQL, and accounts for every message
 # make bench         measures queued and reference programs and writes BENCHMARKS.md; takes an hour

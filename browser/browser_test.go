@@ -7,7 +7,9 @@
 package browser
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -411,6 +413,65 @@ func (p *page) theme(name string) {
 		})
 		return err
 	}))
+}
+
+// axeVersion is the version of axe-core, which finds mistakes that make a page hard to use
+// with assistive technology.
+const axeVersion = "4.14.1"
+
+// axe returns the script of axe-core, from npm.
+var axe = sync.OnceValues(func() (script string, err error) {
+	dir, err := os.MkdirTemp("", "queued-axe-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	pack := exec.Command("npm", "pack", "--silent", "axe-core@"+axeVersion)
+	pack.Dir = dir
+	if out, err := pack.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("npm pack: %w: %s", err, out)
+	}
+	packed, err := os.Open(filepath.Join(dir, "axe-core-"+axeVersion+".tgz"))
+	if err != nil {
+		return "", err
+	}
+	defer packed.Close()
+	unzipped, err := gzip.NewReader(packed)
+	if err != nil {
+		return "", err
+	}
+	for files := tar.NewReader(unzipped); ; {
+		file, err := files.Next()
+		if err != nil {
+			return "", fmt.Errorf("no axe.min.js in the package: %w", err)
+		}
+		if file.Name == "package/axe.min.js" {
+			b, err := io.ReadAll(files)
+			return string(b), err
+		}
+	}
+})
+
+// seeNoViolations fails the test for each rule of axe-core that the page violates, in both
+// themes, in the width of a laptop and of a phone. state names the state of the page.
+func (p *page) seeNoViolations(state string) {
+	p.t.Helper()
+	script, err := axe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if !js[bool](p, "'axe' in window") {
+		p.run(script)
+	}
+	for _, theme := range []string{"light", "dark"} {
+		p.theme(theme)
+		for _, width := range []int64{390, 1280} {
+			p.size(width, 844)
+			for _, violation := range js[[]string](p, "axe.run().then((r) => r.violations.map((v) => v.id + ': ' + v.nodes.map((n) => n.html.slice(0, 200) + ' ' + (n.any[0]?.message ?? '')).slice(0, 3).join('; ')))") {
+				p.t.Errorf("%s, %s, %d pixels: %s", state, theme, width, violation)
+			}
+		}
+	}
 }
 
 // screenshot writes a PNG file of the window.

@@ -1018,6 +1018,77 @@ func TestEveryPageIsReadableOnEveryScreen(t *testing.T) {
 	}
 }
 
+func TestAxeFindsNothingInAnyState(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, "-token-file", writeTokens(t))
+	p := open(t, s.url())
+	p.expect("status of 401")
+	p.expect("ERR_")
+	p.seeText("h1", "Token required")
+	p.seeNoViolations("token")
+	s.token = "the-secret-of-the-operator"
+	p.fill("token", s.token)
+	p.press(enter)
+	p.seeText("main", "There are no queues yet")
+	p.seeNoViolations("empty")
+
+	s.must("POST", "/topics", `{"id":"orders"}`)
+	s.queue("dead")
+	s.queue("mails", `"topic_id":"orders"`, `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.queue("forgotten", `"topic_id":"orders"`, `"message_filters":{"country":["fr"]}`)
+	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
+	var received struct{ Data []struct{ ID string } }
+	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages", "")), &received); err != nil {
+		t.Fatal(err)
+	}
+	s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", `{"error":"no such address"}`)
+	for range 3 {
+		s.must("POST", "/queues/forgotten/messages", `{"data":{"name":"مرحبا"},"attributes":{"country":"fr"},"group":"acme"}`)
+	}
+	s.must("GET", "/queues/forgotten/messages?limit=1", "")
+	s.must("PUT", "/queues/forgotten/pause", "")
+	for _, v := range []struct{ hash, shows string }{
+		{"#/", "paused"},
+		{"#/queues/dead", "no such address"},
+		{"#/queues/forgotten", "in flight"},
+		{"#/queues/forgotten/publish", "Attributes"},
+		{"#/queues/forgotten/settings", "Save"},
+		{"#/queues/forgotten/groups", "acme"},
+		{"#/queues/nosuch", "Queue not found"},
+		{"#/messages/" + received.Data[0].ID, "in queue dead"},
+		{"#/topics", "dead queue after 1 delivery"},
+	} {
+		p.goTo(v.hash)
+		p.seeText("main", v.shows)
+		p.expect("status of 404")
+		p.seeNoViolations(v.hash)
+	}
+	p.click("New topic")
+	p.seeNoViolations("new topic")
+	p.press(escape)
+	p.goTo("#/")
+	p.click("New queue")
+	p.seeText("dialog", "More settings")
+	p.choose("dialog .more summary")
+	p.seeNoViolations("new queue")
+	p.press(escape)
+	s.stop()
+	p.seeText("#status", "Retrying…")
+	p.seeNoViolations("unreachable")
+	s.start()
+}
+
+func TestTwentyFiveQueuesFitOnALaptop(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	for n := range 30 {
+		s.queue(fmt.Sprintf("queue-%02d", n))
+	}
+	p := open(t, s.url())
+	p.size(1280, 800)
+	p.see("25 queues", "[...document.querySelectorAll('.queues tbody tr')].filter((e) => e.getBoundingClientRect().bottom <= innerHeight).length >= 25")
+}
+
 // newServerWithThousandQueues starts a server with a thousand queues.
 func newServerWithThousandQueues(t testing.TB) *server {
 	s := newServer(t)

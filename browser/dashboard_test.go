@@ -207,6 +207,23 @@ func TestMessageIsFoundByItsID(t *testing.T) {
 	p.seeText("main", "No queue has a message with this id.")
 }
 
+func TestServerPageShowsDelaysAndServers(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
+	s.must("GET", "/queues/mails/messages?wait_seconds=20", "")
+	p := open(t, s.url())
+	p.click("Server")
+	p.seeText("main", "Database")
+	p.seeText(".tiles", "available")
+	p.seeText("tbody", "From due to delivered")
+	s.must("POST", "/queues/mails/messages", `{"data":{}}`) // for later scrapes, which have what came after the first
+	s.must("GET", "/queues/mails/messages?wait_seconds=20", "")
+	p.see("a delay", "/(ms|s)$/.test(document.querySelector('tbody td:last-child').innerText)")
+	p.see("the server", "document.querySelectorAll('tbody code').length === 1")
+}
+
 func TestQueueIsPausedAndResumed(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -980,6 +997,7 @@ func TestEveryPageIsReadableOnEveryScreen(t *testing.T) {
 		"publish":  {"#/queues/invoices/publish", "Attributes"},
 		"settings": {"#/queues/invoices/settings", "Save"},
 		"groups":   {"#/queues/mails/groups", "acme"},
+		"server":   {"#/server", "From due to delivered"},
 	} {
 		p.goTo(v.hash)
 		p.seeText("main", v.shows)
@@ -1057,6 +1075,7 @@ func TestAxeFindsNothingInAnyState(t *testing.T) {
 		{"#/queues/nosuch", "Queue not found"},
 		{"#/messages/" + received.Data[0].ID, "in queue dead"},
 		{"#/topics", "dead queue after 1 delivery"},
+		{"#/server", "From due to delivered"},
 	} {
 		p.goTo(v.hash)
 		p.seeText("main", v.shows)

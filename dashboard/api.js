@@ -51,9 +51,9 @@ function readClock(response) {
   if (Math.abs(ahead - clock.ahead) > 2000) clock.ahead = ahead
 }
 
-// call makes a request and returns the headers of the response, and its body as text and
-// as a value, which is null if the body is empty. A request body is a value, or JSON text.
-export async function call(method, target, body) {
+// request makes a request and returns the response with its text. A body is a value, or
+// JSON text.
+async function request(method, target, body) {
   const headers = {}
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`
   let response, text
@@ -69,6 +69,13 @@ export async function call(method, target, body) {
     throw new NetworkError()
   }
   readClock(response)
+  return { response, text }
+}
+
+// call makes a request and returns the headers of the response, and its body as text and
+// as a value, which is null if the body is empty. A request body is a value, or JSON text.
+export async function call(method, target, body) {
+  const { response, text } = await request(method, target, body)
   let value = null
   try {
     if (text) value = JSON.parse(text)
@@ -77,6 +84,13 @@ export async function call(method, target, body) {
   }
   if (!response.ok) throw new RequestError(response.status, value?.detail)
   return { value, text, headers: response.headers }
+}
+
+// text requests a target and returns the text of the response.
+export async function text(target) {
+  const { response, text } = await request('GET', target)
+  if (!response.ok) throw new RequestError(response.status, text.slice(0, 200))
+  return text
 }
 
 // get requests a target and returns the value of the response.

@@ -106,7 +106,7 @@ function merge(overview) {
       receivers: q.waiting_receivers,
     })
   }
-  servers.set(id, { uptime: uptime_seconds, queues, respondedAt: performance.now() })
+  servers.set(id, { id, version: overview.server.version, uptime: uptime_seconds, queues, respondedAt: performance.now() })
   for (const [id, s] of servers) if (performance.now() - s.respondedAt > serverTimeout) servers.delete(id)
 
   for (const q of overview.data) {
@@ -137,6 +137,9 @@ function remember(history, sample) {
   history.push(sample)
   if (history.length > samples) history.shift()
 }
+
+// serversSeen returns the servers that have responded recently.
+export const serversSeen = () => [...servers.values()]
 
 // isAdmin reports whether the user may create, change and delete topics and queues.
 export const isAdmin = () => !live.token || live.token.admin

@@ -6,6 +6,7 @@ import { inputs, Invalid, makeForm } from './dialogs.js'
 import { listen, live, refresh, run } from './live.js'
 import { messagePage, queuePage } from './queue.js'
 import { queuesPage } from './queues.js'
+import { serverPage } from './server.js'
 import { topicsPage } from './topics.js'
 
 const main = document.getElementById('main')
@@ -24,11 +25,13 @@ function route() {
   else if (kind === 'queues' && id) next = page?.id === id ? page : queuePage(id)
   else if (kind === 'messages' && id) next = messagePage(id)
   else if (kind === 'topics') next = topicsPage()
+  else if (kind === 'server') next = serverPage()
   else next = queuesPage(new URLSearchParams(parameters.join('?')))
   next.showTab?.(tab || 'messages')
-  document.title = `${id || (kind === 'topics' ? 'Topics' : 'Queues')} · queued`
+  const section = { topics: 'Topics', server: 'Server' }[kind] ?? 'Queues'
+  document.title = `${id || section} · queued`
   for (const a of document.querySelectorAll('nav [data-page]')) {
-    setCurrent(a, a.dataset.page === (kind === 'topics' ? 'topics' : 'queues'))
+    setCurrent(a, a.dataset.page === section.toLowerCase())
   }
   if (next === page) return
   const isFirst = page === null

@@ -1,0 +1,145 @@
+// The page of the server that responds: its database, its delays and its connections, as
+// GET /metrics has them.
+
+import { now, text } from './api.js'
+import { count, duration, h, setText, syncRows } from './dom.js'
+import { live, serversSeen } from './live.js'
+
+const interval = 5000 // milliseconds between two requests
+const recent = 60_000 // milliseconds over which delays are calculated, at most
+
+// serverPage returns the page of the server.
+export function serverPage() {
+  const scrapes = new Map() // the recent scrapes of each server, oldest first, by its start
+  const tiles = [
+    ['Version', () => live.server?.version ?? '–'],
+    ['Uptime', () => (live.server ? duration(live.server.uptime_seconds) : '–')],
+    ['Database', (m) => (single(m, 'queued_database_up') === 1 ? 'available' : 'unavailable')],
+    ['Cleaned up', (m) => `${duration(now() / 1000 - single(m, 'queued_cleanup_last_success_timestamp_seconds'))} ago`],
+    ['Connections', (m) => count(single(m, 'queued_connections'))],
+    ['Evicted', (m) => count(single(m, 'queued_connections_evicted_total') ?? 0)],
+    ['Buffered', (m) => `${(single(m, 'queued_buffered_bytes') / (1 << 20)).toFixed(1)} MiB`],
+    ['Memory', (m) => `${(single(m, 'process_resident_memory_bytes') / (1 << 20)).toFixed(0)} MiB`],
+  ].map(([label, show]) => ({ label, show, value: h('b', {}, '–') }))
+  const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
+  const delays = durations('Delays', ['Delay', 'Per second', 'Median', '99 %', 'Maximum below'])
+  const servers = h('tbody')
+  const serverRows = new Map()
+  const content = h('div', { hidden: true },
+    h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: 'tile' }, h('span', {}, t.label), t.value))),
+    delays.element,
+    h('h2', {}, 'Servers that this page has seen'),
+    h('table', {}, h('thead', {}, h('tr', {}, ['Id', 'Version', 'Uptime', 'Last response'].map((t) => h('th', { scope: 'col' }, t)))), servers))
+  let timer = null
+
+  async function load() {
+    try {
+      if (!document.hidden) show(parse(await text('/metrics')))
+    } catch (error) {
+      if (content.hidden) setText(placeholder, error.status === 403 ? 'Your token has no permission for the metrics of the server.' : error.message)
+    }
+    if (timer !== undefined) timer = setTimeout(load, interval)
+  }
+
+  function show(metrics) {
+    const start = single(metrics, 'process_start_time_seconds')
+    const kept = [...(scrapes.get(start) ?? []), { at: Date.now(), metrics }].filter((s) => s.at > Date.now() - recent)
+    scrapes.set(start, kept)
+    const before = kept.length > 1 ? kept[0] : null
+    for (const t of tiles) setText(t.value, t.show(metrics))
+    delays.update(metrics, before?.metrics, before ? (Date.now() - before.at) / 1000 : now() / 1000 - start)
+    content.hidden = false
+    placeholder.hidden = true
+  }
+
+  load()
+  return {
+    element: h('div', {}, h('div', { class: 'title' }, h('h1', {}, 'Server')), placeholder, content),
+    update() {
+      const seen = serversSeen()
+      syncRows(servers, serverRows, seen, (s) => s.id, serverRow).forEach((row, i) => row.update(seen[i]))
+    },
+    close() {
+      clearTimeout(timer)
+      timer = undefined
+    },
+  }
+}
+
+// serverRow returns the row of a server.
+function serverRow(id) {
+  const cells = [h('td'), h('td'), h('td')]
+  return {
+    element: h('tr', {}, h('th', { scope: 'row' }, h('code', {}, id)), cells),
+    update(s) {
+      [s.version, duration(s.uptime), `${duration((performance.now() - s.respondedAt) / 1000)} ago`].forEach((text, i) => setText(cells[i], text))
+    },
+  }
+}
+
+// durations returns a table of the delivery delay and of the durations of statements.
+function durations(label, heads) {
+  const body = h('tbody')
+  const rows = new Map()
+  const span = h('span', { class: 'muted' })
+  return {
+    element: h('section', { 'aria-label': label }, h('h2', {}, label, ' ', span),
+      h('table', {}, h('thead', {}, h('tr', {}, heads.map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body)),
+    // update shows the differences of two scrapes, or the totals without an earlier one.
+    update(metrics, before, seconds) {
+      setText(span, before ? `in the last ${duration(seconds)}` : 'since the server started')
+      const all = [
+        { name: 'From due to delivered', ...histogram(metrics, before, 'queued_delivery_delay_seconds', {}) },
+        ...[...new Set((metrics.get('queued_statement_duration_seconds_count') ?? []).map((s) => s.labels.statement))].sort().map((statement) => (
+          { name: `Database: ${statement}`, ...histogram(metrics, before, 'queued_statement_duration_seconds', { statement }) })),
+      ].filter((d, i) => i === 0 || d.count > 0)
+      syncRows(body, rows, all, (d) => d.name, durationRow).forEach((row, i) => row.update(all[i], seconds))
+    },
+  }
+}
+
+function durationRow(name) {
+  const cells = ['', '', '', ''].map(() => h('td', { class: 'number' }))
+  return {
+    element: h('tr', {}, h('th', { scope: 'row' }, name), cells),
+    update(d, seconds) {
+      const texts = [(d.count / seconds).toFixed(1), ...[0.5, 0.99, 1].map((part) => latency(quantile(d.buckets, part)))]
+      texts.forEach((text, i) => setText(cells[i], text))
+    },
+  }
+}
+
+// latency formats a number of seconds that may be far below one.
+const latency = (seconds) => (seconds === null ? '–' : seconds === Infinity ? 'more' : seconds < 1 ? `${(1000 * seconds).toPrecision(2)} ms` : `${seconds.toPrecision(2)} s`)
+
+// parse returns the samples of a scrape by name, each with its labels and its value.
+function parse(text) {
+  const metrics = new Map()
+  for (const line of text.split('\n')) {
+    const m = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/.exec(line)
+    if (!m) continue
+    const labels = Object.fromEntries([...(m[2] ?? '').matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]))
+    if (!metrics.has(m[1])) metrics.set(m[1], [])
+    metrics.get(m[1]).push({ labels, value: m[3] === '+Inf' ? Infinity : Number(m[3]) })
+  }
+  return metrics
+}
+
+// single returns the value of a metric without labels, undefined if there is none.
+const single = (metrics, name) => metrics.get(name)?.[0].value
+
+// histogram returns the number of observations and the buckets of a histogram, smallest
+// first, without those of an earlier scrape.
+function histogram(metrics, before, name, labels) {
+  const matching = (from, suffix) => (from?.get(name + suffix) ?? []).filter((s) => Object.entries(labels).every(([label, value]) => s.labels[label] === value))
+  const earlier = new Map(matching(before, '_bucket').map((s) => [s.labels.le, s.value]))
+  const buckets = matching(metrics, '_bucket').map((s) => ({ upTo: s.labels.le === '+Inf' ? Infinity : Number(s.labels.le), count: s.value - (earlier.get(s.labels.le) ?? 0) }))
+  return { count: buckets.at(-1)?.count ?? 0, buckets }
+}
+
+// quantile returns the upper limit of the bucket that the quantile is in, null without
+// observations. The counts of buckets include those of all smaller ones.
+function quantile(buckets, part) {
+  const total = buckets.at(-1)?.count ?? 0
+  return total === 0 ? null : buckets.find((b) => b.count >= part * total).upTo
+}

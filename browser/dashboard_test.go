@@ -1097,6 +1097,25 @@ func TestAxeFindsNothingInAnyState(t *testing.T) {
 	s.start()
 }
 
+func TestDescriptionOfTheAPIBelongsToTheDashboard(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	p := open(t, s.url())
+	p.expect("Password field is not contained in a form")
+	p.click("API")
+	p.seeText("h1", "queued")
+	p.seeNoViolations("docs")
+	p.fillIn("#find", "queues pause")
+	links := "[...document.querySelectorAll('#contents a')].filter((e) => e.checkVisibility()).map((e) => e.textContent).join()"
+	p.see("one operation", links+" === 'Pause the delivery of a queue'")
+	p.size(320, 800)
+	p.see("no wider than the window", "document.documentElement.scrollWidth <= innerWidth")
+	p.click("Pause the delivery of a queue")
+	p.see("the operation", "(() => { const { top } = document.getElementById('pauseQueue').getBoundingClientRect(); return top >= 0 && top < innerHeight })()")
+	p.click("Topics", "//header")
+	p.seeText("h1", "Topics")
+}
+
 func TestTwentyFiveQueuesFitOnALaptop(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)

@@ -224,6 +224,23 @@ func TestServerPageShowsDelaysAndServers(t *testing.T) {
 	p.see("the server", "document.querySelectorAll('tbody code').length === 1")
 }
 
+func TestMessageIsPublishedAgain(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	s.must("POST", "/queues/mails/messages", `{"data":{"n":12345678901234567890},"attributes":{"country":"fr"},"group":"acme"}`)
+	p := open(t, s.url()+"/#/queues/mails")
+	p.choose(".message summary")
+	p.click("Publish again, edited…")
+	p.see("the message", `document.querySelector('dialog [name=data]').value === '{\n  "n": 12345678901234567890\n}' && document.querySelector('dialog [name=group]').value === 'acme'`)
+	p.fill("attributes", `{"country": "es"}`)
+	p.choose("dialog button[type=submit]")
+	p.seeText("#notifications", "Published to mails.")
+	p.see("both messages", "document.querySelectorAll('.message').length === 2")
+	p.seeText(".message:nth-child(2)", "country: es")
+	p.seeText(".message:nth-child(2)", "12345678901234567890")
+}
+
 func TestQueueIsPausedAndResumed(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -435,6 +452,7 @@ func TestMessagesArePaged(t *testing.T) {
 	p.click("Next")
 	p.seeText(".tab-content", "26 to 50")
 	p.seeText(".message", `{"n":25,`)
+	open(t, js[string](p, "location.href")).seeText(".tab-content", "26 to 50")
 	p.click("Next")
 	p.seeText(".tab-content", "51 to 60")
 	p.see("the last page", `document.evaluate('//button[.="Next"]', document).iterateNext().disabled`)

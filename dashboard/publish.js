@@ -6,20 +6,21 @@ import { field } from './dom.js'
 import { refresh } from './live.js'
 
 // publishForm returns a form that publishes to a topic (kind "topics") or directly to
-// a queue (kind "queues").
-export function publishForm(kind, id) {
+// a queue (kind "queues"). The draft has the texts that the fields begin with. The form has
+// a button to cancel if it is in a dialog.
+export function publishForm(kind, id, { draft = { data: '{"hello": "world"}' }, inDialog = true } = {}) {
   const data = inputs.area({ name: 'data' })
-  data.value = '{"hello": "world"}'
+  data.value = draft.data
   const target = kind === 'topics' ? path`/topics/${id}/messages` : path`/queues/${id}/messages`
   return makeForm({
     fields: {
       data: field('Data', data, 'A JSON object.'),
-      attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}' }), 'Optional. A JSON object of strings.'),
-      group: field('Group', inputs.text({ name: 'group' }), 'Optional. Limits and ordering apply within a group.'),
+      attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}', value: draft.attributes }), 'Optional. A JSON object of strings.'),
+      group: field('Group', inputs.text({ name: 'group', value: draft.group }), 'Optional. Limits and ordering apply within a group.'),
       delay_seconds: field('Delay in seconds', inputs.integer({ name: 'delay_seconds' }), 'Optional. The default is the delay of the queue.'),
     },
     action: 'Publish',
-    cancel: kind === 'topics',
+    cancel: inDialog,
     async send(input) {
       const members = [`"data":${jsonText(input.data, 'data')}`]
       if (input.attributes.value.trim()) members.push(`"attributes":${jsonText(input.attributes, 'attributes')}`)

@@ -3,7 +3,7 @@
 
 import { call, get, maybeTruncated, now, page, parseExactly, path } from './api.js'
 import { chart, ratesChart, spanChoice } from './chart.js'
-import { attempt, confirm, inputs, notify, numberIn, suggested } from './dialogs.js'
+import { attempt, confirm, dialog, inputs, notify, numberIn, suggested } from './dialogs.js'
 import { count, deliveries, duration, exact, field, h, setCurrent, setText, syncRows, time, updateChildren } from './dom.js'
 import { newHistory } from './history.js'
 import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
@@ -189,19 +189,21 @@ function poll(f) {
 }
 
 // newPager returns buttons for the previous and the next page, with the offset of the
-// current page. It calls load to load another page, and itemCount for the number of
-// items of the current page: pages may differ in size.
+// current page. The address keeps the offset, so that a link shows the same page. It calls
+// load to load another page, and itemCount for the number of items of the current page:
+// pages may differ in size.
 function newPager(load, itemCount) {
   const before = [] // offsets of the previous pages
   const goTo = (offset) => {
     pager.offset = offset
+    history.replaceState(null, '', `${location.hash.split('?')[0]}${offset ? `?offset=${offset}` : ''}`)
     load()
   }
-  const previous = h('button', { onclick: () => goTo(before.pop() ?? 0) }, 'Previous')
+  const previous = h('button', { onclick: () => goTo(before.pop() ?? Math.max(0, pager.offset - pageSize)) }, 'Previous')
   const next = h('button', { onclick: () => { before.push(pager.offset); goTo(pager.offset + itemCount()) } }, 'Next')
   const range = h('span', { class: 'muted' })
   const pager = {
-    offset: 0,
+    offset: Number(new URLSearchParams(location.hash.split('?')[1]).get('offset')) || 0,
     element: h('div', { class: 'tools' }, previous, next, range),
     // update takes whether there are more pages, and a text that describes the current one.
     update(more, text = '') {
@@ -343,8 +345,16 @@ function messageRow(queueID, id, reload, selection = null) {
   const preview = h('span', { class: 'preview' })
   const pretty = h('pre', { tabindex: 0 })
   const more = h('button', { hidden: true, onclick: () => { showAll = true; showData() } }, 'Show all')
+  const again = h('button', {
+    onclick() {
+      const target = message.source_queue_id ?? queueID
+      dialog(`Publish again to ${target}`, publishForm('queues', target, {
+        draft: { data: prettyText(data), attributes: message.attributes && JSON.stringify(message.attributes), group: message.group },
+      }))
+    },
+  }, 'Publish again, edited…')
   const story = h('p', { class: 'story' })
-  const details = h('details', { ontoggle: () => showData() }, h('summary', {}, h('code', {}, id), preview), pretty, more)
+  const details = h('details', { ontoggle: () => showData() }, h('summary', {}, h('code', {}, id), preview), pretty, h('div', { class: 'buttons' }, more, again))
 
   function showData() {
     if (!details.open) return
@@ -446,7 +456,7 @@ function prettyText(data, space = 2) {
 }
 
 function publishTab(id) {
-  const form = publishForm('queues', id)
+  const form = publishForm('queues', id, { inDialog: false })
   return { element: h('section', { class: 'panel', 'aria-label': 'Publish' }, h('p', { class: 'muted' }, 'Publish a test message directly to this queue, bypassing its topic and filters.'), form.element) }
 }
 

@@ -22,7 +22,8 @@ export const hasNoConsumer = (q, isDead) => !isDead && !q.paused && q.messages?.
 // problem, queues are compared by powers of ten, so that rows do not move all the time.
 export function problemOf(q, isDead) {
   const found = (kind, rank, amount, text) => ({ kind, rank: rank * 100 + Math.floor(Math.log10(Math.max(amount, 1))), text })
-  const { nacked, expired } = { nacked: recentRate(q, 'nacked'), expired: recentRate(q, 'expired') }
+  const nacked = recentRate(q, 'nacked')
+  const expired = recentRate(q, 'expired')
   const age = q.oldest_message_age_seconds
   if (isFailing(q)) return found('bad', 7, nacked, `failing: ${rate(nacked)}/s nacked`)
   if (expired > 0 && !isDead) return found('bad', 6, expired, `losing: ${rate(expired)}/s expired`)

@@ -1100,6 +1100,7 @@ func TestAxeFindsNothingInAnyState(t *testing.T) {
 		p.expect("status of 404")
 		p.seeNoViolations(v.hash)
 	}
+	p.goTo("#/topics")
 	p.click("New topic")
 	p.seeNoViolations("new topic")
 	p.press(escape)

@@ -477,7 +477,7 @@ function settingsTab(id) {
 function groupsTab(id) {
   const rows = new Map()
   const body = h('tbody')
-  const table = h('table', { hidden: true }, h('thead', {}, h('tr', {}, ['Group', 'State', 'Waiting', 'In flight', 'Interval', ''].map((t, i) => h('th', { scope: 'col', class: i > 1 && i < 5 ? 'number' : '' }, t)))), body)
+  const table = h('table', { hidden: true }, h('thead', {}, h('tr', {}, ['Group', 'State', 'Waiting', 'In flight', 'Interval', h('span', { class: 'visually-hidden' }, 'Actions')].map((t, i) => h('th', { scope: 'col', class: i > 1 && i < 5 ? 'number' : '' }, t)))), body)
   const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
   const pager = newPager(() => polling.again(), () => body.children.length)
   const polling = poll(async () => {

@@ -29,7 +29,7 @@ export function serverPage() {
     h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: 'tile' }, h('span', {}, t.label), t.value))),
     delays.element,
     h('h2', {}, 'Servers that this page has seen'),
-    h('table', {}, h('thead', {}, h('tr', {}, ['Id', 'Version', 'Uptime', 'Last response'].map((t) => h('th', { scope: 'col' }, t)))), servers))
+    h('table', { tabindex: 0 }, h('thead', {}, h('tr', {}, ['Id', 'Version', 'Uptime', 'Last response'].map((t) => h('th', { scope: 'col' }, t)))), servers))
   let timer = null
 
   async function load() {
@@ -84,7 +84,7 @@ function durations(label, heads) {
   const span = h('span', { class: 'muted' })
   return {
     element: h('section', { 'aria-label': label }, h('h2', {}, label, ' ', span),
-      h('table', {}, h('thead', {}, h('tr', {}, heads.map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body)),
+      h('table', { tabindex: 0 }, h('thead', {}, h('tr', {}, heads.map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body)),
     // update shows the differences of two scrapes, or the totals without an earlier one.
     update(metrics, before, seconds) {
       setText(span, before ? `in the last ${duration(seconds)}` : 'since the server started')

@@ -318,11 +318,12 @@ func TestAckThatIsRefusedKeepsWhatItHasDone(t *testing.T) {
 // inspected returns the optional members of the one message in a queue, as peek and a
 // lookup by id show them.
 func (s *testServer) inspected(queueID string) (last struct {
-	ID            string
-	LastError     string `json:"last_error"`
-	LastErrorAt   string `json:"last_error_at"`
-	SourceQueueID string `json:"source_queue_id"`
-	DeadAt        string `json:"dead_at"`
+	ID             string
+	LastError      string `json:"last_error"`
+	LastErrorAt    string `json:"last_error_at"`
+	SourceQueueID  string `json:"source_queue_id"`
+	SourceAttempts *int   `json:"source_delivery_attempts"`
+	DeadAt         string `json:"dead_at"`
 }) {
 	s.t.Helper()
 	var page struct{ Data []json.RawMessage }
@@ -388,17 +389,20 @@ func TestLastErrorStaysWithTheMessage(t *testing.T) {
 		nack(`{"error":"last"}`) // the last delivery
 		got := s.inspected("dead")
 		checkDiff(t, "in the dead queue", []string{"last", "t"}, []string{got.LastError, got.SourceQueueID})
+		checkDiff(t, "attempts in the dead queue", new(2), got.SourceAttempts)
 		if got.DeadAt == "" {
 			t.Error("the message does not show when it moved to the dead queue")
 		}
 		s.must(204, "PUT", "/queues/dead/redrive", `{"destination_queue_id":"t"}`)
 		got = s.inspected("t")
 		checkDiff(t, "redriven", []string{"last", "", ""}, []string{got.LastError, got.SourceQueueID, got.DeadAt})
+		checkDiff(t, "redriven: attempts", (*int)(nil), got.SourceAttempts)
 		// The cleanup moves messages whose last lease has ended.
-		s.changeMessages("in_flight = true, last_delivery = true, delivery_attempts = 2, scheduled_at = now()")
+		s.changeMessages("in_flight = true, last_delivery = true, delivery_attempts = 3, scheduled_at = now()")
 		s.mustCleanUp()
 		got = s.inspected("dead")
 		checkDiff(t, "moved by the cleanup", []string{"last", "t"}, []string{got.LastError, got.SourceQueueID})
+		checkDiff(t, "moved by the cleanup: attempts", new(3), got.SourceAttempts)
 	}
 	s := newTestServer(t)
 	s.must(422, "PUT", "/messages/"+newID()+"/nack", `{"error":5}`)

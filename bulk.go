@@ -107,13 +107,14 @@ const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attri
 // destination_id. A moved message keeps only carriedColumnsSQL and its last error, or the
 // new_error. If dies is false, in a redrive, it also keeps max_deliveries. If dies is true,
 // the destination is a dead queue, which must not drop messages, and the message remembers
-// the queue that it came from.
+// the queue that it came from, with its delivery attempts there.
 const moveMessagesSQL = `
     INSERT INTO queued.messages (queue_key, max_deliveries, expired_at, scheduled_at, updated_at,
-                                 last_error, last_error_at, source_queue_id, dead_at, ` + carriedColumnsSQL + `)
+                                 last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
     SELECT d.queue_key, CASE WHEN NOT dies THEN max_deliveries END, d.expired_at, d.scheduled_at, now(),
            coalesce(new_error, last_error), CASE WHEN new_error IS NULL THEN last_error_at ELSE now() END,
-           CASE WHEN dies THEN (SELECT id FROM queued.queues WHERE key = removed.queue_key) END, CASE WHEN dies THEN now() END, ` + carriedColumnsSQL + `
+           CASE WHEN dies THEN (SELECT id FROM queued.queues WHERE key = removed.queue_key) END, CASE WHEN dies THEN delivery_attempts END,
+           CASE WHEN dies THEN now() END, ` + carriedColumnsSQL + `
     FROM removed
     CROSS JOIN LATERAL (
         SELECT key AS queue_key,

@@ -67,15 +67,16 @@ type past struct {
 	lastError     sql.NullString
 	lastErrorAt   sql.NullTime
 	sourceQueueID sql.NullString // in a dead queue: the queue that it came from
+	attempts      sql.NullInt64  // its delivery attempts in that queue
 	deadAt        sql.NullTime   // when it moved to the dead queue
 }
 
 // pastColumnsSQL are the columns of past of a message m.
-const pastColumnsSQL = `m.last_error, m.last_error_at, m.source_queue_id, m.dead_at`
+const pastColumnsSQL = `m.last_error, m.last_error_at, m.source_queue_id, m.source_delivery_attempts, m.dead_at`
 
 // columns returns the destinations of pastColumnsSQL.
 func (p *past) columns() []any {
-	return []any{&p.lastError, &p.lastErrorAt, &p.sourceQueueID, &p.deadAt}
+	return []any{&p.lastError, &p.lastErrorAt, &p.sourceQueueID, &p.attempts, &p.deadAt}
 }
 
 // messageColumnsSQL are the columns of a message m that a statement returns, in the order
@@ -86,7 +87,7 @@ const messageColumnsSQL = `m.id, m.queue_key, m.seq, m.scheduled_at, m.expired_a
 
 // columns returns the destinations of messageColumnsSQL for a scan, with capacity for more.
 func (m *message) columns() []any {
-	return append(make([]any, 0, 20), &m.ID, &m.queueKey, &m.seq, &m.ScheduledAt, &m.ExpiredAt, &m.CreatedAt, &m.UpdatedAt, &m.size, &m.DeliveryAttempts,
+	return append(make([]any, 0, 24), &m.ID, &m.queueKey, &m.seq, &m.ScheduledAt, &m.ExpiredAt, &m.CreatedAt, &m.UpdatedAt, &m.size, &m.DeliveryAttempts,
 		&m.maxDeliveries, (*nullText)(&m.Group), &m.jobID, &m.trace, &m.Attributes, &m.Data)
 }
 
@@ -167,6 +168,10 @@ func (m *message) appendJSON(b []byte, shows shown) []byte {
 		b = appendOptional(b, `,"last_error":`, m.past.lastError.String)
 		b = appendOptionalTime(b, `,"last_error_at":`, m.past.lastErrorAt)
 		b = appendOptional(b, `,"source_queue_id":`, m.past.sourceQueueID.String)
+		if m.past.attempts.Valid {
+			b = append(b, `,"source_delivery_attempts":`...)
+			b = strconv.AppendInt(b, m.past.attempts.Int64, 10)
+		}
 		b = appendOptionalTime(b, `,"dead_at":`, m.past.deadAt)
 	}
 	return append(b, '}')
@@ -182,7 +187,7 @@ func (m *message) jsonSize() int {
 // and an error that need no escapes.
 func (p *past) size() int {
 	if p.lastErrorAt.Valid || p.deadAt.Valid {
-		return len(p.lastError.String) + len(p.sourceQueueID.String) + 140
+		return len(p.lastError.String) + len(p.sourceQueueID.String) + 180
 	}
 	return 0
 }

@@ -123,13 +123,13 @@ func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 const restoreMessagesSQL = `
 WITH restored AS (
     INSERT INTO queued.messages (queue_key, seq, delivery_attempts, expired_at, scheduled_at, updated_at, max_deliveries,
-                                 last_error, last_error_at, source_queue_id, dead_at, ` + carriedColumnsSQL + `)
+                                 last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
     OVERRIDING SYSTEM VALUE
     SELECT queue_key, seq, delivery_attempts, expired_at, scheduled_at, now(), nullif(max_deliveries, 0),
-           last_error, last_error_at, source_queue_id, dead_at, ` + carriedColumnsSQL + `
+           last_error, last_error_at, source_queue_id, nullif(source_delivery_attempts, 0), dead_at, ` + carriedColumnsSQL + `
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-                $11::text[], $12::text[], $13::integer[], $15::json[], $16::text[], $17::timestamptz[], $18::text[], $19::timestamptz[])
-        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, trace, last_error, last_error_at, source_queue_id, dead_at)
+                $11::text[], $12::text[], $13::integer[], $15::json[], $16::text[], $17::timestamptz[], $18::text[], $19::timestamptz[], $20::integer[])
+        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, trace, last_error, last_error_at, source_queue_id, dead_at, source_delivery_attempts)
     RETURNING queue_key, group_id, scheduled_at, seq
 ), forgotten AS (
     DELETE FROM queued.consumed_messages c
@@ -164,6 +164,7 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 	var expiries, dues, created, consumed timeArray
 	var groups, jobs, lastErrors, sources quotedArray
 	var lastErrorTimes, deaths timeArray
+	var attemptsBefore intArray
 	var traces jsonArray
 	for i, m := range messages {
 		traces.set(i, m.trace.json())
@@ -174,10 +175,11 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 		consumed = append(consumed, m.UpdatedAt.Time)
 		lastErrors, lastErrorTimes = append(lastErrors, m.past.lastError.String), append(lastErrorTimes, m.past.lastErrorAt.Time)
 		sources, deaths = append(sources, m.past.sourceQueueID.String), append(deaths, m.past.deadAt.Time)
+		attemptsBefore = append(attemptsBefore, m.past.attempts.Int64)
 		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
 	}
 	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces,
-		lastErrors, lastErrorTimes, sources, deaths)
+		lastErrors, lastErrorTimes, sources, deaths, attemptsBefore)
 }
 
 // scanDue reads a queue and the time at which a message or group of it is due.

@@ -119,6 +119,7 @@ CREATE TABLE queued.messages (
     last_error        text,
     last_error_at     timestamptz,
     source_queue_id   text COLLATE "C", -- not a key, so that it shows also after the queue was deleted
+    source_delivery_attempts integer,
     dead_at           timestamptz,
     -- The id alone is unique, except during a move. It comes first, because an ack has only the id.
     PRIMARY KEY (id, queue_key)
@@ -177,6 +178,7 @@ COMMENT ON COLUMN queued.messages.data              IS 'The payload as sent';
 COMMENT ON COLUMN queued.messages.last_error        IS 'Error of the last nack that had one; null: none';
 COMMENT ON COLUMN queued.messages.last_error_at     IS 'Time of that nack';
 COMMENT ON COLUMN queued.messages.source_queue_id   IS 'In a dead queue: queues.id of the queue that it came from; null: it was published here, or redriven';
+COMMENT ON COLUMN queued.messages.source_delivery_attempts IS 'Number of its deliveries in that queue, before it moved';
 COMMENT ON COLUMN queued.messages.dead_at           IS 'Time at which it moved to the dead queue';
 
 -- The view defines the state of a message. Expired messages and messages of deleted queues

@@ -425,7 +425,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"nack":           {nackMessagesSQL, slices.Repeat([]string{"'{}'"}, 5), "messages_pkey"},
 		"extend":         {extendMessagesSQL, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
-		"restore":        {restoreMessagesSQL, slices.Repeat([]string{"'{}'"}, 19), "consumed_messages_pkey"},
+		"restore":        {restoreMessagesSQL, slices.Repeat([]string{"'{}'"}, 20), "consumed_messages_pkey"},
 		"next due":       {selectNextDueSQL, []string{"'{t}'", "'{now}'", "'{now}'"}, "messages_due"},
 		"purge":          {purgeBatchSQL, []string{"1", "100", "false", "now()", "0", "10"}, "messages_due"},
 		"redrive":        {redriveBatchSQL, []string{"1", "now()", "100", "false", "now()", "0", "10", "'t'"}, "messages_due"},

@@ -39,6 +39,7 @@ func FuzzRequests(f *testing.F) {
 		{"POST", "/queues/t/messages/batch", "fields=traceparent,request_id", "X-Request-Id: a\"\\\r\nTraceparent: 01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-\"", `{"messages":[{"data":{}},{"group":"a","data":{}}]}`},
 		{"POST", "/enqueue/t/a/", "", "X-Request-Id: a\r\nTraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", `{"job_id":"j","interval":1,"payload":1}`},
 		{"GET", "/queues/t/groups", "offset=0&limit=2", "", ""},
+		{"GET", "/queues/t/consumers", "", "", ""},
 		{"GET", "/queues/t/groups/a%2F", "", "", ""},
 		{"PUT", "/queues/t/groups/a%2F", "", "", `{"delivery_interval_ms":5}`},
 		{"DELETE", "/queues/t/groups/a", "", "", ""},

@@ -81,6 +81,7 @@ func (s *server) deleteQueue(r *request) (any, error) {
 	}
 	s.engine.announce(r.queueID, time.Time{}) // ends the wait of its receivers
 	s.metrics.forget(r.queueID)
+	s.consumers.forget(r.queueID)
 	return nil, nil
 }
 
@@ -292,10 +293,11 @@ func (s *server) receiveAndAck(r *request) (any, error) {
 // trip of most networks.
 const resetTime = 200 * time.Millisecond
 
-// deliver returns the messages for the response. It returns none if the connection has
-// failed, or if the lease may have ended because the process was paused. Messages whose
-// response does not begin are released.
+// deliver ends every receive, and returns the messages for the response. It returns none if
+// the connection has failed, or if the lease may have ended because the process was paused.
+// Messages whose response does not begin are released.
 func (s *server) deliver(r *request, queueID string, v delivery) []message {
+	s.consumers.received(queueID, r.consumer(), len(v.messages), time.Now())
 	if len(v.messages) == 0 {
 		return nil
 	}

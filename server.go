@@ -22,6 +22,7 @@ type server struct {
 	started time.Time
 
 	jobCounts  *jobCounts
+	consumers  *consumers
 	requestIDs *requestIDs
 
 	compact chan struct{} // capacity 1; requests a vacuum
@@ -59,6 +60,7 @@ func newServer(c serverConfig) *server {
 		id:           newID(),
 		started:      time.Now(),
 		jobCounts:    newJobCounts(),
+		consumers:    newConsumers(),
 		requestIDs:   newRequestIDs(),
 		compact:      make(chan struct{}, 1),
 		mux:          http.NewServeMux(),
@@ -73,6 +75,7 @@ func newServer(c serverConfig) *server {
 	v.handle(native, admin, "PUT /queues/{queue_id}", v.updateQueue)
 	v.handle(native, admin, "DELETE /queues/{queue_id}", v.deleteQueue)
 	v.handle(native, canPostOrGet, "GET /queues/{queue_id}/stats", v.queueStats)
+	v.handle(native, canPostOrGet, "GET /queues/{queue_id}/consumers", v.listConsumers)
 	v.handle(native, admin, "PUT /queues/{queue_id}/purge", v.purge)
 	v.handle(native, admin, "PUT /queues/{queue_id}/redrive", v.redrive)
 	v.handle(native, admin, "PUT /queues/{queue_id}/pause", v.pause)

@@ -158,6 +158,9 @@ func (r *request) visible() *names {
 	}
 }
 
+// mayScrape reports whether a request may read metrics.
+func (r *request) mayScrape() bool { return r.token == nil || r.token.admin || r.token.metrics }
+
 // mayGet reports whether a request may receive from the queue.
 func (r *request) mayGet(queueID string) bool {
 	return r.token == nil || r.token.admin || r.token.get.match(queueID)

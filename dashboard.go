@@ -80,6 +80,21 @@ type overviewServer struct {
 	Uptime  float64 `json:"uptime_seconds"`
 	// CountedAgo is the age of the message counts, null before the first count.
 	CountedAgo *float64 `json:"counted_seconds_ago"`
+	// Database is null if the token has no permission for metrics.
+	Database *overviewDatabase `json:"database"`
+}
+
+// overviewDatabase describes the database of the server.
+type overviewDatabase struct {
+	databasePlace
+	Version string  `json:"version"` // of PostgreSQL
+	Latency float64 `json:"latency_seconds"`
+}
+
+// databasePlace says where the database of the server is, without secrets.
+type databasePlace struct {
+	Location string `json:"location"` // see describe; for the private PostgreSQL its directory
+	Private  bool   `json:"private"`
 }
 
 type overviewToken struct {
@@ -177,6 +192,14 @@ func (s *server) overview(r *request) (any, error) {
 		if visible.match(queueID.(string)) {
 			v.Totals.add(totals.(*messageTotals))
 		}
+	}
+	if r.mayScrape() {
+		asked := time.Now()
+		version, err := s.store.databaseVersion(r.Context())
+		if err != nil {
+			return nil, err
+		}
+		v.Server.Database = &overviewDatabase{s.place, version, time.Since(asked).Seconds()}
 	}
 	v.Server.Uptime = time.Since(s.started).Seconds()
 	if !at.IsZero() {

@@ -87,12 +87,34 @@ func TestDashboardLoadsNothingFromElsewhere(t *testing.T) {
 	}
 }
 
+func TestOverviewDescribesTheDatabaseToWhomMetricsAreShown(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	check := func(c *client) {
+		t.Helper()
+		v := overviewOf(c, "").Server.Database
+		want := fmt.Sprint(s.count("SELECT current_setting('server_version_num')::integer / 10000"))
+		if v == nil || !strings.HasPrefix(v.Version, want) || v.Location != "queued at 127.0.0.1:5432" || v.Private || v.Latency <= 0 {
+			t.Errorf("database = %+v", v)
+		}
+	}
+	check(&s.client)
+	s.useTokens(map[string]string{"worker": `"get":["*"]`, "scraper": `"metrics":true`, "operator": `"admin":true`})
+	check(s.with(secret("scraper")))
+	check(s.with(secret("operator")))
+	if v := overviewOf(s.with(secret("worker")), "").Server.Database; v != nil {
+		t.Errorf("a worker sees the database %+v", v)
+	}
+}
+
 // overviewSeen has the fields of an overview that the tests check.
 type overviewSeen struct {
 	Server struct {
 		ID      string
 		Uptime  float64  `json:"uptime_seconds"`
 		Counted *float64 `json:"counted_seconds_ago"`
+
+		Database *overviewDatabase
 	}
 	Token *overviewToken
 	Data  []struct {

@@ -222,6 +222,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 		hosts:           hostPolicy{onLoopback: true},
 		tokens:          new(atomic.Pointer[tokens]),
 		admission:       newAdmission(log, c.maxConnections, c.maxBuffered),
+		place:           databasePlace{Location: "queued at 127.0.0.1:5432"},
 		transferTimeout: c.transferTimeout,
 	})
 	s.ready.Store(true)

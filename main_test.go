@@ -392,6 +392,10 @@ func TestPasswordOverTCPAndUnixSocket(t *testing.T) {
 		if strings.Contains(r.output.String(), "s3cret") || !strings.Contains(r.output.String(), `database="queued `) {
 			t.Errorf("the log shows the password, or not the database:\n%s", r.output)
 		}
+		overview := r.client().must(200, "GET", "/overview", "")
+		if strings.Contains(overview, "s3cret") || !strings.Contains(overview, `"location":"queued `) || !strings.Contains(overview, `"private":false`) {
+			t.Errorf("overview = %s", overview)
+		}
 	}
 	var out bytes.Buffer
 	err := run(context.Background(), []string{"-listen", "127.0.0.1:0", "-database-url", "postgres://app:wr0ng@" + tcp + "/queued"}, func(string) string { return "" }, nil, &out, &out)
@@ -603,7 +607,8 @@ func newDataDir(t testing.TB) string {
 func TestFirstStartWarnsOfNothingWhileItIsScraped(t *testing.T) {
 	t.Parallel()
 	listen := freeAddress(t)
-	cmd := exec.Command(os.Args[0], "-listen", listen, "-data-dir", newDataDir(t))
+	dir := newDataDir(t)
+	cmd := exec.Command(os.Args[0], "-listen", listen, "-data-dir", dir)
 	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
 	r := startCommand(t, cmd)
 	t.Cleanup(func() {
@@ -620,6 +625,9 @@ func TestFirstStartWarnsOfNothingWhileItIsScraped(t *testing.T) {
 		t.Errorf("the server warns:\n%s", r.output)
 	}
 	c.wantMetrics("queued_database_up 1\n")
+	if v := overviewOf(c, "").Server.Database; v == nil || !v.Private || v.Location != dir {
+		t.Errorf("database = %+v, want the private one in %s", v, dir)
+	}
 }
 
 func TestVariablesOfLibpqCompleteTheDatabaseURL(t *testing.T) {

@@ -188,6 +188,7 @@ func (p *process) startEngine() (err error) {
 		hosts:           hostPolicy{onLoopback: p.onLoopback(), allowed: p.allowedHosts},
 		tokens:          &p.files.tokens,
 		admission:       admission,
+		place:           p.place(),
 		transferTimeout: p.transferTimeout,
 	})
 	return nil
@@ -292,12 +293,16 @@ func (p *process) prepare(ctx context.Context) error {
 	if off, err := p.store.undurable(ctx); err == nil && len(off) > 0 {
 		p.log.Warn("PostgreSQL can lose committed messages in a crash", "disabled", strings.Join(off, ","))
 	}
-	where := describe(p.database.dsn)
-	if p.postgres != nil {
-		where = p.postgres.dir
-	}
-	p.log.Info("ready", "url", p.files.scheme()+"://"+p.public.Addr().String(), "auth", p.files.auth(), "database", where)
+	p.log.Info("ready", "url", p.files.scheme()+"://"+p.public.Addr().String(), "auth", p.files.auth(), "database", p.place().Location)
 	return nil
+}
+
+// place returns where the database is.
+func (p *process) place() databasePlace {
+	if p.postgres != nil {
+		return databasePlace{p.postgres.dir, true}
+	}
+	return databasePlace{describe(p.database.dsn), false}
 }
 
 // cleanUp runs the cleanup until ctx is done.

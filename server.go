@@ -45,6 +45,7 @@ type serverConfig struct {
 	hosts           hostPolicy
 	tokens          *atomic.Pointer[tokens] // to nil if authentication is off
 	admission       *admission
+	place           databasePlace
 	transferTimeout time.Duration // for a client to send a body or to read a response
 }
 

@@ -119,6 +119,12 @@ func (s *store) undurable(ctx context.Context) ([]string, error) {
 	}, selectUndurableSQL)
 }
 
+// databaseVersion returns the version of PostgreSQL.
+func (s *store) databaseVersion(ctx context.Context) (version string, err error) {
+	err = s.on("database_version").QueryRowContext(ctx, "SELECT current_setting('server_version')").Scan(&version)
+	return version, asUnavailable(err)
+}
+
 // asUnavailable wraps an error in errUnavailable, unless the request may be its cause.
 func asUnavailable(err error) error {
 	if err == nil || errors.Is(err, errUnavailable) || errors.Is(err, sql.ErrNoRows) ||

@@ -343,7 +343,8 @@ func (s *server) sharQInterval(r *request, p sharQPath) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.store.setInterval(r.Context(), p.queueID, p.group, &ms, nil); err != nil {
+	_, err = s.store.setInterval(r.Context(), p.queueID, p.group, &ms, nil)
+	if err := s.logged(r, err, "group changed", "queue", p.queueID, "group", p.group); err != nil {
 		return nil, err
 	}
 	s.engine.announce(p.queueID, time.Time{})
@@ -379,7 +380,7 @@ func (s *server) sharQDelete(r *request, p sharQPath) (any, error) {
 		}
 	}
 	s.engine.announce(p.queueID, time.Time{})
-	return result, nil
+	return result, s.logged(r, nil, "group purged", "queue", p.queueID, "group", p.group, "count", removed)
 }
 
 // truthy reports whether a JSON value is true in Python; a missing one is false.

@@ -10,13 +10,34 @@ import (
 	"time"
 )
 
+// logged logs a change by an administrator with the name of the token, unless err is an
+// error. It returns err.
+func (s *server) logged(r *request, err error, event string, attributes ...any) error {
+	if err == nil {
+		if r.token != nil {
+			attributes = append(attributes, "token", r.token.name)
+		}
+		s.log.Info(event, r.w.logged(attributes...)...)
+	}
+	return err
+}
+
+// nameOf returns the destination of a redrive for the log.
+func nameOf(destination *string) string {
+	if destination == nil {
+		return "source"
+	}
+	return *destination
+}
+
 func (s *server) createTopic(r *request) (any, error) {
 	f := parseBody(r.body)
 	id := f.id("id", true)
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	return created(s.store.createTopic(r.Context(), *id))
+	t, err := s.store.createTopic(r.Context(), *id)
+	return created(t, s.logged(r, err, "topic created", "topic", *id))
 }
 
 func (s *server) listTopics(r *request) (any, error) {
@@ -33,7 +54,7 @@ func (s *server) getTopic(r *request) (any, error) {
 }
 
 func (s *server) deleteTopic(r *request) (any, error) {
-	return nil, s.store.deleteTopic(r.Context(), r.topicID)
+	return nil, s.logged(r, s.store.deleteTopic(r.Context(), r.topicID), "topic deleted", "topic", r.topicID)
 }
 
 func (s *server) createQueue(r *request) (any, error) {
@@ -43,7 +64,8 @@ func (s *server) createQueue(r *request) (any, error) {
 	if err := f.err(); err != nil {
 		return nil, err
 	}
-	return created(s.store.createQueue(r.Context(), *id, settings))
+	q, err := s.store.createQueue(r.Context(), *id, settings)
+	return created(q, s.logged(r, err, "queue created", "queue", *id))
 }
 
 func (s *server) listQueues(r *request) (any, error) {
@@ -67,7 +89,7 @@ func (s *server) updateQueue(r *request) (any, error) {
 		return nil, err
 	}
 	q, err := s.store.updateQueue(r.Context(), r.queueID, settings)
-	if err != nil {
+	if err := s.logged(r, err, "queue changed", "queue", r.queueID); err != nil {
 		return nil, err
 	}
 	// Exhausted messages and rate-limited groups may be due under the new settings.
@@ -76,7 +98,7 @@ func (s *server) updateQueue(r *request) (any, error) {
 }
 
 func (s *server) deleteQueue(r *request) (any, error) {
-	if err := s.store.deleteQueue(r.Context(), r.queueID); err != nil {
+	if err := s.logged(r, s.store.deleteQueue(r.Context(), r.queueID), "queue deleted", "queue", r.queueID); err != nil {
 		return nil, err
 	}
 	s.engine.announce(r.queueID, time.Time{}) // ends the wait of its receivers
@@ -99,11 +121,11 @@ func (s *server) queueStats(r *request) (any, error) {
 
 // pause stops the delivery of messages of a queue at all servers. Receivers wait on.
 func (s *server) pause(r *request) (any, error) {
-	return nil, s.store.setPaused(r.Context(), r.queueID, true)
+	return nil, s.logged(r, s.store.setPaused(r.Context(), r.queueID, true), "queue paused", "queue", r.queueID)
 }
 
 func (s *server) resume(r *request) (any, error) {
-	if err := s.store.setPaused(r.Context(), r.queueID, false); err != nil {
+	if err := s.logged(r, s.store.setPaused(r.Context(), r.queueID, false), "queue resumed", "queue", r.queueID); err != nil {
 		return nil, err
 	}
 	s.engine.announce(r.queueID, time.Time{})
@@ -111,10 +133,12 @@ func (s *server) resume(r *request) (any, error) {
 }
 
 func (s *server) purge(r *request) (any, error) {
+	purged := 0
 	err := s.store.purge(r.Context(), r.queueID, func(n int) {
+		purged += n
 		s.metrics.add(messagesPurged, r.queueID, n)
 	})
-	if err != nil {
+	if err := s.logged(r, err, "queue purged", "queue", r.queueID, "count", purged); err != nil {
 		return nil, err
 	}
 	s.engine.announce(r.queueID, time.Time{}) // in an ordered group, later messages may have waited for deleted ones
@@ -142,7 +166,7 @@ func (s *server) redrive(r *request) (any, error) {
 			s.engine.announce(queueID, time.Time{})
 		}
 	})
-	return s.redriven(r, v, err, destination == nil)
+	return s.redriven(r, v, s.logged(r, err, "queue redriven", "queue", r.queueID, "destination", nameOf(destination), "count", v.moved), destination == nil)
 }
 
 // redriveNamed moves some messages, like redrive.
@@ -163,7 +187,7 @@ func (s *server) redriveNamed(r *request) (any, error) {
 	for _, queueID := range slices.Concat(slices.Compact(slices.Sorted(slices.Values(from))), to) { // in the old queues, other messages may have waited for them
 		s.engine.announce(queueID, time.Time{})
 	}
-	return s.redriven(r, v, err, true)
+	return s.redriven(r, v, s.logged(r, err, "messages redriven", "destination", nameOf(destination), "count", v.moved), true)
 }
 
 // redriven returns the response to a redrive. Its body is that of fastqueue, so the numbers
@@ -200,7 +224,7 @@ func (s *server) deleteNamed(r *request) (any, error) {
 		s.engine.announce(queueID, time.Time{}) // in an ordered group, later messages may have waited for deleted ones
 	}
 	r.w.Header().Set("X-Messages-Deleted", strconv.Itoa(total))
-	return nil, nil
+	return nil, s.logged(r, nil, "messages deleted", "count", total)
 }
 
 func (s *server) publish(r *request) (any, error) {
@@ -244,6 +268,9 @@ func (s *server) receive(r *request) (any, error) {
 	q := parseQuery(r.URL.RawQuery)
 	limit := min(q.integer("limit", 10, bounds{0, math.MaxInt}), s.limits.maxLimit)
 	wait := q.waitSeconds(&s.limits)
+	if !q.has("wait_seconds") {
+		wait = r.preferredWait(&s.limits)
+	}
 	shows := q.shown()
 	if err := q.err(); err != nil {
 		return nil, err
@@ -266,6 +293,9 @@ func (s *server) receive(r *request) (any, error) {
 func (s *server) receiveAndAck(r *request) (any, error) {
 	f := parseOptional(r.body)
 	v := f.receiveAck(&s.limits)
+	if !f.has("wait_seconds") {
+		v.wait = r.preferredWait(&s.limits)
+	}
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -467,7 +497,7 @@ func (s *server) putGroup(r *request) (any, error) {
 		return nil, err
 	}
 	g, err := s.store.setInterval(r.Context(), r.queueID, r.groupID, interval, new(interval != nil))
-	if err != nil {
+	if err := s.logged(r, err, "group changed", "queue", r.queueID, "group", r.groupID); err != nil {
 		return nil, err
 	}
 	s.engine.announce(r.queueID, time.Time{})
@@ -481,7 +511,7 @@ func (s *server) deleteGroup(r *request) (any, error) {
 	err := s.store.deleteGroup(r.Context(), r.queueID, r.groupID, func(n int) {
 		s.metrics.add(messagesPurged, r.queueID, n)
 	})
-	if err != nil {
+	if err := s.logged(r, err, "group deleted", "queue", r.queueID, "group", r.groupID); err != nil {
 		return nil, err
 	}
 	s.engine.announce(r.queueID, time.Time{})

@@ -101,3 +101,39 @@ func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 		}
 	}
 }
+
+func TestChangesByAdministratorsAreLogged(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	b := newSyncBuffer()
+	s.server.log = newLog(b, slog.LevelInfo, "text")
+	const settings = `"ack_deadline_seconds":60,"message_retention_seconds":3600`
+	s.useTokens(map[string]string{"ann": `"admin":true`})
+	ann := s.with(secret("ann"))
+	seen := 0
+	for _, v := range []struct{ method, path, body, want string }{
+		{"POST", "/topics", `{"id":"t"}`, `msg="topic created" topic=t`},
+		{"POST", "/queues", `{"id":"q","topic_id":"t",` + settings + `}`, `msg="queue created" queue=q`},
+		{"PUT", "/queues/q", `{` + settings + `,"delivery_interval_ms":1}`, `msg="queue changed" queue=q`},
+		{"PUT", "/queues/q/pause", "", `msg="queue paused" queue=q`},
+		{"PUT", "/queues/q/resume", "", `msg="queue resumed" queue=q`},
+		{"POST", "/queues/q/messages", `{"data":{},"group":"g"}`, ""},
+		{"GET", "/queues/q", "", ""},
+		{"PUT", "/queues/q/groups/g", `{"delivery_interval_ms":0}`, `msg="group changed" queue=q group=g`},
+		{"PUT", "/queues/q/redrive", `{"destination_queue_id":"q"}`, `msg="queue redriven" queue=q destination=q count=1`},
+		{"PUT", "/messages/redrive", `{"ids":["` + newID() + `"]}`, `msg="messages redriven" destination=source count=0`},
+		{"DELETE", "/messages", `{"ids":["` + newID() + `"]}`, `msg="messages deleted" count=0`},
+		{"DELETE", "/queues/q/groups/g", "", `msg="group deleted" queue=q group=g`},
+		{"PUT", "/queues/q/purge", "", `msg="queue purged" queue=q count=0`},
+		{"DELETE", "/queues/q", "", `msg="queue deleted" queue=q`},
+		{"DELETE", "/queues/q", "", ""}, // a 404 changes nothing
+		{"DELETE", "/topics/t", "", `msg="topic deleted" topic=t`},
+	} {
+		ann.do(v.method, v.path, v.body)
+		line := b.String()[seen:]
+		seen += len(line)
+		if v.want == "" && line != "" || !strings.Contains(line, v.want) || v.want != "" && (!strings.Contains(line, " token=ann ") || strings.Count(line, "\n") != 1) {
+			t.Errorf("%s %s logs %q, want %s", v.method, v.path, line, v.want)
+		}
+	}
+}

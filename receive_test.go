@@ -937,3 +937,43 @@ func TestClientsThatEndTheirSideOfTLSAreServed(t *testing.T) {
 	s.engine.wake("t", time.Time{})
 	checkDiff(t, "received by another", []int{1}, numbers(s.receive("t", "?wait_seconds=30")))
 }
+
+// A receive without wait_seconds waits as long as the header Prefer asks for.
+func TestReceiveWaitsAsPreferred(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	for _, v := range []struct{ method, path, body, prefer, applied string }{
+		{"GET", "/queues/q/messages", "", "wait=20", "wait=20"},
+		{"GET", "/queues/q/messages", "", "respond-async, WAIT = \"9999\"; x=y, wait=0", "wait=9999"},
+		{"POST", "/queues/q/messages/receive", "{}", "wait=20", "wait=20"},
+		{"GET", "/queues/q/messages?wait_seconds=0", "", "wait=20", ""},
+		{"POST", "/queues/q/messages/receive", `{"wait_seconds":0}`, "wait=20", ""},
+		{"GET", "/queues/q/messages", "", "wait", ""},
+		{"GET", "/queues/q/messages", "", "wait=-1", ""},
+		{"GET", "/queues/q/messages", "", "wait=soon, waiting=20", ""},
+		{"GET", "/queues/q/messages", "", "wait=0", "wait=0"},
+	} {
+		waits := v.applied != "" && v.applied != "wait=0"
+		result := make(chan *http.Response, 1)
+		go func() {
+			r, err := http.NewRequest(v.method, s.url+v.path, strings.NewReader(v.body))
+			if err == nil {
+				r.Header.Set("Prefer", v.prefer)
+				if response, err := http.DefaultClient.Do(r); err == nil {
+					response.Body.Close()
+					result <- response
+					return
+				}
+			}
+			result <- &http.Response{}
+		}()
+		if waits {
+			s.waiting("q", 1)
+			s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
+		}
+		response := <-result
+		checkDiff(t, v.method+" "+v.path+" "+v.prefer, "200 "+v.applied, fmt.Sprint(response.StatusCode, " ", response.Header.Get("Preference-Applied")))
+		s.must(204, "PUT", "/queues/q/purge", "")
+	}
+}

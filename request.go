@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -140,4 +142,26 @@ func (r *request) readPath() error {
 		}
 	}
 	return nil
+}
+
+// preferredWait returns the wait of a long poll in the header Prefer (RFC 7240), such as
+// "wait=20", at most that of the flag. It returns 0 if there is none. Preferences that are
+// unknown or invalid are ignored, as the RFC demands.
+func (r *request) preferredWait(l *limits) time.Duration {
+	for _, value := range r.Header.Values("Prefer") {
+		for preference := range strings.SplitSeq(value, ",") {
+			preference, _, _ = strings.Cut(preference, ";")
+			name, text, _ := strings.Cut(preference, "=")
+			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
+				continue
+			}
+			seconds, ok := parseDigits(strings.Trim(strings.TrimSpace(text), `"`))
+			if !ok || seconds < 0 {
+				return 0 // of several, the first counts
+			}
+			r.w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(seconds))
+			return time.Duration(min(float64(seconds), l.maxWait) * float64(time.Second))
+		}
+	}
+	return 0
 }

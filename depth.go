@@ -31,11 +31,13 @@ type depthCollector struct {
 	stop context.CancelFunc
 
 	mu        sync.Mutex
-	counted   []queueDepth  // the result of the last count
-	countedAt time.Time     // when it began; zero if there was none
-	counting  chan struct{} // closed when the running count ends; nil if none is running
-	notBefore time.Time     // earliest start of the next count
-	missing   []string      // queues with counters that the last count did not find
+	counted   []queueDepth     // the result of the last count
+	countedAt time.Time        // when it began; zero if there was none
+	counting  chan struct{}    // closed when the running count ends; nil if none is running
+	notBefore time.Time        // earliest start of the next count
+	totals    map[string]int64 // number of messages in each queue, by the last count
+	nets      map[string]int64 // metrics.nets when it ended
+	missing   []string         // queues with counters that the last count did not find
 }
 
 // queueDepth is the number of messages in a queue, by state.
@@ -96,10 +98,7 @@ func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
 // returns the last complete count with the time at which it began.
 func (c *depthCollector) latest() ([]queueDepth, time.Time) {
 	c.mu.Lock()
-	if c.counting == nil && time.Now().After(c.notBefore) && c.ctx.Err() == nil {
-		c.counting = make(chan struct{})
-		go c.count(c.counting)
-	}
+	c.startLocked()
 	counting := c.counting
 	c.mu.Unlock()
 	if counting != nil {
@@ -113,14 +112,27 @@ func (c *depthCollector) latest() ([]queueDepth, time.Time) {
 	return c.counted, c.countedAt
 }
 
+// startLocked starts a count if one is due. The caller holds the mutex.
+func (c *depthCollector) startLocked() {
+	if c.counting == nil && time.Now().After(c.notBefore) && c.ctx.Err() == nil {
+		c.counting = make(chan struct{})
+		go c.count(c.counting)
+	}
+}
+
 func (c *depthCollector) count(ended chan struct{}) {
 	began := time.Now()
 	counted, err := c.query()
+	nets := c.metrics.nets() // after the count, because an estimate that is too high refuses publishes without need
 	took := time.Since(began)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
-		c.counted, c.countedAt = counted, began
+		c.counted, c.countedAt, c.nets = counted, began, nets
+		c.totals = make(map[string]int64, len(counted))
+		for _, q := range counted {
+			c.totals[q.queueID] = q.ready + q.delayed + q.inFlight + q.exhausted
+		}
 		c.forgetMissing()
 	} else if c.ctx.Err() == nil {
 		c.log.Warn("message count failed", "error", err)

@@ -157,11 +157,20 @@ func (f *form) attributes(name string) []byte {
 	return quoteScalars(raw)
 }
 
-// checkTimes returns the error of the address of a publication, or errNeverDue if a message
-// is scheduled for a time after its expiry.
-func (s *pinnedConn) checkTimes(p *publication) error {
-	if p.address.err != nil || !p.address.scheduled {
+// checkAddress returns why a publication is impossible: the error of its address, errQueueFull
+// if one of its queues is full, or errNeverDue if a message is scheduled for a time after its
+// expiry.
+func (e *engine) checkAddress(s *pinnedConn, p *publication) error {
+	switch {
+	case p.address.err != nil:
 		return p.address.err
+	case p.address.to != nil && p.address.to.bounded:
+		if err := e.checkCapacity(p); err != nil {
+			return err
+		}
+	}
+	if !p.address.scheduled {
+		return nil
 	}
 	now, err := read(s, "now", func(row scanner) (now time.Time, err error) {
 		err = row.Scan(&now)

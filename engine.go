@@ -42,6 +42,7 @@ type engine struct {
 	searches     *batcher[*dueSearch]
 	claimers     chan *pinnedConn // idle connections for claims that cannot share a statement
 
+	depth     *depthCollector // set before the first publish
 	directory directory
 	expiries  expiries
 	held      heldIDs

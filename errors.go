@@ -38,6 +38,7 @@ var failures = []struct {
 	{http.StatusConflict, as(func(mistakes conflict) any { return mistakes }), nil},
 	{http.StatusConflict, as(func(err errLeaseEnded) any { return err.Error() }), nil},
 	{http.StatusUnprocessableEntity, as(func(err errNeverDue) any { return err.Error() }), nil},
+	{http.StatusTooManyRequests, as(func(err errQueueFull) any { return err.Error() }), nil},
 	{http.StatusUnprocessableEntity, is(errTooManyCopies, errTooManyCopies.Error()), nil},
 	{http.StatusUnprocessableEntity, is(errTopicExists, "This topic already exists"), nil},
 	{http.StatusUnprocessableEntity, is(errQueueExists, "This queue already exists"), nil},
@@ -106,7 +107,7 @@ func (s *server) fail(r *request, err error) {
 	status, detail := s.explain(r, err)
 	header := r.w.Header()
 	header.Del("Content-Encoding")
-	if status == http.StatusServiceUnavailable {
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		header.Set("Retry-After", "1")
 	}
 	if err := s.send(r, withStatus{status, r.api.problem(status, detail)}); err != nil { // too large

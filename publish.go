@@ -285,7 +285,7 @@ func (e *engine) readdress(s *pinnedConn, p *publication) error {
 		if err := p.match(context.Background(), to); err != nil { // quick, because there are no filters
 			return err
 		}
-		return s.checkTimes(p)
+		return e.checkAddress(s, p)
 	}
 	to, found := v.topics[p.topicID]
 	if !found {
@@ -296,7 +296,7 @@ func (e *engine) readdress(s *pinnedConn, p *publication) error {
 	if p.address.to != to {
 		p.address = address{}
 	}
-	return s.checkTimes(p)
+	return e.checkAddress(s, p)
 }
 
 // appendOutgoing appends the messages of a publication, each with its queues.
@@ -349,6 +349,7 @@ type subscription struct {
 	filters   filters
 	retention time.Duration
 	delay     time.Duration
+	max       int64 // queues.max_messages; 0 for no limit
 
 	scheduledAt time.Time // of a message, in place of the delay; zero if it has none
 }
@@ -365,13 +366,14 @@ func (v *subscription) dueAt(createdAt time.Time) time.Time {
 }
 
 func (v subscription) equal(w subscription) bool {
-	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && (v.filters == nil) == (w.filters == nil) && bytes.Equal(v.filters, w.filters)
+	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && v.max == w.max && (v.filters == nil) == (w.filters == nil) && bytes.Equal(v.filters, w.filters)
 }
 
 // subscribers are the queues of a topic, in order of their ids, or the one queue of a
 // publish to a queue. They are immutable: a change of settings replaces them.
 type subscribers struct {
 	queues  []subscription
+	bounded bool // a queue has a maximum number of messages
 	compile sync.Once
 	matcher *matcher
 }
@@ -389,7 +391,7 @@ func (v *subscribers) match(attributes []byte, met, to []int32) []int32 {
 }
 
 const selectSubscriptionsSQL = `
-SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
+SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0), coalesce(q.max_messages, 0)
 FROM queued.settings s
 CROSS JOIN queued.topics t
 LEFT JOIN queued.queues q ON q.topic_id = t.id
@@ -406,9 +408,9 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 	versions, err := read(s, "subscriptions", func(row scanner) (version int64, err error) {
 		var topicID string
 		var queueID sql.NullString
-		var queueKey, retention, delay sql.NullInt64
+		var queueKey, retention, delay, most sql.NullInt64
 		var raw []byte
-		if err := row.Scan(&version, &topicID, &queueID, &queueKey, &raw, &retention, &delay); err != nil {
+		if err := row.Scan(&version, &topicID, &queueID, &queueKey, &raw, &retention, &delay, &most); err != nil {
 			return 0, err
 		}
 		if found[topicID] == nil {
@@ -421,7 +423,9 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 				filters:   parseFilters(raw),
 				retention: time.Duration(retention.Int64) * time.Second,
 				delay:     time.Duration(delay.Int64) * time.Second,
+				max:       most.Int64,
 			})
+			found[topicID].bounded = found[topicID].bounded || most.Int64 > 0
 		}
 		return version, nil
 	}, selectSubscriptionsSQL, textArray(topicIDs))
@@ -434,7 +438,7 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 }
 
 const selectNamedSQL = `
-SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0)
+SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0), coalesce(q.max_messages, 0)
 FROM queued.settings s
 CROSS JOIN queued.queues q
 WHERE q.id = ANY($1::text[])`
@@ -449,9 +453,9 @@ func (s *pinnedConn) readNamed(queueIDs []string) error {
 	versions, err := read(s, "named_queues", func(row scanner) (version int64, err error) {
 		var v subscription
 		var retention, delay int64
-		err = row.Scan(&version, &v.queueID, &v.queueKey, &retention, &delay)
+		err = row.Scan(&version, &v.queueID, &v.queueKey, &retention, &delay, &v.max)
 		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
-		found[v.queueID] = &subscribers{queues: []subscription{v}}
+		found[v.queueID] = &subscribers{queues: []subscription{v}, bounded: v.max > 0}
 		return version, err
 	}, selectNamedSQL, textArray(queueIDs))
 	if err != nil || len(versions) == 0 {

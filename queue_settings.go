@@ -31,13 +31,14 @@ type ownSettings struct {
 	Ordered                  bool `json:"ordered,omitempty"`
 	ConsumedRetentionSeconds *int `json:"consumed_retention_seconds,omitempty"`
 	DeduplicationWindow      *int `json:"deduplication_window_seconds,omitempty"`
+	MaxMessages              *int `json:"max_messages,omitempty"`
 	Paused                   bool `json:"paused,omitempty"`
 
 	leftOut leftOut // of a request
 }
 
 // leftOut marks the settings that a request does not have.
-type leftOut struct{ deliveryInterval, ordered, consumedRetention, deduplicationWindow, paused bool }
+type leftOut struct{ deliveryInterval, ordered, consumedRetention, deduplicationWindow, maxMessages, paused bool }
 
 // over returns the settings. The ones that the request leaves out are taken from others.
 func (v ownSettings) over(others ownSettings) ownSettings {
@@ -52,6 +53,9 @@ func (v ownSettings) over(others ownSettings) ownSettings {
 	}
 	if v.leftOut.deduplicationWindow {
 		v.DeduplicationWindow = others.DeduplicationWindow
+	}
+	if v.leftOut.maxMessages {
+		v.MaxMessages = others.MaxMessages
 	}
 	if v.leftOut.paused {
 		v.Paused = others.Paused
@@ -144,7 +148,8 @@ func (f *form) ownSettings(l *limits) ownSettings {
 		Ordered:                  f.boolean("ordered"),
 		ConsumedRetentionSeconds: f.integer("consumed_retention_seconds", bounds{1, l.messageRetention.max}, false),
 		DeduplicationWindow:      f.integer("deduplication_window_seconds", bounds{1, int(maxDeduplicationWindow / time.Second)}, false),
+		MaxMessages:              f.integer("max_messages", bounds{1, math.MaxInt32}, false),
 		Paused:                   f.boolean("paused"),
-		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds"), !f.has("deduplication_window_seconds"), !f.has("paused")},
+		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds"), !f.has("deduplication_window_seconds"), !f.has("max_messages"), !f.has("paused")},
 	}
 }

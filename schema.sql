@@ -62,6 +62,7 @@ CREATE TABLE queued.queues (
     delivery_limit               integer NOT NULL GENERATED ALWAYS AS (
                                      CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
                                  ) STORED, -- so that the rule is in one place; statements compare with least(delivery_limit, messages.max_deliveries)
+    max_messages                 integer CHECK (max_messages > 0),
     paused                       boolean NOT NULL DEFAULT false,
     groups_changed_in            bigint, -- not a boolean, because a later change requires another check
     created_at                   timestamptz NOT NULL DEFAULT now(),
@@ -85,6 +86,7 @@ COMMENT ON COLUMN queued.queues.ordered                           IS 'A message 
 COMMENT ON COLUMN queued.queues.consumed_retention_seconds        IS 'Time for which consumed messages are kept; null: none';
 COMMENT ON COLUMN queued.queues.deduplication_window_seconds      IS 'Time for which a message with the same deduplication id is a duplicate; null: as in settings';
 COMMENT ON COLUMN queued.queues.delivery_limit                    IS 'Deliveries after which a message is exhausted; 2147483647: never';
+COMMENT ON COLUMN queued.queues.max_messages                      IS 'Number of messages from which publishes are refused, by the last count; null: none';
 COMMENT ON COLUMN queued.queues.paused                            IS 'Whether messages are not delivered for now';
 COMMENT ON COLUMN queued.queues.groups_changed_in                 IS 'Version of the settings with a change for which all groups must be checked; null: none';
 

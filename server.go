@@ -56,6 +56,7 @@ const (
 )
 
 func newServer(c serverConfig) *server {
+	c.engine.depth = c.depth
 	v := &server{
 		serverConfig: c,
 		id:           newID(),

@@ -1,0 +1,70 @@
+package main
+
+import "fmt"
+
+// errQueueFull is the error of a publish to a queue with too many messages.
+type errQueueFull struct {
+	queueID string
+	max     int64
+}
+
+func (e errQueueFull) Error() string {
+	return fmt.Sprintf("queue %q is full: it has %d messages or more (max_messages); try again later", e.queueID, e.max)
+}
+
+// checkCapacity returns errQueueFull if a queue of a publication has its maximum number of
+// messages, by the last count of all queues and what this server has changed since. A count
+// in the database for each publish would be slow, and a counter would be a row that every
+// publish has to lock.
+func (e *engine) checkCapacity(p *publication) error {
+	checked := make(map[int32]bool, len(p.address.to.queues))
+	for _, places := range p.address.queues {
+		for _, place := range places {
+			queue := &p.address.to.queues[place]
+			if queue.max == 0 || checked[place] {
+				continue
+			}
+			checked[place] = true
+			if n, counted := e.depth.estimate(queue.queueID); counted && n >= queue.max {
+				return errQueueFull{queue.queueID, queue.max}
+			}
+		}
+	}
+	return nil
+}
+
+// estimate returns the number of messages in a queue: those of the last count, and the ones
+// that this server has published to it minus those that it has removed since. It starts a
+// count if one is due, and does not wait for it. It returns false before the first count.
+func (c *depthCollector) estimate(queueID string) (n int64, counted bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.startLocked()
+	if c.countedAt.IsZero() {
+		return 0, false
+	}
+	return max(c.totals[queueID]+c.metrics.netOf(queueID)-c.nets[queueID], 0), true
+}
+
+// netOf returns the number of messages that this server has published to a queue, minus
+// those that it has removed.
+func (m *metrics) netOf(queueID string) int64 {
+	totals := m.totalsOf(queueID)
+	if totals == nil {
+		return 0
+	}
+	n := totals[messagesPublished].Load()
+	for _, removed := range []messageCounter{messagesAcked, messagesExpired, messagesDeadLettered, messagesRedriven, messagesPurged, messagesDropped} {
+		n -= totals[removed].Load()
+	}
+	return n
+}
+
+// nets returns netOf for all queues.
+func (m *metrics) nets() map[string]int64 {
+	all := make(map[string]int64)
+	for queueID := range m.messages.Range {
+		all[queueID.(string)] = m.netOf(queueID.(string))
+	}
+	return all
+}

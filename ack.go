@@ -197,6 +197,7 @@ type ackItem struct {
 	id          string
 	leasedUntil time.Time     // lease token: the scheduled_at that the message must still have; zero for none
 	after       time.Duration // for a nack, until the message is due; for an extend, until the lease ends
+	backsOff    bool          // for a nack: the message is due after the retry backoff of its queue
 	uncounted   bool          // for a nack: the delivery does not count as an attempt
 	lastError   string        // for a nack; empty if it has none
 }
@@ -212,14 +213,21 @@ func ackItemArgs(sorted []ackItem) (ids idArray, leases timeArray, seconds intAr
 	for _, v := range sorted {
 		ids = append(ids, v.id)
 		leases = append(leases, v.leasedUntil)
-		seconds = append(seconds, int64(v.after/time.Second))
+		if v.backsOff {
+			seconds = append(seconds, -1)
+		} else {
+			seconds = append(seconds, int64(v.after/time.Second))
+		}
 	}
 	return ids, leases, seconds
 }
 
 // inLeaseSQL is true if the ack, nack or extension a has no lease token, or one that matches
 // the lease of the message m. See plans.go for the comparison.
-const inLeaseSQL = `(a.leased_until IS NULL OR m.in_flight AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until)`
+const inLeaseSQL = `(a.leased_until IS NULL OR m.in_flight AND ` + leaseEndSQL + ` IS NOT DISTINCT FROM a.leased_until)`
+
+// leaseEndSQL is the end of the lease of a message m in flight, which is its lease token.
+const leaseEndSQL = `coalesce(m.lease_end, m.scheduled_at)`
 
 // wakeAckedSQL are steps of statements that ack messages. They make claims check the groups
 // of ordered queues, in which the next message may have waited for the ack. They do so also
@@ -282,19 +290,23 @@ const nackableSQL = `(m.in_flight OR m.scheduled_at > now())`
 // attemptsAfterNackSQL is the number of delivery attempts of a message m after a nack a.
 const attemptsAfterNackSQL = `m.delivery_attempts - (a.uncounted AND m.in_flight)::integer`
 
+// nackStepSQL is the retry backoff of a message m, in seconds.
+const nackStepSQL = `coalesce(q.retry_backoff_seconds[least(m.delivery_attempts, cardinality(q.retry_backoff_seconds))], 0)`
+
 // A message that had its last delivery moves to the dead queue. Any other message is due
-// after the time of its item.
+// after the time of its item or, if that is negative, after the retry backoff of its queue. A
+// delivery that does not count has none.
 const nackMessagesSQL = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
-           now() + make_interval(secs => a.seconds) AS due_at,
+           now() + make_interval(secs => CASE WHEN a.seconds >= 0 THEN a.seconds WHEN m.in_flight AND NOT a.uncounted THEN ` + nackStepSQL + ` ELSE 0 END) AS due_at,
            a.uncounted, a.last_error,
            ` + attemptsAfterNackSQL + ` >= least(q.delivery_limit, m.max_deliveries) AS exhausted,
            q.dead_queue_id AS destination_id
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[], $5::text[]) AS a (id, leased_until, seconds, uncounted, last_error)
     JOIN queued.messages m ON ` + thatOneSQL + `
     CROSS JOIN LATERAL (
-        SELECT dead_queue_id, delivery_limit
+        SELECT dead_queue_id, delivery_limit, retry_backoff_seconds
         FROM queued.queues
         WHERE key = m.queue_key
         OFFSET 0
@@ -314,7 +326,7 @@ WITH named AS MATERIALIZED (
 ), nacked AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNackSQL + `,
-        scheduled_at = a.due_at, updated_at = now(), last_error = coalesce(a.last_error, m.last_error),
+        scheduled_at = a.due_at, lease_end = NULL, updated_at = now(), last_error = coalesce(a.last_error, m.last_error),
         last_error_at = CASE WHEN a.last_error IS NULL THEN m.last_error_at ELSE now() END
     FROM named a
     WHERE NOT a.exhausted
@@ -374,7 +386,8 @@ WITH asked AS MATERIALIZED (
     FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS u (id, leased_until, seconds)
 ), extended AS (
     UPDATE queued.messages m
-    SET scheduled_at = a.until, updated_at = now()
+    SET scheduled_at = a.until + coalesce(m.scheduled_at - m.lease_end, interval '0'), updated_at = now(),
+        lease_end = CASE WHEN m.lease_end IS NOT NULL THEN a.until END
     FROM asked a
     WHERE ` + thatOneSQL + `
         AND m.in_flight
@@ -386,7 +399,7 @@ WITH asked AS MATERIALIZED (
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeExtendedSQL + `
 )
-SELECT ` + messageColumnsSQL + `, q.id
+SELECT ` + messageColumnsSQL + `, q.id, ` + leaseEndSQL + `
 FROM extended m
 JOIN queued.queues q ON q.key = m.queue_key`
 
@@ -395,7 +408,7 @@ JOIN queued.queues q ON q.key = m.queue_key`
 func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
 	ids, leases, seconds := ackItemArgs(sortedItems(items))
 	return read(s, "extend", func(row scanner) (m message, err error) {
-		err = row.Scan(append(m.columns(), &m.QueueID)...)
+		err = row.Scan(append(m.columns(), &m.QueueID, &m.ScheduledAt)...)
 		return m, err
 	}, extendMessagesSQL, ids, leases, seconds)
 }
@@ -467,6 +480,7 @@ const maxError = 2048
 // nack returns an item with the fields of a nack besides the message.
 func (f *form) nack() (v ackItem) {
 	v.after = f.seconds("delay_seconds", bounds{0, int(maxLease / time.Second)}, false)
+	v.backsOff = f.value("delay_seconds", false) == nil
 	v.uncounted = f.value("count_attempt", false) != nil && !f.boolean("count_attempt")
 	if raw := f.value("error", false); raw != nil {
 		if raw[0] != '"' {

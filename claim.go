@@ -13,12 +13,16 @@ type leaseTerms struct {
 	deliveryLimit int // queues.delivery_limit
 	keepsConsumed bool
 	paused        bool
+	retryBackoff  steps // nil if the queue never had one; see claimBackoffSQL
 
 	deliveryInterval time.Duration
 	ordered          bool
 	hasGroups        bool // the queue has groups that may be ready
 	readAt           time.Time
 }
+
+// alone reports whether the queue needs a claim of its own.
+func (t *leaseTerms) alone() bool { return t.hasGroups || t.retryBackoff != nil }
 
 // groupsUnnoticed is the maximum time until claims notice the first message with a group
 // in a queue whose claims always find other messages.
@@ -33,7 +37,7 @@ SELECT s.version, q.id, q.key, q.ack_deadline_seconds, q.delivery_limit,
            WHERE r.queue_key = q.key
                AND r.ready_at >= coalesce(a.groups_since, '-infinity')
        ),
-       q.consumed_retention_seconds IS NOT NULL, q.paused
+       q.consumed_retention_seconds IS NOT NULL, q.paused, q.retry_backoff_seconds
 FROM unnest($1::text[], $2::timestamptz[]) AS a (id, groups_since)
 JOIN queued.queues q ON q.id = a.id
 CROSS JOIN queued.settings s`
@@ -49,7 +53,7 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 		var queueID string
 		var terms leaseTerms
 		var seconds, ms int64
-		err = row.Scan(&version, &queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed, &terms.paused)
+		err = row.Scan(&version, &queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed, &terms.paused, &terms.retryBackoff)
 		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
 		terms.readAt = time.Now()
 		all[queueID] = terms
@@ -116,6 +120,30 @@ WHERE m.ctid = f.tid
     AND (f.total <= $4 OR f.total = f.bytes)
 RETURNING ` + messageColumnsSQL + `, f.scheduled_at`
 
+// claimBackoffSQL is claimMessagesSQL for queues that have a retry backoff, or have had one.
+// The messages are due only some time after the ends of their leases, if these are not the
+// last deliveries. This is decided here, because no statement runs when a lease ends. The
+// end of the lease, which is the lease token, is in lease_end then.
+const claimBackoffSQL = dueMessagesSQL + `
+UPDATE queued.messages m
+SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
+    scheduled_at = now() + make_interval(secs => $7::integer + step), updated_at = now(),
+    lease_end = CASE WHEN step > 0 THEN now() + make_interval(secs => $7::integer) END
+FROM (
+    SELECT f.tid, f.total, f.bytes, f.scheduled_at,
+           CASE WHEN n.delivery_attempts + 1 >= $2 THEN 0 ELSE coalesce(($8::integer[])[least(n.delivery_attempts + 1, cardinality($8::integer[]))], 0) END AS step
+    FROM fitting f
+    CROSS JOIN LATERAL (
+        SELECT delivery_attempts
+        FROM queued.messages
+        WHERE ctid = f.tid
+        OFFSET 0
+    ) n
+) f
+WHERE m.ctid = f.tid
+    AND (f.total <= $4 OR f.total = f.bytes)
+RETURNING ` + messageColumnsSQL + `, f.scheduled_at`
+
 // The returned rows do not count the delivery yet.
 const consumeMessagesSQL = dueMessagesSQL + `
 DELETE FROM queued.messages m
@@ -130,7 +158,7 @@ type claimResult struct {
 	ackDeadline time.Duration
 	ungrouped   claimPart
 	grouped     claimPart
-	hasGroups   bool // the queue has groups that may be ready
+	alone       bool // the queue has groups that may be ready, or a retry backoff, so it needs a claim of its own
 }
 
 // claimPart is the result of a claim for the messages without a group, or for those with a
@@ -177,7 +205,7 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 // claimOnce is claim with cached terms. It claims nothing if they have changed, or if the
 // queue is paused.
 func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
-	v := claimResult{ackDeadline: terms.ackDeadline, hasGroups: terms.hasGroups}
+	v := claimResult{ackDeadline: terms.ackDeadline, alone: terms.alone()}
 	if terms.paused {
 		return v, nil
 	}
@@ -242,11 +270,24 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 
 // leaseUngrouped runs claimMessagesSQL. args has all arguments except the last.
 func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []any) ([]message, error) {
-	return read(s, "claim", func(row scanner) (message, error) {
+	name, statement, args := "claim", claimMessagesSQL, append(args, int(terms.ackDeadline/time.Second))
+	if terms.retryBackoff != nil {
+		name, statement, args = "claim_backoff", claimBackoffSQL, append(args, terms.retryBackoff)
+	}
+	return read(s, name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID}
 		err := row.Scan(append(m.columns(), &m.dueAt)...)
+		m.endLease(terms)
 		return m, err
-	}, claimMessagesSQL, append(args, int(terms.ackDeadline/time.Second))...)
+	}, statement, args...)
+}
+
+// endLease sets the scheduled_at of a message that was claimed to the end of its lease, which
+// the row does not have in a queue with a retry backoff.
+func (m *message) endLease(terms leaseTerms) {
+	if terms.retryBackoff != nil {
+		m.ScheduledAt = timestamp{m.UpdatedAt.Add(terms.ackDeadline)}
+	}
 }
 
 // since returns a time as an argument. The zero time becomes -infinity.

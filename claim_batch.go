@@ -14,11 +14,11 @@ type claimRequest struct {
 	limit   int // messages
 	budget  int // bytes
 
-	done      bool // the fields below are set
-	result    claimResult
-	sentAt    time.Time // of the statement
-	err       error
-	hasGroups bool // the queue may have ready groups, so it needs a claim of its own
+	done   bool // the fields below are set
+	result claimResult
+	sentAt time.Time // of the statement
+	err    error
+	alone  bool // the queue may have ready groups, or has a retry backoff, so it needs a claim of its own
 }
 
 // claimBudget is the maximum bytes of the messages that one statement claims for several
@@ -39,8 +39,8 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 			switch {
 			case !found:
 				r.done, r.err = true, errQueueNotFound
-			case terms.hasGroups:
-				r.done, r.hasGroups = true, true
+			case terms.alone():
+				r.done, r.alone = true, true
 			case terms.paused:
 				paused = append(paused, r)
 			default:
@@ -59,7 +59,7 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 		if s.settings.version == version {
 			for _, r := range pending {
 				terms, found := s.settings.terms[r.queueID]
-				r.done, r.hasGroups = true, terms.hasGroups
+				r.done, r.alone = true, terms.alone()
 				if !found {
 					r.err = errQueueNotFound
 				}

@@ -23,7 +23,7 @@ const consumeGroupsSQL = `
 SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, ` + claimGroupsTailSQL
 
 const claimGroupsTailSQL = `c.was_due_at, c.nth, c.was_limited_until, c.now_limited_until, c.claimed_at, c.checked_from
-FROM queued.claim_groups($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) c
+FROM queued.claim_groups($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) c
 CROSS JOIN LATERAL (SELECT (c.message).*) m`
 
 // claimGrouped is claim for messages with a group, from the groups that are ready since
@@ -77,13 +77,16 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from tim
 			columns = append(columns, m.past.columns()...)
 		}
 		err := row.Scan(append(columns, &m.dueAt, &m.nth, &m.groupDelivery.before, &m.groupDelivery.after, &claimedAt, &c.last)...)
+		if !consumes {
+			m.endLease(terms)
+		}
 		if c.now = claimedAt.Time; consumes { // the row is as it was before
 			m.UpdatedAt = claimedAt
 			m.DeliveryAttempts++
 		}
 		return m, err
 	}, statement, terms.queueKey, s.settings.version, since(from), visits, blocking, int(terms.deliveryInterval/time.Millisecond), terms.ordered,
-		terms.deliveryLimit, limit, budget, lease)
+		terms.deliveryLimit, limit, budget, lease, terms.retryBackoff)
 	if err != nil {
 		return claimPart{}, err
 	}

@@ -64,7 +64,7 @@ WITH page AS MATERIALIZED (
     SELECT queue_key, consumed_at, seq, bytes, sum(bytes) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
     FROM page
 )
-SELECT ` + messageColumnsSQL + `, NULL, NULL, NULL, NULL, NULL, $1, '` + stateConsumed + `'
+SELECT ` + messageColumnsSQL + `, NULL, NULL, NULL, NULL, NULL, NULL, $1, '` + stateConsumed + `'
 FROM fitting f
 CROSS JOIN LATERAL (
     SELECT *, consumed_at AS updated_at, NULL::integer AS max_deliveries

@@ -431,7 +431,7 @@ BEGIN
     FOR attempt IN 1..2 LOOP
         DELETE FROM queued.messages m
         WHERE m.id = ack.id
-            AND (ack.scheduled_at IS NULL OR m.in_flight AND m.scheduled_at = ack.scheduled_at)
+            AND (ack.scheduled_at IS NULL OR m.in_flight AND coalesce(m.lease_end, m.scheduled_at) = ack.scheduled_at)
         RETURNING m.queue_key, m.group_id
         INTO acked;
         EXIT WHEN FOUND;
@@ -510,14 +510,18 @@ BEGIN
     WHERE q.key = nacked.queue_key;
     IF NOT FOUND
         OR NOT nacked.in_flight AND nacked.scheduled_at <= moment -- it keeps its place
-        OR scheduled_at IS NOT NULL AND (NOT nacked.in_flight OR nacked.scheduled_at <> scheduled_at)
+        OR scheduled_at IS NOT NULL AND (NOT nacked.in_flight OR coalesce(nacked.lease_end, nacked.scheduled_at) <> scheduled_at)
     THEN
         RETURN false;
     END IF;
 
     IF nacked.delivery_attempts < least(source.delivery_limit, nacked.max_deliveries) THEN
         UPDATE queued.messages m
-        SET in_flight = false, last_delivery = false, scheduled_at = moment + make_interval(secs => wait), updated_at = moment,
+        SET in_flight = false, last_delivery = false, lease_end = NULL, updated_at = moment,
+            scheduled_at = moment + make_interval(secs => CASE
+                WHEN delay IS NULL AND nacked.in_flight THEN coalesce(source.retry_backoff_seconds[least(nacked.delivery_attempts, cardinality(source.retry_backoff_seconds))], 0)
+                ELSE wait
+            END),
             last_error = coalesce(reason, m.last_error), last_error_at = CASE WHEN reason IS NULL THEN m.last_error_at ELSE moment END
         WHERE m.id = nack.id
             AND m.queue_key = source.key;
@@ -587,11 +591,11 @@ BEGIN
             FOR taken IN
                 SELECT (c.message).*
                 FROM queued.claim_groups(source.key, (SELECT s.version FROM queued.settings s), '-infinity', left_messages, false, coalesce(source.delivery_interval_ms, 0),
-                    source.ordered, source.delivery_limit, left_messages, left_bytes, lease) c
+                    source.ordered, source.delivery_limit, left_messages, left_bytes, lease, source.retry_backoff_seconds) c
                 ORDER BY c.nth
             LOOP
                 RETURN NEXT (taken.id, source.id, taken.data, taken.attributes, taken.group_id, taken.delivery_attempts,
-                    taken.scheduled_at, taken.expired_at, taken.created_at, taken.updated_at)::queued.delivery;
+                    coalesce(taken.lease_end, taken.scheduled_at), taken.expired_at, taken.created_at, taken.updated_at)::queued.delivery;
                 left_messages := left_messages - 1;
                 left_bytes := left_bytes - taken.bytes;
             END LOOP;
@@ -615,7 +619,11 @@ BEGIN
                 ), leased AS (
                     UPDATE queued.messages m
                     SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= source.delivery_limit,
-                        scheduled_at = moment + make_interval(secs => lease), updated_at = moment
+                        scheduled_at = moment + make_interval(secs => lease + CASE -- like claimBackoffSQL
+                            WHEN m.delivery_attempts + 1 >= source.delivery_limit THEN 0
+                            ELSE coalesce(source.retry_backoff_seconds[least(m.delivery_attempts + 1, cardinality(source.retry_backoff_seconds))], 0)
+                        END),
+                        lease_end = CASE WHEN source.retry_backoff_seconds IS NOT NULL THEN moment + make_interval(secs => lease) END, updated_at = moment
                     FROM fitting f
                     WHERE m.ctid = f.tid
                         AND (f.total <= left_bytes OR f.total = f.bytes)
@@ -626,7 +634,7 @@ BEGIN
                 ORDER BY total
             LOOP
                 RETURN NEXT (taken.id, source.id, taken.data, taken.attributes, taken.group_id, taken.delivery_attempts,
-                    taken.scheduled_at, taken.expired_at, taken.created_at, taken.updated_at)::queued.delivery;
+                    coalesce(taken.lease_end, taken.scheduled_at), taken.expired_at, taken.created_at, taken.updated_at)::queued.delivery;
                 left_messages := left_messages - 1;
                 left_bytes := left_bytes - taken.bytes;
             END LOOP;

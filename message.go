@@ -69,14 +69,15 @@ type past struct {
 	sourceQueueID sql.NullString // in a dead queue: the queue that it came from
 	attempts      sql.NullInt64  // its delivery attempts in that queue
 	deadAt        sql.NullTime   // when it moved to the dead queue
+	leaseEnd      sql.NullTime   // in flight, if it is due only later
 }
 
 // pastColumnsSQL are the columns of past of a message m.
-const pastColumnsSQL = `m.last_error, m.last_error_at, m.source_queue_id, m.source_delivery_attempts, m.dead_at`
+const pastColumnsSQL = `m.last_error, m.last_error_at, m.source_queue_id, m.source_delivery_attempts, m.dead_at, m.lease_end`
 
 // columns returns the destinations of pastColumnsSQL.
 func (p *past) columns() []any {
-	return []any{&p.lastError, &p.lastErrorAt, &p.sourceQueueID, &p.attempts, &p.deadAt}
+	return []any{&p.lastError, &p.lastErrorAt, &p.sourceQueueID, &p.attempts, &p.deadAt, &p.leaseEnd}
 }
 
 // messageColumnsSQL are the columns of a message m that a statement returns, in the order

@@ -88,7 +88,7 @@ func (l leases) take(items []ackItem) (failed []int) {
 }
 
 const lockLeasesSQL = `
-SELECT id, scheduled_at
+SELECT id, coalesce(lease_end, scheduled_at)
 FROM queued.messages
 WHERE id = ANY($1::uuid[])
     AND in_flight

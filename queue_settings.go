@@ -1,6 +1,7 @@
 package main
 
 import (
+	"database/sql/driver"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"queued/internal/rawjson"
+
+	"github.com/lib/pq"
 )
 
 // queueSettings are the settings of a queue that clients choose. schema.sql describes
@@ -27,18 +30,19 @@ type queueSettings struct {
 // if they are set, and an update without them does not change them. So fastqueue's clients
 // neither see nor change them.
 type ownSettings struct {
-	DeliveryIntervalMS       *int `json:"delivery_interval_ms,omitempty"`
-	Ordered                  bool `json:"ordered,omitempty"`
-	ConsumedRetentionSeconds *int `json:"consumed_retention_seconds,omitempty"`
-	DeduplicationWindow      *int `json:"deduplication_window_seconds,omitempty"`
-	MaxMessages              *int `json:"max_messages,omitempty"`
-	Paused                   bool `json:"paused,omitempty"`
+	DeliveryIntervalMS       *int  `json:"delivery_interval_ms,omitempty"`
+	Ordered                  bool  `json:"ordered,omitempty"`
+	ConsumedRetentionSeconds *int  `json:"consumed_retention_seconds,omitempty"`
+	DeduplicationWindow      *int  `json:"deduplication_window_seconds,omitempty"`
+	MaxMessages              *int  `json:"max_messages,omitempty"`
+	RetryBackoff             steps `json:"retry_backoff_seconds,omitempty"`
+	Paused                   bool  `json:"paused,omitempty"`
 
 	leftOut leftOut // of a request
 }
 
 // leftOut marks the settings that a request does not have.
-type leftOut struct{ deliveryInterval, ordered, consumedRetention, deduplicationWindow, maxMessages, paused bool }
+type leftOut struct{ deliveryInterval, ordered, consumedRetention, deduplicationWindow, maxMessages, retryBackoff, paused bool }
 
 // over returns the settings. The ones that the request leaves out are taken from others.
 func (v ownSettings) over(others ownSettings) ownSettings {
@@ -56,6 +60,9 @@ func (v ownSettings) over(others ownSettings) ownSettings {
 	}
 	if v.leftOut.maxMessages {
 		v.MaxMessages = others.MaxMessages
+	}
+	if v.leftOut.retryBackoff {
+		v.RetryBackoff = others.RetryBackoff
 	}
 	if v.leftOut.paused {
 		v.Paused = others.Paused
@@ -149,7 +156,44 @@ func (f *form) ownSettings(l *limits) ownSettings {
 		ConsumedRetentionSeconds: f.integer("consumed_retention_seconds", bounds{1, l.messageRetention.max}, false),
 		DeduplicationWindow:      f.integer("deduplication_window_seconds", bounds{1, int(maxDeduplicationWindow / time.Second)}, false),
 		MaxMessages:              f.integer("max_messages", bounds{1, math.MaxInt32}, false),
+		RetryBackoff:             f.steps("retry_backoff_seconds"),
 		Paused:                   f.boolean("paused"),
-		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds"), !f.has("deduplication_window_seconds"), !f.has("max_messages"), !f.has("paused")},
+		leftOut:                  leftOut{!f.has("delivery_interval_ms"), !f.has("ordered"), !f.has("consumed_retention_seconds"), !f.has("deduplication_window_seconds"), !f.has("max_messages"), !f.has("retry_backoff_seconds"), !f.has("paused")},
 	}
+}
+
+// steps are delays in seconds: after the first failed delivery, the second, and so on. The
+// last one repeats.
+type steps []int64
+
+// maxSteps is the maximum number of steps of a retry backoff.
+const maxSteps = 100
+
+// steps decodes a list of delays. It returns nil if the list is null, missing or empty.
+func (f *form) steps(name string) (all steps) {
+	f.optionalList(name, maxSteps, func(i int, raw []byte) {
+		const most = int(maxLease / time.Second)
+		switch n, ok := asInteger(raw); {
+		case !ok:
+			f.addMistake("value is not a valid integer", "type_error.integer", name, i)
+		case n < 0:
+			f.addMistakeCtx(limitCtx{0}, "ensure this value is greater than or equal to 0", "value_error.number.not_ge", name, i)
+		case n > most:
+			f.addMistakeCtx(limitCtx{most}, fmt.Sprintf("ensure this value is less than or equal to %d", most), "value_error.number.not_le", name, i)
+		default:
+			all = append(all, int64(n))
+		}
+	})
+	return all
+}
+
+// Scan reads an integer[]; null is nil.
+func (v *steps) Scan(src any) error { return (*pq.Int64Array)(v).Scan(src) }
+
+// Value returns an integer[], or null for nil.
+func (v steps) Value() (driver.Value, error) {
+	if v == nil {
+		return nil, nil
+	}
+	return intArray(v).Value()
 }

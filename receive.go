@@ -477,18 +477,18 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 }
 
 // claimMessages claims for a dispatcher, in a batch with claims of other queues if the
-// queue leases messages and has no groups.
+// queue leases messages, and has neither groups nor a retry backoff.
 func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
-	if !at.consumes && !e.hasGroups(at.queueID) {
+	if !at.consumes && !e.claimsAlone(at.queueID) {
 		r := &claimRequest{queueID: at.queueID, from: from, limit: limit, budget: budget}
 		err := e.claims.doBlocking(r, limit, budget)
-		if r.done && !r.hasGroups {
+		if r.done && !r.alone {
 			return r.result, r.sentAt, r.err
 		}
 		if err != nil {
 			return claimResult{}, r.sentAt, err
 		}
-		// The batch found that the queue has groups.
+		// The batch found that the queue needs a claim of its own.
 	}
 	s := <-e.claimers
 	defer func() { e.claimers <- s }()
@@ -496,15 +496,15 @@ func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bo
 	v, err = s.claim(at, from, groupsFirst, limit, budget)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.watermarksOf(at.queueID).hasGroups = v.hasGroups
+	e.watermarksOf(at.queueID).alone = v.alone
 	return v, sentAt, err
 }
 
-// hasGroups reports whether the last claim of a queue found groups.
-func (e *engine) hasGroups(queueID string) bool {
+// claimsAlone reports whether the last claim of a queue had to be one of its own.
+func (e *engine) claimsAlone(queueID string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.watermarksOf(queueID).hasGroups
+	return e.watermarksOf(queueID).alone
 }
 
 // sizeOf returns the bytes of data and attributes of messages.

@@ -135,7 +135,7 @@ WITH named AS MATERIALIZED (
     USING named a
     WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND NOT (m.in_flight AND m.scheduled_at > now())
+        AND NOT (m.in_flight AND ` + leaseEndSQL + ` > now())
         AND (SELECT true FROM queued.queues h WHERE h.id = a.destination_id) IS TRUE
     RETURNING m.*, false AS dies, a.destination_id, NULL::text AS new_error
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `

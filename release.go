@@ -11,13 +11,13 @@ const releaseMessagesSQL = `
 WITH released AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = m.delivery_attempts - 1,
-        scheduled_at = a.due_at, updated_at = now()
+        scheduled_at = a.due_at, lease_end = NULL, updated_at = now()
     FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[])
         AS a (id, queue_key, leased_until, delivery_attempts, due_at)
     WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND m.in_flight
-        AND m.scheduled_at IS NOT DISTINCT FROM a.leased_until
+        AND ` + leaseEndSQL + ` IS NOT DISTINCT FROM a.leased_until
         AND m.delivery_attempts = a.delivery_attempts
     RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq
 ), woken AS (

@@ -63,6 +63,7 @@ CREATE TABLE queued.queues (
                                      CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
                                  ) STORED, -- so that the rule is in one place; statements compare with least(delivery_limit, messages.max_deliveries)
     max_messages                 integer CHECK (max_messages > 0),
+    retry_backoff_seconds        integer[], -- once set, never null again: claims of such a queue set lease_end of messages
     paused                       boolean NOT NULL DEFAULT false,
     groups_changed_in            bigint, -- not a boolean, because a later change requires another check
     created_at                   timestamptz NOT NULL DEFAULT now(),
@@ -86,6 +87,7 @@ COMMENT ON COLUMN queued.queues.ordered                           IS 'A message 
 COMMENT ON COLUMN queued.queues.consumed_retention_seconds        IS 'Time for which consumed messages are kept; null: none';
 COMMENT ON COLUMN queued.queues.deduplication_window_seconds      IS 'Time for which a message with the same deduplication id is a duplicate; null: as in settings';
 COMMENT ON COLUMN queued.queues.delivery_limit                    IS 'Deliveries after which a message is exhausted; 2147483647: never';
+COMMENT ON COLUMN queued.queues.retry_backoff_seconds             IS 'Delays of a message after its first failed delivery, its second, and so on; the last one repeats; null or empty: none';
 COMMENT ON COLUMN queued.queues.max_messages                      IS 'Number of messages from which publishes are refused, by the last count; null: none';
 COMMENT ON COLUMN queued.queues.paused                            IS 'Whether messages are not delivered for now';
 COMMENT ON COLUMN queued.queues.groups_changed_in                 IS 'Version of the settings with a change for which all groups must be checked; null: none';
@@ -123,6 +125,7 @@ CREATE TABLE queued.messages (
     source_queue_id   text COLLATE "C", -- not a key, so that it shows also after the queue was deleted
     source_delivery_attempts integer,
     dead_at           timestamptz,
+    lease_end         timestamptz, -- so that no statement has to run when a lease ends
     -- The id alone is unique, except during a move. It comes first, because an ack has only the id.
     PRIMARY KEY (id, queue_key)
 ) WITH (
@@ -163,7 +166,7 @@ COMMENT ON TABLE  queued.messages                   IS 'Messages in queues, one 
 COMMENT ON COLUMN queued.messages.id                IS 'UUID version 7; a move to another queue keeps it';
 COMMENT ON COLUMN queued.messages.queue_key         IS 'queues.key or deleted_queues.key of its queue';
 COMMENT ON COLUMN queued.messages.seq               IS 'Order among messages due at the same time, and of the messages of a group';
-COMMENT ON COLUMN queued.messages.scheduled_at      IS 'Due time; in flight, the end of the lease';
+COMMENT ON COLUMN queued.messages.scheduled_at      IS 'Due time; in flight, the end of the lease or, with a retry backoff, the due time after it';
 COMMENT ON COLUMN queued.messages.expired_at        IS 'Time from which it is not delivered any more';
 COMMENT ON COLUMN queued.messages.created_at        IS 'Time of the publish; a move to another queue keeps it';
 COMMENT ON COLUMN queued.messages.updated_at        IS 'Time of the publish, or of the last delivery, nack, release, extension or move';
@@ -182,6 +185,7 @@ COMMENT ON COLUMN queued.messages.last_error_at     IS 'Time of that nack';
 COMMENT ON COLUMN queued.messages.source_queue_id   IS 'In a dead queue: queues.id of the queue that it came from; null: it was published here, or redriven';
 COMMENT ON COLUMN queued.messages.source_delivery_attempts IS 'Number of its deliveries in that queue, before it moved';
 COMMENT ON COLUMN queued.messages.dead_at           IS 'Time at which it moved to the dead queue';
+COMMENT ON COLUMN queued.messages.lease_end         IS 'In flight, the end of the lease, if the message is due only some time after that; null: scheduled_at';
 
 -- The view defines the state of a message. Expired messages and messages of deleted queues
 -- are not in it, because no consumer receives them any more. A step that changes the columns
@@ -190,7 +194,7 @@ CREATE VIEW queued.live_messages AS
 SELECT m.*,
        q.id AS queue_id,
        CASE
-           WHEN m.in_flight AND m.scheduled_at > now() THEN 'in_flight'
+           WHEN m.in_flight AND coalesce(m.lease_end, m.scheduled_at) > now() THEN 'in_flight'
            WHEN m.delivery_attempts >= least(q.delivery_limit, m.max_deliveries) THEN 'exhausted'
            WHEN m.scheduled_at > now() THEN 'delayed'
            ELSE 'ready'
@@ -209,7 +213,7 @@ COMMENT ON COLUMN queued.live_messages.tid      IS 'ctid of the row of the messa
 -- change. It does not have the data and the attributes, so that a role that may read it
 -- does not see what messages contain.
 CREATE VIEW queued.message_states AS
-SELECT id, queue_id, state, group_id, delivery_attempts, scheduled_at, created_at, updated_at, expired_at, bytes
+SELECT id, queue_id, state, group_id, delivery_attempts, CASE WHEN state = 'in_flight' THEN coalesce(lease_end, scheduled_at) ELSE scheduled_at END AS scheduled_at, created_at, updated_at, expired_at, bytes
 FROM queued.live_messages;
 
 COMMENT ON VIEW   queued.message_states                   IS 'Messages with their queue and their state, without their content, except expired ones and those of deleted queues';

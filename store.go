@@ -244,12 +244,12 @@ func scanTopic(row scanner) (t topic, err error) {
 const queueColumnsSQL = `id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
        message_filters, message_max_deliveries, delivery_delay_seconds,
        delivery_interval_ms, ordered, consumed_retention_seconds,
-       deduplication_window_seconds, max_messages, paused, created_at, updated_at`
+       deduplication_window_seconds, max_messages, retry_backoff_seconds, paused, created_at, updated_at`
 
 func scanQueue(row scanner) (q queue, err error) {
 	err = row.Scan(&q.ID, &q.TopicID, &q.DeadQueueID, &q.AckDeadlineSeconds, &q.MessageRetentionSeconds,
 		(*[]byte)(&q.MessageFilters), &q.MessageMaxDeliveries, &q.DeliveryDelaySeconds,
-		&q.DeliveryIntervalMS, &q.Ordered, &q.ConsumedRetentionSeconds, &q.DeduplicationWindow, &q.MaxMessages, &q.Paused, &q.CreatedAt, &q.UpdatedAt)
+		&q.DeliveryIntervalMS, &q.Ordered, &q.ConsumedRetentionSeconds, &q.DeduplicationWindow, &q.MaxMessages, &q.RetryBackoff, &q.Paused, &q.CreatedAt, &q.UpdatedAt)
 	return q, err
 }
 
@@ -263,8 +263,8 @@ WITH refs AS MATERIALIZED (
     INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
                                message_filters, message_max_deliveries, delivery_delay_seconds,
                                delivery_interval_ms, ordered, consumed_retention_seconds,
-                               deduplication_window_seconds, max_messages, paused)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14
+                               deduplication_window_seconds, max_messages, retry_backoff_seconds, paused)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
     FROM refs
     WHERE topic_found AND dead_queue_found
     RETURNING key
@@ -301,8 +301,9 @@ WITH refs AS MATERIALIZED (
     SET topic_id = $2, dead_queue_id = $3, ack_deadline_seconds = $4, message_retention_seconds = $5,
         message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8,
         delivery_interval_ms = $9, ordered = $10, consumed_retention_seconds = $11,
-        deduplication_window_seconds = $12, max_messages = $13, paused = $14, updated_at = now(),
-        groups_changed_in = CASE WHEN $15 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
+        deduplication_window_seconds = $12, max_messages = $13,
+        retry_backoff_seconds = coalesce($14::integer[], CASE WHEN retry_backoff_seconds IS NOT NULL THEN '{}'::integer[] END), paused = $15, updated_at = now(),
+        groups_changed_in = CASE WHEN $16 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
     FROM refs
     WHERE queues.id = $1 AND topic_found AND dead_queue_found
 )
@@ -359,7 +360,7 @@ func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id st
 	var topicFound, deadQueueFound, keyTaken bool
 	err := s.in(tx, name).QueryRowContext(ctx, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
 		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
-		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds, v.DeduplicationWindow, v.MaxMessages, v.Paused}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
+		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds, v.DeduplicationWindow, v.MaxMessages, v.RetryBackoff, v.Paused}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
 	switch e := pq.As(err); {
 	case e != nil && e.Code == pqerror.UniqueViolation && e.Constraint == "queues_key_key":
 		return errKeyTaken

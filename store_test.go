@@ -417,6 +417,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		index     string
 	}{
 		"claim":          {claimMessagesSQL, []string{"1", "10", "10", "1000000", "1", "now()", "60"}, "messages_due"},
+		"claim backoff":  {claimBackoffSQL, []string{"1", "10", "10", "1000000", "1", "now()", "60", "'{5}'"}, "messages_due"},
 		"claim batch":    {claimBatchSQL, []string{"'{1,2}'", "'{10,10}'", "'{10,10}'", "'{1000000,1000000}'", "'{now,now}'", "'{60,60}'", "1", "1000000"}, "messages_due"},
 		"lock leases":    {lockLeasesSQL, []string{"'{}'"}, "messages_pkey"},
 		"consume":        {consumeMessagesSQL, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},

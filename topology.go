@@ -36,7 +36,7 @@ func readTopology(path string, l *limits) (*topology, error) {
 	})
 	f.declared("queues", []string{"id", "topic_id", "dead_queue_id", "ack_deadline_seconds", "message_retention_seconds",
 		"message_filters", "message_max_deliveries", "delivery_delay_seconds",
-		"delivery_interval_ms", "ordered", "consumed_retention_seconds", "deduplication_window_seconds", "max_messages", "paused"}, func(item *form, id string) {
+		"delivery_interval_ms", "ordered", "consumed_retention_seconds", "deduplication_window_seconds", "max_messages", "retry_backoff_seconds", "paused"}, func(item *form, id string) {
 		t.queues = append(t.queues, declaredQueue{id, item.queueSettings(l)})
 	})
 	if err := f.err(); err != nil {

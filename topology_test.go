@@ -95,7 +95,7 @@ func TestTopologyAcceptsTheResponsesOfAServer(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("dead")
 	s.mustTopic("t", `"dead_queue_id":"dead","message_max_deliveries":3,"message_filters":{"k":["v"]},"delivery_delay_seconds":1,`+
-		`"delivery_interval_ms":1,"ordered":true,"consumed_retention_seconds":60,"deduplication_window_seconds":60,"max_messages":9,"paused":true`)
+		`"delivery_interval_ms":1,"ordered":true,"consumed_retention_seconds":60,"deduplication_window_seconds":60,"max_messages":9,"retry_backoff_seconds":[1,2],"paused":true`)
 	list := func(path string) string {
 		return strings.TrimSuffix(strings.TrimPrefix(s.must(200, "GET", path, ""), `{"data":`), "}")
 	}

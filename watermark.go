@@ -4,13 +4,13 @@ import "time"
 
 // watermarks are the low-water marks of a queue.
 type watermarks struct {
-	messages  watermark // due times of messages without a group
-	groups    watermark // ready times of groups
-	claims    int       // number of claims so far
-	found     bool      // a claim found the queue
-	hasGroups bool      // the last claim found groups
-	empty     bool      // the last claim or search found no message, and there was no wake-up since
-	usedAt    time.Time // time of the last claim, by the clock of this process
+	messages watermark // due times of messages without a group
+	groups   watermark // ready times of groups
+	claims   int       // number of claims so far
+	found    bool      // a claim found the queue
+	alone    bool      // the last claim had to be one of its own
+	empty    bool      // the last claim or search found no message, and there was no wake-up since
+	usedAt   time.Time // time of the last claim, by the clock of this process
 }
 
 // begin starts a claim and returns where it scans from.

@@ -409,3 +409,132 @@ END
 $$;
 
 COMMENT ON FUNCTION queued.claim_groups IS 'Internal: a claim of messages with a group';
+
+-- Whether a JSON object contains another one, like @> of jsonb. A value that jsonb cannot
+-- hold, such as 1e999999, contains nothing.
+CREATE OR REPLACE FUNCTION queued.contains(object json, part jsonb) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN queued.comparable(object) @> part;
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN false;
+END
+$$;
+
+COMMENT ON FUNCTION queued.contains IS 'Internal: whether an object contains another one';
+
+-- A search in the messages of a queue, in the order of their due times, after a position. It
+-- ends at the first of these bounds: a number of messages found, their bytes, a number of rows
+-- read, a time. The last row has no message_id, but the position at which the search ended,
+-- and whether there may be more.
+CREATE OR REPLACE FUNCTION queued.search_messages(
+    key             bigint,      -- queues.key
+    from_at         timestamptz, -- null: from the beginning
+    from_seq        bigint,
+    max_found       integer,
+    max_bytes       bigint,      -- exceeded by a single message
+    max_rows        integer,
+    max_time        interval,
+    in_state        text,        -- each of these is null for any
+    created_from    timestamptz,
+    created_until   timestamptz,
+    with_attributes json,
+    with_data       json,
+    with_text       text
+) RETURNS TABLE (message_id uuid, last_at timestamptz, last_seq bigint, more boolean)
+LANGUAGE plpgsql
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+DECLARE
+    began             CONSTANT timestamptz := clock_timestamp();
+    chunk             CONSTANT integer := 500;
+    wanted_attributes CONSTANT jsonb := queued.comparable(with_attributes);
+    wanted_data       CONSTANT jsonb := queued.comparable(with_data);
+    wanted_text       CONSTANT text := lower(with_text);
+    rows_read         integer := 0;
+    rows_of_chunk     integer;
+    hits              integer := 0;
+    bytes_found       bigint := 0;
+    fits              boolean;
+    candidate         record;
+BEGIN
+    last_at := coalesce(from_at, '-infinity');
+    last_seq := coalesce(from_seq, 0);
+    LOOP
+        rows_of_chunk := 0;
+        FOR candidate IN
+            SELECT o.*, v.state
+            FROM (
+                SELECT o.*
+                FROM (VALUES (true), (false)) AS k (ungrouped)
+                CROSS JOIN LATERAL (
+                    SELECT m.ctid AS tid, m.id, m.scheduled_at, m.seq, m.bytes, m.created_at
+                    FROM queued.messages m
+                    WHERE m.queue_key = key
+                        AND (m.group_id IS NULL) = k.ungrouped
+                        AND (m.scheduled_at, m.seq) > (last_at, last_seq)
+                    ORDER BY m.scheduled_at, m.seq
+                    LIMIT chunk
+                ) o
+                ORDER BY o.scheduled_at, o.seq
+                LIMIT chunk
+            ) o
+            LEFT JOIN LATERAL (
+                SELECT v.state
+                FROM queued.live_messages v
+                WHERE v.tid = o.tid
+                OFFSET 0
+            ) v ON true
+            ORDER BY o.scheduled_at, o.seq
+        LOOP
+            rows_of_chunk := rows_of_chunk + 1;
+            rows_read := rows_read + 1;
+            fits := (candidate.state IS NOT NULL -- else it is expired
+                AND (in_state IS NULL OR candidate.state = in_state)
+                AND (created_from IS NULL OR candidate.created_at >= created_from)
+                AND (created_until IS NULL OR candidate.created_at < created_until)) IS TRUE;
+            IF fits AND (wanted_attributes IS NOT NULL OR wanted_data IS NOT NULL OR wanted_text IS NOT NULL) THEN
+                SELECT (wanted_attributes IS NULL OR queued.contains(m.attributes, wanted_attributes))
+                    AND (wanted_text IS NULL
+                        OR strpos(lower(m.data::text), wanted_text) > 0
+                        OR strpos(lower(m.attributes::text), wanted_text) > 0
+                        OR strpos(lower(m.last_error), wanted_text) > 0)
+                    AND (wanted_data IS NULL OR queued.contains(m.data, wanted_data))
+                INTO fits
+                FROM queued.messages m
+                WHERE m.ctid = candidate.tid;
+            END IF;
+            IF fits THEN
+                IF hits > 0 AND bytes_found + candidate.bytes > max_bytes THEN
+                    message_id := NULL;
+                    more := true;
+                    RETURN NEXT;
+                    RETURN;
+                END IF;
+                hits := hits + 1;
+                bytes_found := bytes_found + candidate.bytes;
+                message_id := candidate.id;
+                RETURN NEXT;
+            END IF;
+            last_at := candidate.scheduled_at;
+            last_seq := candidate.seq;
+            IF hits >= max_found OR rows_read >= max_rows OR clock_timestamp() - began >= max_time THEN
+                message_id := NULL;
+                more := true;
+                RETURN NEXT;
+                RETURN;
+            END IF;
+        END LOOP;
+        IF rows_of_chunk < chunk THEN
+            message_id := NULL;
+            more := false;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION queued.search_messages IS 'Internal: a search in the messages of a queue';

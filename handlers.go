@@ -471,6 +471,20 @@ func (s *server) peek(page func(ctx context.Context, queueID string, offset, lim
 	}
 }
 
+// peekOrSearch returns a page of messages, or the result of a search.
+func (s *server) peekOrSearch(r *request) (any, error) {
+	q := parseQuery(r.URL.RawQuery)
+	if !q.isSearch() {
+		return s.peek(s.store.peek)(r)
+	}
+	v := q.search()
+	if err := q.err(); err != nil {
+		return nil, err
+	}
+	all, next, err := s.store.search(r.Context(), r.queueID, v)
+	return &messageList{messages: all, shows: showAll, search: &searchResult{next}}, err
+}
+
 func (s *server) listGroups(r *request) (any, error) {
 	q := parseQuery(r.URL.RawQuery)
 	offset, limit := q.page(&s.limits)

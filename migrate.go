@@ -153,10 +153,10 @@ FROM (
         OR NOT has_schema_privilege(n.oid, 'USAGE')
     UNION ALL
     SELECT CASE WHEN p.oid IS NULL THEN 'function queued.' || name || ' is missing' ELSE 'role ' || current_user || ' lacks privileges on function queued.' || name END
-    FROM unnest('{ack,claim_groups,group_fronts,nack,publish,receive,send}'::text[]) AS name
+    FROM unnest('{ack,claim_groups,comparable,contains,group_fronts,nack,publish,receive,search_messages,send}'::text[]) AS name
     LEFT JOIN pg_namespace n ON n.nspname = 'queued'
     LEFT JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = name
-    WHERE CASE WHEN name IN ('claim_groups', 'group_fronts') THEN has_function_privilege(p.oid, 'EXECUTE') ELSE p.oid IS NOT NULL END IS NOT TRUE -- servers do not call the others
+    WHERE CASE WHEN name IN ('claim_groups', 'comparable', 'contains', 'group_fronts', 'search_messages') THEN has_function_privilege(p.oid, 'EXECUTE') ELSE p.oid IS NOT NULL END IS NOT TRUE -- servers do not call the others
 ) lacking
 ORDER BY what LIKE '%function queued.%', what
 LIMIT 3`

@@ -96,7 +96,7 @@ func newServer(c serverConfig) *server {
 	v.handle(native, admin, "PUT /messages/redrive", v.redriveNamed)
 	v.handle(native, admin, "DELETE /messages", v.deleteNamed)
 	v.handle(native, anyToken, "GET /messages/{message_id}", v.getMessage)
-	v.handle(native, canGet, "GET /queues/{queue_id}/messages/peek", v.peek(c.store.peek))
+	v.handle(native, canGet, "GET /queues/{queue_id}/messages/peek", v.peekOrSearch)
 	v.handle(native, canGet, "GET /queues/{queue_id}/messages/consumed", v.peek(c.store.consumed))
 	v.handle(native, canPostOrGet, "GET /queues/{queue_id}/groups", v.listGroups)
 	v.handle(native, canPostOrGet, "GET /queues/{queue_id}/groups/{group}", v.getGroup)

@@ -226,7 +226,8 @@ func ackItemArgs(sorted []ackItem) (ids idArray, leases timeArray, seconds intAr
 // the lease of the message m. See plans.go for the comparison.
 const inLeaseSQL = `(a.leased_until IS NULL OR m.in_flight AND ` + leaseEndSQL + ` IS NOT DISTINCT FROM a.leased_until)`
 
-// leaseEndSQL is the end of the lease of a message m in flight, which is its lease token.
+// leaseEndSQL is the end of the lease of a message m in flight, which is its lease token. A
+// message is due then, or later in a queue with a retry backoff (claimBackoffSQL).
 const leaseEndSQL = `coalesce(m.lease_end, m.scheduled_at)`
 
 // wakeAckedSQL are steps of statements that ack messages. They make claims check the groups

@@ -121,25 +121,18 @@ WHERE m.ctid = f.tid
 RETURNING ` + messageColumnsSQL + `, f.scheduled_at`
 
 // claimBackoffSQL is claimMessagesSQL for queues that have a retry backoff, or have had one.
-// The messages are due only some time after the ends of their leases, if these are not the
-// last deliveries. This is decided here, because no statement runs when a lease ends. The
-// end of the lease, which is the lease token, is in lease_end then.
+// No statement runs when a lease ends, so the claim decides when the message is due after
+// that: scheduled_at is the end of the lease plus the step of this delivery. A message
+// that has its last delivery has no step. The end of the lease is lease_end.
 const claimBackoffSQL = dueMessagesSQL + `
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
-    scheduled_at = now() + make_interval(secs => $7::integer + step), updated_at = now(),
-    lease_end = CASE WHEN step > 0 THEN now() + make_interval(secs => $7::integer) END
-FROM (
-    SELECT f.tid, f.total, f.bytes, f.scheduled_at,
-           CASE WHEN n.delivery_attempts + 1 >= $2 THEN 0 ELSE coalesce(($8::integer[])[least(n.delivery_attempts + 1, cardinality($8::integer[]))], 0) END AS step
-    FROM fitting f
-    CROSS JOIN LATERAL (
-        SELECT delivery_attempts
-        FROM queued.messages
-        WHERE ctid = f.tid
-        OFFSET 0
-    ) n
-) f
+    scheduled_at = now() + make_interval(secs => $7::integer + CASE
+        WHEN m.delivery_attempts + 1 >= $2 THEN 0
+        ELSE coalesce(($8::integer[])[least(m.delivery_attempts + 1, cardinality($8::integer[]))], 0)
+    END),
+    lease_end = now() + make_interval(secs => $7::integer), updated_at = now()
+FROM fitting f
 WHERE m.ctid = f.tid
     AND (f.total <= $4 OR f.total = f.bytes)
 RETURNING ` + messageColumnsSQL + `, f.scheduled_at`
@@ -268,7 +261,8 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 	return claimPartOf(c.messages), nil
 }
 
-// leaseUngrouped runs claimMessagesSQL. args has all arguments except the last.
+// leaseUngrouped runs claimMessagesSQL or claimBackoffSQL. args has the arguments before the
+// ack deadline.
 func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []any) ([]message, error) {
 	name, statement, args := "claim", claimMessagesSQL, append(args, int(terms.ackDeadline/time.Second))
 	if terms.retryBackoff != nil {

@@ -160,7 +160,7 @@ LEFT JOIN LATERAL (
         AND m.group_id = j.group_id
         AND m.job_id = j.job_id
         AND m.expired_at > now()
-        AND NOT (m.in_flight AND m.scheduled_at > now())
+        AND NOT (m.in_flight AND ` + leaseEndSQL + ` > now())
     ORDER BY m.seq
     LIMIT 1
     FOR UPDATE SKIP LOCKED
@@ -430,7 +430,7 @@ WITH found AS MATERIALIZED (
             AND m.group_id = u.group_id
             AND m.job_id = u.job_id
             AND m.in_flight
-            AND m.scheduled_at > now()
+            AND ` + leaseEndSQL + ` > now()
         ORDER BY m.seq
         OFFSET 0
     ) m
@@ -439,7 +439,7 @@ WITH found AS MATERIALIZED (
     USING found a
     WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.key
-        AND (m.in_flight AND m.scheduled_at > now()) IS TRUE
+        AND (m.in_flight AND ` + leaseEndSQL + ` > now()) IS TRUE
     RETURNING a.n, m.queue_key, m.group_id
 ), ` + wakeAckedSQL + `
 SELECT a.n, g.ready_at

@@ -282,15 +282,12 @@ BEGIN
             RETURN QUERY
             UPDATE queued.messages m
             SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries),
-                scheduled_at = leased_until + make_interval(secs => t.step), updated_at = moment, lease_end = CASE WHEN t.step > 0 THEN leased_until END
-            FROM (
-                SELECT u.*, CASE
-                           WHEN n.delivery_attempts + 1 >= least(max_attempts, n.max_deliveries) THEN 0
-                           ELSE coalesce(retry_backoff[least(n.delivery_attempts + 1, cardinality(retry_backoff))], 0)
-                       END AS step
-                FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS u (tid, due_at, limited_until, next_limit, nth)
-                JOIN queued.messages n ON n.ctid = u.tid
-            ) t
+                scheduled_at = leased_until + make_interval(secs => CASE
+                    WHEN m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries) THEN 0
+                    ELSE coalesce(retry_backoff[least(m.delivery_attempts + 1, cardinality(retry_backoff))], 0)
+                END),
+                lease_end = leased_until, updated_at = moment
+            FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
             WHERE m.ctid = t.tid
             RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;
         ELSE

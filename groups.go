@@ -289,13 +289,13 @@ func (s *store) recheckChangedGroups(ctx context.Context, queueID string, rechec
 const (
 	purgeGroupBatchSQL = `
 WITH found AS MATERIALIZED (
-    SELECT ctid AS tid
-    FROM queued.messages
-    WHERE queue_key = $1
-        AND group_id = $2
-        AND seq <= $3
-        AND NOT ($4 AND in_flight AND scheduled_at > now())
-    ORDER BY in_flight, scheduled_at
+    SELECT m.ctid AS tid
+    FROM queued.messages m
+    WHERE m.queue_key = $1
+        AND m.group_id = $2
+        AND m.seq <= $3
+        AND NOT ($4 AND m.in_flight AND ` + leaseEndSQL + ` > now())
+    ORDER BY m.in_flight, m.scheduled_at
     LIMIT $5
     FOR UPDATE SKIP LOCKED
 ), purged AS (
@@ -309,11 +309,11 @@ FROM found`
 	purgeGroupLeftSQL = `
 SELECT EXISTS (
     SELECT
-    FROM queued.messages
-    WHERE queue_key = $1
-        AND group_id = $2
-        AND seq <= $3
-        AND NOT ($4 AND in_flight AND scheduled_at > now())
+    FROM queued.messages m
+    WHERE m.queue_key = $1
+        AND m.group_id = $2
+        AND m.seq <= $3
+        AND NOT ($4 AND m.in_flight AND ` + leaseEndSQL + ` > now())
 )`
 
 	resetGroupSQL = `

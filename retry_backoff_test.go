@@ -130,7 +130,7 @@ func TestLeaseTokenWithBackoff(t *testing.T) {
 			t.Fatal(len(v.messages), err)
 		}
 		s.engine.release("q", v.messages)
-		checkDiff(t, "released", 1, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight AND lease_end IS NULL AND scheduled_at <= now()"))
+		checkDiff(t, "released", 1, s.count("SELECT count(*) FROM queued.messages WHERE queue_key = (SELECT key FROM queued.queues WHERE id = 'q') AND delivery_attempts = 0 AND NOT in_flight AND lease_end IS NULL AND scheduled_at <= now()"))
 
 		// Without the setting, the end of a lease makes the message ready again.
 		s.must(200, "PUT", "/queues/q", `{"ack_deadline_seconds":60,"message_retention_seconds":3600,"retry_backoff_seconds":null}`)
@@ -149,4 +149,53 @@ func TestLeaseTokenWithBackoff(t *testing.T) {
 	for _, value := range []string{"5", `["x"]`, "[-1]", "[43201]", "[" + strings.Repeat("1,", 100) + "1]"} {
 		s.must(422, "PUT", "/queues/q", `{"ack_deadline_seconds":60,"message_retention_seconds":3600,"retry_backoff_seconds":`+value+`}`)
 	}
+}
+
+// A change of the backoff applies to the nacks and the deliveries that follow, at all
+// servers, and not to leases that have begun.
+func TestBackoffChangesDuringALease(t *testing.T) {
+	t.Parallel()
+	for _, group := range []string{"null", `"g"`} {
+		s := newTestServer(t)
+		other := newTestServerOn(t, s.dsn)
+		s.mustQueue("q")
+		set := func(backoff string) {
+			s.must(200, "PUT", "/queues/q", `{"ack_deadline_seconds":60,"message_retention_seconds":3600,"retry_backoff_seconds":`+backoff+`}`)
+		}
+		s.must(201, "POST", "/queues/q/messages", `{"data":{"n":1},"group":`+group+`}`)
+		for _, server := range []*testServer{s, other} {
+			set("null")
+			server.receive("q", "?wait_seconds=20")
+			set("[5]")
+			s.ageLeases("60 s")
+			checkDiff(t, "after a lease without a backoff", "ready", strings.Fields(s.after("q"))[0])
+			m := server.receive("q", "?wait_seconds=20")[0]
+			set("[7,8]")
+			s.must(204, "PUT", "/messages/"+m.ID+"/nack", "")
+			checkDiff(t, "after a nack", "delayed 8s", s.after("q"))
+			s.ageLeases("8 s")
+			server.receive("q", "?wait_seconds=20")
+			set("[]")
+			s.ageLeases("60 s")
+			checkDiff(t, "after a lease with a backoff", "delayed", strings.Fields(s.after("q"))[0])
+			s.ageLeases("8 s")
+			m = server.receive("q", "?wait_seconds=20")[0]
+			s.must(204, "PUT", "/messages/"+m.ID+"/nack", "")
+			checkDiff(t, "after a nack without a backoff", "ready 0s", s.after("q"))
+		}
+	}
+}
+
+// During its backoff a job is not in flight for clients of SharQ.
+func TestJobThatBacksOffIsReplaced(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"retry_backoff_seconds":[100]`)
+	const job = `{"job_id":"j","payload":{},"interval":1}`
+	s.must(201, "POST", "/enqueue/q/g/", job)
+	s.receive("q", "?wait_seconds=20")
+	s.ageLeases("60 s")
+	s.must(404, "POST", "/finish/q/g/j/", "")
+	s.must(201, "POST", "/enqueue/q/g/", job)
+	checkDiff(t, "jobs", 1, s.messagesIn("q"))
 }

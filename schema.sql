@@ -114,6 +114,7 @@ CREATE TABLE queued.messages (
     delivery_attempts integer     NOT NULL DEFAULT 0,
     in_flight         boolean     NOT NULL DEFAULT false, -- stays true when the lease ends, because no statement runs then
     last_delivery     boolean     NOT NULL DEFAULT false, -- so that the cleanup finds exhausted messages by an index
+    lease_end         timestamptz, -- before the columns of variable width, because acks with a lease token read it
     max_deliveries    integer     CHECK (max_deliveries > 0),
     group_id          text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 256),
     job_id            text COLLATE "C",
@@ -125,7 +126,6 @@ CREATE TABLE queued.messages (
     source_queue_id   text COLLATE "C", -- not a key, so that it shows also after the queue was deleted
     source_delivery_attempts integer,
     dead_at           timestamptz,
-    lease_end         timestamptz, -- so that no statement has to run when a lease ends
     -- The id alone is unique, except during a move. It comes first, because an ack has only the id.
     PRIMARY KEY (id, queue_key)
 ) WITH (
@@ -172,8 +172,9 @@ COMMENT ON COLUMN queued.messages.created_at        IS 'Time of the publish; a m
 COMMENT ON COLUMN queued.messages.updated_at        IS 'Time of the publish, or of the last delivery, nack, release, extension or move';
 COMMENT ON COLUMN queued.messages.bytes             IS 'Bytes of data and attributes; bounds what one receive claims';
 COMMENT ON COLUMN queued.messages.delivery_attempts IS 'Number of deliveries that count';
-COMMENT ON COLUMN queued.messages.in_flight         IS 'Whether it was leased; the lease ends at scheduled_at';
+COMMENT ON COLUMN queued.messages.in_flight         IS 'Whether it was leased; the lease ends at lease_end or, if that is null, at scheduled_at';
 COMMENT ON COLUMN queued.messages.last_delivery     IS 'Whether its last delivery has begun: without an ack it is exhausted then';
+COMMENT ON COLUMN queued.messages.lease_end         IS 'In flight, in a queue with a retry backoff: the end of the lease, after which the message is delayed until scheduled_at; null: the lease ends at scheduled_at';
 COMMENT ON COLUMN queued.messages.max_deliveries    IS 'Deliveries after which it is exhausted, besides the limit of its queue; without a dead queue it is deleted then; null: no limit of its own';
 COMMENT ON COLUMN queued.messages.group_id          IS 'Its group; null: none';
 COMMENT ON COLUMN queued.messages.job_id            IS 'job_id of SharQ''s API; null: it was published by another API';
@@ -185,7 +186,6 @@ COMMENT ON COLUMN queued.messages.last_error_at     IS 'Time of that nack';
 COMMENT ON COLUMN queued.messages.source_queue_id   IS 'In a dead queue: queues.id of the queue that it came from; null: it was published here, or redriven';
 COMMENT ON COLUMN queued.messages.source_delivery_attempts IS 'Number of its deliveries in that queue, before it moved';
 COMMENT ON COLUMN queued.messages.dead_at           IS 'Time at which it moved to the dead queue';
-COMMENT ON COLUMN queued.messages.lease_end         IS 'In flight, the end of the lease, if the message is due only some time after that; null: scheduled_at';
 
 -- The view defines the state of a message. Expired messages and messages of deleted queues
 -- are not in it, because no consumer receives them any more. A step that changes the columns
@@ -213,7 +213,9 @@ COMMENT ON COLUMN queued.live_messages.tid      IS 'ctid of the row of the messa
 -- change. It does not have the data and the attributes, so that a role that may read it
 -- does not see what messages contain.
 CREATE VIEW queued.message_states AS
-SELECT id, queue_id, state, group_id, delivery_attempts, CASE WHEN state = 'in_flight' THEN coalesce(lease_end, scheduled_at) ELSE scheduled_at END AS scheduled_at, created_at, updated_at, expired_at, bytes
+SELECT id, queue_id, state, group_id, delivery_attempts,
+       CASE WHEN state = 'in_flight' THEN coalesce(lease_end, scheduled_at) ELSE scheduled_at END AS scheduled_at,
+       created_at, updated_at, expired_at, bytes
 FROM queued.live_messages;
 
 COMMENT ON VIEW   queued.message_states                   IS 'Messages with their queue and their state, without their content, except expired ones and those of deleted queues';

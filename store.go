@@ -250,6 +250,9 @@ func scanQueue(row scanner) (q queue, err error) {
 	err = row.Scan(&q.ID, &q.TopicID, &q.DeadQueueID, &q.AckDeadlineSeconds, &q.MessageRetentionSeconds,
 		(*[]byte)(&q.MessageFilters), &q.MessageMaxDeliveries, &q.DeliveryDelaySeconds,
 		&q.DeliveryIntervalMS, &q.Ordered, &q.ConsumedRetentionSeconds, &q.DeduplicationWindow, &q.MaxMessages, &q.RetryBackoff, &q.Paused, &q.CreatedAt, &q.UpdatedAt)
+	if len(q.RetryBackoff) == 0 {
+		q.RetryBackoff = nil // the queue had a backoff before
+	}
 	return q, err
 }
 

@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // errQueueFull is the error of a publish to a queue with too many messages.
 type errQueueFull struct {
@@ -11,6 +14,9 @@ type errQueueFull struct {
 func (e errQueueFull) Error() string {
 	return fmt.Sprintf("queue %q is full: it has %d messages or more (max_messages); try again later", e.queueID, e.max)
 }
+
+// isFull reports whether err is errQueueFull.
+func isFull(err error) bool { return errors.As(err, new(errQueueFull)) }
 
 // checkCapacity returns errQueueFull if a queue of a publication has its maximum number of
 // messages, by the last count of all queues and what this server has changed since. A count
@@ -31,6 +37,44 @@ func (e *engine) checkCapacity(p *publication) error {
 		}
 	}
 	return nil
+}
+
+const selectVersionSQL = `
+SELECT version
+FROM queued.settings`
+
+// checkCurrent returns errStale if the cached settings have changed. A batch that refuses
+// publications calls it, because no statement of theirs has checked the version.
+func (s *pinnedConn) checkCurrent() error {
+	versions, err := read(s, "settings_version", scanKey, selectVersionSQL)
+	if err != nil {
+		return err
+	}
+	if versions[0] != s.settings.version {
+		return errStale
+	}
+	return nil
+}
+
+// isPublishedAgain reports whether all copies of a publication are duplicates, so that it
+// stores nothing.
+func (s *pinnedConn) isPublishedAgain(p *publication) (bool, error) {
+	firsts := make(map[deduplicationKey]*firstCopy)
+	for _, key := range p.deduplicationKeys() {
+		firsts[key] = &firstCopy{}
+	}
+	if err := s.readDeduplications(firsts); err != nil {
+		return false, err
+	}
+	for i, m := range p.messages {
+		for _, place := range p.address.queues[i] {
+			first := firsts[deduplicationKey{p.address.to.queues[place].queueKey, m.deduplicationID}]
+			if first == nil || !first.earlier {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
 }
 
 // estimate returns the number of messages in a queue: those of the last count, and the ones

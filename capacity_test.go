@@ -2,8 +2,17 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 )
+
+// full waits until publishes to a queue are refused.
+func (s *testServer) full(queueID string) {
+	s.t.Helper()
+	eventually(s.t, "queue "+queueID+" is full", func() bool {
+		return s.do("POST", "/queues/"+queueID+"/messages", `{"data":{}}`).status == 429
+	})
+}
 
 func TestPublishToAFullQueueIsRefused(t *testing.T) {
 	t.Parallel()
@@ -12,11 +21,7 @@ func TestPublishToAFullQueueIsRefused(t *testing.T) {
 	s.mustQueue("u", `"topic_id":"t"`, `"max_messages":3`)
 	s.publish("t", 1, 2, 3)
 	leased := s.receive("u", "?limit=1")[0].ID // counts, too
-	full := func(server *testServer) {
-		t.Helper()
-		eventually(t, "the queue is full", func() bool { return server.do("POST", "/queues/u/messages", `{"data":{}}`).status == 429 })
-	}
-	full(s)
+	s.full("u")
 	others, stored := s.messagesIn("t"), s.messagesIn("u")
 	for _, path := range []string{"/topics/t/messages", "/queues/u/messages"} {
 		v := s.do("POST", path, `{"data":{}}`)
@@ -26,12 +31,61 @@ func TestPublishToAFullQueueIsRefused(t *testing.T) {
 		s.must(429, "POST", path, fmt.Sprintf(`{"data":{},"ack":[%q]}`, leased))
 	}
 	s.must(429, "POST", "/in/u", "text")
+	s.must(429, "POST", "/enqueue/u/g/", `{"job_id":"j","payload":{},"interval":1}`)
 	checkDiff(t, "stored by refused publishes", 0, s.messagesIn("t")+s.messagesIn("u")-others-stored)
 	s.must(201, "POST", "/queues/t/messages", `{"data":{}}`)
-	full(newTestServerOn(t, s.dsn)) // which has published nothing
+	newTestServerOn(t, s.dsn).full("u") // a server that has published nothing
 	s.must(204, "PUT", "/queues/u/purge", "")
 	eventually(t, "the queue is not full", func() bool { return s.do("POST", "/queues/u/messages", `{"data":{}}`).status == 201 })
-	full(s)
-	s.must(200, "PUT", "/queues/u", `{"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":3600,"max_messages":null}`)
-	s.publish("t", 5, 6, 7, 8)
+	s.full("u")
+}
+
+// A server that has refused a publish knows of a new limit as soon as it is set, here or at
+// another server.
+func TestNewMaxMessagesAppliesAtOnce(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	const settings = `"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":3600`
+	other := newTestServerOn(t, s.dsn)
+	for _, by := range []*testServer{s, other} {
+		for _, path := range []string{"/topics/t/messages", "/queues/u/messages"} {
+			s.mustQueue("u", `"topic_id":"t"`, `"max_messages":1`)
+			s.full("u")
+			s.must(429, "POST", path, `{"data":{}}`)
+			s.must(429, "POST", path, `{"data":{},"deduplication_id":"i"}`)
+			by.must(200, "PUT", "/queues/u", `{`+settings+`,"max_messages":1000}`)
+			s.must(201, "POST", path, `{"data":{}}`)
+			by.must(200, "PUT", "/queues/u", `{`+settings+`,"max_messages":1}`)
+			s.must(429, "POST", path, `{"data":{}}`)
+			by.must(200, "PUT", "/queues/u", `{`+settings+`,"max_messages":null}`)
+			s.must(201, "POST", path, `{"data":{},"deduplication_id":"i"}`)
+			s.must(204, "DELETE", "/queues/u", "")
+		}
+	}
+}
+
+// A publish that was stored and whose response was lost can be repeated, also if the queue is
+// full meanwhile: otherwise it would be stored twice at the end of the deduplication window.
+func TestRepeatedPublishToAFullQueueIsADuplicate(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustQueue("u", `"topic_id":"t"`, `"max_messages":2`)
+	s.mustQueue("from")
+	s.must(201, "POST", "/queues/from/messages", `{"data":{}}`)
+	acks := fmt.Sprintf(`{"data":{},"deduplication_id":"i","ack":[%q]}`, s.receive("from", "?wait_seconds=20")[0].ID)
+	s.must(201, "POST", "/topics/t/messages", acks)
+	s.full("u")
+	for _, body := range []string{`{"data":{},"deduplication_id":"i"}`, acks} {
+		for _, path := range []string{"/topics/t/messages", "/queues/u/messages"} {
+			if v := s.must(201, "POST", path, body); !strings.Contains(v, `"duplicate":true`) {
+				t.Errorf("POST %s %s = %s, want a duplicate", path, body, v)
+			}
+		}
+	}
+	stored := s.messagesIn("u")
+	s.must(429, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{},"deduplication_id":"i"},{"data":{},"deduplication_id":"j"}]}`)
+	s.must(429, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{},"deduplication_id":"i"},{"data":{}}]}`)
+	checkDiff(t, "stored", stored, s.messagesIn("u"))
 }

@@ -102,11 +102,22 @@ func (e *engine) publishDeduplicated(s *pinnedConn, batch []*publication) error 
 	}
 	var together, apart []*publication
 	copies := 0
+	refused := false // a publication, because a queue is full
 	for _, p := range batch {
 		if p.stored != nil {
 			continue
 		}
 		p.err = e.readdress(s, p)
+		if isFull(p.err) {
+			refused = true
+			again, err := s.isPublishedAgain(p)
+			if err != nil {
+				return err
+			}
+			if again {
+				p.err = nil
+			}
+		}
 		if p.err != nil || p.address.to == nil {
 			continue
 		}
@@ -150,6 +161,9 @@ func (e *engine) publishDeduplicated(s *pinnedConn, batch []*publication) error 
 			}
 		}
 		e.held.set(keys, err != nil)
+	}
+	if refused {
+		return s.checkCurrent()
 	}
 	return nil
 }

@@ -161,10 +161,10 @@ func (f *form) attributes(name string) []byte {
 // if one of its queues is full, or errNeverDue if a message is scheduled for a time after its
 // expiry.
 func (e *engine) checkAddress(s *pinnedConn, p *publication) error {
-	switch {
-	case p.address.err != nil:
+	if p.address.err != nil {
 		return p.address.err
-	case p.address.to != nil && p.address.to.bounded:
+	}
+	if p.address.to != nil && p.address.to.bounded {
 		if err := e.checkCapacity(p); err != nil {
 			return err
 		}

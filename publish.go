@@ -111,6 +111,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 	var matched, acking, jobs []*publication
 	var messages []outgoing
 	copies := 0
+	refused := false // a publication, because a queue is full
 	insert := func() error {
 		if len(matched) == 0 {
 			return nil
@@ -140,6 +141,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 			continue
 		}
 		p.err = e.readdress(s, p)
+		refused = refused || isFull(p.err)
 		if p.err != nil || p.address.to == nil {
 			continue
 		}
@@ -167,7 +169,10 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 	if err := e.publishAndAck(s, acking); err != nil {
 		return err
 	}
-	return e.storeJobs(s, jobs)
+	if err := e.storeJobs(s, jobs); err != nil || !refused {
+		return err
+	}
+	return s.checkCurrent()
 }
 
 // finishPublications sets the stored copies of each publication, and counts them.

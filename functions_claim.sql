@@ -434,13 +434,14 @@ CREATE OR REPLACE FUNCTION queued.search_messages(
     max_rows        integer,
     max_time        interval,
     in_state        text,        -- each of these is null for any
+    in_group        text,
     created_from    timestamptz,
     created_until   timestamptz,
     with_attributes json,
     with_data       json,
     with_text       text
 ) RETURNS TABLE (message_id uuid, last_at timestamptz, last_seq bigint, more boolean)
-LANGUAGE plpgsql
+LANGUAGE plpgsql STABLE -- so that all of its statements see the same rows
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
@@ -467,7 +468,7 @@ BEGIN
                 SELECT o.*
                 FROM (VALUES (true), (false)) AS k (ungrouped)
                 CROSS JOIN LATERAL (
-                    SELECT m.ctid AS tid, m.id, m.scheduled_at, m.seq, m.bytes, m.created_at
+                    SELECT m.ctid AS tid, m.id, m.scheduled_at, m.seq, m.bytes, m.created_at, m.group_id
                     FROM queued.messages m
                     WHERE m.queue_key = key
                         AND (m.group_id IS NULL) = k.ungrouped
@@ -490,6 +491,7 @@ BEGIN
             rows_read := rows_read + 1;
             fits := (candidate.state IS NOT NULL -- else it is expired
                 AND (in_state IS NULL OR candidate.state = in_state)
+                AND (in_group IS NULL OR candidate.group_id = in_group)
                 AND (created_from IS NULL OR candidate.created_at >= created_from)
                 AND (created_until IS NULL OR candidate.created_at < created_until)) IS TRUE;
             IF fits AND (wanted_attributes IS NOT NULL OR wanted_data IS NOT NULL OR wanted_text IS NOT NULL) THEN

@@ -482,7 +482,11 @@ func (s *server) peekOrSearch(r *request) (any, error) {
 		return nil, err
 	}
 	all, next, err := s.store.search(r.Context(), r.queueID, v)
-	return &messageList{messages: all, shows: showAll, search: &searchResult{next}}, err
+	if errors.Is(err, errNotComparable) {
+		q.addMistake("PostgreSQL cannot compare this value: a number in it is too large", "value_error", "contains")
+		err = q.err()
+	}
+	return &searchResult{messageList{messages: all, shows: showAll}, next}, err
 }
 
 func (s *server) listGroups(r *request) (any, error) {

@@ -217,8 +217,6 @@ type messageList struct {
 
 	hasConflicts bool     // the body has a member conflicts
 	conflicts    []string // ids of messages
-
-	search *searchResult // nil if the list is not the result of a search
 }
 
 func (l *messageList) size() int {
@@ -259,9 +257,6 @@ func (l *messageList) piece(b []byte, item int) ([]byte, int) {
 			b = append(append(append(b, '"'), id...), '"')
 		}
 		b = append(b, ']')
-	}
-	if l.search != nil {
-		b = append(append(b, `,"next":`...), l.search.text()...)
 	}
 	return append(b, '}'), -1
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -17,20 +17,35 @@ import (
 // search is a search in the messages of a queue. The fields after limit are conditions; a
 // message has to meet all that are set.
 type search struct {
-	from  searchPosition
+	from  *searchPosition // nil for the beginning
 	limit int
 
 	state      string
-	after      time.Time // created then or later
-	before     time.Time // created earlier
+	group      string
+	after      time.Time // published then or later
+	before     time.Time // published earlier
 	attributes []byte    // JSON: the message has these attributes
 	data       []byte    // JSON: its data contains this object
 	text       string    // in its data, its attributes or its last error, in any case
 }
 
 // searchPosition is where a search continues: after the message with this due time, in
-// microseconds since the Unix epoch, and seq. It is nil at the beginning.
-type searchPosition *struct{ micros, seq int64 }
+// microseconds since the Unix epoch, and seq.
+type searchPosition struct{ micros, seq int64 }
+
+func (p *searchPosition) String() string { return fmt.Sprintf("%d-%d", p.micros, p.seq) }
+
+// parseSearchPosition reads the text of a position. It returns nil for any other text.
+func parseSearchPosition(text string) *searchPosition {
+	var p searchPosition
+	if n, err := fmt.Sscanf(text, "%d-%d", &p.micros, &p.seq); n < 2 || err != nil || p.String() != text || p.micros < 0 || p.micros > maxSearchMicros || p.seq < 0 {
+		return nil
+	}
+	return &p
+}
+
+// maxSearchMicros is later than the due time of any message, and a time that PostgreSQL has.
+const maxSearchMicros = 1e16
 
 // Bounds of a search, besides those of a peek.
 const (
@@ -40,7 +55,7 @@ const (
 
 const searchSQL = `
 SELECT message_id, (extract(epoch FROM nullif(last_at, '-infinity')) * 1000000)::bigint, last_seq, more
-FROM queued.search_messages($1, timestamptz 'epoch' + $2::bigint * interval '1 microsecond', $3, $4, $5, $6, make_interval(secs => $7), $8, $9, $10, $11, $12, $13)`
+FROM queued.search_messages($1, timestamptz 'epoch' + $2::bigint * interval '1 microsecond', $3, $4, $5, $6, make_interval(secs => $7), $8, $9, $10, $11, $12, $13, $14)`
 
 const selectFoundSQL = `
 SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, m.queue_id, m.state
@@ -48,10 +63,13 @@ FROM unnest($1::uuid[]) WITH ORDINALITY AS a (id, n)
 JOIN queued.live_messages m ON ` + thatOneSQL + ` AND m.queue_key IS NOT DISTINCT FROM $2
 ORDER BY a.n`
 
+// errNotComparable is the error of a search for data that jsonb cannot contain.
+var errNotComparable = errors.New("the data cannot be compared")
+
 // search returns messages that meet the conditions, oldest due first, and where another
 // search continues, nil at the end. It may find no message although there are some later: it
 // ends at its bounds.
-func (s *store) search(ctx context.Context, queueID string, v search) (all []message, next searchPosition, err error) {
+func (s *store) search(ctx context.Context, queueID string, v search) (all []message, next *searchPosition, err error) {
 	queue, err := s.snapshot(ctx, queueID)
 	if err != nil {
 		return nil, nil, err
@@ -69,11 +87,14 @@ func (s *store) search(ctx context.Context, queueID string, v search) (all []mes
 		if id.Valid {
 			ids = append(ids, id.String)
 		} else if more.Bool {
-			next = &struct{ micros, seq int64 }{micros.Int64, seq.Int64}
+			next = &searchPosition{micros.Int64, seq.Int64}
 		}
 		return nil, err
 	}, searchSQL, queue.key, micros, seq, v.limit, deliverySize, searchRows, searchTime.Seconds(),
-		nullable(v.state), nullableTime(v.after), nullableTime(v.before), nullable(string(v.attributes)), nullable(string(v.data)), nullable(v.text))
+		nullable(v.state), nullable(v.group), nullableTime(v.after), nullableTime(v.before), nullable(string(v.attributes)), nullable(string(v.data)), nullable(v.text))
+	if atFault(err) {
+		return nil, nil, errNotComparable
+	}
 	if err != nil || len(ids) == 0 {
 		return nil, next, err
 	}
@@ -95,7 +116,7 @@ const attributePrefix = "attribute."
 func (q *query) isSearch() bool {
 	return slices.ContainsFunc(q.all, func(f field) bool {
 		switch f.name {
-		case "state", "contains", "q", "before", "after", "next":
+		case "state", "group", "contains", "q", "before", "after", "next":
 			return true
 		}
 		return strings.HasPrefix(f.name, attributePrefix)
@@ -113,6 +134,12 @@ func (q *query) search() (v search) {
 			q.addMistake("value is not a state; allowed: "+strings.Join(states, ", "), "value_error", "state")
 		}
 	}
+	if text, has := q.find("group"); has {
+		v.group = string(text)
+		if msg, kind := groupMistake(v.group); msg != "" {
+			q.addMistake(msg, kind, "group")
+		}
+	}
 	if text, has := q.find("after"); has {
 		v.after = q.time(string(text), "after")
 	}
@@ -121,9 +148,10 @@ func (q *query) search() (v search) {
 	}
 	if text, has := q.find("contains"); has {
 		f := parseBody(text)
-		if v.data = text; f.broken {
-			q.addMistake("value is not a JSON object", "type_error.dict", "contains")
+		for _, m := range f.mistakes {
+			q.addMistake(m.Msg, m.Type, "contains")
 		}
+		v.data = rawjson.TrimBOM(text)
 	}
 	if text, has := q.find("q"); has {
 		v.text = string(text)
@@ -140,13 +168,9 @@ func (q *query) search() (v search) {
 		v.attributes, _ = json.Marshal(attributes) // cannot fail
 	}
 	if text, has := q.find("next"); has {
-		micros, seq, _ := strings.Cut(string(text), "-")
-		at, err := strconv.ParseInt(micros, 10, 64)
-		n, failed := strconv.ParseInt(seq, 10, 64)
-		if err != nil || failed != nil {
+		if v.from = parseSearchPosition(string(text)); v.from == nil {
 			q.addMistake("value is not the next of a search", "value_error", "next")
 		}
-		v.from = &struct{ micros, seq int64 }{at, n}
 	}
 	return v
 }
@@ -158,13 +182,21 @@ func (q *query) checkSearched(text, name string) {
 	}
 }
 
-// text returns the position for the response, null at the end.
-func (p searchResult) text() []byte {
-	if p.next == nil {
-		return []byte("null")
-	}
-	return rawjson.Quote(fmt.Sprintf("%d-%d", p.next.micros, p.next.seq))
+// searchResult is the messages that a search has found, as a body with the next position.
+type searchResult struct {
+	messageList
+	next *searchPosition
 }
 
-// searchResult is where a search continues.
-type searchResult struct{ next searchPosition }
+func (l *searchResult) piece(b []byte, item int) ([]byte, int) {
+	b, item = l.messageList.piece(b, item)
+	if item >= 0 {
+		return b, item
+	}
+	next := []byte("null")
+	if l.next != nil {
+		next = rawjson.Quote(l.next.String())
+	}
+	b = append(b[:len(b)-1], `,"next":`...)
+	return append(append(b, next...), '}'), -1
+}

@@ -40,7 +40,7 @@ func TestPeekSearches(t *testing.T) {
 		`{"data":{"n":1,"order":{"id":17,"lines":[1,2]}},"attributes":{"country":"es","paid":"yes"}}`,
 		`{"data":{"n":2,"order":{"id":18}},"attributes":{"country":"es"},"group":"g"}`,
 		`{"data":{"n":3,"text":"Zwölf \u0000 \ud800"},"attributes":{"a\u0000\"":"x\\"}}`,
-		`{"data":{"n":4,"huge":1e999999}}`,
+		`{"data":{"n":4,"huge":1e-20000}}`,
 		`{"data":{"n":5,"order":{"id":17.0}},"delay_seconds":600}`,
 		`{"data":{"n":6}}`,
 	} {

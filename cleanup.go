@@ -32,6 +32,7 @@ type cleanup struct {
 	group  groupKey // the last group of the walk through the groups; zero to begin with the first
 	rests  struct{ table, groups rest }
 	fronts map[frontKey]time.Time // when the oldest message was due, at the last pass
+	empty  intArray               // keys of deleted queues of which the last pass found nothing
 }
 
 // frontKey identifies one of the two fronts of a queue: that of its messages without a
@@ -109,7 +110,7 @@ func (c *cleanup) vacuum(ctx context.Context, unlimited *sql.DB, requests <-chan
 // once runs one pass of the cleanup. A pass does all of the work except for the walks, which
 // may take several passes. Work that another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeduplications, c.removeDeleted, c.removeDeletedDeduplications, c.recheckChangedGroups, c.removeIdleGroups} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeduplications, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(asUnavailable(failed), errUnavailable) && !rejected(failed) {
@@ -286,10 +287,17 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 	return nil
 }
 
+// The search for the rows of a deleted queue walks over all deleted rows that PostgreSQL
+// cannot remove yet. So queues that were empty at the last pass are searched again only at
+// the end of deletedQueueGrace.
 const selectDeletedSQL = `
-SELECT key
+SELECT key, CASE
+    WHEN key = ANY ($1::bigint[]) AND deleted_at >= now() - make_interval(secs => $2) THEN false
+    ELSE EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
+        OR EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key)
+        OR EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key)
+END
 FROM queued.deleted_queues d
-WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
 ORDER BY key`
 
 const removeDeletedSQL = `
@@ -314,18 +322,38 @@ WHERE deleted_at < now() - make_interval(secs => $1)
     AND NOT EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key)
     AND NOT EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key)`
 
-// removeDeleted deletes the messages of deleted queues.
+// removeDeleted deletes the messages, consumed messages and deduplication ids of deleted
+// queues.
 func (c *cleanup) removeDeleted(ctx context.Context) error {
-	keys, err := collect(ctx, c.on("deleted_queues"), scanKey, selectDeletedSQL)
+	type deleted struct {
+		key   int64
+		found bool // there are rows to delete
+	}
+	grace := int(deletedQueueGrace / time.Second)
+	all, err := collect(ctx, c.on("deleted_queues"), func(row scanner) (d deleted, err error) {
+		err = row.Scan(&d.key, &d.found)
+		return d, err
+	}, selectDeletedSQL, c.empty, grace)
 	if err != nil {
 		return err
 	}
-	for _, key := range keys {
-		if err := c.remove(ctx, "remove_deleted", removeDeletedSQL, key, position{}, func(int) {}); err != nil {
+	c.empty = nil
+	for _, d := range all {
+		if !d.found {
+			c.empty = append(c.empty, d.key)
+			continue
+		}
+		if err := c.remove(ctx, "remove_deleted", removeDeletedSQL, d.key, position{}, func(int) {}); err != nil {
+			return err
+		}
+		if err := c.removeConsumedUntil(ctx, d.key, "infinity"); err != nil {
+			return err
+		}
+		if err := c.removeDeduplicationsOf(ctx, d.key); err != nil {
 			return err
 		}
 	}
-	_, err = c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, int(deletedQueueGrace/time.Second))
+	_, err = c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, grace)
 	return err
 }
 

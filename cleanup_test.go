@@ -110,6 +110,36 @@ func TestCleanupRemovesMessagesOfDeletedQueues(t *testing.T) {
 	checkDiff(t, "deleted queues", 0, s.count("SELECT count(*) FROM queued.deleted_queues"))
 }
 
+// A search for the messages of a deleted queue may walk over many deleted rows, so a pass
+// that found none is not repeated while late publishes may store some.
+func TestCleanupSearchesAnEmptyDeletedQueueAgainAfterItsGrace(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.must(204, "DELETE", "/queues/q", "")
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
+	for _, v := range []struct {
+		what         string
+		change       string
+		messages     int
+		keysAreThere int
+	}{
+		{"an empty queue", "", 0, 1},
+		{"a late message", `INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, expired_at, scheduled_at)
+			SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now() + interval '1 h', now() FROM queued.deleted_queues`, 1, 1},
+		{"the end of the grace", "UPDATE queued.deleted_queues SET deleted_at = now() - interval '61 min'", 0, 0},
+	} {
+		if v.change != "" {
+			s.exec(v.change)
+		}
+		if err := c.once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		checkDiff(t, v.what+": messages and keys", []int{v.messages, v.keysAreThere},
+			[]int{s.count("SELECT count(*) FROM queued.messages"), s.count("SELECT count(*) FROM queued.deleted_queues")})
+	}
+}
+
 func TestCleanupWorksInBatchesAndServersShareIt(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -116,15 +116,12 @@ SELECT EXISTS (
         AND consumed_at <= $2
 )`
 
-// If a queue no longer keeps consumed messages, or was deleted, all of them are deleted.
+// If a queue no longer keeps consumed messages, all of them are deleted.
 const selectKeptLongEnoughSQL = `
 SELECT q.key, q.until
 FROM (
     SELECT key, coalesce(now() - make_interval(secs => consumed_retention_seconds), now()) AS until
     FROM queued.queues
-    UNION ALL
-    SELECT key, now()
-    FROM queued.deleted_queues
 ) q
 WHERE (SELECT min(consumed_at) FROM queued.consumed_messages WHERE queue_key = q.key) <= q.until
 ORDER BY q.key`
@@ -144,12 +141,17 @@ func (c *cleanup) removeConsumed(ctx context.Context) error {
 		return err
 	}
 	for _, k := range all {
-		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-			return scanBatch(c.metrics.timed("remove_consumed", tx).QueryRowContext(ctx, removeConsumedSQL, k.key, k.until, after.at, after.seq, cleanupBatch))
-		}, func(int) {})
-		if err != nil {
+		if err := c.removeConsumedUntil(ctx, k.key, k.until); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// removeConsumedUntil deletes the messages of a queue that were consumed until a time, which
+// may be "infinity".
+func (c *cleanup) removeConsumedUntil(ctx context.Context, key int64, until any) error {
+	return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+		return scanBatch(c.metrics.timed("remove_consumed", tx).QueryRowContext(ctx, removeConsumedSQL, key, until, after.at, after.seq, cleanupBatch))
+	}, func(int) {})
 }

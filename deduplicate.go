@@ -481,18 +481,12 @@ func (c *cleanup) removeDeduplications(ctx context.Context) error {
 	}, func(int) {})
 }
 
-const (
-	selectDeletedDeduplicatingSQL = `
-SELECT key
-FROM queued.deleted_queues d
-WHERE EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key)
-ORDER BY key`
-
-	removeDeletedDeduplicationsSQL = `
+const removeDeletedDeduplicationsSQL = `
 WITH old AS MATERIALIZED (
-    SELECT ctid AS tid
+    SELECT ctid AS tid, id
     FROM queued.deduplications
     WHERE queue_key = $1
+        AND id > $3
     ORDER BY id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
@@ -501,26 +495,18 @@ WITH old AS MATERIALIZED (
     USING old
     WHERE d.ctid = old.tid
 )
-SELECT false, now(), 0, count(*) -- the columns of scanBatch
+SELECT id, count(*) OVER ()
 FROM old
-HAVING count(*) > 0`
-)
+ORDER BY id DESC
+LIMIT 1`
 
-// removeDeletedDeduplications deletes the deduplication ids of deleted queues.
-func (c *cleanup) removeDeletedDeduplications(ctx context.Context) error {
-	keys, err := collect(ctx, c.on("deleted_deduplicating"), scanKey, selectDeletedDeduplicatingSQL)
-	if err != nil {
-		return err
-	}
-	for _, key := range keys {
-		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, _ position) (position, int, error) {
-			return scanBatch(c.metrics.timed("remove_deleted_deduplications", tx).QueryRowContext(ctx, removeDeletedDeduplicationsSQL, key, cleanupBatch))
-		}, func(int) {})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+// removeDeduplicationsOf deletes the deduplication ids of a deleted queue.
+func (c *cleanup) removeDeduplicationsOf(ctx context.Context, key int64) error {
+	after := ""
+	return c.untilDone(ctx, position{}, func(tx *sql.Tx, _ position) (last position, n int, err error) {
+		err = c.metrics.timed("remove_deleted_deduplications", tx).QueryRowContext(ctx, removeDeletedDeduplicationsSQL, key, cleanupBatch, after).Scan(&after, &n)
+		return last, n, err
+	}, func(int) {})
 }
 
 // Maximum lengths, in bytes.

@@ -457,7 +457,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"deduplicate":    {insertDeduplicationsSQL, []string{"'{}'", "'{}'", "'{}'", "'1'", "1"}, "deduplications_pkey"},
 		"duplicates":     {selectDeduplicationsSQL, []string{"'{}'", "'{}'"}, "deduplications_pkey"},
 		"old ids":        {removeDeduplicationsSQL, []string{"now()", "10"}, "deduplications_expires_at"},
-		"ids of deleted": {removeDeletedDeduplicationsSQL, []string{"1", "10"}, "deduplications_pkey"},
+		"ids of deleted": {removeDeletedDeduplicationsSQL, []string{"1", "10", "''"}, "deduplications_pkey"},
 		"walk on":        {selectExpirySQL, []string{"0", "10"}, "Tid Range Scan"},
 		"walk":           {walkExpiredSQL, []string{"0", "10"}, "Tid Range Scan"},
 		"walk exhausted": {walkExhaustedSQL, []string{"0", "10"}, "Tid Range Scan"},

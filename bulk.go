@@ -101,7 +101,7 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 }
 
 // carriedColumnsSQL are the columns that a message keeps when it moves.
-const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attributes, data`
+const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attributes, data, sqs`
 
 // moveMessagesSQL is a step that stores the rows of a step removed in the queues with their
 // destination_id. A moved message keeps only carriedColumnsSQL and its last error, or the

@@ -114,28 +114,34 @@ WITH due AS MATERIALIZED (
 const claimMessagesSQL = dueMessagesSQL + `
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
-    scheduled_at = now() + make_interval(secs => $7), updated_at = now()
-FROM fitting f
-WHERE m.ctid = f.tid
-    AND (f.total <= $4 OR f.total = f.bytes)
-RETURNING ` + messageColumnsSQL + `, f.scheduled_at`
+    scheduled_at = now() + make_interval(secs => $7), updated_at = now()` + returnClaimedSQL + messageColumnsSQL + `, f.scheduled_at`
 
 // claimBackoffSQL is claimMessagesSQL for queues that have a retry backoff, or have had one.
 // No statement runs when a lease ends, so the claim decides when the message is due after
 // that: scheduled_at is the end of the lease plus the step of this delivery. A message
 // that has its last delivery has no step. The end of the lease is lease_end.
-const claimBackoffSQL = dueMessagesSQL + `
+const claimBackoffSQL = leaseWithBackoffSQL + returnClaimedSQL + messageColumnsSQL + `, f.scheduled_at`
+
+// claimSQSSQL is claimMessagesSQL or claimBackoffSQL for SQS's API.
+const claimSQSSQL = leaseWithBackoffSQL + `, received_at = coalesce(m.received_at, now())` + returnClaimedSQL + messageColumnsSQL + `, ` + pastColumnsSQL + `, f.scheduled_at`
+
+// Parts of the claims. Without a backoff, leaseWithBackoffSQL sets no lease_end.
+const (
+	leaseWithBackoffSQL = dueMessagesSQL + `
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
     scheduled_at = now() + make_interval(secs => $7::integer + CASE
         WHEN m.delivery_attempts + 1 >= $2 THEN 0
         ELSE coalesce(($8::integer[])[least(m.delivery_attempts + 1, cardinality($8::integer[]))], 0)
     END),
-    lease_end = now() + make_interval(secs => $7::integer), updated_at = now()
+    lease_end = CASE WHEN $8::integer[] IS NOT NULL THEN now() + make_interval(secs => $7::integer) END, updated_at = now()`
+
+	returnClaimedSQL = `
 FROM fitting f
 WHERE m.ctid = f.tid
     AND (f.total <= $4 OR f.total = f.bytes)
-RETURNING ` + messageColumnsSQL + `, f.scheduled_at`
+RETURNING `
+)
 
 // The returned rows do not count the delivery yet.
 const consumeMessagesSQL = dueMessagesSQL + `
@@ -198,6 +204,7 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 // claimOnce is claim with cached terms. It claims nothing if they have changed, or if the
 // queue is paused.
 func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
+	terms.ackDeadline = at.lease.or(terms.ackDeadline)
 	v := claimResult{ackDeadline: terms.ackDeadline, alone: terms.alone()}
 	if terms.paused {
 		return v, nil
@@ -247,7 +254,7 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 	case at.consumes:
 		c.messages, err = read(s, "consume", func(row scanner) (message, error) {
 			m := message{QueueID: at.queueID, consumed: true}
-			err := row.Scan(append(append(m.columns(), m.past.columns()...), &m.UpdatedAt)...)
+			err := row.Scan(append(m.columnsWithPast(), &m.UpdatedAt)...)
 			m.dueAt = m.ScheduledAt
 			m.DeliveryAttempts++
 			return m, err
@@ -264,13 +271,16 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 // leaseUngrouped runs claimMessagesSQL or claimBackoffSQL. args has the arguments before the
 // ack deadline.
 func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []any) ([]message, error) {
-	name, statement, args := "claim", claimMessagesSQL, append(args, int(terms.ackDeadline/time.Second))
-	if terms.retryBackoff != nil {
+	name, statement, columns, args := "claim", claimMessagesSQL, (*message).columns, append(args, int(terms.ackDeadline/time.Second))
+	switch {
+	case at.sqs:
+		name, statement, columns, args = "claim_sqs", claimSQSSQL, (*message).columnsWithPast, append(args, terms.retryBackoff)
+	case terms.retryBackoff != nil:
 		name, statement, args = "claim_backoff", claimBackoffSQL, append(args, terms.retryBackoff)
 	}
 	return read(s, name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID}
-		err := row.Scan(append(m.columns(), &m.dueAt)...)
+		err := row.Scan(append(columns(&m), &m.dueAt)...)
 		m.endLease(terms)
 		return m, err
 	}, statement, args...)

@@ -9,10 +9,10 @@ import (
 // claimRequest is a claim of messages without a group. Claims of several queues that
 // wait at the same time share a statement and a commit.
 type claimRequest struct {
-	queueID string
-	from    claimStart
-	limit   int // messages
-	budget  int // bytes
+	dispatcherKey
+	from   claimStart
+	limit  int // messages
+	budget int // bytes
 
 	done   bool // the fields below are set
 	result claimResult
@@ -47,8 +47,12 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 				able = append(able, r)
 			}
 		}
-		if err := s.claimBatch(able); err != nil {
-			return err
+		for left := able; len(left) > 0; {
+			var together []*claimRequest
+			together, left = compatible(left)
+			if err := s.claimBatch(together); err != nil {
+				return err
+			}
 		}
 		// For the other queues no message is due, or the queue is paused, or the terms have
 		// changed, or the queue was deleted.
@@ -68,6 +72,25 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 		}
 	}
 	return errStale
+}
+
+// compatible returns the claims that can share a statement with the first one, and the
+// others. Two claims of one queue would find the same messages, and those of SQS's API read
+// more columns.
+func compatible(all []*claimRequest) (together, others []*claimRequest) {
+	if len(all) == 1 {
+		return all, nil
+	}
+	queues := make(map[string]bool, len(all))
+	for _, r := range all {
+		if r.sqs == all[0].sqs && !queues[r.queueID] {
+			queues[r.queueID] = true
+			together = append(together, r)
+		} else {
+			others = append(others, r)
+		}
+	}
+	return together, others
 }
 
 // readStaleTerms reads the terms of those queues for which they are not known, or may
@@ -101,7 +124,14 @@ func claimArgs(all []*claimRequest) (queueIDs []string, groupsSince []time.Time)
 
 // claimBatchSQL is claimMessagesSQL for several queues. It takes messages from the queues
 // in turns, up to the budget of the statement ($8).
-const claimBatchSQL = `
+const claimBatchSQL = leaseBatchSQL + returnBatchSQL + messageColumnsSQL + `, f.scheduled_at, f.place`
+
+// claimBatchSQSSQL is claimBatchSQL for SQS's API.
+const claimBatchSQSSQL = leaseBatchSQL + `, received_at = coalesce(m.received_at, now())` + returnBatchSQL + messageColumnsSQL + `, ` + pastColumnsSQL + `, f.scheduled_at, f.place`
+
+// The two parts of claimBatchSQL.
+const (
+	leaseBatchSQL = `
 WITH wanted AS MATERIALIZED (
     SELECT *
     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::bigint[]) WITH ORDINALITY
@@ -133,15 +163,18 @@ WITH wanted AS MATERIALIZED (
 )
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= f.delivery_limit,
-    scheduled_at = now() + make_interval(secs => f.ack_deadline), updated_at = now()
+    scheduled_at = now() + make_interval(secs => f.ack_deadline), updated_at = now()`
+
+	returnBatchSQL = `
 FROM fitting f
 WHERE m.ctid = f.tid
     AND (f.total <= f.budget OR f.total = f.bytes)
     AND (f.batch_total <= $8 OR f.batch_total = f.bytes)
-RETURNING ` + messageColumnsSQL + `, f.scheduled_at, f.place`
+RETURNING `
+)
 
-// claimBatch claims for requests whose terms s has cached. It marks the requests that got
-// messages as claimed.
+// claimBatch claims for compatible requests whose terms s has cached. It marks the requests
+// that got messages as claimed.
 func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 	switch len(all) {
 	case 0:
@@ -149,7 +182,7 @@ func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 	case 1:
 		r := all[0]
 		r.sentAt = time.Now()
-		v, err := s.claimOnce(s.settings.terms[r.queueID], dispatcherKey{queueID: r.queueID}, r.from, false, r.limit, r.budget)
+		v, err := s.claimOnce(s.settings.terms[r.queueID], r.dispatcherKey, r.from, false, r.limit, r.budget)
 		r.result, r.done = v, len(v.messages) > 0
 		return err
 	}
@@ -159,21 +192,26 @@ func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 	for _, r := range all {
 		terms := s.settings.terms[r.queueID]
 		keys, limits, budgets = append(keys, terms.queueKey), append(limits, int64(r.limit)), append(budgets, int64(r.budget))
+		terms.ackDeadline = r.lease.or(terms.ackDeadline)
 		deliveryLimits, deadlines = append(deliveryLimits, int64(terms.deliveryLimit)), append(deadlines, int64(terms.ackDeadline/time.Second))
 		since = append(since, r.from.messages)
 		r.sentAt, r.result = sentAt, claimResult{ackDeadline: terms.ackDeadline}
 	}
-	_, err := read(s, "claim_batch", func(row scanner) (any, error) {
+	name, statement, columns := "claim_batch", claimBatchSQL, (*message).columns
+	if all[0].sqs {
+		name, statement, columns = "claim_batch_sqs", claimBatchSQSSQL, (*message).columnsWithPast
+	}
+	_, err := read(s, name, func(row scanner) (any, error) {
 		var m message
 		var place int
-		err := row.Scan(append(m.columns(), &m.dueAt, &place)...)
+		err := row.Scan(append(columns(&m), &m.dueAt, &place)...)
 		if err == nil {
 			r := all[place-1]
 			m.QueueID = r.queueID
 			r.result.messages = append(r.result.messages, m)
 		}
 		return nil, err
-	}, claimBatchSQL, keys, deliveryLimits, limits, budgets, since, deadlines, s.settings.version, claimBudget)
+	}, statement, keys, deliveryLimits, limits, budgets, since, deadlines, s.settings.version, claimBudget)
 	if err != nil {
 		return err
 	}

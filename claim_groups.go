@@ -18,12 +18,13 @@ type groupDelivery struct {
 const claimGroupsSQL = `
 SELECT ` + messageColumnsSQL + `, ` + claimGroupsTailSQL
 
-// consumeGroupsSQL is claimGroupsSQL for a claim that consumes the messages.
-const consumeGroupsSQL = `
+// claimGroupsWithPastSQL is claimGroupsSQL for a claim that also reads the past of the
+// messages, because it consumes them or is one of SQS's API.
+const claimGroupsWithPastSQL = `
 SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, ` + claimGroupsTailSQL
 
 const claimGroupsTailSQL = `c.was_due_at, c.nth, c.was_limited_until, c.now_limited_until, c.claimed_at, c.checked_from
-FROM queued.claim_groups($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) c
+FROM queued.claim_groups($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) c
 CROSS JOIN LATERAL (SELECT (c.message).*) m`
 
 // claimGrouped is claim for messages with a group, from the groups that are ready since
@@ -64,19 +65,15 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from tim
 		name, visits = "await_group", 1
 	}
 	consumes := at.consumes && !terms.keepsConsumed
-	statement := claimGroupsSQL
-	if consumes {
-		statement = consumeGroupsSQL
+	statement, columns := claimGroupsSQL, (*message).columns
+	if consumes || at.sqs {
+		statement, columns = claimGroupsWithPastSQL, (*message).columnsWithPast
 	}
 	lease := sql.NullInt64{Int64: int64(terms.ackDeadline / time.Second), Valid: !consumes}
 	all, err := read(s, name, func(row scanner) (taken, error) {
 		m := taken{message: message{QueueID: at.queueID, consumed: consumes, groupDelivery: &groupDelivery{}}}
 		var claimedAt timestamp
-		columns := m.columns()
-		if consumes {
-			columns = append(columns, m.past.columns()...)
-		}
-		err := row.Scan(append(columns, &m.dueAt, &m.nth, &m.groupDelivery.before, &m.groupDelivery.after, &claimedAt, &c.last)...)
+		err := row.Scan(append(columns(&m.message), &m.dueAt, &m.nth, &m.groupDelivery.before, &m.groupDelivery.after, &claimedAt, &c.last)...)
 		if !consumes {
 			m.endLease(terms)
 		}
@@ -86,7 +83,7 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from tim
 		}
 		return m, err
 	}, statement, terms.queueKey, s.settings.version, since(from), visits, blocking, int(terms.deliveryInterval/time.Millisecond), terms.ordered,
-		terms.deliveryLimit, limit, budget, lease, terms.retryBackoff)
+		terms.deliveryLimit, limit, budget, lease, terms.retryBackoff, at.sqs)
 	if err != nil {
 		return claimPart{}, err
 	}

@@ -664,7 +664,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 // recheckChangedGroups makes claims check groups after a change of settings, if the request
 // that changed the settings could not do so.
 func (c *cleanup) recheckChangedGroups(ctx context.Context) error {
-	return (&store{c.db, c.metrics}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
+	return (&store{db: c.db, metrics: c.metrics}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }
 
 func scanText(row scanner) (text string, err error) {

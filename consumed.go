@@ -23,7 +23,9 @@ WITH consumed AS (
 SELECT m.id, ` + pastColumnsSQL + `
 FROM consumed m
 WHERE m.last_error_at IS NOT NULL
-    OR m.dead_at IS NOT NULL`
+    OR m.dead_at IS NOT NULL
+    OR m.sqs IS NOT NULL
+    OR m.received_at IS NOT NULL`
 
 // keepConsumed moves messages that the same transaction has claimed to the consumed
 // messages.
@@ -42,7 +44,7 @@ func (s *pinnedConn) keepConsumed(queueKey int64, messages []message) error {
 	}
 	_, err := read(s, "keep_consumed", func(row scanner) (any, error) {
 		var id string
-		var p past // so that a release can restore it
+		p := &past{} // so that a release can restore it
 		err := row.Scan(append([]any{&id}, p.columns()...)...)
 		if m := byID[id]; m != nil {
 			m.past = p
@@ -64,7 +66,7 @@ WITH page AS MATERIALIZED (
     SELECT queue_key, consumed_at, seq, bytes, sum(bytes) OVER (ORDER BY consumed_at DESC, seq DESC) AS total
     FROM page
 )
-SELECT ` + messageColumnsSQL + `, NULL, NULL, NULL, NULL, NULL, NULL, $1, '` + stateConsumed + `'
+SELECT ` + messageColumnsSQL + `, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, $1, '` + stateConsumed + `'
 FROM fitting f
 CROSS JOIN LATERAL (
     SELECT *, consumed_at AS updated_at, NULL::integer AS max_deliveries

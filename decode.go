@@ -110,6 +110,8 @@ type field struct {
 type form struct {
 	input
 	broken bool // the text is not an object, which is one of the mistakes
+
+	unchanged map[string]int // integers that are valid whatever their bounds
 }
 
 // maxMistakes is the maximum number of mistakes in a response.
@@ -394,10 +396,16 @@ func (f *form) integer(name string, within bounds, required bool) *int {
 		f.addMistake("value is not a valid integer", "type_error.integer", name)
 		return nil
 	}
-	if !f.inside(n, within, name) {
+	if !f.isUnchanged(name, n) && !f.inside(n, within, name) {
 		return nil
 	}
 	return &n
+}
+
+// isUnchanged reports whether an integer is the one that may be kept, whatever its bounds.
+func (f *form) isUnchanged(name string, n int) bool {
+	kept, has := f.unchanged[name]
+	return has && n == kept
 }
 
 func (in *input) inside(n int, within bounds, name string) bool {

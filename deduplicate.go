@@ -39,7 +39,8 @@ func (k deduplicationKey) compare(l deduplicationKey) int {
 type firstCopy struct {
 	messageID string
 	createdAt timestamp
-	earlier   bool // it was stored before this transaction
+	seq       int64 // 0 if it is not in the queue any more
+	earlier   bool  // it was stored before this transaction
 }
 
 // Time that a publish waits for an id that another transaction has inserted and not yet
@@ -340,7 +341,12 @@ func sortedKeys(firsts map[deduplicationKey]*firstCopy) (keys intArray, ids quot
 }
 
 const selectDeduplicationsSQL = `
-SELECT d.queue_key, d.id, d.message_id, d.created_at
+SELECT d.queue_key, d.id, d.message_id, d.created_at, coalesce((
+    SELECT a.seq
+    FROM queued.messages a
+    WHERE a.id = ANY (ARRAY[d.message_id])
+        AND a.queue_key IS NOT DISTINCT FROM d.queue_key
+), 0)
 FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
 CROSS JOIN LATERAL (
     SELECT *
@@ -357,7 +363,7 @@ func (s *pinnedConn) readDeduplications(firsts map[deduplicationKey]*firstCopy) 
 	_, err := read(s, "deduplications", func(row scanner) (any, error) {
 		var key deduplicationKey
 		first := firstCopy{earlier: true}
-		err := row.Scan(&key.queueKey, &key.id, &first.messageID, &first.createdAt)
+		err := row.Scan(&key.queueKey, &key.id, &first.messageID, &first.createdAt, &first.seq)
 		if known := firsts[key]; known != nil {
 			*known = first
 		}
@@ -440,12 +446,12 @@ func withDuplicates(sent []outgoing, stored [][]message, firsts map[deduplicatio
 		for _, to := range m.to {
 			first := firsts[deduplicationKey{to.queueKey, m.deduplicationID}]
 			if len(stored[i]) > 0 && stored[i][0].ID == first.messageID {
-				first.createdAt = stored[i][0].CreatedAt
+				first.createdAt, first.seq = stored[i][0].CreatedAt, stored[i][0].seq
 				all[i], stored[i] = append(all[i], stored[i][0]), stored[i][1:]
 				continue
 			}
 			all[i] = append(all[i], message{
-				ID: first.messageID, QueueID: to.queueID, queueKey: to.queueKey, duplicate: true,
+				ID: first.messageID, QueueID: to.queueID, queueKey: to.queueKey, seq: first.seq, duplicate: true,
 				Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace,
 				CreatedAt: first.createdAt, UpdatedAt: first.createdAt,
 				ScheduledAt: timestamp{to.dueAt(first.createdAt.Time)}, ExpiredAt: timestamp{first.createdAt.Add(to.retention)},
@@ -453,6 +459,42 @@ func withDuplicates(sent []outgoing, stored [][]message, firsts map[deduplicatio
 		}
 	}
 	return all
+}
+
+// deduplicationInGroup returns the deduplication id of a message of SQS's API whose queue
+// compares the ids of a group only. No client can send such an id, because of the line feeds.
+func deduplicationInGroup(group, id string) string { return "\n" + group + "\n" + id }
+
+const forgetDeduplicationsSQL = `
+WITH old AS MATERIALIZED (
+    SELECT ctid AS tid, id
+    FROM queued.deduplications
+    WHERE queue_key = $1
+        AND id > $2
+        AND created_at <= $3
+    ORDER BY id
+    LIMIT $4
+    FOR UPDATE
+), removed AS (
+    DELETE FROM queued.deduplications d
+    USING old
+    WHERE d.ctid = old.tid
+)
+SELECT id
+FROM old
+ORDER BY id DESC
+LIMIT 1`
+
+// forgetDeduplications deletes the deduplication ids that a queue had when it was called.
+func (s *store) forgetDeduplications(ctx context.Context, queueID string) error {
+	v, err := s.snapshot(ctx, queueID)
+	for after := ""; err == nil; {
+		err = s.on("forget_deduplications").QueryRowContext(ctx, forgetDeduplicationsSQL, v.key, after, v.at, workBatch).Scan(&after)
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	return asUnavailable(err)
 }
 
 // removeDeduplicationsSQL deletes entries at the end of their window.

@@ -14,6 +14,7 @@ import (
 type draft struct {
 	data       []byte         // JSON as sent
 	attributes []byte         // JSON as sent; nil if there are none
+	sqs        []byte         // JSON with what only SQS's API has; nil for nothing
 	group      string         // empty if it has none
 	delay      *time.Duration // nil for the delay of the queue
 	retention  time.Duration  // 0 for that of the queue; a longer one has no effect

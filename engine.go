@@ -51,9 +51,9 @@ type engine struct {
 	sweepNow chan struct{} // requests a full sweep at once
 
 	mu          sync.Mutex
-	dispatchers map[dispatcherKey]*dispatcher // of queues with waiting receivers
-	watermarks  map[string]*watermarks        // of recently claimed queues, by queue id
-	receivers   int                           // number of waiting receivers
+	dispatchers map[string][]*dispatcher // of queues with waiting receivers, by queue id
+	watermarks  map[string]*watermarks   // of recently claimed queues, by queue id
+	receivers   int                      // number of waiting receivers
 	draining    bool
 	dispatching sync.WaitGroup
 	stop        context.CancelFunc // ends the background goroutines
@@ -82,7 +82,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 		db:          db,
 		claimers:    make(chan *pinnedConn, claimers),
 		sweepNow:    make(chan struct{}, 1),
-		dispatchers: make(map[dispatcherKey]*dispatcher),
+		dispatchers: make(map[string][]*dispatcher),
 		watermarks:  make(map[string]*watermarks),
 		stop:        stop,
 	}
@@ -119,8 +119,10 @@ func (e *engine) waiting() map[string]int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	all := make(map[string]int, len(e.dispatchers))
-	for at, d := range e.dispatchers {
-		all[at.queueID] += len(d.line)
+	for queueID, dispatchers := range e.dispatchers {
+		for _, d := range dispatchers {
+			all[queueID] += len(d.line)
+		}
 	}
 	return all
 }
@@ -130,7 +132,7 @@ func (e *engine) waiting() map[string]int {
 func (e *engine) asleep(queueID string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, d := range e.dispatchersOf(queueID) {
+	for _, d := range e.dispatchers[queueID] {
 		if !d.sleeping || d.woken {
 			return false
 		}
@@ -144,13 +146,15 @@ func (e *engine) drain() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.draining = true
-	for _, d := range e.dispatchers {
-		for _, r := range d.line {
-			d.reply(r, delivery{})
+	for _, dispatchers := range e.dispatchers {
+		for _, d := range dispatchers {
+			for _, r := range d.line {
+				d.reply(r, delivery{})
+			}
+			e.receivers -= len(d.line)
+			d.line = nil
+			d.signal()
 		}
-		e.receivers -= len(d.line)
-		d.line = nil
-		d.signal()
 	}
 }
 
@@ -254,7 +258,7 @@ func (e *engine) sweepPeriodically(ctx context.Context, s *pinnedConn, fullSweep
 func (e *engine) sweep(s *pinnedConn, full bool) error {
 	e.mu.Lock()
 	maps.DeleteFunc(e.watermarks, func(id string, w *watermarks) bool {
-		return len(e.dispatchersOf(id)) == 0 && time.Since(w.usedAt) > watermarkIdle
+		return len(e.dispatchers[id]) == 0 && time.Since(w.usedAt) > watermarkIdle
 	})
 	var ids []string
 	var since []claimStart
@@ -291,7 +295,7 @@ func (e *engine) sweep(s *pinnedConn, full bool) error {
 		if !full && !hidden {
 			continue
 		}
-		for _, d := range e.dispatchersOf(v.queueID) {
+		for _, d := range e.dispatchers[v.queueID] {
 			d.clock.set(v.now)
 			if next := v.soonest(); !next.IsZero() {
 				d.expectAt(next)
@@ -299,7 +303,7 @@ func (e *engine) sweep(s *pinnedConn, full bool) error {
 		}
 	}
 	for _, id := range ids {
-		for _, d := range e.dispatchersOf(id) {
+		for _, d := range e.dispatchers[id] {
 			if !exists[id] {
 				d.expectAt(time.Time{}) // the next claim finds that the queue was deleted
 			}

@@ -112,7 +112,8 @@ CREATE OR REPLACE FUNCTION queued.claim_groups(
     max_messages       integer,
     max_bytes          bigint,      -- exceeded by a single message
     lease_seconds      integer,     -- null: consume the messages
-    retry_backoff      integer[] DEFAULT NULL -- queues.retry_backoff_seconds
+    retry_backoff      integer[] DEFAULT NULL, -- queues.retry_backoff_seconds
+    sets_received_at   boolean DEFAULT false
 ) RETURNS TABLE (
     message            queued.messages,
     was_due_at         timestamptz,
@@ -286,7 +287,7 @@ BEGIN
                     WHEN m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries) THEN 0
                     ELSE coalesce(retry_backoff[least(m.delivery_attempts + 1, cardinality(retry_backoff))], 0)
                 END),
-                lease_end = leased_until, updated_at = moment
+                lease_end = leased_until, updated_at = moment, received_at = CASE WHEN sets_received_at THEN coalesce(m.received_at, moment) ELSE m.received_at END
             FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
             WHERE m.ctid = t.tid
             RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;
@@ -294,7 +295,7 @@ BEGIN
             RETURN QUERY
             UPDATE queued.messages m
             SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries),
-                scheduled_at = leased_until, updated_at = moment
+                scheduled_at = leased_until, updated_at = moment, received_at = CASE WHEN sets_received_at THEN coalesce(m.received_at, moment) ELSE m.received_at END
             FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
             WHERE m.ctid = t.tid
             RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;

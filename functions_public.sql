@@ -535,10 +535,10 @@ BEGIN
         WHERE q.id = source.dead_queue_id;
         IF FOUND THEN -- like moveMessagesSQL (bulk.go)
             INSERT INTO queued.messages (queue_key, expired_at, scheduled_at, updated_at, last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at,
-                                         id, created_at, bytes, group_id, job_id, trace, attributes, data)
+                                         id, created_at, bytes, group_id, job_id, trace, attributes, data, sqs)
             VALUES (dead.key, moment + make_interval(secs => dead.message_retention_seconds), moment + make_interval(secs => coalesce(dead.delivery_delay_seconds, 0)), moment,
                     coalesce(reason, nacked.last_error), CASE WHEN reason IS NULL THEN nacked.last_error_at ELSE moment END, source.id, nacked.delivery_attempts, moment,
-                    nacked.id, nacked.created_at, nacked.bytes, nacked.group_id, nacked.job_id, nacked.trace, nacked.attributes, nacked.data);
+                    nacked.id, nacked.created_at, nacked.bytes, nacked.group_id, nacked.job_id, nacked.trace, nacked.attributes, nacked.data, nacked.sqs);
             IF nacked.group_id IS NOT NULL THEN
                 PERFORM queued.change_group(nack.id, dead.key, nacked.group_id, true);
             END IF;

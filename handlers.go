@@ -85,6 +85,13 @@ func (s *server) getQueue(r *request) (any, error) {
 func (s *server) updateQueue(r *request) (any, error) {
 	f := parseBody(r.body)
 	settings := f.queueSettings(&s.limits)
+	if f.err() != nil { // SQS's API has other bounds, and what it has set may stay
+		if q, err := s.store.queue(r.Context(), r.queueID); err == nil {
+			f = parseBody(r.body)
+			f.unchanged = q.integers()
+			settings = f.queueSettings(&s.limits)
+		}
+	}
 	if err := f.err(); err != nil {
 		return nil, err
 	}
@@ -271,6 +278,7 @@ func (s *server) receive(r *request) (any, error) {
 	if !q.has("wait_seconds") {
 		wait = r.preferredWait(&s.limits)
 	}
+	lease := q.lease()
 	shows := q.shown()
 	if err := q.err(); err != nil {
 		return nil, err
@@ -279,7 +287,7 @@ func (s *server) receive(r *request) (any, error) {
 		_, err := s.store.queue(r.Context(), r.queueID)
 		return &messageList{}, err
 	}
-	v, err := s.engine.receive(r.whileHeard(), r.queueID, limit, wait)
+	v, err := s.engine.take(r.whileHeard(), dispatcherKey{queueID: r.queueID, lease: lease}, limit, wait)
 	if err != nil {
 		return nil, err
 	}

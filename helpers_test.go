@@ -80,7 +80,7 @@ func migrateTemplate() error {
 		return err
 	}
 	defer db.Close()
-	return (&store{db, newMetrics(db)}).migrate(context.Background(), schemaSteps())
+	return (&store{db: db, metrics: newMetrics(db)}).migrate(context.Background(), schemaSteps())
 }
 
 var testDatabases atomic.Int64
@@ -153,7 +153,7 @@ func newTestStore(t testing.TB) *store {
 func newTestStoreOn(t testing.TB, dsn string) *store {
 	t.Helper()
 	db := newTestDB(t, dsn)
-	return &store{db, newMetrics(db)}
+	return &store{db: db, metrics: newMetrics(db)}
 }
 
 // testServer is a server on a real port, with a client and an inspector.
@@ -213,7 +213,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	c := mustTestConfig(t)
 	s := newServer(serverConfig{
 		log:             log,
-		store:           &store{db, m},
+		store:           &store{db: db, metrics: m},
 		engine:          e,
 		metrics:         m,
 		depth:           counter,

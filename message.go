@@ -59,10 +59,11 @@ type message struct {
 	dueAt         timestamp      // of a received message: when it was due, before it was leased
 	consumed      bool           // it was received and deleted at once
 	duplicate     bool           // it was not stored, because this copy was published before
-	past          past
+	past          *past          // nil if the statement that read the message did not ask for it
 }
 
-// past is what the message keeps of earlier deliveries. Leases do not read it.
+// past is what the message keeps of earlier deliveries and of SQS's API. Leases read it only
+// for that API.
 type past struct {
 	lastError     sql.NullString
 	lastErrorAt   sql.NullTime
@@ -70,14 +71,23 @@ type past struct {
 	attempts      sql.NullInt64  // its delivery attempts in that queue
 	deadAt        sql.NullTime   // when it moved to the dead queue
 	leaseEnd      sql.NullTime   // in flight, if it is due only later
+	sqs           []byte         // what only SQS's API has; nil for none
+	receivedAt    sql.NullTime   // when SQS's API received it first
 }
 
 // pastColumnsSQL are the columns of past of a message m.
-const pastColumnsSQL = `m.last_error, m.last_error_at, m.source_queue_id, m.source_delivery_attempts, m.dead_at, m.lease_end`
+const pastColumnsSQL = `m.last_error, m.last_error_at, m.source_queue_id, m.source_delivery_attempts, m.dead_at, m.lease_end, m.sqs, m.received_at`
 
 // columns returns the destinations of pastColumnsSQL.
 func (p *past) columns() []any {
-	return []any{&p.lastError, &p.lastErrorAt, &p.sourceQueueID, &p.attempts, &p.deadAt, &p.leaseEnd}
+	return []any{&p.lastError, &p.lastErrorAt, &p.sourceQueueID, &p.attempts, &p.deadAt, &p.leaseEnd, &p.sqs, &p.receivedAt}
+}
+
+// columnsWithPast returns the destinations of messageColumnsSQL and pastColumnsSQL, with
+// capacity for more.
+func (m *message) columnsWithPast() []any {
+	m.past = &past{}
+	return append(m.columns(), m.past.columns()...)
 }
 
 // messageColumnsSQL are the columns of a message m that a statement returns, in the order
@@ -88,7 +98,7 @@ const messageColumnsSQL = `m.id, m.queue_key, m.seq, m.scheduled_at, m.expired_a
 
 // columns returns the destinations of messageColumnsSQL for a scan, with capacity for more.
 func (m *message) columns() []any {
-	return append(make([]any, 0, 24), &m.ID, &m.queueKey, &m.seq, &m.ScheduledAt, &m.ExpiredAt, &m.CreatedAt, &m.UpdatedAt, &m.size, &m.DeliveryAttempts,
+	return append(make([]any, 0, 28), &m.ID, &m.queueKey, &m.seq, &m.ScheduledAt, &m.ExpiredAt, &m.CreatedAt, &m.UpdatedAt, &m.size, &m.DeliveryAttempts,
 		&m.maxDeliveries, (*nullText)(&m.Group), &m.jobID, &m.trace, &m.Attributes, &m.Data)
 }
 
@@ -165,7 +175,7 @@ func (m *message) appendJSON(b []byte, shows shown) []byte {
 	if shows.traceparent {
 		b = appendOptional(b, `,"traceparent":`, m.trace.traceparent)
 	}
-	if shows.past {
+	if shows.past && m.past != nil {
 		b = appendOptional(b, `,"last_error":`, m.past.lastError.String)
 		b = appendOptionalTime(b, `,"last_error_at":`, m.past.lastErrorAt)
 		b = appendOptional(b, `,"source_queue_id":`, m.past.sourceQueueID.String)
@@ -187,7 +197,7 @@ func (m *message) jsonSize() int {
 // size returns an upper bound for the bytes of the past in the wire format, for a queue id
 // and an error that need no escapes.
 func (p *past) size() int {
-	if p.lastErrorAt.Valid || p.deadAt.Valid {
+	if p != nil && (p.lastErrorAt.Valid || p.deadAt.Valid) {
 		return len(p.lastError.String) + len(p.sourceQueueID.String) + 180
 	}
 	return 0

@@ -8,7 +8,7 @@ import (
 
 // scanMessage reads a message of live_messages.
 func scanMessage(row scanner) (m message, err error) {
-	err = row.Scan(append(append(m.columns(), m.past.columns()...), &m.QueueID, &m.State)...)
+	err = row.Scan(append(m.columnsWithPast(), &m.QueueID, &m.State)...)
 	if m.State == "in_flight" && m.past.leaseEnd.Valid {
 		m.ScheduledAt.Time = m.past.leaseEnd.Time
 	}

@@ -89,7 +89,7 @@ func TestCachedSettingsThatAreForgottenAreReadAgain(t *testing.T) {
 
 			claim := func(queueIDs ...string) (all []*claimRequest) {
 				for _, id := range queueIDs {
-					all = append(all, &claimRequest{queueID: id, limit: 1, budget: 1000})
+					all = append(all, &claimRequest{dispatcherKey: dispatcherKey{queueID: id}, limit: 1, budget: 1000})
 				}
 				if err := s.engine.runClaims(c, all); err != nil {
 					t.Fatal(err)

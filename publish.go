@@ -22,6 +22,7 @@ type publication struct {
 	trace    trace // of all its messages
 	messages []draft
 	acks     []ackItem // messages to ack in the same commit
+	version  int64     // of the settings of the queue that the request was checked against; 0 for none
 
 	address address // by the queues that the topic had when it was last read
 
@@ -71,7 +72,7 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 	size := 0
 	publications := e.publications
 	for _, m := range p.messages {
-		size += len(m.data) + len(m.attributes)
+		size += len(m.data) + len(m.attributes) + len(m.sqs)
 		if m.deduplicationID != "" {
 			publications = e.deduplicated
 		}
@@ -226,6 +227,9 @@ func (s *pinnedConn) readDestinations(batch []*publication) error {
 		if err := s.readNamed(slices.Collect(maps.Keys(queues))); err != nil {
 			return err
 		}
+		if slices.ContainsFunc(batch, func(p *publication) bool { return p.version > s.settings.version }) {
+			return errStale
+		}
 		if s.settings.resets == resets { // otherwise entries that were cached have been cleared
 			return nil
 		}
@@ -287,6 +291,9 @@ func (e *engine) readdress(s *pinnedConn, p *publication) error {
 		if !found {
 			return errQueueNotFound
 		}
+		if p.version != 0 && p.version != v.version {
+			return errSettingsChanged
+		}
 		if err := p.match(context.Background(), to); err != nil { // quick, because there are no filters
 			return err
 		}
@@ -315,7 +322,7 @@ func (p *publication) appendOutgoing(messages []outgoing) []outgoing {
 				to[j] = m.in(all[place])
 			}
 		}
-		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, group: m.group, trace: p.trace, to: to, deduplicationID: m.deduplicationID})
+		messages = append(messages, outgoing{data: m.data, attributes: m.attributes, sqs: m.sqs, group: m.group, trace: p.trace, to: to, deduplicationID: m.deduplicationID})
 	}
 	return messages
 }
@@ -475,27 +482,36 @@ func (s *pinnedConn) readNamed(queueIDs []string) error {
 // had no effect.
 var errStale = errors.New("topic and queue settings change too often")
 
+// errSettingsChanged is the error of a publication that was checked against settings that
+// have changed since. Nothing was stored.
+var errSettingsChanged = errors.New("settings of topics or queues have changed")
+
 // insertCopiesSQL inserts the copies of messages. Each payload is sent once, for any number
 // of copies. With LATERAL, rows are inserted, and therefore numbered, in the order of the
 // arrays. The arrays of traces and groups may be shorter, and end with the last message that
 // has one. Rows for a queue that is deleted at the same time are never delivered; the
 // cleanup deletes them.
-const insertCopiesSQL = insertCopiesBeforeSQL + dueAfterDelaySQL + insertCopiesAfterSQL
+const insertCopiesSQL = copyColumnsSQL + selectCopiesSQL + dueAfterDelaySQL + fromPayloadsSQL + payloadColumnsSQL + whileCurrentSQL
 
-// The two parts of insertCopiesSQL; the due time is between them.
+// The parts of insertCopiesSQL. insertUncommonSQL has more between them.
 const (
-	insertCopiesBeforeSQL = `
-    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, trace, expired_at, scheduled_at, created_at, updated_at)
+	copyColumnsSQL = `
+    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, trace, expired_at, created_at, updated_at, scheduled_at`
+
+	selectCopiesSQL = `)
     SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.bytes, p.trace,
-           now() + make_interval(secs => ($8::integer[])[n]),
+           now() + make_interval(secs => ($8::integer[])[n]), now(), now(),
            `
 
 	dueAfterDelaySQL = `now() + make_interval(secs => ($9::integer[])[n])`
 
-	insertCopiesAfterSQL = `,
-           now(), now()
-    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::json[], $12::text[])
-        AS p (data, attributes, bytes, first, last, trace, group_id)
+	fromPayloadsSQL = `
+    FROM unnest($1::json[], $2::json[], $3::integer[], $4::integer[], $5::integer[], $11::json[], $12::text[]`
+
+	payloadColumnsSQL = `)
+        AS p (data, attributes, bytes, first, last, trace, group_id`
+
+	whileCurrentSQL = `)
     CROSS JOIN LATERAL generate_series(p.first, p.last) AS n
     WHERE (SELECT version FROM queued.settings) = $10`
 )
@@ -513,11 +529,12 @@ FROM inserted`
 const insertGroupedSQL = `
 WITH inserted AS (` + insertCopiesSQL + afterCopiesSQL
 
-// insertScheduledSQL is insertGroupedSQL for messages of which some have a due time. The
-// array of due times may be shorter, like that of groups.
-const insertScheduledSQL = `
-WITH inserted AS (` + insertCopiesBeforeSQL + `CASE WHEN ($13::timestamptz[])[n] IS NULL THEN ` + dueAfterDelaySQL + ` ELSE greatest(now(), ($13::timestamptz[])[n]) END` +
-	insertCopiesAfterSQL + afterCopiesSQL
+// insertUncommonSQL is insertGroupedSQL for messages of which some have a due time ($13), or
+// what only SQS's API has ($14). These arrays may be shorter, like that of groups.
+const insertUncommonSQL = `
+WITH inserted AS (` + copyColumnsSQL + `, sqs` + selectCopiesSQL +
+	`CASE WHEN ($13::timestamptz[])[n] IS NULL THEN ` + dueAfterDelaySQL + ` ELSE greatest(now(), ($13::timestamptz[])[n]) END, p.sqs` +
+	fromPayloadsSQL + `, $14::json[]` + payloadColumnsSQL + `, sqs` + whileCurrentSQL + afterCopiesSQL
 
 const afterCopiesSQL = `
     RETURNING seq, queue_key, group_id, scheduled_at AS due_at
@@ -536,6 +553,7 @@ FROM inserted`
 type outgoing struct {
 	data       []byte
 	attributes []byte // nil if there are none
+	sqs        []byte // nil if there is nothing that only SQS's API has
 	group      string // empty if it has none
 	trace      trace
 	to         []subscription
@@ -554,7 +572,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	var ids idArray
 	var keys intArray
 	var groups quotedArray
-	var traces jsonArray
+	var traces, sqs jsonArray
 	var times timeArray
 	inserted := make([][]message, len(messages))
 	n := 0
@@ -565,8 +583,9 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 		}
 		traces.set(len(payloads), m.trace.json())
 		groups.set(len(payloads), m.group)
+		sqs.set(len(payloads), m.sqs)
 		payloads, attributes = append(payloads, m.data), append(attributes, m.attributes)
-		sizes = append(sizes, int64(len(m.data)+len(m.attributes)))
+		sizes = append(sizes, int64(len(m.data)+len(m.attributes)+len(m.sqs)))
 		firsts, lasts = append(firsts, int64(n+1)), append(lasts, int64(n+len(m.to)))
 		n += len(m.to)
 		for j, to := range m.to {
@@ -598,8 +617,8 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	if len(groups) > 0 {
 		name, statement = "insert_grouped", insertGroupedSQL
 	}
-	if len(times) > 0 {
-		name, statement, args = "insert_scheduled", insertScheduledSQL, append(args, times)
+	if len(times) > 0 || len(sqs) > 0 {
+		name, statement, args = "insert_uncommon", insertUncommonSQL, append(args, times, sqs)
 	}
 	outcomes, err := read(s, name, func(row scanner) (o outcome, err error) {
 		columns := []any{&o.createdAt, &o.seqs, &o.current}

@@ -24,6 +24,7 @@ type queueSettings struct {
 	MessageMaxDeliveries    *int            `json:"message_max_deliveries"`
 	DeliveryDelaySeconds    *int            `json:"delivery_delay_seconds"`
 	ownSettings
+	SQS json.RawMessage `json:"-"` // what only SQS's API has, an object; nil for none
 }
 
 // ownSettings are the settings that fastqueue does not have. Responses contain them only
@@ -69,6 +70,17 @@ func (v ownSettings) over(others ownSettings) ownSettings {
 	}
 	v.leftOut = leftOut{}
 	return v
+}
+
+// integers returns the settings that are integers by name, if they are set.
+func (v *queueSettings) integers() map[string]int {
+	all := map[string]int{"ack_deadline_seconds": v.AckDeadlineSeconds, "message_retention_seconds": v.MessageRetentionSeconds}
+	for name, n := range map[string]*int{"message_max_deliveries": v.MessageMaxDeliveries, "delivery_delay_seconds": v.DeliveryDelaySeconds, "deduplication_window_seconds": v.DeduplicationWindow} {
+		if n != nil {
+			all[name] = *n
+		}
+	}
+	return all
 }
 
 // ofGroups returns the settings that determine when a group is ready.
@@ -132,7 +144,8 @@ func (f *form) queueSettings(l *limits) queueSettings {
 	v.MessageFilters = f.filters("message_filters")
 	v.MessageMaxDeliveries = f.integer("message_max_deliveries", l.maxDeliveries, false)
 	v.DeliveryDelaySeconds = f.integer("delivery_delay_seconds", l.deliveryDelay, false)
-	if delay, retention := v.DeliveryDelaySeconds, v.MessageRetentionSeconds; delay != nil && retention > 0 && *delay >= retention {
+	if delay, retention := v.DeliveryDelaySeconds, v.MessageRetentionSeconds; delay != nil && retention > 0 && *delay >= retention &&
+		!(f.isUnchanged("delivery_delay_seconds", *delay) && f.isUnchanged("message_retention_seconds", retention)) {
 		f.addMistake("ensure this value is less than message_retention_seconds, or every message expires before it is due", "value_error.number.not_lt", "delivery_delay_seconds")
 	}
 	switch { // also if one of the two is present but invalid

@@ -22,7 +22,7 @@ type delivery struct {
 	messages []message
 	err      error
 	// goodUntil is the earliest time that the leases may end, by the clock of this
-	// process: the ack deadline, counted from when the claim was sent.
+	// process: their length, counted from when the claim was sent.
 	goodUntil time.Time
 }
 
@@ -66,10 +66,31 @@ type dispatcher struct {
 	signaled    chan struct{} // capacity 1; ends the sleep
 }
 
-// dispatcherKey identifies a dispatcher.
+// dispatcherKey identifies a dispatcher. Receives of a queue share one if their claims are
+// equal.
 type dispatcherKey struct {
 	queueID  string
 	consumes bool
+	sqs      bool        // for SQS's API: it also reads the past of messages, and records the first receive of each
+	lease    leaseLength // the zero value if it consumes
+}
+
+// leaseLength is the length of the leases of a receive. The zero value is the ack deadline of
+// the queue.
+type leaseLength struct {
+	seconds int // 0 for messages that can be received again at once
+	own     bool
+}
+
+// ownLease returns a length that does not depend on the queue.
+func ownLease(seconds int) leaseLength { return leaseLength{seconds, true} }
+
+// or returns the length, or the ack deadline of the queue.
+func (v leaseLength) or(ackDeadline time.Duration) time.Duration {
+	if v.own {
+		return time.Duration(v.seconds) * time.Second
+	}
+	return ackDeadline
 }
 
 // signal makes a sleeping dispatcher check its fields.
@@ -114,11 +135,7 @@ func (c *clock) until(t time.Time) time.Duration {
 	return t.Sub(c.database) - time.Since(c.local)
 }
 
-// receive leases up to limit due messages of the queue, oldest due first. Each
-// counts one delivery attempt and stays hidden until the queue's ack deadline. If none
-// is due, it waits for one, at most for wait, and may return no messages. When ctx ends,
-// it stops waiting and returns the messages that are due by then. The caller passes
-// messages that it cannot deliver to release.
+// receive is take with leases of the queue's ack deadline.
 func (e *engine) receive(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
 	return e.take(ctx, dispatcherKey{queueID: queueID}, limit, wait)
 }
@@ -128,6 +145,11 @@ func (e *engine) consume(ctx context.Context, queueID string, limit int, wait ti
 	return e.take(ctx, dispatcherKey{queueID: queueID, consumes: true}, limit, wait)
 }
 
+// take leases or consumes up to limit due messages of a queue, oldest due first. Each counts
+// one delivery attempt, and stays hidden until the end of its lease. If none is due, it waits
+// for one, at most for wait, and may return no messages. When ctx ends, it stops waiting and
+// returns the messages that are due by then. The caller passes messages that it cannot
+// deliver to release.
 func (e *engine) take(ctx context.Context, at dispatcherKey, limit int, wait time.Duration) (delivery, error) {
 	r := &receiver{ctx: ctx, limit: limit, wait: wait > 0 && ctx.Err() == nil, reply: make(chan delivery, 1)}
 	if err := e.enqueue(at, r); err != nil {
@@ -169,10 +191,10 @@ func (e *engine) enqueue(at dispatcherKey, r *receiver) error {
 		return errOverloaded
 	}
 	e.receivers++
-	d := e.dispatchers[at]
+	d := e.dispatcher(at)
 	if d == nil {
 		d = &dispatcher{dispatcherKey: at, signaled: make(chan struct{}, 1)}
-		e.dispatchers[at] = d
+		e.dispatchers[at.queueID] = append(e.dispatchers[at.queueID], d)
 		e.dispatching.Go(func() { e.dispatch(d) })
 	}
 	d.arrivals++
@@ -202,7 +224,7 @@ func (e *engine) cancel(at dispatcherKey, r *receiver) bool {
 func (e *engine) endWait(at dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	d := e.dispatchers[at]
+	d := e.dispatcher(at)
 	if d == nil || r.arrival <= d.served || d.sleeping && !d.dueUnknown || !slices.Contains(d.line, r) {
 		return e.cancelLocked(at, r)
 	}
@@ -214,7 +236,7 @@ func (e *engine) endWait(at dispatcherKey, r *receiver) bool {
 }
 
 func (e *engine) cancelLocked(at dispatcherKey, r *receiver) bool {
-	d := e.dispatchers[at]
+	d := e.dispatcher(at)
 	if d == nil {
 		return false
 	}
@@ -253,19 +275,29 @@ func (e *engine) wake(queueID string, dueAt time.Time) {
 	if f := e.watermarks[queueID]; f != nil {
 		f.lower(dueAt)
 	}
-	for _, d := range e.dispatchersOf(queueID) {
+	for _, d := range e.dispatchers[queueID] {
 		d.expectAt(dueAt)
 	}
 }
 
-// dispatchersOf returns the dispatchers of a queue. The caller holds the mutex.
-func (e *engine) dispatchersOf(queueID string) (all []*dispatcher) {
-	for _, consumes := range []bool{false, true} {
-		if d := e.dispatchers[dispatcherKey{queueID, consumes}]; d != nil {
-			all = append(all, d)
+// dispatcher returns a dispatcher, or nil if it does not exist. The caller holds the mutex.
+func (e *engine) dispatcher(at dispatcherKey) *dispatcher {
+	for _, d := range e.dispatchers[at.queueID] {
+		if d.dispatcherKey == at {
+			return d
 		}
 	}
-	return all
+	return nil
+}
+
+// forget removes a dispatcher without receivers. The caller holds the mutex.
+func (e *engine) forget(d *dispatcher) {
+	left := slices.DeleteFunc(e.dispatchers[d.queueID], func(other *dispatcher) bool { return other == d })
+	if len(left) == 0 {
+		delete(e.dispatchers, d.queueID)
+	} else {
+		e.dispatchers[d.queueID] = left
+	}
 }
 
 // knows reports whether a recent claim found the queue.
@@ -291,7 +323,7 @@ func (e *engine) dispatch(d *dispatcher) {
 	for {
 		e.mu.Lock()
 		if len(d.line) == 0 {
-			delete(e.dispatchers, d.dispatcherKey)
+			e.forget(d)
 			e.mu.Unlock()
 			return
 		}
@@ -472,6 +504,11 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 	}
 	if at.consumes {
 		v.ackDeadline = noDeadline
+	} else if v.ackDeadline == 0 {
+		v.ackDeadline = noDeadline
+		if len(v.messages) > 0 {
+			e.announce(queueID, v.messages[0].UpdatedAt.Time) // they are due again
+		}
 	}
 	return delivery{messages: v.messages, goodUntil: sentAt.Add(v.ackDeadline)}
 }
@@ -480,7 +517,7 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 // queue leases messages, and has neither groups nor a retry backoff.
 func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
 	if !at.consumes && !e.claimsAlone(at.queueID) {
-		r := &claimRequest{queueID: at.queueID, from: from, limit: limit, budget: budget}
+		r := &claimRequest{dispatcherKey: at, from: from, limit: limit, budget: budget}
 		err := e.claims.doBlocking(r, limit, budget)
 		if r.done && !r.alone {
 			return r.result, r.sentAt, r.err
@@ -515,7 +552,8 @@ func sizeOf(messages []message) (size int) {
 	return size
 }
 
-// noDeadline is the ack deadline of consumed messages, which are not redelivered.
+// noDeadline is the ack deadline of messages whose response has no deadline: consumed ones,
+// which are not redelivered, and those that are due again at once.
 const noDeadline = 100 * 365 * 24 * time.Hour
 
 // dueSearch is a search for the next due message of a queue.

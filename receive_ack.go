@@ -15,6 +15,7 @@ type receiveAck struct {
 	queueID string
 	limit   int
 	wait    time.Duration
+	lease   leaseLength
 	shows   shown
 	acks    []ackItem
 	nacks   []ackItem
@@ -30,6 +31,9 @@ func (f *form) receiveAck(l *limits) receiveAck {
 	v.limit = min(v.limit, l.maxLimit)
 	if raw := f.value("wait_seconds", false); raw != nil {
 		v.wait = f.wait(raw, l)
+	}
+	if n := f.integer("ack_deadline_seconds", leaseBounds, false); n != nil {
+		v.lease = ownLease(*n)
 	}
 	v.acks = f.ackList("ack")
 	f.optionalObjects("nack", maxBatch, func(item *form) {
@@ -91,12 +95,12 @@ func (e *engine) receiveAck(heard context.Context, v receiveAck) (d delivery, co
 		}
 	}()
 	if v.limit > 0 {
-		d, err = e.receive(ctx, v.queueID, v.limit, v.wait)
+		d, err = e.take(ctx, dispatcherKey{queueID: v.queueID, lease: v.lease}, v.limit, v.wait)
 	}
 	<-acked
 	if v.limit > 0 && err == nil && ackErr == nil && len(d.messages) == 0 && v.wait == 0 && len(v.acks)+len(v.nacks) > 0 {
 		// The next message of an ordered group may have waited for an ack.
-		d, err = e.receive(ctx, v.queueID, v.limit, 0)
+		d, err = e.take(ctx, dispatcherKey{queueID: v.queueID, lease: v.lease}, v.limit, 0)
 	}
 	if ackErr != nil {
 		e.release(v.queueID, d.messages)

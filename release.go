@@ -11,7 +11,7 @@ const releaseMessagesSQL = `
 WITH released AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = m.delivery_attempts - 1,
-        scheduled_at = a.due_at, lease_end = NULL, updated_at = now()
+        scheduled_at = a.due_at, lease_end = NULL, updated_at = now(), received_at = CASE WHEN m.delivery_attempts > 1 THEN m.received_at END
     FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[])
         AS a (id, queue_key, leased_until, delivery_attempts, due_at)
     WHERE ` + thatOneSQL + `
@@ -123,13 +123,13 @@ func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 const restoreMessagesSQL = `
 WITH restored AS (
     INSERT INTO queued.messages (queue_key, seq, delivery_attempts, expired_at, scheduled_at, updated_at, max_deliveries,
-                                 last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
+                                 last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, received_at, ` + carriedColumnsSQL + `)
     OVERRIDING SYSTEM VALUE
     SELECT queue_key, seq, delivery_attempts, expired_at, scheduled_at, now(), nullif(max_deliveries, 0),
-           last_error, last_error_at, source_queue_id, nullif(source_delivery_attempts, 0), dead_at, ` + carriedColumnsSQL + `
+           last_error, last_error_at, source_queue_id, nullif(source_delivery_attempts, 0), dead_at, received_at, ` + carriedColumnsSQL + `
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-                $11::text[], $12::text[], $13::integer[], $15::json[], $16::text[], $17::timestamptz[], $18::text[], $19::timestamptz[], $20::integer[])
-        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, trace, last_error, last_error_at, source_queue_id, dead_at, source_delivery_attempts)
+                $11::text[], $12::text[], $13::integer[], $15::json[], $16::text[], $17::timestamptz[], $18::text[], $19::timestamptz[], $20::integer[], $21::json[], $22::timestamptz[])
+        AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, trace, last_error, last_error_at, source_queue_id, dead_at, source_delivery_attempts, sqs, received_at)
     RETURNING queue_key, group_id, scheduled_at, seq
 ), forgotten AS (
     DELETE FROM queued.consumed_messages c
@@ -165,21 +165,28 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 	var groups, jobs, lastErrors, sources quotedArray
 	var lastErrorTimes, deaths timeArray
 	var attemptsBefore intArray
-	var traces jsonArray
+	var traces, sqs jsonArray
+	var received timeArray
 	for i, m := range messages {
+		p := m.past
+		if p == nil {
+			p = &past{}
+		}
 		traces.set(i, m.trace.json())
+		sqs.set(i, p.sqs)
+		received = append(received, p.receivedAt.Time)
 		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, m.seq)
 		data, attributes = append(data, m.Data), append(attributes, m.Attributes)
 		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
 		expiries, dues, created = append(expiries, m.ExpiredAt.Time), append(dues, m.dueAt.Time), append(created, m.CreatedAt.Time)
 		consumed = append(consumed, m.UpdatedAt.Time)
-		lastErrors, lastErrorTimes = append(lastErrors, m.past.lastError.String), append(lastErrorTimes, m.past.lastErrorAt.Time)
-		sources, deaths = append(sources, m.past.sourceQueueID.String), append(deaths, m.past.deadAt.Time)
-		attemptsBefore = append(attemptsBefore, m.past.attempts.Int64)
+		lastErrors, lastErrorTimes = append(lastErrors, p.lastError.String), append(lastErrorTimes, p.lastErrorAt.Time)
+		sources, deaths = append(sources, p.sourceQueueID.String), append(deaths, p.deadAt.Time)
+		attemptsBefore = append(attemptsBefore, p.attempts.Int64)
 		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
 	}
 	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces,
-		lastErrors, lastErrorTimes, sources, deaths, attemptsBefore)
+		lastErrors, lastErrorTimes, sources, deaths, attemptsBefore, sqs, received)
 }
 
 // scanDue reads a queue and the time at which a message or group of it is due.

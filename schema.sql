@@ -50,7 +50,7 @@ CREATE TABLE queued.queues (
     key                          bigint  GENERATED ALWAYS AS IDENTITY UNIQUE, -- so that a new queue with the id of a deleted one starts empty
     topic_id                     text COLLATE "C" REFERENCES queued.topics ON DELETE SET NULL,
     dead_queue_id                text COLLATE "C" REFERENCES queued.queues ON DELETE SET NULL,
-    ack_deadline_seconds         integer NOT NULL CHECK (ack_deadline_seconds > 0),
+    ack_deadline_seconds         integer NOT NULL CHECK (ack_deadline_seconds >= 0),
     message_retention_seconds    integer NOT NULL CHECK (message_retention_seconds > 0),
     message_filters              json, -- not jsonb, which would not keep them as sent
     message_max_deliveries       integer CHECK (message_max_deliveries > 0),
@@ -64,6 +64,7 @@ CREATE TABLE queued.queues (
                                  ) STORED, -- so that the rule is in one place; statements compare with least(delivery_limit, messages.max_deliveries)
     max_messages                 integer CHECK (max_messages > 0),
     retry_backoff_seconds        integer[], -- once set, never null again: claims of such a queue set lease_end of messages
+    sqs                          json,
     paused                       boolean NOT NULL DEFAULT false,
     groups_changed_in            bigint, -- not a boolean, because a later change requires another check
     created_at                   timestamptz NOT NULL DEFAULT now(),
@@ -89,6 +90,7 @@ COMMENT ON COLUMN queued.queues.deduplication_window_seconds      IS 'Time for w
 COMMENT ON COLUMN queued.queues.delivery_limit                    IS 'Deliveries after which a message is exhausted; 2147483647: never';
 COMMENT ON COLUMN queued.queues.retry_backoff_seconds             IS 'Delays of a message after its first failed delivery, its second, and so on; the last one repeats; null or empty: none';
 COMMENT ON COLUMN queued.queues.max_messages                      IS 'Number of messages from which publishes are refused, by the last count; null: none';
+COMMENT ON COLUMN queued.queues.sqs                               IS 'Settings that only SQS''s API has; null: none';
 COMMENT ON COLUMN queued.queues.paused                            IS 'Whether messages are not delivered for now';
 COMMENT ON COLUMN queued.queues.groups_changed_in                 IS 'Version of the settings with a change for which all groups must be checked; null: none';
 
@@ -126,6 +128,8 @@ CREATE TABLE queued.messages (
     source_queue_id   text COLLATE "C", -- not a key, so that it shows also after the queue was deleted
     source_delivery_attempts integer,
     dead_at           timestamptz,
+    received_at       timestamptz,
+    sqs               json,
     -- The id alone is unique, except during a move. It comes first, because an ack has only the id.
     PRIMARY KEY (id, queue_key)
 ) WITH (
@@ -170,7 +174,7 @@ COMMENT ON COLUMN queued.messages.scheduled_at      IS 'Due time; in flight, the
 COMMENT ON COLUMN queued.messages.expired_at        IS 'Time from which it is not delivered any more';
 COMMENT ON COLUMN queued.messages.created_at        IS 'Time of the publish; a move to another queue keeps it';
 COMMENT ON COLUMN queued.messages.updated_at        IS 'Time of the publish, or of the last delivery, nack, release, extension or move';
-COMMENT ON COLUMN queued.messages.bytes             IS 'Bytes of data and attributes; bounds what one receive claims';
+COMMENT ON COLUMN queued.messages.bytes             IS 'Bytes of data, attributes and sqs; bounds what one receive claims';
 COMMENT ON COLUMN queued.messages.delivery_attempts IS 'Number of deliveries that count';
 COMMENT ON COLUMN queued.messages.in_flight         IS 'Whether it was leased; the lease ends at lease_end or, if that is null, at scheduled_at';
 COMMENT ON COLUMN queued.messages.last_delivery     IS 'Whether its last delivery has begun: without an ack it is exhausted then';
@@ -186,6 +190,8 @@ COMMENT ON COLUMN queued.messages.last_error_at     IS 'Time of that nack';
 COMMENT ON COLUMN queued.messages.source_queue_id   IS 'In a dead queue: queues.id of the queue that it came from; null: it was published here, or redriven';
 COMMENT ON COLUMN queued.messages.source_delivery_attempts IS 'Number of its deliveries in that queue, before it moved';
 COMMENT ON COLUMN queued.messages.dead_at           IS 'Time at which it moved to the dead queue';
+COMMENT ON COLUMN queued.messages.received_at       IS 'Time of the first delivery by SQS''s API; null: none';
+COMMENT ON COLUMN queued.messages.sqs               IS 'What only SQS''s API has of the message: types and binary attributes; null: nothing';
 
 -- The view defines the state of a message. Expired messages and messages of deleted queues
 -- are not in it, because no consumer receives them any more. A step that changes the columns
@@ -346,6 +352,7 @@ CREATE TABLE queued.consumed_messages (
     trace             json,
     attributes        json,
     data              json        NOT NULL,
+    sqs               json,
     PRIMARY KEY (queue_key, consumed_at, seq)
 ) WITH (
     -- Each message leaves a dead row at the place where the cleanup searches.

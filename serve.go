@@ -163,7 +163,7 @@ func (p *process) closeDatabases() error {
 // startEngine starts the engine and builds the server around it. drain ends it.
 func (p *process) startEngine() (err error) {
 	p.metrics = newMetrics(p.db)
-	p.store = &store{p.db, p.metrics}
+	p.store = &store{db: p.db, metrics: p.metrics}
 	if p.engine, err = newEngine(p.database, p.log, p.metrics, defaultFullSweep, defaultQuickSweep); err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
@@ -281,7 +281,7 @@ func (p *process) prepare(ctx context.Context) error {
 		}
 		p.database.gate.open()
 	}
-	if err := prepareDatabase(ctx, p.database, p.store, &store{p.unlimited, p.metrics}, p.config, p.log); err != nil {
+	if err := prepareDatabase(ctx, p.database, p.store, &store{db: p.unlimited, metrics: p.metrics}, p.config, p.log); err != nil {
 		return err
 	}
 	p.metrics.registry.MustRegister(p.depth) // not earlier, because it logs an error without a schema

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -41,6 +42,9 @@ type queue struct {
 	queueSettings
 	CreatedAt timestamp `json:"created_at"`
 	UpdatedAt timestamp `json:"updated_at"`
+
+	key     int64 // these two are not set in lists
+	version int64 // of the settings, when it was read
 }
 
 // queueStats counts the messages of a queue that could be received now.
@@ -71,6 +75,7 @@ type messageCounts struct {
 type store struct {
 	db      *sql.DB
 	metrics *metrics
+	recent  recentQueues
 }
 
 // on returns the database for one statement. name labels its metrics.
@@ -213,6 +218,7 @@ RETURNING version`
 // anything that servers cache (pinned.go); if so, the new version clears all caches. Changes
 // run one after another, and each sees the effect of the previous one.
 func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (changed bool, err error)) error {
+	defer s.recent.clear()
 	return s.transaction(ctx, func(tx *sql.Tx) error {
 		if _, err := s.in(tx, "lock_settings").ExecContext(ctx, lockSettingsSQL); err != nil {
 			return err
@@ -266,8 +272,8 @@ WITH refs AS MATERIALIZED (
     INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
                                message_filters, message_max_deliveries, delivery_delay_seconds,
                                delivery_interval_ms, ordered, consumed_retention_seconds,
-                               deduplication_window_seconds, max_messages, retry_backoff_seconds, paused)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
+                               deduplication_window_seconds, max_messages, retry_backoff_seconds, paused, sqs)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
     FROM refs
     WHERE topic_found AND dead_queue_found
     RETURNING key
@@ -305,24 +311,37 @@ WITH refs AS MATERIALIZED (
         message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8,
         delivery_interval_ms = $9, ordered = $10, consumed_retention_seconds = $11,
         deduplication_window_seconds = $12, max_messages = $13,
-        retry_backoff_seconds = coalesce($14::integer[], CASE WHEN retry_backoff_seconds IS NOT NULL THEN '{}'::integer[] END), paused = $15, updated_at = now(),
-        groups_changed_in = CASE WHEN $16 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
+        retry_backoff_seconds = coalesce($14::integer[], CASE WHEN retry_backoff_seconds IS NOT NULL THEN '{}'::integer[] END), paused = $15, sqs = $16, updated_at = now(),
+        groups_changed_in = CASE WHEN $17 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
     FROM refs
     WHERE queues.id = $1 AND topic_found AND dead_queue_found
 )
 SELECT topic_found, dead_queue_found, false
 FROM refs`
 
-// updateQueue replaces the settings of a queue, except for those that are left out. It
-// returns errQueueNotFound and errTopicNotFound like createQueue.
-func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
+// updateQueue replaces the settings of a queue, except for those that are left out and those
+// that only SQS's API has. It returns errQueueNotFound and errTopicNotFound like createQueue.
+func (s *store) updateQueue(ctx context.Context, id string, settings queueSettings) (queue, error) {
+	return s.changeQueue(ctx, id, func(q queue) (queueSettings, error) {
+		settings.ownSettings, settings.SQS = settings.over(q.ownSettings), q.SQS
+		return settings, nil
+	})
+}
+
+// changeQueue replaces the settings of a queue by those that change returns for the queue as
+// it is. If change returns an error, so does changeQueue, and nothing is changed.
+func (s *store) changeQueue(ctx context.Context, id string, change func(q queue) (queueSettings, error)) (q queue, err error) {
 	regrouped := false
+	var refused error
 	err = s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
 		before, err := s.queueIn(ctx, tx, id)
 		if err != nil {
 			return false, err
 		}
-		settings.ownSettings = settings.over(before.ownSettings)
+		var settings queueSettings
+		if settings, refused = change(before); refused != nil {
+			return false, nil
+		}
 		regrouped = !reflect.DeepEqual(settings.ofGroups(), before.ofGroups())
 		if err := s.putQueue(ctx, tx, "update_queue", updateQueueSQL, id, settings, regrouped); err != nil {
 			return false, err
@@ -334,7 +353,7 @@ func (s *store) updateQueue(ctx context.Context, id string, settings queueSettin
 		// The settings are committed. If this fails, the cleanup does it.
 		s.recheckChangedGroups(ctx, id, func(string) {})
 	}
-	return q, err
+	return q, cmp.Or(err, refused)
 }
 
 const setPausedSQL = `
@@ -363,7 +382,7 @@ func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id st
 	var topicFound, deadQueueFound, keyTaken bool
 	err := s.in(tx, name).QueryRowContext(ctx, statement, append([]any{id, v.TopicID, v.DeadQueueID, v.AckDeadlineSeconds,
 		v.MessageRetentionSeconds, v.MessageFilters, v.MessageMaxDeliveries, v.DeliveryDelaySeconds,
-		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds, v.DeduplicationWindow, v.MaxMessages, v.RetryBackoff, v.Paused}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
+		v.DeliveryIntervalMS, v.Ordered, v.ConsumedRetentionSeconds, v.DeduplicationWindow, v.MaxMessages, v.RetryBackoff, v.Paused, v.SQS}, more...)...).Scan(&topicFound, &deadQueueFound, &keyTaken)
 	switch e := pq.As(err); {
 	case e != nil && e.Code == pqerror.UniqueViolation && e.Constraint == "queues_key_key":
 		return errKeyTaken
@@ -386,7 +405,7 @@ func (s *store) putQueue(ctx context.Context, tx *sql.Tx, name, statement, id st
 }
 
 const selectQueueSQL = `
-SELECT ` + queueColumnsSQL + `
+SELECT ` + queueColumnsSQL + `, sqs, key, (SELECT version FROM queued.settings)
 FROM queued.queues
 WHERE id = $1`
 
@@ -401,7 +420,10 @@ func (s *store) queueIn(ctx context.Context, tx *sql.Tx, id string) (queue, erro
 }
 
 func queueOn(ctx context.Context, db querier, id string) (queue, error) {
-	q, err := scanQueue(db.QueryRowContext(ctx, selectQueueSQL, id))
+	var sqs []byte
+	var key, version int64
+	q, err := scanQueue(alongside{db.QueryRowContext(ctx, selectQueueSQL, id), []any{&sqs, &key, &version}})
+	q.SQS, q.key, q.version = sqs, key, version
 	if errors.Is(err, sql.ErrNoRows) {
 		err = errQueueNotFound
 	}
@@ -451,18 +473,18 @@ ORDER BY id`
 func (s *store) queues(ctx context.Context, visible *names, offset, limit int) (all []queue, more bool, err error) {
 	found := 0
 	all, err = collect(ctx, s.on("queues"), func(row scanner) (queue, error) {
-		return scanQueue(alongside{row, &found})
+		return scanQueue(alongside{row, []any{&found}})
 	}, selectQueuesSQL, offset, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes), listSize, queueSize)
 	return all, len(all) < found, err
 }
 
-// alongside is a row with one more column at the end.
+// alongside is a row with more columns at the end.
 type alongside struct {
 	scanner
-	last any
+	last []any
 }
 
-func (a alongside) Scan(columns ...any) error { return a.scanner.Scan(append(columns, a.last)...) }
+func (a alongside) Scan(columns ...any) error { return a.scanner.Scan(append(columns, a.last...)...) }
 
 const deleteQueueSQL = `
 WITH deleted AS (

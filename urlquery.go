@@ -121,6 +121,17 @@ func (in *input) wait(text []byte, l *limits) time.Duration {
 	return 0
 }
 
+// leaseBounds are the bounds of the leases of a receive, in seconds.
+var leaseBounds = bounds{0, int(maxLease / time.Second)}
+
+// lease reads the length of the leases of a receive.
+func (q *query) lease() leaseLength {
+	if !q.has("ack_deadline_seconds") {
+		return leaseLength{}
+	}
+	return ownLease(q.integer("ack_deadline_seconds", 0, leaseBounds))
+}
+
 // leaseToken reads the scheduled_at of a lease. It returns zero if it is missing.
 func (q *query) leaseToken(name string) time.Time {
 	text, has := q.find(name)

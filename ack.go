@@ -108,7 +108,29 @@ func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
 	return findConflicts(s, batch, tokensIn(all))
 }
 
+// runExtensions runs the extensions of a batch: those with receipts in one statement, and the
+// others in another. It may run again.
 func (e *engine) runExtensions(s *pinnedConn, batch []*ackRequest) error {
+	var others, withReceipts []*ackRequest
+	for _, v := range batch {
+		if v.items[0].receipt.attempts > 0 {
+			withReceipts = append(withReceipts, v)
+		} else {
+			others = append(others, v)
+		}
+	}
+	if len(withReceipts) > 0 {
+		if err := e.extendReceipts(s, withReceipts); err != nil {
+			return err
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	return e.extendMessages(s, others)
+}
+
+func (e *engine) extendMessages(s *pinnedConn, batch []*ackRequest) error {
 	all, err := s.extend(itemsOf(batch))
 	if err != nil {
 		e.sweepIfUnknown(err)
@@ -155,7 +177,7 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	for _, v := range batch {
 		v.conflicts = nil
 		for _, item := range v.items {
-			if !item.leasedUntil.IsZero() && !done[item.id] {
+			if item.hasToken() && !done[item.id] {
 				ids = append(ids, item.id)
 			}
 		}
@@ -170,7 +192,11 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	}
 	for _, v := range batch {
 		for i, item := range v.items {
-			if !item.leasedUntil.IsZero() && !done[item.id] && exists[item.id] {
+			at, found := exists[item.id]
+			if item.receipt.inLease {
+				found = found && at.queueKey == item.receipt.queueKey && at.seq == item.receipt.seq // otherwise it has moved
+			}
+			if item.hasToken() && !done[item.id] && found {
 				v.conflicts = append(v.conflicts, i)
 			}
 		}
@@ -196,11 +222,16 @@ type queueChange struct {
 type ackItem struct {
 	id          string
 	leasedUntil time.Time     // lease token: the scheduled_at that the message must still have; zero for none
+	receipt     receipt       // lease token in place of leasedUntil; zero for none
 	after       time.Duration // for a nack, until the message is due; for an extend, until the lease ends
 	backsOff    bool          // for a nack: the message is due after the retry backoff of its queue
 	uncounted   bool          // for a nack: the delivery does not count as an attempt
 	lastError   string        // for a nack; empty if it has none
 }
+
+// hasToken reports whether an ack, nack or extension of the item may conflict with another
+// lease.
+func (v *ackItem) hasToken() bool { return !v.leasedUntil.IsZero() || v.receipt.inLease }
 
 // sortedItems returns the items sorted by id, so that all statements lock rows in the same
 // order.
@@ -249,9 +280,25 @@ WITH acked AS (
     USING unnest($1::uuid[], $2::timestamptz[]) AS a (id, leased_until)
     WHERE ` + thatOneSQL + `
         AND ` + inLeaseSQL + `
-    RETURNING m.id, m.queue_key, m.group_id, a.leased_until
-), ` + wakeAckedSQL + `
-SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE leased_until IS NOT NULL), min(g.ready_at)
+    RETURNING m.id, m.queue_key, m.group_id, a.leased_until IS NOT NULL AS with_token
+), ` + countAckedSQL
+
+// ackReceiptsSQL is ackMessagesSQL for items of which some have a receipt.
+const ackReceiptsSQL = `
+WITH acked AS (
+    DELETE FROM queued.messages m
+    USING unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::bigint[], $5::integer[], $6::boolean[])
+        AS a (id, leased_until, queue_key, seq, attempts, in_lease)
+    WHERE ` + thatOneSQL + `
+        AND CASE
+            WHEN a.attempts = 0 THEN ` + inLeaseSQL + `
+            ELSE ` + ofReceiptSQL + ` AND (NOT a.in_lease OR ` + leasedSQL + `)
+        END
+    RETURNING m.id, m.queue_key, m.group_id, a.leased_until IS NOT NULL OR a.in_lease AS with_token
+), ` + countAckedSQL
+
+const countAckedSQL = wakeAckedSQL + `
+SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE with_token), min(g.ready_at)
 FROM acked
 LEFT JOIN queued.queues q ON q.key = acked.queue_key
 LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = acked.queue_key
@@ -260,7 +307,13 @@ GROUP BY q.id`
 // ack deletes messages, see engine.ack. The changes that it returns are committed, also if
 // it returns an error. It may run again with the same items.
 func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
-	ids, leases, _ := ackItemArgs(sortedItems(items))
+	items = sortedItems(items)
+	ids, leases, _ := ackItemArgs(items)
+	statement, args := ackMessagesSQL, []any{ids, leases}
+	if slices.ContainsFunc(items, func(v ackItem) bool { return v.receipt.attempts > 0 }) {
+		keys, seqs, attempts, inLease := receiptArgs(items)
+		statement, args = ackReceiptsSQL, append(args, keys, seqs, attempts, inLease)
+	}
 	missing := len(slices.Compact(slices.Clone(ids)))
 	// A statement that began before the commit of a move does not see the moved message
 	// in either queue. The second statement sees it. Usually there is no second one.
@@ -270,7 +323,7 @@ func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
 			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.withToken), &readyAt)
 			t.dueAt = readyAt.Time
 			return t, err
-		}, ackMessagesSQL, ids, leases)
+		}, statement, args...)
 		if err != nil {
 			return all, err
 		}
@@ -415,18 +468,19 @@ func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
 }
 
 const selectExistingSQL = `
-SELECT id
+SELECT id, queue_key, seq
 FROM queued.messages
 WHERE id = ANY($1::uuid[])
     AND expired_at > now()`
 
-// existing returns the ids that belong to a message in any queue.
-func (s *pinnedConn) existing(ids idArray) (map[string]bool, error) {
-	all := make(map[string]bool)
+// existing returns the queue and the seq of messages, by id. It does not contain unknown ids.
+func (s *pinnedConn) existing(ids idArray) (map[string]receipt, error) {
+	all := make(map[string]receipt)
 	_, err := read(s, "existing", func(row scanner) (any, error) {
 		var id string
-		err := row.Scan(&id)
-		all[id] = true
+		var at receipt
+		err := row.Scan(&id, &at.queueKey, &at.seq)
+		all[id] = at
 		return nil, err
 	}, selectExistingSQL, ids)
 	return all, err

@@ -404,7 +404,10 @@ func (e *engine) publishAgain(s *pinnedConn, p *publication, failed []int) error
 	if err != nil {
 		return err
 	}
-	failed = slices.DeleteFunc(slices.Clone(failed), func(i int) bool { return !exists[p.acks[i].id] })
+	failed = slices.DeleteFunc(slices.Clone(failed), func(i int) bool {
+		_, found := exists[p.acks[i].id]
+		return !found
+	})
 	if len(failed) > 0 {
 		p.err = errNotAcked{failed}
 		return nil

@@ -425,6 +425,8 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"consume":        {consumeMessagesSQL, []string{"1", "10", "10", "1000000", "1", "now()"}, "messages_due"},
 		"keep":           {keepConsumedSQL, []string{"1", "'{}'", "'{}'"}, "messages_pkey"},
 		"ack":            {ackMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
+		"ack receipts":   {ackReceiptsSQL, slices.Repeat([]string{"'{}'"}, 6), "messages_pkey"},
+		"extend receipt": {extendReceiptsSQL, slices.Repeat([]string{"'{}'"}, 5), "messages_pkey"},
 		"nack":           {nackMessagesSQL, slices.Repeat([]string{"'{}'"}, 5), "messages_pkey"},
 		"extend":         {extendMessagesSQL, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},

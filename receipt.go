@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+// receipt is a lease token that stays valid when the lease is extended: it consists of what
+// only a delivery or a move of the message changes.
+type receipt struct {
+	queueKey, seq int64
+	attempts      int
+	inLease       bool // for an ack: it has no effect after the end of the lease
+}
+
+// receipt returns the receipt of a message that was received.
+func (m *message) receipt() receipt {
+	return receipt{queueKey: m.queueKey, seq: m.seq, attempts: m.DeliveryAttempts}
+}
+
+// receiptArgs returns the arguments of the receipts of sorted items. The attempts of items
+// without a receipt are 0.
+func receiptArgs(sorted []ackItem) (keys, seqs, attempts intArray, inLease pq.BoolArray) {
+	for _, v := range sorted {
+		keys, seqs, attempts = append(keys, v.receipt.queueKey), append(seqs, v.receipt.seq), append(attempts, int64(v.receipt.attempts))
+		inLease = append(inLease, v.receipt.inLease)
+	}
+	return keys, seqs, attempts, inLease
+}
+
+// ofReceiptSQL is true if the last delivery of the message m is that of the receipt a. See
+// plans.go for the comparisons.
+const ofReceiptSQL = `m.queue_key IS NOT DISTINCT FROM a.queue_key AND m.seq IS NOT DISTINCT FROM a.seq AND m.delivery_attempts IS NOT DISTINCT FROM a.attempts`
+
+// leasedSQL is true if the message m is leased now.
+const leasedSQL = `(m.in_flight AND ` + leaseEndSQL + ` > now())`
+
+// changeVisibility sets the ends of the leases of items with receipts. Without a time, a
+// message is due at once. If its lease is over and it had no other delivery, it is hidden
+// again. changeVisibility returns errLeaseEnded with the items whose messages had another
+// delivery, or were moved or deleted.
+func (e *engine) changeVisibility(ctx context.Context, items ...ackItem) error {
+	return submitAck(ctx, e.extensions, &ackRequest{items: items})
+}
+
+// extendReceipts runs a batch of requests with receipts. It may run again.
+func (e *engine) extendReceipts(s *pinnedConn, batch []*ackRequest) error {
+	all, err := s.extendReceipts(itemsOf(batch))
+	if err != nil {
+		e.sweepIfUnknown(err)
+		return err
+	}
+	type delivery struct {
+		id string
+		receipt
+	}
+	done := make(map[delivery]bool, len(all))
+	for _, v := range all {
+		done[delivery{v.id, v.receipt}] = true
+		if v.queueID == "" {
+			continue
+		}
+		if v.atOnce {
+			e.metrics.add(messagesNacked, v.queueID, 1)
+		}
+		e.announce(v.queueID, v.until)
+	}
+	for _, v := range batch {
+		v.conflicts = nil
+		for i, item := range v.items {
+			item.receipt.inLease = false
+			if !done[delivery{item.id, item.receipt}] {
+				v.conflicts = append(v.conflicts, i)
+			}
+		}
+	}
+	return nil
+}
+
+// visibility is the result of an extension with a receipt.
+type visibility struct {
+	id      string
+	receipt receipt
+	queueID string // empty if there was nothing to do
+	until   time.Time
+	atOnce  bool
+}
+
+// A message that is due at once stays in_flight, with a lease that has ended: so it keeps
+// its receipt, and the cleanup moves it if that was its last delivery. It has no retry
+// backoff, because the client has asked for this time.
+const extendReceiptsSQL = `
+WITH asked AS MATERIALIZED (
+    SELECT u.*, now() + make_interval(secs => u.seconds) AS until
+    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::integer[], $5::integer[]) AS u (id, queue_key, seq, attempts, seconds)
+), over AS MATERIALIZED (
+    SELECT m.id, m.queue_key, m.seq, m.delivery_attempts
+    FROM asked a
+    JOIN queued.messages m ON ` + thatOneSQL + `
+    WHERE a.seconds = 0
+        AND ` + ofReceiptSQL + `
+        AND NOT ` + leasedSQL + `
+), extended AS (
+    UPDATE queued.messages m
+    SET in_flight = true, updated_at = now(),
+        scheduled_at = a.until + CASE WHEN a.seconds > 0 THEN coalesce(m.scheduled_at - m.lease_end, interval '0') ELSE interval '0' END,
+        lease_end = CASE WHEN a.seconds > 0 AND m.lease_end IS NOT NULL THEN a.until END
+    FROM asked a
+    WHERE ` + thatOneSQL + `
+        AND ` + ofReceiptSQL + `
+        AND (a.seconds > 0 OR ` + leasedSQL + `)
+    RETURNING m.id, m.queue_key, m.seq, m.delivery_attempts, m.group_id, m.scheduled_at, a.seconds = 0 AS at_once
+), woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at, NULL::bigint AS seq
+    FROM extended
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeExtendedSQL + `
+)
+SELECT m.id, m.queue_key, m.seq, m.delivery_attempts, q.id, m.scheduled_at, m.at_once
+FROM extended m
+JOIN queued.queues q ON q.key = m.queue_key
+UNION ALL
+SELECT id, queue_key, seq, delivery_attempts, '', NULL, false
+FROM over`
+
+// extendReceipts sets the ends of the leases of items with receipts, and returns those whose
+// receipts match, each once.
+func (s *pinnedConn) extendReceipts(items []ackItem) ([]visibility, error) {
+	items = sortedItems(items)
+	ids, _, seconds := ackItemArgs(items)
+	keys, seqs, attempts, _ := receiptArgs(items)
+	return read(s, "extend_receipts", func(row scanner) (v visibility, err error) {
+		var until sql.NullTime
+		err = row.Scan(&v.id, &v.receipt.queueKey, &v.receipt.seq, &v.receipt.attempts, &v.queueID, &until, &v.atOnce)
+		v.until = until.Time
+		return v, err
+	}, extendReceiptsSQL, ids, keys, seqs, attempts, seconds)
+}

@@ -20,6 +20,7 @@ type proxy struct {
 	frozen  chan struct{} // closed by thaw; nil if bytes pass
 	clients map[*net.TCPConn]bool
 	came    int // number of connections so far
+	ended   int // number of them that their client has ended or shut down
 }
 
 func newProxy(t testing.TB, network, address string) *proxy {
@@ -93,6 +94,9 @@ func (p *proxy) copy(to io.Writer, from io.Reader, back bool) {
 	for {
 		n, err := from.Read(b)
 		p.mu.Lock()
+		if err != nil && !back {
+			p.ended++
+		}
 		frozen, delay := p.frozen, p.delay
 		p.mu.Unlock()
 		if back && delay > 0 {
@@ -140,6 +144,13 @@ func (p *proxy) accepted() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.came
+}
+
+// endedByClient returns the number of connections that their client has ended or shut down.
+func (p *proxy) endedByClient() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ended
 }
 
 // slow delays all bytes from the address.

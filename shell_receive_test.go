@@ -119,6 +119,26 @@ func TestReceiveCommandEndsByCountWaitAndSignal(t *testing.T) {
 	s.waiting("t", 0)
 }
 
+// A worker that is stopped may have been sent messages that have not arrived yet.
+func TestReceiveCommandReturnsWhatArrivesAfterItWasStopped(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	p := newProxy(t, "tcp", strings.TrimPrefix(s.url, "http://"))
+	r := s.startWorker("-url", "http://"+p.address, "t")
+	s.waiting("t", 1)
+	p.freeze()
+	s.publish("t", 1)
+	eventually(t, "the message is leased", func() bool { return s.count("SELECT count(*) FROM queued.messages WHERE in_flight") == 1 })
+	r.stop()
+	eventually(t, "the worker has ended its request", func() bool { return p.endedByClient() == 1 })
+	p.thaw()
+	if err := r.await(); err != nil || r.output.String() != "" {
+		t.Errorf("receive = %v\n%s", err, r.output)
+	}
+	checkDiff(t, "messages as if never received", 1, s.count("SELECT count(*) FROM queued.messages WHERE delivery_attempts = 0 AND NOT in_flight AND scheduled_at <= now()"))
+}
+
 func TestReceiveCommandReturnsWhatItCannotWrite(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -15,10 +15,12 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"queued/internal/flags"
@@ -164,9 +166,9 @@ func (c *Client) noResponse(err error) error {
 }
 
 // Call sends a request, and passes the body of a 2xx response to read. If read is nil, the
-// response must be a 204. Other statuses are a StatusError. The end of ctx aborts the
-// request, but a response that has begun is read to its end, because it may contain leased
-// messages.
+// response must be a 204. Other statuses are a StatusError. The end of ctx ends the wait of
+// a receive, and aborts other requests within endTimeout. A response that has begun is read
+// to its end, because it may contain leased messages.
 func (c *Client) Call(ctx context.Context, method, path string, body []byte, read func(io.Reader) error) error {
 	_, err := c.call(ctx, requestTimeout, method, path, body, read)
 	return err
@@ -180,9 +182,7 @@ func (c *Client) Change(ctx context.Context, method, path string, body []byte) (
 func (c *Client) call(ctx context.Context, timeout time.Duration, method, path string, body []byte, read func(io.Reader) error) (http.Header, error) {
 	exchange, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	responding := context.AfterFunc(ctx, cancel)
-	response, err := c.Do(exchange, method, path, body)
-	responding()
+	response, err := c.doUntil(ctx, exchange, cancel, method, path, body)
 	if err != nil {
 		return nil, cmp.Or(ctx.Err(), err)
 	}
@@ -199,6 +199,46 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, method, path s
 		err = fmt.Errorf("server %s: %w", c.Server(), err)
 	}
 	return response.Header, err
+}
+
+// endTimeout is the maximum time for the response to a request that was ended.
+const endTimeout = 2 * time.Second
+
+// doUntil is Do with the context exchange. When ctx ends, it shuts down its side of the
+// connection: then the server ends the wait of a receive, and the response still has the
+// messages that it has leased meanwhile. If that is not possible, or if no response
+// arrives, it cancels the exchange.
+func (c *Client) doUntil(ctx, exchange context.Context, cancel func(), method, path string, body []byte) (*http.Response, error) {
+	var conn atomic.Pointer[net.Conn] // of the request; nil if it has none yet
+	exchange = httptrace.WithClientTrace(exchange, &httptrace.ClientTrace{
+		GotConn: func(v httptrace.GotConnInfo) { conn.Store(&v.Conn) },
+	})
+	responded := make(chan struct{})
+	defer close(responded)
+	defer context.AfterFunc(ctx, func() {
+		if v := conn.Load(); v != nil && shutDown(*v) {
+			select {
+			case <-responded:
+				return
+			case <-time.After(endTimeout):
+			}
+		}
+		select {
+		case <-responded:
+		default:
+			cancel()
+		}
+	})()
+	return c.Do(exchange, method, path, body)
+}
+
+// shutDown shuts down this side of a connection, unless it has other requests.
+func shutDown(conn net.Conn) bool {
+	if secure, ok := conn.(*tls.Conn); ok && secure.ConnectionState().NegotiatedProtocol == "h2" {
+		return false
+	}
+	v, ok := conn.(interface{ CloseWrite() error })
+	return ok && v.CloseWrite() == nil
 }
 
 // StatusError is a response with a status other than 2xx.

@@ -1,6 +1,7 @@
 // Small charts, drawn as SVG.
 
-import { h, rate, setText, svg } from './dom.js'
+import { h, setText, svg } from './dom.js'
+import { rate } from './format.js'
 
 const length = 60 // maximum number of samples in a chart
 

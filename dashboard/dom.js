@@ -1,4 +1,4 @@
-// DOM elements, and the formatting of numbers and times.
+// DOM elements and form fields.
 
 // h returns a new HTML element. An attribute whose name begins with "on" is an event
 // listener, and one whose value is null, undefined or false is omitted. Children are
@@ -64,40 +64,6 @@ export function syncRows(parent, rows, items, idOf, newRow) {
   return order
 }
 
-const full = new Intl.NumberFormat('en')
-const compact = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 })
-
-// count formats a number of messages. It abbreviates numbers from 100,000.
-export const count = (n) => (n === null || n === undefined ? '–' : n < 100_000 ? full.format(n) : compact.format(n))
-
-// exact formats a number of messages with all digits and its noun.
-export const exact = (n) => `${full.format(n)} ${n === 1 ? 'message' : 'messages'}`
-
-// deliveries formats a number of deliveries with its noun.
-export const deliveries = (n) => `${full.format(n)} ${n === 1 ? 'delivery' : 'deliveries'}`
-
-// rate formats a number per second.
-export function rate(n) {
-  if (n === null || n === undefined) return '–'
-  if (n === 0) return '0'
-  return n < 10 ? n.toFixed(1) : count(Math.round(n))
-}
-
-// duration formats seconds by their largest units, two unless parts is 1.
-export function duration(seconds, parts = 2) {
-  const left = Math.max(0, Math.round(seconds))
-  const units = [['d', 86400], ['h', 3600], ['min', 60], ['s', 1]]
-  const first = units.findIndex(([, size]) => left >= size)
-  if (first < 0) return '0 s'
-  const [unit, size] = units[first]
-  const [nextUnit, nextSize] = units[first + 1] || []
-  const rest = parts > 1 && nextSize && Math.floor((left % size) / nextSize)
-  return `${Math.floor(left / size)} ${unit}${rest ? ` ${rest} ${nextUnit}` : ''}`
-}
-
-// time parses a time of the API, which is in UTC, and returns it in milliseconds.
-export const time = (text) => Date.parse(`${text}Z`)
-
 // field returns an input with its label, its hint, and a place for its error.
 export function field(label, input, hint) {
   const id = `f${(field.last = (field.last ?? 0) + 1)}`
@@ -126,22 +92,4 @@ const endLength = 12 // characters at the end of a long name that stay in sight
 export function longName(name) {
   if (name.length < 2 * endLength) return [name]
   return [h('span', { class: 'start' }, name.slice(0, -endLength)), h('span', { class: 'end' }, name.slice(-endLength))]
-}
-
-const unitNames = [['day', 86400], ['hour', 3600], ['minute', 60], ['second', 1]]
-
-// span formats a number of seconds exactly, by the largest unit that divides it.
-export function span(seconds) {
-  const [name, size] = unitNames.find(([, size]) => seconds % size === 0 && seconds >= size) ?? ['second', 1]
-  return `${seconds / size} ${name}${seconds === size ? '' : 's'}`
-}
-
-// secondsIn returns the seconds in a text such as "4 days", "4d" or "30", null if it is
-// empty. Any other text is returned as it is, for the server to reject.
-export function secondsIn(text) {
-  if (text.trim() === '') return null
-  const m = /^(-?\d+) *(|s|sec|seconds?|m|min|minutes?|h|hours?|d|days?)$/i.exec(text.trim())
-  if (!m) return text.trim()
-  const size = { s: 1, m: 60, h: 3600, d: 86400 }[m[2][0]?.toLowerCase() ?? 's']
-  return Number.isSafeInteger(m[1] * size) ? m[1] * size : text.trim()
 }

@@ -1,7 +1,7 @@
 // The last hour of a queue, or of all queues.
 
 import { get, now } from './api.js'
-import { time } from './dom.js'
+import { time } from './format.js'
 import { live, rates } from './live.js'
 
 const interval = 60_000 // milliseconds between two requests

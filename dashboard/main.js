@@ -1,10 +1,11 @@
 // The entry point: routing, the connection status, and the page that asks for a token.
 
 import { call, token } from './api.js'
-import { field, h, setCurrent, setText } from './dom.js'
 import { inputs, Invalid, makeForm } from './dialogs.js'
+import { field, h, setCurrent, setText } from './dom.js'
 import { listen, live, refresh, run } from './live.js'
-import { messagePage, queuePage } from './queue.js'
+import { messagePage } from './message.js'
+import { queuePage } from './queue.js'
 import { queuesPage } from './queues.js'
 import { serverPage } from './server.js'
 import { topicsPage } from './topics.js'

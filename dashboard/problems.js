@@ -1,6 +1,6 @@
 // What is wrong with a queue.
 
-import { count, duration, rate } from './dom.js'
+import { count, duration, rate } from './format.js'
 
 const recent = 15 // samples of a rate over which consumers are judged; half a minute
 const tooOld = 300 // seconds from which the age of a message is a problem

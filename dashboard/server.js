@@ -2,7 +2,8 @@
 // GET /metrics has them.
 
 import { now, text } from './api.js'
-import { count, duration, h, setText, syncRows } from './dom.js'
+import { h, setText, syncRows } from './dom.js'
+import { count, duration } from './format.js'
 import { live, serversSeen } from './live.js'
 
 const interval = 5000 // milliseconds between two requests

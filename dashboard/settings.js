@@ -2,7 +2,8 @@
 
 import { all, call, get, path } from './api.js'
 import { dialog, inputs, Invalid, jsonText, makeForm, notify, numberIn, suggested } from './dialogs.js'
-import { field, h, secondsIn, span } from './dom.js'
+import { field } from './dom.js'
+import { secondsIn, span } from './format.js'
 import { live, refresh } from './live.js'
 
 // settingFields returns the form fields of all settings, with the values of q.

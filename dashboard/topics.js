@@ -2,7 +2,8 @@
 
 import { all, call, path } from './api.js'
 import { attempt, confirm, dialog, inputs, makeForm, notify } from './dialogs.js'
-import { count, deliveries, field, h, longName, setText, syncRows, updateChildren } from './dom.js'
+import { field, h, longName, setText, syncRows, updateChildren } from './dom.js'
+import { count, deliveries } from './format.js'
 import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
 import { publishForm } from './publish.js'
 import { openQueueForm } from './settings.js'

@@ -251,6 +251,15 @@ func TestHistoryHasTheMinutesOfAnHour(t *testing.T) {
 	sample(1, 3)
 	checkDiff(t, "all queues", []string{"00 2 2 2 0", "01 2 3 3 1"}, history(&s.client, ""))
 	checkDiff(t, "one queue", []string{"00 2 2 2 0", "01 2 2 2 0"}, history(&s.client, "?queue_id=a"))
+	ready := func(s *client, query string) map[string][]int64 {
+		t.Helper()
+		var v struct{ Ready map[string][]int64 }
+		mustDecode(t, s.must(200, "GET", "/overview/history"+query, ""), &v)
+		return v.Ready
+	}
+	checkDiff(t, "ready messages, not requested", map[string][]int64(nil), ready(&s.client, ""))
+	checkDiff(t, "ready messages of the queues that had some", map[string][]int64{"a": {2, 2}}, ready(&s.client, "?ready=true"))
+	s.must(422, "GET", "/overview/history?ready=perhaps", "")
 	v := overviewOf(&s.client, "")
 	if a, b := v.Data[0].HourAgo, v.Data[1].HourAgo; a == nil || *a != 2 || b == nil || *b != 0 {
 		t.Errorf("messages an hour ago: %v and %v", a, b)
@@ -260,6 +269,7 @@ func TestHistoryHasTheMinutesOfAnHour(t *testing.T) {
 	worker := s.with(secret("worker"))
 	checkDiff(t, "queues of a token", []string{"00 0 0 0 0", "01 0 1 1 1"}, history(worker, ""))
 	checkDiff(t, "a queue that the token may not see", []string{"00 0 0 0 0", "01 0 0 0 0"}, history(worker, "?queue_id=a"))
+	checkDiff(t, "ready messages of the queues of a token", map[string][]int64{}, ready(worker, "?ready=true"))
 	for n := range 60 {
 		s.server.history.sample(at(2 + n))
 	}

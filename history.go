@@ -104,18 +104,50 @@ func (h *queueHistory) minutes(match func(queueID string) bool) []minute {
 	return all
 }
 
+// ready returns the ready messages in each sample of the queues that match, oldest first.
+// Queues that had none are left out.
+func (h *queueHistory) ready(match func(queueID string) bool) map[string][]int64 {
+	h.mu.Lock()
+	samples := h.samples
+	h.mu.Unlock()
+	all := make(map[string][]int64)
+	for i, s := range samples {
+		for queueID, v := range s.queues {
+			if v.Ready == 0 || !match(queueID) {
+				continue
+			}
+			if all[queueID] == nil {
+				all[queueID] = make([]int64, len(samples))
+			}
+			all[queueID][i] = v.Ready
+		}
+	}
+	return all
+}
+
 // overviewHistory is the response to GET /overview/history.
 type overviewHistory struct {
 	ServerID string   `json:"server_id"`
 	Data     []minute `json:"data"`
+	// Ready is there if it was requested.
+	Ready map[string][]int64 `json:"ready,omitzero"`
 }
 
 // overviewHistory returns the samples of one queue, or the sums of all visible queues.
 func (s *server) overviewHistory(r *request) (any, error) {
+	q := parseQuery(r.URL.RawQuery)
+	withReady := q.boolean("ready")
+	if err := q.err(); err != nil {
+		return nil, err
+	}
 	visible := r.visible()
 	match := visible.match
 	if id := r.URL.Query().Get("queue_id"); id != "" {
 		match = func(queueID string) bool { return queueID == id && visible.match(id) }
 	}
-	return overviewHistory{s.id, s.history.minutes(match)}, nil
+	v := overviewHistory{ServerID: s.id, Data: s.history.minutes(match)}
+	if withReady {
+		v.Ready = s.history.ready(match)
+	}
+	return v, nil
 }

@@ -3,7 +3,7 @@
 import { h, setText, svg } from './dom.js'
 import { rate } from './format.js'
 
-const length = 60 // maximum number of samples in a chart
+const length = 62 // maximum number of samples in a sparkline: those of an hour, and the current one
 
 // points returns the SVG points of a line whose newest value is at the right edge.
 function points(values, width, height, max) {
@@ -40,9 +40,10 @@ const clockTime = new Intl.DateTimeFormat('sv', { timeStyle: 'short' })
 const exactTime = new Intl.DateTimeFormat('sv', { timeStyle: 'medium' })
 
 // chart returns a chart of several series with scales and a legend. A series has a name,
-// a label, and a function show that formats its values. The legend has the newest values,
-// or those under the pointer.
-export function chart(title, series) {
+// a label, and a function show that formats its values; a rare one is left out while it is
+// zero. The legend has the newest values, or those under the pointer. control stands after
+// the title.
+export function chart(title, series, control = null) {
   const width = 300
   const height = 80
   const parts = series.map((s) => {
@@ -84,7 +85,7 @@ export function chart(title, series) {
   }
 
   return {
-    element: h('figure', { class: 'chart' }, h('figcaption', {}, name, parts.map((p) => p.legend)), plot, axis),
+    element: h('figure', { class: 'chart' }, h('figcaption', {}, name, control, parts.map((p) => p.legend)), plot, axis),
     // update takes samples, oldest first: {at} in milliseconds and the value of each
     // series, or null. It shows those of the last seconds, and no time before the first.
     update(all, seconds, now) {
@@ -94,7 +95,8 @@ export function chart(title, series) {
       const max = Math.max(...samples.flatMap((s) => series.map(({ name }) => s[name] ?? 0)), 1e-9)
       setText(top, max > 1e-9 ? series[0].show(max) : '')
       for (const p of parts) {
-        const line = samples.filter((s) => s[p.name] !== null).map((s) =>
+        p.legend.hidden = Boolean(p.rare) && !samples.some((s) => s[p.name] > 0)
+        const line = p.legend.hidden ? [] : samples.filter((s) => s[p.name] !== null).map((s) =>
           `${((width * (s.at - from)) / (to - from)).toFixed(1)},${(height - 1 - (s[p.name] / max) * (height - 2)).toFixed(1)}`)
         p.line.setAttribute('points', line.join(' '))
         p.area.setAttribute('points', line.length ? `${line[0].split(',')[0]},${height} ${line.join(' ')} ${line.at(-1).split(',')[0]},${height}` : '')
@@ -105,10 +107,13 @@ export function chart(title, series) {
   }
 }
 
-// ratesChart returns the chart of the rates of publishes, deliveries, acks and nacks.
-export const ratesChart = () => chart('Per second', [
+// ratesChart returns the chart of the rates of publishes and deliveries, and of what
+// becomes of them, with a control.
+export const ratesChart = (control) => chart('Per second', [
   { name: 'published', label: 'Published', show: rate },
   { name: 'delivered', label: 'Delivered', show: rate },
   { name: 'acked', label: 'Acked', show: rate },
   { name: 'nacked', label: 'Nacked', show: rate },
-])
+  { name: 'dead_lettered', label: 'Dead', show: rate, rare: true },
+  { name: 'expired', label: 'Expired', show: rate, rare: true },
+], control)

@@ -2,6 +2,7 @@
 
 import { NetworkError } from './api.js'
 import { field, h, setText } from './dom.js'
+import { inWords } from './words.js'
 
 // notify shows what was done, or an error, for some seconds.
 export function notify(text, isError = false) {
@@ -71,9 +72,9 @@ export function makeForm({ fields, more = [], intro = [], action, danger = false
     for (const m of error.mistakes ?? []) {
       // The text of an error about several fields begins with the name of one of them.
       const places = m.loc[1] === '__root__' ? m.msg.split(' ', 1) : m.loc.slice(1)
-      const f = fields[places.find((part) => fields[part])]
-      const within = m.loc.slice(2).join(' ')
-      if (f) f.setError(within && m.loc[1] in fields ? `${within}: ${m.msg}` : m.msg)
+      const name = places.find((part) => fields[part])
+      const within = m.loc.slice(2).filter((part) => typeof part === 'string').map((part) => `${part}: `).join('')
+      if (name) fields[name].setError(within + (inWords(m, fields[name].label, fields[name].input) ?? m.msg))
       else general.push(`${m.loc.slice(1).join(' ')}: ${m.msg}`)
     }
     if (!error.mistakes?.length) general.push(error.message)
@@ -105,7 +106,7 @@ export function jsonText(input, name) {
   try {
     JSON.parse(input.value)
   } catch (error) {
-    throw new Invalid(name, `Invalid JSON: ${error.message}`)
+    throw new Invalid(name, `This is not JSON: ${error.message}.`)
   }
   return input.value
 }

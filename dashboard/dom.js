@@ -76,6 +76,7 @@ export function field(label, input, hint) {
   return {
     element,
     input,
+    label: label.split(':')[0],
     // setError shows an error, or removes it if the text is empty.
     setError(text) {
       setText(error, text)

@@ -45,10 +45,17 @@ export function breakdown(messages) {
 // time parses a time of the API, which is in UTC, and returns it in milliseconds.
 export const time = (text) => Date.parse(`${text}Z`)
 
-// when formats a time of the API, in the time zone of the browser, and how long ago it was.
-export const when = (text) => `${local.format(time(text))} (${ago(text)})`
+// when formats a time of the API in the time zone of the browser, and how far away it is.
+// The date is left out today.
+export function when(text) {
+  const at = new Date(time(text))
+  const isToday = at.toDateString() === new Date(now()).toDateString()
+  const seconds = (at - now()) / 1000
+  return `${(isToday ? clockTime : local).format(at)} (${seconds > 1 ? `in ${duration(seconds, 1)}` : `${duration(-seconds, 1)} ago`})`
+}
 
 const local = new Intl.DateTimeFormat('sv', { dateStyle: 'short', timeStyle: 'medium' })
+const clockTime = new Intl.DateTimeFormat('sv', { timeStyle: 'medium' })
 
 // ago formats the time that has passed since a time of the API.
 export const ago = (text) => `${duration((now() - time(text)) / 1000)} ago`

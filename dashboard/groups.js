@@ -13,23 +13,23 @@ export function groupsTab(id) {
   const body = h('tbody')
   const table = h('table', { hidden: true }, h('thead', {}, h('tr', {}, ['Group', 'State', 'Waiting', 'In flight', 'Interval', h('span', { class: 'visually-hidden' }, 'Actions')].map((t, i) => h('th', { scope: 'col', class: i > 1 && i < 5 ? 'number' : '' }, t)))), body)
   const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
-  const pager = newPager(() => polling.again(), () => body.children.length)
+  const pager = newPager(() => polling.again())
   const polling = poll(async () => {
     let groups, more
-    const from = pager.offset
+    const from = pager.position
     try {
-      ({ items: groups, more } = await page(path`/queues/${id}/groups`, from))
+      ({ items: groups, more } = await page(path`/queues/${id}/groups`, Number(from) || 0))
     } catch (error) {
       if (!rows.size) setText(placeholder, error.message)
       return
     }
-    if (from !== pager.offset) return
+    if (from !== pager.position) return
     syncRows(body, rows, groups, (g) => g.group, (group) => groupRow(id, group, () => polling.again()))
       .forEach((row, i) => row.update(groups[i]))
     setText(placeholder, 'There are no groups with messages or an interval of their own.')
     placeholder.hidden = groups.length > 0
     table.hidden = groups.length === 0
-    pager.update(more)
+    pager.update(more ? String(Number(from) + groups.length) : null)
   })
   return { element: h('section', { 'aria-label': 'Groups' }, placeholder, table, pager.element), close: polling.close }
 }

@@ -10,11 +10,13 @@ const interval = 60_000 // milliseconds between two requests
 // update when it has changed.
 export function newHistory(queueID, update) {
   const servers = new Map() // samples by server id: a load balancer may have several
+  let ready = {} // ready messages of each minute by queue id, if this is the history of all queues
   let timer = null
   async function load() {
     try {
-      const { server_id, data } = await get(`/overview/history${queueID ? `?queue_id=${encodeURIComponent(queueID)}` : ''}`)
-      servers.set(server_id, data)
+      const response = await get(`/overview/history?${queueID ? `queue_id=${encodeURIComponent(queueID)}` : 'ready=true'}`)
+      servers.set(response.server_id, response.data)
+      ready = longest(ready, response.ready ?? {})
       update()
     } catch {
       // The page shows the error of the next overview, which fails for the same reason.
@@ -27,6 +29,8 @@ export function newHistory(queueID, update) {
       clearTimeout(timer)
       timer = undefined
     },
+    // readyOf returns the ready messages of a queue at each full minute, and then now.
+    readyOf: (q) => [...(ready[q.id] ?? []), q.messages?.ready ?? 0],
     // samples returns the full minutes, with the sums of the servers, and then the recent
     // samples, which this page has taken. Each has the time, the rates and the ready
     // messages. queue is the queue, or live.all, and undefined if the queue is unknown.
@@ -36,6 +40,13 @@ export function newHistory(queueID, update) {
       return [...minutes([...servers.values()]).filter((s) => s.at < begins), ...recent]
     },
   }
+}
+
+// longest returns the history with more minutes: all servers count the same messages, and
+// one that started earlier knows more.
+function longest(a, b) {
+  const length = (all) => Math.max(0, ...Object.values(all).map((values) => values.length))
+  return length(b) >= length(a) ? b : a
 }
 
 // minutes returns the rates of each minute, added up over the servers. All servers count

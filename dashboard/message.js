@@ -8,6 +8,11 @@ import { poll } from './lists.js'
 import { isAdmin, refresh, sourcesOf } from './live.js'
 import { publishForm } from './publish.js'
 
+// isMessageID reports whether a text is the id of a message.
+export const isMessageID = (text) => /^\s*[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\s*$/i.test(text)
+
+const queueLink = (id) => h('a', { href: `#/queues/${encodeURIComponent(id)}` }, id)
+
 // messagePage returns the page of one message, in whichever queue it is.
 export function messagePage(id) {
   const rows = new Map() // of at most one message
@@ -26,28 +31,31 @@ export function messagePage(id) {
     }
     syncRows(list, rows, found, (m) => m.id, (id) => messageRow(found[0].queue_id, id, () => polling.again()))
       .forEach((row) => row.update(found[0], exactly))
-    updateChildren(where, ...(found.length ? ['in queue ', h('a', { href: `#/queues/${encodeURIComponent(found[0].queue_id)}` }, found[0].queue_id)] : []))
+    updateChildren(where, ...(found.length ? ['in queue ', queueLink(found[0].queue_id)] : []))
     placeholder.hidden = found.length > 0
   })
   return {
-    element: h('div', {}, h('div', { class: 'title' }, h('div', {}, h('p', { class: 'muted' }, h('a', { href: '#/' }, 'Queues'), ' /'), h('h1', {}, 'Message'), where)), placeholder, list),
+    element: h('div', {}, h('div', { class: 'title' }, h('div', {}, h('h1', {}, h('span', { class: 'parent' }, h('a', { href: '#/' }, 'Queues'), ' / '), 'Message'), where)), placeholder, list),
     close: polling.close,
   }
 }
 
 const longText = 20_000 // maximum characters of data to show at first
+const longError = 160 // maximum characters of an error in a row; the details have all
 
 // messageRow returns the row of a message of a queue, with buttons to change it. It calls
-// reload after a change. The row has a checkbox if it gets a selection.
+// reload after a change. In a list it gets a selection and has a checkbox; otherwise its
+// details are open.
 export function messageRow(queueID, id, reload, selection = null) {
   let message = null
   let data = null
   let showAll = false
   const state = h('span', { class: 'state' })
-  const facts = h('p', { class: 'facts' })
-  const tags = h('p', { class: 'tags' })
-  const preview = h('span', { class: 'preview' })
-  const pretty = h('pre', { tabindex: 0 })
+  const story = h('span', { class: 'story' })
+  const tags = h('span', { class: 'tags' })
+  const preview = h('span', { class: 'preview', dir: 'auto' })
+  const facts = h('dl')
+  const pretty = h('pre', { tabindex: 0, dir: 'auto' })
   const more = h('button', { hidden: true, onclick: () => { showAll = true; showData() } }, 'Show all')
   const again = h('button', {
     onclick() {
@@ -57,14 +65,15 @@ export function messageRow(queueID, id, reload, selection = null) {
       }))
     },
   }, 'Publish again, edited…')
-  const story = h('p', { class: 'story' })
-  const details = h('details', { ontoggle: () => showData() }, h('summary', {}, h('code', {}, id), preview), pretty, h('div', { class: 'buttons' }, more, again))
+  const details = h('details', { open: !selection, ontoggle: () => showData() },
+    h('summary', {}, h('code', {}, id), preview), facts, pretty, h('div', { class: 'buttons' }, more, again))
 
   function showData() {
     if (!details.open) return
     const text = prettyText(data)
     more.hidden = showAll || text.length <= longText
     setText(pretty, more.hidden ? text : `${text.slice(0, longText)} …`)
+    updateChildren(facts, ...factsOf(message).flatMap(([name, value]) => [h('dt', {}, name), h('dd', { dir: 'auto' }, value)]))
   }
 
   // The lease token of a message in flight: the server changes the message only while
@@ -106,32 +115,15 @@ export function messageRow(queueID, id, reload, selection = null) {
       else selection.ids.delete(id)
       selection.update()
     },
-    element: h('li', { class: 'message' }, check, h('div', { class: 'body' }, h('p', { class: 'facts' }, state, facts), story, details, tags), h('div', { class: 'buttons' }, retry, nack, ack)),
+    element: h('li', { class: 'message' }, check, h('div', { class: 'body' }, h('p', { class: 'facts' }, state, story, tags), details), h('div', { class: 'buttons' }, retry, nack, ack)),
     update(m, exactData) {
       message = m
       data = exactData
-      const due = time(m.scheduled_at) - now()
       setText(state, m.state.replace('_', ' '))
       state.className = `state ${m.state}`
-      setText(facts, [
-        deliveries(m.delivery_attempts),
-        `published ${when(m.created_at)}`,
-        m.state === 'in_flight' && `lease ends in ${duration(due / 1000)}`,
-        m.state === 'delayed' && `due in ${duration(due / 1000)}`,
-        `expires in ${duration((time(m.expired_at) - now()) / 1000)}`,
-      ].filter(Boolean).join(' · '))
-      updateChildren(tags,
-        m.group !== undefined && h('span', { class: 'tag' }, `group ${m.group}`),
-        m.request_id !== undefined && h('span', { class: 'tag' }, `request ${m.request_id}`),
-        m.traceparent !== undefined && h('span', { class: 'tag' }, `trace ${m.traceparent.slice(3, 35)}`),
-        ...Object.entries(m.attributes ?? {}).map(([name, value]) => h('span', { class: 'tag' }, `${name}: ${value}`)))
-      setText(preview, prettyText(data, 0).slice(0, 200))
-      updateChildren(story, ...[
-        m.source_queue_id && ['moved from ', h('a', { href: `#/queues/${encodeURIComponent(m.source_queue_id)}` }, m.source_queue_id), ` ${when(m.dead_at)}`],
-        m.last_error && [m.source_queue_id ? ': ' : 'last error: ', h('b', {}, m.last_error)],
-        m.last_error && m.last_error_at !== m.dead_at && ` ${when(m.last_error_at)}`,
-      ].flat())
-      story.hidden = !story.hasChildNodes()
+      updateChildren(story, ...storyOf(m))
+      updateChildren(tags, ...tagsOf(m, queueID))
+      setText(preview, prettyText(data, 0).slice(0, 300))
       setText(ack, isDead() ? 'Delete…' : 'Ack…')
       ack.setAttribute('aria-label', `${isDead() ? 'Delete' : 'Ack'} ${id}`)
       nack.hidden = m.state !== 'in_flight'
@@ -143,6 +135,48 @@ export function messageRow(queueID, id, reload, selection = null) {
   return row
 }
 
+// untilDue says when a message becomes due, null if it is.
+function untilDue(m) {
+  const left = duration((time(m.scheduled_at) - now()) / 1000)
+  return { in_flight: `lease ends in ${left}`, delayed: `due in ${left}` }[m.state] ?? null
+}
+
+// storyOf returns what has happened to a message: text and elements. That of a dead message
+// is how it died.
+function storyOf(m) {
+  const error = m.last_error && h('b', { dir: 'auto' }, m.last_error.length > longError ? `${m.last_error.slice(0, longError)} …` : m.last_error)
+  if (m.source_queue_id) {
+    const attempts = m.source_delivery_attempts
+    return ['from ', queueLink(m.source_queue_id), attempts ? ` after ${deliveries(attempts)}` : '', `, ${when(m.dead_at)}`, error ? ': ' : '', error]
+  }
+  return [[deliveries(m.delivery_attempts), `published ${when(m.created_at)}`, untilDue(m)].filter(Boolean).join(' · '), error ? ` · last error ${when(m.last_error_at)}: ` : '', error]
+}
+
+// tagsOf returns links for the group and the attributes of a message, which lead to the
+// messages that share them.
+function tagsOf(m, queueID) {
+  const tag = (name, value, text) => h('a', { class: 'tag', dir: 'auto', href: `#/queues/${encodeURIComponent(queueID)}/messages?${new URLSearchParams([[name, value]])}` }, text)
+  return [
+    m.group !== undefined && tag('group', m.group, `group ${m.group}`),
+    ...Object.entries(m.attributes ?? {}).map(([name, value]) => tag('attribute', `${name}=${value}`, `${name}: ${value}`)),
+  ]
+}
+
+// factsOf returns the names and values of what the row has no space for.
+function factsOf(m) {
+  return [
+    ['Published', when(m.created_at)],
+    m.source_queue_id && ['Moved here', when(m.dead_at)],
+    ['Deliveries', m.source_queue_id ? `${m.source_delivery_attempts ?? 'unknown'} in ${m.source_queue_id}, ${m.delivery_attempts} here` : String(m.delivery_attempts)],
+    untilDue(m) && ['Due', when(m.scheduled_at)],
+    ['Expires', when(m.expired_at)],
+    m.last_error && ['Last error', `${m.last_error} · ${when(m.last_error_at)}`],
+    m.request_id !== undefined && ['Request', m.request_id],
+    m.traceparent !== undefined && ['Trace', m.traceparent.slice(3, 35)],
+  ].filter(Boolean)
+}
+
+// prettyText returns data as JSON, indented by a number of spaces.
 function prettyText(data, space = 2) {
   try {
     return JSON.stringify(data, null, space)

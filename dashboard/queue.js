@@ -2,18 +2,20 @@
 
 import { call, get, now, path } from './api.js'
 import { chart, ratesChart, spanChoice } from './chart.js'
-import { attempt, confirm, inputs, notify, numberIn, suggested } from './dialogs.js'
+import { consumersTab } from './consumers.js'
+import { attempt, confirm, inputs, Invalid, notify, numberIn, suggested } from './dialogs.js'
 import { field, h, setCurrent, setText, updateChildren } from './dom.js'
 import { ago, breakdown, count, deliveries, duration, exact, sum } from './format.js'
 import { groupsTab } from './groups.js'
 import { newHistory } from './history.js'
 import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
 import { messagesTab, moved } from './messages.js'
+import { problemOf } from './problems.js'
 import { publishForm } from './publish.js'
 import { settingTags } from './queues.js'
 import { settingsForm } from './settings.js'
 
-const tabs = [['messages', 'Messages'], ['publish', 'Publish'], ['settings', 'Settings'], ['groups', 'Groups']]
+const tabs = [['messages', 'Messages'], ['publish', 'Publish'], ['settings', 'Settings'], ['groups', 'Groups'], ['consumers', 'Consumers']]
 
 // queuePage returns the page of a queue.
 export function queuePage(id) {
@@ -22,16 +24,16 @@ export function queuePage(id) {
     ['in_flight', 'In flight', (q) => count(q.messages?.in_flight)],
     ['delayed', 'Delayed', (q) => count(q.messages?.delayed)],
     ['exhausted', 'Exhausted', (q) => count(q.messages?.exhausted)],
-    ['oldest', 'Oldest', (q) => (q.oldest_message_age_seconds > 0 ? duration(q.oldest_message_age_seconds) : '–')],
+    ['oldest', 'Oldest', (q) => (q.oldest_message_age_seconds > 0 ? duration(q.oldest_message_age_seconds, 1) : '–')],
     ['receivers', 'Waiting consumers', (q) => count(q.waiting_receivers)],
   ].map(([name, label, show]) => ({ show, value: h('b'), label, name }))
-  const rates = ratesChart()
+  const span = spanChoice(() => draw())
+  const rates = ratesChart(span)
   const ready = chart('Messages', [{ name: 'ready', label: 'Ready', show: (n) => count(Math.round(n)) }])
   const draw = () => {
     const samples = past.samples(queueByID(id))
     for (const c of [rates, ready]) c.update(samples, Number(span.value), now())
   }
-  const span = spanChoice(draw)
   const past = newHistory(id, draw)
   const tags = h('p', { class: 'tags' })
   const move = h('button', { onclick: () => attempt(() => redrive(id)) }, 'Move messages…')
@@ -55,7 +57,7 @@ export function queuePage(id) {
     h('section', { class: 'totals', 'aria-label': 'Current state' },
       h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: `tile ${t.name}` }, h('span', {}, t.label), t.value))),
       rates.element, ready.element),
-    h('div', { class: 'tabs' }, h('nav', { 'aria-label': 'Queue sections' }, links), span),
+    h('nav', { class: 'tabs', 'aria-label': 'Queue sections' }, links),
     tabContent)
   let currentTab = null // {name, element, update(), close()}
   const opened = performance.now()
@@ -63,12 +65,15 @@ export function queuePage(id) {
   return {
     id,
     element: h('div', {},
-      h('div', { class: 'title' }, h('div', {}, h('p', { class: 'muted' }, h('a', { href: '#/' }, 'Queues'), ' /'), h('h1', {}, id), tags), actions),
+      h('div', { class: 'title' }, h('div', {}, h('h1', {}, h('span', { class: 'parent' }, h('a', { href: '#/' }, 'Queues'), ' / '), id), tags), actions),
       missing, content),
     showTab(name) {
-      if (currentTab?.name === name) return
+      if (currentTab?.name === name) {
+        currentTab.navigate?.()
+        return
+      }
       currentTab?.close?.()
-      const newTab = { messages: messagesTab, publish: publishTab, settings: settingsTab, groups: groupsTab }[name] ?? messagesTab
+      const newTab = { messages: messagesTab, publish: publishTab, settings: settingsTab, groups: groupsTab, consumers: consumersTab }[name] ?? messagesTab
       currentTab = { ...newTab(id), name }
       for (const a of links) setCurrent(a, a.dataset.tab === name)
       tabContent.replaceChildren(currentTab.element)
@@ -82,10 +87,7 @@ export function queuePage(id) {
       setText(move, sourcesOf(id).length > 0 ? 'Redrive…' : 'Move messages…')
       move.disabled = q.messages?.ready === 0
       setText(pause, q.paused ? 'Resume' : 'Pause')
-      updateChildren(tags, q.paused && h('span', { class: 'tag bad' }, 'paused: messages are not delivered'), ...settingTags({ ...q, topic_id: null }, []),
-        q.topic_id && h('a', { class: 'tag', href: '#/topics' }, `topic ${q.topic_id}`),
-        ...sourcesOf(id).map((other) => h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(other.id)}` }, `dead queue of ${other.id}`)),
-        q.dead_queue_id && h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `dead queue after ${deliveries(q.message_max_deliveries)}: ${q.dead_queue_id}`))
+      updateChildren(tags, ...tagsOf(q))
       for (const t of tiles) setText(t.value, t.show(q))
       draw()
       currentTab?.update?.()
@@ -95,6 +97,27 @@ export function queuePage(id) {
       past.close()
     },
   }
+}
+
+const shownSources = 3 // maximum queues to show of those that share a dead queue
+
+// tagsOf returns what is wrong with a queue, its settings, and links to the queues that
+// belong to it.
+function tagsOf(q) {
+  const sources = sourcesOf(q.id)
+  const problem = problemOf(q, sources.length > 0)
+  const link = (href, text) => h('a', { class: 'tag', href }, text)
+  const toQueue = (id, text) => link(`#/queues/${encodeURIComponent(id)}`, text)
+  return [
+    q.paused && h('span', { class: 'mark info' }, 'paused: messages are not delivered'),
+    problem && problem.text !== 'paused' && h('span', { class: `mark ${problem.kind}` }, problem.text),
+    q.topic_id && link('#/topics', `topic ${q.topic_id}`),
+    ...settingTags({ ...q, topic_id: null }, []),
+    q.dead_queue_id && toQueue(q.dead_queue_id, `dead queue after ${deliveries(q.message_max_deliveries)}: ${q.dead_queue_id}`),
+    sources.length > 0 && h('span', { class: 'muted' }, 'dead queue of'),
+    ...sources.slice(0, shownSources).map((other) => toQueue(other.id, other.id)),
+    sources.length > shownSources && link(`#/?filter=${encodeURIComponent(q.id)}`, `${sources.length - shownSources} more`),
+  ]
 }
 
 // countMessages returns the current number of messages in each state.
@@ -131,6 +154,16 @@ async function remove(id) {
   })
 }
 
+// toExistingQueue awaits a redrive, and turns the error for a missing queue into an error of
+// the destination.
+async function toExistingQueue(request) {
+  try {
+    return await request
+  } catch (error) {
+    throw error.status === 404 ? new Invalid('destination_queue_id', 'There is no such queue. Choose one from the list.') : error
+  }
+}
+
 // redrive asks where to move the messages of a queue, and how many. It suggests the
 // queue that has this one as its dead queue, if there is exactly one.
 async function redrive(id) {
@@ -149,7 +182,7 @@ async function redrive(id) {
     async send(input) {
       const body = { destination_queue_id: input.destination_queue_id.value.trim() || null }
       if (input.limit.value.trim()) body.limit = numberIn(input.limit)
-      notify(moved(await call('PUT', path`/queues/${id}/redrive`, body), `from ${id} ${body.destination_queue_id ? `to ${body.destination_queue_id}` : 'back to where they came from'}`))
+      notify(moved(await toExistingQueue(call('PUT', path`/queues/${id}/redrive`, body)), `from ${id} ${body.destination_queue_id ? `to ${body.destination_queue_id}` : 'back to where they came from'}`))
       refresh()
     },
   })

@@ -7,6 +7,7 @@ import { h, longName, setText, updateChildren } from './dom.js'
 import { count, duration, rate } from './format.js'
 import { newHistory } from './history.js'
 import { isAdmin, live } from './live.js'
+import { isMessageID } from './message.js'
 import { hasNoConsumer, isFailing, problemOf } from './problems.js'
 import { openQueueForm } from './settings.js'
 
@@ -36,8 +37,6 @@ const kinds = [
   ['idle', 'Without consumer', (row) => hasNoConsumer(row.queue, row.sources.length > 0)],
   ['dead', 'Dead queues', (row) => row.sources.length > 0],
 ]
-
-const messageID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i
 
 const rowBatch = 100 // rows to add whenever the user scrolls to the last one
 
@@ -89,14 +88,14 @@ export function queuesPage(parameters) {
   observer.observe(more)
   const noMatch = h('p', { class: 'placeholder', hidden: true }, 'No queues match.')
   const table = h('table', { class: 'queues', role: 'table', 'aria-label': 'Queues' },
-    h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element), h('th', { scope: 'col', role: 'columnheader', class: 'charted', title: 'Ready messages in the last two minutes; all on one logarithmic scale' }, '2 min'))), body)
+    h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element), h('th', { scope: 'col', role: 'columnheader', class: 'charted', title: 'Ready messages in the last hour; all on one logarithmic scale' }, '1 hour'))), body)
   const filter = inputs.text({ type: 'search', 'aria-label': 'Filter by name of queue, topic or dead queue, or find a message by its id', placeholder: 'Filter, or message id', value: view.filter })
   const kind = inputs.choice(kinds.map(([value, label]) => [value, label]), { 'aria-label': 'Queues to show' })
   const sort = inputs.choice(columns.map((c) => [c.name, `Sort by ${c.label.toLowerCase()}`]), { 'aria-label': 'Sort', class: 'small-only' })
   kind.value = view.show
   sort.value = view.sort
   filter.addEventListener('input', () => {
-    if (messageID.test(filter.value.trim())) location.hash = `#/messages/${filter.value.trim().toLowerCase()}`
+    if (isMessageID(filter.value)) location.hash = `#/messages/${filter.value.trim().toLowerCase()}`
     else change({ filter: filter.value })
   })
   kind.addEventListener('change', () => {
@@ -107,7 +106,7 @@ export function queuesPage(parameters) {
   const number = h('span', { class: 'muted' })
   const content = h('div', { hidden: true },
     totals.element,
-    h('div', { class: 'tools' }, filter, kind, sort, reverse, number, totals.span, h('button', { class: 'primary admin', onclick: () => openQueueForm().catch((e) => notify(e.message, true)) }, 'New queue')),
+    h('div', { class: 'tools' }, filter, kind, sort, reverse, number, h('button', { class: 'primary admin', onclick: () => openQueueForm().catch((e) => notify(e.message, true)) }, 'New queue')),
     table, more, noMatch)
   const welcome = h('div')
   const loading = h('p', { class: 'placeholder' }, 'Loading…')
@@ -190,7 +189,11 @@ export function queuesPage(parameters) {
         row.sources = sources.get(q.id) ?? []
         row.problem = problemOf(q, row.sources.length > 0)
       }
-      scale.max = Math.max(0, ...live.queues.map((q) => Math.max(0, ...q.history.ready)))
+      scale.max = 0
+      for (const row of rows.values()) {
+        row.ready = totals.readyOf(row.queue)
+        scale.max = Math.max(scale.max, ...row.ready)
+      }
       arrangeRows(false)
       for (const id of visible) rows.get(id).update()
       totals.update([...rows.values()])
@@ -212,6 +215,7 @@ function newRow(id) {
   const line = spark('ready')
   const row = {
     queue: null,
+    ready: [], // messages in the last hour
     sources: [],
     problem: null,
     element: h('tr', { role: 'row', 'data-id': id },
@@ -222,7 +226,7 @@ function newRow(id) {
     update() {
       const q = row.queue
       updateChildren(tags, ...settingTags(q, row.sources))
-      tags.title = tags.textContent && [...tags.children].map((tag) => tag.textContent).join(', ')
+      tags.title = [...tags.children].map((tag) => tag.title || tag.textContent).join(', ')
       setText(problem, row.problem?.text ?? '')
       problem.className = row.problem ? `mark ${row.problem.kind}` : ''
       const failing = isFailing(q)
@@ -232,7 +236,7 @@ function newRow(id) {
         element.classList.toggle('zero', !value)
         element.classList.toggle('alarm', failing ? failures.includes(column.name) && value > 0 : column.name === 'expired' && value > 0)
       }
-      line.update(q.history.ready, scale.max)
+      line.update(row.ready, scale.max)
     },
   }
   return row
@@ -243,7 +247,7 @@ function newRow(id) {
 export function settingTags(q, sources) {
   return [
     q.topic_id && h('span', { class: 'tag' }, `topic ${q.topic_id}`),
-    sources.length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${sources.slice(0, 3).join(', ')}${sources.length > 3 ? ' …' : ''}`),
+    sources.length > 0 && h('span', { class: 'tag', title: sources.join(', ') }, `dead queue of ${sources.length === 1 ? sources[0] : `${sources.length} queues`}`),
     q.message_filters && h('span', { class: 'tag' }, 'filtered'),
     q.ordered && h('span', { class: 'tag' }, 'ordered'),
     q.delivery_interval_ms > 0 && h('span', { class: 'tag' }, 'rate limited'),
@@ -257,13 +261,13 @@ function totalsSection() {
   const tiles = [tile('ready', 'Ready'), tile('in_flight', 'In flight'), tile('oldest', 'Oldest'),
     tile('delayed', 'Delayed'), tile('dead', 'Dead', { show: 'dead' }), tile('idle', 'No consumer', { show: 'idle' })]
   const age = h('p', { class: 'muted' })
-  const rates = ratesChart()
+  const span = spanChoice(() => drawRates())
+  const rates = ratesChart(span)
   const drawRates = () => rates.update(past.samples(live.all), Number(span.value), now())
-  const span = spanChoice(drawRates)
   const past = newHistory(null, drawRates)
   return {
-    span,
     close: past.close,
+    readyOf: past.readyOf,
     element: h('section', { class: 'totals', 'aria-label': 'Totals of all queues' },
       h('div', { class: 'tiles' }, tiles.map((t) => h(t.view ? 'a' : 'p', { class: `tile ${t.name}`, href: t.view && addressOf(t.view) }, h('span', {}, t.label), t.value)), age),
       rates.element),

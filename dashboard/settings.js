@@ -52,8 +52,8 @@ async function withFieldErrors(request) {
   try {
     return await request
   } catch (error) {
-    if (error.status === 404 && error.message === 'Topic not found') throw new Invalid('topic_id', error.message)
-    if (error.status === 404 && error.message === 'Queue not found') throw new Invalid('dead_queue_id', error.message)
+    if (error.status === 404 && error.message === 'Topic not found') throw new Invalid('topic_id', 'There is no such topic. Choose one from the list, or create it first.')
+    if (error.status === 404 && error.message === 'Queue not found') throw new Invalid('dead_queue_id', 'There is no such queue. Choose one from the list, or create it first.')
     throw error
   }
 }
@@ -66,9 +66,9 @@ export async function openQueueForm(topicID = null) {
   const topics = await topicIDs()
   const defaults = { topic_id: topicID, ack_deadline_seconds: 30, message_retention_seconds: 345600 }
   const id = field('Name', inputs.text({ name: 'id', autofocus: true }), 'Letters, digits, -, . and _')
-  const withDead = field('Also create NAME-dead, for messages that fail 5 times', inputs.check({ name: 'with_dead' }))
+  const withDead = field('Also create NAME-dead, the dead queue after 5 deliveries', inputs.check({ name: 'with_dead' }))
   const { topic_id, ...others } = settingFields(defaults, topics)
-  id.input.addEventListener('input', () => { withDead.element.firstChild.textContent = `Also create ${id.input.value.trim() || 'NAME'}-dead, for messages that fail 5 times` })
+  id.input.addEventListener('input', () => { withDead.element.firstChild.textContent = `Also create ${id.input.value.trim() || 'NAME'}-dead, the dead queue after 5 deliveries` })
   withDead.input.addEventListener('change', () => {
     for (const name of ['dead_queue_id', 'message_max_deliveries']) others[name].input.disabled = withDead.input.checked
   })

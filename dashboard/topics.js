@@ -5,6 +5,7 @@ import { attempt, confirm, dialog, inputs, makeForm, notify } from './dialogs.js
 import { field, h, longName, setText, syncRows, updateChildren } from './dom.js'
 import { count, deliveries } from './format.js'
 import { isAdmin, live, queueByID, refresh, sourcesOf } from './live.js'
+import { problemOf } from './problems.js'
 import { publishForm } from './publish.js'
 import { openQueueForm } from './settings.js'
 
@@ -48,25 +49,35 @@ export function topicsPage() {
 // queueList returns a picture of queues: on the left the queues with their filters, on
 // the right the dead queue that they share.
 function queueList(queues) {
-  const flows = new Map() // queues by dead queue and maximum deliveries
-  for (const q of queues) {
-    const key = q.dead_queue_id ? `${q.dead_queue_id} ${q.message_max_deliveries}` : ''
-    flows.set(key, [...(flows.get(key) ?? []), q])
-  }
-  return h('div', { class: 'tree' }, [...flows.values()].map((members) => {
-    const { dead_queue_id: dead, message_max_deliveries: most } = members[0]
-    return h('div', { class: 'flow' },
-      h('ul', {}, members.map((q) => h('li', {},
-        h('a', { class: 'long', title: q.id, href: `#/queues/${encodeURIComponent(q.id)}` }, longName(q.id)),
-        h('span', { class: 'muted' }, `${count(q.messages?.ready)} ready`),
-        h('span', { class: 'tags' },
-          q.paused && h('span', { class: 'tag bad' }, 'paused'),
-          sourcesOf(q.id).length > 0 && h('span', { class: 'tag bad' }, `dead queue of ${sourcesOf(q.id).map((other) => other.id).join(', ')}`),
-          Object.entries(q.message_filters ?? {}).map(([name, values]) => h('span', { class: 'tag' }, `${name}: ${values.join(' or ')}`)))))),
-      dead && h('p', {}, h('span', {}, h('span', { class: 'muted' }, `dead queue after ${deliveries(most)}: `),
-        h('a', { class: 'tag bad', href: `#/queues/${encodeURIComponent(dead)}` }, dead),
-        ' ', h('span', { class: 'muted' }, `${count(queueByID(dead)?.messages?.ready)} ready`))))
-  }))
+  const flows = new Map() // queues by dead queue, with empty for none
+  for (const q of queues) flows.set(q.dead_queue_id ?? '', [...(flows.get(q.dead_queue_id ?? '') ?? []), q])
+  return h('div', { class: 'tree' }, [...flows].map(([dead, members]) => h('div', { class: 'flow' },
+    h('ul', {}, members.map(queueItem)),
+    dead && h('p', {}, h('span', {}, h('span', { class: 'muted' }, `dead queue after ${range(members.map((q) => q.message_max_deliveries))}: `),
+      h('a', { class: 'tag', href: `#/queues/${encodeURIComponent(dead)}` }, dead), ' ',
+      state(queueByID(dead) ?? {}))))))
+}
+
+function queueItem(q) {
+  const sources = sourcesOf(q.id)
+  return h('li', {},
+    h('a', { class: 'long', title: q.id, href: `#/queues/${encodeURIComponent(q.id)}` }, longName(q.id)),
+    state(q),
+    h('span', { class: 'tags' },
+      sources.length > 0 && h('span', { class: 'tag' }, `dead queue of ${sources.length === 1 ? sources[0].id : `${sources.length} queues`}`),
+      Object.entries(q.message_filters ?? {}).map(([name, values]) => h('span', { class: 'tag' }, `${name}: ${values.join(' or ')}`))))
+}
+
+// state returns what is wrong with a queue, or its number of ready messages.
+function state(q) {
+  const problem = q.id && problemOf(q, sourcesOf(q.id).length > 0)
+  return problem ? h('span', { class: `mark ${problem.kind}` }, problem.text) : h('span', { class: 'muted' }, `${count(q.messages?.ready)} ready`)
+}
+
+// range formats numbers of deliveries by the smallest and the largest.
+function range(numbers) {
+  const [least, most] = [Math.min(...numbers), Math.max(...numbers)]
+  return least === most ? deliveries(most) : `${least} to ${deliveries(most)}`
 }
 
 // topicCard returns the card of a topic.

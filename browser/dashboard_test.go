@@ -60,7 +60,7 @@ func TestQueuesAreShownLive(t *testing.T) {
 	p.seeText(cell("mails", "Ready"), "3")
 	p.seeText(cell("audit", "Delayed"), "1")
 	p.see("a rate of publishes", fmt.Sprintf("parseFloat(document.querySelector(%q).innerText) > 0", cell("mails", "Published/s")))
-	p.see("a chart of the ready messages", "document.querySelector('tr[data-id=mails] .charted polyline').getAttribute('points').split(' ').length > 1")
+	p.see("a chart of the ready messages", "parseFloat(document.querySelector('tr[data-id=mails] .charted polyline').getAttribute('points').split(',').at(-1)) < 15")
 
 	waiting := make(chan struct{})
 	go func() {
@@ -88,7 +88,7 @@ func TestQueuesAreShownLive(t *testing.T) {
 	p.choose("[aria-label='Reverse order']") // narrow windows have no column heads
 	p.see("sorted in the first order again", rowIDs+" === 'mails audit dead'")
 	p.size(1280, 900)
-	p.run("const s = document.querySelector('select'); s.value = 'dead'; s.dispatchEvent(new Event('change'))")
+	p.run("const s = document.querySelector('.tools select'); s.value = 'dead'; s.dispatchEvent(new Event('change'))")
 	p.see("only dead queues", rowIDs+" === 'dead'")
 
 	other := open(t, js[string](p, "location.href"))
@@ -190,6 +190,59 @@ func TestSomeMessagesAreRetriedOrDeleted(t *testing.T) {
 	p.seeText(".tab-content", "No messages.")
 }
 
+func TestMessagesAreSearched(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	for n, m := range []string{`"attributes":{"country":"fr"}`, `"attributes":{"country":"es"},"group":"acme"`, `"group":"acme"`, `"delay_seconds":600`} {
+		s.must("POST", "/queues/mails/messages", fmt.Sprintf(`{"data":{"order":%d,"to":"Ann %d"},%s}`, n, n, m))
+	}
+	p := open(t, s.url()+"/#/queues/mails")
+	found := func(orders string) {
+		t.Helper()
+		p.see("orders "+orders, fmt.Sprintf("[...document.querySelectorAll('.message')].map((e) => /\"order\":(\\d)/.exec(e.textContent)?.[1]).join(' ') === %q", orders))
+	}
+	found("0 1 2 3")
+	p.choose(".message:nth-child(2) .tag") // its group
+	found("1 2")
+	other := open(t, js[string](p, "location.href"))
+	other.see("the same behind a link", "document.querySelectorAll('.message').length === 2 && document.querySelector('[aria-label=Group]').value === 'acme'")
+	p.fillIn("[aria-label^=Attribute]", "country=es")
+	found("1")
+	p.fillIn("[aria-label=Group]", "")
+	p.fillIn("[aria-label^=Attribute]", "")
+	p.fillIn("[aria-label^=Text]", "ann 2")
+	found("2")
+	p.fillIn("[aria-label^=Text]", `{"order": 3}`)
+	found("3")
+	p.fillIn("[aria-label^=Text]", "nobody")
+	p.seeText(".tab-content", "No message matches.")
+	p.fillIn("[aria-label^=Text]", "")
+	found("0 1 2 3")
+	p.run("const s = document.querySelector('[aria-label=State]'); s.value = 'delayed'; s.dispatchEvent(new Event('change'))")
+	found("3")
+}
+
+func TestConsumersAreListed(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails")
+	p := open(t, s.url()+"/#/queues/mails/consumers")
+	p.seeText(".tab-content", "No consumer has received from this queue in the last hour.")
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[{"data":{}},{"data":{}}]}`)
+	s.must("GET", "/queues/mails/messages?limit=2&wait_seconds=20", "")
+	p.see("the consumer", `[...document.querySelectorAll('tbody tr > *')].map((e) => e.innerText).join().replace(/\d+ s ago/, 'now') === '127.0.0.1,now,2,2'`)
+}
+
+func TestFullQueueIsAProblem(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails", `"max_messages":2`)
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[{"data":{}},{"data":{}}]}`)
+	p := open(t, s.url())
+	p.seeText("tr[data-id=mails] .mark", "full: 2, refuses publishes")
+}
+
 func TestMessageIsFoundByItsID(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
@@ -202,7 +255,7 @@ func TestMessageIsFoundByItsID(t *testing.T) {
 	p := open(t, s.url())
 	p.expect("status of 404")
 	p.fillIn("input[type=search]", " "+id)
-	p.seeText(".message", `{"n":1}`)
+	p.seeText(".message pre", `"n": 1`)
 	p.seeText(".title", "in queue mails")
 	p.see("the address", "location.hash === '#/messages/"+id+"'")
 	p.click("Ack…")
@@ -219,7 +272,7 @@ func TestServerPageShowsDelaysAndServers(t *testing.T) {
 	p := open(t, s.url())
 	p.click("Server")
 	p.seeText("main", "Database")
-	p.seeText(".tiles", "available")
+	p.seeText(".tiles", "PostgreSQL 1")
 	p.seeText("tbody", "From due to delivered")
 	s.must("POST", "/queues/mails/messages", `{"data":{}}`) // for later scrapes, which have what came after the first
 	s.must("GET", "/queues/mails/messages?wait_seconds=20", "")
@@ -305,6 +358,8 @@ func TestSettingsAreSavedAndErrorsShowAtTheirFields(t *testing.T) {
 	mistake("message_max_deliveries", "Enter after how many deliveries")
 	p.fill("message_max_deliveries", "5")
 	p.fill("delivery_interval_ms", "250")
+	p.fill("max_messages", "1000")
+	p.fill("retry_backoff_seconds", "5s, 30, 5 min")
 	p.choose("[name=ordered]")
 	p.click("Save")
 	p.seeText("#notifications", "Settings saved.")
@@ -315,7 +370,7 @@ func TestSettingsAreSavedAndErrorsShowAtTheirFields(t *testing.T) {
 	}
 	delete(got, "created_at")
 	delete(got, "updated_at")
-	want := "map[ack_deadline_seconds:90 dead_queue_id:dead delivery_delay_seconds:<nil> delivery_interval_ms:250 id:mails message_filters:<nil> message_max_deliveries:5 message_retention_seconds:7200 ordered:true topic_id:orders]"
+	want := "map[ack_deadline_seconds:90 dead_queue_id:dead delivery_delay_seconds:<nil> delivery_interval_ms:250 id:mails max_messages:1000 message_filters:<nil> message_max_deliveries:5 message_retention_seconds:7200 ordered:true retry_backoff_seconds:[5 30 300] topic_id:orders]"
 	if fmt.Sprint(got) != want {
 		t.Errorf("the queue is\n%v, want\n%s", got, want)
 	}
@@ -487,7 +542,7 @@ func TestPurgeAndRedriveShowTheNumberOfMessages(t *testing.T) {
 	s.queue("mails", `"dead_queue_id":"dead"`, `"message_max_deliveries":3`)
 	s.must("POST", "/queues/dead/messages/batch", `{"messages":[{"data":{}},{"data":{}},{"data":{}},{"data":{},"delay_seconds":900}]}`)
 	p := open(t, s.url()+"/#/queues/dead")
-	p.seeText("h1 + .tags", "dead queue of mails")
+	p.seeText("h1 + .tags", "dead queue of")
 	p.click("Redrive…")
 	p.seeText("dialog", "3 messages can be moved")
 	p.see("the source queue as destination", "document.querySelector('[name=destination_queue_id]').value === 'mails'")
@@ -546,7 +601,7 @@ func TestTopicsAreCreatedPublishedToAndDeleted(t *testing.T) {
 	p.fill("attributes", `{"country": "es"}`)
 	p.choose("dialog button[type=submit]")
 	p.seeText("#notifications", "Published to south.")
-	p.seeText(".tree", "1 ready")
+	p.seeText(".tree", "no consumer, 1 waiting")
 	p.click("Delete…")
 	p.seeText("dialog", "One queue subscribes to it")
 	p.click("Delete topic")
@@ -737,7 +792,7 @@ func TestFocusSurvivesUpdates(t *testing.T) {
 	p.run("document.querySelector('.tree .tag').focus()")
 	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
 	s.must("POST", "/queues/dead/messages", `{"data":{}}`)
-	p.seeText(".tree", "1 ready")
+	p.seeText(".tree", "no consumer, 1 waiting")
 	p.see("the link keeps the focus", "document.activeElement.textContent === 'dead'")
 	p.press(enter)
 	p.seeText("h1", "dead")
@@ -939,7 +994,7 @@ func TestKeyboardIsEnough(t *testing.T) {
 	p.see("the content", focused+".id === 'main'")
 	p.press(tab)
 	p.see("the dead queues", focused+".className === 'tile dead'")
-	p.press(tab, tab)
+	p.press(tab, tab, tab)
 	p.see("the filter", focused+".type === 'search'")
 	for range 20 {
 		if js[string](p, focused+".textContent") == "mails" {

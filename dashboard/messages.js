@@ -28,7 +28,9 @@ export function messagesTab(id) {
     try {
       response = await (query === '' ? peek(id, from) : find(id, query, from, () => from !== pager.position || query !== search.query()))
     } catch (error) {
+      if (error.status === 422) syncRows(list, rows, []) // the search is refused
       if (!rows.size) setText(placeholder, error.message)
+      placeholder.hidden = rows.size > 0
       return
     }
     if (from !== pager.position || query !== search.query()) return
@@ -73,9 +75,10 @@ async function find(id, query, from, isOver) {
 // newSearch returns inputs for the conditions of a search. The address keeps them. It calls
 // change when they change.
 function newSearch(change) {
+  const about = 'Text in the data, the attributes or the last error; or a JSON object that the data contains; or the id of a message'
   const fields = {
     state: inputs.choice([['', 'Any state'], ['ready', 'Ready'], ['delayed', 'Delayed'], ['in_flight', 'In flight'], ['exhausted', 'Exhausted']], { 'aria-label': 'State' }),
-    q: inputs.text({ type: 'search', 'aria-label': 'Text in the data, the attributes or the last error', placeholder: 'Text, or message id' }),
+    q: inputs.text({ type: 'search', 'aria-label': about, title: about, placeholder: 'Text, {"order": 17}, or id' }),
     attribute: inputs.text({ type: 'search', 'aria-label': 'Attribute, such as country=es', placeholder: 'Attribute, as country=es' }),
     group: inputs.text({ type: 'search', 'aria-label': 'Group', placeholder: 'Group' }),
   }
@@ -110,10 +113,10 @@ function newSearch(change) {
     query() {
       const query = new URLSearchParams()
       for (const [name, value] of parameters()) {
-        if (!(name in fields) || !value) continue
         const [key, ...rest] = value.split('=')
-        if (name === 'attribute') query.set(`attribute.${key.trim()}`, rest.join('=').trim())
-        else query.set(name, value)
+        if (name === 'attribute' && rest.length > 0) query.set(`attribute.${key.trim()}`, rest.join('=').trim())
+        else if (name === 'q' && value.startsWith('{')) query.set('contains', value)
+        else if (name in fields && name !== 'attribute' && value) query.set(name, value)
       }
       return query.toString()
     },

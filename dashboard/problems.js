@@ -1,6 +1,6 @@
 // What is wrong with a queue.
 
-import { count, duration, rate } from './format.js'
+import { count, duration, rate, sum } from './format.js'
 
 const recent = 15 // samples of a rate over which consumers are judged; half a minute
 const tooOld = 300 // seconds from which the age of a message is a problem
@@ -17,6 +17,9 @@ export const isFailing = (q) => recentRate(q, 'nacked') > recentRate(q, 'acked')
 // hasNoConsumer reports whether a queue has ready messages and nothing receives them.
 export const hasNoConsumer = (q, isDead) => !isDead && !q.paused && q.messages?.ready > 0 && q.messages.in_flight === 0 && q.waiting_receivers === 0 && recentRate(q, 'delivered') === 0
 
+// isFull reports whether a queue has the maximum number of messages.
+const isFull = (q) => q.max_messages > 0 && q.messages !== null && sum(q.messages) >= q.max_messages
+
 // problemOf returns the worst problem of a queue, null if it has none: its text, its
 // kind ("bad", "warn" or "info"), and a rank to sort by, largest first. Within a kind of
 // problem, queues are compared by powers of ten, so that rows do not move all the time.
@@ -26,6 +29,7 @@ export function problemOf(q, isDead) {
   const expired = recentRate(q, 'expired')
   const age = q.oldest_message_age_seconds
   if (isFailing(q)) return found('bad', 7, nacked, `failing: ${rate(nacked)}/s nacked`)
+  if (isFull(q)) return found('bad', 6, q.max_messages, `full: ${count(q.max_messages)}, refuses publishes`)
   if (expired > 0 && !isDead) return found('bad', 6, expired, `losing: ${rate(expired)}/s expired`)
   if (hasNoConsumer(q, isDead)) return found('bad', 5, q.messages.ready, `no consumer, ${count(q.messages.ready)} waiting`)
   if (isDead) {
@@ -40,4 +44,4 @@ export function problemOf(q, isDead) {
 
 // growth returns by how many messages a queue has grown in the last hour, or since the
 // first count of the server if that was later. It is 0 if it has not grown.
-export const growth = (q) => (q.messages && q.messages_hour_ago !== null && q.messages_hour_ago !== undefined ? Math.max(0, Object.values(q.messages).reduce((a, b) => a + b) - q.messages_hour_ago) : 0)
+export const growth = (q) => (q.messages && q.messages_hour_ago !== null && q.messages_hour_ago !== undefined ? Math.max(0, sum(q.messages) - q.messages_hour_ago) : 0)

@@ -21,6 +21,8 @@ function settingFields(q, topics) {
     message_retention_seconds: seconds('message_retention_seconds', 'Retention', 'How long a message is kept, such as 4d.'),
     message_filters: field('Filters', filters, 'Optional. A JSON object of the attributes that a message must have, each with a list of accepted values.'),
     delivery_delay_seconds: seconds('delivery_delay_seconds', 'Delay', 'Optional. How long a new message is hidden.'),
+    retry_backoff_seconds: field('Retry backoff', inputs.text({ name: 'retry_backoff_seconds', value: q.retry_backoff_seconds?.map(span).join(', ') }), 'Optional. How long a message waits after its first failed delivery, its second and so on, such as 5s, 30s, 5m. The last one repeats.'),
+    max_messages: integer('max_messages', 'Maximum number of messages', 'Optional. From this number on, publishes are refused.'),
     delivery_interval_ms: integer('delivery_interval_ms', 'Delivery interval of a group in milliseconds', 'Optional. At most one message of a group is delivered per interval.'),
     consumed_retention_seconds: seconds('consumed_retention_seconds', 'Retention of consumed messages', 'Optional. How long a message is kept after it was read through the API of pgQueue or micro-queue.'),
     deduplication_window_seconds: seconds('deduplication_window_seconds', 'Deduplication window', 'Optional. How long after a publish a message with the same deduplication id is not stored again.'),
@@ -36,12 +38,14 @@ function settingsIn(input) {
     ordered: input.ordered.checked,
   }
   for (const name of numbers) settings[name] = name.endsWith('_seconds') ? secondsIn(input[name].value) : numberIn(input[name])
+  const backoff = input.retry_backoff_seconds.value.split(',').map(secondsIn).filter((step) => step !== null)
+  settings.retry_backoff_seconds = backoff.length ? backoff : null
   const texts = Object.fromEntries(Object.entries(settings).map(([name, value]) => [name, JSON.stringify(value)]))
   texts.message_filters = input.message_filters.value.trim() ? jsonText(input.message_filters, 'message_filters') : 'null'
   return texts
 }
 
-const numbers = ['ack_deadline_seconds', 'message_retention_seconds', 'message_max_deliveries', 'delivery_delay_seconds', 'delivery_interval_ms', 'consumed_retention_seconds', 'deduplication_window_seconds']
+const numbers = ['ack_deadline_seconds', 'message_retention_seconds', 'message_max_deliveries', 'max_messages', 'delivery_delay_seconds', 'delivery_interval_ms', 'consumed_retention_seconds', 'deduplication_window_seconds']
 
 // bodyOf returns a JSON object of members that are JSON already.
 const bodyOf = (texts) => `{${Object.entries(texts).map(([name, text]) => `${JSON.stringify(name)}:${text}`).join(',')}}`
@@ -80,8 +84,8 @@ export async function openQueueForm(topicID = null) {
       const name = input.id.value.trim()
       const settings = settingsIn(input)
       if (input.with_dead.checked) {
-        const { topic_id: _topic, message_filters: _filters, ...same } = settings
-        await call('POST', '/queues', bodyOf({ ...same, id: JSON.stringify(`${name}-dead`), dead_queue_id: 'null', message_max_deliveries: 'null', delivery_delay_seconds: 'null' }))
+        const { ack_deadline_seconds, message_retention_seconds } = settings
+        await call('POST', '/queues', bodyOf({ id: JSON.stringify(`${name}-dead`), ack_deadline_seconds, message_retention_seconds }))
           .catch((error) => { if (error.status !== 409) throw error })
         Object.assign(settings, { dead_queue_id: JSON.stringify(`${name}-dead`), message_max_deliveries: '5' })
       }

@@ -24,7 +24,7 @@ const claimGroupsWithPastSQL = `
 SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, ` + claimGroupsTailSQL
 
 const claimGroupsTailSQL = `c.was_due_at, c.nth, c.was_limited_until, c.now_limited_until, c.claimed_at, c.checked_from
-FROM queued.claim_groups($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) c
+FROM queued.claim_groups($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) c
 CROSS JOIN LATERAL (SELECT (c.message).*) m`
 
 // claimGrouped is claim for messages with a group, from the groups that are ready since
@@ -83,7 +83,7 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from tim
 		}
 		return m, err
 	}, statement, terms.queueKey, s.settings.version, since(from), visits, blocking, int(terms.deliveryInterval/time.Millisecond), terms.ordered,
-		terms.deliveryLimit, limit, budget, lease, terms.retryBackoff, at.sqs)
+		terms.deliveryLimit, limit, budget, lease, terms.retryBackoff, at.sqs, at.runs)
 	if err != nil {
 		return claimPart{}, err
 	}

@@ -94,7 +94,9 @@ COMMENT ON FUNCTION queued.group_fronts IS 'Internal: the first messages of a gr
 -- transaction has locked, in the order in which they became ready. If waits is true, it
 -- waits for the lock of the first one: most likely for a publish that is about to commit.
 -- Then it takes messages from the groups in turns, and sets the time at which claims check
--- each group again. It returns the messages as they are now, or as they were if they are
+-- each group again. From a group of an ordered queue it takes the first message, if no other
+-- one is in flight. With takes_runs it takes all from the first one up to one that is not due
+-- or in flight, and fills up with those of the next group. It returns the messages as they are now, or as they were if they are
 -- consumed. It does nothing if the settings of queues have changed since that version.
 --
 -- Statements are apart where the later one must see what was committed before a lock, or
@@ -113,7 +115,8 @@ CREATE OR REPLACE FUNCTION queued.claim_groups(
     max_bytes          bigint,      -- exceeded by a single message
     lease_seconds      integer,     -- null: consume the messages
     retry_backoff      integer[] DEFAULT NULL, -- queues.retry_backoff_seconds
-    sets_received_at   boolean DEFAULT false
+    sets_received_at   boolean DEFAULT false,
+    takes_runs         boolean DEFAULT false -- of an ordered queue
 ) RETURNS TABLE (
     message            queued.messages,
     was_due_at         timestamptz,
@@ -126,6 +129,7 @@ CREATE OR REPLACE FUNCTION queued.claim_groups(
 LANGUAGE plpgsql
 AS $$
 DECLARE
+    runs         CONSTANT boolean := in_order AND takes_runs;
     locked       tid[];
     ended        text[]; -- groups with more ended leases than group_fronts reads
     moment       timestamptz;
@@ -234,11 +238,24 @@ BEGIN
         WITH visited AS MATERIALIZED (
             SELECT g.id, g.first_seq, g.first_lease_end, g.limited_until, u.place,
                    moment + make_interval(secs => coalesce(g.delivery_interval_ms, interval_ms) / 1000.0) AS next_limit,
-                   CASE WHEN in_order OR coalesce(g.delivery_interval_ms, interval_ms) > 0 THEN 1 ELSE max_messages / cardinality(locked) + 1 END AS share
+                   CASE
+                       WHEN in_order AND NOT runs OR coalesce(g.delivery_interval_ms, interval_ms) > 0 THEN 1
+                       WHEN runs THEN max_messages
+                       ELSE max_messages / cardinality(locked) + 1
+                   END AS share,
+                   CASE WHEN runs THEN (
+                       SELECT min(m.seq)
+                       FROM queued.messages m
+                       WHERE m.queue_key = key
+                           AND m.group_id = g.id
+                           AND m.in_flight
+                           AND m.scheduled_at >= g.first_lease_end
+                           AND m.scheduled_at > moment
+                   ) END AS leased_seq
             FROM unnest(locked) WITH ORDINALITY AS u (tid, place)
             JOIN queued.groups g ON g.ctid = u.tid
             WHERE (g.limited_until <= moment) IS NOT FALSE
-                AND (NOT in_order OR (
+                AND (NOT in_order OR runs OR (
                     SELECT true
                     FROM queued.messages m
                     WHERE m.queue_key = key
@@ -250,28 +267,35 @@ BEGIN
                     LIMIT 1
                 ) IS NOT TRUE)
         ), fronts AS MATERIALIZED (
-            SELECT f.*, g.id, g.place, g.limited_until, g.next_limit, row_number() OVER (PARTITION BY g.place ORDER BY f.seq) AS turn
+            SELECT f.*, g.id, g.place, g.limited_until, g.next_limit, row_number() OVER front AS turn,
+                   bool_and(f.scheduled_at <= moment AND f.alive AND (f.seq < g.leased_seq) IS NOT FALSE) OVER front AS next
             FROM visited g
             CROSS JOIN LATERAL queued.group_fronts(key, g.id, g.first_seq, g.first_lease_end, g.share, in_order, max_attempts, moment) f
+            WINDOW front AS (PARTITION BY g.place ORDER BY f.seq)
         ), fitting AS MATERIALIZED (
-            SELECT f.*, row_number() OVER (ORDER BY f.turn, f.place) AS turn_of_all, sum(f.bytes) OVER (ORDER BY f.turn, f.place) AS total
+            SELECT f.*, row_number() OVER turns AS turn_of_all, sum(f.bytes) OVER turns AS total
             FROM fronts f
-            WHERE f.scheduled_at <= moment
-                AND f.alive
+            WHERE f.next
+            WINDOW turns AS (ORDER BY CASE WHEN runs THEN f.place END, f.turn, f.place)
         )
         SELECT array_agg(t.tid ORDER BY t.turn_of_all), array_agg(t.scheduled_at ORDER BY t.turn_of_all),
                array_agg(t.limited_until ORDER BY t.turn_of_all), array_agg(t.next_limit ORDER BY t.turn_of_all), array_agg(t.id)
         INTO tids, due_times, limits, next_limits, taken_from
         FROM (
-            SELECT m.ctid AS tid, f.id, f.scheduled_at, f.turn_of_all, f.limited_until, f.next_limit
-            FROM fitting f
-            JOIN queued.messages m ON m.ctid = f.tid
-            WHERE f.turn_of_all <= max_messages
-                AND (f.total <= max_bytes OR f.total = f.bytes)
-                AND m.in_flight = f.in_flight
-                AND m.scheduled_at IS NOT DISTINCT FROM f.scheduled_at
-            FOR UPDATE OF m SKIP LOCKED
-        ) t;
+            SELECT l.*, row_number() OVER (PARTITION BY l.id ORDER BY l.turn) = l.turn AS follows
+            FROM (
+                SELECT m.ctid AS tid, f.id, f.scheduled_at, f.turn, f.turn_of_all, f.limited_until, f.next_limit
+                FROM fitting f
+                JOIN queued.messages m ON m.ctid = f.tid
+                WHERE f.turn_of_all <= max_messages
+                    AND (f.total <= max_bytes OR f.total = f.bytes)
+                    AND m.in_flight = f.in_flight
+                    AND m.scheduled_at IS NOT DISTINCT FROM f.scheduled_at
+                FOR UPDATE OF m SKIP LOCKED
+            ) l
+        ) t
+        WHERE t.follows -- a run ends at a message that another transaction has locked or changed
+            OR NOT runs;
 
         IF lease_seconds IS NULL THEN
             RETURN QUERY
@@ -310,8 +334,7 @@ BEGIN
         -- Acked messages leave dead entries in the indexes until a vacuum, and a vacuum keeps
         -- them while an old transaction is open. first_seq and first_lease_end keep scans from
         -- walking over these again and again. A first_lease_end that is not past is not read
-        -- anew, and may be too early, except in an ordered queue, where a group has one lease at
-        -- a time.
+        -- anew, and may be too early, except in an ordered queue, where a group has few leases.
         WITH visited AS MATERIALIZED (
             SELECT u.tid, g.id, g.first_seq, g.keep_interval, t.taken,
                    least(g.first_lease_end, CASE WHEN t.taken THEN leased_until END) AS first_lease_end,
@@ -346,6 +369,26 @@ BEGIN
             SELECT g.*, (g.limited_until <= moment) IS NOT FALSE AS free,
                    g.first_seq < 9223372036854775807 OR g.first_lease_end < 'infinity' AS holds,
                    CASE
+                       WHEN f.seq < CASE WHEN runs THEN coalesce((
+                           SELECT min(m.seq)
+                           FROM queued.messages m
+                           WHERE m.queue_key = key
+                               AND m.group_id = g.id
+                               AND m.in_flight
+                               AND m.scheduled_at >= g.first_lease_end
+                               AND m.scheduled_at > moment
+                       ), 9223372036854775807) END THEN CASE WHEN f.alive THEN least(f.scheduled_at, f.expired_at) END
+                       WHEN runs THEN (
+                           SELECT m.scheduled_at
+                           FROM queued.messages m
+                           WHERE m.queue_key = key
+                               AND m.group_id = g.id
+                               AND m.in_flight
+                               AND m.scheduled_at >= g.first_lease_end
+                               AND m.scheduled_at > moment
+                           ORDER BY m.scheduled_at
+                           LIMIT 1
+                       )
                        WHEN in_order THEN coalesce((
                            SELECT m.scheduled_at
                            FROM queued.messages m

@@ -72,6 +72,7 @@ type dispatcherKey struct {
 	queueID  string
 	consumes bool
 	sqs      bool        // for SQS's API: it also reads the past of messages, and records the first receive of each
+	runs     bool        // it takes several messages of a group of an ordered queue at once
 	lease    leaseLength // the zero value if it consumes
 }
 
@@ -328,15 +329,18 @@ func (e *engine) dispatch(d *dispatcher) {
 			return
 		}
 		d.woken, d.sleeping, d.dueUnknown, d.dueAt = false, false, false, time.Time{}
-		asked, wanted := d.arrivals, 0
+		arrivals, asked, wanted := d.arrivals, d.arrivals, 0
 		w := e.watermarksOf(d.queueID)
 		from, groupsFirst, searchFirst := w.begin(), w.claims%2 == 0, w.empty
 		w.empty = true // reset below if this claim finds messages, and by wake-ups from now on
 		shares := min(len(d.line), claimShares)
 		for _, r := range d.line {
-			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows {
+			if wanted = min(wanted+r.limit, claimRows); wanted == claimRows || d.runs {
 				break
 			}
+		}
+		if d.runs { // a run must not be divided among receivers, because they would overtake each other
+			asked, shares = d.line[0].arrival, 1
 		}
 		e.mu.Unlock()
 
@@ -347,6 +351,9 @@ func (e *engine) dispatch(d *dispatcher) {
 		}
 		if len(v.messages) > 0 || v.err != nil {
 			e.notEmpty(w)
+		}
+		if len(v.messages) == 0 {
+			asked = arrivals // there is nothing for the others either
 		}
 		undelivered, wait := e.handOut(d, asked, v)
 		e.release(d.queueID, undelivered) // before the next claim, which would deliver newer messages first
@@ -402,7 +409,8 @@ func pause(emptyClaims int) time.Duration {
 // handOut replies to receivers with the messages of a claim, in order of arrival, up to
 // the limit of each. asked is the number of receivers that had arrived when the claim
 // began. handOut returns the messages that are left, and whether to wait: it is true if
-// there are waiting receivers and no wake-up has arrived since the claim began.
+// there are waiting receivers, no wake-up has arrived since the claim began, and each receiver
+// that does not wait has a reply.
 //
 // A receiver that gets no messages stays in line if it waits. An error ends its wait. An
 // outage of the database ends it only if no earlier claim covered the receiver.
@@ -436,7 +444,9 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (undelivered []me
 		case len(messages) > 0:
 			n := share(messages, r.limit)
 			d.reply(r, delivery{messages: messages[:n:n], goodUntil: v.goodUntil})
-			messages = messages[n:]
+			if messages = messages[n:]; d.runs { // the rest must not overtake these
+				undelivered, messages = messages, nil
+			}
 		case claimed && (!r.wait || v.err != nil && !keepsWaiting(r)):
 			d.reply(r, delivery{err: v.err})
 		default:
@@ -444,7 +454,10 @@ func (e *engine) handOut(d *dispatcher, asked int, v delivery) (undelivered []me
 		}
 	}
 	e.receivers -= len(line) - len(d.line)
-	return messages, len(d.line) > 0 && !d.woken
+	if len(messages) > 0 {
+		undelivered = messages
+	}
+	return undelivered, len(d.line) > 0 && !d.woken && d.nonBlocking == 0
 }
 
 // reply sends the result to a receiver that was removed from the line.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // errQueueFull is the error of a publish to a queue with too many messages.
@@ -111,4 +112,26 @@ func (m *metrics) nets() map[string]int64 {
 		all[queueID.(string)] = m.netOf(queueID.(string))
 	}
 	return all
+}
+
+const markFullSQL = `
+UPDATE queued.queues
+SET full_until = CASE WHEN $3 THEN now() + make_interval(secs => $4) END
+WHERE id = $1
+    AND max_messages = $2`
+
+// markFull marks the queues that a count has found full for the SQL functions, and removes
+// the marks of the others. The marks last until the next counts.
+func (c *depthCollector) markFull(counted []queueDepth, took time.Duration) error {
+	lasts := 2*time.Minute + 2*countShare*took
+	for _, q := range counted {
+		isFull := q.max > 0 && q.total() >= q.max
+		if isFull && !q.markExpires || !isFull && !q.marked {
+			continue
+		}
+		if _, err := c.metrics.timed("mark_full", c.db).ExecContext(c.ctx, markFullSQL, q.queueID, q.max, isFull, lasts.Seconds()); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/lib/pq"
 )
 
 // full waits until publishes to a queue are refused.
@@ -88,4 +90,43 @@ func TestRepeatedPublishToAFullQueueIsADuplicate(t *testing.T) {
 	s.must(429, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{},"deduplication_id":"i"},{"data":{},"deduplication_id":"j"}]}`)
 	s.must(429, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{},"deduplication_id":"i"},{"data":{}}]}`)
 	checkDiff(t, "stored", stored, s.messagesIn("u"))
+}
+
+func TestPublishOfSQLToAFullQueueIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.mustQueue("u", `"topic_id":"t"`, `"max_messages":2`)
+	db := s.plainDB("")
+	id := mustSelect(t, db, `SELECT queued.publish('t', '{}', deduplication_id => 'i')`)[1] // after that in t
+	counted := func(full int) {
+		t.Helper()
+		eventually(t, fmt.Sprint("a count marks ", full, " queues"), func() bool {
+			s.must(200, "GET", "/metrics", "") // counts
+			return s.count("SELECT count(*) FROM queued.queues WHERE full_until > now()") == full
+		})
+	}
+	others := s.messagesIn("t")
+	mustSelect(t, db, `SELECT queued.send('u', '{}')`)
+	counted(1)
+	for _, call := range []string{`publish('t', '{}')`, `send('u', '{}')`, `send('u', '{}', deduplication_id => 'j')`} {
+		_, err := selectRows(db, "SELECT queued."+call)
+		if e := pq.As(err); e == nil || e.Code != "53400" || e.Message != `queue "u" is full: it has 2 messages or more (max_messages)` {
+			t.Errorf("%s: %v, want an error about queue u", call, err)
+		}
+	}
+	checkDiff(t, "stored by refused publishes", 2, s.messagesIn("u")+s.messagesIn("t")-others)
+	checkDiff(t, "id of a duplicate", id, mustSelect(t, db, `SELECT queued.send('u', '{}', deduplication_id => 'i')`)[0])
+
+	// A mark is over when no server counts any more, when the limit changes, and when a count
+	// finds fewer messages.
+	s.exec("UPDATE queued.queues SET full_until = now() WHERE full_until IS NOT NULL")
+	mustSelect(t, db, `SELECT queued.send('u', '{}')`)
+	counted(1)
+	s.must(200, "PUT", "/queues/u", `{"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":3600,"max_messages":3}`)
+	mustSelect(t, db, `SELECT queued.send('u', '{}')`)
+	counted(1)
+	s.must(204, "PUT", "/queues/u/purge", "")
+	counted(0)
+	mustSelect(t, db, `SELECT queued.send('u', '{}')`)
 }

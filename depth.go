@@ -38,6 +38,7 @@ type depthCollector struct {
 	totals    map[string]int64 // number of messages in each queue, by the last count
 	nets      map[string]int64 // metrics.nets when it ended
 	missing   []string         // queues with counters that the last count did not find
+	bounded   bool             // the last count found a queue with max_messages
 }
 
 // queueDepth is the number of messages in a queue, by state.
@@ -47,11 +48,19 @@ type queueDepth struct {
 	ready, delayed, inFlight, exhausted int64
 	oldestSeconds                       float64 // age of the oldest ready message
 	paused                              bool
+
+	max         int64 // queues.max_messages; 0 for no limit
+	marked      bool  // queues.full_until is set
+	markExpires bool  // and is over soon, or is not set
 }
+
+// total returns the number of messages in any state.
+func (q *queueDepth) total() int64 { return q.ready + q.delayed + q.inFlight + q.exhausted }
 
 const (
 	countShare   = 20                     // counts take at most a twentieth of the time
 	countTimeout = 500 * time.Millisecond // maximum wait of a scrape
+	countBounded = 5 * time.Second        // minimum time between counts that begin without a request
 	countPages   = 1 << 16
 )
 
@@ -125,13 +134,17 @@ func (c *depthCollector) count(ended chan struct{}) {
 	counted, err := c.query()
 	nets := c.metrics.nets() // after the count, because an estimate that is too high refuses publishes without need
 	took := time.Since(began)
+	if err == nil {
+		err = c.markFull(counted, took)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
 		c.counted, c.countedAt, c.nets = counted, began, nets
-		c.totals = make(map[string]int64, len(counted))
+		c.totals, c.bounded = make(map[string]int64, len(counted)), false
 		for _, q := range counted {
-			c.totals[q.queueID] = q.ready + q.delayed + q.inFlight + q.exhausted
+			c.totals[q.queueID] = q.total()
+			c.bounded = c.bounded || q.max > 0
 		}
 		c.forgetMissing()
 	} else if c.ctx.Err() == nil {
@@ -140,6 +153,25 @@ func (c *depthCollector) count(ended chan struct{}) {
 	c.notBefore = time.Now().Add((countShare - 1) * took)
 	c.counting = nil
 	close(ended)
+}
+
+// run counts from time to time until ctx is done, while there are queues with max_messages:
+// clients that publish with SQL start no counts.
+func (c *depthCollector) run(ctx context.Context) {
+	ticker := time.NewTicker(countBounded)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			c.mu.Lock()
+			if c.bounded {
+				c.startLocked()
+			}
+			c.mu.Unlock()
+		}
+	}
 }
 
 // close cancels the running count.
@@ -175,7 +207,8 @@ func (c *depthCollector) forgetMissing() {
 }
 
 const selectKeysSQL = `
-SELECT key, id, coalesce(dead_queue_id, ''), paused
+SELECT key, id, coalesce(dead_queue_id, ''), paused, coalesce(max_messages, 0), full_until IS NOT NULL,
+       (full_until > now() + interval '1 minute') IS NOT TRUE
 FROM queued.queues
 ORDER BY id`
 
@@ -205,7 +238,7 @@ func (c *depthCollector) query() ([]queueDepth, error) {
 	}
 	on := func(name string) querier { return c.metrics.timed(name, c.db) }
 	queues, err := collect(c.ctx, on("queue_keys"), func(row scanner) (q keyed, err error) {
-		err = row.Scan(&q.key, &q.queueID, &q.deadQueueID, &q.paused)
+		err = row.Scan(&q.key, &q.queueID, &q.deadQueueID, &q.paused, &q.max, &q.marked, &q.markExpires)
 		return q, err
 	}, selectKeysSQL)
 	if err != nil {

@@ -292,6 +292,11 @@ BEGIN
         END IF;
     END IF;
 
+    IF queue.full_until > moment THEN -- like checkCapacity (capacity.go)
+        RAISE EXCEPTION 'queue "%" is full: it has % messages or more (max_messages)', queue.id, queue.max_messages
+            USING ERRCODE = 'configuration_limit_exceeded';
+    END IF;
+
     INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, expired_at, scheduled_at, created_at, updated_at)
     VALUES (new_id, queue.key, store_copy.group_id, store_copy.data, store_copy.attributes,
             octet_length(store_copy.data::text) + coalesce(octet_length(store_copy.attributes::text), 0),

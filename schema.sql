@@ -63,6 +63,7 @@ CREATE TABLE queued.queues (
                                      CASE WHEN dead_queue_id IS NULL THEN 2147483647 ELSE coalesce(message_max_deliveries, 2147483647) END
                                  ) STORED, -- so that the rule is in one place; statements compare with least(delivery_limit, messages.max_deliveries)
     max_messages                 integer CHECK (max_messages > 0),
+    full_until                   timestamptz, -- so that SQL functions need no count; it ends in case no server counts any more
     retry_backoff_seconds        integer[], -- once set, never null again: claims of such a queue set lease_end of messages
     sqs                          json,
     paused                       boolean NOT NULL DEFAULT false,
@@ -90,6 +91,7 @@ COMMENT ON COLUMN queued.queues.deduplication_window_seconds      IS 'Time for w
 COMMENT ON COLUMN queued.queues.delivery_limit                    IS 'Deliveries after which a message is exhausted; 2147483647: never';
 COMMENT ON COLUMN queued.queues.retry_backoff_seconds             IS 'Delays of a message after its first failed delivery, its second, and so on; the last one repeats; null or empty: none';
 COMMENT ON COLUMN queued.queues.max_messages                      IS 'Number of messages from which publishes are refused, by the last count; null: none';
+COMMENT ON COLUMN queued.queues.full_until                        IS 'SQL functions refuse publishes until then, because the last count found max_messages; null: it did not';
 COMMENT ON COLUMN queued.queues.sqs                               IS 'Settings that only SQS''s API has; null: none';
 COMMENT ON COLUMN queued.queues.paused                            IS 'Whether messages are not delivered for now';
 COMMENT ON COLUMN queued.queues.groups_changed_in                 IS 'Version of the settings with a change for which all groups must be checked; null: none';

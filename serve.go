@@ -260,6 +260,7 @@ func (p *process) run(ctx context.Context) (err error) {
 			return
 		}
 		p.background.Go(func() { p.history.run(backgroundCtx) })
+		p.background.Go(func() { p.depth.run(backgroundCtx) })
 		p.cleanUp(backgroundCtx)
 	})
 

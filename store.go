@@ -310,7 +310,7 @@ WITH refs AS MATERIALIZED (
     SET topic_id = $2, dead_queue_id = $3, ack_deadline_seconds = $4, message_retention_seconds = $5,
         message_filters = $6, message_max_deliveries = $7, delivery_delay_seconds = $8,
         delivery_interval_ms = $9, ordered = $10, consumed_retention_seconds = $11,
-        deduplication_window_seconds = $12, max_messages = $13,
+        deduplication_window_seconds = $12, max_messages = $13, full_until = CASE WHEN max_messages = $13 THEN full_until END,
         retry_backoff_seconds = coalesce($14::integer[], CASE WHEN retry_backoff_seconds IS NOT NULL THEN '{}'::integer[] END), paused = $15, sqs = $16, updated_at = now(),
         groups_changed_in = CASE WHEN $17 THEN (SELECT version FROM queued.settings) + 1 ELSE groups_changed_in END
     FROM refs

@@ -50,7 +50,7 @@ func (s *server) publishTo(r *request, queueID string, m draft) (message, error)
 	}
 	stored, err := publish()
 	if errors.Is(err, errQueueNotFound) {
-		if err = s.createImplicitQueue(r.Context(), queueID); err == nil {
+		if err = s.createImplicitQueue(r, queueID); err == nil {
 			stored, err = publish()
 		}
 	}
@@ -74,7 +74,7 @@ func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*mess
 	}
 	v, err := take(r.whileHeard(), queueID, 1, wait)
 	if errors.Is(err, errQueueNotFound) && wait > 0 && r.mayPost(queueID) {
-		if err = s.createImplicitQueue(r.Context(), queueID); err == nil {
+		if err = s.createImplicitQueue(r, queueID); err == nil {
 			v, err = take(r.whileHeard(), queueID, 1, wait)
 		}
 	}
@@ -88,10 +88,10 @@ func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*mess
 }
 
 // createImplicitQueue creates a queue unless it exists.
-func (s *server) createImplicitQueue(ctx context.Context, queueID string) error {
-	_, err := s.store.createQueue(ctx, queueID, s.limits.implicitQueue())
+func (s *server) createImplicitQueue(r *request, queueID string) error {
+	_, err := s.store.createQueue(r.Context(), queueID, s.limits.implicitQueue())
 	if errors.Is(err, errQueueExists) {
 		return nil
 	}
-	return err
+	return s.logged(r, err, "queue created", "queue", queueID, "by", "first use")
 }

@@ -108,7 +108,7 @@ func TestChangesByAdministratorsAreLogged(t *testing.T) {
 	b := newSyncBuffer()
 	s.server.log = newLog(b, slog.LevelInfo, "text")
 	const settings = `"ack_deadline_seconds":60,"message_retention_seconds":3600`
-	s.useTokens(map[string]string{"ann": `"admin":true`})
+	s.useTokens(map[string]string{"ann": `"admin":true,"post":["abcd"]`})
 	ann := s.with(secret("ann"))
 	seen := 0
 	for _, v := range []struct{ method, path, body, want string }{
@@ -128,12 +128,14 @@ func TestChangesByAdministratorsAreLogged(t *testing.T) {
 		{"DELETE", "/queues/q", "", `msg="queue deleted" queue=q`},
 		{"DELETE", "/queues/q", "", ""}, // a 404 changes nothing
 		{"DELETE", "/topics/t", "", `msg="topic deleted" topic=t`},
+		{"POST", "/message", `{"channel":"abcd","message":{}}`, `msg="queue created" queue=abcd by="first use"`},
+		{"POST", "/message", `{"channel":"abcd","message":{}}`, ""},
 	} {
-		ann.do(v.method, v.path, v.body)
+		response := ann.do(v.method, v.path, v.body)
 		line := b.String()[seen:]
 		seen += len(line)
 		if v.want == "" && line != "" || !strings.Contains(line, v.want) || v.want != "" && (!strings.Contains(line, " token=ann ") || strings.Count(line, "\n") != 1) {
-			t.Errorf("%s %s logs %q, want %s", v.method, v.path, line, v.want)
+			t.Errorf("%s %s = %d logs %q, want %s", v.method, v.path, response.status, line, v.want)
 		}
 	}
 }

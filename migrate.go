@@ -196,7 +196,7 @@ func prepareDatabase(ctx context.Context, d *database, s, unlimited *store, c *c
 			err = s.shareFlags(ctx, c)
 		}
 		if err == nil && c.topology != nil {
-			if err = c.topology.apply(ctx, s); errors.Is(err, errNotFound) {
+			if err = c.topology.apply(ctx, s, log); errors.Is(err, errNotFound) {
 				return fmt.Errorf("-topology: %w", err)
 			}
 		}

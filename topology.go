@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"reflect"
 )
 
@@ -68,27 +69,42 @@ func (f *form) declared(name string, fields []string, each func(item *form, id s
 	})
 }
 
-// apply creates the missing topics and queues and updates those that differ. It
-// deletes nothing.
-func (t *topology) apply(ctx context.Context, s *store) error {
+// apply creates the missing topics and queues and updates those that differ, with a line in
+// the log for each. It deletes nothing.
+func (t *topology) apply(ctx context.Context, s *store, log *slog.Logger) error {
+	created := func(err error, kind, id string) error {
+		if err == nil {
+			log.Info(kind+" created", kind, id, "by", "topology")
+		}
+		if err != nil && !errors.Is(err, errExists) {
+			return fmt.Errorf("%s %q: %w", kind, id, err)
+		}
+		return nil
+	}
 	for _, id := range t.topics {
-		if _, err := s.createTopic(ctx, id); err != nil && !errors.Is(err, errExists) {
-			return fmt.Errorf("topic %q: %w", id, err)
+		_, err := s.createTopic(ctx, id)
+		if err := created(err, "topic", id); err != nil {
+			return err
 		}
 	}
 	// Queues are first created without their dead queues, which may come later in the list.
+	isNew := make(map[string]bool)
 	for _, q := range t.queues {
 		alone := q.settings
 		alone.DeadQueueID, alone.MessageMaxDeliveries = nil, nil
-		if _, err := s.createQueue(ctx, q.id, alone); err != nil && !errors.Is(err, errExists) {
-			return fmt.Errorf("queue %q: %w", q.id, err)
+		_, err := s.createQueue(ctx, q.id, alone)
+		isNew[q.id] = err == nil
+		if err := created(err, "queue", q.id); err != nil {
+			return err
 		}
 	}
 	for _, q := range t.queues {
 		is, err := s.queue(ctx, q.id)
 		q.settings.ownSettings = q.settings.over(is.ownSettings)
 		if err == nil && !reflect.DeepEqual(is.queueSettings, q.settings) {
-			_, err = s.updateQueue(ctx, q.id, q.settings)
+			if _, err = s.updateQueue(ctx, q.id, q.settings); err == nil && !isNew[q.id] {
+				log.Info("queue changed", "queue", q.id, "by", "topology")
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("queue %q: %w", q.id, err)

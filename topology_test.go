@@ -33,6 +33,10 @@ func TestTopologyIsCreatedAndUpdatedAtStart(t *testing.T) {
 		`"message_filters":{"kind":["new","1"]},"message_max_deliveries":3,"delivery_delay_seconds":null,"created_at":"TIME","updated_at":"TIME"}`
 	first := r.client().must(200, "GET", "/queues/mail", "")
 	checkDiff(t, "queue", want, mask(first))
+	for _, line := range []string{`"topic created" topic=orders by=topology`, `"queue created" queue=mail by=topology`} {
+		checkDiff(t, line, 1, strings.Count(r.output.String(), line+"\n"))
+	}
+	checkDiff(t, "changes of new queues", 0, strings.Count(r.output.String(), "changed"))
 	r.client().mustQueue("made-by-hand")
 	r.client().must(201, "POST", "/topics/orders/messages", `{"data":{"n":1},"attributes":{"kind":"new"}}`)
 	r.stop()
@@ -49,6 +53,8 @@ func TestTopologyIsCreatedAndUpdatedAtStart(t *testing.T) {
 	}
 
 	r = runServer(t, "-database-url", dsn, "-topology", path)
+	checkDiff(t, "logged changes", 1, strings.Count(r.output.String(), `"queue changed" queue=mail by=topology`))
+	checkDiff(t, "logged creations", 0, strings.Count(r.output.String(), "created"))
 	checkDiff(t, "queue that differed", want, mask(r.client().must(200, "GET", "/queues/mail", "")))
 	r.client().must(200, "GET", "/queues/made-by-hand", "")
 	checkDiff(t, "messages", []int{1}, numbers(r.client().receive("mail", "")))

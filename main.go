@@ -55,13 +55,18 @@ import (
 func main() {
 	// Notifications stay on: a signal in the last moment must not change how the program
 	// ends.
-	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	ctx, stop := context.WithCancelCause(context.Background())
+	go func() { stop(stopSignal{<-signals}) }()
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
+	// A program that a signal ends has the status that a shell would report.
+	var stopped stopSignal
 	switch {
 	case errors.Is(err, shell.ErrOutputClosed):
-		os.Exit(128 + 13) // the status that a shell reports for a program ended by SIGPIPE
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
-		os.Exit(128 + 2) // by SIGINT
+		os.Exit(128 + 13) // SIGPIPE
+	case errors.As(context.Cause(ctx), &stopped) && errors.Is(err, context.Canceled):
+		os.Exit(128 + int(stopped.Signal.(syscall.Signal)))
 	}
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "queued:", err)
@@ -71,6 +76,13 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// stopSignal is the cause of the end of a context that a signal has ended. It is
+// context.Canceled for code that does not ask for the cause.
+type stopSignal struct{ os.Signal }
+
+func (s stopSignal) Error() string      { return s.String() }
+func (stopSignal) Is(target error) bool { return target == context.Canceled }
 
 // run is the program. It returns when it is done, or when ctx and everything that it
 // started have ended.

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"queued/internal/flags"
@@ -27,8 +28,8 @@ func TestCreateCommandsCreateATopicAndQueues(t *testing.T) {
 	checkDiff(t, "defaults", `{"topic_id":null,"dead_queue_id":null,"ack_deadline_seconds":60,"message_retention_seconds":345600,"message_filters":null,"message_max_deliveries":null,"delivery_delay_seconds":null}`,
 		settingsOf(s.must(200, "GET", "/queues/dead", "")))
 	printed := s.mustShell("", "create", "queue", "-json", "-topic", "orders", "-dead-queue", "dead", "-max-deliveries", "3", "-ack-deadline", "2m", "-retention", "1d12h",
-		"-delay", "5s", "-filter", "country=fr", "-filter", "country=es", "-filter", "a=b=c", "-delivery-interval", "1500ms", "-ordered", "-consumed-retention", "2d", "-deduplication-window", "1m", "bills")
-	checkDiff(t, "settings", `{"topic_id":"orders","dead_queue_id":"dead","ack_deadline_seconds":120,"message_retention_seconds":129600,"message_filters":{"a":["b=c"],"country":["fr","es"]},"message_max_deliveries":3,"delivery_delay_seconds":5,"delivery_interval_ms":1500,"ordered":true,"consumed_retention_seconds":172800,"deduplication_window_seconds":60}`,
+		"-delay", "5s", "-filter", "country=fr", "-filter", "country=es", "-filter", "a=b=c", "-delivery-interval", "1500ms", "-ordered", "-consumed-retention", "2d", "-deduplication-window", "1m", "-max-messages", "9", "-retry-backoff", "5s, 1m", "bills")
+	checkDiff(t, "settings", `{"topic_id":"orders","dead_queue_id":"dead","ack_deadline_seconds":120,"message_retention_seconds":129600,"message_filters":{"a":["b=c"],"country":["fr","es"]},"message_max_deliveries":3,"delivery_delay_seconds":5,"delivery_interval_ms":1500,"ordered":true,"consumed_retention_seconds":172800,"deduplication_window_seconds":60,"max_messages":9,"retry_backoff_seconds":[5,60]}`,
 		settingsOf(printed))
 	checkDiff(t, "printed queue", s.must(200, "GET", "/queues/bills", "")+"\n", printed)
 	for args, want := range map[string]string{
@@ -212,6 +213,43 @@ func TestPeekCommandReadsSeveralPages(t *testing.T) {
 	checkDiff(t, "left", 0, s.count("SELECT count(*) FROM queued.live_messages"))
 }
 
+func TestPeekCommandSearches(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.must(201, "POST", "/queues/q/messages", `{"data":{"n":1,"text":"No Paper"},"attributes":{"a":"b=c","d":"e"},"group":"g"}`)
+	old := s.messages(s.must(201, "POST", "/queues/q/messages", `{"data":{"n":2},"delay_seconds":60}`))[0].ID
+	s.changeMessages("created_at = now() - interval '3 hours'", old)
+	for args, want := range map[string]string{
+		"-state delayed":        "2",
+		"-group g":              "1",
+		"-attr a=b=c -attr d=e": "1",
+		"-attr a=b=c -attr d=f": "",
+		`-contains {"n":2}`:     "2",
+		"-q paper":              "1",
+		"-after 2h":             "1",
+		"-before 2h":            "2",
+		"-after 2000-01-01T00:00:00 -before 2100-01-01T00:00:00+01:00": "1 2",
+	} {
+		var all []string
+		for line := range strings.Lines(s.mustShell("", "peek", append(strings.Fields(args), "-json", "q")...)) {
+			var m struct{ Data struct{ N int } }
+			mustDecode(t, line, &m)
+			all = append(all, fmt.Sprint(m.Data.N))
+		}
+		checkDiff(t, "peek "+args, want, strings.Join(all, " "))
+	}
+	if _, _, err := s.shell(nil, "peek", "-state", "gone", "q"); err == nil || !strings.Contains(err.Error(), "query state: value is not a state") {
+		t.Errorf("peek -state gone = %v", err)
+	}
+	s.must(204, "PUT", "/queues/q/purge", "")
+	s.fill("q", searchRows+600)
+	printed := s.mustShell("", "peek", "-json", "-limit", "700", "-q", `"n"`, "q")
+	checkDiff(t, "messages of several requests", 700, strings.Count(printed, "\n"))
+	printed = s.mustShell("", "peek", "-json", "-contains", fmt.Sprintf(`{"n":%d}`, searchRows+600), "q")
+	checkDiff(t, "messages beyond the bound of one request", 1, strings.Count(printed, "\n"))
+}
+
 func TestPublishCommandSaysThatNoQueueSubscribes(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -320,14 +358,16 @@ func TestInterruptedCommandsPrintNothing(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	t.Cleanup(server.Close)
-	cmd := exec.Command(os.Args[0], "stats", "-url", server.URL, "q")
-	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
-	r := startCommand(t, cmd)
-	<-requested
-	cmd.Process.Signal(os.Interrupt)
-	<-r.ended
-	checkDiff(t, "exit status", 130, cmd.ProcessState.ExitCode())
-	checkDiff(t, "output", "", r.output.String())
+	for end, status := range map[os.Signal]int{os.Interrupt: 130, syscall.SIGTERM: 143} {
+		cmd := exec.Command(os.Args[0], "stats", "-url", server.URL, "q")
+		cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1")
+		r := startCommand(t, cmd)
+		<-requested
+		cmd.Process.Signal(end)
+		<-r.ended
+		checkDiff(t, "exit status", status, cmd.ProcessState.ExitCode())
+		checkDiff(t, "output", "", r.output.String())
+	}
 }
 
 // Completion

@@ -313,6 +313,43 @@ func TestReceiveCommandNacksWithAGrowingDelay(t *testing.T) {
 	checkDiff(t, "stored", 1, s.unacked())
 }
 
+func TestReceiveCommandFollowsTheRetryBackoffOfItsQueue(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("t", `"retry_backoff_seconds":[7,90]`)
+	s.must(201, "POST", "/queues/t/messages", `{"data":{}}`)
+	for i, want := range []string{"7s", "1m30s", "1m30s"} {
+		s.makeDue()
+		_, stderr, err := s.shell(nil, "receive", "-exec", "exit 3", "-count", "1", "t")
+		if err != nil || !strings.Contains(stderr, fmt.Sprintf("attempt %d: exit status 3; retrying in %s", i+1, want)) {
+			t.Errorf("receive = %v, %s", err, stderr)
+		}
+		checkDiff(t, "after the nack", "delayed "+want, s.after("t"))
+	}
+}
+
+func TestReceiveCommandSaysOnceThatTheQueueIsPaused(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustTopic("t")
+	s.publish("t", 1)
+	s.must(204, "PUT", "/queues/t/pause", "")
+	stderr := newSyncBuffer()
+	ended := make(chan error, 1)
+	go func() {
+		getenv := func(string) string { return "" }
+		ended <- run(context.Background(), []string{"receive", "-url", s.url, "-count", "1", "t"}, getenv, nil, io.Discard, stderr)
+	}()
+	s.waiting("t", 1)
+	line := fmt.Sprintf("queued: queue \"t\" at %s is paused; its messages are delivered after queued resume t\n", s.url)
+	checkDiff(t, "standard error", line, stderr.String())
+	s.must(204, "PUT", "/queues/t/resume", "")
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	checkDiff(t, "standard error at the end", line, stderr.String())
+}
+
 func TestReceiveCommandSendsTheErrorOfACommand(t *testing.T) {
 	t.Parallel()
 	for _, v := range []struct{ command, want string }{

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"queued/internal/flags"
 )
@@ -123,6 +124,29 @@ func TestPublishCommandPublishesAnObject(t *testing.T) {
 		}
 		checkDiff(t, fmt.Sprint(v.args), v.queues, strings.Join(queues, " "))
 	}
+}
+
+func TestPublishCommandSetsTimesAndADeduplicationID(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	in := time.Now().Add(20 * time.Minute).Truncate(time.Second)
+	publish := func(scheduledAt string) string {
+		return s.mustShell("{}", "publish", "-to-queue", "-scheduled-at", scheduledAt, "-retention", "30m", "-deduplication-id", "a\"b", "q")
+	}
+	printed := publish(in.UTC().Format("2006-01-02T15:04:05"))
+	var m struct {
+		ScheduledAt string `json:"scheduled_at"`
+		ExpiredAt   string `json:"expired_at"`
+		CreatedAt   string `json:"created_at"`
+	}
+	mustDecode(t, s.must(200, "GET", "/messages/"+strings.Fields(printed)[0], ""), &m)
+	checkDiff(t, "due", in.UTC().Format(timestampLayout), m.ScheduledAt)
+	created, _ := time.Parse(timestampLayout, m.CreatedAt)
+	expired, _ := time.Parse(timestampLayout, m.ExpiredAt)
+	checkDiff(t, "retention", 30*time.Minute, expired.Sub(created))
+	checkDiff(t, "the same id again, with a time in a zone", printed, publish(in.In(time.FixedZone("", 3600)).Format(time.RFC3339)))
+	checkDiff(t, "stored", 1, s.messagesIn("q"))
 }
 
 func TestPublishCommandSendsTheTraceOfItsEnvironment(t *testing.T) {
@@ -383,11 +407,11 @@ func TestQueuesAndStatsCommandsShowAll(t *testing.T) {
 	}
 	s.must(201, "POST", "/topics", `{"id":"t"}`)
 	s.mustQueue("a-dead")
-	s.mustQueue("a", `"topic_id":"t"`, `"dead_queue_id":"a-dead"`, `"message_max_deliveries":3`, `"delivery_delay_seconds":90`, `"ack_deadline_seconds":90`)
+	s.mustQueue("a", `"topic_id":"t"`, `"dead_queue_id":"a-dead"`, `"message_max_deliveries":3`, `"delivery_delay_seconds":90`, `"ack_deadline_seconds":90`, `"max_messages":1000`, `"retry_backoff_seconds":[5,30,300]`)
 	checkDiff(t, "queues", `
-QUEUE   TOPIC  DEAD QUEUE  ACK DEADLINE  RETENTION  MAX DELIVERIES  DELAY
-a       t      a-dead      1m30s         1h         3               1m30s
-a-dead  -      -           1m            1h         -               -
+QUEUE   TOPIC  DEAD QUEUE  ACK DEADLINE  RETENTION  MAX DELIVERIES  DELAY  RETRY BACKOFF  MAX MESSAGES
+a       t      a-dead      1m30s         1h         3               1m30s  5s,30s,5m      1000
+a-dead  -      -           1m            1h         -               -      -              -
 `, "\n"+s.mustShell("", "queues", "-settings"))
 
 	for _, body := range []string{`{"data":{},"delay_seconds":0}`, `{"data":{},"delay_seconds":0}`, `{"data":{}}`} {
@@ -471,16 +495,27 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 		"publish -url http://[ t":      "-url",
 		"publish -url http://a?b t":    "-url",
 		"publish -tls-cert /no/such t": "-tls-cert",
-		"receive":                      "missing argument: QUEUE",
-		"receive a/b":                  `"a/b" is not a valid`,
-		"receive -parallel 0 q":        "-parallel",
-		"receive -count -1 q":          "-count",
-		"receive -wait -1s q":          "-wait",
-		"receive -wait 1 q":            "-wait",
-		"receive q r":                  "too many arguments",
-		"queues q":                     `unexpected argument "q"; see queued queues -help`,
-		"stats":                        "missing argument: QUEUE",
-		"stats a/b":                    `"a/b" is not a valid`,
+		"publish -scheduled-at soon t": "-scheduled-at",
+		"publish -delay 1s -scheduled-at 2026-12-24T18:00:00 t": "-scheduled-at",
+		"publish -retention 1ms t":                              "-retention",
+		"publish -lines -deduplication-id i t":                  "-deduplication-id",
+		"peek -after yesterday q":                               "-after",
+		"peek -before -1h q":                                    "-before",
+		"peek -attr a q":                                        "-attr",
+		"peek -consumed -q a q":                                 "-consumed",
+		"create queue -max-messages -1 q":                       "-max-messages",
+		"create queue -retry-backoff 5 q":                       "-retry-backoff",
+		"create queue -retry-backoff 5s,,6s q":                  "-retry-backoff",
+		"receive":                                               "missing argument: QUEUE",
+		"receive a/b":                                           `"a/b" is not a valid`,
+		"receive -parallel 0 q":                                 "-parallel",
+		"receive -count -1 q":                                   "-count",
+		"receive -wait -1s q":                                   "-wait",
+		"receive -wait 1 q":                                     "-wait",
+		"receive q r":                                           "too many arguments",
+		"queues q":                                              `unexpected argument "q"; see queued queues -help`,
+		"stats":                                                 "missing argument: QUEUE",
+		"stats a/b":                                             `"a/b" is not a valid`,
 	} {
 		err := run(context.Background(), strings.Fields(args), func(string) string { return "" }, strings.NewReader("{}"), io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), want) || !errors.As(err, new(flags.UsageError)) {
@@ -492,16 +527,16 @@ func TestShellCommandsRefuseWrongUse(t *testing.T) {
 func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 	t.Parallel()
 	for command, names := range map[string]string{
-		"publish":        "url token tls-cert to-queue lines retry attr* group* delay*",
+		"publish":        "url token tls-cert to-queue lines retry attr* group* delay* scheduled-at* retention* deduplication-id*",
 		"receive":        "url token tls-cert exec parallel count wait",
 		"queues":         "url token tls-cert json settings* watch*",
 		"stats":          "url token tls-cert json",
-		"peek":           "url token tls-cert json* limit* consumed*",
+		"peek":           "url token tls-cert json* limit* consumed* state* group* attr* contains* q* after* before*",
 		"message":        "url token tls-cert json*",
 		"ack":            "url token tls-cert yes*",
 		"nack":           "url token tls-cert delay* error*",
 		"create topic":   "url token tls-cert json*",
-		"create queue":   "url token tls-cert json* topic* filter* dead-queue* max-deliveries* ack-deadline* retention* delay* delivery-interval* ordered* paused* consumed-retention* deduplication-window*",
+		"create queue":   "url token tls-cert json* topic* filter* dead-queue* max-deliveries* ack-deadline* retention* delay* delivery-interval* ordered* paused* consumed-retention* deduplication-window* max-messages* retry-backoff*",
 		"delete topic":   "url token tls-cert yes*",
 		"delete queue":   "url token tls-cert yes*",
 		"purge":          "url token tls-cert yes*",

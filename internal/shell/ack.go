@@ -65,7 +65,7 @@ func Nack(ctx context.Context, args []string, getenv func(string) string, stdin 
 	o := newOperation("nack", nackUsage, stdin, stdout, stderr)
 	o.Arguments(1, math.MaxInt, "ID...")
 	var delay flags.OptionalDuration
-	o.Var(&delay, "delay", "`duration` until the messages are ready, in whole seconds")
+	o.Var(&delay, "delay", "`duration` until the messages are ready, in whole seconds; the default is the\nretry backoff of the queue, or none")
 	reason := o.String("error", "", "`text` to keep with the messages as their last error; unchanged if empty")
 	if err := o.start(args, getenv); err != nil {
 		return err

@@ -229,6 +229,10 @@ func (c *completer) addValues(ctx context.Context, kind string, values map[strin
 	switch strings.ToLower(kind) {
 	case "file", "directory":
 		c.found = append(c.found, ":files\n")
+	case "state":
+		for _, name := range []string{"ready", "delayed", "in_flight", "exhausted"} {
+			c.add(name, "")
+		}
 	case "shell":
 		for _, name := range []string{"bash", "zsh", "fish"} {
 			c.add(name, "")

@@ -50,7 +50,8 @@ examples:
   queued create queue mails
   queued create queue -topic orders -ack-deadline 2m -retention 4d bills
   queued create queue -topic orders -filter country=fr -filter country=es south
-  queued create queue -dead-queue bills-dead -max-deliveries 5 bills
+  queued create queue -dead-queue bills-dead -max-deliveries 5 -retry-backoff 5s,30s,5m bills
+  queued create queue -max-messages 100000 thumbnails
 
 `
 
@@ -59,7 +60,8 @@ func CreateQueue(ctx context.Context, args []string, getenv func(string) string,
 	o := newOperation("create queue", createQueueUsage, stdin, stdout, stderr)
 	o.Arguments(1, 1, "ID")
 	var topic, dead string
-	var deliveries int
+	var deliveries, most int
+	var backoff []int
 	filters := map[string][]string{}
 	var deadline, retention time.Duration
 	var optional struct{ delay, interval, consumed, window flags.OptionalDuration }
@@ -74,6 +76,18 @@ func CreateQueue(ctx context.Context, args []string, getenv func(string) string,
 	})
 	o.StringVar(&dead, "dead-queue", "", "`queue` for messages that are not acked after -max-deliveries; none if empty")
 	o.IntVar(&deliveries, "max-deliveries", 5, "maximum `number` of deliveries of a message, with -dead-queue")
+	o.IntVar(&most, "max-messages", 0, "`number` of messages from which publishes are refused; 0 is unlimited")
+	o.Func("retry-backoff", "`durations` until a message is ready again after its first failed delivery, its\nsecond and so on, such as 5s,30s,5m; the last one repeats", func(text string) error {
+		backoff = nil
+		for step := range strings.SplitSeq(text, ",") {
+			var d flags.OptionalDuration
+			if d.Set(strings.TrimSpace(step)) != nil || d.D < 0 || d.D%time.Second != 0 {
+				return errors.New("must be durations in whole seconds, such as 5s,30s,5m")
+			}
+			backoff = append(backoff, int(d.D/time.Second))
+		}
+		return nil
+	})
 	o.DurationVar(&deadline, "ack-deadline", time.Minute, "`time` that a received message is hidden from other consumers")
 	o.DurationVar(&retention, "retention", 4*24*time.Hour, "`time` that a message is kept")
 	o.Var(&optional.delay, "delay", "delivery delay of new messages, a `duration`")
@@ -93,6 +107,7 @@ func CreateQueue(ctx context.Context, args []string, getenv func(string) string,
 	o.Check(topic == "" || client.ValidID(topic), "topic", "must be a valid topic id")
 	o.Check(dead == "" || client.ValidID(dead), "dead-queue", "must be a valid queue id")
 	o.Check(dead != "" || !o.Given("max-deliveries"), "max-deliveries", "requires -dead-queue")
+	o.Check(most >= 0, "max-messages", "must not be negative")
 	settings := map[string]any{"id": id}
 	set := func(flagName, name string, d, unit time.Duration, given bool) {
 		o.Check(d >= 0 && d%unit == 0, flagName, map[time.Duration]string{time.Second: "must be whole seconds", time.Millisecond: "must be whole milliseconds"}[unit])
@@ -117,6 +132,12 @@ func CreateQueue(ctx context.Context, args []string, getenv func(string) string,
 	}
 	if len(filters) > 0 {
 		settings["message_filters"] = filters
+	}
+	if most > 0 {
+		settings["max_messages"] = most
+	}
+	if backoff != nil {
+		settings["retry_backoff_seconds"] = backoff
 	}
 	if *ordered {
 		settings["ordered"] = true

@@ -46,8 +46,12 @@ func (w *worker) execute(ctx context.Context, m *received) {
 		// The delay keeps the poll that is being aborted from receiving the message again.
 		o.action, o.nack = "nack", nackOptions{int(firstRetryDelay / time.Second), new(false), stderr.describe(failure)}
 	} else if failure != nil {
-		delay := retryDelay(m.DeliveryAttempts)
-		o.action, o.nack = "nack", nackOptions{DelaySeconds: int(delay / time.Second), Error: stderr.describe(failure)}
+		delay, isBackoff := w.settings.backoff(m.DeliveryAttempts)
+		o.action, o.nack = "nack", nackOptions{Error: stderr.describe(failure)}
+		if !isBackoff {
+			delay = retryDelay(m.DeliveryAttempts)
+			o.nack.DelaySeconds = int(delay / time.Second)
+		}
 		w.logf("message %s, attempt %d: %v; retrying in %v", m.ID, m.DeliveryAttempts, failure, delay)
 	}
 	w.report(ctx, o)
@@ -71,7 +75,8 @@ func (w *worker) environmentFault(cmd *exec.Cmd, failure error) error {
 	return nil
 }
 
-// retryDelay returns the delay of a message whose command failed.
+// retryDelay returns the delay of a message whose command failed, in a queue without a
+// retry backoff.
 func retryDelay(attempts int) time.Duration {
 	return min(firstRetryDelay<<min(max(attempts, 1)-1, 30), maxRetryDelay)
 }

@@ -5,8 +5,10 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -14,6 +16,7 @@ import (
 	"unicode"
 
 	"queued/internal/client"
+	"queued/internal/flags"
 )
 
 const peekUsage = `queued peek shows messages of a queue without receiving them, in any state, the oldest
@@ -21,10 +24,15 @@ due first. The data is cut to fit on a line; -json prints all of it.
 
 usage: queued peek [flags] QUEUE
 
+The flags for a search select messages that meet all of them. A search of a large queue
+takes several requests, each of which reads at most 50000 messages. Ctrl-C ends it.
+
 examples:
 
   queued peek bills
   queued peek -limit 100 bills
+  queued peek -state exhausted -attr country=es -contains '{"order": 17}' bills
+  queued peek -q "no paper" -after 2h bills-dead
   queued peek -json bills-dead | jq -r .last_error | sort | uniq -c
 
 `
@@ -48,11 +56,16 @@ func Peek(ctx context.Context, args []string, getenv func(string) string, stdin 
 	limit := o.Int("limit", 10, "maximum `number` of messages")
 	consumed := o.Bool("consumed", false, "show the consumed messages that the queue keeps, the latest first")
 	asJSON := o.Bool("json", false, "print the messages as JSON, one per line")
-	id, err := o.startOn("queue", args, getenv)
+	search, err := o.searchFlags(args, getenv)
+	if err != nil {
+		return err
+	}
+	id, err := o.id("queue")
 	if err != nil {
 		return err
 	}
 	o.Check(*limit > 0, "limit", "must be at least 1")
+	o.Check(!*consumed || len(search) == 0, "consumed", "excludes the flags for a search")
 	if err := o.Err(); err != nil {
 		return err
 	}
@@ -62,7 +75,7 @@ func Peek(ctx context.Context, args []string, getenv func(string) string, stdin 
 	}
 	out := bufio.NewWriter(stdout)
 	table := newTable(out, "ID", "STATE", "ATTEMPTS", "CREATED", "DUE", "GROUP", "ERROR", "DATA")
-	err = o.eachMessage(ctx, path, *limit, func(item json.RawMessage, m *shownMessage) error {
+	err = o.eachMessage(ctx, path, search, *limit, func(item json.RawMessage, m *shownMessage) error {
 		if *asJSON {
 			_, err := fmt.Fprintf(out, "%s\n", item)
 			return err
@@ -75,22 +88,70 @@ func Peek(ctx context.Context, args []string, getenv func(string) string, stdin 
 	return cmp.Or(err, out.Flush())
 }
 
+// searchFlags adds the flags for a search, parses the arguments, and returns the parameters of
+// the search; none if no flag is given.
+func (o *operation) searchFlags(args []string, getenv func(string) string) (url.Values, error) {
+	search := url.Values{}
+	texts := map[string]*string{
+		"state":    o.String("state", "", "only messages in this `state`: ready, delayed, in_flight or exhausted"),
+		"group":    o.String("group", "", "only messages of this `group`"),
+		"contains": o.String("contains", "", "only messages whose data contains this `JSON` object"),
+		"q":        o.String("q", "", "only messages with this `text` in their data, attributes or last error, in\nupper or lower case"),
+	}
+	o.Func("attr", "only messages with this attribute, as `name=value`; may be repeated", func(text string) error {
+		name, value, ok := strings.Cut(text, "=")
+		if !ok {
+			return errors.New("must be name=value")
+		}
+		search.Set("attribute."+name, value)
+		return nil
+	})
+	times := map[string]*flags.Time{"after": {Past: true}, "before": {Past: true}}
+	o.Var(times["after"], "after", "only messages published at this `time` or later, in UTC, or a duration before now,\nsuch as 2026-11-26T04:00:00 or 2h")
+	o.Var(times["before"], "before", "only messages published before this `time`")
+	o.Group("flags for a search", "state", "group", "attr", "contains", "q", "after", "before")
+	o.Arguments(1, 1, "QUEUE")
+	if err := o.start(args, getenv); err != nil {
+		return nil, err
+	}
+	for name, text := range texts {
+		if *text != "" {
+			search.Set(name, *text)
+		}
+	}
+	for name, at := range times {
+		if !at.IsZero() {
+			search.Set(name, at.Format(client.TimestampLayout))
+		}
+	}
+	return search, nil
+}
+
 // eachMessage calls each with up to limit messages. It reads a page to its end before it
-// calls each.
-func (o *operation) eachMessage(ctx context.Context, path string, limit int, each func(item json.RawMessage, m *shownMessage) error) error {
+// calls each. The pages of a search are linked by their next.
+func (o *operation) eachMessage(ctx context.Context, path string, search url.Values, limit int, each func(item json.RawMessage, m *shownMessage) error) error {
 	const maxPeek = 300
-	for offset := 0; limit > 0; {
+	for offset, next := 0, ""; limit > 0; {
 		var page []json.RawMessage
-		query := url.Values{"offset": {strconv.Itoa(offset)}, "limit": {strconv.Itoa(min(maxPeek, limit))}}
-		err := o.client.Call(ctx, http.MethodGet, path+"?"+query.Encode(), nil, client.Items(func(item json.RawMessage) error {
+		query := url.Values{"limit": {strconv.Itoa(min(maxPeek, limit))}}
+		maps.Copy(query, search)
+		if len(search) == 0 {
+			query.Set("offset", strconv.Itoa(offset))
+		} else if next != "" {
+			query.Set("next", next)
+		}
+		next = ""
+		err := o.client.Call(ctx, http.MethodGet, path+"?"+query.Encode(), nil, client.ItemsAnd(func(item json.RawMessage) error {
 			page = append(page, item)
 			return nil
+		}, func(name string, value json.RawMessage) {
+			if name == "next" {
+				json.Unmarshal(value, &next) // null is the end
+			}
 		}))
-		if err != nil || len(page) == 0 {
+		if err != nil {
 			return err
 		}
-		offset += len(page)
-		limit -= len(page)
 		for _, item := range page {
 			var m shownMessage
 			if err := json.Unmarshal(item, &m); err != nil {
@@ -99,6 +160,11 @@ func (o *operation) eachMessage(ctx context.Context, path string, limit int, eac
 			if err := each(item, &m); err != nil {
 				return err
 			}
+		}
+		offset += len(page)
+		limit -= len(page)
+		if len(page) == 0 && len(search) == 0 || len(search) > 0 && next == "" {
+			return nil
 		}
 	}
 	return nil

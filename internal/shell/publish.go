@@ -40,7 +40,9 @@ message is not stored. A line on the standard error says so.
 
 If the server is unavailable or does not respond, the request is repeated for
 -retry. Each request has an Idempotency-Key, so no message is stored twice, if
-the deduplication window of the queue is longer than -retry.
+the deduplication window of the queue is longer than -retry. With -deduplication-id
+this also holds for a later call: a queue that got a message with the same id within
+its window stores no other one, and the line shows the id of the first.
 
 If $TRACEPARENT is a traceparent (W3C Trace Context), it is stored with the
 messages, so that consumers can continue the trace.
@@ -49,6 +51,7 @@ examples:
 
   echo '{"order": 1}' | queued publish orders
   queued publish -attr country=es -delay 10m orders order.json
+  queued publish -deduplication-id order-17 -scheduled-at 2026-12-24T18:00:00 orders order.json
   queued publish -lines -to-queue mails < mails.jsonl
 
 `
@@ -70,8 +73,9 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	c := &client.Client{}
 	var toQueue, lines bool
 	var attributes [][]byte // as members of a JSON object
-	var group string
-	var delay flags.OptionalDuration
+	var group, deduplicationID string
+	var delay, retention flags.OptionalDuration
+	var scheduledAt flags.Time
 	var retry time.Duration
 	f := flags.New("queued publish", publishUsage, stdout)
 	f.Arguments(1, 2, "TOPIC [FILE]")
@@ -79,7 +83,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	f.BoolVar(&toQueue, "to-queue", false, "publish directly to the queue QUEUE, without a topic")
 	f.BoolVar(&lines, "lines", false, "publish each line as a message")
 	f.DurationVar(&retry, "retry", 30*time.Second, "`time` to repeat a request while the server is unavailable")
-	f.WithoutVariable = []string{"attr", "group", "delay"} // in a command of queued receive, $QUEUED_GROUP is the group of its message
+	f.WithoutVariable = []string{"attr", "group", "delay", "scheduled-at", "retention", "deduplication-id"} // in a command of queued receive, $QUEUED_GROUP is the group of its message
 	f.Func("attr", "attribute of the messages, as `name=value`; may be repeated", func(text string) error {
 		name, value, ok := strings.Cut(text, "=")
 		if !ok || !utf8.ValidString(text) {
@@ -90,6 +94,9 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	})
 	f.StringVar(&group, "group", "", "`group` of the messages; no group if empty")
 	f.Var(&delay, "delay", "delivery delay, a `duration` in whole seconds; the default is the queue's")
+	f.Var(&scheduledAt, "scheduled-at", "due `time` in UTC, such as 2026-12-24T18:00:00, in place of a delay")
+	f.Var(&retention, "retention", "`duration` in whole seconds that a message is kept, if shorter than the queue's")
+	f.StringVar(&deduplicationID, "deduplication-id", "", "`id` with which a queue stores the message once; none if empty")
 	if err := f.Parse(args, getenv); err != nil {
 		return err
 	}
@@ -99,6 +106,10 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	}
 	f.Check(utf8.ValidString(group), "group", "must be UTF-8")
 	f.Check(delay.D >= 0 && delay.D%time.Second == 0, "delay", "must be whole seconds")
+	f.Check(!delay.Given || scheduledAt.IsZero(), "scheduled-at", "excludes -delay")
+	f.Check(retention.D >= 0 && retention.D%time.Second == 0, "retention", "must be whole seconds")
+	f.Check(deduplicationID == "" || !lines, "deduplication-id", "excludes -lines: the lines would be duplicates of each other")
+	f.Check(utf8.ValidString(deduplicationID), "deduplication-id", "must be UTF-8")
 	f.Check(retry >= 0, "retry", "must not be negative")
 	if err := f.Err(); err != nil {
 		return err
@@ -125,6 +136,15 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	}
 	if delay.Given {
 		p.members = fmt.Appendf(p.members, `,"delay_seconds":%d`, delay.D/time.Second)
+	}
+	if !scheduledAt.IsZero() {
+		p.members = fmt.Appendf(p.members, `,"scheduled_at":%q`, scheduledAt.Format(client.TimestampLayout))
+	}
+	if retention.Given {
+		p.members = fmt.Appendf(p.members, `,"retention_seconds":%d`, retention.D/time.Second)
+	}
+	if deduplicationID != "" {
+		p.members = fmt.Appendf(p.members, `,"deduplication_id":%s`, rawjson.Quote(deduplicationID))
 	}
 	if file != "" && file != "-" {
 		opened, err := os.Open(file)

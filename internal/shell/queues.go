@@ -39,6 +39,8 @@ type listedQueue struct {
 	MessageRetentionSeconds int            `json:"message_retention_seconds"`
 	MessageMaxDeliveries    *int           `json:"message_max_deliveries"`
 	DeliveryDelaySeconds    *int           `json:"delivery_delay_seconds"`
+	RetryBackoffSeconds     []int          `json:"retry_backoff_seconds"`
+	MaxMessages             *int           `json:"max_messages"`
 	Messages                *messageCounts `json:"messages"` // null if not counted yet
 	OldestAge               float64        `json:"oldest_message_age_seconds"`
 	Paused                  bool           `json:"paused"`
@@ -164,9 +166,9 @@ func countsTable(out io.Writer, all []json.RawMessage) error {
 }
 
 func settingsTable(out io.Writer, all []json.RawMessage) error {
-	table := newTable(out, "QUEUE", "TOPIC", "DEAD QUEUE", "ACK DEADLINE", "RETENTION", "MAX DELIVERIES", "DELAY")
+	table := newTable(out, "QUEUE", "TOPIC", "DEAD QUEUE", "ACK DEADLINE", "RETENTION", "MAX DELIVERIES", "DELAY", "RETRY BACKOFF", "MAX MESSAGES")
 	return table.queues(all, func(q *listedQueue) []any {
-		return []any{q.ID, q.TopicID, q.DeadQueueID, seconds(&q.AckDeadlineSeconds), seconds(&q.MessageRetentionSeconds), q.MessageMaxDeliveries, seconds(q.DeliveryDelaySeconds)}
+		return []any{q.ID, q.TopicID, q.DeadQueueID, seconds(&q.AckDeadlineSeconds), seconds(&q.MessageRetentionSeconds), q.MessageMaxDeliveries, seconds(q.DeliveryDelaySeconds), steps(q.RetryBackoffSeconds), q.MaxMessages}
 	})
 }
 

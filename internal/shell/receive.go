@@ -31,9 +31,10 @@ with status 141, like a program that SIGPIPE terminates. A message has the field
 group, request_id and traceparent if it was published with them.
 
 With -exec it runs a command for each message, with "sh -c" ("cmd /c" on Windows).
-Exit status 0 acks the message. Any other status nacks it with a delay of 1 s, then
-2 s, 4 s and so on up to 15 minutes, and with the exit status and the end of the
-command's standard error as its error. After the last delivery attempt the message
+Exit status 0 acks the message. Any other status nacks it with the exit status and
+the end of the command's standard error as its error. The message is ready again
+after the retry backoff of its queue or, if the queue has none, after 1 s, then 2 s,
+4 s and so on up to 15 minutes. After the last delivery attempt the message
 moves to the queue's dead queue. The lease is extended while the command runs. If sh
 is missing, or exits with 126 or 127 because the command is not executable or not
 found, the message is nacked without counting the attempt. queued then receives no
@@ -61,7 +62,8 @@ so are attributes beyond 524288 bytes in all: these are limits of the system.
 
 SIGTERM or SIGINT (Ctrl-C) stops it: it receives no more messages, waits for the
 running commands, and exits with status 0. A second signal terminates the commands.
-While the server is unavailable it retries.
+While the server is unavailable it retries. If the queue is paused, a line on the
+standard error says so.
 
 examples:
 
@@ -92,6 +94,7 @@ type worker struct {
 	pipe       *pipe         // stdout, if it is a pipe; else nil
 	printBatch int           // number of messages to receive at once to print
 	maxWait    time.Duration // of a long poll
+	settings   watchedSettings
 
 	outcomesMu sync.Mutex
 	outcomes   outcomes
@@ -225,6 +228,7 @@ func (w *worker) receiveAll(ctx context.Context) error {
 	}()
 	var idleSince time.Time // start of the first of the last polls without a message
 	for got := 0; ctx.Err() == nil && (w.count == 0 || got < w.count); {
+		w.readSettings(ctx)
 		limit := w.printBatch
 		if w.command != "" {
 			limit = w.parallel

@@ -43,6 +43,18 @@ func (t table) row(values ...any) error {
 	return err
 }
 
+// steps formats durations in seconds, for example as 5s,30s,5m; nil if there are none.
+func steps(all []int) *string {
+	if len(all) == 0 {
+		return nil
+	}
+	var texts []string
+	for _, n := range all {
+		texts = append(texts, *seconds(&n))
+	}
+	return new(strings.Join(texts, ","))
+}
+
 // seconds formats a duration, for example as 1h30m or 4d; nil if n is nil.
 func seconds(n *int) *string {
 	if n == nil {

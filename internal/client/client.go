@@ -195,7 +195,10 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, method, path s
 	case response.StatusCode != http.StatusNoContent:
 		err = ErrNotQueued
 	}
-	if errors.Is(err, ErrNotQueued) {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		err = ctx.Err() // the response may be one to the shut down connection
+	case errors.Is(err, ErrNotQueued):
 		err = fmt.Errorf("server %s: %w", c.Server(), err)
 	}
 	return response.Header, err

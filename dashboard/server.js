@@ -128,10 +128,12 @@ function latency(seconds) {
   return seconds < 1 ? `${short(1000 * seconds)} ms` : `${short(seconds)} s`
 }
 
-// parse returns the samples of a scrape by name, each with its labels and its value.
+// parse returns the samples of a scrape by name, each with its labels and its value. It
+// skips those of single queues, which may be thousands.
 function parse(text) {
   const metrics = new Map()
   for (const line of text.split('\n')) {
+    if (line.includes('queue="')) continue
     const m = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/.exec(line)
     if (!m) continue
     const labels = Object.fromEntries([...(m[2] ?? '').matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value]))

@@ -22,6 +22,8 @@ export const live = {
   requestedAt: 0, // start of the last successful request, by performance.now()
 }
 
+const byID = new Map() // live.queues by id
+const sources = new Map() // lists of live.queues by the id of their dead queue
 const histories = new Map() // by queue id
 const servers = new Map() // last response of each server by server id: a load balancer may have several
 const listeners = new Set()
@@ -42,10 +44,10 @@ export function refresh() {
 }
 
 // sourcesOf returns the queues whose dead queue has this id.
-export const sourcesOf = (id) => live.queues.filter((q) => q.dead_queue_id === id)
+export const sourcesOf = (id) => sources.get(id) ?? []
 
 // queueByID returns a queue, undefined if there is none.
-export const queueByID = (id) => live.queues.find((q) => q.id === id)
+export const queueByID = (id) => byID.get(id)
 
 // run polls the server forever, except while the page is hidden.
 export async function run() {
@@ -125,8 +127,13 @@ function merge(overview) {
     remember(live.all.history[name], known.length ? known.reduce((a, b) => a + b) : null)
   }
   remember(live.times, now())
-  histories.clear()
-  for (const q of overview.data) histories.set(q.id, q.history)
+  for (const m of [byID, sources, histories]) m.clear()
+  for (const q of overview.data) {
+    byID.set(q.id, q)
+    histories.set(q.id, q.history)
+    if (!sources.has(q.dead_queue_id)) sources.set(q.dead_queue_id, [])
+    sources.get(q.dead_queue_id).push(q)
+  }
   Object.assign(live, { queues: overview.data, server: overview.server, token: overview.token })
 }
 

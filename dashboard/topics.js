@@ -50,7 +50,11 @@ export function topicsPage() {
 // the right the dead queue that they share.
 function queueList(queues) {
   const flows = new Map() // queues by dead queue, with empty for none
-  for (const q of queues) flows.set(q.dead_queue_id ?? '', [...(flows.get(q.dead_queue_id ?? '') ?? []), q])
+  for (const q of queues) {
+    const dead = q.dead_queue_id ?? ''
+    if (!flows.has(dead)) flows.set(dead, [])
+    flows.get(dead).push(q)
+  }
   return h('div', { class: 'tree' }, [...flows].map(([dead, members]) => h('div', { class: 'flow' },
     h('ul', {}, members.map(queueItem)),
     dead && h('p', {}, h('span', {}, h('span', { class: 'muted' }, `dead queue after ${range(members.map((q) => q.message_max_deliveries))}: `),

@@ -65,16 +65,16 @@ func TestReceiveOfARunKeepsTheOrder(t *testing.T) {
 	s.mustAck(held["a3"])
 	s.wantRun("after an ack of the last one", "")
 	s.visible(0, c["c1"])
-	s.wantRun("the first one is given back", "c1")
+	s.wantRun("the first one is returned", "c1")
 	s.visible(0, held["b2"])
-	s.wantRun("a later one is given back", "")
+	s.wantRun("a later one is returned", "")
 	s.mustAck(held["b1"])
 	s.wantRun("and then is the first one", "b2")
 	s.mustAck(held["a1"])
 	s.wantRun("all that were in flight are acked", "a4")
 }
 
-func TestGivenBackMessageComesBeforeThoseInFlight(t *testing.T) {
+func TestReturnedMessageComesBeforeThoseInFlight(t *testing.T) {
 	t.Parallel()
 	s := newOrderedQueue(t)
 	s.publishGroups("q", "a1", "a2", "a3", "a4")
@@ -87,7 +87,7 @@ func TestGivenBackMessageComesBeforeThoseInFlight(t *testing.T) {
 	s.mustAck(again["a2"])
 	s.wantRun("a3 is still in flight", "")
 	s.visible(0, held["a3"])
-	s.wantRun("a3 is given back", "a3 a4")
+	s.wantRun("a3 is returned", "a3 a4")
 }
 
 func TestRunEndsAtAMessageThatIsHidden(t *testing.T) {
@@ -124,7 +124,7 @@ func TestRunWakesReceivers(t *testing.T) {
 	for what, free := range map[string]func(s *testServer, held map[string]ackItem){
 		"acked":      func(s *testServer, held map[string]ackItem) { s.mustAck(held["a1"], held["a2"]) },
 		"one by one": func(s *testServer, held map[string]ackItem) { s.mustAck(held["a2"]); s.mustAck(held["a1"]) },
-		"given back": func(s *testServer, held map[string]ackItem) { s.mustAck(held["a1"]); s.visible(0, held["a2"]) },
+		"returned":   func(s *testServer, held map[string]ackItem) { s.mustAck(held["a1"]); s.visible(0, held["a2"]) },
 		"short":      func(s *testServer, held map[string]ackItem) { s.visible(time.Second, held["a1"], held["a2"]) },
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -140,7 +140,7 @@ func TestRunWakesReceivers(t *testing.T) {
 			}()
 			s.waiting("q", 1)
 			free(s, held)
-			want := map[string]string{"given back": "a2 a3", "short": "a1 a2 a3"}[what]
+			want := map[string]string{"returned": "a2 a3", "short": "a1 a2 a3"}[what]
 			if want == "" {
 				want = "a3"
 			}
@@ -171,6 +171,36 @@ func TestRunGoesToOneReceiver(t *testing.T) {
 	checkDiff(t, "the third receiver", "c1", <-results)
 }
 
+// If the receiver of a run has disconnected, the next one gets no more of it than it can take.
+func TestRunIsNotDividedAfterADisconnection(t *testing.T) {
+	t.Parallel()
+	s := newOrderedQueue(t)
+	at := dispatcherKey{queueID: "q", sqs: true, runs: true}
+	first := &unnoticedEnd{Context: context.Background()}
+	results := make(chan int, 3)
+	for n, limit := range []int{10, 1, 1} {
+		ctx := context.Context(first)
+		if n > 0 {
+			ctx = context.Background()
+		}
+		go func() {
+			v, _ := s.engine.take(ctx, at, limit, testTimeout)
+			results <- len(v.messages)
+		}()
+		s.waiting("q", n+1)
+	}
+	first.ended.Store(true)
+	s.must(201, "POST", "/queues/q/messages/batch", `{"messages":[{"data":{"name":"a1"},"group":"a"},{"data":{"name":"a2"},"group":"a"},{"data":{"name":"a3"},"group":"a"}]}`)
+	got := []int{<-results, <-results}
+	slices.Sort(got)
+	checkDiff(t, "messages of the first two", []int{0, 1}, got)
+	s.waiting("q", 1)
+	checkDiff(t, "deliveries", 1, s.count("SELECT sum(delivery_attempts) FROM queued.messages"))
+	s.must(204, "PUT", "/queues/q/purge", "")
+	s.publishGroups("q", "b1")
+	checkDiff(t, "messages of the third", 1, <-results)
+}
+
 // Each receive that does not wait has a claim of its own, or a reply without messages.
 func TestReceivesOfRunsThatDoNotWaitAreAnswered(t *testing.T) {
 	t.Parallel()
@@ -194,9 +224,9 @@ func TestReceivesOfRunsThatDoNotWaitAreAnswered(t *testing.T) {
 	checkDiff(t, "received", []string{"", "", "a1", "b1", "c1"}, got)
 }
 
-// Consumers of two servers process each group in order, although they give back messages,
+// Consumers of two servers process each group in order, although they return messages,
 // and each process each message once.
-func TestGroupsAreProcessedInOrderWhateverIsGivenBack(t *testing.T) {
+func TestGroupsAreProcessedInOrderWhateverIsReturned(t *testing.T) {
 	t.Parallel()
 	const groups, each = 4, 40
 	s := newOrderedQueue(t)

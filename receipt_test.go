@@ -71,22 +71,28 @@ func TestReceiptActsOnItsDeliveryOnly(t *testing.T) {
 			s.endLeases()
 			s.must(204, "PUT", "/messages/redrive", fmt.Sprintf(`{"ids":[%q],"destination_queue_id":"q"}`, item.id))
 		},
+		"moved, back and received": func(s *testServer, item ackItem) {
+			s.endLeases()
+			s.must(204, "PUT", "/messages/redrive", fmt.Sprintf(`{"ids":[%q],"destination_queue_id":"q"}`, item.id))
+			s.takeOne("q")
+		},
 		"acked": func(s *testServer, item ackItem) { s.must(204, "PUT", "/messages/"+item.id+"/ack", "") },
 	}
 	const deleted, refused, nothing = "deleted", "refused", "nothing"
 	for what, want := range map[string]struct{ ack, ackInLease, extend, atOnce string }{
-		"in its lease":         {deleted, deleted, "in_flight 30s", "ready"},
-		"extended":             {deleted, deleted, "in_flight 30s", "ready"},
-		"extended natively":    {deleted, deleted, "in_flight 30s", "ready"},
-		"hidden again":         {deleted, deleted, "in_flight 30s", "ready"},
-		"over":                 {deleted, refused, "in_flight 30s", nothing},
-		"visible":              {deleted, refused, "in_flight 30s", nothing},
-		"nacked":               {deleted, refused, "in_flight 30s", nothing},
-		"received again":       {nothing, refused, refused, refused},
-		"that lease over, too": {nothing, refused, refused, refused},
-		"moved":                {nothing, nothing, refused, refused},
-		"moved and back":       {nothing, nothing, refused, refused},
-		"acked":                {nothing, nothing, refused, refused},
+		"in its lease":             {deleted, deleted, "in_flight 30s", "ready"},
+		"extended":                 {deleted, deleted, "in_flight 30s", "ready"},
+		"extended natively":        {deleted, deleted, "in_flight 30s", "ready"},
+		"hidden again":             {deleted, deleted, "in_flight 30s", "ready"},
+		"over":                     {deleted, refused, "in_flight 30s", nothing},
+		"visible":                  {deleted, refused, "in_flight 30s", nothing},
+		"nacked":                   {deleted, refused, "in_flight 30s", nothing},
+		"received again":           {nothing, refused, refused, refused},
+		"that lease over, too":     {nothing, refused, refused, refused},
+		"moved":                    {nothing, nothing, refused, refused},
+		"moved and back":           {nothing, nothing, refused, refused},
+		"moved, back and received": {nothing, nothing, refused, refused},
+		"acked":                    {nothing, nothing, refused, refused},
 	} {
 		for _, kind := range []string{"", "group", "ordered"} {
 			t.Run(what+" "+kind, func(t *testing.T) {
@@ -240,19 +246,23 @@ func TestVisibilityAndBackoff(t *testing.T) {
 	}
 }
 
-func TestReceiptOfAnUncommittedMoveWaits(t *testing.T) {
+// A receipt is compared with the message as another transaction leaves it.
+func TestReceiptWaitsForAnUncommittedDelivery(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1)
-	item := s.takeOne("t")
-	tx := s.begin("UPDATE queued.messages SET delivery_attempts = delivery_attempts + 1")
-	result := make(chan error, 1)
-	item.after = time.Hour
-	go func() { result <- s.engine.changeVisibility(context.Background(), item) }()
-	s.waitForLocks(1)
-	if err := tx.Commit(); err != nil {
-		t.Fatal(err)
+	for _, after := range []time.Duration{0, time.Hour} {
+		item := s.takeOne("t")
+		tx := s.begin("UPDATE queued.messages SET delivery_attempts = delivery_attempts + 1")
+		result := make(chan error, 1)
+		item.after = after
+		go func() { result <- s.engine.changeVisibility(context.Background(), item) }()
+		s.waitForLocks(1)
+		if err := tx.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		checkDiff(t, "refused", []int{0}, refused(t, <-result))
+		s.makeDue()
 	}
-	checkDiff(t, "refused", []int{0}, refused(t, <-result))
 }

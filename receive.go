@@ -515,13 +515,8 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 	if sizeOf(v.messages) > budget/2 {
 		e.announce(queueID, time.Time{}) // the claim may have locked rows beyond its budget
 	}
-	if at.consumes {
+	if at.consumes || v.ackDeadline == 0 {
 		v.ackDeadline = noDeadline
-	} else if v.ackDeadline == 0 {
-		v.ackDeadline = noDeadline
-		if len(v.messages) > 0 {
-			e.announce(queueID, v.messages[0].UpdatedAt.Time) // they are due again
-		}
 	}
 	return delivery{messages: v.messages, goodUntil: sentAt.Add(v.ackDeadline)}
 }

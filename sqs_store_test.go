@@ -150,8 +150,12 @@ func TestPublishNoticesThatSettingsHaveChanged(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.exec("DELETE FROM queued.deduplications")
-			checkDiff(t, "with the version that holds", nil, publish(q.version))
 			s.must(200, "PUT", "/queues/r", fmt.Sprintf(`{"ack_deadline_seconds":%d,"message_retention_seconds":3600}`, 1+s.messagesIn("q")))
+			now, err := s.store.queue(ctx, "q")
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkDiff(t, "with the version that holds, which no connection has cached", nil, publish(now.version))
 			stored := s.messagesIn("q")
 			if err := publish(q.version); !errors.Is(err, errSettingsChanged) {
 				t.Errorf("with an older version = %v, want errSettingsChanged", err)

@@ -215,7 +215,7 @@ func TestMessagesAreSearched(t *testing.T) {
 	found("2")
 	p.fillIn("[aria-label^=Text]", `{"order": 3}`)
 	found("3")
-	p.fillIn("[aria-label^=Text]", "nobody")
+	p.fillIn("[aria-label^=Text]", "elsewhere")
 	p.seeText(".tab-content", "No message matches.")
 	p.fillIn("[aria-label^=Text]", "")
 	found("0 1 2 3")

@@ -98,6 +98,19 @@ func forbidden(need permission) error {
 	return statusError{http.StatusForbidden, fmt.Sprintf("token lacks permission: requires %s", need.name)}
 }
 
+// permit returns an error unless the token of a request to SQS's API has the permission for
+// its queue. A queue that the token has no permission for does not exist for it.
+func (r *request) permit(need permission) error {
+	t := r.token
+	switch {
+	case t == nil || t.admin || need.has(t, r):
+		return nil
+	case r.named() != "" && !canPostOrGet.has(t, r):
+		return errQueueNotFound
+	}
+	return sqsAccessDenied.errorf("Access to the resource is denied: the access key lacks permission, requires %s.", need.name)
+}
+
 // Errors of a request without a valid token.
 const (
 	tokenMissing   = "Missing Authorization header. Use 'Authorization: Bearer <token>'."

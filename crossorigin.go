@@ -67,12 +67,20 @@ func consuming(h handler) handler {
 			r.w.Header().Set("Allow", http.MethodGet)
 			return nil, errMethod
 		}
-		// WebSockets and older browsers send an Origin, but no Sec-Fetch-Site.
-		asPost := *r.Request
-		asPost.Method = http.MethodPost
-		if err := crossOrigin.Check(&asPost); err != nil {
-			return nil, errOtherSite
+		if err := refuseOtherSites(r); err != nil {
+			return nil, err
 		}
 		return h(r)
 	}
+}
+
+// refuseOtherSites returns an error for a request of any method from a page of another site.
+func refuseOtherSites(r *request) error {
+	// WebSockets and older browsers send an Origin, but no Sec-Fetch-Site.
+	asPost := *r.Request
+	asPost.Method = http.MethodPost
+	if err := crossOrigin.Check(&asPost); err != nil {
+		return errOtherSite
+	}
+	return nil
 }

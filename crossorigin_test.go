@@ -119,6 +119,47 @@ func TestNoRouteIsOpenToPagesElsewhere(t *testing.T) {
 	}
 }
 
+// All actions of SQS can be sent by a form, whose POST needs no preflight, and by a GET.
+func TestNoActionOfSQSIsOpenToPagesElsewhere(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	here := "Host: " + strings.TrimPrefix(s.url, "http://")
+	const form = "Content-Type: application/x-www-form-urlencoded"
+	elsewhere := [][]string{
+		{here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Dest: image"},
+		{here, "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate", "Origin: null", form},
+		{here, "Sec-Fetch-Site: same-site", "Origin: http://127.0.0.1:1", form},
+		{here, "Origin: https://evil.example", form},
+		{here, "Origin: null", form},
+		{"Host: evil.example", form},
+		{"Host: evil.example", "Sec-Fetch-Site: same-origin", "Origin: http://evil.example", form},
+	}
+	s.createSQS("q")
+	s.sqsPublish("q", "a", "b")
+	handle := s.sqsReceive("q")[0].ReceiptHandle
+	parameters := sqsForm("QueueUrl=q", "QueueName=new", "MessageBody=x", "ReceiptHandle="+handle, "VisibilityTimeout=900", "Label=l", "AWSAccountId.1=1", "ActionName.1=*", "Tag.1.Key=a", "Tag.1.Value=b",
+		"TagKey.1=a", "Attribute.1.Name=DelaySeconds", "Attribute.1.Value=9")
+	before := s.state()
+	for action := range sqsActions {
+		query := "?Action=" + action + "&" + parameters
+		for _, headers := range elsewhere {
+			for _, v := range [][3]string{
+				{"GET", "/" + query, ""}, {"GET", "/000000000000/q" + query, ""}, {"HEAD", "/" + query, ""},
+				{"POST", "/", query[1:]}, {"POST", "/000000000000/q", query[1:]}, {"POST", "/" + query, ""},
+			} {
+				got := s.raw(v[0], v[1], v[2], headers...)
+				if got.StatusCode != 403 && !(v[0] == "HEAD" && got.StatusCode == 405) {
+					t.Errorf("%s %s with %q = %d, want 403", v[0], v[1], headers, got.StatusCode)
+				}
+			}
+		}
+	}
+	checkDiff(t, "state after requests of other sites", before, s.state())
+	if got := s.raw("GET", "/?Action=ReceiveMessage&QueueUrl=q", "", here, "Sec-Fetch-Site: none"); got.StatusCode != 200 || s.state() == before {
+		t.Errorf("from an address bar = %d", got.StatusCode)
+	}
+}
+
 // HAProxy's "option httpchk GET /readyz" sends no Host, and so do many probes.
 func TestProbesWithoutHostAreServed(t *testing.T) {
 	t.Parallel()

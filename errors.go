@@ -110,7 +110,11 @@ func (s *server) fail(r *request, err error) {
 	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
 		header.Set("Retry-After", "1")
 	}
-	if err := s.send(r, withStatus{status, r.api.problem(status, detail)}); err != nil { // too large
+	body := r.api.problem(r, err, status, detail)
+	if _, has := body.(withStatus); !has {
+		body = withStatus{status, body}
+	}
+	if err := s.send(r, body); err != nil { // too large
 		s.fail(r, err)
 	}
 }
@@ -119,6 +123,9 @@ func (s *server) fail(r *request, err error) {
 func (s *server) explain(r *request, err error) (status int, detail any) {
 	if known, ok := errors.AsType[statusError](err); ok {
 		return known.status, known.detail
+	}
+	if known, ok := errors.AsType[sqsError](err); ok {
+		return known.status, known.text
 	}
 	if r.Context().Err() != nil {
 		// Usually no client reads this, but net/http would send 200 without it.

@@ -104,7 +104,7 @@ type content struct {
 // rawJSON is a body that is already JSON.
 func rawJSON(b []byte) content { return content{mediaType: "application/json", bytes: b} }
 
-// encoder is a body with items, in JSON.
+// encoder is a body with items, in JSON unless it is an sqsBody.
 type encoder interface {
 	// size estimates the bytes of memory of the items.
 	size() int
@@ -129,7 +129,8 @@ func (s *server) send(r *request, v any) error {
 	}
 	// The messages of a POST are stored, and after an error the client would publish
 	// them again. The response is not much larger than the body, which was admitted.
-	must := r.Method == http.MethodPost
+	// Messages that SQS receives with a POST are released.
+	must := r.Method == http.MethodPost && (r.api != amazonSQS || len(r.unsent.messages) == 0)
 	mediaType := "application/json"
 	var b []byte
 	next := -1
@@ -145,6 +146,9 @@ func (s *server) send(r *request, v any) error {
 			return errOverloaded
 		}
 		b, next = v.piece(nil, 0)
+		if v, ok := v.(sqsBody); ok {
+			mediaType = v.mediaType
+		}
 	default:
 		b = appendJSON(nil, v)
 	}

@@ -140,21 +140,28 @@ func (s *server) handle(api *compatAPI, need permission, pattern string, h handl
 	return rt
 }
 
-// serve registers a route at the mux, and sends the result of its handler. If the response
-// does not begin, also because of a panic, the received messages are released.
+// serve registers a route at the mux.
 func (s *server) serve(rt *route) {
+	call := func(r *request) (any, error) { return s.call(rt, r) }
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := w.(*responseWriter).request
-		r.Request, r.api, r.w.matched = hr, rt.api, true
-		defer s.releaseUnsent(r)
-		v, err := s.call(rt, r)
-		if err == nil {
-			err = s.send(r, v)
-		}
-		if err != nil {
-			s.fail(r, err)
-		}
+		r.Request, r.api = hr, rt.api
+		s.respond(r, call)
 	})
+}
+
+// respond calls a handler and sends its result. If the response does not begin, also because
+// of a panic, the received messages are released.
+func (s *server) respond(r *request, call handler) {
+	r.w.matched = true
+	defer s.releaseUnsent(r)
+	v, err := call(r)
+	if err == nil {
+		err = s.send(r, v)
+	}
+	if err != nil {
+		s.fail(r, err)
+	}
 }
 
 // call checks the permission of a request, reads its body and the ids in its path, and
@@ -166,12 +173,8 @@ func (s *server) call(rt *route, r *request) (any, error) {
 	if err := r.readBody(rt.maxBody, s.transferTimeout); err != nil {
 		return nil, err
 	}
-	switch {
-	case rt.always:
-	case !s.ready.Load():
-		return nil, errUnavailable
-	case r.w.conn.extra:
-		return nil, errOverloaded
+	if err := s.serving(r); err != nil && !rt.always {
+		return nil, err
 	}
 	if rt.api == native {
 		if err := r.readPath(); err != nil {
@@ -181,14 +184,32 @@ func (s *server) call(rt *route, r *request) (any, error) {
 	return rt.handler(r)
 }
 
+// serving returns an error without a database, and while all connections are busy.
+func (s *server) serving(r *request) error {
+	switch {
+	case !s.ready.Load():
+		return errUnavailable
+	case r.w.conn.extra:
+		return errOverloaded
+	}
+	return nil
+}
+
 // ServeHTTP serves every request, also those that no route matches.
 func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	r := s.newRequest(hw, hr)
 	defer r.w.conn.move(phaseWaiting)
 	defer r.discardRest()
 	defer s.finish(r, time.Now())
+	if isSQS(hr) {
+		r.setSQS()
+	}
 	if err := s.admit(r); err != nil {
 		s.fail(r, err)
+		return
+	}
+	if r.api == amazonSQS {
+		s.respond(r, s.callSQS)
 		return
 	}
 	s.fixSlash(hr)

@@ -1,0 +1,387 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// sqsSend sends a request to SQS.
+func (s *client) sqsSend(method, path, body string, headers ...string) reply {
+	s.t.Helper()
+	v, err := s.trySQS(context.Background(), method, path, body, headers...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return v
+}
+
+// trySQS is like sqsSend. Any goroutine may call it.
+func (s *client) trySQS(ctx context.Context, method, path, body string, headers ...string) (reply, error) {
+	r, err := http.NewRequestWithContext(ctx, method, s.url+path, strings.NewReader(body))
+	if err != nil {
+		return reply{}, err
+	}
+	if s.token != "" {
+		r.Header.Set("Authorization", "Bearer "+s.token)
+	}
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		r.Header.Set(name, value)
+	}
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return reply{}, err
+	}
+	defer response.Body.Close()
+	out, err := io.ReadAll(response.Body)
+	return reply{response.StatusCode, response.Header, string(out)}, err
+}
+
+// sqs sends a request of the JSON protocol.
+func (s *client) sqs(action, body string) reply {
+	s.t.Helper()
+	return s.sqsSend("POST", "/", body, "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: AmazonSQS."+action)
+}
+
+// sqsQuery sends a request of the Query protocol, with parameters such as "QueueName=q".
+func (s *client) sqsQuery(action string, parameters ...string) reply {
+	s.t.Helper()
+	return s.sqsSend("POST", "/", sqsForm(append([]string{"Action=" + action}, parameters...)...), "Content-Type: application/x-www-form-urlencoded")
+}
+
+// sqsForm encodes parameters as a form.
+func sqsForm(parameters ...string) string {
+	var all []string
+	for _, v := range parameters {
+		name, value, _ := strings.Cut(v, "=")
+		all = append(all, url.QueryEscape(name)+"="+url.QueryEscape(value))
+	}
+	return strings.Join(all, "&")
+}
+
+// mustSQS sends a request of the JSON protocol, which must succeed, and returns the body of
+// the response. The queue is that of the URL {Q} in the body.
+func (s *client) mustSQS(action, body string, into any) {
+	s.t.Helper()
+	v := s.sqs(action, body)
+	if v.status != 200 {
+		s.t.Fatalf("%s %s = %d %s", action, body, v.status, v.body)
+	}
+	if into != nil {
+		mustDecode(s.t, v.body, into)
+	}
+}
+
+// createSQS creates a queue with attributes, such as `"VisibilityTimeout":"5"`.
+func (s *client) createSQS(name string, attributes ...string) (queueURL string) {
+	s.t.Helper()
+	var v struct{ QueueUrl string }
+	s.mustSQS("CreateQueue", fmt.Sprintf(`{"QueueName":%q,"Attributes":{%s}}`, name, strings.Join(attributes, ",")), &v)
+	return v.QueueUrl
+}
+
+// maskSQS replaces the values that differ between runs.
+func maskSQS(s *client, body string) string {
+	body = strings.ReplaceAll(body, strings.TrimPrefix(s.url, "http://"), "HOST")
+	return regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`).ReplaceAllString(body, "UUID")
+}
+
+const xmlHead = `<?xml version="1.0"?>`
+
+func TestSQSIsRoutedByItsProtocols(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q")
+	const (
+		form   = "Content-Type: application/x-www-form-urlencoded"
+		urlXML = xmlHead + `<GetQueueUrlResponse xmlns="http://queue.amazonaws.com/doc/2012-11-05/"><GetQueueUrlResult><QueueUrl>http://HOST/000000000000/q</QueueUrl></GetQueueUrlResult><ResponseMetadata><RequestId>UUID</RequestId></ResponseMetadata></GetQueueUrlResponse>`
+		purged = xmlHead + `<PurgeQueueResponse xmlns="http://queue.amazonaws.com/doc/2012-11-05/"><ResponseMetadata><RequestId>UUID</RequestId></ResponseMetadata></PurgeQueueResponse>`
+		noURL  = `<UnknownOperationException/>`
+	)
+	for _, v := range []struct {
+		request []string // method, path, body, headers
+		status  int
+		want    string
+	}{
+		{[]string{"POST", "/", `{"QueueName":"q"}`, "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: AmazonSQS.GetQueueUrl"}, 200, `{"QueueUrl":"http://HOST/000000000000/q"}`},
+		{[]string{"POST", "/", `{"QueueName":"q"}`, "Content-Type: APPLICATION/X-AMZ-JSON-1.1; charset=utf-8", "X-Amz-Target: AmazonSQS.GetQueueUrl"}, 200, `{"QueueUrl":"http://HOST/000000000000/q"}`},
+		{[]string{"POST", "/000000000000/q", `{"QueueName":"q"}`, "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: AmazonSQS.GetQueueUrl"}, 200, `{"QueueUrl":"http://HOST/000000000000/q"}`},
+		{[]string{"POST", "/", "Action=GetQueueUrl&QueueName=q&Version=2012-11-05", form + "; charset=utf-8"}, 200, urlXML},
+		{[]string{"POST", "/?Action=GetQueueUrl&QueueName=q", "", form}, 200, urlXML},
+		{[]string{"POST", "/?Version=1&Action=GetQueueUrl&QueueName=q", ""}, 200, urlXML},
+		{[]string{"GET", "/?Action=GetQueueUrl&QueueName=q", ""}, 200, urlXML},
+		{[]string{"GET", "/?QueueName=q&Action=GetQueueUrl", "", "Accept: text/html"}, 200, urlXML},
+		{[]string{"GET", "/123456789012/other?Action=GetQueueUrl&QueueName=q", ""}, 200, urlXML},
+		{[]string{"POST", "/123456789012/q", "Action=PurgeQueue", form}, 200, purged},
+		{[]string{"POST", "/123456789012/q/", "Action=PurgeQueue", form}, 200, purged},
+		{[]string{"POST", "/123456789012/other", "Action=PurgeQueue&QueueUrl=q", form}, 200, purged},
+		{[]string{"GET", "/123456789012/q", ""}, 404, noURL},
+		{[]string{"POST", "/123456789012/q", "QueueUrl=q", form}, 404, noURL},
+		{[]string{"POST", "/", "", form}, 404, noURL},
+
+		{[]string{"GET", "/", ""}, 200, `{"message":"Hello, SharQ!"}`},
+		{[]string{"GET", "/?action=x", ""}, 200, `{"message":"Hello, SharQ!"}`},
+		{[]string{"POST", "/", "{}", "Content-Type: application/json"}, 404, `{"detail":"Not Found"}`},
+		{[]string{"GET", "/12345678901/q", ""}, 404, `{"detail":"Not Found"}`},
+		{[]string{"GET", "/1234567890123/q", ""}, 404, `{"detail":"Not Found"}`},
+		{[]string{"GET", "/123456789012/", ""}, 404, `{"detail":"Not Found"}`},
+	} {
+		got := s.sqsSend(v.request[0], v.request[1], v.request[2], v.request[3:]...)
+		body := maskSQS(&s.client, got.body)
+		if got.status != v.status || body != v.want {
+			t.Errorf("%q\n got %d %s\nwant %d %s", v.request, got.status, body, v.status, v.want)
+		}
+		wantType := map[byte]string{'{': "application/x-amz-json-1.0", '<': "text/xml"}[v.want[0]]
+		if isSQSReply := got.header.Get("x-amzn-RequestId") != ""; isSQSReply && got.header.Get("Content-Type") != wantType {
+			t.Errorf("%q has content type %q, want %q", v.request, got.header.Get("Content-Type"), wantType)
+		}
+	}
+	for _, method := range []string{"HEAD", "PUT", "DELETE", "OPTIONS"} {
+		got := s.sqsSend(method, "/123456789012/q?Action=PurgeQueue", "")
+		if got.status != 405 || got.header.Get("Allow") != "GET, POST" {
+			t.Errorf("%s = %d, allowed %q", method, got.status, got.header.Get("Allow"))
+		}
+	}
+	if got := s.sqsSend("HEAD", "/?Action=PurgeQueue&QueueUrl=q", ""); got.status != 405 {
+		t.Errorf("HEAD with an action = %d", got.status)
+	}
+}
+
+// The id of a request is in a header of every response, and in XML also in the body.
+func TestSQSRespondsWithARequestID(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	for _, body := range []string{"Action=ListQueues", "Action=Nonsense"} {
+		got := s.sqsSend("POST", "/", body, "Content-Type: application/x-www-form-urlencoded")
+		id := got.header.Get("x-amzn-RequestId")
+		if canonical, ok := parseID(id); !ok || canonical != id || !strings.Contains(got.body, "<RequestId>"+id+"</RequestId>") {
+			t.Errorf("%s: id %q in %s", body, id, got.body)
+		}
+	}
+	first, second := s.sqs("ListQueues", "{}").header.Get("x-amzn-RequestId"), s.sqs("Nonsense", "{}").header.Get("x-amzn-RequestId")
+	if first == "" || second == "" || first == second {
+		t.Errorf("ids of two requests: %q and %q", first, second)
+	}
+}
+
+// Metrics have a label for each action, and none for names that clients make up.
+func TestSQSMetricsNameTheAction(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q")
+	s.sqsQuery("CreateQueue", "QueueName=q")
+	s.sqs("MadeUp", "{}")
+	s.sqsSend("GET", "/123456789012/made-up", "")
+	s.wantMetrics(`http_requests_total{handler="AmazonSQS.CreateQueue",method="POST",status="2xx"} 2`)
+	if got := strings.ToLower(s.must(200, "GET", "/metrics", "")); strings.Contains(got, "made-up") || strings.Contains(got, "madeup") || strings.Contains(got, "123456789012") {
+		t.Errorf("a made-up name is in the metrics")
+	}
+}
+
+// sqsProblemReply is an error in both protocols.
+type sqsProblemReply struct {
+	Status int
+	Type   string // empty in XML
+	Code   string
+	Text   string
+}
+
+func (s *client) sqsJSONProblem(v reply) sqsProblemReply {
+	s.t.Helper()
+	var body struct {
+		Type    string `json:"__type"`
+		Message string `json:"message"`
+	}
+	mustDecode(s.t, v.body, &body)
+	code, sender, _ := strings.Cut(v.header.Get("x-amzn-query-error"), ";")
+	if want := map[bool]string{false: "Sender", true: "Receiver"}[v.status >= 500]; sender != want {
+		s.t.Errorf("%d %s has x-amzn-query-error %q, want %s", v.status, v.body, v.header.Get("x-amzn-query-error"), want)
+	}
+	return sqsProblemReply{v.status, body.Type, code, body.Message}
+}
+
+func (s *client) sqsXMLProblem(v reply) sqsProblemReply {
+	s.t.Helper()
+	var body struct {
+		XMLName xml.Name `xml:"http://queue.amazonaws.com/doc/2012-11-05/ ErrorResponse"`
+		Error   struct {
+			Type, Code, Message string
+			Detail              *struct{}
+		}
+		RequestId string
+	}
+	if err := xml.Unmarshal([]byte(v.body), &body); err != nil {
+		s.t.Fatalf("%v in %s", err, v.body)
+	}
+	if want := map[bool]string{false: "Sender", true: "Receiver"}[v.status >= 500]; body.Error.Type != want || body.Error.Detail == nil || body.RequestId == "" {
+		s.t.Errorf("%d %s: want type %s, a detail and an id", v.status, v.body, want)
+	}
+	return sqsProblemReply{v.status, "", body.Error.Code, body.Error.Message}
+}
+
+// Without a database, and at the limits of memory, clients are told to try again later: all
+// SDKs do so after this error.
+func TestSQSErrorsOfTheServer(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q")
+	s.server.ready.Store(false)
+	got := s.sqs("ListQueues", "{}")
+	checkDiff(t, "JSON", sqsProblemReply{503, "com.amazon.coral.service#ServiceUnavailable", "ServiceUnavailable", "database unavailable; try again later"}, s.sqsJSONProblem(got))
+	checkDiff(t, "Retry-After", "1", got.header.Get("Retry-After"))
+	got = s.sqsQuery("ListQueues")
+	checkDiff(t, "XML", sqsProblemReply{503, "", "ServiceUnavailable", "database unavailable; try again later"}, s.sqsXMLProblem(got))
+	s.server.ready.Store(true)
+
+	s.exec("ALTER TABLE queued.queues RENAME COLUMN created_at TO other")
+	got = s.sqs("GetQueueUrl", `{"QueueName":"q"}`)
+	if got.status != 503 { // the schema is broken
+		t.Errorf("with a broken schema = %d %s", got.status, got.body)
+	}
+	s.exec("ALTER TABLE queued.queues RENAME COLUMN other TO created_at")
+}
+
+func TestSQSBodyLimit(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	got := s.sqs("ListQueues", `{"QueueNamePrefix":"`+strings.Repeat("x", 8<<20)+`"}`)
+	if got.status != 413 || !strings.Contains(got.body, "#") {
+		t.Errorf("a body of more than 8 MiB = %d %s", got.status, got.body)
+	}
+	if got := s.sqs("ListQueues", `{"QueueNamePrefix":"`+strings.Repeat("x", 8<<20-100)+`"}`); got.status != 200 {
+		t.Errorf("a body of almost 8 MiB = %d %s", got.status, got.body)
+	}
+}
+
+// A panic is an InternalFailure.
+func TestSQSInternalFailure(t *testing.T) {
+	t.Parallel()
+	for query, want := range map[bool]string{
+		false: `{"__type":"com.amazon.coral.service#InternalFailure","message":"internal error"}`,
+		true:  xmlHead + `<ErrorResponse xmlns="http://queue.amazonaws.com/doc/2012-11-05/"><Error><Type>Receiver</Type><Code>InternalFailure</Code><Message>internal error</Message><Detail></Detail></Error><RequestId></RequestId></ErrorResponse>`,
+	} {
+		hr, err := http.NewRequest("POST", "/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !query {
+			hr.Header.Set("Content-Type", "application/x-amz-json-1.0")
+		}
+		r := &request{Request: hr, api: amazonSQS}
+		r.w.ResponseWriter = &buffer{header: http.Header{}}
+		problem := sqsProblem(r, errPanic, 500, "internal error").(withStatus)
+		checkDiff(t, "status", 500, problem.status)
+		checkDiff(t, "body", want, string(problem.body.(content).bytes))
+	}
+}
+
+// The message of a body that is no JSON object, and that of a member of another type.
+func TestSQSRefusesWrongJSON(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q")
+	for action, bodies := range map[string][]string{
+		"ListQueues":         {``, ` `, `[]`, `null`, `"x"`, `{`, `{"a":}`, `{} {}`, "{\"a\":\"\xff\"}", `{"MaxResults":"1"}`, `{"MaxResults":1.5}`, `{"MaxResults":true}`, `{"QueueNamePrefix":1}`, `{"NextToken":{}}`},
+		"CreateQueue":        {`{"QueueName":1}`, `{"QueueName":"x","Attributes":[]}`, `{"QueueName":"x","Attributes":{"VisibilityTimeout":5}}`, `{"QueueName":"x","tags":{"a":1}}`},
+		"GetQueueAttributes": {`{"QueueUrl":1}`, `{"QueueUrl":"q","AttributeNames":"All"}`, `{"QueueUrl":"q","AttributeNames":[1]}`, `{"QueueUrl":"q","AttributeNames":[null]}`, `{"QueueUrl":"q","AttributeNames":{}}`},
+		"SendMessage": {`{"QueueUrl":"q","MessageBody":1}`, `{"QueueUrl":"q","MessageBody":"x","DelaySeconds":"1"}`, `{"QueueUrl":"q","MessageBody":"x","MessageAttributes":{"a":"b"}}`,
+			`{"QueueUrl":"q","MessageBody":"x","MessageAttributes":{"a":{"DataType":"Binary","BinaryValue":"%"}}}`, `{"QueueUrl":"q","MessageBody":"x","MessageAttributes":{"a":{"DataType":1}}}`},
+		"SendMessageBatch":             {`{"QueueUrl":"q","Entries":{}}`, `{"QueueUrl":"q","Entries":[1]}`, `{"QueueUrl":"q","Entries":[{"Id":1}]}`, `{"QueueUrl":"q","Entries":[{"Id":"a","MessageBody":1}]}`, `{"QueueUrl":"q","Entries":[{"Id":"a","MessageBody":"x"},{"Id":"b","MessageBody":"x","DelaySeconds":"1"}]}`},
+		"ReceiveMessage":               {`{"QueueUrl":"q","WaitTimeSeconds":"0"}`, `{"QueueUrl":"q","MaxNumberOfMessages":[]}`},
+		"DeleteMessage":                {`{"QueueUrl":"q","ReceiptHandle":1}`},
+		"ChangeMessageVisibility":      {`{"QueueUrl":"q","ReceiptHandle":"x","VisibilityTimeout":"1"}`},
+		"ChangeMessageVisibilityBatch": {`{"QueueUrl":"q","Entries":[{"Id":"a","ReceiptHandle":"x","VisibilityTimeout":"1"}]}`},
+		"UntagQueue":                   {`{"QueueUrl":"q","TagKeys":[{}]}`},
+	} {
+		for _, body := range bodies {
+			got := s.sqsJSONProblem(s.sqs(action, body))
+			got.Text = ""
+			if want := (sqsProblemReply{400, "com.amazon.coral.service#SerializationException", "MalformedInput", ""}); got != want {
+				t.Errorf("%s %s = %+v", action, body, got)
+			}
+		}
+	}
+	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
+	many := `{` + strings.Repeat(`"a":1,`, 10_000) + `"QueueName":"q"}`
+	if got := s.sqs("GetQueueUrl", many); got.status != 400 {
+		t.Errorf("too many members = %d", got.status)
+	}
+	if got := s.sqsQuery("GetQueueUrl", make([]string, 10_001)...); got.status != 400 {
+		t.Errorf("too many parameters = %d", got.status)
+	}
+	var v json.RawMessage
+	s.mustSQS("GetQueueUrl", `{"QueueName":"q","QueueOwnerAWSAccountId":null,"Other":[{}]}`, &v)
+	s.mustSQS("ReceiveMessage", `{"QueueUrl":"q","AttributeNames":null,"WaitTimeSeconds":null,"VisibilityTimeout":null,"MaxNumberOfMessages":3.0}`, &v)
+}
+
+// Tokens have the same permissions as in the native API.
+func TestSQSPermissions(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q", `"DelaySeconds":"5"`)
+	s.createSQS("hidden")
+	s.useTokens(map[string]string{"poster": `"post":["q","new"]`, "getter": `"get":["q"]`, "stranger": `"get":["other"]`, "admin": `"admin":true`})
+	const (
+		ok     = ""
+		denied = "AccessDenied"
+		none   = "AWS.SimpleQueueService.NonExistentQueue"
+	)
+	handle := sqsHandle(unknownID, receipt{queueKey: 1, seq: 1, attempts: 1})
+	for _, v := range []struct {
+		action, body             string
+		poster, getter, stranger string
+	}{
+		{"SendMessage", `{"QueueUrl":"q","MessageBody":"x"}`, ok, denied, none},
+		{"SendMessageBatch", `{"QueueUrl":"q","Entries":[{"Id":"a","MessageBody":"x"}]}`, ok, denied, none},
+		{"ReceiveMessage", `{"QueueUrl":"q"}`, denied, ok, none},
+		{"DeleteMessage", `{"QueueUrl":"q","ReceiptHandle":"` + handle + `"}`, denied, ok, none},
+		{"DeleteMessageBatch", `{"QueueUrl":"q","Entries":[{"Id":"a","ReceiptHandle":"` + handle + `"}]}`, denied, ok, none},
+		{"ChangeMessageVisibility", `{"QueueUrl":"q","ReceiptHandle":"` + handle + `","VisibilityTimeout":1}`, denied, "InvalidParameterValue", none},
+		{"ChangeMessageVisibilityBatch", `{"QueueUrl":"q","Entries":[{"Id":"a","ReceiptHandle":"` + handle + `","VisibilityTimeout":1}]}`, denied, ok, none},
+		{"GetQueueUrl", `{"QueueName":"q"}`, ok, ok, none},
+		{"GetQueueAttributes", `{"QueueUrl":"q","AttributeNames":["All"]}`, ok, ok, none},
+		{"ListQueueTags", `{"QueueUrl":"q"}`, ok, ok, none},
+		{"ListDeadLetterSourceQueues", `{"QueueUrl":"q"}`, ok, ok, none},
+		{"ListQueues", `{}`, ok, ok, ok},
+		{"SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"DelaySeconds":"5"}}`, denied, denied, none},
+		{"TagQueue", `{"QueueUrl":"q","Tags":{"a":"b"}}`, denied, denied, none},
+		{"UntagQueue", `{"QueueUrl":"q","TagKeys":["a"]}`, denied, denied, none},
+		{"AddPermission", `{"QueueUrl":"q","Label":"l","AWSAccountIds":["1"],"Actions":["*"]}`, denied, denied, none},
+		{"RemovePermission", `{"QueueUrl":"q","Label":"l"}`, denied, denied, none},
+		{"CreateQueue", `{"QueueName":"q","Attributes":{"DelaySeconds":"5"}}`, ok, ok, denied},
+		{"CreateQueue", `{"QueueName":"q","Attributes":{"DelaySeconds":"6"}}`, "QueueAlreadyExists", "QueueAlreadyExists", denied},
+		{"CreateQueue", `{"QueueName":"new"}`, denied, denied, denied},
+		{"PurgeQueue", `{"QueueUrl":"q"}`, denied, denied, none},
+		{"DeleteQueue", `{"QueueUrl":"q"}`, denied, denied, none},
+	} {
+		for who, want := range map[string]string{"poster": v.poster, "getter": v.getter, "stranger": v.stranger, "": denied, "wrong": denied, "admin": ok} {
+			if who == "admin" && v.action != "SendMessage" { // the others change the queue
+				continue
+			}
+			client := &s.client
+			if who != "" {
+				client = s.with(secret(who))
+			}
+			got := client.sqs(v.action, v.body)
+			code, _, _ := strings.Cut(got.header.Get("x-amzn-query-error"), ";")
+			if code != want || (got.status == 403) != (want == denied) {
+				t.Errorf("%s %s as %q = %d %s, want %q", v.action, v.body, who, got.status, got.body, want)
+			}
+		}
+	}
+	for action := range sqsActions {
+		if got := s.sqs(action, `{"QueueUrl":"q","QueueName":"q"}`); got.status != 403 {
+			t.Errorf("%s without a token = %d %s", action, got.status, got.body)
+		}
+	}
+	checkDiff(t, "queues that a token sees", `{"QueueUrls":["http://HOST/000000000000/q"]}`, maskSQS(&s.client, s.with(secret("getter")).sqs("ListQueues", "{}").body))
+	checkDiff(t, "queues that a token sees", `{}`, s.with(secret("stranger")).sqs("ListQueues", "{}").body)
+}

@@ -1,6 +1,7 @@
-// Package clients tests the server with clients of the four servers whose APIs it
+// Package clients tests the server with clients of the five servers whose APIs it
 // implements, written as their users write them: in Python, in Go, and in a shell with
-// curl. It is a separate module because the server's own tests do not need Python.
+// curl. It is a separate module because the server's own tests need neither Python nor the
+// SDKs of Amazon SQS.
 package clients
 
 import (
@@ -45,6 +46,14 @@ var servers = []struct {
 		},
 	},
 	{
+		id: "sqs",
+		want: func(name string) []string { // lines end in the number of the delivery
+			lines := numbered(1, 6, name+" %d 1")
+			lines = append(lines, numbered(8, 20, name+" %d 1")...)
+			return append(lines, name+" 7 2")
+		},
+	},
+	{
 		id:   "pgqueue",
 		want: func(name string) []string { return numbered(1, 20, name+" %d") },
 	},
@@ -81,7 +90,7 @@ func TestClientsWorkUnchanged(t *testing.T) {
 			t.Parallel()
 			url := startServer(t, queued, v.args...)
 			for language, command := range map[string][]string{
-				"python": {"python3", v.id + "/worker.py"},
+				"python": {python(t, v.id), v.id + "/worker.py"},
 				"shell":  {"sh", v.id + "/worker.sh"},
 				"go":     {mustBuild(t, v.id)},
 			} {
@@ -100,6 +109,22 @@ func TestClientsWorkUnchanged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// python returns an interpreter for the clients of a server: for those of SQS, one that has
+// boto3, which may be a package of the system.
+func python(t *testing.T, id string) string {
+	t.Helper()
+	if id != "sqs" {
+		return "python3"
+	}
+	for _, program := range []string{"python3", "/usr/bin/python3"} {
+		if exec.Command(program, "-c", "import boto3").Run() == nil {
+			return program
+		}
+	}
+	t.Fatal("boto3 is missing: run .ci/setup")
+	return ""
 }
 
 // run runs a client and returns the lines that it prints.

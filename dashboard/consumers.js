@@ -12,8 +12,8 @@ export function consumersTab(id) {
   const servers = new Map() // {at, data} by server id: a load balancer may have several
   const rows = new Map()
   const body = h('tbody')
-  const table = h('table', { hidden: true, tabindex: 0 }, h('thead', {}, h('tr', {},
-    ['Consumer', 'Last receive', 'Messages in the last minute', 'Messages in the last hour'].map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body)
+  const table = h('table', { class: 'dense', hidden: true, tabindex: 0 }, h('thead', {}, h('tr', {},
+    ['Consumer', 'Last receive', 'Messages, last minute', 'Messages, last hour'].map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body)
   const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
   const polling = poll(async () => {
     try {

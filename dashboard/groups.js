@@ -11,7 +11,7 @@ import { isAdmin, refresh } from './live.js'
 export function groupsTab(id) {
   const rows = new Map()
   const body = h('tbody')
-  const table = h('table', { hidden: true }, h('thead', {}, h('tr', {}, ['Group', 'State', 'Waiting', 'In flight', 'Interval', h('span', { class: 'visually-hidden' }, 'Actions')].map((t, i) => h('th', { scope: 'col', class: i > 1 && i < 5 ? 'number' : '' }, t)))), body)
+  const table = h('table', { class: 'dense', hidden: true }, h('thead', {}, h('tr', {}, ['Group', 'State', 'Waiting', 'In flight', 'Interval', h('span', { class: 'visually-hidden' }, 'Actions')].map((t, i) => h('th', { scope: 'col', class: i > 1 && i < 5 ? 'number' : '' }, t)))), body)
   const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
   const pager = newPager(() => polling.again())
   const polling = poll(async () => {
@@ -67,7 +67,7 @@ function groupRow(queueID, id, reload) {
   }
   const admin = isAdmin()
   return {
-    element: h('tr', {}, h('th', { scope: 'row' }, id), h('td', {}, cells.state),
+    element: h('tr', {}, h('th', { scope: 'row' }, h('a', { dir: 'auto', href: `#/queues/${encodeURIComponent(queueID)}/messages?${new URLSearchParams({ group: id })}` }, id)), h('td', {}, cells.state),
       ['length', 'in_flight', 'interval'].map((name) => h('td', { class: 'number' }, cells[name])),
       h('td', {}, admin && h('div', { class: 'buttons' }, h('button', { 'aria-label': `Interval of ${id}`, onclick: setInterval }, 'Interval…'), h('button', { 'aria-label': `Delete ${id}`, onclick: remove }, 'Delete…')))),
     update(g) {

@@ -25,8 +25,8 @@ export function queuePage(id) {
     ['delayed', 'Delayed', (q) => count(q.messages?.delayed)],
     ['exhausted', 'Exhausted', (q) => count(q.messages?.exhausted)],
     ['oldest', 'Oldest', (q) => (q.oldest_message_age_seconds > 0 ? duration(q.oldest_message_age_seconds, 1) : '–')],
-    ['receivers', 'Waiting consumers', (q) => count(q.waiting_receivers)],
-  ].map(([name, label, show]) => ({ show, value: h('b'), label, name }))
+    ['receivers', 'Waiting consumers', (q) => count(q.waiting_receivers), 'consumers'],
+  ].map(([name, label, show, tab]) => ({ show, value: h('b'), label, name, tab }))
   const span = spanChoice(() => draw())
   const rates = ratesChart(span)
   const ready = chart('Messages', [{ name: 'ready', label: 'Ready', show: (n) => count(Math.round(n)) }])
@@ -55,7 +55,7 @@ export function queuePage(id) {
   const missing = h('p', { class: 'panel', hidden: true }, 'Queue not found, or your token has no permission for it. ', h('a', { href: '#/' }, 'All queues'))
   const content = h('div', {},
     h('section', { class: 'totals', 'aria-label': 'Current state' },
-      h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: `tile ${t.name}` }, h('span', {}, t.label), t.value))),
+      h('div', { class: 'tiles' }, tiles.map((t) => h(t.tab ? 'a' : 'p', { class: `tile ${t.name}`, href: t.tab && `#/queues/${encodeURIComponent(id)}/${t.tab}` }, h('span', {}, t.label), t.value))),
       rates.element, ready.element),
     h('nav', { class: 'tabs', 'aria-label': 'Queue sections' }, links),
     tabContent)

@@ -15,7 +15,7 @@ export function serverPage() {
   const tiles = [
     ['Version', () => live.server?.version ?? '–'],
     ['Uptime', () => (live.server ? duration(live.server.uptime_seconds, 1) : '–')],
-    ['Database', (m) => (single(m, 'queued_database_up') !== 1 ? 'unavailable' : `PostgreSQL ${live.server?.database?.version.split(' ')[0] ?? ''}`)],
+    ['PostgreSQL', (m) => (single(m, 'queued_database_up') === 1 ? live.server?.database?.version.split(' ')[0] ?? '–' : 'unavailable')],
     ['Database latency', () => latency(live.server?.database?.latency_seconds ?? null)],
     ['99 % of statements', (m, before) => below(histogram(m, before, 'queued_statement_duration_seconds'))],
     ['99 % of deliveries', (m, before) => below(histogram(m, before, 'queued_delivery_delay_seconds'))],
@@ -31,7 +31,7 @@ export function serverPage() {
   const serverRows = new Map()
   const place = h('p', { class: 'muted' })
   const content = h('div', { hidden: true },
-    h('div', { class: 'tiles' }, tiles.map((t) => h('p', { class: 'tile' }, h('span', {}, t.label), t.value))),
+    h('div', { class: 'tiles wide' }, tiles.map((t) => h('p', { class: 'tile' }, h('span', {}, t.label), t.value))),
     place, delays.element,
     h('h2', {}, 'Servers that this page has seen'),
     h('table', { tabindex: 0 }, h('thead', {}, h('tr', {}, ['Id', 'Version', 'Uptime', 'Last response'].map((t) => h('th', { scope: 'col' }, t)))), servers))

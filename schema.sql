@@ -107,31 +107,31 @@ COMMENT ON TABLE queued.deleted_queues IS 'Keys of deleted queues whose messages
 -- message. Columns of fixed width that are never null come first, because PostgreSQL reads
 -- these at their offset, without walking over other columns.
 CREATE TABLE queued.messages (
-    id                uuid        NOT NULL, -- version 7: new rows go to the right edge of the index
-    queue_key         bigint      NOT NULL,
-    seq               bigint      GENERATED ALWAYS AS IDENTITY,
-    scheduled_at      timestamptz NOT NULL,
-    expired_at        timestamptz NOT NULL,
-    created_at        timestamptz NOT NULL,
-    updated_at        timestamptz NOT NULL,
-    bytes             integer     NOT NULL, -- stored, because octet_length would copy data and attributes for each claim
-    delivery_attempts integer     NOT NULL DEFAULT 0,
-    in_flight         boolean     NOT NULL DEFAULT false, -- stays true when the lease ends, because no statement runs then
-    last_delivery     boolean     NOT NULL DEFAULT false, -- so that the cleanup finds exhausted messages by an index
-    lease_end         timestamptz, -- before the columns of variable width, because acks with a lease token read it
-    max_deliveries    integer     CHECK (max_deliveries > 0),
-    group_id          text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 256),
-    job_id            text COLLATE "C",
-    trace             json, -- without a CHECK of its size: PostgreSQL parses checks for each statement, which took a twelfth of the time of a publish
-    attributes        json, -- not jsonb, which would not keep them as sent
-    data              json        NOT NULL,
-    last_error        text,
-    last_error_at     timestamptz,
-    source_queue_id   text COLLATE "C", -- not a key, so that it shows also after the queue was deleted
+    id                       uuid        NOT NULL, -- version 7: new rows go to the right edge of the index
+    queue_key                bigint      NOT NULL,
+    seq                      bigint      GENERATED ALWAYS AS IDENTITY,
+    scheduled_at             timestamptz NOT NULL,
+    expired_at               timestamptz NOT NULL,
+    created_at               timestamptz NOT NULL,
+    updated_at               timestamptz NOT NULL,
+    bytes                    integer     NOT NULL, -- stored, because octet_length would copy data and attributes for each claim
+    delivery_attempts        integer     NOT NULL DEFAULT 0,
+    in_flight                boolean     NOT NULL DEFAULT false, -- stays true when the lease ends, because no statement runs then
+    last_delivery            boolean     NOT NULL DEFAULT false, -- so that the cleanup finds exhausted messages by an index
+    lease_end                timestamptz, -- before the columns of variable width, because acks with a lease token read it
+    max_deliveries           integer     CHECK (max_deliveries > 0),
+    group_id                 text COLLATE "C" CHECK (octet_length(group_id) BETWEEN 1 AND 256),
+    job_id                   text COLLATE "C",
+    trace                    json, -- without a CHECK of its size: PostgreSQL parses checks for each statement, which took a twelfth of the time of a publish
+    attributes               json, -- not jsonb, which would not keep them as sent
+    data                     json        NOT NULL,
+    last_error               text,
+    last_error_at            timestamptz,
+    source_queue_id          text COLLATE "C", -- not a key, so that it shows also after the queue was deleted
     source_delivery_attempts integer,
-    dead_at           timestamptz,
-    received_at       timestamptz,
-    sqs               json,
+    dead_at                  timestamptz,
+    received_at              timestamptz,
+    sqs                      json,
     -- The id alone is unique, except during a move. It comes first, because an ack has only the id.
     PRIMARY KEY (id, queue_key)
 ) WITH (
@@ -168,32 +168,32 @@ CREATE INDEX messages_group_due ON queued.messages (queue_key, group_id, in_flig
 CREATE INDEX messages_job ON queued.messages (queue_key, group_id, job_id, seq)
     WHERE job_id IS NOT NULL;
 
-COMMENT ON TABLE  queued.messages                   IS 'Messages in queues, one row for each copy; an ack deletes the row';
-COMMENT ON COLUMN queued.messages.id                IS 'UUID version 7; a move to another queue keeps it';
-COMMENT ON COLUMN queued.messages.queue_key         IS 'queues.key or deleted_queues.key of its queue';
-COMMENT ON COLUMN queued.messages.seq               IS 'Order among messages due at the same time, and of the messages of a group';
-COMMENT ON COLUMN queued.messages.scheduled_at      IS 'Due time; in flight, the end of the lease or, with a retry backoff, the due time after it';
-COMMENT ON COLUMN queued.messages.expired_at        IS 'Time from which it is not delivered any more';
-COMMENT ON COLUMN queued.messages.created_at        IS 'Time of the publish; a move to another queue keeps it';
-COMMENT ON COLUMN queued.messages.updated_at        IS 'Time of the publish, or of the last delivery, nack, release, extension or move';
-COMMENT ON COLUMN queued.messages.bytes             IS 'Bytes of data, attributes and sqs; bounds what one receive claims';
-COMMENT ON COLUMN queued.messages.delivery_attempts IS 'Number of deliveries that count';
-COMMENT ON COLUMN queued.messages.in_flight         IS 'Whether it was leased; the lease ends at lease_end or, if that is null, at scheduled_at';
-COMMENT ON COLUMN queued.messages.last_delivery     IS 'Whether its last delivery has begun: without an ack it is exhausted then';
-COMMENT ON COLUMN queued.messages.lease_end         IS 'In flight, in a queue with a retry backoff: the end of the lease, after which the message is delayed until scheduled_at; null: the lease ends at scheduled_at';
-COMMENT ON COLUMN queued.messages.max_deliveries    IS 'Deliveries after which it is exhausted, besides the limit of its queue; without a dead queue it is deleted then; null: no limit of its own';
-COMMENT ON COLUMN queued.messages.group_id          IS 'Its group; null: none';
-COMMENT ON COLUMN queued.messages.job_id            IS 'job_id of SharQ''s API; null: it was published by another API';
-COMMENT ON COLUMN queued.messages.trace             IS '{"request_id", "traceparent"}: X-Request-Id and traceparent (W3C Trace Context) of the request that published it; null: it had neither';
-COMMENT ON COLUMN queued.messages.attributes        IS 'An object of strings as sent; null: none';
-COMMENT ON COLUMN queued.messages.data              IS 'The payload as sent';
-COMMENT ON COLUMN queued.messages.last_error        IS 'Error of the last nack that had one; null: none';
-COMMENT ON COLUMN queued.messages.last_error_at     IS 'Time of that nack';
-COMMENT ON COLUMN queued.messages.source_queue_id   IS 'In a dead queue: queues.id of the queue that it came from; null: it was published here, or redriven';
+COMMENT ON TABLE  queued.messages                          IS 'Messages in queues, one row for each copy; an ack deletes the row';
+COMMENT ON COLUMN queued.messages.id                       IS 'UUID version 7; a move to another queue keeps it';
+COMMENT ON COLUMN queued.messages.queue_key                IS 'queues.key or deleted_queues.key of its queue';
+COMMENT ON COLUMN queued.messages.seq                      IS 'Order among messages due at the same time, and of the messages of a group';
+COMMENT ON COLUMN queued.messages.scheduled_at             IS 'Due time; in flight, the end of the lease or, with a retry backoff, the due time after it';
+COMMENT ON COLUMN queued.messages.expired_at               IS 'Time from which it is not delivered any more';
+COMMENT ON COLUMN queued.messages.created_at               IS 'Time of the publish; a move to another queue keeps it';
+COMMENT ON COLUMN queued.messages.updated_at               IS 'Time of the publish, or of the last delivery, nack, release, extension or move';
+COMMENT ON COLUMN queued.messages.bytes                    IS 'Bytes of data, attributes and sqs; bounds what one receive claims';
+COMMENT ON COLUMN queued.messages.delivery_attempts        IS 'Number of deliveries that count';
+COMMENT ON COLUMN queued.messages.in_flight                IS 'Whether it was leased; the lease ends at lease_end or, if that is null, at scheduled_at';
+COMMENT ON COLUMN queued.messages.last_delivery            IS 'Whether its last delivery has begun: without an ack it is exhausted then';
+COMMENT ON COLUMN queued.messages.lease_end                IS 'In flight, in a queue with a retry backoff: the end of the lease, after which the message is delayed until scheduled_at; null: the lease ends at scheduled_at';
+COMMENT ON COLUMN queued.messages.max_deliveries           IS 'Deliveries after which it is exhausted, besides the limit of its queue; without a dead queue it is deleted then; null: no limit of its own';
+COMMENT ON COLUMN queued.messages.group_id                 IS 'Its group; null: none';
+COMMENT ON COLUMN queued.messages.job_id                   IS 'job_id of SharQ''s API; null: it was published by another API';
+COMMENT ON COLUMN queued.messages.trace                    IS '{"request_id", "traceparent"}: X-Request-Id and traceparent (W3C Trace Context) of the request that published it; null: it had neither';
+COMMENT ON COLUMN queued.messages.attributes               IS 'An object of strings as sent; null: none';
+COMMENT ON COLUMN queued.messages.data                     IS 'The payload as sent';
+COMMENT ON COLUMN queued.messages.last_error               IS 'Error of the last nack that had one; null: none';
+COMMENT ON COLUMN queued.messages.last_error_at            IS 'Time of that nack';
+COMMENT ON COLUMN queued.messages.source_queue_id          IS 'In a dead queue: queues.id of the queue that it came from; null: it was published here, or redriven';
 COMMENT ON COLUMN queued.messages.source_delivery_attempts IS 'Number of its deliveries in that queue, before it moved';
-COMMENT ON COLUMN queued.messages.dead_at           IS 'Time at which it moved to the dead queue';
-COMMENT ON COLUMN queued.messages.received_at       IS 'Time of the first delivery by SQS''s API; null: none';
-COMMENT ON COLUMN queued.messages.sqs               IS 'What only SQS''s API has of the message: types and binary attributes; null: nothing';
+COMMENT ON COLUMN queued.messages.dead_at                  IS 'Time at which it moved to the dead queue';
+COMMENT ON COLUMN queued.messages.received_at              IS 'Time of the first delivery by SQS''s API; null: none';
+COMMENT ON COLUMN queued.messages.sqs                      IS 'What only SQS''s API has of the message: types and binary attributes; null: nothing';
 
 -- The view defines the state of a message. Expired messages and messages of deleted queues
 -- are not in it, because no consumer receives them any more. A step that changes the columns

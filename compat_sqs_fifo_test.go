@@ -80,6 +80,49 @@ func TestSQSFIFOKeepsTheOrderOfGroups(t *testing.T) {
 	checkDiff(t, "order", "c1 c2", s.drainSQS("f.fifo"))
 }
 
+// A receive takes several messages of a group, in order. A message that is hidden holds back
+// those after it, and one that is visible again comes before them.
+func TestSQSFIFOReceivesSeveralOfAGroup(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("f.fifo", `"FifoQueue":"true"`, `"ContentBasedDeduplication":"true"`)
+	send := func(bodies ...string) {
+		t.Helper()
+		for _, body := range bodies {
+			s.sqsSendFIFO("f.fifo", body[:1], "", body)
+		}
+	}
+	receive := func(what, want string, members ...string) (handles []string) {
+		t.Helper()
+		var bodies []string
+		for _, m := range s.sqsReceive("f.fifo", members...) {
+			bodies, handles = append(bodies, m.Body), append(handles, m.ReceiptHandle)
+		}
+		checkDiff(t, what, want, strings.Join(bodies, " "))
+		return handles
+	}
+	do := func(action, handle, members string) {
+		t.Helper()
+		s.mustSQS(action, fmt.Sprintf(`{"QueueUrl":"f.fifo","ReceiptHandle":%q%s}`, handle, members), nil)
+	}
+	send("a1", "b1", "a2", "a3", "a4")
+	held := receive("three messages", "a1 a2 a3", `"MaxNumberOfMessages":3`)
+	b := receive("the next group", "b1", ten)
+	do("DeleteMessage", held[1], "")
+	receive("a1 and a3 are hidden", "", ten)
+	do("ChangeMessageVisibility", held[0], `,"VisibilityTimeout":0`)
+	again := receive("a1 is visible, a3 is hidden", "a1", ten)
+	do("DeleteMessage", again[0], "")
+	send("b2", "b3")
+	receive("a3 is hidden", "", ten)
+	do("DeleteMessage", b[0], "")
+	do("ChangeMessageVisibility", held[2], `,"VisibilityTimeout":0`)
+	got := s.drainSQS("f.fifo")
+	if got != "a3 a4 b2 b3" && got != "b2 b3 a3 a4" {
+		t.Errorf("the rest = %q", got)
+	}
+}
+
 func TestSQSFIFODeduplicates(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

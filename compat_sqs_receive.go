@@ -35,7 +35,7 @@ func (s *server) sqsReceiveMessage(r *request, in *sqsInput) (sqsObject, error) 
 	if err != nil {
 		return nil, err
 	}
-	at := dispatcherKey{queueID: r.queueID, sqs: true}
+	at := dispatcherKey{queueID: r.queueID, sqs: true, runs: q.isFIFO()}
 	if visibility >= 0 {
 		at.lease = ownLease(visibility)
 	}

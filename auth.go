@@ -10,18 +10,23 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"queued/internal/rawjson"
 )
 
-// tokens are the bearer tokens of a server. Without any, authentication is off.
-type tokens []*token
+// tokens are the entries of a token file. Without a file, authentication is off.
+type tokens struct {
+	bearers []*token          // those with a bearer token
+	keys    map[string]*token // those with an access key, by its id
+}
 
-// token is a secret with its permissions.
+// token is an entry of a token file: a secret, an access key, or both, with its permissions.
 type token struct {
 	name    string
 	hash    [sha256.Size]byte // of the secret, which is not kept
+	key     *accessKey        // for SQS's API; nil if it has none
 	post    names             // topics and queues that it may publish to
 	get     names             // queues whose messages it may receive, ack, nack and peek
 	metrics bool
@@ -98,6 +103,43 @@ func forbidden(need permission) error {
 	return statusError{http.StatusForbidden, fmt.Sprintf("token lacks permission: requires %s", need.name)}
 }
 
+// authorizeSQS finds the token of a request to SQS's API, before its body is read: by the
+// access key of its signature or, without a signature, as authorize. checkSignature then
+// checks the signature, and permit the permission.
+func (s *server) authorizeSQS(r *request) error {
+	all := s.tokens.Load()
+	if all == nil {
+		return nil
+	}
+	v, err := parseSignature(r.Request)
+	switch {
+	case err != nil:
+		return err
+	case v == nil:
+		t, why := all.find(r.Header.Get("Authorization"))
+		if t == nil {
+			return sqsAccessDenied.errorf("Access to the resource is denied: the request is not signed. %s", why)
+		}
+		r.token = t
+		return nil
+	}
+	t := all.keys[v.accessKeyID]
+	if t == nil {
+		return sqsUnknownKey.errorf("The access key id included in the request is unknown.")
+	}
+	r.token, r.signature = t, v
+	return v.check(r.Request, "sqs", time.Now())
+}
+
+// checkSignature returns an error if the request has a signature that is not that of its
+// access key.
+func (r *request) checkSignature() error {
+	if r.signature == nil {
+		return nil
+	}
+	return r.token.key.verify(r.signature, r.Request, r.body)
+}
+
 // permit returns an error unless the token of a request to SQS's API has the permission for
 // its queue. A queue that the token has no permission for does not exist for it.
 func (r *request) permit(need permission) error {
@@ -129,7 +171,7 @@ func (all *tokens) find(header string) (found *token, why string) {
 		return nil, tokenMalformed
 	}
 	hash := sha256.Sum256([]byte(secret))
-	for _, t := range *all {
+	for _, t := range all.bearers {
 		if subtle.ConstantTimeCompare(t.hash[:], hash[:]) == 1 {
 			found = t
 		}
@@ -222,7 +264,7 @@ func readTokens(path string) (*tokens, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := &tokens{}
+	all := &tokens{keys: make(map[string]*token)}
 	named := make(map[string]bool)
 	hashes := make(map[[sha256.Size]byte]bool)
 	f.only("tokens")
@@ -231,11 +273,23 @@ func readTokens(path string) (*tokens, error) {
 		if named[t.name] {
 			item.addMistake("duplicate name", "value_error", "name")
 		}
-		if hashes[t.hash] && len(item.mistakes) == 0 {
-			item.addMistake("duplicate token", "value_error", "token")
+		named[t.name] = true
+		if len(item.mistakes) > 0 {
+			return
 		}
-		named[t.name], hashes[t.hash] = true, true
-		*all = append(*all, t)
+		if item.has("token") || item.has("token_sha256") {
+			if hashes[t.hash] {
+				item.addMistake("duplicate token", "value_error", "token")
+			}
+			hashes[t.hash] = true
+			all.bearers = append(all.bearers, t)
+		}
+		if t.key != nil {
+			if all.keys[t.key.id] != nil {
+				item.addMistake("duplicate access key id", "value_error", "access_key_id")
+			}
+			all.keys[t.key.id] = t
+		}
 	})
 	if err := f.err(); err != nil {
 		return nil, err
@@ -245,32 +299,46 @@ func readTokens(path string) (*tokens, error) {
 
 // token decodes an entry of the file.
 func (f *form) token() *token {
-	f.only("name", "token", "token_sha256", "post", "get", "metrics", "admin")
+	f.only("name", "token", "token_sha256", "access_key_id", "secret_access_key", "post", "get", "metrics", "admin")
 	t := &token{post: f.names("post"), get: f.names("get"), metrics: f.boolean("metrics"), admin: f.boolean("admin")}
 	t.name, _ = f.string("name", true)
-	hasHash := f.has("token_sha256")
-	if f.has("token") == hasHash {
-		f.addMistake("exactly one of token and token_sha256 is required", "value_error", "token")
-		return t
-	}
-	if hasHash {
+	hasSecret, hasHash, hasKey := f.has("token"), f.has("token_sha256"), f.has("access_key_id") || f.has("secret_access_key")
+	switch {
+	case hasSecret && hasHash:
+		f.addMistake("not allowed with token_sha256", "value_error", "token")
+	case hasHash:
 		text, _ := f.string("token_sha256", true)
 		if hash, err := hex.DecodeString(text); err != nil || len(hash) != len(t.hash) {
 			f.addMistake("must be 64 hexadecimal digits", "value_error", "token_sha256")
 		} else {
 			copy(t.hash[:], hash)
 		}
-		return t
+	case hasSecret:
+		t.hash = sha256.Sum256([]byte(f.secret("token")))
+	case !hasKey:
+		f.addMistake("token, token_sha256 or access_key_id is required", "value_error", "token")
 	}
-	secret, ok := f.string("token", true)
+	if hasKey {
+		t.key = &accessKey{secret: f.secret("secret_access_key")}
+		var ok bool
+		if t.key.id, ok = f.string("access_key_id", true); ok && !validID(t.key.id) {
+			f.addMistake(fmt.Sprintf("must match %s, at most %d characters", idPattern, maxIDLength), "value_error", "access_key_id")
+		}
+	}
+	return t
+}
+
+// secret reads a secret, which is long, and has no white space at its ends, where clients
+// may remove it.
+func (f *form) secret(name string) string {
+	secret, ok := f.string(name, true)
 	if ok && utf8.RuneCountInString(secret) < minSecret {
-		f.addMistake(fmt.Sprintf("ensure this value has at least %d characters", minSecret), "value_error.any_str.min_length", "token")
+		f.addMistake(fmt.Sprintf("ensure this value has at least %d characters", minSecret), "value_error.any_str.min_length", name)
 	}
 	if strings.TrimSpace(secret) != secret {
-		f.addMistake("must not begin or end with white space", "value_error", "token")
+		f.addMistake("must not begin or end with white space", "value_error", name)
 	}
-	t.hash = sha256.Sum256([]byte(secret))
-	return t
+	return secret
 }
 
 // string reads a string that is not empty.

@@ -234,17 +234,17 @@ func TestMessagesOfOtherQueuesAreUnknownToAToken(t *testing.T) {
 
 func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
 	t.Parallel()
-	const long = `"token":"super-secret-super-secret"`
+	const long, longKey = `"token":"super-secret-super-secret"`, `"secret_access_key":"super-secret-super-secret"`
 	for text, want := range map[string]string{
 		`{`:                           "[PATH 1]: Expecting property name enclosed in double quotes",
 		`{}`:                          "[PATH tokens]: field required",
 		`{"tokens":[]}`:               "[PATH tokens]: ensure this value has at least 1 items",
 		`{"tokens":[{` + long + `}]}`: "[PATH tokens 0 name]: field required",
-		`{"tokens":[{"name":"a"}]}`:   "[PATH tokens 0 token]: exactly one of token and token_sha256 is required",
+		`{"tokens":[{"name":"a"}]}`:   "[PATH tokens 0 token]: token, token_sha256 or access_key_id is required",
 		`{"tokens":[{"name":"a","token":"super-secret"}]}`:                                   "[PATH tokens 0 token]: ensure this value has at least 20 characters",
 		`{"tokens":[{"name":"a","token":" super-secret-super-secret"}]}`:                     "[PATH tokens 0 token]: must not begin or end with white space",
 		`{"tokens":[{"name":"a","token_sha256":"super-secret"}]}`:                            "[PATH tokens 0 token_sha256]: must be 64 hexadecimal digits",
-		`{"tokens":[{"name":"a",` + long + `,"token_sha256":"00"}]}`:                         "[PATH tokens 0 token]: exactly one of token and token_sha256 is required",
+		`{"tokens":[{"name":"a",` + long + `,"token_sha256":"00"}]}`:                         "[PATH tokens 0 token]: not allowed with token_sha256",
 		`{"tokens":[{"name":"a",` + long + `}],"token":[]}`:                                  "[PATH token]: unexpected field",
 		`{"tokens":[{"name":"a",` + long + `,"gets":["t"]}]}`:                                "[PATH tokens 0 gets]: unexpected field",
 		`{"tokens":[{"name":"a",` + long + `,"get":"t"}]}`:                                   "[PATH tokens 0 get]: value is not a valid list",
@@ -253,6 +253,15 @@ func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
 		`{"tokens":[{"name":"a",` + long + `,"admin":"yes"}]}`:                               "[PATH tokens 0 admin]: value could not be parsed to a boolean",
 		`{"tokens":[{"name":"a",` + long + `},{"name":"a","token":"another-secret-of-20"}]}`: "[PATH tokens 1 name]: duplicate name",
 		`{"tokens":[{"name":"a",` + long + `},{"name":"b",` + long + `}]}`:                   "[PATH tokens 1 token]: duplicate token",
+
+		// Access keys.
+		`{"tokens":[{"name":"a","access_key_id":"A"}]}`:                                                                  "[PATH tokens 0 secret_access_key]: field required",
+		`{"tokens":[{"name":"a",` + longKey + `}]}`:                                                                      "[PATH tokens 0 access_key_id]: field required",
+		`{"tokens":[{"name":"a","access_key_id":"A","secret_access_key":"super-secret"}]}`:                               "[PATH tokens 0 secret_access_key]: ensure this value has at least 20 characters",
+		`{"tokens":[{"name":"a","access_key_id":"A","secret_access_key":" super-secret-super-secret"}]}`:                 "[PATH tokens 0 secret_access_key]: must not begin or end with white space",
+		`{"tokens":[{"name":"a","access_key_id":"A/B",` + longKey + `}]}`:                                                "[PATH tokens 0 access_key_id]: must match ^[a-zA-Z0-9-._]+$, at most 128 characters",
+		`{"tokens":[{"name":"a","access_key_id":7,` + longKey + `}]}`:                                                    "[PATH tokens 0 access_key_id]: str type expected",
+		`{"tokens":[{"name":"a","access_key_id":"A",` + longKey + `},{"name":"b","access_key_id":"A",` + longKey + `}]}`: "[PATH tokens 1 access_key_id]: duplicate access key id",
 	} {
 		path := filepath.Join(t.TempDir(), "tokens.json")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -262,7 +271,7 @@ func TestWrongTokenFilesAreOneErrorWithoutSecrets(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "-token-file") || !strings.Contains(err.Error(), strings.Replace(want, "PATH", path, 1)) {
 			t.Errorf("%s: %v, want %s", text, err, want)
 		}
-		if err != nil && strings.Contains(err.Error(), "secret") {
+		if err != nil && (strings.Contains(err.Error(), "super-secret") || strings.Contains(err.Error(), "another-secret")) {
 			t.Errorf("%s: the error contains the secret: %v", text, err)
 		}
 	}

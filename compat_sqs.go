@@ -91,10 +91,13 @@ func (s *server) callSQS(r *request) (any, error) {
 	if err := refuseOtherSites(r); err != nil {
 		return nil, err
 	}
-	if err := s.authorize(r, anyToken); err != nil {
+	if err := s.authorizeSQS(r); err != nil {
 		return nil, err
 	}
 	if err := r.readBody(maxSQSBody, s.transferTimeout); err != nil {
+		return nil, err
+	}
+	if err := r.checkSignature(); err != nil {
 		return nil, err
 	}
 	if err := s.serving(r); err != nil {

@@ -36,6 +36,9 @@ var (
 	sqsUnknownOperation     = sqsFailure{http.StatusBadRequest, "com.amazon.coral.service#UnknownOperationException", "InvalidAction"}
 	sqsSerialization        = sqsFailure{http.StatusBadRequest, "com.amazon.coral.service#SerializationException", "MalformedInput"}
 	sqsAccessDenied         = sqsFailure{http.StatusForbidden, "com.amazon.coral.service#AccessDeniedException", "AccessDenied"}
+	sqsUnknownKey           = sqsFailure{http.StatusForbidden, "com.amazon.coral.service#UnrecognizedClientException", "InvalidClientTokenId"}
+	sqsWrongSignature       = sqsFailure{http.StatusForbidden, "com.amazon.coral.service#InvalidSignatureException", "SignatureDoesNotMatch"}
+	sqsBrokenSignature      = sqsFailure{http.StatusBadRequest, "com.amazon.coral.service#IncompleteSignatureException", "IncompleteSignature"}
 	sqsUnavailable          = sqsFailure{http.StatusServiceUnavailable, "com.amazon.coral.service#ServiceUnavailable", "ServiceUnavailable"}
 	sqsInternal             = sqsFailure{http.StatusInternalServerError, "com.amazon.coral.service#InternalFailure", "InternalFailure"}
 )

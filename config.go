@@ -126,7 +126,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 
 	var allowedHosts string
 	f.StringVar(&allowedHosts, "allowed-hosts", "", "comma-separated host `names` to accept on a loopback address, * for all;\nlocalhost and loopback addresses are always accepted")
-	f.StringVar(&c.tokenFile, "token-file", "", "JSON `file` of bearer tokens, reloaded on SIGHUP; without it authentication is off")
+	f.StringVar(&c.tokenFile, "token-file", "", "JSON `file` of tokens and access keys, reloaded on SIGHUP; without it authentication is off")
 	f.checkNotEmpty("token-file", "name a file, or unset it to turn authentication off")
 	f.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` of the certificate for HTTPS, reloaded on SIGHUP; without it HTTP is served")
 	f.checkNotEmpty("tls-cert", "name a file, or unset it to serve HTTP")

@@ -18,6 +18,8 @@ type request struct {
 	token *token // nil without authentication, and on public routes
 	body  []byte
 
+	signature *signature // of a request to SQS's API; nil if it was not signed
+
 	// Ids in the path of a route of the native API.
 	topicID, queueID, groupID, messageID string
 

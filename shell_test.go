@@ -65,7 +65,7 @@ func TestByteOrderMarkBeforeJSONIsSkipped(t *testing.T) {
 	if err := os.WriteFile(path, []byte(mark+`{"tokens":[{"name":"a","token":"secret-secret-secret","admin":true}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if all, err := readTokens(path); err != nil || len(*all) != 1 {
+	if all, err := readTokens(path); err != nil || len(all.bearers) != 1 {
 		t.Errorf("a file of tokens = %v, %v", all, err)
 	}
 	if v, err := readTopology(mustWriteTopology(t, mark+`{"topics":[{"id":"t"}]}`), &s.server.limits); err != nil || len(v.topics) != 1 {

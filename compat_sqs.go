@@ -47,6 +47,9 @@ var sqsActions = func() map[string]*sqsAction {
 		{"ListQueueTags", canPostOrGet, "QueueUrl", (*server).sqsListQueueTags},
 		{"AddPermission", admin, "QueueUrl", (*server).sqsAddPermission},
 		{"RemovePermission", admin, "QueueUrl", (*server).sqsRemovePermission},
+		{"StartMessageMoveTask", admin, "", (*server).sqsStartMessageMoveTask},
+		{"ListMessageMoveTasks", admin, "", (*server).sqsListMessageMoveTasks},
+		{"CancelMessageMoveTask", admin, "", (*server).sqsCancelMessageMoveTask},
 	} {
 		all[v.name] = &v
 	}

@@ -206,6 +206,9 @@ func TestSQSActionsTakeTheRightOfTheirKey(t *testing.T) {
 		{"UntagQueue", `{"QueueUrl":"q","TagKeys":["a"]}`, denied, denied, unknown},
 		{"AddPermission", `{"QueueUrl":"q","Label":"l","AWSAccountIds":["1"],"Actions":["*"]}`, denied, denied, unknown},
 		{"RemovePermission", `{"QueueUrl":"q","Label":"l"}`, denied, denied, unknown},
+		{"StartMessageMoveTask", `{"SourceArn":"arn:aws:sqs:us-east-1:000000000000:q"}`, denied, denied, denied},
+		{"ListMessageMoveTasks", `{"SourceArn":"arn:aws:sqs:us-east-1:000000000000:q"}`, denied, denied, denied},
+		{"CancelMessageMoveTask", `{"TaskHandle":"x"}`, denied, denied, denied},
 	} {
 		for who, want := range map[string]string{"getter": v.getter, "poster": v.poster, "stranger": v.stranger} {
 			got, _, _ := strings.Cut(s.signedSQS(who, v.action, v.body).header.Get("x-amzn-query-error"), ";")

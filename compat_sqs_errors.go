@@ -39,6 +39,7 @@ var (
 	sqsUnknownKey           = sqsFailure{http.StatusForbidden, "com.amazon.coral.service#UnrecognizedClientException", "InvalidClientTokenId"}
 	sqsWrongSignature       = sqsFailure{http.StatusForbidden, "com.amazon.coral.service#InvalidSignatureException", "SignatureDoesNotMatch"}
 	sqsBrokenSignature      = sqsFailure{http.StatusBadRequest, "com.amazon.coral.service#IncompleteSignatureException", "IncompleteSignature"}
+	sqsResourceNotFound     = sqsFailure{http.StatusNotFound, "com.amazonaws.sqs#ResourceNotFoundException", "ResourceNotFoundException"}
 	sqsUnavailable          = sqsFailure{http.StatusServiceUnavailable, "com.amazon.coral.service#ServiceUnavailable", "ServiceUnavailable"}
 	sqsInternal             = sqsFailure{http.StatusInternalServerError, "com.amazon.coral.service#InternalFailure", "InternalFailure"}
 )

@@ -398,3 +398,36 @@ COMMENT ON COLUMN queued.deduplications.id         IS 'Deduplication id as sent;
 COMMENT ON COLUMN queued.deduplications.message_id IS 'messages.id of the first message, which may be in another queue or deleted';
 COMMENT ON COLUMN queued.deduplications.created_at IS 'Time of the publish of the first message';
 COMMENT ON COLUMN queued.deduplications.expires_at IS 'End of the window';
+
+-- A server does a step of a task in one transaction, which locks the row of the task. So each
+-- step is done by one server, and by another one if a server ends.
+CREATE TABLE queued.move_tasks (
+    id                      uuid        PRIMARY KEY,
+    source_queue_key        bigint      NOT NULL REFERENCES queued.queues (key) ON DELETE CASCADE,
+    destination_queue_id    text COLLATE "C", -- not a foreign key, because the task fails if the queue is deleted
+    max_messages_per_second integer     CHECK (max_messages_per_second > 0),
+    status                  text        NOT NULL DEFAULT 'RUNNING' CHECK (status IN ('RUNNING', 'COMPLETED', 'CANCELLED', 'FAILED')),
+    failure                 text,
+    moved                   bigint      NOT NULL DEFAULT 0,
+    to_move                 bigint      NOT NULL,
+    last_seq                bigint      NOT NULL,
+    started_at              timestamptz NOT NULL DEFAULT now(),
+    next_step_at            timestamptz NOT NULL DEFAULT now()
+);
+
+-- A queue has one running task.
+CREATE UNIQUE INDEX move_tasks_running ON queued.move_tasks (source_queue_key)
+    WHERE status = 'RUNNING';
+
+COMMENT ON TABLE  queued.move_tasks                         IS 'Tasks of SQS''s API that move the messages of dead queues, and the last ten of each queue that have ended';
+COMMENT ON COLUMN queued.move_tasks.id                      IS 'Id in its handle; UUID version 7';
+COMMENT ON COLUMN queued.move_tasks.source_queue_key        IS 'queues.key of the dead queue';
+COMMENT ON COLUMN queued.move_tasks.destination_queue_id    IS 'queues.id of the queue that messages move to; null: each moves to the queue that it came from';
+COMMENT ON COLUMN queued.move_tasks.max_messages_per_second IS 'Maximum number of messages that move in a second; null: no limit';
+COMMENT ON COLUMN queued.move_tasks.status                  IS 'RUNNING until it has ended';
+COMMENT ON COLUMN queued.move_tasks.failure                 IS 'Why it failed; null: it did not';
+COMMENT ON COLUMN queued.move_tasks.moved                   IS 'Number of messages that have moved';
+COMMENT ON COLUMN queued.move_tasks.to_move                 IS 'Number of messages that waited at the start, counted to 100000';
+COMMENT ON COLUMN queued.move_tasks.last_seq                IS 'Largest messages.seq at the start: later messages stay';
+COMMENT ON COLUMN queued.move_tasks.started_at              IS 'Time of its start: messages that are due later stay';
+COMMENT ON COLUMN queued.move_tasks.next_step_at            IS 'Time from which a server does the next step';

@@ -306,10 +306,12 @@ func (p *process) place() databasePlace {
 	return databasePlace{describe(p.database.dsn), false}
 }
 
-// cleanUp runs the cleanup until ctx is done.
+// cleanUp runs the cleanup and the mover until ctx is done.
 func (p *process) cleanUp(ctx context.Context) {
 	c := &cleanup{db: p.db, log: p.log, metrics: p.metrics, announce: p.engine.announce, expiry: p.engine.expiries.take}
 	p.background.Go(func() { c.vacuum(ctx, p.unlimited, p.server.compact) })
+	m := &mover{store: p.store, log: p.log, announce: p.engine.announce}
+	p.background.Go(func() { m.run(ctx, p.server.moves) })
 	c.run(ctx, p.cleanupInterval)
 }
 

@@ -26,6 +26,7 @@ type server struct {
 	requestIDs *requestIDs
 
 	compact chan struct{} // capacity 1; requests a vacuum
+	moves   chan struct{} // capacity 1; a move task has started
 
 	ready    atomic.Bool // the schema exists
 	draining atomic.Bool // the server shuts down and is no longer ready
@@ -65,6 +66,7 @@ func newServer(c serverConfig) *server {
 		consumers:    newConsumers(),
 		requestIDs:   newRequestIDs(),
 		compact:      make(chan struct{}, 1),
+		moves:        make(chan struct{}, 1),
 		mux:          http.NewServeMux(),
 	}
 	v.handle(native, admin, "POST /topics", v.createTopic)

@@ -192,13 +192,16 @@ func sqsChoice(name string, fifo bool, values ...string) sqsAttribute {
 	}
 }
 
+// maxSQSText is the maximum length of an attribute that is a text, in bytes.
+const maxSQSText = 64 << 10
+
 // sqsText returns an attribute that is returned as it was set, and that can be removed.
 func sqsText(name string, check func(value string) error) sqsAttribute {
 	return sqsAttribute{name: name,
 		get: func(q *sqsQueue) string { return q.stored.Attributes[name] },
 		set: func(q *sqsQueue, value string) error {
 			if value != "" {
-				if !isSQSText(value) {
+				if !isSQSText(value) || len(value) > maxSQSText {
 					return sqsInvalidAttribute.errorf("Invalid value for the parameter %s.", name)
 				}
 				if err := check(value); err != nil {

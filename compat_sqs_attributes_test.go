@@ -60,7 +60,7 @@ func TestSQSAttributesAreSet(t *testing.T) {
 		{q, "MessageRetentionPeriod", "60", "60"}, {q, "MessageRetentionPeriod", "1209600", "1209600"}, {q, "MessageRetentionPeriod", "59", bad}, {q, "MessageRetentionPeriod", "1209601", bad},
 		{q, "ReceiveMessageWaitTimeSeconds", "20", "20"}, {q, "ReceiveMessageWaitTimeSeconds", "0", "0"}, {q, "ReceiveMessageWaitTimeSeconds", "21", bad}, {q, "ReceiveMessageWaitTimeSeconds", "-1", bad},
 		{q, "MaximumMessageSize", "1024", "1024"}, {q, "MaximumMessageSize", "1048576", "1048576"}, {q, "MaximumMessageSize", "1023", bad}, {q, "MaximumMessageSize", "1048577", bad},
-		{q, "Policy", policy, policy}, {q, "Policy", "x", bad}, {q, "Policy", "[]", bad},
+		{q, "Policy", policy, policy}, {q, "Policy", "x", bad}, {q, "Policy", "[]", bad}, {q, "Policy", `{"a":"` + strings.Repeat("x", 64<<10) + `"}`, bad},
 		{q, "KmsMasterKeyId", "alias/aws/sqs", "alias/aws/sqs"}, {q, "KmsDataKeyReusePeriodSeconds", "300", "300"}, {q, "KmsDataKeyReusePeriodSeconds", "59", bad}, {q, "KmsDataKeyReusePeriodSeconds", "x", bad},
 		{q, "SqsManagedSseEnabled", "false", "false"}, {q, "SqsManagedSseEnabled", "TRUE", "true"}, {q, "SqsManagedSseEnabled", "1", bad}, {q, "SqsManagedSseEnabled", "", bad},
 		{q, "RedriveAllowPolicy", `{"redrivePermission":"denyAll"}`, `{"redrivePermission":"denyAll"}`},
@@ -328,6 +328,8 @@ func TestSQSPermissionsChangeThePolicy(t *testing.T) {
 	s.mustSQS("AddPermission", `{"QueueUrl":"q","Label":"one","AWSAccountIds":["111122223333"],"Actions":["SendMessage"]}`, nil)
 	checkDiff(t, "policy", `{"Version":"2012-10-17","Id":"arn:aws:sqs:us-east-1:000000000000:q/SQSDefaultPolicy","Statement":[{"Sid":"own","Effect":"Deny"},`+one+`]}`, policy())
 	s.mustSQS("RemovePermission", `{"QueueUrl":"q","Label":"own"}`, nil)
+	accounts := strings.Repeat(`"`+strings.Repeat("1", 120)+`",`, 600) + `"1"`
+	checkDiff(t, "a policy that is too long", "OverLimit", s.sqsJSONProblem(s.sqs("AddPermission", `{"QueueUrl":"q","Label":"long","AWSAccountIds":[`+accounts+`],"Actions":["*"]}`)).Code)
 	for range 2 {
 		got := s.sqs("RemovePermission", `{"QueueUrl":"q","Label":"one"}`)
 		if got.status != 200 {

@@ -29,10 +29,12 @@ func sqsNameOf(text string) string {
 	return text[strings.LastIndexAny(text, "/:")+1:]
 }
 
-// sqsURL returns the URL of a queue, at the host that the client has used.
+// sqsURL returns the URL of a queue, at the host that the client has used. A proxy in front
+// of the server keeps the Host header, and says with X-Forwarded-Proto whether the client
+// uses HTTPS.
 func (r *request) sqsURL(queueID string) string {
 	scheme := "http"
-	if r.TLS != nil {
+	if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" {
 		scheme = "https"
 	}
 	return scheme + "://" + r.Host + "/" + sqsAccount + "/" + queueID

@@ -77,7 +77,11 @@ func (s *server) sqsAddPermission(r *request, in *sqsInput) (sqsObject, error) {
 			}
 		}
 		policy.Statement = append(policy.Statement, appendJSON(nil, v))
-		q.keep("Policy", string(appendJSON(nil, policy)))
+		text := string(appendJSON(nil, policy))
+		if len(text) > maxSQSText {
+			return sqsOverLimit.errorf("The policy of the queue would be longer than %d bytes.", maxSQSText)
+		}
+		q.keep("Policy", text)
 		return nil
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"regexp"
 	"strings"
@@ -152,6 +153,28 @@ func TestSQSIsRoutedByItsProtocols(t *testing.T) {
 	}
 	if got := s.sqsSend("HEAD", "/?Action=PurgeQueue&QueueUrl=q", ""); got.status != 405 {
 		t.Errorf("HEAD with an action = %d", got.status)
+	}
+}
+
+// Clients send requests to the URL of a queue, so it leads to where they are connected.
+func TestSQSQueueURLIsThatOfTheClient(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.server.hosts.allowed = []string{"queue.example"}
+	s.createSQS("q")
+	for want, headers := range map[string][2]string{
+		"http://queue.example/000000000000/q":       {"queue.example", ""},
+		"http://queue.example:8080/000000000000/q":  {"queue.example:8080", "http"},
+		"https://queue.example:8443/000000000000/q": {"queue.example:8443", "https"},
+	} {
+		r := httptest.NewRequest("GET", "/?Action=GetQueueUrl&QueueName=q", nil)
+		r.Host = headers[0]
+		r.Header.Set("X-Forwarded-Proto", headers[1])
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if !strings.Contains(w.Body.String(), "<QueueUrl>"+want+"</QueueUrl>") {
+			t.Errorf("with %q: %s, want %s", headers, w.Body, want)
+		}
 	}
 }
 

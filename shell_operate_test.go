@@ -192,6 +192,11 @@ func TestPeekAndMessageCommandsShowMessages(t *testing.T) {
 	}
 	s.must(200, "GET", "/queue/q", "") // consumes the other message
 	checkDiff(t, "consumed", 2, strings.Count(s.mustShell("", "peek", "-consumed", "q"), "\n"))
+	const failure, firstAndLast = "exit status 1: Traceback (most recent call last):\n  File \"bill.py\", line 98\nTaxError: no tax rate in the country XK", "  exit status 1: Trace…TaxError: no tax rate in the country XK  "
+	s.mustShell("", "nack", "-error", failure, m.ID)
+	if table := s.mustShell("", "peek", "q"); !strings.Contains(table, firstAndLast) {
+		t.Errorf("peek does not show %q:\n%s", firstAndLast, table)
+	}
 	_, _, err := s.shell(nil, "message", "01a21621-9888-76d0-87d7-5e415e2cd797")
 	if err == nil || !strings.Contains(err.Error(), `message "01a21621-9888-76d0-87d7-5e415e2cd797": server `+s.url+` returned 404`) {
 		t.Errorf("message of an unknown id = %v", err)

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -80,7 +82,7 @@ func Peek(ctx context.Context, args []string, getenv func(string) string, stdin 
 			_, err := fmt.Fprintf(out, "%s\n", item)
 			return err
 		}
-		return table.row(m.ID, m.State, m.DeliveryAttempts, timeOf(m.CreatedAt), timeOf(m.ScheduledAt), line(m.Group, 20), line(m.LastError, 40), line(new(string(m.Data)), 60))
+		return table.row(m.ID, m.State, m.DeliveryAttempts, timeOf(m.CreatedAt), timeOf(m.ScheduledAt), line(m.Group, 20), ends(m.LastError, 60), line(new(string(m.Data)), 60))
 	})
 	if err == nil && !*asJSON {
 		err = table.Flush()
@@ -112,6 +114,11 @@ func (o *operation) searchFlags(args []string, getenv func(string) string) (url.
 	o.Group("flags for a search", "state", "group", "attr", "contains", "q", "after", "before")
 	o.Arguments(1, 1, "QUEUE")
 	if err := o.start(args, getenv); err != nil {
+		return nil, err
+	}
+	var object map[string]json.RawMessage
+	o.Check(*texts["contains"] == "" || json.Unmarshal([]byte(*texts["contains"]), &object) == nil && object != nil, "contains", `must be a JSON object, such as {"order": 17}`)
+	if err := o.Err(); err != nil {
 		return nil, err
 	}
 	for name, text := range texts {
@@ -193,6 +200,20 @@ func line(text *string, max int) *string {
 	}, *text))
 	if len(short) > max {
 		short = append(short[:max-1], '…')
+	}
+	return new(string(short))
+}
+
+// ends returns a text as line does, but omits its middle: the end of an error says the most if
+// it ends in the last lines of a program's output.
+func ends(text *string, max int) *string {
+	all := line(text, math.MaxInt)
+	if all == nil {
+		return nil
+	}
+	short := []rune(strings.Join(strings.Fields(*all), " "))
+	if first := max / 3; len(short) > max {
+		short = slices.Concat(short[:first], []rune{'…'}, short[len(short)-(max-first-1):])
 	}
 	return new(string(short))
 }

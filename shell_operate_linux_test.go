@@ -44,8 +44,8 @@ func TestCommandsAskOnATerminal(t *testing.T) {
 	}{
 		{"\n", 1, "queued: not confirmed; nothing was changed\n", 1},
 		{"n\n", 1, "queued: not confirmed; nothing was changed\n", 1},
-		{"\x04", 2, "\nqueued: ", 1}, // the end of the input
-		{"", 130, "\n", 1},           // interrupted
+		{"\x04", 2, "\nqueued: The input", 1}, // the end of the input
+		{"", 130, "\n", 1},                    // interrupted
 		{"y\n", 0, "purged queue q\n", 0},
 		{"YES\n", 0, "purged queue q\n", 0},
 	} {

@@ -308,6 +308,12 @@ func TestCommandsThatDoNotExistAreNamed(t *testing.T) {
 		"nack -delay 1ms x":                "-delay: must be whole seconds",
 		"nack -delay 4x x":                 "must be a duration such as 500ms, 20s, 1m30s or 4d",
 		"redrive -to a/b q":                "-to: must be a valid queue id",
+		"peek q -state ready":              "flags must precede the arguments: -state; see queued peek -help",
+		"stats q -token=secret":            "flags must precede the arguments: -token; see queued stats -help",
+		"delete message x -yes":            "flags must precede the arguments: -yes",
+		"peek -- q -state":                 "too many arguments: expected QUEUE",
+		"peek -contains order=17 q":        `-contains: must be a JSON object, such as {"order": 17}`,
+		"peek -contains null q":            "-contains: must be a JSON object",
 		"redrive q r":                      "too many arguments: expected QUEUE",
 		"redrive -ids q":                   `"q" is not a message id`,
 		"redrive -ids -limit 1 q":          "-limit: must not be set with -ids",
@@ -317,7 +323,7 @@ func TestCommandsThatDoNotExistAreNamed(t *testing.T) {
 		"peek -limit 0 q":                  "-limit",
 		"create queue -max-deliveries 2 q": "-max-deliveries: requires -dead-queue",
 		"create queue -retention 1ms q":    "-retention: must be whole seconds",
-		"create queue a/b":                 `"a/b" is not a valid queue id`,
+		"create queue a/b":                 `"a/b" is not a valid queue id: it must have 1 to 128 letters`,
 		"create topic a/b":                 `"a/b" is not a valid topic id`,
 	} {
 		err := run(context.Background(), strings.Fields(args), func(string) string { return "" }, strings.NewReader(""), io.Discard, io.Discard)

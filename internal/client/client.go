@@ -398,5 +398,8 @@ func ItemsAnd(each func(item json.RawMessage) error, member func(name string, va
 // cannot contain.
 var idPattern = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,128}$`)
 
+// IDForm says in errors which ids are valid.
+const IDForm = "it must have 1 to 128 letters a to z or A to Z, digits, hyphens, dots or underscores"
+
 // ValidID reports whether a topic or queue can have the id.
 func ValidID(id string) bool { return id != "." && id != ".." && idPattern.MatchString(id) }

@@ -117,6 +117,9 @@ func (f *Set) Parse(args []string, getenv func(string) string) error {
 		}
 		return Errorf("%w; see %s -help", err, f.Name())
 	}
+	if name := f.misplaced(args); name != "" {
+		return Errorf("flags must precede the arguments: %s; see %s -help", name, f.Name())
+	}
 	switch {
 	case f.NArg() < f.min:
 		return Errorf("missing argument: %s; see %s -help", f.arguments, f.Name())
@@ -127,11 +130,6 @@ func (f *Set) Parse(args []string, getenv func(string) string) error {
 			return Errorf("unexpected argument; see %s -help", f.Name())
 		}
 		return Errorf("unexpected argument %q; see %s -help", f.Arg(0), f.Name())
-	}
-	for _, argument := range f.Args() {
-		if len(argument) > 1 && argument[0] == '-' {
-			return Errorf("flags must precede the arguments: %s", argument)
-		}
 	}
 	return f.err
 }
@@ -151,6 +149,21 @@ func (f *Set) Err() error { return f.err }
 func (f *Set) SetEmpty(name string) bool {
 	text, set := os.LookupEnv(Variable(name)) // getenv does not tell empty from unset
 	return strings.TrimSpace(f.Lookup(name).Value.String()) == "" && (f.Given(name) || set && strings.TrimSpace(text) == "")
+}
+
+// misplaced returns the first flag that follows the arguments, without its value; empty if there
+// is none. After "--" everything is an argument.
+func (f *Set) misplaced(args []string) string {
+	if f.max == 0 || slices.Contains(args, "--") {
+		return ""
+	}
+	for _, arg := range f.Args() {
+		if len(arg) > 1 && arg[0] == '-' {
+			name, _, _ := strings.Cut(arg, "=")
+			return name
+		}
+	}
+	return ""
 }
 
 // Given reports whether the flag is in the arguments.

@@ -29,9 +29,9 @@ func (c *confirmation) ask(ctx context.Context, stdin io.Reader, stderr io.Write
 		return nil
 	}
 	question := fmt.Sprintf(format, args...)
-	unasked := flags.Errorf("%s The input is not a terminal, so there is no confirmation; set -yes to go ahead", question)
+	const unasked = "The input is not a terminal, so there is no confirmation; set -yes to go ahead"
 	if !isTerminal(stdin) {
-		return unasked
+		return flags.Errorf("%s %s", question, unasked)
 	}
 	fmt.Fprintf(stderr, "%s [y/N] ", question)
 	reply := make(chan string, 1)
@@ -48,7 +48,7 @@ func (c *confirmation) ask(ctx context.Context, stdin io.Reader, stderr io.Write
 		switch {
 		case !ok: // /dev/null looks like a terminal
 			fmt.Fprintln(stderr)
-			return unasked
+			return flags.Errorf(unasked)
 		case text == "y" || text == "yes":
 			return nil
 		}

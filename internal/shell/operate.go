@@ -64,7 +64,7 @@ func (o *operation) startOnMessages(args []string, getenv func(string) string) (
 func (o *operation) id(kind string) (string, error) {
 	id := o.Arg(0)
 	if !client.ValidID(id) {
-		return "", flags.Errorf("%q is not a valid %s id", id, kind)
+		return "", flags.Errorf("%q is not a valid %s id: %s", id, kind, client.IDForm)
 	}
 	return id, nil
 }

@@ -102,7 +102,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 	}
 	id, file := f.Arg(0), f.Arg(1)
 	if !client.ValidID(id) {
-		return flags.Errorf("%q is not a valid topic or queue id", id)
+		return flags.Errorf("%q is not a valid topic or queue id: %s", id, client.IDForm)
 	}
 	f.Check(utf8.ValidString(group), "group", "must be UTF-8")
 	f.Check(delay.D >= 0 && delay.D%time.Second == 0, "delay", "must be whole seconds")

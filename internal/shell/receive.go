@@ -150,7 +150,7 @@ func Receive(ctx context.Context, args []string, getenv func(string) string, _ i
 	}
 	w.queue = f.Arg(0)
 	if !client.ValidID(w.queue) {
-		return flags.Errorf("%q is not a valid queue id", w.queue)
+		return flags.Errorf("%q is not a valid queue id: %s", w.queue, client.IDForm)
 	}
 	f.Check(1 <= w.parallel && w.parallel <= client.MaxBatch, "parallel", fmt.Sprintf("must be 1 to %d", client.MaxBatch))
 	f.Check(w.count >= 0, "count", "must not be negative")

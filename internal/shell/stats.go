@@ -34,7 +34,7 @@ func Stats(ctx context.Context, args []string, getenv func(string) string, _ io.
 		return err
 	}
 	if !client.ValidID(f.Arg(0)) {
-		return flags.Errorf("%q is not a valid queue id", f.Arg(0))
+		return flags.Errorf("%q is not a valid queue id: %s", f.Arg(0), client.IDForm)
 	}
 	if err := c.Prepare(stderr); err != nil {
 		return err

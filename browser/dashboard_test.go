@@ -138,12 +138,17 @@ func TestDeadMessageTellsItsStory(t *testing.T) {
 	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages", "")), &received); err != nil {
 		t.Fatal(err)
 	}
-	s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", `{"error":"no such address"}`)
+	failure, err := json.Marshal("Traceback:\n" + strings.Repeat("  a line of the code\n", 20) + "no such address")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", `{"error":`+string(failure)+`}`)
 	p := open(t, s.url()+"/#/queues/dead")
 	p.seeText(".story", "from mails after 1 delivery, ")
 	p.seeText(".story", "no such address")
 	p.choose(".message summary")
 	p.seeText("dl", "1 in mails, 0 here")
+	p.seeText("dl", "  a line of the code\n  a line of the code\nno such address")
 	p.click("Delete…", `//li[@class="message"]`)
 	p.seeText("dialog", "permanently deleted.")
 	p.click("Cancel")

@@ -141,10 +141,17 @@ function untilDue(m) {
   return { in_flight: `lease ends in ${left}`, delayed: `due in ${left}` }[m.state] ?? null
 }
 
+// ends returns a text without its middle if it is long. The end of an error says the most if
+// it ends in the last lines of a program's output.
+function ends(text) {
+  const first = Math.floor(longError / 3)
+  return text.length > longError ? `${text.slice(0, first)} … ${text.slice(first - longError)}` : text
+}
+
 // storyOf returns what has happened to a message: text and elements. That of a dead message
 // is how it died.
 function storyOf(m) {
-  const error = m.last_error && h('b', { dir: 'auto' }, m.last_error.length > longError ? `${m.last_error.slice(0, longError)} …` : m.last_error)
+  const error = m.last_error && h('b', { dir: 'auto' }, ends(m.last_error))
   if (m.source_queue_id) {
     const attempts = m.source_delivery_attempts
     return ['from ', queueLink(m.source_queue_id), attempts ? ` after ${deliveries(attempts)}` : '', `, ${when(m.dead_at)}`, error ? ': ' : '', error]

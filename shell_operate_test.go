@@ -348,13 +348,21 @@ func TestQueuesCommandWatchesUntilItIsInterrupted(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
+	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
 	ctx, stop := context.WithCancel(context.Background())
 	out, stderr := newSyncBuffer(), newSyncBuffer()
 	ended := make(chan error)
 	go func() {
 		ended <- run(ctx, []string{"queues", "-url", s.url, "-watch"}, func(string) string { return "" }, nil, out, stderr)
 	}()
-	eventually(t, "it shows the queues twice", func() bool { return strings.Count(out.String(), "\nq  ") == 2 })
+	shows := func(what, line string) {
+		eventually(t, what, func() bool { return regexp.MustCompile("(?m)" + line).MatchString(out.String()) })
+	}
+	shows("no rates in the first table", `^q .* 0 +- +- +-$`)
+	columns, _, _ := strings.Cut(out.String(), "\n")
+	checkDiff(t, "last columns", "DEAD QUEUE WAITING PUBLISHED/S ACKED/S NACKED/S", strings.Join(strings.Fields(columns)[9:], " "))
+	s.must(204, "PUT", "/messages/"+s.receive("q", "?limit=1")[0].ID+"/nack", "")
+	shows("the rate of nacks", `^q .* 0 +0\.0 +0\.0 +0\.[1-9]$`)
 	stop()
 	if err := <-ended; err != nil || stderr.String() != "" {
 		t.Errorf("queues -watch = %v, prints %s", err, stderr)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
+	"strconv"
 	"time"
 
 	"queued/internal/client"
@@ -17,7 +19,9 @@ import (
 const queuesUsage = `queued queues lists the queues of a server, with the number of messages in each state.
 The server counts at intervals that grow with the number of messages, so the counts may
 be some seconds old; "queued stats" counts one queue at once. A new queue that was not
-counted yet shows dashes.
+counted yet shows dashes. With -watch, the table also has the rates of publishes, acks and
+nacks since the last one, and the number of consumers that wait for messages. Those are
+the rates and the consumers of the server that responds.
 
 usage: queued queues [flags]
 
@@ -44,6 +48,16 @@ type listedQueue struct {
 	Messages                *messageCounts `json:"messages"` // null if not counted yet
 	OldestAge               float64        `json:"oldest_message_age_seconds"`
 	Paused                  bool           `json:"paused"`
+	WaitingReceivers        int            `json:"waiting_receivers"`
+	Published               int            `json:"published_total"`
+	Acked                   int            `json:"acked_total"`
+	Nacked                  int            `json:"nacked_total"`
+}
+
+// serverTime is which server responded, and when it did.
+type serverTime struct {
+	ID     string
+	Uptime float64 `json:"uptime_seconds"`
 }
 
 // watchInterval is the time between two lists of -watch.
@@ -66,9 +80,12 @@ func Queues(ctx context.Context, args []string, getenv func(string) string, _ io
 		return err
 	}
 	format := countsTable
+	if watch {
+		format = (&queueRates{}).table
+	}
 	switch {
 	case asJSON:
-		format = linesOfJSON
+		format = func(out io.Writer, _ serverTime, all []json.RawMessage) error { return linesOfJSON(out, all) }
 	case settings:
 		format = settingsTable
 	}
@@ -100,20 +117,21 @@ func Queues(ctx context.Context, args []string, getenv func(string) string, _ io
 }
 
 // listQueues returns all queues in a format.
-func listQueues(ctx context.Context, c *client.Client, format func(io.Writer, []json.RawMessage) error) ([]byte, error) {
+func listQueues(ctx context.Context, c *client.Client, format queuesFormat) ([]byte, error) {
 	var all []json.RawMessage
+	var server serverTime
 	for offset := new(0); offset != nil; {
 		next, first := (*int)(nil), len(all)
 		err := c.Call(ctx, http.MethodGet, fmt.Sprintf("/overview?offset=%d", *offset), nil, func(body io.Reader) error {
 			var page struct {
-				Server     *struct{}
+				Server     *serverTime
 				Data       []json.RawMessage
 				NextOffset *int `json:"next_offset"`
 			}
 			if json.NewDecoder(body).Decode(&page) != nil || page.Server == nil {
 				return client.ErrNotQueued
 			}
-			all, next = append(all, page.Data...), page.NextOffset
+			all, next, server = append(all, page.Data...), page.NextOffset, *page.Server
 			return nil
 		})
 		if err != nil {
@@ -124,7 +142,7 @@ func listQueues(ctx context.Context, c *client.Client, format func(io.Writer, []
 		}
 	}
 	var b bytes.Buffer
-	err := format(&b, all)
+	err := format(&b, server, all)
 	return b.Bytes(), err
 }
 
@@ -147,6 +165,9 @@ func eachItem(ctx context.Context, c *client.Client, path string, each func(item
 	}
 }
 
+// queuesFormat writes the queues of a response of a server.
+type queuesFormat func(out io.Writer, server serverTime, all []json.RawMessage) error
+
 func linesOfJSON(out io.Writer, all []json.RawMessage) error {
 	for _, item := range all {
 		fmt.Fprintf(out, "%s\n", item)
@@ -154,18 +175,47 @@ func linesOfJSON(out io.Writer, all []json.RawMessage) error {
 	return nil
 }
 
-func countsTable(out io.Writer, all []json.RawMessage) error {
-	table := newTable(out, "QUEUE", "TOPIC", "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "OLDEST", "PAUSED", "DEAD QUEUE")
+var countsColumns = []string{"QUEUE", "TOPIC", "READY", "DELAYED", "IN FLIGHT", "EXHAUSTED", "OLDEST", "PAUSED", "DEAD QUEUE"}
+
+func countsTable(out io.Writer, _ serverTime, all []json.RawMessage) error {
+	return newTable(out, countsColumns...).queues(all, countsOf)
+}
+
+// countsOf returns a row of countsTable.
+func countsOf(q *listedQueue) []any {
+	counts, oldest := []any{"-", "-", "-", "-"}, (*int)(nil)
+	if m := q.Messages; m != nil {
+		counts, oldest = []any{m.Ready, m.Delayed, m.InFlight, m.Exhausted}, new(int(q.OldestAge))
+	}
+	return append(append([]any{q.ID, q.TopicID}, counts...), seconds(oldest), map[bool]string{true: "yes", false: "-"}[q.Paused], q.DeadQueueID)
+}
+
+// queueRates prints tables that also have the rates since the last one.
+type queueRates struct {
+	server serverTime
+	queues map[string]listedQueue // of the last table, by id
+}
+
+func (r *queueRates) table(out io.Writer, server serverTime, all []json.RawMessage) error {
+	elapsed := server.Uptime - r.server.Uptime
+	known := server.ID == r.server.ID && elapsed > 0
+	last := r.queues
+	r.server, r.queues = server, map[string]listedQueue{}
+	table := newTable(out, slices.Concat(countsColumns, []string{"WAITING", "PUBLISHED/S", "ACKED/S", "NACKED/S"})...)
 	return table.queues(all, func(q *listedQueue) []any {
-		counts, oldest := []any{"-", "-", "-", "-"}, (*int)(nil)
-		if m := q.Messages; m != nil {
-			counts, oldest = []any{m.Ready, m.Delayed, m.InFlight, m.Exhausted}, new(int(q.OldestAge))
+		r.queues[q.ID] = *q
+		before, found := last[q.ID]
+		rate := func(now, before int) string {
+			if !known || !found || now < before { // a queue of this id is new
+				return "-"
+			}
+			return strconv.FormatFloat(float64(now-before)/elapsed, 'f', 1, 64)
 		}
-		return append(append([]any{q.ID, q.TopicID}, counts...), seconds(oldest), map[bool]string{true: "yes", false: "-"}[q.Paused], q.DeadQueueID)
+		return append(countsOf(q), q.WaitingReceivers, rate(q.Published, before.Published), rate(q.Acked, before.Acked), rate(q.Nacked, before.Nacked))
 	})
 }
 
-func settingsTable(out io.Writer, all []json.RawMessage) error {
+func settingsTable(out io.Writer, _ serverTime, all []json.RawMessage) error {
 	table := newTable(out, "QUEUE", "TOPIC", "DEAD QUEUE", "ACK DEADLINE", "RETENTION", "MAX DELIVERIES", "DELAY", "RETRY BACKOFF", "MAX MESSAGES")
 	return table.queues(all, func(q *listedQueue) []any {
 		return []any{q.ID, q.TopicID, q.DeadQueueID, seconds(&q.AckDeadlineSeconds), seconds(&q.MessageRetentionSeconds), q.MessageMaxDeliveries, seconds(q.DeliveryDelaySeconds), steps(q.RetryBackoffSeconds), q.MaxMessages}

@@ -24,6 +24,7 @@ func allCommands() []shell.Command {
 		{Name: "queues", Run: shell.Queues, Summary: "list the queues, with their message counts"},
 		{Name: "topics", Run: shell.Topics, Summary: "list the topics, with their queues"},
 		{Name: "stats", Arguments: "QUEUE", Run: shell.Stats, Summary: "show the message counts of a queue"},
+		{Name: "consumers", Arguments: "QUEUE", Run: shell.Consumers, Summary: "show who received from a queue lately"},
 		{Name: "peek", Arguments: "QUEUE", Run: shell.Peek, Summary: "show messages without receiving them"},
 		{Name: "message", Arguments: "ID", Run: shell.Message, Summary: "show a message"},
 		{Name: "ack", Arguments: "ID...", Run: shell.Ack, Summary: "ack messages"},

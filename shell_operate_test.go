@@ -369,6 +369,24 @@ func TestQueuesCommandWatchesUntilItIsInterrupted(t *testing.T) {
 	}
 }
 
+func TestConsumersCommandShowsWhoReceived(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
+	s.receive("q", "?limit=1")
+	if printed := s.mustShell("", "consumers", "q"); !regexp.MustCompile(`^CONSUMER +LAST RECEIVE +LAST MINUTE +LAST HOUR\n127\.0\.0\.1 +\ds ago +1 +1\n$`).MatchString(printed) {
+		t.Errorf("consumers prints %s", printed)
+	}
+	if printed := s.mustShell("", "consumers", "-json", "q"); !strings.HasPrefix(printed, `{"token":null,"address":"127.0.0.1",`) || strings.Count(printed, "\n") != 1 {
+		t.Errorf("consumers -json prints %s", printed)
+	}
+	_, _, err := s.shell(nil, "consumers", "no-such-queue")
+	if err == nil || !strings.Contains(err.Error(), `queue "no-such-queue": server `+s.url+" returned 404: Queue not found; list the queues with queued queues") {
+		t.Errorf("consumers of an unknown queue = %v", err)
+	}
+}
+
 func TestInterruptedCommandsPrintNothing(t *testing.T) {
 	t.Parallel()
 	requested := make(chan bool, 1)

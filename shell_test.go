@@ -531,6 +531,7 @@ func TestHelpOfShellCommandsIsComplete(t *testing.T) {
 		"receive":        "url token tls-cert exec parallel count wait",
 		"queues":         "url token tls-cert json settings* watch*",
 		"stats":          "url token tls-cert json",
+		"consumers":      "url token tls-cert json*",
 		"peek":           "url token tls-cert json* limit* consumed* state* group* attr* contains* q* after* before*",
 		"message":        "url token tls-cert json*",
 		"ack":            "url token tls-cert yes*",

@@ -86,7 +86,7 @@ export function queuesPage(parameters) {
   const body = h('tbody', { role: 'rowgroup' })
   const more = h('p', { class: 'placeholder', hidden: true }, 'More…')
   observer.observe(more)
-  const noMatch = h('p', { class: 'placeholder', hidden: true }, 'No queues match.')
+  const noMatch = h('p', { class: 'placeholder', hidden: true }, 'No queues match. To search messages, open their queue.')
   const table = h('table', { class: 'queues', role: 'table', 'aria-label': 'Queues' },
     h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' }, heads.map((head) => head.element), h('th', { scope: 'col', role: 'columnheader', class: 'charted', title: 'Ready messages in the last hour; all on one logarithmic scale' }, '1 hour'))), body)
   const filter = inputs.text({ type: 'search', 'aria-label': 'Filter by name of queue, topic or dead queue, or find a message by its id', placeholder: 'Filter, or message id', value: view.filter })

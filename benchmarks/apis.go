@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,68 +17,101 @@ import (
 // api is how a load publishes, receives and acks through one of the server's APIs,
 // one message per request.
 type api struct {
-	publish   func(n int, data string) (path, body string)
-	published int                                               // status of a publish
-	receive   func(received string) (method, path, body string) // received: the id to ack in the same request, may be empty
-	empty     int                                               // status of a receive without a message
-	id        func(response []byte) string                      // of the received message; nil: a receive acks what it returns
-	ack       func(id string) (method, path string)             // nil: the next receive acks
-	acked     int                                               // status of an ack
+	publish   func(n int, data string) call
+	published int                          // status of a publish
+	receive   func(received string) call   // received: the id to ack in the same request, may be empty
+	empty     int                          // status of a receive without a message
+	id        func(response []byte) string // of the received message; nil: a receive acks what it returns
+	ack       func(id string) call         // nil: the next receive acks
+	acked     int                          // status of an ack
+}
+
+// call is a request of an API.
+type call struct {
+	method, path, body string
+	action             string // of SQS's API; empty for the others
+}
+
+// send sends the request to a server. It returns an error if the response has another
+// status than those in want.
+func (c call) send(client *http.Client, url string, want ...int) (status int, response []byte, err error) {
+	r, err := http.NewRequest(c.method, url+c.path, strings.NewReader(c.body))
+	if err != nil {
+		return 0, nil, err
+	}
+	if c.action != "" {
+		r.Header.Set("Content-Type", "application/x-amz-json-1.0")
+		r.Header.Set("X-Amz-Target", "AmazonSQS."+c.action)
+	}
+	status, response, err = do(client, r)
+	if err == nil && !slices.Contains(want, status) {
+		err = fmt.Errorf("%s %s %s: %d %s", c.method, c.path, c.action, status, response)
+	}
+	return status, response, err
 }
 
 var (
 	sharqGroup = regexp.MustCompile(`"queue_id": ?"([^"]*)"`)
 	sharqJob   = regexp.MustCompile(`"job_id": ?"([^"]*)"`)
+	sqsHandle  = regexp.MustCompile(`"ReceiptHandle":"([^"]*)"`)
 )
 
 // apisOf returns the APIs, with the paths of a queue.
 func apisOf(queue string) map[string]api {
-	get := func(path string) func(string) (string, string, string) {
-		return func(string) (string, string, string) { return http.MethodGet, path, "" }
+	get := func(path string) func(string) call {
+		return func(string) call { return call{method: http.MethodGet, path: path} }
 	}
+	post := func(path, body string) call { return call{method: http.MethodPost, path: path, body: body} }
+	sqs := func(action, members string) call {
+		return call{method: http.MethodPost, path: "/", action: action, body: `{"QueueUrl":"http://localhost/000000000000/` + queue + `",` + members + `}`}
+	}
+	quoted := strconv.Quote(payload) // JSON, because the payload is ASCII
 	native := api{
-		publish: func(_ int, data string) (string, string) {
-			return "/queues/" + queue + "/messages", `{"data":` + data + `}`
+		publish: func(_ int, data string) call {
+			return post("/queues/"+queue+"/messages", `{"data":`+data+`}`)
 		},
 		published: http.StatusCreated,
-		receive: func(received string) (string, string, string) {
+		receive: func(received string) call {
 			acks := ""
 			if received != "" {
 				acks = `"` + received + `"`
 			}
-			return http.MethodPost, "/queues/" + queue + "/messages/receive", `{"limit":1,"wait_seconds":1,"ack":[` + acks + `]}`
+			return post("/queues/"+queue+"/messages/receive", `{"limit":1,"wait_seconds":1,"ack":[`+acks+`]}`)
 		},
-		id: func(response []byte) string {
-			if id := firstID.FindSubmatch(response); id != nil {
-				return string(id[1])
-			}
-			return ""
-		},
+		id: idOf(firstID),
 	}
 	separate := native
 	separate.receive = get("/queues/" + queue + "/messages?limit=1&wait_seconds=1")
-	separate.ack = func(id string) (string, string) { return http.MethodPut, "/messages/" + id + "/ack" }
+	separate.ack = func(id string) call { return call{method: http.MethodPut, path: "/messages/" + id + "/ack"} }
 	separate.acked = http.StatusNoContent
 	return map[string]api{
 		"native":          native,
 		"native separate": separate,
+		"SQS": {
+			publish:   func(int, string) call { return sqs("SendMessage", `"MessageBody":`+quoted) },
+			published: http.StatusOK,
+			receive:   func(string) call { return sqs("ReceiveMessage", `"MaxNumberOfMessages":1,"WaitTimeSeconds":1`) },
+			id:        idOf(sqsHandle),
+			ack:       func(id string) call { return sqs("DeleteMessage", `"ReceiptHandle":"`+id+`"`) },
+			acked:     http.StatusOK,
+		},
 		"pgQueue": {
-			publish: func(_ int, data string) (string, string) {
-				return "/message", fmt.Sprintf(`{"channel":%q,"message":%s}`, queue, data)
+			publish: func(_ int, data string) call {
+				return post("/message", fmt.Sprintf(`{"channel":%q,"message":%s}`, queue, data))
 			},
 			published: http.StatusCreated,
 			receive:   get("/queue/" + queue + "?wait_seconds=1"),
 			empty:     http.StatusNoContent,
 		},
 		"micro-queue": {
-			publish:   func(_ int, data string) (string, string) { return "/in/" + queue, data },
+			publish:   func(_ int, data string) call { return post("/in/"+queue, data) },
 			published: http.StatusOK,
 			receive:   get("/out/" + queue + "?wait_seconds=1"),
 			empty:     http.StatusNotFound,
 		},
 		"SharQ": {
-			publish: func(n int, data string) (string, string) {
-				return "/enqueue/" + queue + "/" + strconv.Itoa(n%1000) + "/", fmt.Sprintf(`{"job_id":"%d","interval":0,"payload":%s}`, n, data)
+			publish: func(n int, data string) call {
+				return post("/enqueue/"+queue+"/"+strconv.Itoa(n%1000)+"/", fmt.Sprintf(`{"job_id":"%d","interval":0,"payload":%s}`, n, data))
 			},
 			published: http.StatusCreated,
 			receive:   get("/dequeue/" + queue + "/?wait_seconds=1"),
@@ -89,12 +123,29 @@ func apisOf(queue string) map[string]api {
 				}
 				return string(group[1]) + "/" + string(job[1])
 			},
-			ack: func(id string) (string, string) {
-				return http.MethodPost, "/finish/" + queue + "/" + id + "/"
-			},
+			ack:   func(id string) call { return post("/finish/"+queue+"/"+id+"/", "") },
 			acked: http.StatusOK,
 		},
 	}
+}
+
+// idOf returns a function that finds an id in a response: what the group of a pattern
+// matches, or an empty string.
+func idOf(pattern *regexp.Regexp) func(response []byte) string {
+	return func(response []byte) string {
+		if id := pattern.FindSubmatch(response); id != nil {
+			return string(id[1])
+		}
+		return ""
+	}
+}
+
+// payload is the data of the messages of load.
+var payload = `{"pad":"` + strings.Repeat("a", 190) + `"}`
+
+// clientFor returns a client that keeps as many connections as it has requests at a time.
+func clientFor(requests int) *http.Client {
+	return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: requests, DisableCompression: true}}
 }
 
 // load runs cycles through the API, with as many producers as consumers. Producers are at
@@ -105,20 +156,12 @@ func (a *api) load(v *server, clients int, d time.Duration) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 2 * clients, DisableCompression: true}}
+	client := clientFor(2 * clients)
 	defer client.CloseIdleConnections()
-	data := `{"pad":"` + strings.Repeat("a", 190) + `"}`
 	var numbers, published, acked atomic.Int64
 	var ended, drained atomic.Bool
 	failures := make(chan error, 2*clients)
 	var producers, consumers sync.WaitGroup
-	do := func(want int, method, path, body string) error {
-		status, response, err := request(client, method, v.url+path, body)
-		if err == nil && status != want {
-			err = fmt.Errorf("%s %s: %d %s", method, path, status, response)
-		}
-		return err
-	}
 	for range clients {
 		producers.Go(func() {
 			for !ended.Load() {
@@ -126,8 +169,7 @@ func (a *api) load(v *server, clients int, d time.Duration) (*result, error) {
 					time.Sleep(time.Millisecond)
 					continue
 				}
-				path, body := a.publish(int(numbers.Add(1)), data)
-				if err := do(a.published, http.MethodPost, path, body); err != nil {
+				if _, _, err := a.publish(int(numbers.Add(1)), payload).send(client, v.url, a.published); err != nil {
 					failures <- err
 					return
 				}
@@ -137,17 +179,13 @@ func (a *api) load(v *server, clients int, d time.Duration) (*result, error) {
 		consumers.Go(func() {
 			received := "" // and not acked
 			for !drained.Load() {
-				method, path, body := a.receive(received)
-				status, response, err := request(client, method, v.url+path, body)
-				if err == nil && status == a.empty {
-					continue
-				}
-				if err == nil && status != http.StatusOK {
-					err = fmt.Errorf("%s %s: %d %s", method, path, status, response)
-				}
+				status, response, err := a.receive(received).send(client, v.url, http.StatusOK, a.empty)
 				if err != nil {
 					failures <- err
 					return
+				}
+				if status == a.empty {
+					continue
 				}
 				if received != "" {
 					acked.Add(1)
@@ -165,8 +203,7 @@ func (a *api) load(v *server, clients int, d time.Duration) (*result, error) {
 					received = id
 					continue
 				}
-				method, path = a.ack(id)
-				if err := do(a.acked, method, path, ""); err != nil {
+				if _, _, err := a.ack(id).send(client, v.url, a.acked); err != nil {
 					failures <- err
 					return
 				}

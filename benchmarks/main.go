@@ -109,6 +109,7 @@ func run(ctx context.Context) error {
 		{"snapshot", s.snapshot},
 		{"latency", s.latency},
 		{"apis", s.apis},
+		{"sqs", s.sqs},
 		{"profile", s.profile},
 		{"backlog", s.backlog},
 		{"waiting", s.longPolls},

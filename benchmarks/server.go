@@ -129,6 +129,11 @@ func request(client *http.Client, method, url, body string) (status int, respons
 	if err != nil {
 		return 0, nil, err
 	}
+	return do(client, r)
+}
+
+// do is like request, for a request with headers.
+func do(client *http.Client, r *http.Request) (status int, response []byte, err error) {
 	a, err := client.Do(r)
 	if err != nil {
 		return 0, nil, err

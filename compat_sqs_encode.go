@@ -44,7 +44,7 @@ func (v sqsObject) appendJSON(b []byte) []byte {
 			b = append(b, ',')
 		}
 		first = false
-		b = append(append(b, rawjson.Quote(m.name)...), ':')
+		b = append(rawjson.AppendQuote(b, m.name), ':')
 		b = appendSQSValue(b, m.value)
 	}
 	return append(b, '}')
@@ -65,7 +65,7 @@ func isEmptyList(value any) bool {
 func appendSQSValue(b []byte, value any) []byte {
 	switch v := value.(type) {
 	case string:
-		return append(b, rawjson.Quote(v)...)
+		return rawjson.AppendQuote(b, v)
 	case []byte:
 		b = base64.StdEncoding.AppendEncode(append(b, '"'), v)
 		return append(b, '"')

@@ -6,7 +6,8 @@ package rawjson
 
 import (
 	"bytes"
-	"encoding/json"
+	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -162,13 +163,43 @@ func hexRune(digits []byte) rune {
 	return rune(n)
 }
 
-// Quote returns a text, which must be UTF-8, as a JSON string.
-func Quote(text string) []byte {
-	var b bytes.Buffer
-	encoder := json.NewEncoder(&b)
-	encoder.SetEscapeHTML(false)
-	encoder.Encode(text) // cannot fail
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+// Quote returns a text as a JSON string.
+func Quote(text string) []byte { return AppendQuote(nil, text) }
+
+// AppendQuote appends a text as a JSON string, with the escapes of encoding/json without
+// those for HTML. Bytes that are not UTF-8 become U+FFFD.
+func AppendQuote(b []byte, text string) []byte {
+	b = append(slices.Grow(b, len(text)+2), '"')
+	copied := 0 // bytes of the text
+	for i := 0; i < len(text); {
+		c, size := rune(text[i]), 1
+		if c >= utf8.RuneSelf {
+			c, size = utf8.DecodeRuneInString(text[i:])
+		}
+		plain := c >= ' ' && c != '"' && c != '\\' && c != '\u2028' && c != '\u2029' && (c != utf8.RuneError || size > 1)
+		if !plain {
+			b = append(append(b, text[copied:i]...), '\\')
+			copied = i + size
+			switch c {
+			case '"', '\\':
+				b = append(b, byte(c))
+			case '\b':
+				b = append(b, 'b')
+			case '\f':
+				b = append(b, 'f')
+			case '\n':
+				b = append(b, 'n')
+			case '\r':
+				b = append(b, 'r')
+			case '\t':
+				b = append(b, 't')
+			default:
+				b = fmt.Appendf(b, "u%04x", c)
+			}
+		}
+		i += size
+	}
+	return append(append(b, text[copied:]...), '"')
 }
 
 // SyntaxError returns the mistake in a text that json.Valid rejects, and its index, in

@@ -1,6 +1,10 @@
 package rawjson
 
-import "testing"
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+)
 
 func TestUnquote(t *testing.T) {
 	t.Parallel()
@@ -18,6 +22,33 @@ func TestUnquote(t *testing.T) {
 	} {
 		if got := Unquote([]byte(raw)); got != want {
 			t.Errorf("Unquote(%s) = %q, want %q", raw, got, want)
+		}
+	}
+}
+
+// quotedByJSON is a reference for Quote.
+func quotedByJSON(text string) string {
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err != nil {
+		panic(err)
+	}
+	return b.String()[:b.Len()-1]
+}
+
+func TestQuoteEscapesLikeEncodingJSON(t *testing.T) {
+	t.Parallel()
+	texts := []string{"", "plain", `"\` + "\b\f\n\r\t", "a\u2028b\u2029", "<&>", "\x00\x1f\x7f", "\xff", "é\xc3", "\xed\xa0\xbd", "😀\xf0\x9f\x98", "\ufffd"}
+	for c := range rune(0x3000) {
+		texts = append(texts, "a"+string(c)+"b")
+	}
+	for _, text := range texts {
+		if got, want := string(Quote(text)), quotedByJSON(text); got != want {
+			t.Errorf("Quote(%q) = %s, want %s", text, got, want)
+		}
+		if got, want := string(AppendQuote([]byte("x"), text)), "x"+quotedByJSON(text); got != want {
+			t.Errorf("AppendQuote of %q = %s, want %s", text, got, want)
 		}
 	}
 }

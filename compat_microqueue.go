@@ -140,8 +140,10 @@ func (s *server) microCompact(r *request) (any, error) {
 // Any other body becomes the member "body", or "body_base64" if it is not text, of an
 // object with its "content_type".
 func wrap(body []byte, contentType string) []byte {
-	if f := parseBody(body); !f.broken && body[rawjson.SkipSpace(body, 0)] == '{' && !f.isWrapped() {
-		return body
+	if start := rawjson.SkipSpace(body, 0); start < len(body) && body[start] == '{' {
+		if f := parseBody(body); !f.broken && !f.isWrapped() {
+			return body
+		}
 	}
 	b := append([]byte(`{"content_type":`), rawjson.Quote(strings.ToValidUTF8(contentType, "\uFFFD"))...)
 	if isText(body) {
@@ -153,9 +155,12 @@ func wrap(body []byte, contentType string) []byte {
 	return append(b, '}')
 }
 
-// unwrap returns the body in data of wrap.
+// unwrap returns the body in data of wrap. The data is of a stored message, so it is JSON.
 func unwrap(data []byte) []byte {
-	f := parseBody(data)
+	f := &form{}
+	if start := rawjson.SkipSpace(data, 0); data[start] == '{' {
+		f.read(data[start:])
+	}
 	if !f.isWrapped() {
 		return data
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -200,7 +201,12 @@ type sqsBody struct {
 
 func (v sqsBody) size() int { return v.held }
 
-func (v sqsBody) piece(b []byte, _ int) ([]byte, int) { return v.encode(b), -1 }
+func (v sqsBody) piece(b []byte, _ int) ([]byte, int) {
+	return v.encode(slices.Grow(b, v.held+firstSQSBody)), -1
+}
+
+// firstSQSBody is the size of the first buffer for a response, apart from the messages in it.
+const firstSQSBody = 256
 
 // setSQS makes a request one of SQS, whose responses have an id of their own.
 func (r *request) setSQS() {

@@ -195,8 +195,8 @@ func (extra *sqsExtra) store(all []sqsMessageAttribute) (attributes []byte) {
 			continue
 		}
 		attributes = append(attributes, `{,`[min(len(attributes), 1)])
-		attributes = append(append(attributes, rawjson.Quote(a.name)...), ':')
-		attributes = append(attributes, rawjson.Quote(a.value)...)
+		attributes = append(rawjson.AppendQuote(attributes, a.name), ':')
+		attributes = rawjson.AppendQuote(attributes, a.value)
 	}
 	if attributes != nil {
 		attributes = append(attributes, '}')
@@ -206,10 +206,10 @@ func (extra *sqsExtra) store(all []sqsMessageAttribute) (attributes []byte) {
 
 // json returns the JSON of extra, or nil if it is empty.
 func (extra *sqsExtra) json() []byte {
-	if b := appendJSON(nil, extra); len(b) > len("{}") {
-		return b
+	if extra.Types == nil && extra.Binary == nil && extra.TraceHeader == "" && extra.DeduplicationID == "" {
+		return nil
 	}
-	return nil
+	return appendJSON(nil, extra)
 }
 
 // readSQSExtra returns the extra in its JSON, which may be nil.

@@ -81,9 +81,7 @@ func isSQSPath(path string) bool {
 }
 
 // isSQSQuery reports whether a request of SQS is one of the Query protocol.
-func (r *request) isSQSQuery() bool {
-	return !strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), sqsJSONPrefix)
-}
+func (r *request) isSQSQuery() bool { return !r.sqsJSON }
 
 // callSQS decodes a request of SQS, calls the handler of its action and returns the
 // response.
@@ -211,6 +209,7 @@ const firstSQSBody = 256
 // setSQS makes a request one of SQS, whose responses have an id of their own.
 func (r *request) setSQS() {
 	r.api = amazonSQS
+	r.sqsJSON = strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), sqsJSONPrefix)
 	r.w.Header().Set("X-Amzn-Requestid", newID())
 }
 

@@ -76,6 +76,9 @@ func (q *sqsQueue) received(m *message, system, names []string) sqsObject {
 
 // systemAttributes returns the system attributes of a message that a receiver asks for.
 func (q *sqsQueue) systemAttributes(m *message, extra *sqsExtra, names []string) (all sqsMap) {
+	if len(names) == 0 {
+		return nil
+	}
 	milliseconds := func(at time.Time) string { return strconv.FormatInt(at.UnixMilli(), 10) }
 	source := ""
 	if m.past.sourceQueueID.Valid {

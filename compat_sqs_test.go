@@ -295,10 +295,7 @@ func TestSQSInternalFailure(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !query {
-			hr.Header.Set("Content-Type", "application/x-amz-json-1.0")
-		}
-		r := &request{Request: hr, api: amazonSQS}
+		r := &request{Request: hr, api: amazonSQS, sqsJSON: !query}
 		r.w.ResponseWriter = &buffer{header: http.Header{}}
 		problem := sqsProblem(r, errPanic, 500, "internal error").(withStatus)
 		checkDiff(t, "status", 500, problem.status)

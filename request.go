@@ -23,6 +23,8 @@ type request struct {
 	// Ids in the path of a route of the native API.
 	topicID, queueID, groupID, messageID string
 
+	sqsJSON bool // a request of SQS is one of the JSON protocol
+
 	unsent unsent
 }
 

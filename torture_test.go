@@ -48,6 +48,12 @@ func TestTorture(t *testing.T) {
 	}
 	producing.Go(func() { v.redrive(calm) })
 	producing.Go(func() { v.feedPipeline(calm) })
+	for range 3 {
+		producing.Go(func() { v.produceFIFO(calm) })
+	}
+	for range 6 {
+		consuming.Go(func() { v.consumeFIFO(calm, stop) })
+	}
 	for range 4 {
 		consuming.Go(func() { v.movePipeline("first", "second", calm, stop) })
 		consuming.Go(func() { v.movePipeline("second", "third", calm, stop) })
@@ -70,6 +76,7 @@ func TestTorture(t *testing.T) {
 	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without a response, with %d attempts; %d redrives",
 		result.delivered, result.repeated, result.acked, len(v.history.unknown), result.missed, len(v.history.redrives))
 	t.Logf("%d publishes were repeated with their key until a response, %d of them had been stored before", v.repeated, v.duplicates)
+	t.Logf("FIFO queue: %v", &v.history.fifo)
 	t.Logf("faults: %v", v.faults)
 	t.Logf("responses: %v", v.responses)
 }
@@ -181,6 +188,7 @@ func newTorture(t *testing.T) *torture {
 	})
 	c.must(201, "POST", "/topics", `{"id":"t"}`)
 	pipelineQueues(c)
+	createFIFO(c)
 	c.mustQueue("dead", `"ack_deadline_seconds":2`)
 	c.mustQueue("plain", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"ordered":true`)
 	c.mustQueue("work", `"ack_deadline_seconds":2`, `"topic_id":"t"`, `"dead_queue_id":"dead"`, `"delivery_interval_ms":5`, fmt.Sprintf(`"message_max_deliveries":%d`, tortureDeliveries))
@@ -445,6 +453,15 @@ func (v *torture) send(ctx context.Context, method, path string, in any) (status
 
 // sendKeyed is send with an Idempotency-Key, unless the key is empty.
 func (v *torture) sendKeyed(ctx context.Context, method, path, key string, in any) (status int, out []byte) {
+	header := http.Header{}
+	if key != "" {
+		header.Set("Idempotency-Key", key)
+	}
+	return v.exchange(ctx, method, path, header, in, 409)
+}
+
+// exchange is send with headers. Responses other than 2xx, 503 and refusal are violations.
+func (v *torture) exchange(ctx context.Context, method, path string, header http.Header, in any, refusal int) (status int, out []byte) {
 	var body io.Reader
 	if in != nil {
 		text, err := json.Marshal(in)
@@ -459,9 +476,7 @@ func (v *torture) sendKeyed(ctx context.Context, method, path, key string, in an
 	if err != nil {
 		panic(err)
 	}
-	if key != "" {
-		r.Header.Set("Idempotency-Key", key)
-	}
+	r.Header = header
 	response, err := v.client.Do(r)
 	if err == nil {
 		status = response.StatusCode
@@ -477,7 +492,7 @@ func (v *torture) sendKeyed(ctx context.Context, method, path, key string, in an
 	case status == 503:
 		v.responses["503"]++
 		return 0, nil
-	case status >= 300 && status != 409:
+	case status >= 300 && status != refusal:
 		v.violations = append(v.violations, fmt.Sprintf("%s %s = %d %s", method, path, status, out))
 	}
 	v.responses[fmt.Sprint(status)]++

@@ -238,7 +238,7 @@ func TestSQSFullQueue(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q", `"max_messages":1`)
-	s.sqsPublish("q", "a")
+	s.full("q")
 	got := s.sqs("SendMessage", `{"QueueUrl":"q","MessageBody":"b"}`)
 	v := s.sqsJSONProblem(got)
 	if v.Status != 403 || v.Type != "com.amazonaws.sqs#RequestThrottled" || v.Code != "RequestThrottled" || got.header.Get("Retry-After") == "" {

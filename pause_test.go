@@ -80,7 +80,9 @@ func TestQueueShowsThatItIsPaused(t *testing.T) {
 	s.must(200, "PUT", "/queues/q", settings+"}")
 	checkDiff(t, "after an update that leaves it out", "true true true true", shows())
 	checkDiff(t, "stats", `{"num_undelivered_messages":0,"oldest_unacked_message_age_seconds":0}`, s.must(200, "GET", "/queues/q/stats", ""))
-	s.wantMetrics(`queued_queue_paused{queue="q"} 1`)
+	eventually(t, "the metrics show that the queue is paused", func() bool { // the last count may be older
+		return strings.Contains(s.must(200, "GET", "/metrics", ""), `queued_queue_paused{queue="q"} 1`)
+	})
 	poll := s.poll(t.Context(), "q", "?wait_seconds=30")
 	s.must(201, "POST", "/queues/q/messages", `{"data":{"n":1}}`)
 	s.waiting("q", 1)

@@ -34,7 +34,7 @@ export function problemOf(q, isDead) {
   if (hasNoConsumer(q, isDead)) return found('bad', 5, q.messages.ready, `no consumer, ${count(q.messages.ready)} waiting`)
   if (isDead) {
     const grown = growth(q)
-    if (grown > 0) return found('bad', 4, grown, `${count(grown)} more dead in the last hour`)
+    if (grown > 0) return found('bad', 4, grown, `${count(grown)} more dead`)
     return q.messages?.ready > 0 ? found('warn', 2, q.messages.ready, `${count(q.messages.ready)} dead`) : null
   }
   if (q.paused) return found('info', 1, 1, 'paused')

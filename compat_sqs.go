@@ -114,7 +114,7 @@ func (s *server) callSQS(r *request) (any, error) {
 	}
 	action := sqsActions[in.action]
 	if action == nil {
-		return nil, sqsUnknownOperation.errorf("The action %s is not valid for this endpoint.", in.action)
+		return nil, errSQSAction(in.action)
 	}
 	r.Pattern = "AmazonSQS." + action.name // for the metrics
 	if r.queueID, err = r.sqsQueue(action, in); err != nil {
@@ -134,7 +134,10 @@ func (s *server) callSQS(r *request) (any, error) {
 // sqsInput decodes the parameters of a request.
 func (r *request) sqsInput() (*sqsInput, error) {
 	if !r.isSQSQuery() {
-		action, _ := strings.CutPrefix(r.Header.Get("X-Amz-Target"), "AmazonSQS.")
+		action, ok := strings.CutPrefix(r.Header.Get("X-Amz-Target"), "AmazonSQS.")
+		if !ok {
+			return nil, errSQSAction(action)
+		}
 		if sqsActions[action] == nil { // known before the body is decoded
 			return &sqsInput{action: action}, nil
 		}

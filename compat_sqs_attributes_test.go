@@ -256,6 +256,7 @@ func TestSQSListsQueues(t *testing.T) {
 	checkDiff(t, "with a prefix", "b-1 b-2", list(`{"QueueNamePrefix":"b-"}`))
 	checkDiff(t, "with the prefix %", "", list(`{"QueueNamePrefix":"%"}`))
 	checkDiff(t, "with the prefix b_", "b_", list(`{"QueueNamePrefix":"b_"}`))
+	checkDiff(t, "with a prefix that is no text", "", list(`{"QueueNamePrefix":"\ud800\u0000"}`))
 	checkDiff(t, "with an empty prefix", all, list(`{"QueueNamePrefix":""}`))
 
 	s.createSQS("dead")

@@ -67,6 +67,11 @@ func (v sqsFailure) sender() string {
 
 var errSQSNoQueue = sqsQueueDoesNotExist.errorf("The specified queue does not exist.")
 
+// errSQSAction returns the error for an unknown action.
+func errSQSAction(name string) error {
+	return sqsUnknownOperation.errorf("The action %s is not valid for this endpoint.", name)
+}
+
 // sqsMissing returns the error for a required parameter that is missing or empty.
 func sqsMissing(parameter string) error {
 	return sqsMissingParameter.errorf("The request must contain the parameter %s.", parameter)

@@ -197,6 +197,8 @@ func TestSQSErrors(t *testing.T) {
 		s.sqsJSONProblem(s.sqsSend("POST", "/", "{}", "Content-Type: application/x-amz-json-1.0")))
 	checkDiff(t, "with the target of another service", sqsProblemReply{400, coral + "UnknownOperationException", "InvalidAction", "The action DynamoDB_20120810.ListTables is not valid for this endpoint."},
 		s.sqsJSONProblem(s.sqsSend("POST", "/", "{}", "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: DynamoDB_20120810.ListTables")))
+	checkDiff(t, "with a target without a service", sqsProblemReply{400, coral + "UnknownOperationException", "InvalidAction", "The action ListQueues is not valid for this endpoint."},
+		s.sqsJSONProblem(s.sqsSend("POST", "/", "{}", "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: ListQueues")))
 }
 
 // Characters that XML does not have are refused in bodies, also lone surrogates, which Go's

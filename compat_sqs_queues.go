@@ -117,6 +117,9 @@ func (s *server) sqsListQueues(r *request, in *sqsInput) (sqsObject, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !isSQSText(prefix) { // no queue has it, and PostgreSQL cannot store it
+		return sqsObject{}, nil
+	}
 	ids, err := s.store.pageOfIDs(r.Context(), r.visible(), queuePage{prefix: prefix, after: after, limit: limit + 1})
 	return r.sqsPageOf("QueueUrls", ids, limit), err
 }

@@ -268,6 +268,21 @@ func TestMessageIsFoundByItsID(t *testing.T) {
 	p.seeText("main", "No queue has a message with this id.")
 }
 
+// A body that is no JSON object is shown as it was sent, not in the object that stores it.
+func TestTextIsShownAsText(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("mails.fifo", `"ordered":true`)
+	s.must("POST", "/queues/mails.fifo/messages", `{"data":{"content_type":"text/plain; charset=utf-8","body":"first \"line\"\nsecond"}}`)
+	p := open(t, s.url()+"/#/queues/mails.fifo/messages")
+	p.seeText("h1 + .tags", "FIFO")
+	p.seeText(".message .preview", `first "line"`)
+	p.see("no object", "!document.querySelector('.message .preview').textContent.includes('content_type')")
+	p.choose(".message summary")
+	p.seeText(".message pre", "first \"line\"\nsecond")
+	p.seeText(".message dl", "text/plain; charset=utf-8")
+}
+
 func TestServerPageShowsDelaysAndServers(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)

@@ -70,10 +70,10 @@ export function messageRow(queueID, id, reload, selection = null) {
 
   function showData() {
     if (!details.open) return
-    const text = prettyText(data)
+    const text = textOf(data) ?? prettyText(data)
     more.hidden = showAll || text.length <= longText
     setText(pretty, more.hidden ? text : `${text.slice(0, longText)} …`)
-    updateChildren(facts, ...factsOf(message).flatMap(([name, value]) => [h('dt', {}, name), h('dd', { dir: 'auto' }, value)]))
+    updateChildren(facts, ...factsOf(message, data).flatMap(([name, value]) => [h('dt', {}, name), h('dd', { dir: 'auto' }, value)]))
   }
 
   // The lease token of a message in flight: the server changes the message only while
@@ -123,7 +123,7 @@ export function messageRow(queueID, id, reload, selection = null) {
       state.className = `state ${m.state}`
       updateChildren(story, ...storyOf(m))
       updateChildren(tags, ...tagsOf(m, queueID))
-      setText(preview, prettyText(data, 0).slice(0, 300))
+      setText(preview, (textOf(data) ?? prettyText(data, 0)).slice(0, 300))
       setText(ack, isDead() ? 'Delete…' : 'Ack…')
       ack.setAttribute('aria-label', `${isDead() ? 'Delete' : 'Ack'} ${id}`)
       nack.hidden = m.state !== 'in_flight'
@@ -170,8 +170,9 @@ function tagsOf(m, queueID) {
 }
 
 // factsOf returns the names and values of what the row has no space for.
-function factsOf(m) {
+function factsOf(m, data) {
   return [
+    textOf(data) !== null && ['Content type', data.content_type],
     ['Published', when(m.created_at)],
     m.source_queue_id && ['Moved here', when(m.dead_at)],
     ['Deliveries', m.source_queue_id ? `${m.source_delivery_attempts ?? 'unknown'} in ${m.source_queue_id}, ${m.delivery_attempts} here` : String(m.delivery_attempts)],
@@ -181,6 +182,13 @@ function factsOf(m) {
     m.request_id !== undefined && ['Request', m.request_id],
     m.traceparent !== undefined && ['Trace', m.traceparent.slice(3, 35)],
   ].filter(Boolean)
+}
+
+// textOf returns the body in data, null if there is none. A body that is no JSON object is
+// stored in an object with its content type by the APIs of Amazon SQS and micro-queue.
+function textOf(data) {
+  const names = Object.keys(data ?? {}).join(' ')
+  return names === 'content_type body' && typeof data.content_type === 'string' && typeof data.body === 'string' ? data.body : null
 }
 
 // prettyText returns data as JSON, indented by a number of spaces.

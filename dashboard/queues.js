@@ -249,7 +249,7 @@ export function settingTags(q, sources) {
     q.topic_id && h('span', { class: 'tag' }, `topic ${q.topic_id}`),
     sources.length > 0 && h('span', { class: 'tag', title: sources.join(', ') }, `dead queue of ${sources.length === 1 ? sources[0] : `${sources.length}`}`),
     q.message_filters && h('span', { class: 'tag' }, 'filtered'),
-    q.ordered && h('span', { class: 'tag' }, 'ordered'),
+    q.ordered && h('span', { class: 'tag' }, q.id.endsWith('.fifo') ? 'FIFO' : 'ordered'),
     q.delivery_interval_ms > 0 && h('span', { class: 'tag' }, 'rate limited'),
   ].filter(Boolean)
 }

@@ -343,13 +343,31 @@ func (p *page) seeNo(selector string) {
 // click clicks on the button or link with a text, optionally within an XPath.
 func (p *page) click(text string, in ...string) {
 	p.t.Helper()
-	clickOn(p, chromedp.Search(fmt.Sprintf(`%s//*[self::button or self::a][normalize-space()=%q][not(ancestor-or-self::*[@hidden])]`, strings.Join(in, ""), text)))
+	xpath := fmt.Sprintf(`%s//*[self::button or self::a][normalize-space()=%q][not(ancestor-or-self::*[@hidden])]`, strings.Join(in, ""), text)
+	p.still(fmt.Sprintf("document.evaluate(%q, document, null, XPathResult.FIRST_ORDERED_NODE_TYPE).singleNodeValue", xpath))
+	clickOn(p, chromedp.Search(xpath))
 }
 
 // choose clicks on the element that a CSS selector finds.
 func (p *page) choose(selector string) {
 	p.t.Helper()
+	p.still(fmt.Sprintf("document.querySelector(%q)", selector))
 	clickOn(p, chromedp.CSS(selector))
+}
+
+// still waits until the element of an expression has kept its place for a moment, and is not
+// covered: a click goes to a place, and elements move while the page loads.
+func (p *page) still(element string) {
+	p.t.Helper()
+	p.see("an element that keeps its place: "+element, fmt.Sprintf(`(() => {
+		const e = %s
+		if (!e) return false
+		e.scrollIntoView({ block: 'center', behavior: 'instant' })
+		const { x, y, width, height } = e.getBoundingClientRect()
+		const place = [x, y, width, height].join()
+		if (window.placeOfClick?.place !== place) window.placeOfClick = { place, since: Date.now() }
+		return Date.now() - window.placeOfClick.since >= 100 && e.contains(document.elementFromPoint(x + width / 2, y + height / 2))
+	})()`, element))
 }
 
 // clickOn clicks on an element. It searches again if the page replaced the element

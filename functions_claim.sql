@@ -96,8 +96,9 @@ COMMENT ON FUNCTION queued.group_fronts IS 'Internal: the first messages of a gr
 -- Then it takes messages from the groups in turns, and sets the time at which claims check
 -- each group again. From a group of an ordered queue it takes the first message, if no other
 -- one is in flight. With takes_runs it takes all from the first one up to one that is not due
--- or in flight, and fills up with those of the next group. It returns the messages as they are now, or as they were if they are
--- consumed. It does nothing if the settings of queues have changed since that version.
+-- or in flight, and fills up with those of the next group. It returns the messages as they
+-- are now, or as they were if they are consumed. It does nothing if the settings of queues
+-- have changed since that version.
 --
 -- Statements are apart where the later one must see what was committed before a lock, or
 -- what the earlier one has changed. A group is looked up backwards (BETWEEN, ORDER BY id

@@ -106,7 +106,7 @@ func (v *effects) workerFaults() []fault {
 			restart(w)
 		}},
 		{"try to kill -9 a worker between an ack and its commit", func() {
-			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); <-time.After(time.Millisecond) {
+			for end, tick := time.Now().Add(2*time.Second), time.Tick(time.Millisecond); time.Now().Before(end); <-tick {
 				var pid, i int
 				if v.db.QueryRow(pausedSQL).Scan(&pid, &i) != nil {
 					continue
@@ -168,7 +168,7 @@ func (v *effects) orderBySQL(n int, group string) outcome {
 			return rolledBack
 		}
 	}
-	<-time.After(rand.N(20 * pace)) // the transaction is open
+	v.send(context.Background(), "GET", "/queues/orders/stats", nil) // the transaction is open meanwhile
 	if rand.IntN(3) == 0 {
 		return rolledBack
 	}

@@ -46,7 +46,7 @@ func (v *torture) produceFIFO(calm <-chan struct{}) {
 		s := fifoSend{n: v.next, sentAt: time.Now()}
 		v.next++
 		v.mu.Unlock()
-		attempts := 1
+		attempts, tick := 1, time.Tick(pace)
 		if rand.IntN(2) == 0 {
 			attempts = maxRepeats
 		}
@@ -65,7 +65,7 @@ func (v *torture) produceFIFO(calm <-chan struct{}) {
 			} else if status != 0 {
 				v.violate("SendMessage = %d %s", status, out)
 			}
-			<-time.After(pace)
+			<-tick
 		}
 		v.mu.Lock()
 		v.history.fifo.sends = append(v.history.fifo.sends, s)
@@ -76,15 +76,9 @@ func (v *torture) produceFIFO(calm <-chan struct{}) {
 // consumeFIFO receives messages until stop. Until calm, a tenth of the receives disconnect,
 // and a tenth of the consumers die with what they received.
 func (v *torture) consumeFIFO(calm, stop <-chan struct{}) {
-	for {
-		isCalm := false
-		select {
-		case <-stop:
-			return
-		case <-calm:
-			isCalm = true
-		default:
-		}
+	tick := time.Tick(pace)
+	for !isClosed(stop) {
+		isCalm := isClosed(calm)
 		wait := rand.IntN(2)
 		if isCalm {
 			wait = 0
@@ -110,7 +104,7 @@ func (v *torture) consumeFIFO(calm, stop <-chan struct{}) {
 			v.violate("ReceiveMessage = %d %s", status, out)
 		}
 		if len(in.Messages) == 0 {
-			<-time.After(pace)
+			<-tick
 			continue
 		}
 		all := make([]fifoSeen, len(in.Messages))
@@ -143,7 +137,7 @@ func (v *torture) finishFIFO(all []fifoSeen, handles map[*fifoSeen]string, isCal
 			rest = append(rest, d)
 		case what == 0: // it dies with the message
 		case what == 1:
-			<-time.After(fifoLease*time.Second + rand.N(time.Second))
+			v.awaitLeaseEnd(d)
 			v.deleteFIFO(handles, d)
 		case what < 4:
 			if v.hideFIFO(handles, d, 0) && rand.IntN(2) == 0 {
@@ -161,6 +155,23 @@ func (v *torture) finishFIFO(all []fifoSeen, handles map[*fifoSeen]string, isCal
 	}
 	if len(rest) > 0 {
 		v.deleteFIFO(handles, rest...)
+	}
+}
+
+// awaitLeaseEnd waits until the lease of a message is over, or another consumer has it. While
+// the database is down it waits, too.
+func (v *torture) awaitLeaseEnd(d *fifoSeen) {
+	for tick, leased := time.Tick(10*pace), true; leased; <-tick {
+		err := v.db.QueryRow(`
+SELECT EXISTS (
+    SELECT
+    FROM queued.messages
+    WHERE id = $1
+        AND in_flight
+        AND delivery_attempts = $2
+        AND scheduled_at > now()
+)`, d.id, d.attempt).Scan(&leased)
+		leased = leased || err != nil
 	}
 }
 

@@ -34,18 +34,12 @@ func (v *torture) feedPipeline(calm <-chan struct{}) {
 // movePipeline receives messages of a queue and publishes each to the next one, until
 // stop. Until calm, some of the work is abandoned.
 func (v *torture) movePipeline(from, to string, calm, stop <-chan struct{}) {
-	for {
-		isCalm := false
-		select {
-		case <-stop:
-			return
-		case <-calm:
-			isCalm = true
-		default:
-		}
+	tick := time.Tick(pace)
+	for !isClosed(stop) {
+		isCalm := isClosed(calm)
 		status, out := v.send(context.Background(), "GET", "/queues/"+from+"/messages?limit=5&wait_seconds=0.2", nil)
 		if status != 200 {
-			<-time.After(pace)
+			<-tick
 			continue
 		}
 		for _, m := range v.decode(out) {

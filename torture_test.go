@@ -308,9 +308,10 @@ func (v *torture) serverFaults() []fault {
 			s.proxy.thaw()
 		})},
 		{"reset a server's connections, again and again", any(func(s *victim) {
+			tick := time.Tick(time.Duration(10+rand.IntN(80)) * time.Millisecond)
 			for range 20 {
 				s.proxy.reset()
-				<-time.After(rand.N(100 * time.Millisecond))
+				<-tick
 			}
 		})},
 		{"keep a server from the database", any(func(s *victim) {
@@ -345,9 +346,10 @@ func (v *torture) databaseFaults() []fault {
 			v.awaitPostgres()
 		}},
 		{"terminate connections, again and again", func() {
+			tick := time.Tick(time.Duration(10+rand.IntN(80)) * time.Millisecond)
 			for range 20 {
 				v.db.Exec("SELECT pg_terminate_backend(pid) "+backends+" AND random() < $1", rand.Float64())
-				<-time.After(rand.N(100 * time.Millisecond))
+				<-tick
 			}
 		}},
 		{"take all connections", func() {
@@ -378,7 +380,7 @@ func (v *torture) databaseFaults() []fault {
 
 // awaitPostgres waits until PostgreSQL accepts connections.
 func (v *torture) awaitPostgres() {
-	for end := time.Now().Add(testTimeout); v.db.Ping() != nil; <-time.After(10 * time.Millisecond) {
+	for end, tick := time.Now().Add(testTimeout), time.Tick(10*time.Millisecond); v.db.Ping() != nil; <-tick {
 		if time.Now().After(end) {
 			v.violate("PostgreSQL does not recover")
 			return
@@ -389,7 +391,7 @@ func (v *torture) awaitPostgres() {
 // awaitEmpty waits until all messages are acked, or until there is no progress.
 func (v *torture) awaitEmpty() {
 	least := 0
-	for end := time.Now().Add(testTimeout); ; <-time.After(10 * time.Millisecond) {
+	for end, tick := time.Now().Add(testTimeout), time.Tick(10*time.Millisecond); ; <-tick {
 		var left int
 		if err := v.db.QueryRow("SELECT count(*) FROM queued.messages WHERE " + notInPipelineEnd).Scan(&left); err == nil && left == 0 {
 			return
@@ -505,6 +507,7 @@ const maxRepeats = 1000
 // publish publishes a message or a batch to the topic. With a key it repeats the request
 // until it gets a response.
 func (v *torture) publish(batch, key string, in any) (status int, out []byte) {
+	tick := time.Tick(10 * pace)
 	for i := range maxRepeats {
 		status, out = v.sendKeyed(context.Background(), "POST", "/topics/t/messages"+batch, key, in)
 		if status != 0 || key == "" {
@@ -518,7 +521,7 @@ func (v *torture) publish(batch, key string, in any) (status int, out []byte) {
 			}
 			return status, out
 		}
-		<-time.After(10 * pace)
+		<-tick
 	}
 	v.violate("a publish with a key got no response %d times", maxRepeats)
 	return 0, nil
@@ -600,9 +603,19 @@ func (v *torture) decode(out []byte) []wireMessage {
 	return all
 }
 
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
 // consume receives from all queues. Until calm is closed it acks only most of the
 // messages, and a tenth of the receives disconnect.
 func (v *torture) consume(calm, stop <-chan struct{}) {
+	tick := time.Tick(pace)
 	var carried []seen // to ack with the next receive
 	remember := func(acked bool) {
 		v.mu.Lock()
@@ -615,16 +628,9 @@ func (v *torture) consume(calm, stop <-chan struct{}) {
 		}
 		carried = nil
 	}
-	for {
-		isCalm := false
-		select {
-		case <-stop:
-			remember(false)
-			return
-		case <-calm:
-			isCalm = true
-		default:
-		}
+	defer remember(false)
+	for !isClosed(stop) {
+		isCalm := isClosed(calm)
 		queue := []string{"work", "work", "plain", "plain", "dead"}[rand.IntN(5)]
 		wait := rand.Float64()
 		if isCalm {
@@ -655,7 +661,7 @@ func (v *torture) consume(calm, stop <-chan struct{}) {
 			v.mu.Lock()
 			v.history.unknown = append(v.history.unknown, span{queue, began, time.Now().Add(aftermath)})
 			v.mu.Unlock()
-			<-time.After(pace)
+			<-tick
 			continue
 		}
 		for _, m := range v.decode(out) {

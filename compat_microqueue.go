@@ -145,7 +145,7 @@ func wrap(body []byte, contentType string) []byte {
 			return body
 		}
 	}
-	b := append([]byte(`{"content_type":`), rawjson.Quote(strings.ToValidUTF8(contentType, "\uFFFD"))...)
+	b := append([]byte(`{"content_type":`), rawjson.Quote(toUTF8(contentType))...)
 	if isText(body) {
 		b = append(append(b, `,"body":`...), rawjson.Quote(string(body))...)
 	} else {

@@ -26,8 +26,10 @@ type sqsStored struct {
 }
 
 // sqsQueueOf returns a queue as SQS shows it to the client of a request.
-func (r *request) sqsQueueOf(q queue) *sqsQueue {
-	v := &sqsQueue{queue: q, arn: r.sqsARN}
+func (r *request) sqsQueueOf(q queue) *sqsQueue { return newSQSQueue(q, r.sqsARN) }
+
+func newSQSQueue(q queue, arn func(queueID string) string) *sqsQueue {
+	v := &sqsQueue{queue: q, arn: arn}
 	if q.SQS != nil {
 		json.Unmarshal(q.SQS, &v.stored) // the server has written it
 	}
@@ -392,10 +394,7 @@ func (s *server) checkDeadQueue(ctx context.Context, q *sqsQueue) error {
 	} else if err != nil {
 		return err
 	}
-	dead := &sqsQueue{queue: found, arn: q.arn}
-	if found.SQS != nil {
-		json.Unmarshal(found.SQS, &dead.stored)
-	}
+	dead := newSQSQueue(found, q.arn)
 	if dead.isFIFO() != q.isFIFO() {
 		if q.isFIFO() {
 			return invalid("Dead-letter queue must be same type of queue as the source. A FIFO queue needs a FIFO queue.")

@@ -22,7 +22,7 @@ import (
 const (
 	tick           = 50 * time.Millisecond
 	silenceTimeout = 4   // ticks without a response that cause a ping
-	pingTimeout    = 10  // ticks for the response to the ping
+	pingTimeout    = 10  // ticks for a response to the ping
 	connectTicks   = 100 // ticks after which the ping is ended, even if it is still connecting
 	pingRetry      = 10  // ticks between two pings of a database that does not respond
 	pingIdle       = 200 // ticks between two pings without a cause, which keep the connection
@@ -70,13 +70,17 @@ func (d *database) pingIsDue(since int64) bool {
 	return since >= pingIdle || since >= silenceTimeout && d.isSilent()
 }
 
-// isSilent reports whether a connection has waited for silenceTimeout for a response.
-func (d *database) isSilent() bool {
+// isSilent reports whether a statement has waited for silenceTimeout for a response.
+func (d *database) isSilent() bool { return d.waits(false, silenceTimeout) }
+
+// waits reports whether a connection, of pings or of others, has waited for ticks for
+// the next bytes.
+func (d *database) waits(ofPings bool, ticks int64) bool {
 	now := d.ticks.Load()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.conns {
-		if since := c.waitsSince.Load(); since != 0 && now-since >= silenceTimeout && !c.dialer.ping {
+		if since := c.waitsSince.Load(); since != 0 && now-since >= ticks && c.dialer.ping == ofPings {
 			return true
 		}
 	}
@@ -84,8 +88,9 @@ func (d *database) isSilent() bool {
 }
 
 // ping reports whether PostgreSQL responds, be it with an error. It calls lost, as soon
-// as pingTimeout is over, if it does not and other connections are silent too:
-// otherwise only the connection of the ping is broken.
+// as the ping has waited for pingTimeout, if other connections are silent too: otherwise
+// only the connection of the ping is broken. A ping that connects over a slow network
+// takes several responses, so each has its own timeout.
 func (d *database) ping(ctx context.Context, pings *sql.DB, ticks <-chan time.Time, lost func(error)) bool {
 	response := make(chan error, 1)
 	go func() {
@@ -115,7 +120,7 @@ func (d *database) ping(ctx context.Context, pings *sql.DB, ticks <-chan time.Ti
 		switch {
 		case ctx.Err() != nil || waited > connectTicks:
 			d.closeConnections(true) // ends the ping
-		case waited > pingTimeout && d.isSilent():
+		case d.waits(true, pingTimeout) && d.isSilent():
 			lost(errUnresponsive)
 		}
 	}

@@ -50,7 +50,7 @@ test-browser:
 # -count=1, because Go does not know that the version of PostgreSQL makes a difference.
 test-matrix:
 	@.ci/setup matrix
-	@for version in $(VERSIONS); do .ci/with-postgres $$version go test -count=1 -timeout 20m ./... || exit 1; done
+	@for version in $(VERSIONS); do .ci/with-postgres $$version go test -count=1 -parallel 4 -timeout 20m ./... || exit 1; done
 
 torture: setup
 	go test -count=1 -timeout 0 -v -run '^TestTorture$$|EachOrder' -torture $(DURATION) .

@@ -110,7 +110,7 @@ func (c *cleanup) vacuum(ctx context.Context, unlimited *sql.DB, requests <-chan
 // once runs one pass of the cleanup. A pass does all of the work except for the walks, which
 // may take several passes. Work that another server has the lock for counts as done.
 func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeduplications, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups} {
+	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeduplications, c.removeJobCounts, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups} {
 		failed := work(ctx)
 		err = errors.Join(err, failed)
 		if errors.Is(asUnavailable(failed), errUnavailable) && !rejected(failed) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -175,7 +176,6 @@ func (s *server) sharQEnqueue(r *request, p sharQPath) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.jobCounts.add(time.Now(), p.queueID, p.group, jobCount{enqueued: 1})
 	v := struct {
 		Status string `json:"status"`
 		Length *int   `json:"current_queue_length,omitempty"`
@@ -242,13 +242,14 @@ func (s *server) sharQDequeue(r *request, p sharQPath) (any, error) {
 	if m == nil {
 		return nil, errMessageNotFound
 	}
-	group, waiting := m.Group, int64(0)
-	if group == "" {
-		group = sharQDefault
-	} else if waiting, err = s.engine.waitingIn(r.Context(), m); err != nil {
+	group := cmp.Or(m.Group, sharQDefault)
+	waiting, err := s.engine.countDequeue(r.Context(), groupKey{m.queueKey, group})
+	if err != nil {
 		return nil, err
 	}
-	s.jobCounts.add(time.Now(), p.queueID, group, jobCount{dequeued: 1})
+	if m.Group == "" {
+		waiting = 0
+	}
 	return rawJSON(m.appendSharQJSON(nil, group, waiting)), nil
 }
 
@@ -393,7 +394,7 @@ func truthy(raw []byte) bool {
 }
 
 // appendCounts appends the two fields of counts per minute to a JSON object.
-func appendCounts(b []byte, all []minuteCount) []byte {
+func appendCounts(b []byte, all []jobCount) []byte {
 	for i, name := range []string{"enqueue_counts", "dequeue_counts"} {
 		b = fmt.Appendf(b, `,%q:{`, name)
 		for j, v := range all {
@@ -410,9 +411,12 @@ func appendCounts(b []byte, all []minuteCount) []byte {
 // sharQQueues lists the queues that hold messages with a group.
 func (s *server) sharQQueues(r *request) (any, error) {
 	ids, err := s.store.grouped(r.Context(), r.visible())
+	if err != nil {
+		return nil, err
+	}
+	counts, err := s.store.jobCounts(r.Context(), r.visible(), "")
 	b := append([]byte(`{"status":"success","queue_types":`), quoteAll(ids)...)
-	b = appendCounts(b, s.jobCounts.last(time.Now(), r.visible(), ""))
-	return rawJSON(append(b, '}')), err
+	return rawJSON(append(appendCounts(b, counts), '}')), err
 }
 
 func (s *server) sharQGroups(r *request, p sharQPath) (any, error) {
@@ -423,12 +427,12 @@ func (s *server) sharQGroups(r *request, p sharQPath) (any, error) {
 
 func (s *server) sharQGroup(r *request, p sharQPath) (any, error) {
 	g, err := s.store.group(r.Context(), p.queueID, p.group)
-	if errors.Is(err, errNotFound) {
-		err = nil
+	if err != nil && !errors.Is(err, errNotFound) {
+		return nil, err
 	}
+	counts, err := s.store.jobCounts(r.Context(), &names{exact: []string{p.queueID}}, p.group)
 	b := fmt.Appendf(nil, `{"status":"success","queue_length":%d`, g.Length)
-	b = appendCounts(b, s.jobCounts.last(time.Now(), &names{exact: []string{p.queueID}}, p.group))
-	return rawJSON(append(b, '}')), err
+	return rawJSON(append(appendCounts(b, counts), '}')), err
 }
 
 // quoteAll returns texts as a JSON list, up to listSize bytes.

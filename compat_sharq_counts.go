@@ -1,85 +1,95 @@
 package main
 
 import (
-	"maps"
-	"strings"
-	"sync"
-	"time"
+	"context"
+	"database/sql"
 )
 
-// jobCounts counts the jobs that this server enqueues and dequeues, per minute, for
-// SharQ's metrics. The counts are in memory only: a restart resets them, and other
-// servers have their own. metrics.go has the counters for monitoring.
-type jobCounts struct {
-	mu      sync.Mutex
-	minutes map[int64]map[countKey]*jobCount // by minute since 1970
+// SharQ's metrics have the numbers of jobs that were enqueued and dequeued in each of the
+// last ten minutes. They are in the table job_counts. An enqueue counts in its own
+// transaction, and a dequeue before its response, so all servers show what any of them has
+// confirmed. metrics.go has the counters for monitoring.
+
+// countedMinutes is the number of minutes that the metrics show.
+const countedMinutes = 10
+
+// The rows are locked in one order. Those of enqueues and those of dequeues are apart, so
+// that no dequeue waits for the commit of an enqueue.
+const addJobCountsSQL = `
+INSERT INTO queued.job_counts AS c (minute, queue_key, group_id, dequeued, jobs)
+SELECT date_trunc('minute', now()), u.queue_key, u.group_id, $4, u.jobs
+FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS u (queue_key, group_id, jobs)
+ORDER BY u.queue_key, u.group_id
+ON CONFLICT (minute, queue_key, group_id, dequeued) DO UPDATE
+SET jobs = c.jobs + excluded.jobs`
+
+// addJobCounts adds to the counts of the current minute.
+func (s *pinnedConn) addJobCounts(jobs map[groupKey]int64, dequeued bool) error {
+	if len(jobs) == 0 {
+		return nil
+	}
+	var keys, counts intArray
+	var groups quotedArray
+	for key, n := range jobs {
+		keys, groups, counts = append(keys, key.queueKey), append(groups, key.id), append(counts, n)
+	}
+	_, err := read[any](s, "add_job_counts", nil, addJobCountsSQL, keys, groups, counts, dequeued)
+	return err
 }
 
-// countKey is a group, or a queue if the group is empty.
-type countKey struct{ queueID, group string }
+// jobCount has the numbers of one minute.
+type jobCount struct {
+	minute             int64 // milliseconds since 1970, when it began
+	enqueued, dequeued int64
+}
 
-type jobCount struct{ enqueued, dequeued int64 }
+const selectJobCountsSQL = `
+SELECT (extract(epoch FROM m.minute) * 1000)::bigint,
+       coalesce(sum(c.jobs) FILTER (WHERE NOT c.dequeued), 0), coalesce(sum(c.jobs) FILTER (WHERE c.dequeued), 0)
+FROM generate_series(date_trunc('minute', now()) - make_interval(mins => $2 - 1), date_trunc('minute', now()), interval '1 minute') AS m (minute)
+LEFT JOIN (
+    SELECT c.minute, c.dequeued, c.jobs
+    FROM queued.job_counts c
+    JOIN (
+        SELECT key
+        FROM queued.queues` + visibleIDsSQL + `
+    ) AS visible ON visible.key = c.queue_key
+    WHERE ($1 = '' OR c.group_id = $1)
+        AND c.minute > now() - make_interval(mins => $2)
+) AS c ON c.minute = m.minute
+GROUP BY m.minute
+ORDER BY m.minute`
 
-const (
-	countedMinutes = 10
-	maxCountKeys   = 10_000 // in a minute; further groups and queues are not counted
+// jobCounts returns the counts of a group in each of the last countedMinutes, oldest first.
+// For an empty group it returns the sums over the queues that visible matches.
+func (s *store) jobCounts(ctx context.Context, visible *names, group string) ([]jobCount, error) {
+	return collect(ctx, s.on("job_counts"), func(row scanner) (c jobCount, err error) {
+		err = row.Scan(&c.minute, &c.enqueued, &c.dequeued)
+		return c, err
+	}, selectJobCountsSQL, group, countedMinutes, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+}
+
+const removeJobCountsSQL = `
+WITH old AS MATERIALIZED (
+    SELECT ctid AS tid, minute
+    FROM queued.job_counts
+    WHERE minute >= $1 -- and not >, because many rows have the same minute
+        AND minute <= now() - make_interval(mins => $2)
+    ORDER BY minute
+    LIMIT $3
+    FOR UPDATE SKIP LOCKED
+), removed AS (
+    DELETE FROM queued.job_counts c
+    USING old
+    WHERE c.ctid = old.tid
 )
+SELECT false, max(minute), 0, count(*) -- the columns of scanBatch
+FROM old
+HAVING count(*) > 0`
 
-func newJobCounts() *jobCounts {
-	return &jobCounts{minutes: make(map[int64]map[countKey]*jobCount)}
-}
-
-func minuteOf(at time.Time) int64 { return at.Unix() / 60 }
-
-// add adds to the counts of a group and of its queue.
-func (c *jobCounts) add(at time.Time, queueID, group string, n jobCount) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := minuteOf(at)
-	counts := c.minutes[now]
-	if counts == nil {
-		maps.DeleteFunc(c.minutes, func(minute int64, _ map[countKey]*jobCount) bool {
-			return minute <= now-countedMinutes || minute > now // a later minute is from before the clock was set back
-		})
-		counts = make(map[countKey]*jobCount)
-		c.minutes[now] = counts
-	}
-	for _, key := range []countKey{{queueID, ""}, {queueID, group}} {
-		count := counts[key]
-		if count == nil {
-			if len(counts) == maxCountKeys {
-				continue
-			}
-			count = new(jobCount)
-			// The names are parts of a path, which would stay in memory as long as the map.
-			counts[countKey{strings.Clone(queueID), strings.Clone(key.group)}] = count
-		}
-		count.enqueued += n.enqueued
-		count.dequeued += n.dequeued
-	}
-}
-
-// minuteCount has the counts of one minute.
-type minuteCount struct {
-	minute int64 // milliseconds since 1970, when it began
-	jobCount
-}
-
-// last returns the counts of a group in each of the last countedMinutes, oldest first. For
-// an empty group it returns the sums over the queues that visible matches.
-func (c *jobCounts) last(at time.Time, visible *names, group string) []minuteCount {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	all := make([]minuteCount, countedMinutes)
-	for i := range all {
-		minute := minuteOf(at) - countedMinutes + 1 + int64(i)
-		all[i].minute = minute * 60_000
-		for key, count := range c.minutes[minute] {
-			if key.group == group && visible.match(key.queueID) {
-				all[i].enqueued += count.enqueued
-				all[i].dequeued += count.dequeued
-			}
-		}
-	}
-	return all
+// removeJobCounts deletes the counts that no response shows any more.
+func (c *cleanup) removeJobCounts(ctx context.Context) error {
+	return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+		return scanBatch(c.metrics.timed("remove_job_counts", tx).QueryRowContext(ctx, removeJobCountsSQL, after.at, countedMinutes, cleanupBatch))
+	}, func(int) {})
 }

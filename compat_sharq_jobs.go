@@ -123,7 +123,7 @@ func newJobBatch(s *pinnedConn, batch []*publication) *jobBatch {
 // store runs the statements of the transaction. It returns errStale if the settings that
 // the connection has cached have changed.
 func (b *jobBatch) store() error {
-	for _, step := range []func() error{b.lockGroups, b.findWaiting, b.countWaiting, b.storeMessages, b.updateGroups} {
+	for _, step := range []func() error{b.lockGroups, b.findWaiting, b.countWaiting, b.storeMessages, b.updateGroups, b.countEnqueues} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -347,6 +347,17 @@ func (b *jobBatch) updateGroups() error {
 	return err
 }
 
+// countEnqueues counts the jobs that were not refused.
+func (b *jobBatch) countEnqueues() error {
+	accepted := make(map[groupKey]int64)
+	for _, v := range b.all {
+		if !v.refused {
+			accepted[v.message.group.key]++
+		}
+	}
+	return b.conn.addJobCounts(accepted, false)
+}
+
 func groupArrays(groups []*jobGroup) (keys intArray, ids quotedArray) {
 	for _, g := range groups {
 		keys, ids = append(keys, g.key.queueKey), append(ids, g.key.id)
@@ -464,17 +475,16 @@ func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
 	}, finishJobsSQL, queues, groups, jobs)
 }
 
-// measuring is a request for the number of messages that wait in a group.
+// measuring is a request to count a dequeue, and the messages that wait in its group.
 type measuring struct {
-	key     int64 // of the queue
-	group   string
+	group   groupKey
 	waiting int64 // set by the batch
 }
 
-// waitingIn returns the number of waiting messages in the group of a message, at most
-// maxMeasured.
-func (e *engine) waitingIn(ctx context.Context, m *message) (int64, error) {
-	v := &measuring{key: m.queueKey, group: m.Group}
+// countDequeue counts a dequeue from a group for SharQ's metrics. It returns the number of
+// messages that wait in the group, at most maxMeasured.
+func (e *engine) countDequeue(ctx context.Context, group groupKey) (int64, error) {
+	v := &measuring{group: group}
 	err := e.measurings.do(ctx, v, 1, 0)
 	return v.waiting, err
 }
@@ -501,8 +511,13 @@ ORDER BY u.n`
 func (e *engine) runMeasurings(s *pinnedConn, batch []*measuring) error {
 	var keys intArray
 	var groups quotedArray
+	dequeued := make(map[groupKey]int64)
 	for _, v := range batch {
-		keys, groups = append(keys, v.key), append(groups, v.group)
+		keys, groups = append(keys, v.group.queueKey), append(groups, v.group.id)
+		dequeued[v.group]++
+	}
+	if err := s.addJobCounts(dequeued, true); err != nil {
+		return err
 	}
 	counts, err := read(s, "waiting", scanKey, selectWaitingSQL, keys, groups, maxMeasured)
 	for i, n := range counts {

@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 )
 
 // These are the requests and responses in SharQ's documentation.
@@ -166,30 +165,21 @@ func TestSharQIntervalIsKeptBeyondTheDeadline(t *testing.T) {
 func TestSharQMetricsAreThoseOfItsTests(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	counts := func(path string) (v struct {
-		Types  []string         `json:"queue_types"`
-		IDs    []string         `json:"queue_ids"`
-		Length int              `json:"queue_length"`
-		In     map[string]int64 `json:"enqueue_counts"`
-		Out    map[string]int64 `json:"dequeue_counts"`
-	}) {
-		t.Helper()
-		mustDecode(t, s.must(200, "GET", path, ""), &v)
-		return v
-	}
 	check := func(when string, types, ids []string, length int, in, out int64) {
 		t.Helper()
-		checkDiff(t, "queue types "+when, types, counts("/metrics/").Types)
-		checkDiff(t, "queue ids "+when, ids, counts("/metrics/default/").IDs)
-		checkDiff(t, "queue length "+when, length, counts("/metrics/default/g/").Length)
+		var queues, groups, group struct {
+			Types  []string `json:"queue_types"`
+			IDs    []string `json:"queue_ids"`
+			Length int      `json:"queue_length"`
+		}
+		mustDecode(t, s.must(200, "GET", "/metrics/", ""), &queues)
+		mustDecode(t, s.must(200, "GET", "/metrics/default/", ""), &groups)
+		mustDecode(t, s.must(200, "GET", "/metrics/default/g/", ""), &group)
+		checkDiff(t, "queue types "+when, types, queues.Types)
+		checkDiff(t, "queue ids "+when, ids, groups.IDs)
+		checkDiff(t, "queue length "+when, length, group.Length)
 		for _, path := range []string{"/metrics/", "/metrics/default/g/"} {
-			v := counts(path)
-			sum := [2]int64{}
-			for minute := range v.In {
-				sum[0] += v.In[minute]
-				sum[1] += v.Out[minute]
-			}
-			checkDiff(t, path+" "+when, [4]int64{10, 10, in, out}, [4]int64{int64(len(v.In)), int64(len(v.Out)), sum[0], sum[1]})
+			checkDiff(t, path+" "+when, [2]int64{in, out}, sumOfCounts(s, path))
 		}
 	}
 	check("at first", []string{}, []string{}, 0, 0, 0)
@@ -466,35 +456,78 @@ func TestSharQWaitsForTheFirstJobOfAType(t *testing.T) {
 	}
 }
 
-func TestSharQCountsPerMinute(t *testing.T) {
+// Each response shows what any server has confirmed before.
+func TestSharQCountsAreThoseOfAllServers(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	enqueueJob(s, "g", "a", "")
-	enqueueJob(s, "g", "b", "")
-	enqueueJob(s, "h", "c", "")
-	dequeueJob(s)
-	enqueueJob(s, "g", "d", "")
-	for path, want := range map[string][3]int64{"/metrics/": {4, 1, 10}, "/metrics/default/g/": {3, 1, 10}, "/metrics/default/h/": {1, 0, 10}, "/metrics/none/h/": {0, 0, 10}} {
-		var v struct {
-			In  map[string]int64 `json:"enqueue_counts"`
-			Out map[string]int64 `json:"dequeue_counts"`
-		}
-		mustDecode(t, s.must(200, "GET", path, ""), &v)
-		got := [3]int64{0, 0, int64(len(v.In))}
-		for key, n := range v.In {
-			if !regexp.MustCompile(`^\d+0000$`).MatchString(key) {
-				t.Errorf("key %s is not a minute", key)
-			}
-			got[0], got[1] = got[0]+n, got[1]+v.Out[key]
-		}
-		checkDiff(t, path, want, got)
+	other := newTestServerOn(t, s.dsn)
+	check := func(path string, in, out int64) {
+		t.Helper()
+		checkDiff(t, path, [2]int64{in, out}, sumOfCounts(s, path))
+		checkDiff(t, path+" at the other server", [2]int64{in, out}, sumOfCounts(other, path))
 	}
-	if got := s.must(200, "GET", "/metrics/default/g/", ""); !strings.HasPrefix(got, `{"status":"success","queue_length":2,"enqueue_counts":{"`) {
+	enqueueJob(s, "g", "a", "")
+	check("/metrics/", 1, 0)
+	enqueueJob(other, "g", "b", "")
+	check("/metrics/default/g/", 2, 0)
+	s.must(201, "POST", "/enqueue/default/g/", `{"job_id":"b","interval":0,"payload":{"max_queued_length":9}}`)
+	other.must(429, "POST", "/enqueue/default/g/", `{"job_id":"c","interval":0,"payload":{"max_queued_length":1}}`)
+	enqueueJob(other, "h", "c", "")
+	enqueueJob(other, "default", "d", "")
+	s.must(201, "POST", "/enqueue/sms/g/", `{"job_id":"a","interval":0,"payload":{}}`)
+	check("/metrics/", 6, 0)
+	dequeueJob(other)
+	check("/metrics/default/g/", 3, 1)
+	dequeueJob(s)
+	check("/metrics/default/h/", 1, 1)
+	s.must(201, "POST", "/queues/default/messages", `{"data":{}}`)
+	for range 3 {
+		dequeueJob(s)
+	}
+	check("/metrics/default/default/", 1, 2) // with the message without a group
+	check("/metrics/", 6, 5)
+	check("/metrics/none/g/", 0, 0)
+	if got := s.must(200, "GET", "/metrics/default/g/", ""); !strings.HasPrefix(got, `{"status":"success","queue_length":0,"enqueue_counts":{"`) {
 		t.Errorf("metrics of a pair: %s", got)
 	}
-	if got := s.must(200, "GET", "/metrics/", ""); !strings.HasPrefix(got, `{"status":"success","queue_types":["default"],`) {
+	if got := s.must(200, "GET", "/metrics/", ""); !strings.HasPrefix(got, `{"status":"success","queue_types":["default","sms"],`) {
 		t.Errorf("metrics: %s", got)
 	}
+}
+
+func TestSharQCountsAreKeptForTenMinutes(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("default")
+	// Without the ninth minute ago, which may be the tenth when the server looks.
+	s.exec(`INSERT INTO queued.job_counts (minute, queue_key, group_id, dequeued, jobs)
+		SELECT date_trunc('minute', now()) - make_interval(mins => n), key, 'g', true, n FROM queued.queues, generate_series(1, 12) AS n WHERE n <> 9`)
+	checkDiff(t, "sum", [2]int64{0, 36}, sumOfCounts(s, "/metrics/default/g/"))
+	s.mustCleanUp()
+	checkDiff(t, "sum after the cleanup", [2]int64{0, 36}, sumOfCounts(s, "/metrics/default/g/"))
+	checkDiff(t, "rows that stay", 8, s.count("SELECT count(*) FROM queued.job_counts"))
+}
+
+// sumOfCounts returns the numbers of enqueued and dequeued jobs in the last ten minutes.
+func sumOfCounts(s *testServer, path string) (sum [2]int64) {
+	s.t.Helper()
+	var v struct {
+		In  map[string]int64 `json:"enqueue_counts"`
+		Out map[string]int64 `json:"dequeue_counts"`
+	}
+	mustDecode(s.t, s.must(200, "GET", path, ""), &v)
+	for _, counts := range []map[string]int64{v.In, v.Out} {
+		checkDiff(s.t, "minutes", countedMinutes, len(counts))
+		for key := range counts {
+			if !regexp.MustCompile(`^\d+0000$`).MatchString(key) {
+				s.t.Errorf("key %s is not a minute", key)
+			}
+		}
+	}
+	for minute := range v.In {
+		sum[0], sum[1] = sum[0]+v.In[minute], sum[1]+v.Out[minute]
+	}
+	return sum
 }
 
 func TestSharQJobsAreMessagesOfTheNativeAPI(t *testing.T) {
@@ -535,41 +568,6 @@ func TestSharQReportsThatTheDatabaseIsUnavailable(t *testing.T) {
 	checkDiff(t, "status", 503, v.status)
 	checkDiff(t, "body", `{"status":"failure","message":"database unavailable; try again later"}`, v.body)
 	checkDiff(t, "others", 503, s.do("GET", "/dequeue/", "").status)
-}
-
-func TestSharQCountsAreKeptForTenMinutes(t *testing.T) {
-	t.Parallel()
-	c := newJobCounts()
-	start := time.Unix(1_700_000_000, 0).Truncate(time.Minute)
-	sums := func(at time.Time) (counts []int64) {
-		t.Helper()
-		for _, v := range c.last(at, &names{all: true}, "g") {
-			counts = append(counts, v.enqueued)
-		}
-		return counts
-	}
-	for minute := range 12 {
-		c.add(start.Add(time.Duration(minute)*time.Minute), "q", "g", jobCount{enqueued: int64(minute)})
-	}
-	last := start.Add(11*time.Minute + 59*time.Second)
-	checkDiff(t, "counts", []int64{2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, sums(last))
-	checkDiff(t, "minutes kept", countedMinutes, len(c.minutes))
-	checkDiff(t, "a minute later", []int64{3, 4, 5, 6, 7, 8, 9, 10, 11, 0}, sums(last.Add(time.Minute)))
-	c.add(start, "q", "g", jobCount{enqueued: 1})
-	checkDiff(t, "minutes kept by a clock that was set back", 1, len(c.minutes))
-}
-
-func TestSharQCountsAreBounded(t *testing.T) {
-	t.Parallel()
-	c := newJobCounts()
-	now := time.Now()
-	for i := range maxCountKeys + 1 {
-		c.add(now, "q", fmt.Sprint(i), jobCount{dequeued: 1})
-	}
-	last := func(group string) int64 { return c.last(now, &names{all: true}, group)[countedMinutes-1].dequeued }
-	checkDiff(t, "the queue's", int64(maxCountKeys+1), last(""))
-	checkDiff(t, "a group's", int64(1), last("1"))
-	checkDiff(t, "a group's above the limit", int64(0), last(fmt.Sprint(maxCountKeys)))
 }
 
 func TestSharQJobIsNotDroppedFromADeadQueue(t *testing.T) {

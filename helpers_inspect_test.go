@@ -131,7 +131,7 @@ func (s *inspector) fillConsumed(queueID string, many int) {
 func (s *inspector) state() string {
 	s.t.Helper()
 	var b strings.Builder
-	for _, table := range []string{"topics", "queues", "messages", "groups", "ready_groups", "consumed_messages", "deduplications", "move_tasks", "deleted_queues", "settings"} {
+	for _, table := range []string{"topics", "queues", "messages", "groups", "ready_groups", "consumed_messages", "deduplications", "job_counts", "move_tasks", "deleted_queues", "settings"} {
 		var rows string
 		if err := s.store.db.QueryRow("SELECT coalesce(string_agg(v::text, E'\n' ORDER BY v::text), '') FROM queued." + table + " AS v").Scan(&rows); err != nil {
 			s.t.Fatal(err)

@@ -138,7 +138,7 @@ FROM (
                WHEN c.relkind NOT IN ('r', 'p', 'S', 'v') OR (c.relkind = 'v') <> is_view THEN 'queued.' || name || ' is not a ' || CASE WHEN is_view THEN 'view' ELSE 'table' END
                ELSE 'role ' || current_user || ' lacks privileges on queued.' || name
            END AS what
-    FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,deduplications,move_tasks,group_changes,ready_groups,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
+    FROM unnest('{topics,queues,deleted_queues,messages,settings,groups,consumed_messages,deduplications,job_counts,move_tasks,group_changes,ready_groups,schema_version,live_messages,message_states,queues_key_seq,messages_seq_seq}'::text[]) AS name
     CROSS JOIN LATERAL (SELECT name IN ('live_messages', 'message_states') AS is_view) v
     LEFT JOIN pg_namespace n ON n.nspname = 'queued'
     LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = name

@@ -21,7 +21,6 @@ type server struct {
 	id      string // of this process
 	started time.Time
 
-	jobCounts  *jobCounts
 	consumers  *consumers
 	requestIDs *requestIDs
 
@@ -62,7 +61,6 @@ func newServer(c serverConfig) *server {
 		serverConfig: c,
 		id:           newID(),
 		started:      time.Now(),
-		jobCounts:    newJobCounts(),
 		consumers:    newConsumers(),
 		requestIDs:   newRequestIDs(),
 		compact:      make(chan struct{}, 1),

@@ -287,8 +287,8 @@ WITH acked AS (
 const ackReceiptsSQL = `
 WITH acked AS (
     DELETE FROM queued.messages m
-    USING unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::bigint[], $5::integer[], $6::boolean[])
-        AS a (id, leased_until, queue_key, seq, attempts, in_lease)
+    USING unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::bigint[], $5::integer[], $6::timestamptz[], $7::boolean[])
+        AS a (id, leased_until, queue_key, seq, attempts, received_at, in_lease)
     WHERE ` + thatOneSQL + `
         AND CASE
             WHEN a.attempts = 0 THEN ` + inLeaseSQL + `
@@ -311,8 +311,8 @@ func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
 	ids, leases, _ := ackItemArgs(items)
 	statement, args := ackMessagesSQL, []any{ids, leases}
 	if slices.ContainsFunc(items, func(v ackItem) bool { return v.receipt.attempts > 0 }) {
-		keys, seqs, attempts, inLease := receiptArgs(items)
-		statement, args = ackReceiptsSQL, append(args, keys, seqs, attempts, inLease)
+		v := receiptArgsOf(items)
+		statement, args = ackReceiptsSQL, append(args, v.keys, v.seqs, v.attempts, v.receivedAt, v.inLease)
 	}
 	missing := len(slices.Compact(slices.Clone(ids)))
 	// A statement that began before the commit of a move does not see the moved message
@@ -349,7 +349,8 @@ const nackStepSQL = `coalesce(q.retry_backoff_seconds[least(m.delivery_attempts,
 
 // A message that had its last delivery moves to the dead queue. Any other message is due
 // after the time of its item or, if that is negative, after the retry backoff of its queue. A
-// delivery that does not count has none.
+// delivery that does not count has none. It changes received_at, so that its receipt does not
+// match the next delivery, which has the same number.
 const nackMessagesSQL = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
@@ -380,6 +381,7 @@ WITH named AS MATERIALIZED (
 ), nacked AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNackSQL + `,
+        received_at = m.received_at + CASE WHEN a.uncounted AND m.in_flight THEN interval '1 microsecond' ELSE interval '0' END,
         scheduled_at = a.due_at, lease_end = NULL, updated_at = now(), last_error = coalesce(a.last_error, m.last_error),
         last_error_at = CASE WHEN a.last_error IS NULL THEN m.last_error_at ELSE now() END
     FROM named a

@@ -153,7 +153,7 @@ func TestSQSReceiversChooseAttributes(t *testing.T) {
 func TestSQSReceiptHandles(t *testing.T) {
 	t.Parallel()
 	const id = "01a2070a-637d-779c-bda4-c363025bdbb3"
-	for _, v := range []receipt{{queueKey: 1, seq: 1, attempts: 1}, {queueKey: -5, seq: 1 << 62, attempts: 1 << 30}, {queueKey: 1 << 60, seq: -1, attempts: 7}} {
+	for _, v := range []receipt{{queueKey: 1, seq: 1, attempts: 1}, {queueKey: -5, seq: 1 << 62, attempts: 1 << 30}, {queueKey: 1 << 60, seq: -1, attempts: 7, receivedAt: 1}, {queueKey: 1, seq: 1, attempts: 1<<31 - 1, receivedAt: maxReceivedAt}} {
 		handle := sqsHandle(id, v)
 		gotID, got, ok := readSQSHandle(handle)
 		if !ok || gotID != id || got != v || len(handle) > 1024 {
@@ -170,6 +170,40 @@ func TestSQSReceiptHandles(t *testing.T) {
 	for _, handle := range []string{"", "x", "AQ", "AQAAAAAA", id, strings.Repeat("A", 2000), "é"} {
 		if _, _, ok := readSQSHandle(handle); ok {
 			t.Errorf("%q is a receipt handle", handle)
+		}
+	}
+}
+
+// Receipt handles with a checksum can be made up. Numbers that PostgreSQL does not have are
+// refused, and any others match no message.
+func TestSQSMadeUpReceiptHandles(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q")
+	key := int64(s.count("SELECT key FROM queued.queues"))
+	for _, v := range []struct {
+		receipt
+		valid bool
+	}{
+		{receipt{queueKey: key, seq: 1 << 62, attempts: 1<<31 - 1, receivedAt: maxReceivedAt}, true},
+		{receipt{queueKey: key, seq: -1 << 63, attempts: 1}, true},
+		{receipt{queueKey: key, attempts: 0}, false},
+		{receipt{queueKey: key, attempts: 1 << 31}, false},
+		{receipt{queueKey: key, attempts: 1 << 40}, false},
+		{receipt{queueKey: key, attempts: 1, receivedAt: maxReceivedAt + 1}, false},
+		{receipt{queueKey: key, attempts: 1, receivedAt: -1}, false},
+	} {
+		wantDelete, wantChange := "", "InvalidParameterValue"
+		if !v.valid {
+			wantDelete, wantChange = "ReceiptHandleIsInvalid", "ReceiptHandleIsInvalid"
+		}
+		handle := sqsHandle(unknownID, v.receipt)
+		for action, want := range map[string]string{"DeleteMessage": wantDelete, "ChangeMessageVisibility": wantChange} {
+			got := s.sqs(action, `{"QueueUrl":"q","ReceiptHandle":"`+handle+`","VisibilityTimeout":1}`)
+			code, _, _ := strings.Cut(got.header.Get("x-amzn-query-error"), ";")
+			if code != want || got.status >= 500 {
+				t.Errorf("%s with %+v = %d %s, want %q", action, v.receipt, got.status, got.body, want)
+			}
 		}
 	}
 }

@@ -5,15 +5,17 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"hash/crc32"
+	"math"
 	"strings"
 )
 
-// sqsHandleVersion is the first byte of receipt handles.
-const sqsHandleVersion = 1
+const (
+	sqsHandleVersion = 1                           // the first byte of receipt handles
+	maxReceivedAt    = 253_402_300_800_000_000 - 1 // microseconds: the last of the year 9999
+)
 
-// A receipt handle is the base64 of a version, the key of the queue, seq, the number of
-// attempts, the id of the message, and a checksum of these. It stays the same for as long as
-// one delivery lasts: only a delivery and a move change the numbers.
+// A receipt handle is the base64 of a version, the numbers of the receipt, the id of the
+// message, and a checksum of these.
 
 // sqsHandleOf returns the receipt handle of a received message.
 func sqsHandleOf(m *message) string {
@@ -25,6 +27,7 @@ func sqsHandle(id string, v receipt) string {
 	b = binary.AppendVarint(b, v.queueKey)
 	b = binary.AppendVarint(b, v.seq)
 	b = binary.AppendVarint(b, int64(v.attempts))
+	b = binary.AppendVarint(b, v.receivedAt)
 	b, _ = hex.AppendDecode(b, []byte(strings.ReplaceAll(id, "-", "")))
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
 	return base64.RawURLEncoding.EncodeToString(b)
@@ -42,7 +45,7 @@ func readSQSHandle(handle string) (id string, v receipt, ok bool) {
 		return "", v, false
 	}
 	b = b[1:]
-	var numbers [3]int64
+	var numbers [4]int64
 	for i := range numbers {
 		n, size := binary.Varint(b)
 		if size <= 0 {
@@ -50,8 +53,8 @@ func readSQSHandle(handle string) (id string, v receipt, ok bool) {
 		}
 		numbers[i], b = n, b[size:]
 	}
-	if len(b) != 16 || numbers[2] < 1 {
+	if len(b) != 16 || numbers[2] < 1 || numbers[2] > math.MaxInt32 || numbers[3] < 0 || numbers[3] > maxReceivedAt {
 		return "", v, false
 	}
-	return formatID([16]byte(b)), receipt{queueKey: numbers[0], seq: numbers[1], attempts: int(numbers[2])}, true
+	return formatID([16]byte(b)), receipt{queueKey: numbers[0], seq: numbers[1], attempts: int(numbers[2]), receivedAt: numbers[3]}, true
 }

@@ -9,31 +9,42 @@ import (
 )
 
 // receipt is a lease token that stays valid when the lease is extended: it consists of what
-// only a delivery or a move of the message changes.
+// only a delivery, a move, or a nack that does not count the delivery changes.
 type receipt struct {
 	queueKey, seq int64
 	attempts      int
-	inLease       bool // for an ack: it has no effect after the end of the lease
+	receivedAt    int64 // messages.received_at, in microseconds since 1970
+	inLease       bool  // for an ack: it has no effect after the end of the lease
 }
 
-// receipt returns the receipt of a message that was received.
+// receipt returns the receipt of a message that SQS's API has received.
 func (m *message) receipt() receipt {
-	return receipt{queueKey: m.queueKey, seq: m.seq, attempts: m.DeliveryAttempts}
+	return receipt{queueKey: m.queueKey, seq: m.seq, attempts: m.DeliveryAttempts, receivedAt: m.past.receivedAt.Time.UnixMicro()}
 }
 
-// receiptArgs returns the arguments of the receipts of sorted items. The attempts of items
-// without a receipt are 0.
-func receiptArgs(sorted []ackItem) (keys, seqs, attempts intArray, inLease pq.BoolArray) {
+// receiptArgs has the receipts of sorted items as arguments.
+type receiptArgs struct {
+	keys, seqs, attempts intArray // attempts are 0 for items without a receipt
+	receivedAt           timeArray
+	inLease              pq.BoolArray
+}
+
+func receiptArgsOf(sorted []ackItem) (args receiptArgs) {
 	for _, v := range sorted {
-		keys, seqs, attempts = append(keys, v.receipt.queueKey), append(seqs, v.receipt.seq), append(attempts, int64(v.receipt.attempts))
-		inLease = append(inLease, v.receipt.inLease)
+		r, receivedAt := v.receipt, time.Time{}
+		if r.attempts > 0 {
+			receivedAt = time.UnixMicro(r.receivedAt)
+		}
+		args.keys, args.seqs, args.attempts = append(args.keys, r.queueKey), append(args.seqs, r.seq), append(args.attempts, int64(r.attempts))
+		args.receivedAt, args.inLease = append(args.receivedAt, receivedAt), append(args.inLease, r.inLease)
 	}
-	return keys, seqs, attempts, inLease
+	return args
 }
 
 // ofReceiptSQL is true if the last delivery of the message m is that of the receipt a. See
 // plans.go for the comparisons.
-const ofReceiptSQL = `m.queue_key IS NOT DISTINCT FROM a.queue_key AND m.seq IS NOT DISTINCT FROM a.seq AND m.delivery_attempts IS NOT DISTINCT FROM a.attempts`
+const ofReceiptSQL = `m.queue_key IS NOT DISTINCT FROM a.queue_key AND m.seq IS NOT DISTINCT FROM a.seq
+        AND m.delivery_attempts IS NOT DISTINCT FROM a.attempts AND m.received_at IS NOT DISTINCT FROM a.received_at`
 
 // leasedSQL is true if the message m is leased now.
 const leasedSQL = `(m.in_flight AND ` + leaseEndSQL + ` > now())`
@@ -95,9 +106,10 @@ type visibility struct {
 const extendReceiptsSQL = `
 WITH asked AS MATERIALIZED (
     SELECT u.*, now() + make_interval(secs => u.seconds) AS until
-    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::integer[], $5::integer[]) AS u (id, queue_key, seq, attempts, seconds)
+    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::integer[], $5::timestamptz[], $6::integer[])
+        AS u (id, queue_key, seq, attempts, received_at, seconds)
 ), over AS MATERIALIZED (
-    SELECT m.id, m.queue_key, m.seq, m.delivery_attempts
+    SELECT m.id, m.queue_key, m.seq, m.delivery_attempts, m.received_at
     FROM asked a
     JOIN queued.messages m ON ` + thatOneSQL + `
     WHERE a.seconds = 0
@@ -112,18 +124,18 @@ WITH asked AS MATERIALIZED (
     WHERE ` + thatOneSQL + `
         AND ` + ofReceiptSQL + `
         AND (a.seconds > 0 OR ` + leasedSQL + `)
-    RETURNING m.id, m.queue_key, m.seq, m.delivery_attempts, m.group_id, m.scheduled_at, a.seconds = 0 AS at_once
+    RETURNING m.id, m.queue_key, m.seq, m.delivery_attempts, m.received_at, m.group_id, m.scheduled_at, a.seconds = 0 AS at_once
 ), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, NULL::bigint AS seq
     FROM extended
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeExtendedSQL + `
 )
-SELECT m.id, m.queue_key, m.seq, m.delivery_attempts, q.id, m.scheduled_at, m.at_once
+SELECT m.id, m.queue_key, m.seq, m.delivery_attempts, m.received_at, q.id, m.scheduled_at, m.at_once
 FROM extended m
 JOIN queued.queues q ON q.key = m.queue_key
 UNION ALL
-SELECT id, queue_key, seq, delivery_attempts, '', NULL, false
+SELECT id, queue_key, seq, delivery_attempts, received_at, '', NULL, false
 FROM over`
 
 // extendReceipts sets the ends of the leases of items with receipts, and returns those whose
@@ -131,11 +143,12 @@ FROM over`
 func (s *pinnedConn) extendReceipts(items []ackItem) ([]visibility, error) {
 	items = sortedItems(items)
 	ids, _, seconds := ackItemArgs(items)
-	keys, seqs, attempts, _ := receiptArgs(items)
+	args := receiptArgsOf(items)
 	return read(s, "extend_receipts", func(row scanner) (v visibility, err error) {
+		var receivedAt time.Time
 		var until sql.NullTime
-		err = row.Scan(&v.id, &v.receipt.queueKey, &v.receipt.seq, &v.receipt.attempts, &v.queueID, &until, &v.atOnce)
-		v.until = until.Time
+		err = row.Scan(&v.id, &v.receipt.queueKey, &v.receipt.seq, &v.receipt.attempts, &receivedAt, &v.queueID, &until, &v.atOnce)
+		v.receipt.receivedAt, v.until = receivedAt.UnixMicro(), until.Time
 		return v, err
-	}, extendReceiptsSQL, ids, keys, seqs, attempts, seconds)
+	}, extendReceiptsSQL, ids, args.keys, args.seqs, args.attempts, args.receivedAt, seconds)
 }

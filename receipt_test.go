@@ -48,9 +48,17 @@ func TestReceiptActsOnItsDeliveryOnly(t *testing.T) {
 		"extended natively": func(s *testServer, item ackItem) {
 			s.must(200, "PUT", "/messages/"+item.id+"/extend", `{"ack_deadline_seconds":100}`)
 		},
-		"over":         func(s *testServer, _ ackItem) { s.endLeases() },
-		"visible":      func(s *testServer, item ackItem) { s.visible(0, item) },
-		"nacked":       func(s *testServer, item ackItem) { s.must(204, "PUT", "/messages/"+item.id+"/nack", "") },
+		"over":    func(s *testServer, _ ackItem) { s.endLeases() },
+		"visible": func(s *testServer, item ackItem) { s.visible(0, item) },
+		"nacked":  func(s *testServer, item ackItem) { s.must(204, "PUT", "/messages/"+item.id+"/nack", "") },
+		"nacked, not counted": func(s *testServer, item ackItem) {
+			s.must(204, "PUT", "/messages/"+item.id+"/nack", `{"count_attempt":false}`)
+		},
+		"nacked, not counted, and received again": func(s *testServer, item ackItem) {
+			s.must(204, "PUT", "/messages/"+item.id+"/nack", `{"count_attempt":false}`)
+			s.makeGroupsReady()
+			s.takeOne("q")
+		},
 		"hidden again": func(s *testServer, item ackItem) { s.endLeases(); s.visible(time.Hour, item) },
 		"received again": func(s *testServer, _ ackItem) {
 			s.endLeases()
@@ -80,13 +88,15 @@ func TestReceiptActsOnItsDeliveryOnly(t *testing.T) {
 	}
 	const deleted, refused, nothing = "deleted", "refused", "nothing"
 	for what, want := range map[string]struct{ ack, ackInLease, extend, atOnce string }{
-		"in its lease":             {deleted, deleted, "in_flight 30s", "ready"},
-		"extended":                 {deleted, deleted, "in_flight 30s", "ready"},
-		"extended natively":        {deleted, deleted, "in_flight 30s", "ready"},
-		"hidden again":             {deleted, deleted, "in_flight 30s", "ready"},
-		"over":                     {deleted, refused, "in_flight 30s", nothing},
-		"visible":                  {deleted, refused, "in_flight 30s", nothing},
-		"nacked":                   {deleted, refused, "in_flight 30s", nothing},
+		"in its lease":        {deleted, deleted, "in_flight 30s", "ready"},
+		"extended":            {deleted, deleted, "in_flight 30s", "ready"},
+		"extended natively":   {deleted, deleted, "in_flight 30s", "ready"},
+		"hidden again":        {deleted, deleted, "in_flight 30s", "ready"},
+		"over":                {deleted, refused, "in_flight 30s", nothing},
+		"visible":             {deleted, refused, "in_flight 30s", nothing},
+		"nacked":              {deleted, refused, "in_flight 30s", nothing},
+		"nacked, not counted": {nothing, refused, refused, refused},
+		"nacked, not counted, and received again": {nothing, refused, refused, refused},
 		"received again":           {nothing, refused, refused, refused},
 		"that lease over, too":     {nothing, refused, refused, refused},
 		"moved":                    {nothing, nothing, refused, refused},

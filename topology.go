@@ -100,7 +100,7 @@ func (t *topology) apply(ctx context.Context, s *store, log *slog.Logger) error 
 	}
 	for _, q := range t.queues {
 		is, err := s.queue(ctx, q.id)
-		q.settings.ownSettings = q.settings.over(is.ownSettings)
+		q.settings.ownSettings, q.settings.SQS = q.settings.over(is.ownSettings), is.SQS
 		if err == nil && !reflect.DeepEqual(is.queueSettings, q.settings) {
 			if _, err = s.updateQueue(ctx, q.id, q.settings); err == nil && !isNew[q.id] {
 				log.Info("queue changed", "queue", q.id, "by", "topology")

@@ -95,7 +95,7 @@ func (s *server) changeSQSMessages(r *request, entries []sqsBatchEntry, change f
 		case handles[i] == "":
 			entries[i].err = sqsMissing("ReceiptHandle")
 		case !ok || v.queueKey != q.key:
-			entries[i].err = sqsInvalidHandle.errorf(`The input receipt handle "%s" is not a valid receipt handle.`, toUTF8(handles[i]))
+			entries[i].err = sqsInvalidHandle.errorf(`The input receipt handle "%s" is not a valid receipt handle.`, handles[i])
 		case entries[i].err == nil:
 			v.inLease = q.isFIFO()
 			all[i].id, all[i].receipt = id, v

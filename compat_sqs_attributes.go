@@ -88,10 +88,7 @@ var sqsAttributes = []sqsAttribute{
 		return nil
 	}),
 	sqsText("KmsMasterKeyId", func(string) error { return nil }),
-	sqsText("KmsDataKeyReusePeriodSeconds", func(value string) error {
-		_, err := sqsNumberIn("KmsDataKeyReusePeriodSeconds", value, bounds{60, 86400})
-		return err
-	}),
+	sqsOptionalNumber("KmsDataKeyReusePeriodSeconds", bounds{60, 86400}),
 	sqsChoice("SqsManagedSseEnabled", false, "true", "false"),
 	{name: "QueueArn", get: func(q *sqsQueue) string { return q.arn(q.ID) }},
 	{name: "CreatedTimestamp", get: func(q *sqsQueue) string { return strconv.FormatInt(q.CreatedAt.Unix(), 10) }},
@@ -142,6 +139,21 @@ func sqsNumber(name string, within bounds, get func(q *sqsQueue) int, set func(q
 // sqsStoredNumber returns an attribute that is a number and no setting of the queue.
 func sqsStoredNumber(name string, within bounds, missing int) sqsAttribute {
 	return sqsNumber(name, within, func(q *sqsQueue) int { return q.number(name, missing) }, func(q *sqsQueue, n int) { q.keep(name, strconv.Itoa(n)) })
+}
+
+// sqsOptionalNumber returns an attribute that is a number, has no default, and can be removed.
+func sqsOptionalNumber(name string, within bounds) sqsAttribute {
+	a := sqsStoredNumber(name, within, 0)
+	setNumber := a.set
+	a.get = func(q *sqsQueue) string { return q.stored.Attributes[name] }
+	a.set = func(q *sqsQueue, value string) error {
+		if value == "" {
+			q.keep(name, "")
+			return nil
+		}
+		return setNumber(q, value)
+	}
+	return a
 }
 
 // number returns the value of an attribute that is stored.
@@ -270,13 +282,16 @@ func sameJSON(x, y string) bool {
 	return json.Unmarshal([]byte(x), &a) == nil && json.Unmarshal([]byte(y), &b) == nil && reflect.DeepEqual(a, b)
 }
 
-// getAttributes returns the attributes with these names that are set, or all. It calls
-// counts only for attributes that count messages.
+// getAttributes returns the attributes with these names that are set, or all. A name of an
+// attribute that queues of this type do not have is an error. It calls counts only for
+// attributes that count messages.
 func (q *sqsQueue) getAttributes(names []string, counts func() (messageCounts, error)) (all sqsMap, err error) {
 	everything := slices.Contains(names, "All")
 	for _, name := range names {
-		isCount := slices.ContainsFunc(sqsCounts, func(a sqsCount) bool { return a.name == name })
-		if name != "All" && !isCount && findSQSAttribute(name) == nil {
+		if name == "All" || slices.ContainsFunc(sqsCounts, func(a sqsCount) bool { return a.name == name }) {
+			continue
+		}
+		if a := findSQSAttribute(name); a == nil || a.fifo && !q.isFIFO() {
 			return nil, sqsUnknownAttribute(name)
 		}
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 )
@@ -31,7 +33,7 @@ func TestSQSQueueHasAttributes(t *testing.T) {
 	checkDiff(t, "all attributes of a FIFO queue", `{"Attributes":{`+defaults+`,"FifoQueue":"true","ContentBasedDeduplication":"false","DeduplicationScope":"queue","FifoThroughputLimit":"perQueue",`+
 		strings.ReplaceAll(rest, "NAME", "f.fifo")+`}}`, s.sqsAttributesOf(f, "All"))
 
-	checkDiff(t, "two attributes", `{"Attributes":{"DelaySeconds":"0","QueueArn":"arn:aws:sqs:us-east-1:000000000000:q"}}`, s.sqsAttributesOf(q, "QueueArn", "DelaySeconds", "Policy", "RedrivePolicy", "FifoQueue"))
+	checkDiff(t, "two attributes", `{"Attributes":{"DelaySeconds":"0","QueueArn":"arn:aws:sqs:us-east-1:000000000000:q"}}`, s.sqsAttributesOf(q, "QueueArn", "DelaySeconds", "Policy", "RedrivePolicy"))
 	checkDiff(t, "no attributes", `{}`, s.sqs("GetQueueAttributes", `{"QueueUrl":"q"}`).body)
 	checkDiff(t, "no attributes", `{}`, s.sqs("GetQueueAttributes", `{"QueueUrl":"q","AttributeNames":[]}`).body)
 	checkDiff(t, "attributes that are not set", `{}`, s.sqsAttributesOf(q, "RedriveAllowPolicy", "KmsMasterKeyId"))
@@ -61,7 +63,7 @@ func TestSQSAttributesAreSet(t *testing.T) {
 		{q, "ReceiveMessageWaitTimeSeconds", "20", "20"}, {q, "ReceiveMessageWaitTimeSeconds", "0", "0"}, {q, "ReceiveMessageWaitTimeSeconds", "21", bad}, {q, "ReceiveMessageWaitTimeSeconds", "-1", bad},
 		{q, "MaximumMessageSize", "1024", "1024"}, {q, "MaximumMessageSize", "1048576", "1048576"}, {q, "MaximumMessageSize", "1023", bad}, {q, "MaximumMessageSize", "1048577", bad},
 		{q, "Policy", policy, policy}, {q, "Policy", "x", bad}, {q, "Policy", "[]", bad}, {q, "Policy", `{"a":"` + strings.Repeat("x", 64<<10) + `"}`, bad},
-		{q, "KmsMasterKeyId", "alias/aws/sqs", "alias/aws/sqs"}, {q, "KmsDataKeyReusePeriodSeconds", "300", "300"}, {q, "KmsDataKeyReusePeriodSeconds", "59", bad}, {q, "KmsDataKeyReusePeriodSeconds", "x", bad},
+		{q, "KmsMasterKeyId", "alias/aws/sqs", "alias/aws/sqs"}, {q, "KmsDataKeyReusePeriodSeconds", "0300", "300"}, {q, "KmsDataKeyReusePeriodSeconds", "59", bad}, {q, "KmsDataKeyReusePeriodSeconds", "x", bad},
 		{q, "SqsManagedSseEnabled", "false", "false"}, {q, "SqsManagedSseEnabled", "TRUE", "true"}, {q, "SqsManagedSseEnabled", "1", bad}, {q, "SqsManagedSseEnabled", "", bad},
 		{q, "RedriveAllowPolicy", `{"redrivePermission":"denyAll"}`, `{"redrivePermission":"denyAll"}`},
 		{q, "RedriveAllowPolicy", `{"redrivePermission":"byQueue","sourceQueueArns":["arn:aws:sqs:x:1:a"]}`, `{"redrivePermission":"byQueue","sourceQueueArns":["arn:aws:sqs:x:1:a"]}`},
@@ -168,11 +170,11 @@ func TestSQSCreateQueueComparesAttributes(t *testing.T) {
 	s := newTestServer(t)
 	s.createSQS("dead")
 	policy := `"RedrivePolicy":"{\"deadLetterTargetArn\":\"arn:aws:sqs:us-east-1:000000000000:dead\",\"maxReceiveCount\":3}"`
-	q := s.createSQS("q", `"VisibilityTimeout":"5"`, policy, `"Policy":"{\"a\": 1, \"b\":2}"`)
+	q := s.createSQS("q", `"VisibilityTimeout":"5"`, policy, `"Policy":"{\"a\": 1, \"b\":2}"`, `"KmsDataKeyReusePeriodSeconds":"300"`)
 	f := s.createSQS("f.fifo", `"FifoQueue":"true"`, `"DeduplicationScope":"messageGroup"`)
 	for _, attributes := range []string{
 		``, `"VisibilityTimeout":"5"`, `"VisibilityTimeout":"05"`, `"DelaySeconds":"0"`, `"SqsManagedSseEnabled":"true"`, `"MaximumMessageSize":"1048576"`,
-		strings.Replace(policy, "3}", `\"3\"}`, 1), `"Policy":"{\"b\":2,\"a\":1}"`,
+		strings.Replace(policy, "3}", `\"3\"}`, 1), `"Policy":"{\"b\":2,\"a\":1}"`, `"KmsDataKeyReusePeriodSeconds":"0300"`,
 	} {
 		checkDiff(t, "URL with "+attributes, q, s.createSQS("q", attributes))
 	}
@@ -213,6 +215,75 @@ func TestSQSAndNativeAPIShareQueues(t *testing.T) {
 	s.must(200, "PUT", "/queues/q", `{"ack_deadline_seconds":44,"message_retention_seconds":700}`)
 	checkDiff(t, "attributes", `{"Attributes":{"VisibilityTimeout":"44","MessageRetentionPeriod":"700","MaximumMessageSize":"2048"}}`,
 		s.sqsAttributesOf("q", "VisibilityTimeout", "MessageRetentionPeriod", "MaximumMessageSize"))
+}
+
+// A native update that does not name what SQS's API has set keeps it, and so does a topology
+// file. A FIFO queue stays one.
+func TestNativeUpdateKeepsAttributesOfSQS(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	q := s.createSQS("x.fifo", `"FifoQueue":"true"`, `"ContentBasedDeduplication":"true"`, `"MaximumMessageSize":"2048"`, `"Policy":"{\"a\":1}"`)
+	s.mustSQS("TagQueue", `{"QueueUrl":"x.fifo","Tags":{"a":"b"}}`, nil)
+	const kept = `{"Attributes":{"MaximumMessageSize":"2048","FifoQueue":"true","ContentBasedDeduplication":"true","Policy":"{\"a\":1}"}}`
+	check := func(after string) {
+		t.Helper()
+		checkDiff(t, "attributes after "+after, kept, s.sqsAttributesOf(q, "FifoQueue", "ContentBasedDeduplication", "MaximumMessageSize", "Policy"))
+		checkDiff(t, "tags after "+after, `{"Tags":{"a":"b"}}`, s.sqs("ListQueueTags", `{"QueueUrl":"x.fifo"}`).body)
+		checkDiff(t, "deduplication window after "+after, 300, s.count("SELECT deduplication_window_seconds FROM queued.queues WHERE id = 'x.fifo'"))
+	}
+	const settings = `"ack_deadline_seconds":44,"message_retention_seconds":700`
+	s.must(200, "PUT", "/queues/x.fifo", `{`+settings+`}`)
+	check("a native update")
+	s.must(204, "PUT", "/queues/x.fifo/pause", "")
+	s.must(204, "PUT", "/queues/x.fifo/resume", "")
+	check("a pause")
+	file, err := readTopology(mustWriteTopology(t, `{"queues":[{"id":"x.fifo","ack_deadline_seconds":45,"message_retention_seconds":700}]}`), &s.server.limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	for range 2 { // the second time it does not differ
+		if err := file.apply(context.Background(), s.store, slog.New(slog.NewTextHandler(&log, nil))); err != nil {
+			t.Fatal(err)
+		}
+		check("a topology file")
+	}
+	checkDiff(t, "changes in the log", 1, strings.Count(log.String(), "queue changed"))
+}
+
+// As in AWS, a queue may be its own dead-letter queue. A message then returns to it with a
+// receive count that starts anew.
+func TestSQSQueueCanBeItsOwnDeadQueue(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"q", "q.fifo"} {
+		s := newTestServer(t)
+		attributes, message := []string(nil), `{"QueueUrl":"q","MessageBody":"a"}`
+		if name == "q.fifo" {
+			attributes, message = []string{`"FifoQueue":"true"`}, `{"QueueUrl":"q.fifo","MessageBody":"a","MessageGroupId":"g","MessageDeduplicationId":"d"}`
+		}
+		s.createSQS(name, attributes...)
+		s.mustSQS("SetQueueAttributes", `{"QueueUrl":"`+name+`","Attributes":{"RedrivePolicy":"{\"deadLetterTargetArn\":\"arn:aws:sqs:us-east-1:000000000000:`+name+`\",\"maxReceiveCount\":1}"}}`, nil)
+		s.mustSQS("SendMessage", message, nil)
+		for range 2 {
+			got := s.sqsReceive(name, `"AttributeNames":["ApproximateReceiveCount"]`)
+			if len(got) != 1 || got[0].Attributes["ApproximateReceiveCount"] != "1" {
+				t.Fatalf("received %+v", got)
+			}
+			s.endLeases()
+			s.mustCleanUp()
+			s.makeGroupsReady()
+		}
+		s.startSQSTask(`"SourceArn":"` + sqsARNs + name + `"`)
+		for range 3 {
+			mustMove(t, s.newMover())
+		}
+		checkDiff(t, "task", `{"Results":[{"Status":"COMPLETED","SourceArn":"`+sqsARNs+name+`","ApproximateNumberOfMessagesMoved":1,"ApproximateNumberOfMessagesToMove":1,"StartedTimestamp":MS}]}`, s.sqsTasks(`{"SourceArn":"`+sqsARNs+name+`"}`))
+		s.makeGroupsReady()
+		got := s.sqsReceive(name, `"AttributeNames":["DeadLetterQueueSourceArn"]`)
+		if len(got) != 1 || got[0].Attributes["DeadLetterQueueSourceArn"] != "" {
+			t.Errorf("received after the task: %+v", got)
+		}
+	}
 }
 
 func TestSQSListsQueues(t *testing.T) {
@@ -325,9 +396,9 @@ func TestSQSPermissionsChangeThePolicy(t *testing.T) {
 	s.mustSQS("RemovePermission", `{"QueueUrl":"q","Label":"two"}`, nil)
 	checkDiff(t, "no policy", `{}`, s.sqsAttributesOf(q, "Policy"))
 
-	s.mustSQS("SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"Policy":"{\"Version\":\"2012-10-17\",\"Statement\":{\"Sid\":\"own\",\"Effect\":\"Deny\"}}"}}`, nil)
+	s.mustSQS("SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"Policy":"{\"Version\":\"2012-10-17\",\"Statement\":{\"Sid\":\"own\",\"Effect\":\"Deny\"}, \"Other\":[1.0]}"}}`, nil)
 	s.mustSQS("AddPermission", `{"QueueUrl":"q","Label":"one","AWSAccountIds":["111122223333"],"Actions":["SendMessage"]}`, nil)
-	checkDiff(t, "policy", `{"Version":"2012-10-17","Id":"arn:aws:sqs:us-east-1:000000000000:q/SQSDefaultPolicy","Statement":[{"Sid":"own","Effect":"Deny"},`+one+`]}`, policy())
+	checkDiff(t, "policy", `{"Version":"2012-10-17","Other":[1.0],"Statement":[{"Sid":"own","Effect":"Deny"},`+one+`]}`, policy())
 	s.mustSQS("RemovePermission", `{"QueueUrl":"q","Label":"own"}`, nil)
 	accounts := strings.Repeat(`"`+strings.Repeat("1", 120)+`",`, 600) + `"1"`
 	checkDiff(t, "a policy that is too long", "OverLimit", s.sqsJSONProblem(s.sqs("AddPermission", `{"QueueUrl":"q","Label":"long","AWSAccountIds":[`+accounts+`],"Actions":["*"]}`)).Code)

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -373,15 +372,13 @@ func (in *sqsInput) bounded(name string, within bounds, missing int) (int, error
 	case in.err() != nil:
 		return 0, in.err()
 	case *n < within.min || *n > within.max:
-		return 0, sqsOutside(*n, name, within)
+		return 0, sqsInvalidValue(in.number(name), name, "Must be between %d and %d, if provided.", within.min, within.max)
 	}
 	return *n, nil
 }
 
-// sqsOutside returns the error for a number outside its bounds.
-func sqsOutside(n int, name string, within bounds) error {
-	if within.max == math.MaxInt {
-		return sqsInvalidValue(n, name, "Must be >= %d, if provided.", within.min)
-	}
-	return sqsInvalidValue(n, name, "Must be between %d and %d, if provided.", within.min, within.max)
+// number returns a number as it was sent, for an error.
+func (in *sqsInput) number(name string) string {
+	value, _ := in.find(name)
+	return string(value)
 }

@@ -52,10 +52,20 @@ type sqsError struct {
 
 func (e sqsError) Error() string { return e.text }
 
-// errorf returns an error of this kind.
+// errorf returns an error of this kind. Texts among the arguments may be what a client has
+// sent: they are made UTF-8, and are cut if they are long.
 func (v sqsFailure) errorf(format string, args ...any) error {
+	for i, arg := range args {
+		if text, ok := arg.(string); ok {
+			args[i] = cutText(toUTF8(text), maxSQSQuoted)
+		}
+	}
 	return sqsError{v, fmt.Sprintf(format, args...)}
 }
+
+// maxSQSQuoted is the maximum length of a text that an error quotes, in bytes, so that
+// responses take much less memory than requests.
+const maxSQSQuoted = 4096
 
 // sender returns whose fault an error is, in SQS's word.
 func (v sqsFailure) sender() string {

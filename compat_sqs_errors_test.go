@@ -12,7 +12,11 @@ import (
 func asParameters(t *testing.T, action, body string) []string {
 	t.Helper()
 	var v map[string]any
-	mustDecode(t, body, &v)
+	decoder := json.NewDecoder(strings.NewReader(body))
+	decoder.UseNumber()
+	if err := decoder.Decode(&v); err != nil {
+		t.Fatal(err)
+	}
 	return flatten("", action, v)
 }
 
@@ -129,6 +133,8 @@ func TestSQSErrors(t *testing.T) {
 		{"SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"RedrivePolicy":"{\"deadLetterTargetArn\":\"arn:aws:sqs:x:0:none\",\"maxReceiveCount\":1}"}}`,
 			invalid(`Value {"deadLetterTargetArn":"arn:aws:sqs:us-east-1:000000000000:none","maxReceiveCount":1} for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist.`)},
 		{"GetQueueAttributes", `{"QueueUrl":"q","AttributeNames":["Nonsense"]}`, unknownAttribute("Nonsense")},
+		{"GetQueueAttributes", `{"QueueUrl":"q","AttributeNames":["FifoQueue"]}`, unknownAttribute("FifoQueue")},
+		{"GetQueueAttributes", `{"QueueUrl":"q","AttributeNames":["All","ContentBasedDeduplication"]}`, unknownAttribute("ContentBasedDeduplication")},
 		{"ListQueues", `{"MaxResults":0}`, invalid("Value 0 for parameter MaxResults is invalid. Reason: Must be between 1 and 1000, if provided.")},
 		{"ListQueues", `{"MaxResults":1001}`, invalid("Value 1001 for parameter MaxResults is invalid. Reason: Must be between 1 and 1000, if provided.")},
 		{"ListQueues", `{"NextToken":"%"}`, invalid("Invalid or expired next token.")},
@@ -138,6 +144,7 @@ func TestSQSErrors(t *testing.T) {
 		{"SendMessage", `{"QueueUrl":"q"}`, missing("MessageBody")},
 		{"SendMessage", `{"QueueUrl":"q","MessageBody":""}`, missing("MessageBody")},
 		{"SendMessage", `{"QueueUrl":"q","MessageBody":"x","DelaySeconds":901}`, invalid("Value 901 for parameter DelaySeconds is invalid. Reason: DelaySeconds must be >= 0 and <= 900.")},
+		{"SendMessage", `{"QueueUrl":"q","MessageBody":"x","DelaySeconds":99999999999999999999}`, invalid("Value 99999999999999999999 for parameter DelaySeconds is invalid. Reason: DelaySeconds must be >= 0 and <= 900.")},
 		{"SendMessage", `{"QueueUrl":"q","MessageBody":"x","MessageDeduplicationId":"d"}`, invalid("Value d for parameter MessageDeduplicationId is invalid. Reason: " + wrongType)},
 		{"SendMessage", `{"QueueUrl":"q","MessageBody":"x","MessageGroupId":"a b"}`, invalid("Value a b for parameter MessageGroupId is invalid. Reason: MessageGroupId can only include alphanumeric and punctuation characters. 1 to 128 in length.")},
 		{"SendMessage", `{"QueueUrl":"f.fifo","MessageBody":"x","MessageDeduplicationId":"d"}`, missing("MessageGroupId")},
@@ -151,6 +158,8 @@ func TestSQSErrors(t *testing.T) {
 		{"ReceiveMessage", `{"QueueUrl":"none"}`, unknownQueue},
 		{"ReceiveMessage", `{"QueueUrl":"q","MaxNumberOfMessages":0}`, invalid("Value 0 for parameter MaxNumberOfMessages is invalid. Reason: Must be between 1 and 10, if provided.")},
 		{"ReceiveMessage", `{"QueueUrl":"q","MaxNumberOfMessages":11}`, invalid("Value 11 for parameter MaxNumberOfMessages is invalid. Reason: Must be between 1 and 10, if provided.")},
+		{"ReceiveMessage", `{"QueueUrl":"q","MaxNumberOfMessages":99999999999999999999}`, invalid("Value 99999999999999999999 for parameter MaxNumberOfMessages is invalid. Reason: Must be between 1 and 10, if provided.")},
+		{"ReceiveMessage", `{"QueueUrl":"q","VisibilityTimeout":-99999999999999999999}`, invalid("Value -99999999999999999999 for parameter VisibilityTimeout is invalid. Reason: Must be between 0 and 43200, if provided.")},
 		{"ReceiveMessage", `{"QueueUrl":"q","VisibilityTimeout":43201}`, invalid("Value 43201 for parameter VisibilityTimeout is invalid. Reason: Must be between 0 and 43200, if provided.")},
 		{"ReceiveMessage", `{"QueueUrl":"q","WaitTimeSeconds":21}`, invalid("Value 21 for parameter WaitTimeSeconds is invalid. Reason: Must be between 0 and 20, if provided.")},
 		{"DeleteMessage", `{"QueueUrl":"q"}`, missing("ReceiptHandle")},
@@ -199,6 +208,29 @@ func TestSQSErrors(t *testing.T) {
 		s.sqsJSONProblem(s.sqsSend("POST", "/", "{}", "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: DynamoDB_20120810.ListTables")))
 	checkDiff(t, "with a target without a service", sqsProblemReply{400, coral + "UnknownOperationException", "InvalidAction", "The action ListQueues is not valid for this endpoint."},
 		s.sqsJSONProblem(s.sqsSend("POST", "/", "{}", "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: ListQueues")))
+}
+
+// An error quotes only the beginning of what a client has sent.
+func TestSQSErrorsQuoteALittle(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q")
+	const kept = 4096
+	long := strings.Repeat("é", 1<<19)
+	for _, parameters := range [][]string{
+		{"DeleteMessage", "ReceiptHandle="}, {"SendMessage", "MessageBody=x", "MessageGroupId="}, {"AddPermission", "AWSAccountId=1", "ActionName=*", "Label="},
+		{"SendMessage", "MessageBody=x", "MessageAttribute.Value.DataType=x", "MessageAttribute.Name="}, {"GetQueueAttributes", "AttributeName="},
+		{"SetQueueAttributes", "Attribute.Name=RedrivePolicy", "Attribute.Value="}, {"ReceiveMessage", "WaitTimeSeconds="}, {long},
+	} {
+		action, parameters := parameters[0], append(parameters[1:], "QueueUrl=q")
+		if n := len(parameters); n > 1 {
+			parameters[n-2] += strings.ReplaceAll(long, "é", map[bool]string{false: "é\x80", true: "11"}[action == "ReceiveMessage"])
+		}
+		got := s.sqsQuery(action, parameters...)
+		if got.status < 400 || got.status >= 500 || len(got.body) > 2*kept {
+			t.Errorf("%.20s %.20q = %d with %d bytes, %.200s", action, parameters, got.status, len(got.body), got.body)
+		}
+	}
 }
 
 // Characters that XML does not have are refused in bodies, also lone surrogates, which Go's

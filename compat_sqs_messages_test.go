@@ -213,6 +213,24 @@ func TestSQSDelays(t *testing.T) {
 	checkDiff(t, "later", 3, len(s.sqsReceive("q", ten)))
 }
 
+// As in AWS, a message whose delay is as long as the retention of its queue is accepted, and
+// expires before it is visible.
+func TestSQSDelayMayReachTheRetention(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q", `"MessageRetentionPeriod":"60"`)
+	s.mustSQS("SendMessage", `{"QueueUrl":"q","MessageBody":"own","DelaySeconds":900}`, nil)
+	s.mustSQS("SendMessageBatch", `{"QueueUrl":"q","Entries":[{"Id":"a","MessageBody":"own","DelaySeconds":60},{"Id":"b","MessageBody":"at-once"}]}`, nil)
+	s.mustSQS("SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"DelaySeconds":"60"}}`, nil)
+	s.sqsPublish("q", "queue's")
+	checkDiff(t, "due", "at-once", bodiesOf(s.sqsReceive("q", ten, hid+"0")))
+	s.exec("UPDATE queued.messages SET scheduled_at = scheduled_at - interval '60 s', expired_at = expired_at - interval '60 s'")
+	checkDiff(t, "received after the retention", "", bodiesOf(s.sqsReceive("q", ten)))
+	checkDiff(t, "counts", `{"Attributes":{"ApproximateNumberOfMessages":"0","ApproximateNumberOfMessagesDelayed":"0"}}`,
+		s.sqsAttributesOf("q", "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesDelayed"))
+	s.must(422, "POST", "/queues/q/messages", `{"data":{},"delay_seconds":60}`) // the native API refuses it
+}
+
 // The cases of the table of receipt handles for standard queues.
 func TestSQSDeletesOnlyWhatItsReceiverHas(t *testing.T) {
 	t.Parallel()

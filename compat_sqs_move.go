@@ -7,6 +7,9 @@ import (
 	"strings"
 )
 
+// sqsMovesPerSecond are the bounds of the rate of a move task.
+var sqsMovesPerSecond = bounds{1, 500}
+
 // sqsTaskHandle is the content of the handle of a move task, which is its JSON in base64.
 type sqsTaskHandle struct {
 	TaskID    string `json:"taskId"`
@@ -57,19 +60,17 @@ func (s *server) sqsStartMessageMoveTask(r *request, in *sqsInput) (sqsObject, e
 	if named != "" {
 		destination = &named
 	}
-	perSecond := in.integer("MaxNumberOfMessagesPerSecond")
-	if err := in.err(); err != nil {
+	perSecond, err := in.bounded("MaxNumberOfMessagesPerSecond", sqsMovesPerSecond, 0)
+	if err != nil {
 		return nil, err
 	}
 	switch {
-	case perSecond != nil && (*perSecond < 1 || *perSecond > 500):
-		return nil, sqsInvalidValue(*perSecond, "MaxNumberOfMessagesPerSecond", "Must be between 1 and 500, if provided.")
 	case named == source:
 		return nil, sqsInvalidParameter.errorf("Source queue arn and destination queue arn cannot be the same.")
 	case named != "" && strings.HasSuffix(named, sqsFIFOSuffix) != strings.HasSuffix(source, sqsFIFOSuffix):
 		return nil, sqsInvalidParameter.errorf("The source queue and destination queue must be of the same queue type.")
 	}
-	id, err := s.store.startMoveTask(r.Context(), source, destination, perSecond)
+	id, err := s.store.startMoveTask(r.Context(), source, destination, nilIfZero(perSecond))
 	switch err = s.logged(r, err, "move task started", "queue", source, "destination", nameOf(destination), "task", id); {
 	case errors.Is(err, errQueueNotFound):
 		return nil, errNoSQSResource("SourceArn")

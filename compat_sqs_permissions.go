@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"strings"
 
 	"queued/internal/rawjson"
 )
@@ -12,9 +11,8 @@ const maxSQSPermissions = 7
 
 // sqsPolicy is a policy of a queue. It is stored and returned, and has no effect.
 type sqsPolicy struct {
-	Version   string            `json:"Version"`
-	ID        string            `json:"Id"`
-	Statement []json.RawMessage `json:"Statement"`
+	members    []sqsParameter // in JSON, in order
+	statements []json.RawMessage
 }
 
 // sqsStatement is the statement that AddPermission adds to a policy.
@@ -48,7 +46,7 @@ func (s *server) sqsAddPermission(r *request, in *sqsInput) (sqsObject, error) {
 	case label == "":
 		return nil, sqsMissing("Label")
 	case !validSQSWord(label):
-		return nil, sqsInvalidValue(toUTF8(label), "Label", "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length")
+		return nil, sqsInvalidValue(label, "Label", "Can only include alphanumeric characters, hyphens, or underscores. 1 to 80 in length")
 	case len(accounts) == 0:
 		return nil, sqsMissing("AWSAccountIds")
 	case len(actions) == 0:
@@ -59,25 +57,25 @@ func (s *server) sqsAddPermission(r *request, in *sqsInput) (sqsObject, error) {
 	v := sqsStatement{Label: label, Effect: "Allow", Resource: r.sqsARN(r.queueID)}
 	for _, account := range accounts {
 		if !isVisibleASCII(account, maxIDLength) {
-			return nil, sqsInvalidValue(toUTF8(account), "PrincipalId", "Unable to verify.")
+			return nil, sqsInvalidValue(account, "PrincipalId", "Unable to verify.")
 		}
 		v.Principal.AWS = append(v.Principal.AWS, "arn:aws:iam::"+account+":root")
 	}
 	for _, action := range actions {
 		if action != "*" && !validSQSWord(action) {
-			return nil, sqsInvalidValue(toUTF8(action), "ActionName", "Not a valid action name.")
+			return nil, sqsInvalidValue(action, "ActionName", "Not a valid action name.")
 		}
 		v.Action = append(v.Action, "SQS:"+action)
 	}
 	return nil, s.changeSQSQueue(r, func(q *sqsQueue) error {
 		policy := q.policy()
-		for _, statement := range policy.Statement {
+		for _, statement := range policy.statements {
 			if labelOf(statement) == label {
 				return sqsInvalidValue(label, "Label", "Already exists.")
 			}
 		}
-		policy.Statement = append(policy.Statement, appendJSON(nil, v))
-		text := string(appendJSON(nil, policy))
+		policy.statements = append(policy.statements, appendJSON(nil, v))
+		text := policy.json()
 		if len(text) > maxSQSText {
 			return sqsOverLimit.errorf("The policy of the queue would be longer than %d bytes.", maxSQSText)
 		}
@@ -97,38 +95,51 @@ func (s *server) sqsRemovePermission(r *request, in *sqsInput) (sqsObject, error
 	return nil, s.changeSQSQueue(r, func(q *sqsQueue) error {
 		policy := q.policy()
 		var rest []json.RawMessage
-		for _, statement := range policy.Statement {
+		for _, statement := range policy.statements {
 			if labelOf(statement) != label {
 				rest = append(rest, statement)
 			}
 		}
 		switch {
-		case len(rest) == len(policy.Statement):
-			return sqsInvalidValue(toUTF8(label), "Label", "can't find label on existing policy.")
+		case len(rest) == len(policy.statements):
+			return sqsInvalidValue(label, "Label", "can't find label on existing policy.")
 		case len(rest) == 0:
 			q.keep("Policy", "")
 		default:
-			policy.Statement = rest
-			q.keep("Policy", string(appendJSON(nil, policy)))
+			policy.statements = rest
+			q.keep("Policy", policy.json())
 		}
 		return nil
 	})
 }
 
-// policy returns the policy of the queue, or an empty one.
-func (q *sqsQueue) policy() sqsPolicy {
-	v := sqsPolicy{Version: "2008-10-17", ID: q.arn(q.ID) + "/SQSDefaultPolicy"}
+// policy returns the policy of the queue, or an empty one. A policy can have one statement
+// without a list.
+func (q *sqsQueue) policy() (v sqsPolicy) {
 	text := q.stored.Attributes["Policy"]
-	if json.Unmarshal([]byte(text), &v) == nil {
-		return v
+	if text == "" {
+		text = `{"Version":"2008-10-17","Id":"` + q.arn(q.ID) + `/SQSDefaultPolicy","Statement":[]}`
 	}
-	var single struct { // a policy can have one statement without a list
-		Statement json.RawMessage
-	}
-	if json.Unmarshal([]byte(text), &single) == nil && strings.HasPrefix(string(single.Statement), "{") {
-		v.Statement = []json.RawMessage{single.Statement}
-	}
+	rawjson.WalkObject([]byte(text), func(name string, value []byte) {
+		if name != "Statement" {
+			v.members = append(v.members, sqsParameter{name, value})
+			return
+		}
+		v.statements = nil
+		if json.Unmarshal(value, &v.statements) != nil {
+			v.statements = []json.RawMessage{value}
+		}
+	})
 	return v
+}
+
+// json returns the policy in JSON. Its statements come after the members that it has besides.
+func (v *sqsPolicy) json() string {
+	b := []byte{'{'}
+	for _, m := range v.members {
+		b = append(append(append(rawjson.AppendQuote(b, m.name), ':'), m.value...), ',')
+	}
+	return string(append(appendJSON(append(b, `"Statement":`...), v.statements), '}'))
 }
 
 // labelOf returns the label of a statement.

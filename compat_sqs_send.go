@@ -45,18 +45,18 @@ func (in *sqsInput) sqsMessage(r *request) (m sqsSend, err error) {
 	case !isSQSText(m.body):
 		return m, sqsInvalidContents.errorf("Invalid characters found. Valid unicode characters are #x9 | #xA | #xD | #x20 to #xD7FF | #xE000 to #xFFFD | #x10000 to #x10FFFF")
 	case m.delay != nil && (*m.delay < sqsDelay.min || *m.delay > sqsDelay.max):
-		return m, sqsInvalidValue(*m.delay, "DelaySeconds", "DelaySeconds must be >= %d and <= %d.", sqsDelay.min, sqsDelay.max)
+		return m, sqsInvalidValue(in.number("DelaySeconds"), "DelaySeconds", "DelaySeconds must be >= %d and <= %d.", sqsDelay.min, sqsDelay.max)
 	}
 	for _, v := range []struct{ name, value string }{{"MessageGroupId", m.group}, {"MessageDeduplicationId", m.id}} {
 		if v.value != "" && !isVisibleASCII(v.value, 128) {
-			return m, sqsInvalidValue(toUTF8(v.value), v.name, "%s can only include alphanumeric and punctuation characters. 1 to 128 in length.", v.name)
+			return m, sqsInvalidValue(v.value, v.name, "%s can only include alphanumeric and punctuation characters. 1 to 128 in length.", v.name)
 		}
 	}
 	m.extra.TraceHeader = toUTF8(r.Header.Get("X-Amzn-Trace-Id"))
 	for _, a := range m.system {
 		m.extra.TraceHeader = a.value
 	}
-	m.draft = draft{data: wrap([]byte(m.body), "text/plain; charset=utf-8"), group: m.group, attributes: m.extra.store(m.attributes)}
+	m.draft = draft{data: wrap([]byte(m.body), "text/plain; charset=utf-8"), group: m.group, attributes: m.extra.store(m.attributes), mayExpire: true}
 	m.draft.sqs = m.extra.json()
 	return m, nil
 }

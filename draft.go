@@ -22,6 +22,7 @@ type draft struct {
 
 	scheduledAt     time.Time // due time in place of a delay; zero if it has none
 	deduplicationID string    // empty if it has none
+	mayExpire       bool      // it may expire before it is due
 }
 
 // errNeverDue is the error of a message that would expire in a queue before it is due.
@@ -60,10 +61,10 @@ func (m *draft) hasTimes() bool {
 	return m.delay != nil || m.retention > 0 || !m.scheduledAt.IsZero()
 }
 
-// neverDue returns an error if the message would expire in the queue before it is due. now is
-// the clock of PostgreSQL; without it, a scheduledAt is not checked.
+// neverDue returns an error if the message would expire in the queue before it is due, and may
+// not. now is the clock of PostgreSQL; without it, a scheduledAt is not checked.
 func (m *draft) neverDue(i int, queue subscription, now time.Time) error {
-	if !m.hasTimes() && queue.delay < queue.retention {
+	if m.mayExpire || !m.hasTimes() && queue.delay < queue.retention {
 		return nil
 	}
 	to := m.in(queue)

@@ -399,31 +399,6 @@ COMMENT ON COLUMN queued.deduplications.message_id IS 'messages.id of the first 
 COMMENT ON COLUMN queued.deduplications.created_at IS 'Time of the publish of the first message';
 COMMENT ON COLUMN queued.deduplications.expires_at IS 'End of the window';
 
--- The rows of enqueues and of dequeues are apart, so that no dequeue waits for the commit of
--- an enqueue. The table needs no log: a crash of PostgreSQL loses ten minutes of counts, and
--- so the count of a dequeue waits for no fsync.
-CREATE UNLOGGED TABLE queued.job_counts (
-    minute    timestamptz NOT NULL,
-    queue_key bigint      NOT NULL,
-    group_id  text COLLATE "C" NOT NULL,
-    dequeued  boolean     NOT NULL,
-    jobs      bigint      NOT NULL,
-    PRIMARY KEY (minute, queue_key, group_id, dequeued)
-) WITH (
-    -- As for groups: an update needs no index entry, if it has space on the same page.
-    fillfactor = 20,
-    autovacuum_vacuum_threshold = 10000,
-    autovacuum_vacuum_scale_factor = 0.05,
-    autovacuum_vacuum_cost_limit = 2000
-);
-
-COMMENT ON TABLE  queued.job_counts           IS 'Jobs that were enqueued and dequeued by SharQ''s API in each of the last ten minutes';
-COMMENT ON COLUMN queued.job_counts.minute    IS 'Begin of the minute';
-COMMENT ON COLUMN queued.job_counts.queue_key IS 'queues.key';
-COMMENT ON COLUMN queued.job_counts.group_id  IS 'Group of the jobs; default: also messages without a group';
-COMMENT ON COLUMN queued.job_counts.dequeued  IS 'Whether the jobs were dequeued; otherwise, they were enqueued';
-COMMENT ON COLUMN queued.job_counts.jobs      IS 'Number of jobs';
-
 -- A server does a step of a task in one transaction, which locks the row of the task. So each
 -- step is done by one server, and by another one if a server ends.
 CREATE TABLE queued.move_tasks (
@@ -456,3 +431,30 @@ COMMENT ON COLUMN queued.move_tasks.to_move                 IS 'Number of messag
 COMMENT ON COLUMN queued.move_tasks.last_seq                IS 'Largest messages.seq at the start: later messages stay';
 COMMENT ON COLUMN queued.move_tasks.started_at              IS 'Time of its start: messages that are due later stay';
 COMMENT ON COLUMN queued.move_tasks.next_step_at            IS 'Time from which a server does the next step';
+
+-- step 2
+
+-- The rows of enqueues and of dequeues are apart, so that no dequeue waits for the commit of
+-- an enqueue. The table needs no log: a crash of PostgreSQL loses ten minutes of counts, and
+-- so the count of a dequeue waits for no fsync.
+CREATE UNLOGGED TABLE queued.job_counts (
+    minute    timestamptz NOT NULL,
+    queue_key bigint      NOT NULL,
+    group_id  text COLLATE "C" NOT NULL,
+    dequeued  boolean     NOT NULL,
+    jobs      bigint      NOT NULL,
+    PRIMARY KEY (minute, queue_key, group_id, dequeued)
+) WITH (
+    -- As for groups: an update needs no index entry, if it has space on the same page.
+    fillfactor = 20,
+    autovacuum_vacuum_threshold = 10000,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_limit = 2000
+);
+
+COMMENT ON TABLE  queued.job_counts           IS 'Jobs that were enqueued and dequeued by SharQ''s API in each of the last ten minutes';
+COMMENT ON COLUMN queued.job_counts.minute    IS 'Begin of the minute';
+COMMENT ON COLUMN queued.job_counts.queue_key IS 'queues.key';
+COMMENT ON COLUMN queued.job_counts.group_id  IS 'Group of the jobs; default: also messages without a group';
+COMMENT ON COLUMN queued.job_counts.dequeued  IS 'Whether the jobs were dequeued; otherwise, they were enqueued';
+COMMENT ON COLUMN queued.job_counts.jobs      IS 'Number of jobs';

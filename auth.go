@@ -132,12 +132,16 @@ func (s *server) authorizeSQS(r *request) error {
 }
 
 // checkSignature returns an error if the request has a signature that is not that of its
-// access key.
-func (r *request) checkSignature() error {
+// access key, for the server or for its public URL.
+func (s *server) checkSignature(r *request) error {
 	if r.signature == nil {
 		return nil
 	}
-	return r.token.key.verify(r.signature, r.Request, r.body)
+	err := r.token.key.verify(r.signature, r.Request, nil, r.body)
+	if err != nil && s.publicURL != nil {
+		err = r.token.key.verify(r.signature, r.Request, s.publicURL, r.body)
+	}
+	return err
 }
 
 // permit returns an error unless the token of a request to SQS's API has the permission for

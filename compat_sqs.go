@@ -99,7 +99,7 @@ func (s *server) callSQS(r *request) (any, error) {
 	if err := r.readBody(maxSQSBody, s.transferTimeout); err != nil {
 		return nil, err
 	}
-	if err := r.checkSignature(); err != nil {
+	if err := s.checkSignature(r); err != nil {
 		return nil, err
 	}
 	if err := s.serving(r); err != nil {

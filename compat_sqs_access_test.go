@@ -144,6 +144,33 @@ func TestSQSRefusesRequestsWithoutAValidSignature(t *testing.T) {
 	}
 }
 
+// Behind a proxy that changes the host and removes a part of the path, a signature for
+// -public-url is valid, and so is one for the address of the server itself.
+func TestSQSAcceptsSignaturesForThePublicURL(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.useKeys(map[string]string{"worker": `"admin":true`})
+	proxied := func(public, path, expires string) reply {
+		t.Helper()
+		r := s.sqsRequest("ListQueues", `{}`)
+		r.URL.Path, r.Host = path, public
+		signWith(r, "worker", secret("worker"), time.Now(), expires, "content-type", "x-amz-target")
+		r.URL.Path, r.Host = "/", ""
+		return s.mustSend(r)
+	}
+	checkDiff(t, "without the setting", "SignatureDoesNotMatch", s.sqsJSONProblem(proxied("queue.example", "/sqs/", "")).Code)
+	var err error
+	if s.server.publicURL, err = parsePublicURL("https://queue.example/sqs/"); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "for the public URL", 200, proxied("queue.example", "/sqs/", "").status)
+	checkDiff(t, "presigned for the public URL", 200, proxied("queue.example", "/sqs/", "60").status)
+	checkDiff(t, "for the server itself", 200, s.signedSQS("worker", "ListQueues", `{}`).status)
+	for _, v := range [][2]string{{"other.example", "/sqs/"}, {"queue.example", "/"}, {"queue.example", "/other/"}} {
+		checkDiff(t, "for "+v[0]+v[1], "SignatureDoesNotMatch", s.sqsJSONProblem(proxied(v[0], v[1], "")).Code)
+	}
+}
+
 // A large body of a request without a key is not read.
 func TestSQSChecksTheKeyBeforeTheBody(t *testing.T) {
 	t.Parallel()

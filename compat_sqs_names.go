@@ -29,15 +29,18 @@ func sqsNameOf(text string) string {
 	return text[strings.LastIndexAny(text, "/:")+1:]
 }
 
-// sqsURL returns the URL of a queue, at the host that the client has used. A proxy in front
-// of the server keeps the Host header, and says with X-Forwarded-Proto whether the client
-// uses HTTPS.
-func (r *request) sqsURL(queueID string) string {
-	scheme := "http"
-	if r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https" {
-		scheme = "https"
+// sqsURL returns the URL of a queue: at -public-url or, without it, at the host that the client
+// has used. A proxy in front of the server then keeps the Host header, and says with
+// X-Forwarded-Proto whether the client uses HTTPS.
+func (s *server) sqsURL(r *request, queueID string) string {
+	public := "http://" + r.Host
+	switch {
+	case s.publicURL != nil:
+		public = s.publicURL.String()
+	case r.TLS != nil || r.Header.Get("X-Forwarded-Proto") == "https":
+		public = "https://" + r.Host
 	}
-	return scheme + "://" + r.Host + "/" + sqsAccount + "/" + queueID
+	return public + "/" + sqsAccount + "/" + queueID
 }
 
 // sqsARN returns the ARN of a queue, in the region of the client.

@@ -56,7 +56,7 @@ func (s *server) sqsCreateQueue(r *request, in *sqsInput) (sqsObject, error) {
 			return s.sqsExistingQueue(r, r.sqsQueueOf(found), fifo, values)
 		}
 	}
-	return sqsObject{{"QueueUrl", r.sqsURL(name)}}, s.logged(r, err, "queue created", "queue", name)
+	return sqsObject{{"QueueUrl", s.sqsURL(r, name)}}, s.logged(r, err, "queue created", "queue", name)
 }
 
 // checkSQSName checks the name of a new queue, and whether it is to be a FIFO queue: if
@@ -101,14 +101,14 @@ func (s *server) sqsExistingQueue(r *request, q *sqsQueue, fifo bool, values []s
 	if name := asked.different(q, values); name != "" {
 		return nil, exists(name)
 	}
-	return sqsObject{{"QueueUrl", r.sqsURL(q.ID)}}, nil
+	return sqsObject{{"QueueUrl", s.sqsURL(r, q.ID)}}, nil
 }
 
 func (s *server) sqsGetQueueURL(r *request, in *sqsInput) (sqsObject, error) {
 	if _, err := s.store.queue(r.Context(), r.queueID); err != nil {
 		return nil, err
 	}
-	return sqsObject{{"QueueUrl", r.sqsURL(r.queueID)}}, nil
+	return sqsObject{{"QueueUrl", s.sqsURL(r, r.queueID)}}, nil
 }
 
 func (s *server) sqsListQueues(r *request, in *sqsInput) (sqsObject, error) {
@@ -121,7 +121,7 @@ func (s *server) sqsListQueues(r *request, in *sqsInput) (sqsObject, error) {
 		return sqsObject{}, nil
 	}
 	ids, err := s.store.pageOfIDs(r.Context(), r.visible(), queuePage{prefix: prefix, after: after, limit: limit + 1})
-	return r.sqsPageOf("QueueUrls", ids, limit), err
+	return s.sqsPageOf(r, "QueueUrls", ids, limit), err
 }
 
 func (s *server) sqsListDeadLetterSourceQueues(r *request, in *sqsInput) (sqsObject, error) {
@@ -133,15 +133,15 @@ func (s *server) sqsListDeadLetterSourceQueues(r *request, in *sqsInput) (sqsObj
 		return nil, err
 	}
 	ids, err := s.store.pageOfIDs(r.Context(), r.visible(), queuePage{deadQueueID: r.queueID, after: after, limit: limit + 1})
-	return r.sqsPageOf("queueUrls", ids, limit), err
+	return s.sqsPageOf(r, "queueUrls", ids, limit), err
 }
 
 // sqsPageOf returns a page of a list of queues. There are more if there are more ids than
 // the limit.
-func (r *request) sqsPageOf(list string, ids []string, limit int) sqsObject {
+func (s *server) sqsPageOf(r *request, list string, ids []string, limit int) sqsObject {
 	var urls []string
 	for _, id := range ids[:min(len(ids), limit)] {
-		urls = append(urls, r.sqsURL(id))
+		urls = append(urls, s.sqsURL(r, id))
 	}
 	page := sqsObject{{list, urls}}
 	if len(ids) > limit {

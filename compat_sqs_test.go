@@ -178,6 +178,28 @@ func TestSQSQueueURLIsThatOfTheClient(t *testing.T) {
 	}
 }
 
+// With -public-url, the URLs of queues begin with it, whatever a proxy makes of the host and the
+// path.
+func TestSQSQueueURLIsPublic(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]string{
+		"https://queue.example":         "https://queue.example/000000000000/q",
+		"https://queue.example/":        "https://queue.example/000000000000/q",
+		"http://queue.example:8080/a/b": "http://queue.example:8080/a/b/000000000000/q",
+		"https://[::1]:8443/a%2Fb/":     "https://[::1]:8443/a%2Fb/000000000000/q",
+	} {
+		s := newTestServer(t)
+		var err error
+		if s.server.publicURL, err = parsePublicURL(value); err != nil {
+			t.Fatal(err)
+		}
+		checkDiff(t, "URL of a new queue", want, s.createSQS("q"))
+		checkDiff(t, "URL of a queue", `{"QueueUrl":"`+want+`"}`, s.sqsSend("POST", "/", `{"QueueName":"q"}`, "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: AmazonSQS.GetQueueUrl", "X-Forwarded-Proto: https").body)
+		checkDiff(t, "list", `{"QueueUrls":["`+want+`"]}`, s.sqs("ListQueues", `{}`).body)
+		checkDiff(t, "sources", `{"queueUrls":[]}`, s.sqs("ListDeadLetterSourceQueues", fmt.Sprintf(`{"QueueUrl":%q}`, want)).body)
+	}
+}
+
 // The id of a request is in a header of every response, and in XML also in the body.
 func TestSQSRespondsWithARequestID(t *testing.T) {
 	t.Parallel()

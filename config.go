@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,7 @@ type config struct {
 	transferTimeout        time.Duration
 	idleTimeout            time.Duration
 	allowedHosts           []string
+	publicURL              *url.URL  // nil without -public-url
 	topology               *topology // nil without -topology
 	tokenFile              string
 	tlsCert, tlsKey        string
@@ -126,6 +128,12 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 
 	var allowedHosts string
 	f.StringVar(&allowedHosts, "allowed-hosts", "", "comma-separated host `names` to accept on a loopback address, * for all;\nlocalhost and loopback addresses are always accepted")
+	var publicURL string
+	f.StringVar(&publicURL, "public-url", "", "`URL` before the paths of queues in SQS's API; if empty, as each request names the server")
+	f.check("public-url", func() (err error) {
+		c.publicURL, err = parsePublicURL(publicURL)
+		return err
+	})
 	f.StringVar(&c.tokenFile, "token-file", "", "JSON `file` of tokens and access keys, reloaded on SIGHUP; without it authentication is off")
 	f.checkNotEmpty("token-file", "name a file, or unset it to turn authentication off")
 	f.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` of the certificate for HTTPS, reloaded on SIGHUP; without it HTTP is served")
@@ -180,7 +188,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		return err
 	})
 
-	f.Group("flags of the server", "listen", "tls-cert", "tls-key", "token-file", "allowed-hosts", "topology", "log-level", "log-format", "debug-listen")
+	f.Group("flags of the server", "listen", "tls-cert", "tls-key", "token-file", "allowed-hosts", "public-url", "topology", "log-level", "log-format", "debug-listen")
 	f.Group("database", "database-url", "data-dir", "max-database-connections", "synchronous-commit", "cleanup-interval")
 	f.Group("connections and requests", "max-connections", "max-buffered-bytes", "max-body", "max-limit", "max-wait", "idle-timeout", "transfer-timeout", "drain-delay")
 	f.Group("bounds and defaults of the settings of queues", "deduplication-window",
@@ -274,6 +282,18 @@ func isAddress(value *string) func() error {
 		}
 		return nil
 	}
+}
+
+// parsePublicURL returns a URL without a slash at its end, and nil for an empty text.
+func parsePublicURL(text string) (*url.URL, error) {
+	if text == "" {
+		return nil, nil
+	}
+	v, err := url.Parse(strings.TrimRight(text, "/"))
+	if err != nil || v.Scheme != "http" && v.Scheme != "https" || v.Host == "" || v.User != nil || strings.ContainsAny(text, "?# ") {
+		return nil, errors.New("must be an http or https URL with a host, such as https://queue.example, and maybe a path")
+	}
+	return v, nil
 }
 
 // defaultDataDir follows the XDG base directory specification, version 0.8.

@@ -429,6 +429,14 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-max-buffered-bytes", "1000000"}, want: "-max-buffered-bytes"},
 		{args: []string{"-transfer-timeout", "0s"}, want: "-transfer-timeout"},
 		{args: []string{"-idle-timeout", "-1s"}, want: "-idle-timeout"},
+		{args: []string{"-public-url", "queue.example"}, want: "-public-url: must be an http or https URL with a host, such as https://queue.example"},
+		{args: []string{"-public-url", "ftp://queue.example"}, want: "-public-url: must be"},
+		{args: []string{"-public-url", "https:///q"}, want: "-public-url: must be"},
+		{args: []string{"-public-url", "https://me:secret@queue.example"}, want: "-public-url: must be"},
+		{args: []string{"-public-url", "https://queue.example/?a=b"}, want: "-public-url: must be"},
+		{args: []string{"-public-url", "https://queue.example/#a"}, want: "-public-url: must be"},
+		{args: []string{"-public-url", "https://queue.example/a b"}, want: "-public-url: must be"},
+		{args: []string{"-public-url", "https://%zz"}, want: "-public-url: must be"},
 		{args: []string{"-log-level", "loud"}, want: "-log-level"},
 		{args: []string{"-log-format", "xml"}, want: "-log-format"},
 		{args: []string{"-min-ack-deadline-seconds", "0"}, want: "-min-ack-deadline-seconds"},
@@ -487,7 +495,7 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 		t.Errorf("run -help = %v", err)
 	}
 	for _, name := range []string{
-		"listen", "debug-listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts",
+		"listen", "debug-listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts", "public-url",
 		"max-connections", "max-database-connections", "max-buffered-bytes", "transfer-timeout", "idle-timeout",
 		"log-level", "log-format", "topology", "token-file", "tls-cert", "tls-key", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
 		"max-message-retention-seconds", "min-message-max-deliveries", "max-message-max-deliveries", "min-delivery-delay-seconds", "max-delivery-delay-seconds",

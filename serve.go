@@ -186,6 +186,7 @@ func (p *process) startEngine() (err error) {
 		history:         p.history,
 		limits:          p.limits,
 		hosts:           hostPolicy{onLoopback: p.onLoopback(), allowed: p.allowedHosts},
+		publicURL:       p.publicURL,
 		tokens:          &p.files.tokens,
 		admission:       admission,
 		place:           p.place(),

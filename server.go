@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -43,6 +44,7 @@ type serverConfig struct {
 	history         *queueHistory
 	limits          limits
 	hosts           hostPolicy
+	publicURL       *url.URL                // nil without -public-url
 	tokens          *atomic.Pointer[tokens] // to nil if authentication is off
 	admission       *admission
 	place           databasePlace

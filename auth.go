@@ -132,14 +132,21 @@ func (s *server) authorizeSQS(r *request) error {
 }
 
 // checkSignature returns an error if the request has a signature that is not that of its
-// access key, for the server or for its public URL.
+// access key, for the server or for its public URL. A proxy turns the path of the public URL
+// into a slash, whether or not it ends in one.
 func (s *server) checkSignature(r *request) error {
 	if r.signature == nil {
 		return nil
 	}
-	err := r.token.key.verify(r.signature, r.Request, nil, r.body)
-	if err != nil && s.publicURL != nil {
-		err = r.token.key.verify(r.signature, r.Request, s.publicURL, r.body)
+	path := r.URL.EscapedPath()
+	err := r.token.key.verify(r.signature, r.Request, r.Host, path, r.body)
+	if s.publicURL != nil {
+		path = s.publicURL.EscapedPath() + path
+		for _, path := range []string{path, strings.TrimSuffix(path, "/")} {
+			if err != nil {
+				err = r.token.key.verify(r.signature, r.Request, s.publicURL.Host, path, r.body)
+			}
+		}
 	}
 	return err
 }

@@ -164,6 +164,7 @@ func TestSQSAcceptsSignaturesForThePublicURL(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkDiff(t, "for the public URL", 200, proxied("queue.example", "/sqs/", "").status)
+	checkDiff(t, "for the public URL without a slash", 200, proxied("queue.example", "/sqs", "").status)
 	checkDiff(t, "presigned for the public URL", 200, proxied("queue.example", "/sqs/", "60").status)
 	checkDiff(t, "for the server itself", 200, s.signedSQS("worker", "ListQueues", `{}`).status)
 	for _, v := range [][2]string{{"other.example", "/sqs/"}, {"queue.example", "/"}, {"queue.example", "/other/"}} {

@@ -118,9 +118,9 @@ type signingKey struct {
 	key   []byte
 }
 
-// verify returns an error unless the signature is that of the request with the key. base is nil
-// or the URL that a proxy has replaced by the address of the server.
-func (k *accessKey) verify(v *signature, r *http.Request, base *url.URL, body []byte) error {
+// verify returns an error unless the signature is that of the request with the key. A proxy may
+// have changed the host and the path, which are those that the client used, as it sent them.
+func (k *accessKey) verify(v *signature, r *http.Request, host, path string, body []byte) error {
 	payload := hexSHA256(body)
 	if stated := r.Header.Get("X-Amz-Content-Sha256"); stated != "" && stated != payload {
 		return sqsWrongSignature.errorf("x-amz-content-sha256 is not the SHA-256 of the body.")
@@ -129,7 +129,7 @@ func (k *accessKey) verify(v *signature, r *http.Request, base *url.URL, body []
 	if signing == nil || signing.scope != v.scope() {
 		signing = k.signingKey(v)
 	}
-	if !hmac.Equal(v.mac, hmacSHA256(signing.key, v.stringToSign(v.canonicalRequest(r, base, payload)))) {
+	if !hmac.Equal(v.mac, hmacSHA256(signing.key, v.stringToSign(v.canonicalRequest(r, host, path, payload)))) {
 		return sqsWrongSignature.errorf("The request signature does not match. Check the secret access key, and that proxies keep the header host.")
 	}
 	k.last.Store(signing)
@@ -138,11 +138,7 @@ func (k *accessKey) verify(v *signature, r *http.Request, base *url.URL, body []
 
 // canonicalRequest is step 1 of the signature. It takes the path and the query as they were
 // sent, before net/http decodes them. payload is the hash of the body.
-func (v *signature) canonicalRequest(r *http.Request, base *url.URL, payload string) string {
-	host, path := r.Host, r.URL.EscapedPath()
-	if base != nil {
-		host, path = base.Host, base.EscapedPath()+path
-	}
+func (v *signature) canonicalRequest(r *http.Request, host, path, payload string) string {
 	var b strings.Builder
 	b.WriteString(r.Method + "\n" + escapeStrictly(path, "/") + "\n" + v.canonicalQuery(r.URL.RawQuery) + "\n")
 	for _, name := range v.headers {

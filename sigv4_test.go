@@ -65,7 +65,7 @@ func verifies(t *testing.T, text string, now time.Time) error {
 		err = v.check(r, "service", now)
 	}
 	if err == nil {
-		err = (&accessKey{secret: awsSecret}).verify(v, r, nil, body)
+		err = (&accessKey{secret: awsSecret}).verify(v, r, r.Host, r.URL.EscapedPath(), body)
 	}
 	return err
 }
@@ -142,7 +142,7 @@ func signWith(r *http.Request, id, secret string, at time.Time, expires string, 
 		r.Header.Set("X-Amz-Date", v.signedAt)
 	}
 	k := &accessKey{id: id, secret: secret}
-	mac := hex.EncodeToString(hmacSHA256(k.signingKey(v).key, v.stringToSign(v.canonicalRequest(r, nil, hexSHA256(body)))))
+	mac := hex.EncodeToString(hmacSHA256(k.signingKey(v).key, v.stringToSign(v.canonicalRequest(r, r.Host, r.URL.EscapedPath(), hexSHA256(body)))))
 	if v.presigned {
 		r.URL.RawQuery += "&X-Amz-Signature=" + mac
 	} else {
@@ -217,7 +217,7 @@ func TestSignaturesAreRefusedForWhatIsWrong(t *testing.T) {
 			err = signature.check(r, "sqs", now)
 		}
 		if err == nil {
-			err = (&accessKey{id: "AKID", secret: "secret"}).verify(signature, r, nil, []byte("MessageBody=a"))
+			err = (&accessKey{id: "AKID", secret: "secret"}).verify(signature, r, r.Host, r.URL.EscapedPath(), []byte("MessageBody=a"))
 		}
 		if !isSQSFailure(err, v.want) || err != nil && !strings.Contains(err.Error(), v.says) {
 			t.Errorf("%s: %v, want %v with %q", what, err, v.want.code, v.says)
@@ -240,13 +240,13 @@ func TestSigningKeyChangesWithTheScope(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := k.verify(v, r, nil, nil); err != nil {
+		if err := k.verify(v, r, r.Host, r.URL.EscapedPath(), nil); err != nil {
 			t.Errorf("signed at %v: %v", at, err)
 		}
 		used := k.last.Load()
 		v.mac[0] ^= 1
 		v.region = "elsewhere"
-		if err := k.verify(v, r, nil, nil); !isSQSFailure(err, sqsWrongSignature) {
+		if err := k.verify(v, r, r.Host, r.URL.EscapedPath(), nil); !isSQSFailure(err, sqsWrongSignature) {
 			t.Errorf("a wrong signature: %v", err)
 		}
 		if k.last.Load() != used {

@@ -92,6 +92,7 @@ flags, the arguments or the environment.
 examples:
 
   queued                                    run a server with a private PostgreSQL
+  queued -dev                               the same to try it: nothing is kept after its exit
   queued create topic orders                create a topic,
   queued create queue -topic orders bills   and a queue that subscribes to it
   echo '{"order": 1}' | queued publish orders

@@ -27,6 +27,7 @@ type config struct {
 	passwordInArguments    bool     // other users of the machine can read it there
 	commit                 string   // minimum synchronous_commit
 	dataDir                string
+	dev                    bool // dataDir is a temporary directory that the server creates
 	maxDatabaseConnections int
 	cleanupInterval        time.Duration
 	deduplicationWindow    time.Duration
@@ -80,8 +81,20 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.check("synchronous-commit", oneOf(&c.commit, strings.Split(commitLevels, ",")...))
 	f.StringVar(&c.dataDir, "data-dir", defaultDataDir(getenv), "`directory` of the private PostgreSQL; created if missing")
 	f.check("data-dir", func() error {
-		if c.dataDir == "" && c.databaseURL == "" {
+		if c.dataDir == "" && c.databaseURL == "" && !c.dev {
 			return errors.New("no home directory; set -data-dir, or -database-url (QUEUED_DATABASE_URL) to use a PostgreSQL server")
+		}
+		return nil
+	})
+	f.BoolVar(&c.dev, "dev", false, "keep the data in a temporary directory, deleted at exit, and log at level debug")
+	f.check("dev", func() error {
+		switch {
+		case !c.dev:
+			return nil
+		case c.databaseURL != "":
+			return errors.New("excludes -database-url (QUEUED_DATABASE_URL), because it uses a temporary database")
+		case f.Given("data-dir"):
+			return errors.New("excludes -data-dir, because it uses a temporary directory")
 		}
 		return nil
 	})
@@ -188,7 +201,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		return err
 	})
 
-	f.Group("flags of the server", "listen", "tls-cert", "tls-key", "token-file", "allowed-hosts", "public-url", "topology", "log-level", "log-format", "debug-listen")
+	f.Group("flags of the server", "listen", "tls-cert", "tls-key", "token-file", "allowed-hosts", "public-url", "topology", "log-level", "log-format", "debug-listen", "dev")
 	f.Group("database", "database-url", "data-dir", "max-database-connections", "synchronous-commit", "cleanup-interval")
 	f.Group("connections and requests", "max-connections", "max-buffered-bytes", "max-body", "max-limit", "max-wait", "idle-timeout", "transfer-timeout", "drain-delay")
 	f.Group("bounds and defaults of the settings of queues", "deduplication-window",
@@ -203,6 +216,9 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		return nil, err
 	}
 	l.maxWait = c.maxWait.Seconds()
+	if c.dev && !f.Given("log-level") && getenv(flags.Variable("log-level")) == "" {
+		c.logLevel = slog.LevelDebug
+	}
 	for host := range strings.SplitSeq(allowedHosts, ",") {
 		if host = strings.ToLower(strings.TrimSpace(host)); host != "" {
 			c.allowedHosts = append(c.allowedHosts, host)

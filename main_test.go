@@ -451,6 +451,9 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 		{args: []string{"-tls-cert", "", "-tls-key", ""}, want: "-tls-"},
 		{args: []string{"-database-url", "postgres://me:p@secret/w#rd@db.example/q"}, want: "-database-url: malformed URL"},
 		{args: []string{"-database-url", "postgres://me:secret@a/q?sslmod=require"}, want: "-database-url: sslmod: unknown parameter"},
+		{args: []string{"-dev", "-database-url", "dbname=x"}, want: "-dev: excludes -database-url"},
+		{args: []string{"-dev", "-data-dir", "/x"}, want: "-dev: excludes -data-dir"},
+		{env: "QUEUED_DATABASE_URL=dbname=x", args: []string{"-dev"}, want: "-dev: excludes -database-url (QUEUED_DATABASE_URL)"},
 		{env: "PGCHANNELBINDING=require", args: []string{"-database-url", "dbname=q"}, want: "$PGCHANNELBINDING (channel_binding): not supported"},
 		{env: "QUEUED_MAX_WAIT=20", want: "$QUEUED_MAX_WAIT (-max-wait)"},
 		{env: "QUEUED_LOG_FORMAT=xml", want: "-log-format"},
@@ -476,6 +479,61 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 	}
 }
 
+func TestDevelopmentServerKeepsNothing(t *testing.T) {
+	t.Parallel()
+	temporary := newDataDir(t)
+	if err := os.Mkdir(temporary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	inside := func() (names []string) {
+		entries, err := os.ReadDir(temporary)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	cmd := exec.Command(os.Args[0], "-dev", "-listen", "127.0.0.1:0")
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "TMPDIR="+temporary, "QUEUED_DATA_DIR=/dev/null/none")
+	r := startCommand(t, cmd)
+	r.awaitReady()
+	c := r.client()
+	c.mustTopic("t")
+	c.publish("t", 1)
+	checkDiff(t, "received", []int{1}, numbers(c.receive("t", "")))
+	if names := inside(); len(names) != 1 || !strings.HasPrefix(names[0], "queued-dev-") {
+		t.Errorf("the temporary directory has %q", names)
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := r.await(); err != nil {
+		t.Errorf("it ends with %v\n%s", err, r.output)
+	}
+	if names := inside(); len(names) > 0 {
+		t.Errorf("%q stay in the temporary directory", names)
+	}
+	for _, want := range []string{`msg="messages are kept until exit, because of -dev" data_dir=` + temporary, "level=DEBUG msg=request"} {
+		if !strings.Contains(r.output.String(), want) {
+			t.Errorf("the log has no %s:\n%s", want, r.output)
+		}
+	}
+}
+
+func TestNewDatabaseIsAnnounced(t *testing.T) {
+	t.Parallel()
+	dir := newDataDir(t)
+	const announcement = `msg="creating a private PostgreSQL" data_dir=`
+	for _, want := range []int{1, 0} {
+		r := runServer(t, "-data-dir", dir)
+		checkDiff(t, "announcements", want, strings.Count(r.output.String(), announcement+dir))
+		r.stop()
+		if err := r.await(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestSettingsComeFromFlagsAndThenTheEnvironment(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{"QUEUED_MAX_WAIT": "7s", "QUEUED_MAX_BODY": "5", "QUEUED_MIN_ACK_DEADLINE_SECONDS": "3", "QUEUED_ALLOWED_HOSTS": " A.example, b "}
@@ -495,12 +553,12 @@ func TestHelpNamesEveryFlagAndVariable(t *testing.T) {
 		t.Errorf("run -help = %v", err)
 	}
 	for _, name := range []string{
-		"listen", "debug-listen", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts", "public-url",
+		"listen", "debug-listen", "dev", "database-url", "data-dir", "cleanup-interval", "max-wait", "max-body", "max-limit", "drain-delay", "allowed-hosts", "public-url",
 		"max-connections", "max-database-connections", "max-buffered-bytes", "transfer-timeout", "idle-timeout",
 		"log-level", "log-format", "topology", "token-file", "tls-cert", "tls-key", "min-ack-deadline-seconds", "max-ack-deadline-seconds", "min-message-retention-seconds",
 		"max-message-retention-seconds", "min-message-max-deliveries", "max-message-max-deliveries", "min-delivery-delay-seconds", "max-delivery-delay-seconds",
 	} {
-		if !strings.Contains(out.String(), "  -"+name+" ") || !strings.Contains(out.String(), "[$"+flags.Variable(name)+"]") {
+		if !regexp.MustCompile(`(?m)^  -`+name+`\b`).MatchString(out.String()) || !strings.Contains(out.String(), "[$"+flags.Variable(name)+"]") {
 			t.Errorf("-help does not explain -%s and its variable", name)
 		}
 	}

@@ -116,6 +116,22 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 	return p, nil
 }
 
+// makeTemporaryDir creates a data directory in the directory for temporary files.
+func makeTemporaryDir() (string, error) {
+	runAs, err := postgresAccount()
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "queued-dev-")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, (&privatePostgres{runAs: runAs}).dirMode())
+}
+
+// isNewDataDir reports whether a private PostgreSQL has no data in a directory yet.
+func isNewDataDir(dir string) bool { return (&privatePostgres{dir: dir}).clusterVersion() == "" }
+
 func (p *privatePostgres) cluster() string { return filepath.Join(p.dir, "postgres") }
 func (p *privatePostgres) logFile() string { return filepath.Join(p.dir, "postgres.log") }
 

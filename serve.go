@@ -40,6 +40,7 @@ type process struct {
 	public, profiling net.Listener // profiling is nil without -debug-listen
 
 	postgres   *privatePostgres // nil with -database-url
+	temporary  string           // directory to delete at the end; empty without -dev
 	database   *database
 	db         *sql.DB // pool for requests and the cleanup
 	unlimited  *sql.DB // pool for statements without a timeout
@@ -124,6 +125,16 @@ func (p *process) openDatabases(ctx context.Context) (err error) {
 	}
 	url := p.databaseURL
 	if url == "" {
+		switch {
+		case p.dev:
+			if p.temporary, err = makeTemporaryDir(); err != nil {
+				return fmt.Errorf("-dev: %w", err)
+			}
+			p.dataDir = p.temporary
+			p.log.Info("messages are kept until exit, because of -dev", "data_dir", p.dataDir)
+		case isNewDataDir(p.dataDir):
+			p.log.Info("creating a private PostgreSQL", "data_dir", p.dataDir, "alternative", "queued -dev keeps nothing after its exit, -database-url uses a PostgreSQL server")
+		}
 		if p.postgres, err = startPostgres(ctx, p.dataDir, p.log); err != nil {
 			return fmt.Errorf("private PostgreSQL: %w", err)
 		}
@@ -147,17 +158,24 @@ func (p *process) openDatabases(ctx context.Context) (err error) {
 }
 
 // closeDatabases closes the pools and the PostgreSQL of openDatabases, also if that failed
-// halfway.
+// halfway, and deletes the data of -dev.
 func (p *process) closeDatabases() error {
 	for _, db := range []*sql.DB{p.unlimited, p.db} {
 		if db != nil {
 			db.Close()
 		}
 	}
-	if p.postgres == nil {
-		return nil
+	var err error
+	if p.postgres != nil {
+		err = p.postgres.stop(p.cut)
 	}
-	return p.postgres.stop(p.cut)
+	if p.temporary != "" {
+		if p.postgres != nil {
+			os.RemoveAll(p.postgres.socket) // it may be elsewhere
+		}
+		err = errors.Join(err, os.RemoveAll(p.temporary))
+	}
+	return err
 }
 
 // startEngine starts the engine and builds the server around it. drain ends it.

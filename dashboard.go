@@ -151,7 +151,7 @@ func (v *overviewTotals) add(totals *messageTotals) {
 
 // overview returns a page of at most -max-limit queues, ordered by id.
 func (s *server) overview(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	offset := q.integer("offset", 0, bounds{0, math.MaxInt})
 	if err := q.err(); err != nil {
 		return nil, err

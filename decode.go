@@ -98,12 +98,16 @@ type input struct {
 	where    []any // the beginning of loc: "body" or "query", and the path to an object inside
 	all      []field
 	mistakes invalid
+
+	unknown *unknownFields // nil if unknown fields are ignored
+	unread  int            // number of fields that no decoder has asked for yet
 }
 
 // field is a member of a JSON object, or a parameter of a query.
 type field struct {
 	name  string
 	value []byte // JSON, or text
+	read  bool   // a decoder has asked for it
 }
 
 // form reads the members of a JSON object; a query reads the parameters of a URL.
@@ -135,8 +139,10 @@ func (in *input) addMistakeCtx(ctx any, msg, kind string, loc ...any) {
 	in.mistakes = append(in.mistakes, m)
 }
 
-// err returns all mistakes so far, or nil if there are none.
+// err returns all mistakes, or nil if there are none. It is called after all fields have been
+// decoded.
 func (in *input) err() error {
+	in.checkUnknown()
 	if len(in.mistakes) > 0 {
 		return in.mistakes
 	}
@@ -147,8 +153,18 @@ func (in *input) err() error {
 func (in *input) find(name string) ([]byte, bool) {
 	for i := len(in.all) - 1; i >= 0; i-- {
 		if in.all[i].name == name {
+			if !in.all[i].read {
+				in.all[i].read = true
+				in.unread--
+			}
 			return in.all[i].value, true
 		}
+	}
+	if in.unknown != nil && in.unread > 0 {
+		if in.unknown.missing == nil {
+			in.unknown.missing = make([]string, 0, 16)
+		}
+		in.unknown.missing = append(in.unknown.missing, name)
 	}
 	return nil, false
 }
@@ -159,7 +175,7 @@ func (in *input) has(name string) bool {
 }
 
 // parseBody reads a body that must be a JSON object, whatever its content type. A
-// byte order mark before it is skipped. Unknown fields are ignored.
+// byte order mark before it is skipped.
 func parseBody(body []byte) *form {
 	f := &form{input: input{where: []any{"body"}}, broken: true}
 	if len(body) == 0 {
@@ -248,8 +264,9 @@ func (f *form) only(names ...string) {
 // read makes the members of an object the fields.
 func (f *form) read(object []byte) {
 	rawjson.WalkObject(object, func(name string, value []byte) {
-		f.all = append(f.all, field{name, value})
+		f.all = append(f.all, field{name: name, value: value})
 	})
+	f.unread = len(f.all)
 }
 
 // objects decodes a list of 1 to most objects. Each object has a form of its own.
@@ -264,13 +281,21 @@ func (f *form) optionalObjects(name string, most int, each func(item *form)) {
 
 // element decodes an object in a list.
 func (f *form) element(name string, i int, value []byte, each func(item *form)) {
-	item := &form{input: input{where: slices.Concat(f.where, []any{name, i})}}
+	item := &form{input: input{where: slices.Concat(f.where, []any{name, i}), unknown: f.unknown}}
+	asked := 0
+	if f.unknown != nil {
+		asked = len(f.unknown.missing)
+	}
 	if value = asObject(value); value == nil {
 		item.broken = true
 		item.addMistake("value is not a valid dict", "type_error.dict")
 	} else {
 		item.read(value)
 		each(item)
+		item.checkUnknown()
+		if f.unknown != nil {
+			f.unknown.missing = f.unknown.missing[:asked]
+		}
 	}
 	f.mistakes = append(f.mistakes, item.mistakes[:min(len(item.mistakes), maxMistakes-len(f.mistakes))]...)
 }
@@ -581,10 +606,9 @@ func parseOptional(body []byte) *form {
 	return parseBody(body)
 }
 
-// optionalBody reads a body that may be missing. A body that is not JSON is ignored,
-// because fastqueue ignores the bodies of these requests.
-func optionalBody(body []byte) *form {
-	f := parseBody(body)
+// ignoreBroken ignores a body that is missing or not JSON, because fastqueue ignores the bodies of
+// these requests.
+func (f *form) ignoreBroken() *form {
 	if f.broken {
 		f.mistakes = nil
 	}

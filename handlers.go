@@ -31,7 +31,7 @@ func nameOf(destination *string) string {
 }
 
 func (s *server) createTopic(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
 	id := f.id("id", true)
 	if err := f.err(); err != nil {
 		return nil, err
@@ -41,7 +41,7 @@ func (s *server) createTopic(r *request) (any, error) {
 }
 
 func (s *server) listTopics(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	offset, limit := q.page(&s.limits)
 	if err := q.err(); err != nil {
 		return nil, err
@@ -57,9 +57,14 @@ func (s *server) deleteTopic(r *request) (any, error) {
 	return nil, s.logged(r, s.store.deleteTopic(r.Context(), r.topicID), "topic deleted", "topic", r.topicID)
 }
 
+// readOnly are fields of queues in responses. Requests may have them and do not change them, so
+// that a client can change a queue that it has read and send it back.
+var readOnly = []string{"id", "created_at", "updated_at"}
+
 func (s *server) createQueue(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
 	id := f.id("id", true)
+	f.skip(readOnly...)
 	settings := f.queueSettings(&s.limits)
 	if err := f.err(); err != nil {
 		return nil, err
@@ -69,7 +74,7 @@ func (s *server) createQueue(r *request) (any, error) {
 }
 
 func (s *server) listQueues(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	offset, limit := q.page(&s.limits)
 	if err := q.err(); err != nil {
 		return nil, err
@@ -83,11 +88,13 @@ func (s *server) getQueue(r *request) (any, error) {
 }
 
 func (s *server) updateQueue(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
+	f.skip(readOnly...)
 	settings := f.queueSettings(&s.limits)
 	if f.err() != nil { // SQS's API has other bounds, and what it has set may stay
 		if q, err := s.store.queue(r.Context(), r.queueID); err == nil {
-			f = parseBody(r.body)
+			f = r.form()
+			f.skip(readOnly...)
 			f.unchanged = q.integers()
 			settings = f.queueSettings(&s.limits)
 		}
@@ -115,7 +122,7 @@ func (s *server) deleteQueue(r *request) (any, error) {
 }
 
 func (s *server) queueStats(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	detail := q.boolean("detail")
 	if err := q.err(); err != nil {
 		return nil, err
@@ -155,7 +162,7 @@ func (s *server) purge(r *request) (any, error) {
 // redrive moves messages to a queue or, if the body names none, to the queues that they
 // came from.
 func (s *server) redrive(r *request) (any, error) {
-	f := parseOptional(r.body)
+	f := r.optionalForm()
 	destination := f.text("destination_queue_id", false)
 	limit := math.MaxInt
 	if n := f.integer("limit", bounds{1, math.MaxInt}, false); n != nil {
@@ -178,7 +185,7 @@ func (s *server) redrive(r *request) (any, error) {
 
 // redriveNamed moves some messages, like redrive.
 func (s *server) redriveNamed(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
 	ids := f.messageIDs()
 	destination := f.text("destination_queue_id", false)
 	if err := f.err(); err != nil {
@@ -215,7 +222,7 @@ func (s *server) redriven(r *request, v redriven, err error, left bool) (any, er
 
 // deleteNamed deletes some messages.
 func (s *server) deleteNamed(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
 	ids := f.messageIDs()
 	if err := f.err(); err != nil {
 		return nil, err
@@ -235,12 +242,12 @@ func (s *server) deleteNamed(r *request) (any, error) {
 }
 
 func (s *server) publish(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
 	return s.publishDrafts(r, f, []draft{f.draft(&s.limits)}, func(int) []any { return []any{"body"} })
 }
 
 func (s *server) publishBatch(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
 	var drafts []draft
 	f.objects("messages", maxBatch, func(item *form) {
 		drafts = append(drafts, item.draft(&s.limits))
@@ -251,7 +258,7 @@ func (s *server) publishBatch(r *request) (any, error) {
 // publishDrafts publishes the messages of a body to the topic or queue in the path. In
 // errors, at returns the place of a message in the body.
 func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i int) []any) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	shows := q.shown()
 	acks := f.acks()
 	if err := cmp.Or(f.err(), q.err(), useIdempotencyKey(r.Header, drafts)); err != nil {
@@ -261,18 +268,22 @@ func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i in
 	if err := s.hideForbidden(r, acks); err != nil {
 		return nil, err
 	}
-	stored, err := s.engine.publish(r.Context(), &publication{topicID: r.topicID, queueID: r.queueID, trace: r.w.trace, messages: drafts, acks: acks})
+	p := &publication{topicID: r.topicID, queueID: r.queueID, trace: r.w.trace, messages: drafts, acks: acks}
+	stored, err := s.engine.publish(r.Context(), p)
 	if unacked, ok := errors.AsType[errNotAcked](err); ok {
 		return nil, unackedConflict(unacked, named)
 	}
 	if never, ok := errors.AsType[errNeverDue](err); ok {
 		return nil, invalid{{Loc: append(at(never.message), never.field), Msg: never.Error(), Type: "value_error.number.not_lt"}}
 	}
+	if err == nil {
+		s.hintDiscarded(r, p)
+	}
 	return created(&messageList{messages: stored, shows: shows, shared: true}, err)
 }
 
 func (s *server) receive(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	limit := min(q.integer("limit", 10, bounds{0, math.MaxInt}), s.limits.maxLimit)
 	wait := q.waitSeconds(&s.limits)
 	if !q.has("wait_seconds") {
@@ -299,7 +310,7 @@ func (s *server) receive(r *request) (any, error) {
 // that was received from a moment ago. If the queue is deleted meanwhile, the acks
 // stand, and there are no messages.
 func (s *server) receiveAndAck(r *request) (any, error) {
-	f := parseOptional(r.body)
+	f := r.optionalForm()
 	v := f.receiveAck(&s.limits)
 	if !f.has("wait_seconds") {
 		v.wait = r.preferredWait(&s.limits)
@@ -361,14 +372,16 @@ func (s *server) releaseUnsent(r *request) {
 func (s *server) countDelivery(r *request) {
 	v := r.unsent
 	r.unsent = unsent{}
-	s.metrics.delivery(v.queueID, v.messages)
+	if s.metrics.delivery(v.queueID, v.messages) > 0 {
+		s.hintUnacked(r, v.queueID)
+	}
 	if v.messages[0].consumed {
 		s.metrics.add(messagesAcked, v.queueID, len(v.messages))
 	}
 }
 
 func (s *server) ack(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	item := ackItem{id: r.messageID, leasedUntil: q.leaseToken("scheduled_at")}
 	if err := q.err(); err != nil {
 		return nil, err
@@ -377,9 +390,9 @@ func (s *server) ack(r *request) (any, error) {
 }
 
 func (s *server) nack(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	item := ackItem{id: r.messageID, leasedUntil: q.leaseToken("scheduled_at")}
-	f := optionalBody(r.body)
+	f := r.form().ignoreBroken()
 	item = f.nack().of(item)
 	if err := cmp.Or(q.err(), f.err()); err != nil {
 		return nil, err
@@ -388,10 +401,10 @@ func (s *server) nack(r *request) (any, error) {
 }
 
 func (s *server) extend(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	item := ackItem{id: r.messageID, leasedUntil: q.leaseToken("scheduled_at")}
 	shows := q.shown()
-	f := parseBody(r.body)
+	f := r.form()
 	item.after = f.seconds("ack_deadline_seconds", bounds{1, int(maxLease / time.Second)}, true)
 	if err := cmp.Or(q.err(), f.err()); err != nil {
 		return nil, err
@@ -414,7 +427,7 @@ func (s *server) ackVisible(r *request, do func(context.Context, ...ackItem) err
 }
 
 func (s *server) ackBatch(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
 	items := f.ackItems()
 	if err := f.err(); err != nil {
 		return nil, err
@@ -423,7 +436,7 @@ func (s *server) ackBatch(r *request) (any, error) {
 }
 
 func (s *server) nackBatch(r *request) (any, error) {
-	f := parseBody(r.body)
+	f := r.form()
 	items := f.ackItems()
 	nack := f.nack()
 	if err := f.err(); err != nil {
@@ -468,7 +481,7 @@ const maxPeek = 300
 // peek returns a handler for a page of messages, which the function page reads.
 func (s *server) peek(page func(ctx context.Context, queueID string, offset, limit int) ([]message, error)) handler {
 	return func(r *request) (any, error) {
-		q := parseQuery(r.URL.RawQuery)
+		q := r.query()
 		offset := q.integer("offset", 0, bounds{0, math.MaxInt})
 		limit := q.integer("limit", 25, bounds{0, maxPeek})
 		if err := q.err(); err != nil {
@@ -481,7 +494,7 @@ func (s *server) peek(page func(ctx context.Context, queueID string, offset, lim
 
 // peekOrSearch returns a page of messages, or the result of a search.
 func (s *server) peekOrSearch(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	if !q.isSearch() {
 		return s.peek(s.store.peek)(r)
 	}
@@ -498,7 +511,7 @@ func (s *server) peekOrSearch(r *request) (any, error) {
 }
 
 func (s *server) listGroups(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	offset, limit := q.page(&s.limits)
 	if err := q.err(); err != nil {
 		return nil, err
@@ -514,7 +527,7 @@ func (s *server) putGroup(r *request) (any, error) {
 	if msg := pathMistake(r.groupID); msg != "" {
 		return nil, invalid{{Loc: []any{"path", "group"}, Msg: msg, Type: "value_error"}}
 	}
-	f := parseBody(r.body)
+	f := r.form()
 	if !f.broken && !f.has("delivery_interval_ms") {
 		f.addMistake("field required", "value_error.missing", "delivery_interval_ms")
 	}

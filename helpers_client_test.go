@@ -21,6 +21,8 @@ type client struct {
 	token string // sent with each request, unless empty
 	trace trace  // the same
 	key   string // Idempotency-Key, the same
+
+	prefer string // the header Prefer, the same
 }
 
 // with returns a client of the same server that sends a token.
@@ -42,6 +44,13 @@ func (s *client) tracing(requestID, traceparent string) *client {
 func (s *client) keyed(key string) *client {
 	c := *s
 	c.key = key
+	return &c
+}
+
+// strict returns a client of the same server that wants unknown fields to be refused.
+func (s *client) strict() *client {
+	c := *s
+	c.prefer = "handling=strict"
 	return &c
 }
 
@@ -73,6 +82,9 @@ func (s *client) send(ctx context.Context, method, path, body string) (reply, er
 	}
 	if s.key != "" {
 		r.Header.Set("Idempotency-Key", s.key)
+	}
+	if s.prefer != "" {
+		r.Header.Set("Prefer", s.prefer)
 	}
 	response, err := http.DefaultClient.Do(r)
 	if err != nil {

@@ -135,15 +135,16 @@ type overviewHistory struct {
 
 // overviewHistory returns the samples of one queue, or the sums of all visible queues.
 func (s *server) overviewHistory(r *request) (any, error) {
-	q := parseQuery(r.URL.RawQuery)
+	q := r.query()
 	withReady := q.boolean("ready")
+	id, _ := q.find("queue_id")
 	if err := q.err(); err != nil {
 		return nil, err
 	}
 	visible := r.visible()
 	match := visible.match
-	if id := r.URL.Query().Get("queue_id"); id != "" {
-		match = func(queueID string) bool { return queueID == id && visible.match(id) }
+	if len(id) > 0 {
+		match = func(queueID string) bool { return queueID == string(id) && visible.match(queueID) }
 	}
 	v := overviewHistory{ServerID: s.id, Data: s.history.minutes(match)}
 	if withReady {

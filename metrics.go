@@ -222,9 +222,9 @@ func (m *metrics) totalsOf(queueID string) *messageTotals {
 	return v
 }
 
-// delivery counts the messages of a response to a receiver.
-func (m *metrics) delivery(queueID string, messages []message) {
-	redelivered := 0
+// delivery counts the messages of a response to a receiver. It returns the number of those
+// that were delivered before.
+func (m *metrics) delivery(queueID string, messages []message) (redelivered int) {
 	for _, v := range messages {
 		if v.DeliveryAttempts > 1 {
 			redelivered++
@@ -237,6 +237,7 @@ func (m *metrics) delivery(queueID string, messages []message) {
 	}
 	m.add(messagesDelivered, queueID, len(messages))
 	m.add(messagesRedelivered, queueID, redelivered)
+	return redelivered
 }
 
 // timed returns a database that records the duration of its statements, up to their first

@@ -59,7 +59,7 @@ func TestEveryRouteIsDescribedAndNothingElse(t *testing.T) {
 }
 
 // A user of /docs can send every example in order: each is a request that succeeds with
-// a described status.
+// a described status. No field in them is unknown.
 func TestDescribedExamplesWork(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -94,7 +94,7 @@ func TestDescribedExamplesWork(t *testing.T) {
 			id := s.receive("invoices", "")[0].ID
 			target, body = strings.Replace(target, exampleID, id, 1), strings.Replace(body, exampleID, id, 1)
 		}
-		got := s.do(strings.ToUpper(method), target+"?"+query.Encode(), body)
+		got := s.strict().do(strings.ToUpper(method), target+"?"+query.Encode(), body)
 		if got.status >= 300 || op.Responses[fmt.Sprint(got.status)] == nil && op.Responses["307"] == nil { // a redirect is followed
 			t.Errorf("%s: %s %s %s = %d", op.OperationID, method, target, body, got.status)
 		}

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -25,7 +24,8 @@ type request struct {
 
 	sqsJSON bool // a request of SQS is one of the JSON protocol
 
-	unsent unsent
+	unsent  unsent
+	unknown unknownFields
 }
 
 // unsent has the messages received for a response that has not begun.
@@ -148,24 +148,14 @@ func (r *request) readPath() error {
 	return nil
 }
 
-// preferredWait returns the wait of a long poll in the header Prefer (RFC 7240), such as
-// "wait=20", at most that of the flag. It returns 0 if there is none. Preferences that are
-// unknown or invalid are ignored, as the RFC demands.
+// preferredWait returns the wait of a long poll in the header Prefer, such as "wait=20", at
+// most that of the flag. It returns 0 if there is none.
 func (r *request) preferredWait(l *limits) time.Duration {
-	for _, value := range r.Header.Values("Prefer") {
-		for preference := range strings.SplitSeq(value, ",") {
-			preference, _, _ = strings.Cut(preference, ";")
-			name, text, _ := strings.Cut(preference, "=")
-			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-				continue
-			}
-			seconds, ok := parseDigits(strings.Trim(strings.TrimSpace(text), `"`))
-			if !ok || seconds < 0 {
-				return 0 // of several, the first counts
-			}
-			r.w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(seconds))
-			return time.Duration(min(float64(seconds), l.maxWait) * float64(time.Second))
-		}
+	text, _ := r.preference("wait")
+	seconds, ok := parseDigits(text)
+	if !ok || seconds < 0 {
+		return 0
 	}
-	return 0
+	r.w.Header().Add("Preference-Applied", "wait="+strconv.Itoa(seconds))
+	return time.Duration(min(float64(seconds), l.maxWait) * float64(time.Second))
 }

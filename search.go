@@ -160,6 +160,7 @@ func (q *query) search() (v search) {
 	attributes := make(map[string]string)
 	for _, f := range q.all {
 		if name, is := strings.CutPrefix(f.name, attributePrefix); is {
+			q.find(f.name)
 			attributes[name] = string(f.value)
 			q.checkSearched(name+string(f.value), f.name)
 		}

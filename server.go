@@ -24,6 +24,7 @@ type server struct {
 
 	consumers  *consumers
 	requestIDs *requestIDs
+	hints      hints
 
 	compact chan struct{} // capacity 1; requests a vacuum
 	moves   chan struct{} // capacity 1; a move task has started
@@ -182,6 +183,8 @@ func (s *server) call(rt *route, r *request) (any, error) {
 		if err := r.readPath(); err != nil {
 			return nil, err
 		}
+		r.preferStrict()
+		defer s.hintUnknown(r, rt.pattern)
 	}
 	return rt.handler(r)
 }
@@ -217,6 +220,9 @@ func (s *server) ServeHTTP(hw http.ResponseWriter, hr *http.Request) {
 	s.fixSlash(hr)
 	s.mux.ServeHTTP(&r.w, hr)
 	if err := r.w.unmatched(); err != nil {
+		if err == errMethod {
+			s.hintMethod(r)
+		}
 		s.fail(r, err)
 	}
 }

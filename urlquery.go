@@ -11,15 +11,16 @@ import (
 // query reads the parameters of a URL.
 type query struct{ input }
 
-// parseQuery reads the query of a URL. Unknown parameters are ignored.
+// parseQuery reads the query of a URL.
 func parseQuery(rawQuery string) *query {
 	q := &query{input{where: []any{"query"}}}
 	for rawQuery != "" {
 		var parameter string
 		parameter, rawQuery, _ = strings.Cut(rawQuery, "&")
 		name, value, _ := strings.Cut(parameter, "=")
-		q.all = append(q.all, field{unescape(name), []byte(unescape(value))})
+		q.all = append(q.all, field{name: unescape(name), value: []byte(unescape(value))})
 	}
+	q.unread = len(q.all)
 	return q
 }
 

@@ -124,6 +124,10 @@ func TestProblemsComeFirst(t *testing.T) {
 	}
 	p.see("the failing queue at the top", rowIDs+" === 'd-failing c-forgotten b-dead a-fine'")
 	p.see("what fails", "/failing: [0-9.]+\\/s nacked/.test(document.querySelector('tr[data-id=d-failing]').innerText)")
+	s.must("POST", "/queues/a-fine/messages", `{"data":{}}`)
+	s.must("GET", "/queues/a-fine/messages?ack_deadline_seconds=1", "")
+	s.must("GET", "/queues/a-fine/messages?wait_seconds=20", "")
+	p.see("that no consumer acks", "/not acked: [0-9.]+\\/s again/.test(document.querySelector('tr[data-id=a-fine]').innerText)")
 	p.choose(".tile.dead")
 	p.see("the dead queues", rowIDs+" === 'b-dead'")
 }
@@ -599,7 +603,7 @@ func TestTopicsAreCreatedPublishedToAndDeleted(t *testing.T) {
 	p.click("New topic")
 	p.fill("id", "orders")
 	p.press(enter)
-	p.seeText("section[aria-label='Topic orders']", "No queue subscribes to this topic.")
+	p.seeText("section[aria-label='Topic orders']", "no queue: messages are discarded")
 	p.click("New queue")
 	p.see("the topic of the card", "document.querySelector('dialog [name=topic_id]').value === 'orders'")
 	p.fill("id", "south")

@@ -6,7 +6,7 @@ const interval = 2000 // minimum milliseconds between a response and the next re
 const samples = 60 // length of a chart's history
 const serverTimeout = 10_000 // milliseconds after its last response for which a server still counts
 
-export const rates = ['published', 'delivered', 'acked', 'nacked', 'dead_lettered', 'expired']
+export const rates = ['published', 'delivered', 'redelivered', 'acked', 'nacked', 'dead_lettered', 'expired']
 const charted = [...rates, 'ready']
 const newHistory = () => Object.fromEntries(charted.map((name) => [name, []]))
 

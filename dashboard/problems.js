@@ -17,6 +17,11 @@ export const isFailing = (q) => recentRate(q, 'nacked') > recentRate(q, 'acked')
 // hasNoConsumer reports whether a queue has ready messages and nothing receives them.
 export const hasNoConsumer = (q, isDead) => !isDead && !q.paused && q.messages?.ready > 0 && q.messages.in_flight === 0 && q.waiting_receivers === 0 && recentRate(q, 'delivered') === 0
 
+// lateRate returns the rate of messages that are delivered again although they were not nacked:
+// their ack deadline has passed. After a nack with a delay the message is delivered later, so
+// the totals have to differ too.
+const lateRate = (q) => (q.redelivered_total > q.nacked_total ? recentRate(q, 'redelivered') - recentRate(q, 'nacked') : 0)
+
 // isFull reports whether a queue has the maximum number of messages.
 const isFull = (q) => q.max_messages > 0 && q.messages !== null && sum(q.messages) >= q.max_messages
 
@@ -37,6 +42,8 @@ export function problemOf(q, isDead) {
     if (grown > 0) return found('bad', 4, grown, `${count(grown)} more dead`)
     return q.messages?.ready > 0 ? found('warn', 2, q.messages.ready, `${count(q.messages.ready)} dead`) : null
   }
+  const late = lateRate(q)
+  if (late > 0) return found('warn', 3, late, recentRate(q, 'acked') > 0 ? `acked too late: ${rate(late)}/s again` : `not acked: ${rate(late)}/s again`)
   if (q.paused) return found('info', 1, 1, 'paused')
   if (age >= tooOld) return found('warn', 3, age, `oldest ${duration(age, 1)}`)
   return null

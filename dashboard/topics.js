@@ -96,7 +96,7 @@ function topicCard(id) {
         h('div', { class: 'buttons' }, h('button', { onclick: () => dialog(`Publish to ${id}`, publishForm('topics', id)) }, 'Publish…'), admin)),
       queues),
     update(subscribers) {
-      updateChildren(queues, subscribers.length ? queueList(subscribers) : h('p', { class: 'muted' }, 'No queue subscribes to this topic.'))
+      updateChildren(queues, subscribers.length ? queueList(subscribers) : h('p', {}, h('span', { class: 'mark warn' }, 'no queue: messages are discarded')))
       admin.hidden = !isAdmin()
     },
   }

@@ -30,7 +30,8 @@ run:
 	@go build -o queued . && exec ./queued
 
 # The timeout names a test that hangs, and what it waits for.
-test: setup
+test:
+	@.ci/setup clients
 	@rm -f .replies
 	@echo "== The server: about 400 tests; two minutes, more on a busy machine"
 	QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -race -shuffle=on -parallel 4 -timeout 20m ./...

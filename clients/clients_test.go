@@ -1,7 +1,7 @@
 // Package clients tests the server with clients of the five servers whose APIs it
 // implements, written as their users write them: in Python, in Go, and in a shell with
-// curl. It is a separate module because the server's own tests need neither Python nor the
-// SDKs of Amazon SQS.
+// curl, and for Amazon SQS also with the AWS CLI, in JavaScript, and with Celery. It is a
+// separate module because the server's own tests need none of these programs.
 package clients
 
 import (
@@ -46,7 +46,8 @@ var servers = []struct {
 		},
 	},
 	{
-		id: "sqs",
+		id:   "sqs",
+		args: []string{"-token-file", "sqs/tokens.json"},
 		want: func(name string) []string { // lines end in the number of the delivery
 			lines := numbered(1, 6, name+" %d 1")
 			lines = append(lines, numbered(8, 20, name+" %d 1")...)
@@ -89,11 +90,18 @@ func TestClientsWorkUnchanged(t *testing.T) {
 		t.Run(v.id, func(t *testing.T) {
 			t.Parallel()
 			url := startServer(t, queued, v.args...)
-			for language, command := range map[string][]string{
-				"python": {python(t, v.id), v.id + "/worker.py"},
+			clients := map[string][]string{
+				"python": {python(t, modules[v.id]), v.id + "/worker.py"},
 				"shell":  {"sh", v.id + "/worker.sh"},
 				"go":     {mustBuild(t, v.id)},
-			} {
+			}
+			if v.id == "sqs" {
+				packages := npmInstall(t)
+				clients["aws-cli"] = []string{"sh", "sqs/aws.sh"}
+				clients["node"] = []string{"node", packages + "/worker.mjs"}
+				clients["sqs-consumer"] = []string{"node", packages + "/consumer.mjs"}
+			}
+			for language, command := range clients {
 				t.Run(language, func(t *testing.T) {
 					t.Parallel()
 					began := time.Now()
@@ -111,20 +119,36 @@ func TestClientsWorkUnchanged(t *testing.T) {
 	}
 }
 
-// python returns an interpreter for the clients of a server: for those of SQS, one that has
-// boto3, which may be a package of the system.
-func python(t *testing.T, id string) string {
+// modules lists what the client in Python of a server imports.
+var modules = map[string]string{"sqs": "boto3"}
+
+// python returns an interpreter that can import the modules, which may be packages of the
+// system.
+func python(t *testing.T, modules string) string {
 	t.Helper()
-	if id != "sqs" {
-		return "python3"
-	}
 	for _, program := range []string{"python3", "/usr/bin/python3"} {
-		if exec.Command(program, "-c", "import boto3").Run() == nil {
+		if modules == "" || exec.Command(program, "-c", "import "+modules).Run() == nil {
 			return program
 		}
 	}
-	t.Fatal("boto3 is missing: run .ci/setup")
+	t.Fatalf("Python cannot import %s: run .ci/setup clients", modules)
 	return ""
+}
+
+// npmInstall returns a folder with the clients of SQS in JavaScript and the packages that
+// they import.
+func npmInstall(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("sqs")); err != nil {
+		t.Fatal(err)
+	}
+	install := exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+	install.Dir = dir
+	if out, err := install.CombinedOutput(); err != nil {
+		t.Fatalf("npm ci: %v\n%s", err, out)
+	}
+	return dir
 }
 
 // run runs a client and returns the lines that it prints.

@@ -23,7 +23,7 @@ func main() {
 	client := sqs.New(sqs.Options{
 		BaseEndpoint: &endpoint,
 		Region:       "us-east-1",
-		Credentials:  credentials.NewStaticCredentialsProvider("key", "secret", ""),
+		Credentials:  credentials.NewStaticCredentialsProvider("WORKER", "nJ4x0v2Yq8sT6wZb1LkR", ""),
 	})
 	_, err := client.GetQueueUrl(ctx, &sqs.GetQueueUrlInput{QueueName: &name})
 	if missing := (*types.QueueDoesNotExist)(nil); !errors.As(err, &missing) {

@@ -8,7 +8,7 @@ import sys
 import boto3
 
 url, name = sys.argv[1:]
-client = boto3.client("sqs", endpoint_url=url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret")
+client = boto3.client("sqs", endpoint_url=url, region_name="us-east-1", aws_access_key_id="WORKER", aws_secret_access_key="nJ4x0v2Yq8sT6wZb1LkR")
 try:
     client.get_queue_url(QueueName=name)
     sys.exit("the queue exists")

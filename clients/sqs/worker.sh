@@ -11,7 +11,7 @@ call() { # PATH ACTION [NAME=VALUE…]
         set -- "$@" --data-urlencode "$parameter"
         shift
     done
-    curl -fsS "$url$path" -d "Action=$action" "$@"
+    curl -fsS --aws-sigv4 aws:amz:us-east-1:sqs --user WORKER:nJ4x0v2Yq8sT6wZb1LkR "$url$path" -d "Action=$action" "$@"
 }
 
 # element prints the text of an element of XML, if there is one.

@@ -246,14 +246,6 @@ func TestHistoryCheckFindsEveryViolation(t *testing.T) {
 	lease := func(queue string, n, attempt int, from float64) seen {
 		return seen{queue: queue, id: fmt.Sprint(line(queue), n), n: n, attempt: attempt, at: at(from), until: at(from + 2)}
 	}
-	const number = "0000000000000000000%d"
-	fifo := func(n, attempt int, got float64) fifoSeen {
-		return fifoSeen{n: n, id: fmt.Sprint("fifo", n), number: fmt.Sprintf(number, n/20), attempt: attempt, sentAt: at(got - 0.1), gotAt: at(got), until: at(got + 2)}
-	}
-	deleted := func(d fifoSeen, sent float64) fifoSeen {
-		d.deleteSentAt, d.deletedAt = at(sent), at(sent+0.1)
-		return d
-	}
 	for name, v := range map[string]struct {
 		change func(h *history)
 		want   string // the beginning of the violation; empty if there is none
@@ -296,32 +288,6 @@ func TestHistoryCheckFindsEveryViolation(t *testing.T) {
 		"too many attempts":    {func(h *history) { h.deliveries[4].queue, h.deliveries[4].attempt = "work", 4 }, "attempts jump"},
 		"dead too early":       {func(h *history) { h.deliveries = slices.Delete(h.deliveries, 3, 4) }, "attempts jump"},
 		"back without redrive": {func(h *history) { h.redrives = nil }, "attempts jump"},
-
-		"FIFO, lost":           {func(h *history) { h.fifo.receives = h.fifo.receives[:2] }, "lost: message 61 of the FIFO queue"},
-		"FIFO, unknown send":   {func(h *history) { h.fifo.sends = append(h.fifo.sends, fifoSend{n: 81}) }, ""},
-		"FIFO, recovered send": {func(h *history) { h.fifo.sends[2].ids = nil }, ""},
-		"FIFO, never sent":     {func(h *history) { h.fifo.sends = h.fifo.sends[:2] }, "unexpected: message 61 of the FIFO queue"},
-		"FIFO, never deleted": {func(h *history) {
-			h.fifo.receives[2][0].deleteSentAt, h.fifo.receives[2][0].deletedAt = time.Time{}, time.Time{}
-		}, "lost: message 61 of the FIFO queue"},
-		"FIFO, delete unknown": {func(h *history) { h.fifo.receives[2][0].deletedAt = time.Time{} }, ""},
-		"FIFO, delete refused": {func(h *history) { v := &h.fifo.receives[2][0]; v.deletedAt, v.refused = time.Time{}, true }, "lost: message 61 of the FIFO queue"},
-		"FIFO, a duplicate":    {func(h *history) { h.fifo.sends[0].ids = append(h.fifo.sends[0].ids, "fifo21") }, ""},
-		"FIFO, two ids":        {func(h *history) { h.fifo.sends[0].ids = append(h.fifo.sends[0].ids, "x") }, "sent twice: message 21"},
-		"FIFO, received as two": {func(h *history) {
-			d := deleted(fifo(21, 1, 7), 8)
-			d.id = "x"
-			h.fifo.receives = append(h.fifo.receives, []fifoSeen{d})
-		}, "sent twice: message 21"},
-		"FIFO, deleted late":          {func(h *history) { h.fifo.receives[2][0] = deleted(fifo(61, 1, 5), 7.5) }, "deleted after its lease: message 61"},
-		"FIFO, late and no more":      {func(h *history) { h.fifo.receives[0][0] = deleted(fifo(21, 1, 0), 4.5) }, ""},
-		"FIFO, late and not yet gone": {func(h *history) { h.fifo.receives[0][0] = deleted(fifo(21, 1, 0), 2.5) }, "deleted after its lease: message 21"},
-		"FIFO, after its delete":      {func(h *history) { h.fifo.receives = append(h.fifo.receives, []fifoSeen{fifo(61, 2, 9)}) }, "received after its delete: message 61"},
-		"FIFO, two consumers":         {func(h *history) { h.fifo.receives[1][0].attempt = 1 }, "two consumers: message 21"},
-		"FIFO, next too early":        {func(h *history) { h.fifo.receives[2][0].gotAt = at(3.8) }, "out of order: message 61 of the FIFO queue was received"},
-		"FIFO, next alone":            {func(h *history) { h.fifo.receives = append(h.fifo.receives, []fifoSeen{fifo(41, 3, 2.5)}) }, "out of order: message 41 of the FIFO queue was received"},
-		"FIFO, not in order":          {func(h *history) { slices.Reverse(h.fifo.receives[1]) }, "out of order: message 41 of the FIFO queue was received"},
-		"FIFO, not as sent":           {func(h *history) { h.fifo.sends[1].sentAt, h.fifo.sends[1].doneAt = at(-9), at(-8) }, "out of order: message 21 of the FIFO queue was sent"},
 	} {
 		h := &history{
 			publishes: []published{{1, map[string]string{"plain": "plain1", "work": "work1"}}},
@@ -332,19 +298,6 @@ func TestHistoryCheckFindsEveryViolation(t *testing.T) {
 				lease("work", 1, 1, 12),
 			},
 			redrives: []span{{"dead", at(11), at(11.5)}},
-			// 21 and 41 return after their leases, then they and 61 are deleted.
-			fifo: fifoHistory{
-				sends: []fifoSend{
-					{21, at(-5), at(-4), []string{"fifo21"}},
-					{41, at(-3), at(-2), []string{"fifo41"}},
-					{61, at(-1), at(0), []string{"fifo61"}},
-				},
-				receives: [][]fifoSeen{
-					{fifo(21, 1, 0), fifo(41, 1, 0)},
-					{deleted(fifo(21, 2, 3), 4), deleted(fifo(41, 2, 3), 4)},
-					{deleted(fifo(61, 1, 5), 6)},
-				},
-			},
 		}
 		h.deliveries[0].ackedAt = at(1)
 		h.deliveries[5].ackedAt = at(13)

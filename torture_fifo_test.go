@@ -8,31 +8,67 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 )
 
-// Clients of the FIFO queue torture.fifo send, receive and delete numbered messages by the
-// API of SQS. torture_fifo_checker_test.go has the rules.
+// Clients of FIFO queues send, receive, hide and delete numbered messages by the API of SQS,
+// in the torture test. Messages in fifoIDs have deduplication ids. fifoContent derives the
+// ids from the bodies, within each group. Its messages move to fifoDead after
+// tortureDeliveries receives, and move tasks bring them back. torture_fifo_checker_test.go
+// has the rules.
+const (
+	fifoIDs     = "ids.fifo"
+	fifoContent = "content.fifo"
+	fifoDead    = "dead.fifo"
 
-// fifoLease is the visibility timeout of the queue, in seconds.
-const fifoLease = 2
+	fifoLease = 2 // visibility timeout of the queues, in seconds
+)
 
 func createFIFO(c *client) {
-	c.createSQS("torture.fifo", `"FifoQueue":"true"`, fmt.Sprintf(`"VisibilityTimeout":"%d"`, fifoLease))
+	isFIFO, timeout := `"FifoQueue":"true"`, fmt.Sprintf(`"VisibilityTimeout":"%d"`, fifoLease)
+	c.createSQS(fifoIDs, isFIFO, timeout)
+	c.createSQS(fifoDead, isFIFO, timeout)
+	c.createSQS(fifoContent, isFIFO, timeout, `"ContentBasedDeduplication":"true"`, `"DeduplicationScope":"messageGroup"`, `"FifoThroughputLimit":"perMessageGroupId"`,
+		fmt.Sprintf(`"RedrivePolicy":"{\"deadLetterTargetArn\":\"%s\",\"maxReceiveCount\":%d}"`, fifoARN(fifoDead), tortureDeliveries))
 }
 
-// sendSQS is send for an action of SQS on the queue. A refusal is a 400.
-func (v *torture) sendSQS(ctx context.Context, action string, in map[string]any) (status int, out []byte) {
-	in["QueueUrl"] = "torture.fifo"
+func fifoARN(queue string) string { return "arn:aws:sqs:us-east-1:000000000000:" + queue }
+
+// sendSQS is send for an action of SQS. A refusal is a 400, or the 404 of an unknown task.
+func (v *torture) sendSQS(ctx context.Context, queue, action string, in map[string]any) (status int, out []byte) {
+	refusal := 400
+	if action == "CancelMessageMoveTask" {
+		refusal = 404
+	}
+	in["QueueUrl"] = queue
 	header := http.Header{"Content-Type": {"application/x-amz-json-1.0"}, "X-Amz-Target": {"AmazonSQS." + action}}
-	return v.exchange(ctx, "POST", "/", header, in, 400)
+	return v.exchange(ctx, "POST", "/", header, in, refusal)
 }
 
-// produceFIFO sends messages until calm. It repeats half of those without a response until
-// there is one, and some of the others too.
+// refusedSQS checks the reason of a 400 or of a failed entry.
+func (v *torture) refusedSQS(out []byte, reason string) {
+	if !strings.Contains(string(out), reason) {
+		v.violate("SQS's API refused a request with %s", out)
+	}
+}
+
+func (v *torture) decodeSQS(out []byte, into any) {
+	if err := json.Unmarshal(out, into); err != nil {
+		v.violate("malformed response: %v: %s", err, out)
+	}
+}
+
+// fifoEntry is a message in a request to send.
+type fifoEntry struct {
+	*fifoSend
+	body string
+}
+
+// produceFIFO sends messages until calm. It repeats half of the requests without a response
+// until there is one, some of the others at once, and some later.
 func (v *torture) produceFIFO(calm <-chan struct{}) {
+	var earlier [][]fifoEntry
 	for {
 		select {
 		case <-calm:
@@ -42,212 +78,198 @@ func (v *torture) produceFIFO(calm <-chan struct{}) {
 		if v.behind.Load() {
 			continue
 		}
-		v.mu.Lock()
-		s := fifoSend{n: v.next, sentAt: time.Now()}
-		v.next++
-		v.mu.Unlock()
+		var request []fifoEntry
+		if len(earlier) > 0 && rand.IntN(4) == 0 {
+			request = sendFIFOAgain(earlier[rand.IntN(len(earlier))])
+		} else {
+			request = v.newFIFO()
+			earlier = append(earlier, request)
+			earlier = earlier[max(0, len(earlier)-200):] // which is less than their deduplication window
+		}
 		attempts, tick := 1, time.Tick(pace)
 		if rand.IntN(2) == 0 {
 			attempts = maxRepeats
 		}
 		for range attempts {
-			status, out := v.sendSQS(context.Background(), "SendMessage", map[string]any{
-				"MessageBody": fmt.Sprint(s.n), "MessageGroupId": fifoGroup(s.n), "MessageDeduplicationId": fmt.Sprint("id-", s.n)})
-			if status == 200 {
-				var sent struct{ MessageId string }
-				v.decodeSQS(out, &sent)
-				if s.ids = append(s.ids, sent.MessageId); s.doneAt.IsZero() {
-					s.doneAt = time.Now()
-				}
-				if rand.IntN(4) > 0 {
-					break
-				}
-			} else if status != 0 {
-				v.violate("SendMessage = %d %s", status, out)
+			if v.sendFIFO(request) && rand.IntN(4) > 0 {
+				break
 			}
 			<-tick
 		}
 		v.mu.Lock()
-		v.history.fifo.sends = append(v.history.fifo.sends, s)
+		for _, s := range request {
+			v.history.fifo.sends = append(v.history.fifo.sends, *s.fifoSend)
+		}
 		v.mu.Unlock()
 	}
 }
 
-// consumeFIFO receives messages until stop. Until calm, a tenth of the receives disconnect,
-// and a tenth of the consumers die with what they received.
-func (v *torture) consumeFIFO(calm, stop <-chan struct{}) {
-	tick := time.Tick(pace)
-	for !isClosed(stop) {
-		isCalm := isClosed(calm)
-		wait := rand.IntN(2)
-		if isCalm {
-			wait = 0
-		}
-		ctx, hangUp := context.WithCancel(context.Background())
-		if !isCalm && rand.IntN(10) == 0 {
-			time.AfterFunc(rand.N(500*time.Millisecond), hangUp)
-		}
-		sentAt := time.Now()
-		status, out := v.sendSQS(ctx, "ReceiveMessage", map[string]any{
-			"MaxNumberOfMessages": 1 + rand.IntN(10), "WaitTimeSeconds": wait, "MessageSystemAttributeNames": []string{"All"}})
-		gotAt := time.Now()
-		hangUp()
-		var in struct {
-			Messages []struct {
-				MessageId, ReceiptHandle, Body string
-				Attributes                     map[string]string
-			}
-		}
-		if status == 200 {
-			v.decodeSQS(out, &in)
-		} else if status != 0 {
-			v.violate("ReceiveMessage = %d %s", status, out)
-		}
-		if len(in.Messages) == 0 {
-			<-tick
-			continue
-		}
-		all := make([]fifoSeen, len(in.Messages))
-		handles := make(map[*fifoSeen]string)
-		for i, m := range in.Messages {
-			d := fifoSeen{id: m.MessageId, number: m.Attributes["SequenceNumber"], sentAt: sentAt, gotAt: gotAt, until: gotAt.Add(fifoLease * time.Second)}
-			d.n, _ = strconv.Atoi(m.Body)
-			d.attempt, _ = strconv.Atoi(m.Attributes["ApproximateReceiveCount"])
-			all[i] = d
-			handles[&all[i]] = m.ReceiptHandle
-		}
-		if isCalm || rand.IntN(10) > 0 {
-			v.finishFIFO(all, handles, isCalm)
-		}
-		v.mu.Lock()
-		v.history.fifo.receives = append(v.history.fifo.receives, all)
-		v.mu.Unlock()
+// newFIFO returns a request with one message, or with a batch for two groups in turns, in
+// which some messages are invalid or are there twice.
+func (v *torture) newFIFO() (request []fifoEntry) {
+	n := 1
+	if rand.IntN(4) == 0 {
+		n = 2 + rand.IntN(7)
 	}
+	v.mu.Lock()
+	first := v.next
+	v.next += fifoGroups * n
+	v.mu.Unlock()
+	queue := []string{fifoIDs, fifoContent}[rand.IntN(2)]
+	for i := range n {
+		s := &fifoSend{queue: queue, n: first + i/2*fifoGroups + i%2, sentAt: time.Now(), invalid: n > 1 && rand.IntN(8) == 0}
+		if i >= 2 {
+			s.follows = s.n - fifoGroups
+		}
+		body := s.n
+		if queue == fifoContent {
+			body -= i % 2 // the body of the message before it, in another group
+		}
+		request = append(request, fifoEntry{s, fmt.Sprint(body)})
+	}
+	if n > 1 && rand.IntN(4) == 0 {
+		request = append(request, request[rand.IntN(n)])
+	}
+	return request
 }
 
-// finishFIFO deletes messages, one by one or at the end in a batch. Unless isCalm, it gives
-// some back, hides some for another time, or waits until the leases are over.
-func (v *torture) finishFIFO(all []fifoSeen, handles map[*fifoSeen]string, isCalm bool) {
-	var rest []*fifoSeen
-	for i := range all {
-		d := &all[i]
-		what := rand.IntN(40)
-		switch {
-		case isCalm:
-			rest = append(rest, d)
-		case what == 0: // it dies with the message
-		case what == 1:
-			v.awaitLeaseEnd(d)
-			v.deleteFIFO(handles, d)
-		case what < 4:
-			if v.hideFIFO(handles, d, 0) && rand.IntN(2) == 0 {
-				v.deleteFIFO(handles, d)
-			}
-		case what < 8:
-			if v.hideFIFO(handles, d, 1+rand.IntN(3)) {
-				rest = append(rest, d)
-			}
-		case what < 20:
-			v.deleteFIFO(handles, d)
-		default:
-			rest = append(rest, d)
+// sendFIFOAgain returns the same request for messages that were maybe stored.
+func sendFIFOAgain(request []fifoEntry) (again []fifoEntry) {
+	for _, s := range request {
+		again = append(again, fifoEntry{&fifoSend{queue: s.queue, n: s.n, invalid: s.invalid, again: true}, s.body})
+	}
+	return again
+}
+
+// sendFIFO sends a request, and reports whether there was a response.
+func (v *torture) sendFIFO(request []fifoEntry) bool {
+	var all []map[string]any
+	for i, s := range request {
+		in := map[string]any{"Id": fmt.Sprint(i), "MessageBody": s.body, "MessageGroupId": fifoGroup(s.n)}
+		if s.queue == fifoIDs {
+			in["MessageDeduplicationId"] = fmt.Sprint("id-", s.n)
+		}
+		if s.invalid {
+			in["DelaySeconds"] = 1
+		}
+		all = append(all, in)
+	}
+	type result struct {
+		Id                                          int `json:",string"`
+		MessageId, MD5OfMessageBody, SequenceNumber string
+	}
+	var response struct {
+		Successful []result
+		Failed     []struct {
+			Id      int `json:",string"`
+			Message string
 		}
 	}
-	if len(rest) > 0 {
-		v.deleteFIFO(handles, rest...)
+	action, in := "SendMessageBatch", map[string]any{"Entries": all}
+	if len(all) == 1 {
+		action, in = "SendMessage", all[0]
 	}
-}
-
-// awaitLeaseEnd waits until the lease of a message is over, or another consumer has it. While
-// the database is down it waits, too.
-func (v *torture) awaitLeaseEnd(d *fifoSeen) {
-	for tick, leased := time.Tick(10*pace), true; leased; <-tick {
-		err := v.db.QueryRow(`
-SELECT EXISTS (
-    SELECT
-    FROM queued.messages
-    WHERE id = $1
-        AND in_flight
-        AND delivery_attempts = $2
-        AND scheduled_at > now()
-)`, d.id, d.attempt).Scan(&leased)
-		leased = leased || err != nil
-	}
-}
-
-// hideFIFO hides a message for some seconds from now, and reports whether a response said so.
-func (v *torture) hideFIFO(handles map[*fifoSeen]string, d *fifoSeen, seconds int) bool {
-	status, out := v.sendSQS(context.Background(), "ChangeMessageVisibility", map[string]any{"ReceiptHandle": handles[d], "VisibilityTimeout": seconds})
-	until := time.Now().Add(time.Duration(seconds) * time.Second)
-	switch status {
-	case 200:
-		d.until = until
-	case 0: // it may still happen
-		d.until = until.Add(max(aftermath, d.until.Sub(until)))
+	status, out := v.sendSQS(context.Background(), request[0].queue, action, in)
+	switch {
+	case status == 0:
+		return false
+	case status != 200:
+		v.violate("%s = %d %s", action, status, out)
+		return true
+	case len(all) == 1:
+		response.Successful = make([]result, 1)
+		v.decodeSQS(out, &response.Successful[0])
 	default:
-		v.refusedSQS(out, "is not available for visibility timeout change.")
+		v.decodeSQS(out, &response)
 	}
-	return status == 200
+	now := time.Now()
+	for _, r := range response.Successful {
+		s := request[r.Id]
+		if s.invalid || r.MD5OfMessageBody != sqsMD5(s.body) {
+			v.violate("%s of %v = %s", action, all, out)
+		}
+		if s.doneAt.IsZero() {
+			s.doneAt = now
+		}
+		s.ids = append(s.ids, r.MessageId)
+		if r.SequenceNumber != "" {
+			s.numbers = append(s.numbers, r.SequenceNumber)
+		}
+	}
+	for _, r := range response.Failed {
+		if s := request[r.Id]; !s.invalid || !strings.Contains(r.Message, "not valid for this queue type") {
+			v.violate("%s of %v = %s", action, all, out)
+		}
+	}
+	if len(response.Successful)+len(response.Failed) != len(request) {
+		v.violate("%s of %v = %s", action, all, out)
+	}
+	return true
 }
 
-// deleteFIFO deletes messages. It repeats a request without a response.
-func (v *torture) deleteFIFO(handles map[*fifoSeen]string, all ...*fifoSeen) {
-	var entries []map[string]any
-	for i, d := range all {
-		d.deleteSentAt = time.Now()
-		entries = append(entries, map[string]any{"Id": fmt.Sprint(i), "ReceiptHandle": handles[d]})
-	}
-	const expired = "The receipt handle has expired."
-	for range 3 {
-		if len(all) == 1 {
-			status, out := v.sendSQS(context.Background(), "DeleteMessage", map[string]any{"ReceiptHandle": handles[all[0]]})
-			switch status {
-			case 200:
-				all[0].deletedAt = time.Now()
-				return
-			case 400:
-				v.refusedSQS(out, expired)
-				all[0].refused = true
-				return
-			}
-			continue
+// returnFIFO starts tasks that move the messages of the dead queue back, until calm. It
+// cancels some.
+func (v *torture) returnFIFO(calm <-chan struct{}) {
+	for {
+		select {
+		case <-calm:
+			return
+		case <-time.After(rand.N(2 * time.Second)):
 		}
-		status, out := v.sendSQS(context.Background(), "DeleteMessageBatch", map[string]any{"Entries": entries})
-		if status != 200 {
-			continue
+		in := map[string]any{"SourceArn": fifoARN(fifoDead)}
+		if rand.IntN(2) == 0 {
+			in["DestinationArn"] = fifoARN(fifoContent)
 		}
-		var result struct {
-			Successful []struct {
-				Id int `json:",string"`
-			}
-			Failed []struct {
-				Id      int `json:",string"`
-				Message string
-			}
+		if rand.IntN(2) == 0 {
+			in["MaxNumberOfMessagesPerSecond"] = 10 + rand.IntN(90)
 		}
-		v.decodeSQS(out, &result)
-		for _, e := range result.Successful {
-			all[e.Id].deletedAt = time.Now()
+		task := span{queue: fifoDead, from: time.Now()}
+		status, out := v.sendSQS(context.Background(), "", "StartMessageMoveTask", in)
+		if status == 400 {
+			v.refusedSQS(out, "There is already a task running.")
 		}
-		for _, e := range result.Failed {
-			if !strings.Contains(e.Message, expired) {
-				v.violate("an entry of DeleteMessageBatch = %s", e.Message)
-			}
-			all[e.Id].refused = true
+		for tick := time.Tick(10 * pace); v.isReturningFIFO(rand.IntN(100) == 0); {
+			<-tick
 		}
-		return
+		if task.to = time.Now(); status == 0 {
+			task.to = task.to.Add(aftermath)
+		}
+		v.mu.Lock()
+		v.history.fifo.tasks = append(v.history.fifo.tasks, task)
+		v.mu.Unlock()
 	}
 }
 
-// refusedSQS checks the reason of a 400.
-func (v *torture) refusedSQS(out []byte, reason string) {
-	if !strings.Contains(string(out), reason) {
-		v.violate("the queue torture.fifo refused a request with %s", out)
+// isReturningFIFO reports whether a move task is running, or may be. It cancels the task if
+// cancels.
+func (v *torture) isReturningFIFO(cancels bool) bool {
+	status, out := v.sendSQS(context.Background(), "", "ListMessageMoveTasks", map[string]any{"SourceArn": fifoARN(fifoDead), "MaxResults": 10})
+	if status != 200 {
+		return true
 	}
-}
-
-func (v *torture) decodeSQS(out []byte, into any) {
-	if err := json.Unmarshal(out, into); err != nil {
-		v.violate("malformed response: %v: %s", err, out)
+	var list struct {
+		Results []struct {
+			Status, TaskHandle               string
+			ApproximateNumberOfMessagesMoved int
+			StartedTimestamp                 int64
+		}
 	}
+	v.decodeSQS(out, &list)
+	running := false
+	for _, task := range list.Results {
+		v.mu.Lock()
+		v.history.fifo.moved[task.StartedTimestamp] = task.ApproximateNumberOfMessagesMoved
+		v.mu.Unlock()
+		switch task.Status {
+		case "RUNNING":
+			running = true
+			if cancels {
+				v.sendSQS(context.Background(), "", "CancelMessageMoveTask", map[string]any{"TaskHandle": task.TaskHandle})
+			}
+		case "COMPLETED", "CANCELLED":
+		default:
+			v.violate("a move task is %s: %s", task.Status, out)
+		}
+	}
+	return running
 }

@@ -48,6 +48,7 @@ func TestTorture(t *testing.T) {
 	}
 	producing.Go(func() { v.redrive(calm) })
 	producing.Go(func() { v.feedPipeline(calm) })
+	producing.Go(func() { v.returnFIFO(calm) })
 	for range 3 {
 		producing.Go(func() { v.produceFIFO(calm) })
 	}
@@ -67,6 +68,7 @@ func TestTorture(t *testing.T) {
 	v.awaitEmpty()
 	close(stop)
 	consuming.Wait()
+	eventually(t, "the tasks have counted their messages", func() bool { return !v.isReturningFIFO(false) })
 	v.endServers()
 
 	v.checkPipeline()
@@ -76,7 +78,7 @@ func TestTorture(t *testing.T) {
 	t.Logf("%d deliveries, %d of them repeated, %d acked; %d receives without a response, with %d attempts; %d redrives",
 		result.delivered, result.repeated, result.acked, len(v.history.unknown), result.missed, len(v.history.redrives))
 	t.Logf("%d publishes were repeated with their key until a response, %d of them had been stored before", v.repeated, v.duplicates)
-	t.Logf("FIFO queue: %v", &v.history.fifo)
+	t.Logf("FIFO queues: %v", &v.history.fifo)
 	t.Logf("faults: %v", v.faults)
 	t.Logf("responses: %v", v.responses)
 }
@@ -163,6 +165,7 @@ func newTorture(t *testing.T) *torture {
 		faults:    make(map[string]int),
 		responses: make(map[string]int),
 	}
+	v.history.fifo.moved = make(map[int64]int)
 	t.Cleanup(v.client.CloseIdleConnections)
 	program := mustBuild(t)
 	for range 2 {

@@ -29,7 +29,8 @@ type api struct {
 // call is a request of an API.
 type call struct {
 	method, path, body string
-	action             string // of SQS's API; empty for the others
+	action             string                             // of SQS's API; empty for the others
+	sign               func(r *http.Request, body string) // nil if it is not signed
 }
 
 // send sends the request to a server. It returns an error if the response has another
@@ -42,6 +43,9 @@ func (c call) send(client *http.Client, url string, want ...int) (status int, re
 	if c.action != "" {
 		r.Header.Set("Content-Type", "application/x-amz-json-1.0")
 		r.Header.Set("X-Amz-Target", "AmazonSQS."+c.action)
+	}
+	if c.sign != nil {
+		c.sign(r, c.body)
 	}
 	status, response, err = do(client, r)
 	if err == nil && !slices.Contains(want, status) {

@@ -6,6 +6,7 @@ type comparison struct {
 	load func(*server) (*result, error)
 	base bool
 	goal string
+	args []string // of the server
 }
 
 // bench returns a load of queued bench.
@@ -19,7 +20,7 @@ func (s *suite) compare(head string, all []comparison) error {
 	for range s.rounds {
 		base := 0.0
 		for i, c := range all {
-			v, err := s.start()
+			v, err := s.start(c.args...)
 			if err != nil {
 				return err
 			}

@@ -7,16 +7,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/sqs"
+	"github.com/aws/aws-sdk-go-v2/service/sqs/types"
 )
 
 const (
-	tourPage     = "../docs/coming-from-sqs.md"
-	serverOnPage = "localhost:8000"
+	tourPage        = "../docs/coming-from-sqs.md"
+	serverOnPage    = "localhost:8000"
+	oldServerOnPage = "localhost:9324" // whose queues are copied
 )
 
 var (
@@ -39,8 +45,10 @@ func TestCommandsForUsersOfSQSWorkAsPrinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	url := startServer(t, mustBuild(t, ".."))
-	here := strings.NewReplacer(serverOnPage, strings.TrimPrefix(url, "http://"))
+	queued := mustBuild(t, "..")
+	url, oldURL := startServer(t, queued), startServer(t, queued)
+	copied := createQueues(t, newSQS(oldURL, "any", "any"))
+	here := strings.NewReplacer(serverOnPage, strings.TrimPrefix(url, "http://"), oldServerOnPage, strings.TrimPrefix(oldURL, "http://"))
 	page := here.Replace(string(text))
 
 	dir := t.TempDir()
@@ -65,6 +73,50 @@ func TestCommandsForUsersOfSQSWorkAsPrinted(t *testing.T) {
 	if commands < 10 {
 		t.Errorf("the page has only %d commands", commands)
 	}
+	if got := readQueues(t, newSQS(url, "any", "any")); !reflect.DeepEqual(got, copied) {
+		t.Errorf("the copied queues are %v, want %v", got, copied)
+	}
+}
+
+// createQueues creates queues to be copied, and returns their attributes by name. The
+// names of dead-letter queues come last in the alphabet.
+func createQueues(t *testing.T, client *sqs.Client) (queues map[string]map[string]string) {
+	t.Helper()
+	const arn = "arn:aws:sqs:eu-north-1:000000000000:"
+	for _, v := range []sqs.CreateQueueInput{
+		{QueueName: aws.String("z-dead"), Attributes: map[string]string{"RedriveAllowPolicy": `{"redrivePermission":"byQueue","sourceQueueArns":["` + arn + `a-mails"]}`}},
+		{QueueName: aws.String("a-mails"), Attributes: map[string]string{"RedrivePolicy": `{"deadLetterTargetArn":"` + arn + `z-dead","maxReceiveCount":3}`, "VisibilityTimeout": "0"}, Tags: map[string]string{"team": "mail"}},
+		{QueueName: aws.String("a-tickets.fifo"), Attributes: map[string]string{"FifoQueue": "true", "ContentBasedDeduplication": "true", "DelaySeconds": "5"}},
+	} {
+		if _, err := client.CreateQueue(t.Context(), &v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return readQueues(t, client)
+}
+
+// readQueues returns the attributes and tags of the queues to be copied.
+func readQueues(t *testing.T, client *sqs.Client) (queues map[string]map[string]string) {
+	t.Helper()
+	queues = map[string]map[string]string{}
+	for _, name := range []string{"z-dead", "a-mails", "a-tickets.fifo"} {
+		attributes, err := client.GetQueueAttributes(t.Context(), &sqs.GetQueueAttributesInput{QueueUrl: &name, AttributeNames: []types.QueueAttributeName{"All"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags, err := client.ListQueueTags(t.Context(), &sqs.ListQueueTagsInput{QueueUrl: &name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		queues[name] = attributes.Attributes
+		for _, v := range []string{"CreatedTimestamp", "LastModifiedTimestamp", "QueueArn"} { // the ARN has the region of the client
+			delete(queues[name], v)
+		}
+		for key, value := range tags.Tags {
+			queues[name]["tag "+key] = value
+		}
+	}
+	return queues
 }
 
 // shell runs one command after another, as a terminal does.

@@ -168,6 +168,34 @@ func TestSQSFIFODeduplicates(t *testing.T) {
 	checkDiff(t, "messages of the batch", "one x z", s.drainSQS("f.fifo"))
 }
 
+// The messages of a group have the order of their commits, also if a batch waits for another
+// group meanwhile.
+func TestSQSFIFONumbersFollowTheOrderOfReceives(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	s.createSQS("f.fifo", `"FifoQueue":"true"`, `"ContentBasedDeduplication":"true"`)
+	s.sqsSendFIFO("f.fifo", "a", "", "a1")
+	lock := s.begin("SELECT FROM queued.groups WHERE id = 'a' FOR UPDATE")
+	sent := make(chan reply, 1)
+	go func() {
+		sent <- s.sqs("SendMessageBatch", `{"QueueUrl":"f.fifo","Entries":[{"Id":"1","MessageBody":"b1","MessageGroupId":"b"},{"Id":"2","MessageBody":"a2","MessageGroupId":"a"}]}`)
+	}()
+	s.waitForLocks(1)
+	other.sqsSendFIFO("f.fifo", "b", "", "b2")
+	all := other.sqsReceive("f.fifo", `"AttributeNames":["All"]`)
+	checkDiff(t, "while the batch waits", "b2", bodiesOf(all))
+	if err := lock.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "the batch", 200, (<-sent).status)
+	for _, m := range s.sqsReceive("f.fifo", ten, `"AttributeNames":["All"]`) {
+		if m.Body == "b1" {
+			t.Errorf("b1, number %s, was received while b2, number %s, was hidden", m.Attributes["SequenceNumber"], all[0].Attributes["SequenceNumber"])
+		}
+	}
+}
+
 // The cases of the table of receipt handles for FIFO queues.
 func TestSQSFIFODeletesOnlyInTheLease(t *testing.T) {
 	t.Parallel()

@@ -461,6 +461,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"old counts":     {removeJobCountsSQL, []string{"now()", "10", "10"}, "job_counts_pkey"},
 		"finish":         {finishJobsSQL, []string{"'{}'", "'{}'", "'{}'"}, "messages_job"},
 		"deduplicate":    {insertDeduplicationsSQL, []string{"'{}'", "'{}'", "'{}'", "'1'", "1"}, "deduplications_pkey"},
+		"lock groups":    {lockGroupsSQL, []string{"'{}'", "'{}'", "'1'"}, "groups_pkey"},
 		"duplicates":     {selectDeduplicationsSQL, []string{"'{}'", "'{}'"}, "deduplications_pkey"},
 		"forget ids":     {forgetDeduplicationsSQL, []string{"1", "''", "now()", "10"}, "deduplications_pkey"},
 		"old ids":        {removeDeduplicationsSQL, []string{"now()", "10"}, "deduplications_expires_at"},

@@ -130,6 +130,13 @@ func TestSQSAndNativeAPIShareMessages(t *testing.T) {
 	s.createSQS("q")
 	s.mustSQS("SendMessage", `{"QueueUrl":"q","MessageBody":"plain","MessageAttributes":{"n":{"DataType":"Number","StringValue":"01"},"b":{"DataType":"Binary","BinaryValue":"AA=="}}}`, nil)
 	s.mustSQS("SendMessage", `{"QueueUrl":"q","MessageBody":" {\"n\": 1}"}`, nil)
+	const extra = `,"sqs":{"types":{"b":"Binary","n":"Number"},"binary":{"b":"AA=="}}}`
+	if peeked := s.must(200, "GET", "/queues/q/messages/peek", ""); strings.Count(peeked, extra) != 1 || strings.Count(peeked, "sqs") != 1 {
+		t.Errorf("peek = %s, want %s once", peeked, extra)
+	}
+	if found := s.must(200, "GET", "/messages/"+s.idOf("q"), ""); !strings.HasSuffix(strings.TrimSpace(found), extra) {
+		t.Errorf("lookup = %s, want %s", found, extra)
+	}
 	got := s.receive("q", "?limit=2")
 	checkDiff(t, "data", `{"content_type":"text/plain; charset=utf-8","body":"plain"}`, string(got[0].Data))
 	checkDiff(t, "attributes", `{"n":"01"}`, string(got[0].Attributes))

@@ -184,6 +184,9 @@ func (m *message) appendJSON(b []byte, shows shown) []byte {
 			b = strconv.AppendInt(b, m.past.attempts.Int64, 10)
 		}
 		b = appendOptionalTime(b, `,"dead_at":`, m.past.deadAt)
+		if m.past.sqs != nil {
+			b = append(append(b, `,"sqs":`...), m.past.sqs...)
+		}
 	}
 	return append(b, '}')
 }
@@ -197,10 +200,14 @@ func (m *message) jsonSize() int {
 // size returns an upper bound for the bytes of the past in the wire format, for a queue id
 // and an error that need no escapes.
 func (p *past) size() int {
-	if p != nil && (p.lastErrorAt.Valid || p.deadAt.Valid) {
-		return len(p.lastError.String) + len(p.sourceQueueID.String) + 180
+	if p == nil {
+		return 0
 	}
-	return 0
+	n := len(p.sqs) + len(`,"sqs":`)
+	if p.lastErrorAt.Valid || p.deadAt.Valid {
+		n += len(p.lastError.String) + len(p.sourceQueueID.String) + 180
+	}
+	return n
 }
 
 // appendOptional appends a member of an object unless its text is empty.

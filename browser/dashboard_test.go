@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -285,6 +286,53 @@ func TestTextIsShownAsText(t *testing.T) {
 	p.choose(".message summary")
 	p.seeText(".message pre", "first \"line\"\nsecond")
 	p.seeText(".message dl", "text/plain; charset=utf-8")
+}
+
+// sqs calls an action of SQS's API, which must succeed.
+func (s *server) sqs(action, body string) string {
+	s.t.Helper()
+	r, err := http.NewRequest("POST", s.url()+"/", strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/x-amz-json-1.0")
+	r.Header.Set("X-Amz-Target", "AmazonSQS."+action)
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	b, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != 200 {
+		s.t.Fatalf("%s = %d %s, %v", action, response.StatusCode, b, err)
+	}
+	return string(b)
+}
+
+// A message of SQS's API has attributes with types, and its queue has attributes besides the
+// settings of the native API.
+func TestQueueOfSQSIsShown(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.sqs("CreateQueue", `{"QueueName":"dead.fifo","Attributes":{"FifoQueue":"true"}}`)
+	s.sqs("CreateQueue", `{"QueueName":"mails.fifo","tags":{"team":"post"},"Attributes":{"FifoQueue":"true","VisibilityTimeout":"0","ContentBasedDeduplication":"true","MaximumMessageSize":"2048",
+		"RedrivePolicy":"{\"deadLetterTargetArn\":\"arn:aws:sqs:us-east-1:000000000000:dead.fifo\",\"maxReceiveCount\":3}"}}`)
+	s.sqs("SendMessage", `{"QueueUrl":"mails.fifo","MessageBody":"first","MessageGroupId":"g1","MessageDeduplicationId":"d1","MessageAttributes":{"amount":{"DataType":"Number.euro","StringValue":"1.50"},
+		"name":{"DataType":"String","StringValue":"Ann"},"blob":{"DataType":"Binary","BinaryValue":"AP8="}}}`)
+	p := open(t, s.url()+"/#/queues/mails.fifo/messages")
+	p.see("the tags", `[...document.querySelectorAll('.message .tag')].map((e) => e.innerText).join() === 'group g1,amount: 1.50 (Number.euro),name: Ann,blob: AP8= (Binary)'`)
+	p.seeText(".message .preview", "first")
+	p.choose(".message summary")
+	p.see("the deduplication id", `document.querySelector('.message dl').innerText.replace(/\s+/g, ' ').includes('Deduplication id d1')`)
+	p.seeText("h1 + .tags", "dead queue after 3 deliveries: dead.fifo")
+	p.click("Settings")
+	p.see("the ack deadline", `document.querySelector('[name=ack_deadline_seconds]')?.value === '0 seconds'`)
+	p.seeText("summary", "Attributes in Amazon SQS's API")
+	p.choose(".tab-content summary")
+	for _, text := range []string{"FifoQueue true", "VisibilityTimeout 0", "ContentBasedDeduplication true", "MaximumMessageSize 2048", "QueueArn arn:aws:sqs:us-east-1:000000000000:mails.fifo", `"maxReceiveCount":3`, "Tag team post"} {
+		p.see(text, fmt.Sprintf(`document.querySelector('.tab-content dl').innerText.replace(/\s+/g, ' ').includes(%q)`, text))
+	}
+	p.see("no counts", `!document.querySelector('.tab-content dl').innerText.includes('Approximate')`)
 }
 
 func TestServerPageShowsDelaysAndServers(t *testing.T) {

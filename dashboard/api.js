@@ -53,8 +53,7 @@ function readClock(response) {
 
 // request makes a request and returns the response with its text. A body is a value, or
 // JSON text.
-async function request(method, target, body) {
-  const headers = {}
+async function request(method, target, body, headers = {}) {
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`
   let response, text
   try {
@@ -74,17 +73,21 @@ async function request(method, target, body) {
 
 // call makes a request and returns the headers of the response, and its body as text and
 // as a value, which is null if the body is empty. A request body is a value, or JSON text.
-export async function call(method, target, body) {
-  const { response, text } = await request(method, target, body)
+export async function call(method, target, body, headers) {
+  const { response, text } = await request(method, target, body, headers)
   let value = null
   try {
     if (text) value = JSON.parse(text)
   } catch {
     throw new RequestError(response.status, text.slice(0, 200)) // an error page of a proxy, for example
   }
-  if (!response.ok) throw new RequestError(response.status, value?.detail)
+  if (!response.ok) throw new RequestError(response.status, value?.detail ?? value?.message)
   return { value, text, headers: response.headers }
 }
+
+// callSQS calls an action of SQS's API and returns the value of the response.
+export const callSQS = async (action, input) =>
+  (await call('POST', '/', input, { 'Content-Type': 'application/x-amz-json-1.0', 'X-Amz-Target': `AmazonSQS.${action}` })).value
 
 // text requests a target and returns the text of the response.
 export async function text(target) {

@@ -141,6 +141,11 @@ function untilDue(m) {
   return { in_flight: `lease ends in ${left}`, delayed: `due in ${left}` }[m.state] ?? null
 }
 
+const longBinary = 80 // maximum characters of a binary attribute to show
+
+// beginning returns a text without its end if it is long.
+const beginning = (text) => (text.length > longBinary ? `${text.slice(0, longBinary)} …` : text)
+
 // ends returns a text without its middle if it is long. The end of an error says the most if
 // it ends in the last lines of a program's output.
 function ends(text) {
@@ -160,12 +165,15 @@ function storyOf(m) {
 }
 
 // tagsOf returns links for the group and the attributes of a message, which lead to the
-// messages that share them.
+// messages that share them, and the binary attributes of SQS's API in base64.
 function tagsOf(m, queueID) {
+  const types = m.sqs?.types ?? {}
+  const attribute = (name, value) => `${name}: ${value}${types[name] ? ` (${types[name]})` : ''}`
   const tag = (name, value, text) => h('a', { class: 'tag', dir: 'auto', href: `#/queues/${encodeURIComponent(queueID)}/messages?${new URLSearchParams([[name, value]])}` }, text)
   return [
     m.group !== undefined && tag('group', m.group, `group ${m.group}`),
-    ...Object.entries(m.attributes ?? {}).map(([name, value]) => tag('attribute', `${name}=${value}`, `${name}: ${value}`)),
+    ...Object.entries(m.attributes ?? {}).map(([name, value]) => tag('attribute', `${name}=${value}`, attribute(name, value))),
+    ...Object.entries(m.sqs?.binary ?? {}).map(([name, value]) => h('span', { class: 'tag', dir: 'auto' }, attribute(name, beginning(value)))),
   ]
 }
 
@@ -179,6 +187,8 @@ function factsOf(m, data) {
     untilDue(m) && ['Due', when(m.scheduled_at)],
     ['Expires', when(m.expired_at)],
     m.last_error && ['Last error', `${m.last_error} · ${when(m.last_error_at)}`],
+    m.sqs?.deduplication_id && ['Deduplication id', m.sqs.deduplication_id],
+    m.sqs?.trace_header && ['X-Ray trace', m.sqs.trace_header],
     m.request_id !== undefined && ['Request', m.request_id],
     m.traceparent !== undefined && ['Trace', m.traceparent.slice(3, 35)],
   ].filter(Boolean)

@@ -13,7 +13,7 @@ import { messagesTab, moved } from './messages.js'
 import { problemOf } from './problems.js'
 import { publishForm } from './publish.js'
 import { settingTags } from './queues.js'
-import { settingsForm } from './settings.js'
+import { settingsForm, sqsAttributes } from './settings.js'
 
 const tabs = [['messages', 'Messages'], ['publish', 'Publish'], ['settings', 'Settings'], ['groups', 'Groups'], ['consumers', 'Consumers']]
 
@@ -200,7 +200,8 @@ function settingsTab(id) {
     element.replaceChildren(
       isAdmin() ? '' : h('p', { class: 'muted' }, 'Your token does not allow you to change these settings.'),
       await settingsForm(q, isAdmin(), () => fill().then(() => element.querySelector('[type=submit]')?.focus())),
-      h('p', { class: 'muted' }, `Created ${ago(q.created_at)}, updated ${ago(q.updated_at)}.`))
+      h('p', { class: 'muted' }, `Created ${ago(q.created_at)}, updated ${ago(q.updated_at)}.`),
+      await sqsAttributes(id))
   })
   fill()
   return { element }

@@ -1,8 +1,8 @@
 // The forms that create a queue and change its settings.
 
-import { all, call, get, path } from './api.js'
+import { all, call, callSQS, get, path } from './api.js'
 import { dialog, inputs, Invalid, jsonText, makeForm, notify, numberIn, suggested } from './dialogs.js'
-import { field } from './dom.js'
+import { field, h } from './dom.js'
 import { secondsIn, span } from './format.js'
 import { live, refresh } from './live.js'
 
@@ -121,4 +121,18 @@ export async function settingsForm(q, editable, saved) {
   })
   if (!editable) for (const e of form.element.elements) e.disabled = true
   return form.element
+}
+
+// sqsAttributes returns what a queue looks like in SQS's API: its attributes, except for the
+// counts of messages, and its tags.
+export async function sqsAttributes(id) {
+  const [{ Attributes = {} }, { Tags = {} }] = await Promise.all([
+    callSQS('GetQueueAttributes', { QueueUrl: id, AttributeNames: ['All'] }),
+    callSQS('ListQueueTags', { QueueUrl: id }),
+  ])
+  const facts = [
+    ...Object.entries(Attributes).filter(([name]) => !name.startsWith('Approximate')),
+    ...Object.entries(Tags).map(([key, value]) => [`Tag ${key}`, value]),
+  ]
+  return h('details', {}, h('summary', {}, "Attributes in Amazon SQS's API"), h('dl', {}, facts.flatMap(([name, value]) => [h('dt', {}, name), h('dd', { dir: 'auto' }, value)])))
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/xml"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -188,6 +189,27 @@ func TestLinksLeadSomewhere(t *testing.T) {
 				t.Errorf("%s: nothing is at %s", path, m[1])
 			} else if headings, page := anchors[there]; page && !headings[fragment] {
 				t.Errorf("%s: no heading is at %s", path, m[1])
+			}
+		}
+	}
+}
+
+// The pictures on the pages are small, and GitHub shows them: a browser shows an SVG file
+// only if it is well-formed.
+func TestPicturesAreSmallAndWellFormed(t *testing.T) {
+	t.Parallel()
+	paths, err := filepath.Glob("docs/*.[ps][nv]g")
+	if err != nil || len(paths) < 2 {
+		t.Fatalf("pictures: %v, %v", paths, err)
+	}
+	for _, path := range paths {
+		text := mustRead(t, path)
+		if len(text) >= 200_000 {
+			t.Errorf("%s has %d bytes", path, len(text))
+		}
+		if filepath.Ext(path) == ".svg" {
+			if err := xml.Unmarshal([]byte(text), new(struct{ XMLName xml.Name })); err != nil {
+				t.Errorf("%s: %v", path, err)
 			}
 		}
 	}

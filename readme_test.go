@@ -191,12 +191,12 @@ func newTerminal(t testing.TB, env ...string) *terminal {
 
 var curlrcOnPage = regexp.MustCompile("with `(.+)` in\\s`~/.curlrc`")
 
-// curlHome returns a folder with the .curlrc of the README.
+// curlHome returns a folder with the .curlrc of the tour.
 func curlHome(t *testing.T) string {
 	t.Helper()
-	settings := curlrcOnPage.FindStringSubmatch(mustRead(t, "README.md"))
+	settings := curlrcOnPage.FindStringSubmatch(mustRead(t, "docs/tour.md"))
 	if settings == nil {
-		t.Fatal("the README does not say what to have in ~/.curlrc")
+		t.Fatal("the tour does not say what to have in ~/.curlrc")
 	}
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, ".curlrc"), []byte(settings[1]+"\n"), 0o644); err != nil {

@@ -114,6 +114,7 @@ func run(ctx context.Context) error {
 		{"backlog", s.backlog},
 		{"waiting", s.longPolls},
 		{"payloads", s.payloads},
+		{"capacity", s.capacity},
 		{"idle", s.idle},
 		{"steady", s.steady},
 	} {

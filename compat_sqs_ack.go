@@ -6,48 +6,10 @@ import (
 	"time"
 )
 
-func (s *server) sqsDeleteMessage(r *request, in *sqsInput) (sqsObject, error) {
-	entries := []sqsBatchEntry{{in: in}}
-	if err := s.deleteSQS(r, entries); err != nil {
-		return nil, err
-	}
-	return nil, entries[0].err
-}
-
-func (s *server) sqsDeleteMessageBatch(r *request, in *sqsInput) (sqsObject, error) {
-	entries, err := in.batch()
-	if err != nil {
-		return nil, err
-	}
-	if err := s.deleteSQS(r, entries); err != nil {
-		return nil, err
-	}
-	return s.sqsBatchResult(r, entries)
-}
-
 // deleteSQS deletes the messages of the entries. A message of a standard queue is deleted
 // also after its lease, unless another receiver has it, which is no error.
 func (s *server) deleteSQS(r *request, entries []sqsBatchEntry) error {
 	return s.changeSQSMessages(r, entries, s.engine.ack, "The receipt handle has expired.", func(*sqsInput, *ackItem) error { return nil })
-}
-
-func (s *server) sqsChangeMessageVisibility(r *request, in *sqsInput) (sqsObject, error) {
-	entries := []sqsBatchEntry{{in: in}}
-	if err := s.changeSQSVisibility(r, entries); err != nil {
-		return nil, err
-	}
-	return nil, entries[0].err
-}
-
-func (s *server) sqsChangeMessageVisibilityBatch(r *request, in *sqsInput) (sqsObject, error) {
-	entries, err := in.batch()
-	if err != nil {
-		return nil, err
-	}
-	if err := s.changeSQSVisibility(r, entries); err != nil {
-		return nil, err
-	}
-	return s.sqsBatchResult(r, entries)
 }
 
 // changeSQSVisibility hides the messages of the entries for some time from now, or makes

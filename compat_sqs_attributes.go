@@ -12,38 +12,13 @@ import (
 	"queued/internal/rawjson"
 )
 
-// sqsQueue is a queue as SQS shows it.
+// sqsQueue is a queue as SQS shows it to the client of a request.
 type sqsQueue struct {
 	queue
-	stored sqsStored
-	arn    func(queueID string) string
+	arn func(queueID string) string
 }
 
-// sqsStored has what the database keeps of a queue for SQS alone, as JSON.
-type sqsStored struct {
-	Attributes map[string]string `json:"attributes,omitempty"` // those that are no setting of the queue
-	Tags       map[string]string `json:"tags,omitempty"`
-}
-
-// sqsQueueOf returns a queue as SQS shows it to the client of a request.
-func (r *request) sqsQueueOf(q queue) *sqsQueue { return newSQSQueue(q, r.sqsARN) }
-
-func newSQSQueue(q queue, arn func(queueID string) string) *sqsQueue {
-	v := &sqsQueue{queue: q, arn: arn}
-	if q.SQS != nil {
-		json.Unmarshal(q.SQS, &v.stored) // the server has written it
-	}
-	return v
-}
-
-// settings returns the settings of the queue with what SQS stores.
-func (q *sqsQueue) settings() queueSettings {
-	q.SQS = nil
-	if len(q.stored.Attributes) > 0 || len(q.stored.Tags) > 0 {
-		q.SQS = appendJSON(nil, q.stored)
-	}
-	return q.queueSettings
-}
+func (r *request) sqsQueueOf(q queue) *sqsQueue { return &sqsQueue{q, r.sqsARN} }
 
 // isFIFO reports whether the queue is a FIFO queue. Only an ordered queue can be one.
 func (q *sqsQueue) isFIFO() bool {
@@ -145,7 +120,7 @@ func sqsStoredNumber(name string, within bounds, missing int) sqsAttribute {
 func sqsOptionalNumber(name string, within bounds) sqsAttribute {
 	a := sqsStoredNumber(name, within, 0)
 	setNumber := a.set
-	a.get = func(q *sqsQueue) string { return q.stored.Attributes[name] }
+	a.get = func(q *sqsQueue) string { return q.SQS.Attributes[name] }
 	a.set = func(q *sqsQueue, value string) error {
 		if value == "" {
 			q.keep(name, "")
@@ -158,7 +133,7 @@ func sqsOptionalNumber(name string, within bounds) sqsAttribute {
 
 // number returns the value of an attribute that is stored.
 func (q *sqsQueue) number(name string, missing int) int {
-	if n, err := strconv.Atoi(q.stored.Attributes[name]); err == nil {
+	if n, err := strconv.Atoi(q.SQS.Attributes[name]); err == nil {
 		return n
 	}
 	return missing
@@ -167,13 +142,13 @@ func (q *sqsQueue) number(name string, missing int) int {
 // keep stores the value of an attribute, or removes it if the value is empty.
 func (q *sqsQueue) keep(name, value string) {
 	if value == "" {
-		delete(q.stored.Attributes, name)
+		delete(q.SQS.Attributes, name)
 		return
 	}
-	if q.stored.Attributes == nil {
-		q.stored.Attributes = make(map[string]string)
+	if q.SQS.Attributes == nil {
+		q.SQS.Attributes = make(map[string]string)
 	}
-	q.stored.Attributes[name] = value
+	q.SQS.Attributes[name] = value
 }
 
 func sqsNumberIn(name, value string, within bounds) (int, error) {
@@ -189,7 +164,7 @@ func sqsNumberIn(name, value string, within bounds) (int, error) {
 func sqsChoice(name string, fifo bool, values ...string) sqsAttribute {
 	return sqsAttribute{name: name, fifo: fifo,
 		get: func(q *sqsQueue) string {
-			if value := q.stored.Attributes[name]; value != "" {
+			if value := q.SQS.Attributes[name]; value != "" {
 				return value
 			}
 			return values[0]
@@ -212,7 +187,7 @@ const maxSQSText = 64 << 10
 // sqsText returns an attribute that is returned as it was set, and that can be removed.
 func sqsText(name string, check func(value string) error) sqsAttribute {
 	return sqsAttribute{name: name,
-		get: func(q *sqsQueue) string { return q.stored.Attributes[name] },
+		get: func(q *sqsQueue) string { return q.SQS.Attributes[name] },
 		set: func(q *sqsQueue, value string) error {
 			if value != "" {
 				if !isSQSText(value) || len(value) > maxSQSText {
@@ -409,7 +384,7 @@ func (s *server) checkDeadQueue(ctx context.Context, q *sqsQueue) error {
 	} else if err != nil {
 		return err
 	}
-	dead := newSQSQueue(found, q.arn)
+	dead := &sqsQueue{found, q.arn}
 	if dead.isFIFO() != q.isFIFO() {
 		if q.isFIFO() {
 			return invalid("Dead-letter queue must be same type of queue as the source. A FIFO queue needs a FIFO queue.")
@@ -417,7 +392,7 @@ func (s *server) checkDeadQueue(ctx context.Context, q *sqsQueue) error {
 		return invalid("Dead-letter queue must be same type of queue as the source.")
 	}
 	var allows redriveAllowPolicy
-	json.Unmarshal([]byte(dead.stored.Attributes["RedriveAllowPolicy"]), &allows)
+	json.Unmarshal([]byte(dead.SQS.Attributes["RedriveAllowPolicy"]), &allows)
 	isSource := slices.ContainsFunc(allows.Sources, func(arn string) bool { return sqsNameOf(arn) == q.ID })
 	if allows.Permission == "denyAll" || allows.Permission == "byQueue" && !isSource {
 		return invalid("The RedriveAllowPolicy of the dead-letter queue does not allow this queue.")

@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+)
 
 // maxSQSBatch is the maximum number of entries in a batch.
 const maxSQSBatch = 10
@@ -41,6 +44,30 @@ func (in *sqsInput) batch() ([]sqsBatchEntry, error) {
 		seen[v.id] = true
 	}
 	return all, nil
+}
+
+// sqsOne returns the handler of an action for one message, of which the parameters are those of
+// an entry.
+func sqsOne(change func(s *server, r *request, entries []sqsBatchEntry) error) func(s *server, r *request, in *sqsInput) (sqsObject, error) {
+	return func(s *server, r *request, in *sqsInput) (sqsObject, error) {
+		entries := []sqsBatchEntry{{in: in}}
+		err := change(s, r, entries)
+		return nil, cmp.Or(err, entries[0].err)
+	}
+}
+
+// sqsBatch returns the handler of the same action for a batch.
+func sqsBatch(change func(s *server, r *request, entries []sqsBatchEntry) error) func(s *server, r *request, in *sqsInput) (sqsObject, error) {
+	return func(s *server, r *request, in *sqsInput) (sqsObject, error) {
+		entries, err := in.batch()
+		if err != nil {
+			return nil, err
+		}
+		if err := change(s, r, entries); err != nil {
+			return nil, err
+		}
+		return s.sqsBatchResult(r, entries)
+	}
 }
 
 // sqsBatchResult returns the response to a batch. An error that is no client's fault is the

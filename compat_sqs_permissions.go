@@ -116,7 +116,7 @@ func (s *server) sqsRemovePermission(r *request, in *sqsInput) (sqsObject, error
 // policy returns the policy of the queue, or an empty one. A policy can have one statement
 // without a list.
 func (q *sqsQueue) policy() (v sqsPolicy) {
-	text := q.stored.Attributes["Policy"]
+	text := q.SQS.Attributes["Policy"]
 	if text == "" {
 		text = `{"Version":"2008-10-17","Id":"` + q.arn(q.ID) + `/SQSDefaultPolicy","Statement":[]}`
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"maps"
 	"time"
 )
 
@@ -50,7 +49,7 @@ func (s *server) sqsCreateQueue(r *request, in *sqsInput) (sqsObject, error) {
 	if err := q.addTags(tags); err != nil {
 		return nil, err
 	}
-	_, err = s.store.createQueue(r.Context(), name, q.settings())
+	_, err = s.store.createQueue(r.Context(), name, q.queueSettings)
 	if errors.Is(err, errQueueExists) { // another client created it meanwhile
 		if found, err = s.store.queue(r.Context(), name); err == nil {
 			return s.sqsExistingQueue(r, r.sqsQueueOf(found), fifo, values)
@@ -94,7 +93,7 @@ func (s *server) sqsExistingQueue(r *request, q *sqsQueue, fifo bool, values []s
 		return nil, exists("FifoQueue")
 	}
 	asked := *q
-	asked.stored.Attributes = maps.Clone(q.stored.Attributes)
+	asked.SQS = q.SQS.clone()
 	if err := asked.setAttributes(values); err != nil {
 		return nil, err
 	}
@@ -194,8 +193,9 @@ func (s *server) sqsSetQueueAttributes(r *request, in *sqsInput) (sqsObject, err
 func (s *server) changeSQSQueue(r *request, change func(q *sqsQueue) error) error {
 	_, err := s.store.changeQueue(r.Context(), r.queueID, func(found queue) (queueSettings, error) {
 		q := r.sqsQueueOf(found)
+		q.SQS = q.SQS.clone() // changeQueue compares it with what it was
 		err := change(q)
-		return q.settings(), err
+		return q.queueSettings, err
 	})
 	if err := s.logged(r, err, "queue changed", "queue", r.queueID); err != nil {
 		return err

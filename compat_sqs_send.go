@@ -92,7 +92,7 @@ func (m *sqsSend) checkFor(q *sqsQueue) error {
 	}
 	m.extra.DeduplicationID = id
 	m.draft.sqs = m.extra.json()
-	if q.stored.Attributes["DeduplicationScope"] == "messageGroup" {
+	if q.SQS.Attributes["DeduplicationScope"] == "messageGroup" {
 		id = deduplicationInGroup(m.group, id)
 	}
 	m.draft.deduplicationID = id
@@ -105,7 +105,7 @@ func (m *sqsSend) lacks(q *sqsQueue) error {
 	switch {
 	case m.group == "":
 		return sqsMissing("MessageGroupId")
-	case m.id == "" && q.stored.Attributes["ContentBasedDeduplication"] != "true":
+	case m.id == "" && q.SQS.Attributes["ContentBasedDeduplication"] != "true":
 		return sqsInvalidParameter.errorf("The queue should either have ContentBasedDeduplication enabled or MessageDeduplicationId provided explicitly")
 	}
 	return nil

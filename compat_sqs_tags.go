@@ -34,7 +34,7 @@ func (s *server) sqsUntagQueue(r *request, in *sqsInput) (sqsObject, error) {
 	}
 	return nil, s.changeSQSQueue(r, func(q *sqsQueue) error {
 		for _, key := range keys {
-			delete(q.stored.Tags, key)
+			delete(q.SQS.Tags, key)
 		}
 		return nil
 	})
@@ -46,7 +46,7 @@ func (s *server) sqsListQueueTags(r *request, in *sqsInput) (sqsObject, error) {
 		return nil, err
 	}
 	var tags sqsMap
-	for key, value := range r.sqsQueueOf(found).stored.Tags {
+	for key, value := range found.SQS.Tags {
 		tags = append(tags, sqsMember{key, value})
 	}
 	slices.SortFunc(tags, func(a, b sqsMember) int { return strings.Compare(a.name, b.name) })
@@ -62,12 +62,12 @@ func (q *sqsQueue) addTags(tags []sqsEntry[string]) error {
 		if !isSQSText(v.value) || utf8.RuneCountInString(v.value) > maxSQSTagValue {
 			return sqsInvalidParameter.errorf("Tag values must be between 0 and 256 characters in length.")
 		}
-		if q.stored.Tags == nil {
-			q.stored.Tags = make(map[string]string)
+		if q.SQS.Tags == nil {
+			q.SQS.Tags = make(map[string]string)
 		}
-		q.stored.Tags[v.key] = v.value
+		q.SQS.Tags[v.key] = v.value
 	}
-	if len(q.stored.Tags) > maxSQSTags {
+	if len(q.SQS.Tags) > maxSQSTags {
 		return sqsInvalidParameter.errorf("Too many tags added for queue %s.", q.ID)
 	}
 	return nil

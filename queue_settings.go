@@ -4,6 +4,7 @@ import (
 	"database/sql/driver"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"strconv"
 	"time"
@@ -24,7 +25,35 @@ type queueSettings struct {
 	MessageMaxDeliveries    *int            `json:"message_max_deliveries"`
 	DeliveryDelaySeconds    *int            `json:"delivery_delay_seconds"`
 	ownSettings
-	SQS json.RawMessage `json:"-"` // what only SQS's API has, an object; nil for none
+	SQS sqsSettings `json:"-"`
+}
+
+// sqsSettings is what only SQS's API has of a queue. A queue that was read lately shares it
+// among requests, so a change begins with a clone.
+type sqsSettings struct {
+	Attributes map[string]string `json:"attributes,omitempty"` // those that are no setting of the queue
+	Tags       map[string]string `json:"tags,omitempty"`
+}
+
+func (v sqsSettings) clone() sqsSettings {
+	return sqsSettings{maps.Clone(v.Attributes), maps.Clone(v.Tags)}
+}
+
+// Scan reads a column of JSON; null is empty.
+func (v *sqsSettings) Scan(src any) error {
+	*v = sqsSettings{}
+	if text, ok := src.([]byte); ok {
+		return json.Unmarshal(text, v)
+	}
+	return nil
+}
+
+// Value returns JSON, or null if it is empty.
+func (v sqsSettings) Value() (driver.Value, error) {
+	if len(v.Attributes) == 0 && len(v.Tags) == 0 {
+		return nil, nil
+	}
+	return string(appendJSON(nil, v)), nil
 }
 
 // ownSettings are the settings that fastqueue does not have. Responses contain them only

@@ -14,7 +14,7 @@ func (s *testServer) mustSQSQueue(id string) queue {
 	s.t.Helper()
 	q, err := s.store.createQueue(context.Background(), id, queueSettings{
 		AckDeadlineSeconds: 0, MessageRetentionSeconds: 60, DeliveryDelaySeconds: new(900),
-		DeadQueueID: new("dead"), MessageMaxDeliveries: new(1000), SQS: []byte(`{"wait" : 5}`),
+		DeadQueueID: new("dead"), MessageMaxDeliveries: new(1000), SQS: sqsSettings{Attributes: map[string]string{"wait": "5"}},
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -47,8 +47,36 @@ func TestNativeUpdateKeepsSettingsOfSQS(t *testing.T) {
 	s.must(422, "PUT", "/queues/dead", body)
 	s.must(422, "PUT", "/queues/none", body)
 	q, err := s.store.queue(context.Background(), "q")
-	checkDiff(t, "kept", `{"wait" : 5}`, string(q.SQS))
+	checkDiff(t, "kept", map[string]string{"wait": "5"}, q.SQS.Attributes)
 	checkDiff(t, "error", nil, err)
+}
+
+// A change by SQS's API holds at all servers at once: it makes a new version of the settings,
+// which publishes compare.
+func TestSQSChangesMakeANewVersionOfTheSettings(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q", `"MaximumMessageSize":"2048"`)
+	s.mustSQS("TagQueue", `{"QueueUrl":"q","Tags":{"a":"b"}}`, nil)
+	for _, change := range [][2]string{
+		{"SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"MaximumMessageSize":"1024"}}`},
+		{"SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"VisibilityTimeout":"7"}}`},
+		{"AddPermission", `{"QueueUrl":"q","Label":"l","AWSAccountIds":["1"],"Actions":["*"]}`},
+		{"RemovePermission", `{"QueueUrl":"q","Label":"l"}`},
+		{"TagQueue", `{"QueueUrl":"q","Tags":{"a":"c"}}`},
+		{"UntagQueue", `{"QueueUrl":"q","TagKeys":["a"]}`},
+	} {
+		before := s.count("SELECT version FROM queued.settings")
+		s.mustSQS(change[0], change[1], nil)
+		if s.count("SELECT version FROM queued.settings") <= before {
+			t.Errorf("%s %s keeps the version", change[0], change[1])
+		}
+		before = s.count("SELECT version FROM queued.settings")
+		if change[0] == "SetQueueAttributes" { // nothing changes
+			s.mustSQS(change[0], change[1], nil)
+			checkDiff(t, "version after the same change", before, s.count("SELECT version FROM queued.settings"))
+		}
+	}
 }
 
 func TestChangeQueueChangesAllOrNothing(t *testing.T) {
@@ -60,7 +88,7 @@ func TestChangeQueueChangesAllOrNothing(t *testing.T) {
 	errNo := errors.New("no")
 	state := s.state()
 	_, err := s.store.changeQueue(ctx, "q", func(q queue) (queueSettings, error) {
-		q.SQS = []byte(`{}`)
+		q.SQS = sqsSettings{}
 		return q.queueSettings, errNo
 	})
 	checkDiff(t, "the error of the change", true, errors.Is(err, errNo) && !errors.Is(err, errUnavailable))
@@ -69,14 +97,14 @@ func TestChangeQueueChangesAllOrNothing(t *testing.T) {
 		t.Errorf("changeQueue of an unknown queue = %v, want errQueueNotFound", err)
 	}
 	after, err := s.store.changeQueue(ctx, "q", func(q queue) (queueSettings, error) {
-		checkDiff(t, "as it is", `{"wait" : 5}`, string(q.SQS))
-		q.SQS, q.AckDeadlineSeconds = []byte(`{"wait":6}`), 7
+		checkDiff(t, "as it is", map[string]string{"wait": "5"}, q.SQS.Attributes)
+		q.SQS, q.AckDeadlineSeconds = sqsSettings{Attributes: map[string]string{"wait": "6"}}, 7
 		return q.queueSettings, nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkDiff(t, "changed", []any{`{"wait":6}`, 7, before.key}, []any{string(after.SQS), after.AckDeadlineSeconds, after.key})
+	checkDiff(t, "changed", []any{map[string]string{"wait": "6"}, 7, before.key}, []any{after.SQS.Attributes, after.AckDeadlineSeconds, after.key})
 	if now, err := s.store.queue(ctx, "q"); err != nil || now.version <= before.version {
 		t.Errorf("the version is %d after %d, %v", now.version, before.version, err)
 	}

@@ -420,7 +420,7 @@ func (s *store) queueIn(ctx context.Context, tx *sql.Tx, id string) (queue, erro
 }
 
 func queueOn(ctx context.Context, db querier, id string) (queue, error) {
-	var sqs []byte
+	var sqs sqsSettings
 	var key, version int64
 	q, err := scanQueue(alongside{db.QueryRowContext(ctx, selectQueueSQL, id), []any{&sqs, &key, &version}})
 	q.SQS, q.key, q.version = sqs, key, version

@@ -56,12 +56,12 @@ func (s *store) counts(ctx context.Context, queueKey int64, limit int) (v messag
 // last count of all queues.
 func (s *server) queueCounts(ctx context.Context, q queue) (messageCounts, error) {
 	v, err := s.store.counts(ctx, q.key, countedExactly+1)
-	if err != nil || v.Ready+v.Delayed+v.InFlight+v.Exhausted <= countedExactly {
+	if err != nil || v.total() <= countedExactly {
 		return v, err
 	}
 	all, _ := s.depth.latest()
 	i, found := slices.BinarySearchFunc(all, q.ID, func(d queueDepth, id string) int { return strings.Compare(d.queueID, id) })
-	if !found { // it was created after the count
+	if !found || all[i].total() < v.total() { // most of the messages came after the count
 		return v, nil
 	}
 	return messageCounts{all[i].ready, all[i].delayed, all[i].inFlight, all[i].exhausted}, nil

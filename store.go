@@ -70,6 +70,8 @@ type messageCounts struct {
 	Exhausted int64 `json:"exhausted"`
 }
 
+func (v *messageCounts) total() int64 { return v.Ready + v.Delayed + v.InFlight + v.Exhausted }
+
 // store executes the operations that are not frequent, such as creating a queue, on any
 // connection of a pool. The engine executes the frequent ones.
 type store struct {

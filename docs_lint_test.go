@@ -238,6 +238,7 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 		everywhere.WriteString(help)
 	}
 	everywhere.WriteString("\n  -update-readme\n  -torture\n") // of the tests
+	everywhere.WriteString(mustRead(t, "compose.yaml"))
 	has := func(help, flag string) bool {
 		return regexp.MustCompile(`(?m)^  ` + regexp.QuoteMeta(flag) + `\b`).MatchString(help)
 	}
@@ -457,27 +458,29 @@ func TestPagesListEveryRouteAndMetric(t *testing.T) {
 }
 
 // An orchestrator restarts a container whose health check fails. A restart does not
-// help against an outage of the database, so the check of the image must not fail then.
-func TestHealthCheckOfTheImageDoesNotAskTheDatabase(t *testing.T) {
+// help against an outage of the database, so the checks of the images must not fail then.
+func TestHealthChecksOfTheImagesDoNotAskTheDatabase(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("Dockerfile")
 	if err != nil {
 		t.Fatal(err)
 	}
-	command := regexp.MustCompile(`(?m)^HEALTHCHECK .*CMD (\[.*\])$`).FindSubmatch(text)
-	if command == nil {
-		t.Fatal("the Dockerfile has no health check")
-	}
-	var args []string
-	if err := json.Unmarshal(command[1], &args); err != nil || len(args) == 0 || args[0] != "/queued" {
-		t.Fatalf("health check %s, %v", command[1], err)
+	commands := regexp.MustCompile(`(?m)^HEALTHCHECK .*CMD (\[.*\])$`).FindAllSubmatch(text, -1)
+	if len(commands) != 2 {
+		t.Fatalf("the Dockerfile has %d health checks, want one for each image", len(commands))
 	}
 	s := newTestServer(t)
 	s.ready.Store(false)
 	getenv := func(name string) string {
 		return map[string]string{"QUEUED_LISTEN": strings.TrimPrefix(s.url, "http://")}[name]
 	}
-	if err := run(context.Background(), args[1:], getenv, nil, io.Discard, io.Discard); err != nil {
-		t.Errorf("%q of a server without a database = %v", args, err)
+	for _, command := range commands {
+		var args []string
+		if err := json.Unmarshal(command[1], &args); err != nil || len(args) == 0 || filepath.Base(args[0]) != "queued" {
+			t.Fatalf("health check %s, %v", command[1], err)
+		}
+		if err := run(context.Background(), args[1:], getenv, nil, io.Discard, io.Discard); err != nil {
+			t.Errorf("%q of a server without a database = %v", args, err)
+		}
 	}
 }

@@ -275,6 +275,9 @@ func (p *privatePostgres) watch() {
 			return
 		case <-time.After(time.Second):
 		}
+		if os.Getpid() == 1 {
+			reapOrphans()
+		}
 		if err := p.launch(); err != nil {
 			p.log.Error("private PostgreSQL did not start", "error", err)
 		}

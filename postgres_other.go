@@ -18,3 +18,4 @@ func explainAccess(err error) error                       { return err }
 func lockFile(path string) (*os.File, error)              { return nil, errNoPrivatePostgres }
 func checkPrivate(path string, uid int) error             { return errNoPrivatePostgres }
 func stopLeftovers(cluster string) error                  { return errNoPrivatePostgres }
+func reapOrphans()                                        {}

@@ -83,6 +83,17 @@ func checkPrivate(path string, uid int) error {
 	return nil
 }
 
+// reapOrphans removes the ended processes of a PostgreSQL that was killed. Process 1, as
+// in a container, adopts them. There must be no other children. A new PostgreSQL starts
+// only after the last one has ended, so none stays after the next call.
+func reapOrphans() {
+	for {
+		if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); pid <= 0 && !errors.Is(err, syscall.EINTR) {
+			return
+		}
+	}
+}
+
 // stopLeftovers stops a PostgreSQL on the cluster that a killed server left running.
 func stopLeftovers(cluster string) error {
 	pid := leftover(cluster)

@@ -6,6 +6,7 @@ package deploy
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,7 +24,13 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"sigs.k8s.io/yaml"
 )
+
+// The file of this module is the Compose specification's schema.
+const composeModule = "github.com/compose-spec/compose-go/v2@v2.16.2"
 
 // testTimeout is the longest wait for an event. A working program is much faster.
 const testTimeout = 30 * time.Second
@@ -38,6 +45,65 @@ func TestPromtoolAcceptsTheRulesAndTheirTests(t *testing.T) {
 		if out, err := exec.CommandContext(t.Context(), "promtool", args...).CombinedOutput(); err != nil {
 			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
+	}
+}
+
+// Compose replaces the variables before it checks the file.
+func TestComposeFileMatchesTheSpecification(t *testing.T) {
+	t.Parallel()
+	schema, err := jsonschema.UnmarshalJSON(bytes.NewReader(mustRead(t, filepath.Join(moduleDir(t, composeModule), "schema/compose-spec.json"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiler := jsonschema.NewCompiler()
+	if err := compiler.AddResource("compose-spec.json", schema); err != nil {
+		t.Fatal(err)
+	}
+	variables := regexp.MustCompile(`\$\{\w+:-([^}]*)\}`)
+	text, err := yaml.YAMLToJSONStrict(variables.ReplaceAll(mustRead(t, "../compose.yaml"), []byte("$1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := compiler.Compile("compose-spec.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := compiled.Validate(file); err != nil {
+		t.Error(err)
+	}
+}
+
+// The grace period covers a drain. Without the profile "monitoring" only the server and
+// its database start.
+func TestComposeStartsWhatTheServerNeeds(t *testing.T) {
+	t.Parallel()
+	var file struct {
+		Services map[string]struct {
+			Profiles        []string
+			StopGracePeriod string `json:"stop_grace_period"`
+			DependsOn       any    `json:"depends_on"`
+		}
+	}
+	if err := yaml.Unmarshal(mustRead(t, "../compose.yaml"), &file); err != nil {
+		t.Fatal(err)
+	}
+	var always []string
+	for name, service := range file.Services {
+		if len(service.Profiles) == 0 {
+			always = append(always, name)
+		}
+	}
+	slices.Sort(always)
+	if !slices.Equal(always, []string{"postgres", "queued"}) {
+		t.Errorf("docker compose up starts %q", always)
+	}
+	stop := seconds(t, "serve.go", "drainTimeout") + seconds(t, "serve.go", "closeTimeout")
+	if grace, err := time.ParseDuration(file.Services["queued"].StopGracePeriod); err != nil || grace < time.Duration(stop+5)*time.Second {
+		t.Errorf("stop_grace_period is %v, %v, want at least %d s", grace, err, stop+5)
 	}
 }
 
@@ -69,8 +135,8 @@ func TestPrometheusFindsWhatTheDashboardAndTheAlertsAskFor(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mustBuild(t, ".."), "-cleanup-interval", "50ms", "-min-message-retention-seconds", "1")
 	p := startPrometheus(t, strings.TrimPrefix(s.url, "http://"))
-	p.eventually("the server is scraped", func() bool { return p.value(`up{job="queued"}`) == 1 })
-	p.eventually("the database is there", func() bool { return p.value(`queued_database_up`) == 1 })
+	eventually(t, "the server is scraped", func() bool { return p.value(`up{job="queued"}`) == 1 })
+	eventually(t, "the database is there", func() bool { return p.value(`queued_database_up`) == 1 })
 
 	s.must(201, "POST", "/queues", `{"id":"dead","ack_deadline_seconds":1,"message_retention_seconds":600}`)
 	s.must(201, "POST", "/topics", `{"id":"orders"}`)
@@ -84,11 +150,11 @@ func TestPrometheusFindsWhatTheDashboardAndTheAlertsAskFor(t *testing.T) {
 		}
 		poll <- err
 	}()
-	p.eventually("a receiver is seen to wait", func() bool { return p.value(`queued_waiting_receivers{queue="dead"}`) == 1 })
+	eventually(t, "a receiver is seen to wait", func() bool { return p.value(`queued_waiting_receivers{queue="dead"}`) == 1 })
 
 	d := readDashboard(t)
 	missing := d.queries
-	p.eventually("each expression of the dashboard has data", func() bool {
+	eventually(t, "each expression of the dashboard has data", func() bool {
 		s.work()
 		missing = p.withoutData(missing)
 		return len(missing) == 0
@@ -97,12 +163,12 @@ func TestPrometheusFindsWhatTheDashboardAndTheAlertsAskFor(t *testing.T) {
 		t.Error(err)
 	}
 
-	p.eventually("the database is seen to be away, and requests to fail", func() bool {
+	eventually(t, "the database is seen to be away, and requests to fail", func() bool {
 		s.killPostgres()
 		s.send("POST", "/topics/orders/messages", `{"data":{}}`)
 		return p.value(`min_over_time(queued_database_up[1m])`) == 0 && p.value(`sum(http_requests_total{handler="/topics/{topic_id}/messages",status="5xx"})`) > 0
 	})
-	p.eventually("the database is seen to be back", func() bool { return p.value(`queued_database_up`) == 1 })
+	eventually(t, "the database is seen to be back", func() bool { return p.value(`queued_database_up`) == 1 })
 
 	for _, r := range p.rules() {
 		p.query(r.Query)
@@ -343,7 +409,7 @@ type rule struct{ Name, Query, Health, LastError string }
 // rules returns the alerts, after each was evaluated.
 func (p *prometheus) rules() (rules []rule) {
 	p.t.Helper()
-	p.eventually("the rules are evaluated", func() bool {
+	eventually(p.t, "the rules are evaluated", func() bool {
 		var data struct {
 			Groups []struct{ Rules []rule }
 		}
@@ -364,8 +430,8 @@ func (p *prometheus) rules() (rules []rule) {
 
 // eventually waits until a condition holds. It fails the test with details after
 // testTimeout.
-func (p *prometheus) eventually(what string, is func() bool, more ...func() any) {
-	p.t.Helper()
+func eventually(t *testing.T, what string, is func() bool, more ...func() any) {
+	t.Helper()
 	tick, tooLong := time.NewTicker(50*time.Millisecond), time.After(testTimeout)
 	defer tick.Stop()
 	for !is() {
@@ -373,9 +439,9 @@ func (p *prometheus) eventually(what string, is func() bool, more ...func() any)
 		case <-tick.C:
 		case <-tooLong:
 			for _, say := range more {
-				p.t.Logf("%+v", say())
+				t.Logf("%+v", say())
 			}
-			p.t.Fatalf("did not happen: %s", what)
+			t.Fatalf("did not happen: %s", what)
 		}
 	}
 }
@@ -518,12 +584,13 @@ func start(t *testing.T, program *exec.Cmd, ready *regexp.Regexp) (said string) 
 	return said
 }
 
-// mustBuild builds the program in a directory.
+// mustBuild builds the static program in a directory.
 func mustBuild(t *testing.T, dir string) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "queued")
 	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, ".")
 	build.Dir = dir
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build in %s: %v\n%s", dir, err, out)
 	}

@@ -6,7 +6,9 @@
 # make torture DURATION=30m   kills, stops and disconnects servers and PostgreSQL, and accounts for every message
 # make bench         measures queued and reference programs and writes BENCHMARKS.md; takes an hour
 # make build         builds the static binary ./queued
-# make release       builds static binaries for all systems, with SHA256SUMS, in dist/
+# make release       builds static binaries for all systems, .deb and .rpm packages, and the list of
+#                    modules in them (SBOM), with SHA256SUMS, in dist/
+# make module MODULE=example.com/you/queued   sets the module path of a fork, for "go install"
 
 # The PostgreSQL versions of test-matrix: the oldest and the newest supported. CI runs
 # them, and "make test" on the installed version, 15 on Debian 12. compose.yaml uses the
@@ -23,7 +25,7 @@ ifneq ($(shell git rev-parse HEAD >/dev/null 2>&1 || echo no),)
 export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false
 endif
 
-.PHONY: run test test-matrix test-deploy test-browser torture bench build release setup
+.PHONY: run test test-matrix test-deploy test-browser torture bench build release module setup
 
 run:
 	@.ci/setup run
@@ -65,9 +67,11 @@ build:
 
 SYSTEMS = linux-amd64 linux-arm64 darwin-amd64 darwin-arm64 windows-amd64.exe windows-arm64.exe
 
+PACKAGES = linux-amd64.deb linux-arm64.deb linux-amd64.rpm linux-arm64.rpm
+
 release:
 	@rm -rf dist
-	@$(MAKE) --no-print-directory $(SYSTEMS:%=dist/queued-%)
+	@$(MAKE) --no-print-directory $(SYSTEMS:%=dist/queued-%) $(PACKAGES:%=dist/queued-%) dist/queued-sbom.cdx.json
 	@cd dist && { sha256sum queued-* 2>/dev/null || shasum -a 256 queued-*; } >SHA256SUMS && cat SHA256SUMS
 
 # The same commit and Go version give the same bytes, in any directory. Outside a clone
@@ -75,6 +79,42 @@ release:
 dist/queued-%:
 	@target=$(basename $*) && GOOS=$${target%-*} GOARCH=$${target#*-} CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly \
 		go build -trimpath -buildvcs=$$(git rev-parse HEAD >/dev/null 2>&1 && echo true || echo false) -ldflags="-s -w" -o $@ .
+
+# The version of a package is the tag of the commit, without the v, or the date and the
+# commit. Its files have the time of the commit.
+COMMITTED := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+VERSION := $(shell git describe --tags --exact-match 2>/dev/null | sed -n 's/^v//p')
+ifeq ($(VERSION),)
+VERSION := $(shell TZ=UTC git log -1 --date=format-local:%Y%m%d --abbrev=12 --format='0~%cd.%h' 2>/dev/null || echo 0)
+endif
+NFPM = env GOFLAGS= go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
+CYCLONEDX = env GOFLAGS= go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+
+# Make would delete them as intermediate files.
+.PRECIOUS: dist/queued-%
+
+dist/queued-linux-%.deb: dist/queued-linux-% dist/package
+	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(COMMITTED) ARCH=$* $(NFPM) package -f deploy/package/nfpm.yaml -p deb -t $@
+
+dist/queued-linux-%.rpm: dist/queued-linux-% dist/package
+	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(COMMITTED) ARCH=$* $(NFPM) package -f deploy/package/nfpm.yaml -p rpm -t $@
+
+# The unit for a program in /usr/bin, without the lines on how to install it.
+dist/package: deploy/queued.service deploy/package/queued.8 CHANGELOG.md
+	@mkdir -p $@
+	@sed -e 's|/usr/local/bin/queued|/usr/bin/queued|' -e '/^#$$/,/^\[Unit\]$$/{/^\[Unit\]$$/!d;}' deploy/queued.service >$@/queued.service
+	@gzip -9n <deploy/package/queued.8 >$@/queued.8.gz
+	@gzip -9n <CHANGELOG.md >$@/changelog.gz
+	@touch $@
+
+dist/queued-sbom.cdx.json: dist/queued-linux-amd64
+	@$(CYCLONEDX) bin -json -noserial -notimestamp -output $@ $< 2>/dev/null
+
+# The path is in go.mod and in the imports of the packages under internal/.
+module:
+	@[ -n "$(MODULE)" ] || { echo "usage: make module MODULE=example.com/you/queued" >&2; exit 2; }
+	@old=$$(go list -m) && go mod edit -module $(MODULE) && \
+		find . -name '*.go' -exec perl -pi -e "s|\"$$old/internal/|\"$(MODULE)/internal/|" {} + && gofmt -w .
 
 # Installs the programs that are missing.
 setup:

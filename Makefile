@@ -94,10 +94,10 @@ CYCLONEDX = env GOFLAGS= go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclone
 .PRECIOUS: dist/queued-%
 
 dist/queued-linux-%.deb: dist/queued-linux-% dist/package
-	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(COMMITTED) ARCH=$* $(NFPM) package -f deploy/package/nfpm.yaml -p deb -t $@
+	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(COMMITTED) ARCH=$* $(NFPM) package -f deploy/package/nfpm.yaml -p deb -t $@ >/dev/null
 
 dist/queued-linux-%.rpm: dist/queued-linux-% dist/package
-	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(COMMITTED) ARCH=$* $(NFPM) package -f deploy/package/nfpm.yaml -p rpm -t $@
+	@VERSION='$(VERSION)' SOURCE_DATE_EPOCH=$(COMMITTED) ARCH=$* $(NFPM) package -f deploy/package/nfpm.yaml -p rpm -t $@ >/dev/null
 
 # The unit for a program in /usr/bin, without the lines on how to install it.
 dist/package: deploy/queued.service deploy/package/queued.8 CHANGELOG.md

@@ -277,7 +277,7 @@ const wakeAckedSQL = `woken AS (
 const ackMessagesSQL = `
 WITH acked AS (
     DELETE FROM queued.messages m
-    USING unnest($1::uuid[], $2::timestamptz[]) AS a (id, leased_until)
+    USING unnest($2::uuid[], $3::timestamptz[]) AS a (id, leased_until)
     WHERE ` + thatOneSQL + `
         AND ` + inLeaseSQL + `
     RETURNING m.id, m.queue_key, m.group_id, a.leased_until IS NOT NULL AS with_token
@@ -287,7 +287,7 @@ WITH acked AS (
 const ackReceiptsSQL = `
 WITH acked AS (
     DELETE FROM queued.messages m
-    USING unnest($1::uuid[], $2::timestamptz[], $3::bigint[], $4::bigint[], $5::integer[], $6::timestamptz[], $7::boolean[])
+    USING unnest($2::uuid[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::integer[], $7::timestamptz[], $8::boolean[])
         AS a (id, leased_until, queue_key, seq, attempts, received_at, in_lease)
     WHERE ` + thatOneSQL + `
         AND CASE
@@ -307,9 +307,19 @@ GROUP BY q.id`
 // ack deletes messages, see engine.ack. The changes that it returns are committed, also if
 // it returns an error. It may run again with the same items.
 func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
-	items = sortedItems(items)
+	for home, part := range byHome(sortedItems(items), s.homes.ofItem) {
+		acked, err := s.ackIn(home, part)
+		if all = append(all, acked...); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// ackIn is ack for sorted items of one home.
+func (s *pinnedConn) ackIn(home int64, items []ackItem) (all []queueChange, err error) {
 	ids, leases, _ := ackItemArgs(items)
-	statement, args := ackMessagesSQL, []any{ids, leases}
+	statement, args := ackMessagesSQL, []any{home, ids, leases}
 	if slices.ContainsFunc(items, func(v ackItem) bool { return v.receipt.attempts > 0 }) {
 		v := receiptArgsOf(items)
 		statement, args = ackReceiptsSQL, append(args, v.keys, v.seqs, v.attempts, v.receivedAt, v.inLease)
@@ -358,7 +368,7 @@ WITH named AS MATERIALIZED (
            a.uncounted, a.last_error,
            ` + attemptsAfterNackSQL + ` >= least(q.delivery_limit, m.max_deliveries) AS exhausted,
            q.dead_queue_id AS destination_id
-    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[], $4::boolean[], $5::text[]) AS a (id, leased_until, seconds, uncounted, last_error)
+    FROM unnest($2::uuid[], $3::timestamptz[], $4::integer[], $5::boolean[], $6::text[]) AS a (id, leased_until, seconds, uncounted, last_error)
     JOIN queued.messages m ON ` + thatOneSQL + `
     CROSS JOIN LATERAL (
         SELECT dead_queue_id, delivery_limit, retry_backoff_seconds
@@ -420,26 +430,27 @@ GROUP BY q.id`
 
 // nack nacks messages, see engine.nack.
 func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
-	items = sortedItems(items)
-	ids, leases, seconds := ackItemArgs(items)
-	var uncounted pq.BoolArray
-	var lastErrors quotedArray
-	for i, v := range items {
-		uncounted = append(uncounted, v.uncounted)
-		lastErrors.set(i, v.lastError)
-	}
-	return read(s, "nack", func(row scanner) (t queueChange, err error) {
-		var dueAt sql.NullTime
-		err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.withToken))
-		t.dueAt = dueAt.Time
-		return t, err
-	}, nackMessagesSQL, ids, leases, seconds, uncounted, lastErrors)
+	return inHomes(s, sortedItems(items), s.homes.ofItem, func(home int64, items []ackItem) ([]queueChange, error) {
+		ids, leases, seconds := ackItemArgs(items)
+		var uncounted pq.BoolArray
+		var lastErrors quotedArray
+		for i, v := range items {
+			uncounted = append(uncounted, v.uncounted)
+			lastErrors.set(i, v.lastError)
+		}
+		return read(s, "nack", func(row scanner) (t queueChange, err error) {
+			var dueAt sql.NullTime
+			err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.withToken))
+			t.dueAt = dueAt.Time
+			return t, err
+		}, nackMessagesSQL, home, ids, leases, seconds, uncounted, lastErrors)
+	})
 }
 
 const extendMessagesSQL = `
 WITH asked AS MATERIALIZED (
     SELECT id, leased_until, now() + make_interval(secs => seconds) AS until
-    FROM unnest($1::uuid[], $2::timestamptz[], $3::integer[]) AS u (id, leased_until, seconds)
+    FROM unnest($2::uuid[], $3::timestamptz[], $4::integer[]) AS u (id, leased_until, seconds)
 ), extended AS (
     UPDATE queued.messages m
     SET scheduled_at = a.until + coalesce(m.scheduled_at - m.lease_end, interval '0'), updated_at = now(),
@@ -462,30 +473,38 @@ JOIN queued.queues q ON q.key = m.queue_key`
 // extend sets the ends of the leases of messages in flight, and returns these messages. It
 // ignores other ids.
 func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
-	ids, leases, seconds := ackItemArgs(sortedItems(items))
-	return read(s, "extend", func(row scanner) (m message, err error) {
-		err = row.Scan(append(m.columns(), &m.QueueID, &m.ScheduledAt)...)
-		return m, err
-	}, extendMessagesSQL, ids, leases, seconds)
+	return inHomes(s, sortedItems(items), s.homes.ofItem, func(home int64, items []ackItem) ([]message, error) {
+		ids, leases, seconds := ackItemArgs(items)
+		return read(s, "extend", func(row scanner) (m message, err error) {
+			err = row.Scan(append(m.columns(), &m.QueueID, &m.ScheduledAt)...)
+			return m, err
+		}, extendMessagesSQL, home, ids, leases, seconds)
+	})
 }
 
 const selectExistingSQL = `
 SELECT id, queue_key, seq
 FROM queued.messages
-WHERE id = ANY($1::uuid[])
+WHERE home = $1
+    AND id = ANY($2::uuid[])
     AND expired_at > now()`
 
 // existing returns the queue and the seq of messages, by id. It does not contain unknown ids.
 func (s *pinnedConn) existing(ids idArray) (map[string]receipt, error) {
 	all := make(map[string]receipt)
-	_, err := read(s, "existing", func(row scanner) (any, error) {
-		var id string
-		var at receipt
-		err := row.Scan(&id, &at.queueKey, &at.seq)
-		all[id] = at
-		return nil, err
-	}, selectExistingSQL, ids)
-	return all, err
+	for home, ids := range byHome(ids, s.homes.ofID) {
+		_, err := read(s, "existing", func(row scanner) (any, error) {
+			var id string
+			var at receipt
+			err := row.Scan(&id, &at.queueKey, &at.seq)
+			all[id] = at
+			return nil, err
+		}, selectExistingSQL, home, idArray(ids))
+		if err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 // messageID reads the id of a message.

@@ -39,16 +39,18 @@ const purgeBatchSQL = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
     FROM queued.messages
-    WHERE queue_key = $1
-        AND ((group_id IS NULL), scheduled_at, seq) > ($3, $4, $5)
-        AND seq <= $2
+    WHERE queue_key = $2
+        AND home = $1
+        AND ((group_id IS NULL), scheduled_at, seq) > ($4, $5, $6)
+        AND seq <= $3
     ORDER BY (group_id IS NULL), scheduled_at, seq
-    LIMIT $6
+    LIMIT $7
     FOR UPDATE SKIP LOCKED
 ), purged AS (
     DELETE FROM queued.messages m
     USING due
     WHERE m.ctid = due.tid
+        AND m.home = $1
 )` + lastOfBatchSQL
 
 // lastOfBatchSQL returns the last position of a step due, and its number of rows.
@@ -62,8 +64,9 @@ const purgeLeftSQL = `
 SELECT EXISTS (
     SELECT
     FROM queued.messages
-    WHERE queue_key = $1
-        AND seq <= $2
+    WHERE queue_key = $2
+        AND home = $1
+        AND seq <= $3
 )`
 
 // purge deletes the messages that were in the queue when it was called, in any state, and
@@ -76,13 +79,13 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 		return err
 	}
 	err = inBatches(ctx, func(after position) (position, error) {
-		last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatchSQL, v.key, v.seq, after.ungrouped, after.at, after.seq, workBatch))
+		last, n, err := scanBatch(s.on("purge").QueryRowContext(ctx, purgeBatchSQL, homeOf(v.key), v.key, v.seq, after.ungrouped, after.at, after.seq, workBatch))
 		if err == nil {
 			purged(n)
 		}
 		return last, err
 	}, func() (left bool, err error) {
-		err = s.on("purge_left").QueryRowContext(ctx, purgeLeftSQL, v.key, v.seq).Scan(&left)
+		err = s.on("purge_left").QueryRowContext(ctx, purgeLeftSQL, homeOf(v.key), v.key, v.seq).Scan(&left)
 		return left, err
 	})
 	if err != nil {
@@ -92,10 +95,10 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 		return err
 	}
 	return inBatches(ctx, func(after position) (position, error) {
-		last, _, err := scanBatch(s.on("purge_consumed").QueryRowContext(ctx, removeConsumedSQL, v.key, v.at, after.at, after.seq, workBatch))
+		last, _, err := scanBatch(s.on("purge_consumed").QueryRowContext(ctx, removeConsumedSQL, homeOf(v.key), v.key, v.at, after.at, after.seq, workBatch))
 		return last, err
 	}, func() (left bool, err error) {
-		err = s.on("consumed_left").QueryRowContext(ctx, consumedLeftSQL, v.key, v.at).Scan(&left)
+		err = s.on("consumed_left").QueryRowContext(ctx, consumedLeftSQL, homeOf(v.key), v.key, v.at).Scan(&left)
 		return left, err
 	})
 }
@@ -109,15 +112,15 @@ const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attri
 // the destination is a dead queue, which must not drop messages, and the message remembers
 // the queue that it came from, with its delivery attempts there.
 const moveMessagesSQL = `
-    INSERT INTO queued.messages (queue_key, max_deliveries, expired_at, scheduled_at, updated_at,
+    INSERT INTO queued.messages (home, queue_key, max_deliveries, expired_at, scheduled_at, updated_at,
                                  last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
-    SELECT d.queue_key, CASE WHEN NOT dies THEN max_deliveries END, d.expired_at, d.scheduled_at, now(),
+    SELECT d.home, d.queue_key, CASE WHEN NOT dies THEN max_deliveries END, d.expired_at, d.scheduled_at, now(),
            coalesce(new_error, last_error), CASE WHEN new_error IS NULL THEN last_error_at ELSE now() END,
            CASE WHEN dies THEN (SELECT id FROM queued.queues WHERE key = removed.queue_key) END, CASE WHEN dies THEN delivery_attempts END,
            CASE WHEN dies THEN now() END, ` + carriedColumnsSQL + `
     FROM removed
     CROSS JOIN LATERAL (
-        SELECT key AS queue_key,
+        SELECT home, key AS queue_key,
                now() + make_interval(secs => message_retention_seconds) AS expired_at,
                now() + make_interval(secs => coalesce(delivery_delay_seconds, 0)) AS scheduled_at
         FROM queued.queues

@@ -3,6 +3,7 @@ package main
 import (
 	"database/sql"
 	"maps"
+	"slices"
 	"time"
 )
 
@@ -35,10 +36,11 @@ SELECT s.version, q.id, q.key, q.ack_deadline_seconds, q.delivery_limit,
            SELECT
            FROM queued.ready_groups r
            WHERE r.queue_key = q.key
+               AND r.home = $1
                AND r.ready_at >= coalesce(a.groups_since, '-infinity')
        ),
        q.consumed_retention_seconds IS NOT NULL, q.paused, q.retry_backoff_seconds
-FROM unnest($1::text[], $2::timestamptz[]) AS a (id, groups_since)
+FROM unnest($2::text[], $3::timestamptz[]) AS a (id, groups_since)
 JOIN queued.queues q ON q.id = a.id
 CROSS JOIN queued.settings s`
 
@@ -48,17 +50,23 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 	if len(queueIDs) == 0 {
 		return nil
 	}
+	home, err := s.homes.ofQueues(s, queueIDs)
+	if err != nil {
+		return err
+	}
 	all := make(map[string]leaseTerms, len(queueIDs))
-	versions, err := read(s, "lease_terms", func(row scanner) (version int64, err error) {
-		var queueID string
-		var terms leaseTerms
-		var seconds, ms int64
-		err = row.Scan(&version, &queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed, &terms.paused, &terms.retryBackoff)
-		terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
-		terms.readAt = time.Now()
-		all[queueID] = terms
-		return version, err
-	}, selectLeaseTermsSQL, textArray(queueIDs), timeArray(groupsSince))
+	versions, err := inHomes(s, places(queueIDs), func(i int) int64 { return home(queueIDs[i]) }, func(home int64, part []int) ([]int64, error) {
+		return read(s, "lease_terms", func(row scanner) (version int64, err error) {
+			var queueID string
+			var terms leaseTerms
+			var seconds, ms int64
+			err = row.Scan(&version, &queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed, &terms.paused, &terms.retryBackoff)
+			terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
+			terms.readAt = time.Now()
+			all[queueID] = terms
+			return version, err
+		}, selectLeaseTermsSQL, home, textArray(at(queueIDs, part)), timeArray(at(groupsSince, part)))
+	})
 	if err != nil {
 		return err
 	}
@@ -66,7 +74,7 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 		delete(s.settings.terms, queueID)
 	}
 	if len(versions) > 0 {
-		s.settings.at(versions[0])
+		s.settings.at(slices.Min(versions)) // if they changed between two statements, those with the terms do nothing
 		maps.Copy(s.settings.terms, all)
 	}
 	return nil
@@ -96,15 +104,16 @@ const dueMessagesSQL = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, scheduled_at, seq, bytes
     FROM queued.messages
-    WHERE queue_key = $1
+    WHERE queue_key = $2
+        AND home = $1
         AND group_id IS NULL
-        AND scheduled_at >= $6
+        AND scheduled_at >= $7
         AND scheduled_at <= now()
         AND expired_at > now()
-        AND delivery_attempts < $2
-        AND (SELECT version FROM queued.settings) = $5
+        AND delivery_attempts < $3
+        AND (SELECT version FROM queued.settings) = $6
     ORDER BY scheduled_at, seq
-    LIMIT $3
+    LIMIT $4
     FOR UPDATE SKIP LOCKED
 ), fitting AS MATERIALIZED (
     SELECT tid, scheduled_at, seq, bytes, sum(bytes) OVER (ORDER BY scheduled_at, seq) AS total
@@ -113,8 +122,8 @@ WITH due AS MATERIALIZED (
 
 const claimMessagesSQL = dueMessagesSQL + `
 UPDATE queued.messages m
-SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
-    scheduled_at = now() + make_interval(secs => $7), updated_at = now()` + returnClaimedSQL + messageColumnsSQL + `, f.scheduled_at`
+SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $3,
+    scheduled_at = now() + make_interval(secs => $8), updated_at = now()` + returnClaimedSQL + messageColumnsSQL + `, f.scheduled_at`
 
 // claimBackoffSQL is claimMessagesSQL for queues that have a retry backoff, or have had one.
 // No statement runs when a lease ends, so the claim decides when the message is due after
@@ -129,17 +138,18 @@ const claimSQSSQL = leaseWithBackoffSQL + `, received_at = coalesce(m.received_a
 const (
 	leaseWithBackoffSQL = dueMessagesSQL + `
 UPDATE queued.messages m
-SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $2,
-    scheduled_at = now() + make_interval(secs => $7::integer + CASE
-        WHEN m.delivery_attempts + 1 >= $2 THEN 0
-        ELSE coalesce(($8::integer[])[least(m.delivery_attempts + 1, cardinality($8::integer[]))], 0)
+SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $3,
+    scheduled_at = now() + make_interval(secs => $8::integer + CASE
+        WHEN m.delivery_attempts + 1 >= $3 THEN 0
+        ELSE coalesce(($9::integer[])[least(m.delivery_attempts + 1, cardinality($9::integer[]))], 0)
     END),
-    lease_end = CASE WHEN $8::integer[] IS NOT NULL THEN now() + make_interval(secs => $7::integer) END, updated_at = now()`
+    lease_end = CASE WHEN $9::integer[] IS NOT NULL THEN now() + make_interval(secs => $8::integer) END, updated_at = now()`
 
 	returnClaimedSQL = `
 FROM fitting f
 WHERE m.ctid = f.tid
-    AND (f.total <= $4 OR f.total = f.bytes)
+    AND m.home = $1
+    AND (f.total <= $5 OR f.total = f.bytes)
 RETURNING `
 )
 
@@ -148,7 +158,8 @@ const consumeMessagesSQL = dueMessagesSQL + `
 DELETE FROM queued.messages m
 USING fitting f
 WHERE m.ctid = f.tid
-    AND (f.total <= $4 OR f.total = f.bytes)
+    AND m.home = $1
+    AND (f.total <= $5 OR f.total = f.bytes)
 RETURNING ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, now()`
 
 // claimResult is the result of a claim.
@@ -241,7 +252,7 @@ func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimSta
 
 // claimUngrouped is claim for messages without a group.
 func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from time.Time, limit, budget int) (c claimPart, err error) {
-	args := []any{terms.queueKey, terms.deliveryLimit, limit, budget, s.settings.version, since(from)}
+	args := []any{homeOf(terms.queueKey), terms.queueKey, terms.deliveryLimit, limit, budget, s.settings.version, since(from)}
 	switch {
 	case at.consumes && terms.keepsConsumed:
 		err = s.transaction(func() (err error) {
@@ -324,6 +335,7 @@ SELECT q.id, now(), CASE WHEN NOT q.paused THEN (
     SELECT m.scheduled_at
     FROM queued.messages m
     WHERE m.queue_key = q.key
+        AND m.home = $1
         AND m.group_id IS NULL
         AND m.scheduled_at >= coalesce(a.due_since, '-infinity')
         AND (m.scheduled_at > now()
@@ -335,24 +347,31 @@ SELECT q.id, now(), CASE WHEN NOT q.paused THEN (
     SELECT r.ready_at
     FROM queued.ready_groups r
     WHERE r.queue_key = q.key
+        AND r.home = $1
         AND r.ready_at >= coalesce(a.ready_since, '-infinity')
     ORDER BY r.ready_at
     LIMIT 1
 ) END
-FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS a (id, due_since, ready_since)
+FROM unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) AS a (id, due_since, ready_since)
 JOIN queued.queues q ON q.id = a.id`
 
 // nextDue looks up the next due times of queues in one statement, each from a time of its
 // own. The result does not contain unknown queues.
 func (s *pinnedConn) nextDue(queueIDs []string, since []claimStart) ([]nextDue, error) {
-	var dueSince, readySince timeArray
-	for _, v := range since {
-		dueSince, readySince = append(dueSince, v.messages), append(readySince, v.groups)
+	home, err := s.homes.ofQueues(s, queueIDs)
+	if err != nil {
+		return nil, err
 	}
-	return read(s, "next_due", func(row scanner) (v nextDue, err error) {
-		var dueAt, readyAt sql.NullTime
-		err = row.Scan(&v.queueID, &v.now, &dueAt, &readyAt)
-		v.dueAt, v.readyAt = dueAt.Time, readyAt.Time
-		return v, err
-	}, selectNextDueSQL, textArray(queueIDs), dueSince, readySince)
+	return inHomes(s, places(queueIDs), func(i int) int64 { return home(queueIDs[i]) }, func(home int64, part []int) ([]nextDue, error) {
+		var dueSince, readySince timeArray
+		for _, i := range part {
+			dueSince, readySince = append(dueSince, since[i].messages), append(readySince, since[i].groups)
+		}
+		return read(s, "next_due", func(row scanner) (v nextDue, err error) {
+			var dueAt, readyAt sql.NullTime
+			err = row.Scan(&v.queueID, &v.now, &dueAt, &readyAt)
+			v.dueAt, v.readyAt = dueAt.Time, readyAt.Time
+			return v, err
+		}, selectNextDueSQL, home, textArray(at(queueIDs, part)), dueSince, readySince)
+	})
 }

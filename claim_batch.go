@@ -49,7 +49,7 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 		}
 		for left := able; len(left) > 0; {
 			var together []*claimRequest
-			together, left = compatible(left)
+			together, left = s.compatible(left)
 			if err := s.claimBatch(together); err != nil {
 				return err
 			}
@@ -75,15 +75,16 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 }
 
 // compatible returns the claims that can share a statement with the first one, and the
-// others. Two claims of one queue would find the same messages, and those of SQS's API read
-// more columns.
-func compatible(all []*claimRequest) (together, others []*claimRequest) {
+// others. Two claims of one queue would find the same messages, those of SQS's API read more
+// columns, and a statement is about one home.
+func (s *pinnedConn) compatible(all []*claimRequest) (together, others []*claimRequest) {
 	if len(all) == 1 {
 		return all, nil
 	}
 	queues := make(map[string]bool, len(all))
+	home := func(r *claimRequest) int64 { return homeOf(s.settings.terms[r.queueID].queueKey) }
 	for _, r := range all {
-		if r.sqs == all[0].sqs && !queues[r.queueID] {
+		if r.sqs == all[0].sqs && home(r) == home(all[0]) && !queues[r.queueID] {
 			queues[r.queueID] = true
 			together = append(together, r)
 		} else {
@@ -134,9 +135,9 @@ const (
 	leaseBatchSQL = `
 WITH wanted AS MATERIALIZED (
     SELECT *
-    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::bigint[]) WITH ORDINALITY
+    FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[], $7::bigint[]) WITH ORDINALITY
         AS w (queue_key, delivery_limit, messages, budget, since, ack_deadline, place)
-    WHERE (SELECT version FROM queued.settings) = $7
+    WHERE (SELECT version FROM queued.settings) = $8
 ), due AS MATERIALIZED (
     SELECT d.*, w.place, w.budget, w.ack_deadline, w.delivery_limit
     FROM wanted w
@@ -144,6 +145,7 @@ WITH wanted AS MATERIALIZED (
         SELECT ctid AS tid, scheduled_at, seq, bytes
         FROM queued.messages
         WHERE queue_key = w.queue_key
+            AND home = $1
             AND group_id IS NULL
             AND scheduled_at >= coalesce(w.since, '-infinity')
             AND scheduled_at <= now()
@@ -168,8 +170,9 @@ SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery
 	returnBatchSQL = `
 FROM fitting f
 WHERE m.ctid = f.tid
+    AND m.home = $1
     AND (f.total <= f.budget OR f.total = f.bytes)
-    AND (f.batch_total <= $8 OR f.batch_total = f.bytes)
+    AND (f.batch_total <= $9 OR f.batch_total = f.bytes)
 RETURNING `
 )
 
@@ -211,7 +214,7 @@ func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 			r.result.messages = append(r.result.messages, m)
 		}
 		return nil, err
-	}, statement, keys, deliveryLimits, limits, budgets, since, deadlines, s.settings.version, claimBudget)
+	}, statement, homeOf(keys[0]), keys, deliveryLimits, limits, budgets, since, deadlines, s.settings.version, claimBudget)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ type cleanup struct {
 	log *slog.Logger
 
 	metrics *metrics
+	homes   *homes
 
 	// announce wakes the receivers of a queue that messages have moved into.
 	announce func(queueID string, dueAt time.Time)
@@ -75,6 +76,17 @@ const deletedQueueGrace = time.Hour
 // on returns the database for one statement. name labels its metrics.
 func (c *cleanup) on(name string) querier { return c.metrics.timed(name, c.db) }
 
+// inHomes calls work for each home that queues have, until it returns an error.
+func (c *cleanup) inHomes(ctx context.Context, work func(home int64) error) error {
+	all, err := c.homes.inUse(ctx, c.on("homes"))
+	for _, home := range all {
+		if err = work(home); err != nil {
+			break
+		}
+	}
+	return err
+}
+
 // run calls once after each interval until ctx is done.
 func (c *cleanup) run(ctx context.Context, interval time.Duration) {
 	ticker := time.NewTicker(interval)
@@ -126,37 +138,41 @@ func (c *cleanup) once(ctx context.Context) (err error) {
 const selectExhaustedSQL = `
 SELECT q.key, q.id, coalesce(q.dead_queue_id, '')
 FROM queued.queues q
-WHERE EXISTS (
-    SELECT
-    FROM queued.messages m
-    WHERE m.queue_key = q.key
-        AND m.last_delivery
-        AND m.scheduled_at <= now()
-        AND m.delivery_attempts >= least(q.delivery_limit, m.max_deliveries)
-)
+WHERE q.home = $1
+    AND EXISTS (
+        SELECT
+        FROM queued.messages m
+        WHERE m.queue_key = q.key
+            AND m.home = $1
+            AND m.last_delivery
+            AND m.scheduled_at <= now()
+            AND m.delivery_attempts >= least(q.delivery_limit, m.max_deliveries)
+    )
 ORDER BY q.id`
 
 const moveExhaustedSQL = `
 WITH source AS MATERIALIZED (
     SELECT delivery_limit, dead_queue_id
     FROM queued.queues
-    WHERE key = $1
+    WHERE key = $2
 ), due AS MATERIALIZED (
     SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
     FROM queued.messages
-    WHERE queue_key = $1
+    WHERE queue_key = $2
+        AND home = $1
         AND last_delivery
-        AND scheduled_at >= $3 -- and not >, because messages may have the same time
+        AND scheduled_at >= $4 -- and not >, because messages may have the same time
         AND scheduled_at <= now()
         AND expired_at > now()
         AND delivery_attempts >= least((SELECT delivery_limit FROM source), max_deliveries)
     ORDER BY scheduled_at
-    LIMIT $2
+    LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), removed AS (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
+        AND m.home = $1
     RETURNING m.*, true AS dies, source.dead_queue_id AS destination_id, NULL::text AS new_error
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
 SELECT bool_and(ungrouped), max(scheduled_at), 0, count(*)
@@ -170,17 +186,22 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 		key             int64
 		id, deadQueueID string
 	}
-	moves, err := collect(ctx, c.on("exhausted_queues"), func(row scanner) (m move, err error) {
-		err = row.Scan(&m.key, &m.id, &m.deadQueueID)
-		return m, err
-	}, selectExhaustedSQL)
+	var moves []move
+	err := c.inHomes(ctx, func(home int64) error {
+		all, err := collect(ctx, c.on("exhausted_queues"), func(row scanner) (m move, err error) {
+			err = row.Scan(&m.key, &m.id, &m.deadQueueID)
+			return m, err
+		}, selectExhaustedSQL, home)
+		moves = append(moves, all...)
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	for _, m := range moves {
 		grouped := false // some of the messages had a group
 		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (last position, n int, err error) {
-			last, n, err = scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhaustedSQL, m.key, cleanupBatch, after.at))
+			last, n, err = scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhaustedSQL, homeOf(m.key), m.key, cleanupBatch, after.at))
 			grouped = err == nil && !last.ungrouped
 			return last, n, err
 		}, func(n int) {
@@ -208,16 +229,18 @@ const selectFrontsSQL = `
 SELECT q.key, k.ungrouped, q.id, coalesce(oldest.scheduled_at, f.front), coalesce(oldest.expired_at <= now(), false)
 FROM queued.queues q
 CROSS JOIN (VALUES (true), (false)) AS k (ungrouped)
-LEFT JOIN unnest($1::bigint[], $2::boolean[], $3::timestamptz[]) AS f (key, ungrouped, front) ON f.key = q.key AND f.ungrouped = k.ungrouped
+LEFT JOIN unnest($2::bigint[], $3::boolean[], $4::timestamptz[]) AS f (key, ungrouped, front) ON f.key = q.key AND f.ungrouped = k.ungrouped
 LEFT JOIN LATERAL (
     SELECT scheduled_at, expired_at
     FROM queued.messages
     WHERE queue_key = q.key
+        AND home = $1
         AND (group_id IS NULL) = k.ungrouped
         AND scheduled_at >= coalesce(f.front, '-infinity')
     ORDER BY scheduled_at, seq
     LIMIT 1
-) oldest ON true`
+) oldest ON true
+WHERE q.home = $1`
 
 // The statement locks only the rows that it deletes. Claims skip locked rows, so other
 // messages would be delivered late and out of order.
@@ -225,18 +248,20 @@ const removeExpiredSQL = `
 WITH oldest AS MATERIALIZED (
     SELECT ctid AS tid
     FROM queued.messages
-    WHERE queue_key = $1
-        AND (group_id IS NULL) = $3
-        AND (scheduled_at, seq) > ($4, $5)
+    WHERE queue_key = $2
+        AND home = $1
+        AND (group_id IS NULL) = $4
+        AND (scheduled_at, seq) > ($5, $6)
     ORDER BY scheduled_at, seq
-    LIMIT $2
+    LIMIT $3
 ), due AS MATERIALIZED (
-    SELECT m.tid, $3::boolean AS ungrouped, m.scheduled_at, m.seq
+    SELECT m.tid, $4::boolean AS ungrouped, m.scheduled_at, m.seq
     FROM oldest
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, scheduled_at, seq
         FROM queued.messages
-        WHERE queue_key = $1
+        WHERE queue_key = $2
+            AND home = $1
             AND ctid = oldest.tid
             AND expired_at <= now()
         FOR UPDATE SKIP LOCKED
@@ -245,6 +270,7 @@ WITH oldest AS MATERIALIZED (
     DELETE FROM queued.messages m
     USING due
     WHERE m.ctid = due.tid
+        AND m.home = $1
 )` + lastOfBatchSQL
 
 // removeExpired deletes expired messages at the front of their queues, where claims have to
@@ -262,12 +288,17 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 	for key, at := range c.fronts {
 		keys, ungrouped, times = append(keys, key.queueKey), append(ungrouped, key.ungrouped), append(times, at)
 	}
-	fronts, err := collect(ctx, c.on("fronts"), func(row scanner) (f front, err error) {
-		var at sql.NullTime // null if the queue never had messages
-		err = row.Scan(&f.queueKey, &f.ungrouped, &f.id, &at, &f.expired)
-		f.at = at.Time
-		return f, err
-	}, selectFrontsSQL, keys, ungrouped, times)
+	var fronts []front
+	err := c.inHomes(ctx, func(home int64) error {
+		all, err := collect(ctx, c.on("fronts"), func(row scanner) (f front, err error) {
+			var at sql.NullTime // null if the queue never had messages
+			err = row.Scan(&f.queueKey, &f.ungrouped, &f.id, &at, &f.expired)
+			f.at = at.Time
+			return f, err
+		}, selectFrontsSQL, home, keys, ungrouped, times)
+		fronts = append(fronts, all...)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -292,35 +323,39 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 // the end of deletedQueueGrace.
 const selectDeletedSQL = `
 SELECT key, CASE
-    WHEN key = ANY ($1::bigint[]) AND deleted_at >= now() - make_interval(secs => $2) THEN false
-    ELSE EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
-        OR EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key)
-        OR EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key)
+    WHEN key = ANY ($2::bigint[]) AND deleted_at >= now() - make_interval(secs => $3) THEN false
+    ELSE EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key AND home = $1)
+        OR EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key AND home = $1)
+        OR EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key AND home = $1)
 END
 FROM queued.deleted_queues d
+WHERE d.home = $1
 ORDER BY key`
 
 const removeDeletedSQL = `
 WITH due AS MATERIALIZED (
     SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
     FROM queued.messages
-    WHERE queue_key = $1
-        AND ((group_id IS NULL), scheduled_at, seq) > ($3, $4, $5)
+    WHERE queue_key = $2
+        AND home = $1
+        AND ((group_id IS NULL), scheduled_at, seq) > ($4, $5, $6)
     ORDER BY (group_id IS NULL), scheduled_at, seq
-    LIMIT $2
+    LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), removed AS (
     DELETE FROM queued.messages m
     USING due
     WHERE m.ctid = due.tid
+        AND m.home = $1
 )` + lastOfBatchSQL
 
 const forgetDeletedSQL = `
 DELETE FROM queued.deleted_queues d
-WHERE deleted_at < now() - make_interval(secs => $1)
-    AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key)
-    AND NOT EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key)
-    AND NOT EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key)`
+WHERE d.home = $1
+    AND deleted_at < now() - make_interval(secs => $2)
+    AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key AND home = $1)
+    AND NOT EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key AND home = $1)
+    AND NOT EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key AND home = $1)`
 
 // removeDeleted deletes the messages, consumed messages and deduplication ids of deleted
 // queues.
@@ -330,10 +365,15 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 		found bool // there are rows to delete
 	}
 	grace := int(deletedQueueGrace / time.Second)
-	all, err := collect(ctx, c.on("deleted_queues"), func(row scanner) (d deleted, err error) {
-		err = row.Scan(&d.key, &d.found)
-		return d, err
-	}, selectDeletedSQL, c.empty, grace)
+	var all []deleted
+	err := c.inHomes(ctx, func(home int64) error {
+		found, err := collect(ctx, c.on("deleted_queues"), func(row scanner) (d deleted, err error) {
+			err = row.Scan(&d.key, &d.found)
+			return d, err
+		}, selectDeletedSQL, home, c.empty, grace)
+		all = append(all, found...)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -353,8 +393,10 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err = c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, grace)
-	return err
+	return c.inHomes(ctx, func(home int64) error {
+		_, err := c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, home, grace)
+		return err
+	})
 }
 
 // The walk reads every row from time to time, in the order of the table. It finds what the
@@ -373,21 +415,24 @@ FROM queued.queues`
 SELECT count(*) FILTER (WHERE expired_at <= now()),
        extract(epoch FROM min(expired_at) FILTER (WHERE expired_at > now()) - now())::double precision
 FROM queued.messages
-WHERE ctid >= format('(%s,0)', $1::bigint)::tid
-    AND ctid < format('(%s,0)', $2::bigint)::tid`
+WHERE home = $1
+    AND ctid >= format('(%s,0)', $2::bigint)::tid
+    AND ctid < format('(%s,0)', $3::bigint)::tid`
 
 	walkExpiredSQL = `
 WITH expired AS MATERIALIZED (
     SELECT ctid AS tid
     FROM queued.messages
-    WHERE ctid >= format('(%s,0)', $1::bigint)::tid
-        AND ctid < format('(%s,0)', $2::bigint)::tid
+    WHERE home = $1
+        AND ctid >= format('(%s,0)', $2::bigint)::tid
+        AND ctid < format('(%s,0)', $3::bigint)::tid
         AND expired_at <= now()
     FOR UPDATE SKIP LOCKED
 ), removed AS (
     DELETE FROM queued.messages m
     USING expired
     WHERE m.ctid = expired.tid
+        AND m.home = $1
     RETURNING m.queue_key
 )
 SELECT q.id, count(*)
@@ -400,8 +445,9 @@ WITH exhausted AS MATERIALIZED (
     SELECT m.ctid AS tid
     FROM queued.messages m
     JOIN queued.queues q ON q.key = m.queue_key
-    WHERE m.ctid >= format('(%s,0)', $1::bigint)::tid
-        AND m.ctid < format('(%s,0)', $2::bigint)::tid
+    WHERE m.home = $1
+        AND m.ctid >= format('(%s,0)', $2::bigint)::tid
+        AND m.ctid < format('(%s,0)', $3::bigint)::tid
         AND NOT m.last_delivery
         AND m.delivery_attempts >= q.delivery_limit
     FOR UPDATE OF m SKIP LOCKED
@@ -409,7 +455,8 @@ WITH exhausted AS MATERIALIZED (
 UPDATE queued.messages m
 SET last_delivery = true
 FROM exhausted
-WHERE m.ctid = exhausted.tid`
+WHERE m.ctid = exhausted.tid
+    AND m.home = $1`
 )
 
 // round is one walk through the whole table. Times are by the clock of this process.
@@ -469,7 +516,7 @@ func (c *cleanup) walk(ctx context.Context) error {
 		to := min(c.round.page+walkPages, pages)
 		var expired map[string]int
 		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
-			expired, err = c.walkPages(ctx, tx, c.round.page, to)
+			expired, err = c.walkPages(ctx, tx, 0, c.round.page, to)
 			return err
 		})
 		if err != nil || !locked {
@@ -488,13 +535,13 @@ func (c *cleanup) walk(ctx context.Context) error {
 
 // walkPages walks through a part of the table, and returns the number of deleted messages by
 // queue.
-func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (expired map[string]int, err error) {
-	if _, err := c.metrics.timed("scan_exhausted", tx).ExecContext(ctx, walkExhaustedSQL, from, to); err != nil {
+func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, home, from, to int64) (expired map[string]int, err error) {
+	if _, err := c.metrics.timed("scan_exhausted", tx).ExecContext(ctx, walkExhaustedSQL, home, from, to); err != nil {
 		return nil, err
 	}
 	var found int
 	var next sql.NullFloat64 // seconds until the next message expires; null if there is none
-	if err := c.metrics.timed("scan_expiry", tx).QueryRowContext(ctx, selectExpirySQL, from, to).Scan(&found, &next); err != nil {
+	if err := c.metrics.timed("scan_expiry", tx).QueryRowContext(ctx, selectExpirySQL, home, from, to).Scan(&found, &next); err != nil {
 		return nil, err
 	}
 	if next.Valid {
@@ -511,7 +558,7 @@ func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (ex
 		expired[queueID] = n
 		found -= n
 		return nil, err
-	}, walkExpiredSQL, from, to)
+	}, walkExpiredSQL, home, from, to)
 	if found > 0 { // another transaction has locked some of the rows
 		c.round.sees(0)
 	}
@@ -522,7 +569,7 @@ func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, from, to int64) (ex
 // by batch.
 func (c *cleanup) remove(ctx context.Context, name, statement string, key int64, from position, done func(n int)) error {
 	return c.untilDone(ctx, from, func(tx *sql.Tx, after position) (position, int, error) {
-		return scanBatch(c.metrics.timed(name, tx).QueryRowContext(ctx, statement, key, cleanupBatch, after.ungrouped, after.at, after.seq))
+		return scanBatch(c.metrics.timed(name, tx).QueryRowContext(ctx, statement, homeOf(key), key, cleanupBatch, after.ungrouped, after.at, after.seq))
 	}, done)
 }
 
@@ -580,9 +627,10 @@ const (
 WITH page AS MATERIALIZED (
     SELECT queue_key, id, keep_interval, limited_until
     FROM queued.groups
-    WHERE (queue_key, id) > ($1, $2)
+    WHERE home = $1
+        AND (queue_key, id) > ($2, $3)
     ORDER BY queue_key, id
-    LIMIT $3
+    LIMIT $4
 ), idle AS MATERIALIZED (
     SELECT p.queue_key, p.id
     FROM page p
@@ -590,6 +638,7 @@ WITH page AS MATERIALIZED (
         SELECT queue_key, id
         FROM queued.groups
         WHERE queue_key = p.queue_key
+            AND home = $1
             AND id = p.id
         FOR UPDATE SKIP LOCKED
     ) g
@@ -605,8 +654,9 @@ ORDER BY p.queue_key, p.id`
 
 	removeIdleGroupsSQL = `
 DELETE FROM queued.groups g
-USING unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
+USING unnest($2::bigint[], $3::text[]) AS u (queue_key, id)
 WHERE g.queue_key = u.queue_key
+    AND g.home = $1
     AND g.id = u.id
     AND (NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = g.queue_key)
         OR NOT g.keep_interval
@@ -632,7 +682,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 			page, err = collect(ctx, c.metrics.timed("idle_groups", tx), func(row scanner) (f found, err error) {
 				err = row.Scan(&f.queueKey, &f.id, &f.idle)
 				return f, err
-			}, selectIdleGroupsSQL, c.group.queueKey, c.group.id, groupWalk)
+			}, selectIdleGroupsSQL, homeOf(c.group.queueKey), c.group.queueKey, c.group.id, groupWalk)
 			if err != nil {
 				return err
 			}
@@ -644,7 +694,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 				}
 			}
 			if len(ids) > 0 {
-				_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroupsSQL, keys, ids)
+				_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroupsSQL, homeOf(c.group.queueKey), keys, ids)
 			}
 			return err
 		})

@@ -210,7 +210,7 @@ func TestCleanupOfExpiredMessagesHidesNoOthers(t *testing.T) {
 	}
 	defer tx.Rollback()
 	key := s.count("SELECT key FROM queued.queues")
-	_, n, err := scanBatch(tx.QueryRow(removeExpiredSQL, key, cleanupBatch, true, "-infinity", 0))
+	_, n, err := scanBatch(tx.QueryRow(removeExpiredSQL, 0, key, cleanupBatch, true, "-infinity", 0))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,6 +93,8 @@ type jobGroup struct {
 	readyAt  time.Time
 }
 
+func (g *jobGroup) home() int64 { return homeOf(g.key.queueKey) }
+
 func newJobBatch(s *pinnedConn, batch []*publication) *jobBatch {
 	type name struct {
 		group *jobGroup
@@ -134,8 +136,8 @@ func (b *jobBatch) store() error {
 // The groups are locked in the order of wakeGroupsSQL, before the transaction reads their
 // waiting messages.
 const lockGroupsOfJobsSQL = `
-INSERT INTO queued.groups AS g (queue_key, id, ready_at)
-SELECT u.queue_key, u.id, timestamptz 'infinity'
+INSERT INTO queued.groups AS g (home, queue_key, id, ready_at)
+SELECT u.queue_key >> 48, u.queue_key, u.id, timestamptz 'infinity'
 FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
 ORDER BY u.queue_key, u.id
 ON CONFLICT (queue_key, id) DO UPDATE
@@ -152,11 +154,12 @@ func (b *jobBatch) lockGroups() error {
 // about to ack or move it, and may need the lock of its group next.
 const selectWaitingJobsSQL = `
 SELECT w.id
-FROM unnest($1::bigint[], $2::text[], $3::text[]) WITH ORDINALITY AS j (queue_key, group_id, job_id, n)
+FROM unnest($2::bigint[], $3::text[], $4::text[]) WITH ORDINALITY AS j (queue_key, group_id, job_id, n)
 LEFT JOIN LATERAL (
     SELECT m.id
     FROM queued.messages m
     WHERE m.queue_key = j.queue_key
+        AND m.home = $1
         AND m.group_id = j.group_id
         AND m.job_id = j.job_id
         AND m.expired_at > now()
@@ -165,33 +168,36 @@ LEFT JOIN LATERAL (
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 ) w ON true
-WHERE (SELECT version FROM queued.settings) = $4
+WHERE (SELECT version FROM queued.settings) = $5
 ORDER BY j.n`
 
 // findWaiting finds the messages that new jobs of their name replace.
 func (b *jobBatch) findWaiting() error {
-	var keys intArray
-	var groups, names quotedArray
-	for _, m := range b.messages {
-		keys, groups, names = append(keys, m.group.key.queueKey), append(groups, m.group.key.id), append(names, m.name)
-	}
-	found, err := read(b.conn, "waiting_jobs", func(row scanner) (id sql.NullString, err error) {
-		err = row.Scan(&id)
-		return id, err
-	}, selectWaitingJobsSQL, keys, groups, names, b.conn.settings.version)
-	if err != nil {
-		return err
-	}
-	if len(found) < len(b.messages) {
-		return errStale
-	}
-	for i, m := range b.messages {
-		m.exists, m.stored.ID = found[i].Valid, found[i].String
-		if !m.exists {
-			m.stored.ID = newID()
+	_, err := inHomes(b.conn, b.messages, func(m *jobMessage) int64 { return homeOf(m.group.key.queueKey) }, func(home int64, messages []*jobMessage) ([]any, error) {
+		var keys intArray
+		var groups, names quotedArray
+		for _, m := range messages {
+			keys, groups, names = append(keys, m.group.key.queueKey), append(groups, m.group.key.id), append(names, m.name)
 		}
-	}
-	return nil
+		found, err := read(b.conn, "waiting_jobs", func(row scanner) (id sql.NullString, err error) {
+			err = row.Scan(&id)
+			return id, err
+		}, selectWaitingJobsSQL, home, keys, groups, names, b.conn.settings.version)
+		if err != nil {
+			return nil, err
+		}
+		if len(found) < len(messages) {
+			return nil, errStale
+		}
+		for i, m := range messages {
+			m.exists, m.stored.ID = found[i].Valid, found[i].String
+			if !m.exists {
+				m.stored.ID = b.conn.homes.newID(m.group.key.queueKey)
+			}
+		}
+		return nil, nil
+	})
+	return err
 }
 
 // countWaiting refuses the jobs whose group has too many messages.
@@ -209,13 +215,16 @@ func (b *jobBatch) countWaiting() error {
 		}
 	}
 	if len(bounded) > 0 {
-		keys, ids := groupArrays(bounded)
-		counts, err := read(b.conn, "waiting", scanKey, selectWaitingSQL, keys, ids, most)
+		_, err := inHomes(b.conn, bounded, (*jobGroup).home, func(home int64, groups []*jobGroup) ([]any, error) {
+			keys, ids := groupArrays(groups)
+			counts, err := read(b.conn, "waiting", scanKey, selectWaitingSQL, home, keys, ids, most)
+			for i, n := range counts {
+				groups[i].waiting = int(n)
+			}
+			return nil, err
+		})
 		if err != nil {
 			return err
-		}
-		for i, n := range counts {
-			bounded[i].waiting = int(n)
 		}
 	}
 	for _, v := range b.all {
@@ -237,8 +246,8 @@ func (b *jobBatch) countWaiting() error {
 // A message that exists keeps its id and its place, and starts again at its first
 // delivery.
 const storeJobsSQL = `
-INSERT INTO queued.messages AS m (id, queue_key, group_id, job_id, data, bytes, max_deliveries, trace, expired_at, scheduled_at, created_at, updated_at)
-SELECT j.id, j.queue_key, j.group_id, j.job_id, j.data, j.bytes, nullif(j.max_deliveries, 0), j.trace,
+INSERT INTO queued.messages AS m (home, id, queue_key, group_id, job_id, data, bytes, max_deliveries, trace, expired_at, scheduled_at, created_at, updated_at)
+SELECT j.queue_key >> 48, j.id, j.queue_key, j.group_id, j.job_id, j.data, j.bytes, nullif(j.max_deliveries, 0), j.trace,
        now() + make_interval(secs => j.retention), now() + make_interval(secs => j.delay), now(), now()
 FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::json[], $6::integer[], $7::integer[], $8::integer[], $9::integer[], $10::json[])
     WITH ORDINALITY AS j (id, queue_key, group_id, job_id, data, bytes, max_deliveries, retention, delay, trace, n)
@@ -302,11 +311,12 @@ func (b *jobBatch) storeMessages() error {
 const updateGroupsOfJobsSQL = `
 WITH locked AS MATERIALIZED (
     SELECT u.interval_ms, u.first_seq, now() AS at, g.tid, g.delivered_at + make_interval(secs => u.interval_ms / 1000.0) AS limited_until
-    FROM unnest($1::bigint[], $2::text[], $3::integer[], $4::bigint[]) AS u (queue_key, id, interval_ms, first_seq)
+    FROM unnest($2::bigint[], $3::text[], $4::integer[], $5::bigint[]) AS u (queue_key, id, interval_ms, first_seq)
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, delivered_at
         FROM queued.groups
         WHERE queue_key = u.queue_key
+            AND home = $1
             AND id = u.id
         OFFSET 0
     ) g
@@ -316,34 +326,34 @@ SET delivery_interval_ms = l.interval_ms, limited_until = l.limited_until, ready
     first_seq = least(g.first_seq, l.first_seq), blocked = false
 FROM locked l
 WHERE g.ctid = l.tid
+    AND g.home = $1
 RETURNING g.queue_key, g.id, g.ready_at`
 
 // updateGroups sets the intervals of groups that got a job, and reads when each is ready.
 func (b *jobBatch) updateGroups() error {
 	changed := make(map[groupKey]*jobGroup)
 	var all []*jobGroup
-	var intervals, firstSeqs intArray
 	for _, g := range b.groups {
 		if g.firstSeq != 0 {
 			changed[g.key], all = g, append(all, g)
-			intervals, firstSeqs = append(intervals, g.interval.Milliseconds()), append(firstSeqs, g.firstSeq)
 		}
 	}
-	if len(all) == 0 {
-		return nil
-	}
-	keys, ids := groupArrays(all)
-	type row struct {
-		key     groupKey
-		readyAt timestamp
-	}
-	rows, err := read(b.conn, "update_groups_of_jobs", func(scan scanner) (r row, err error) {
-		err = scan.Scan(&r.key.queueKey, &r.key.id, &r.readyAt)
-		return r, err
-	}, updateGroupsOfJobsSQL, keys, ids, intervals, firstSeqs)
-	for _, r := range rows {
-		changed[r.key].readyAt = r.readyAt.Time
-	}
+	_, err := inHomes(b.conn, all, (*jobGroup).home, func(home int64, groups []*jobGroup) ([]any, error) {
+		keys, ids := groupArrays(groups)
+		var intervals, firstSeqs intArray
+		for _, g := range groups {
+			intervals, firstSeqs = append(intervals, g.interval.Milliseconds()), append(firstSeqs, g.firstSeq)
+		}
+		return read(b.conn, "update_groups_of_jobs", func(row scanner) (any, error) {
+			var key groupKey
+			var readyAt timestamp
+			err := row.Scan(&key.queueKey, &key.id, &readyAt)
+			if err == nil {
+				changed[key].readyAt = readyAt.Time
+			}
+			return nil, err
+		}, updateGroupsOfJobsSQL, home, keys, ids, intervals, firstSeqs)
+	})
 	return err
 }
 
@@ -369,18 +379,20 @@ const (
 	selectJobSQL = `
 SELECT id, scheduled_at, state
 FROM queued.live_messages
-WHERE queue_id = $1
-    AND group_id = $2
-    AND job_id = $3
+WHERE home = $1
+    AND queue_id = $2
+    AND group_id = $3
+    AND job_id = $4
 ORDER BY state = 'in_flight' DESC, seq
 LIMIT 1`
 
 	selectAsJobSQL = `
 SELECT id, scheduled_at, state
 FROM queued.live_messages
-WHERE queue_id = $1
-    AND id = $3
-    AND coalesce(group_id, $2) = $2
+WHERE home = $1
+    AND queue_id = $2
+    AND id = $4
+    AND coalesce(group_id, $3) = $3
     AND job_id IS NULL`
 )
 
@@ -388,10 +400,14 @@ WHERE queue_id = $1
 // name, it returns the one in flight. The name may also be the id of a message that is not
 // a job, in the group or without a group. It returns errMessageNotFound if there is none.
 func (s *store) job(ctx context.Context, queueID, group, id string) (m message, err error) {
+	home, err := s.homeOfQueue(ctx, queueID)
+	if err != nil {
+		return m, err
+	}
 	scan := func(row scanner) error { return row.Scan(&m.ID, &m.ScheduledAt, &m.State) }
-	err = scan(s.on("job").QueryRowContext(ctx, selectJobSQL, queueID, group, id))
+	err = scan(s.on("job").QueryRowContext(ctx, selectJobSQL, home, queueID, group, id))
 	if uuid, ok := parseID(id); ok && errors.Is(err, sql.ErrNoRows) {
-		err = scan(s.on("message_as_job").QueryRowContext(ctx, selectAsJobSQL, queueID, group, uuid))
+		err = scan(s.on("message_as_job").QueryRowContext(ctx, selectAsJobSQL, home, queueID, group, uuid))
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return m, errMessageNotFound
@@ -432,12 +448,13 @@ func (e *engine) runFinishes(s *pinnedConn, batch []*finishing) error {
 const finishJobsSQL = `
 WITH found AS MATERIALIZED (
     SELECT u.n, m.id, q.key
-    FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS u (queue_id, group_id, job_id, n)
+    FROM unnest($2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS u (queue_id, group_id, job_id, n)
     JOIN queued.queues q ON q.id = u.queue_id
     CROSS JOIN LATERAL (
         SELECT m.id
         FROM queued.messages m
         WHERE m.queue_key = q.key
+            AND m.home = $1
             AND m.group_id = u.group_id
             AND m.job_id = u.job_id
             AND m.in_flight
@@ -465,14 +482,26 @@ type finished struct {
 
 func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
 	var queues textArray
-	var groups, jobs quotedArray
 	for _, v := range batch {
-		queues, groups, jobs = append(queues, v.queueID), append(groups, v.group), append(jobs, v.jobID)
+		queues = append(queues, v.queueID)
 	}
-	return read(s, "finish", func(row scanner) (f finished, err error) {
-		err = row.Scan(&f.n, &f.readyAt)
-		return f, err
-	}, finishJobsSQL, queues, groups, jobs)
+	home, err := s.homes.ofQueues(s, queues)
+	if err != nil {
+		return nil, err
+	}
+	return inHomes(s, places(batch), func(i int) int64 { return home(queues[i]) }, func(home int64, part []int) ([]finished, error) {
+		var groups, jobs quotedArray
+		for _, i := range part {
+			groups, jobs = append(groups, batch[i].group), append(jobs, batch[i].jobID)
+		}
+		return read(s, "finish", func(row scanner) (f finished, err error) {
+			err = row.Scan(&f.n, &f.readyAt)
+			if err == nil {
+				f.n = part[f.n-1] + 1
+			}
+			return f, err
+		}, finishJobsSQL, home, at(queues, part), groups, jobs)
+	})
 }
 
 // measuring is a request to count a dequeue, and the messages that wait in its group.
@@ -499,30 +528,36 @@ SELECT (
         SELECT
         FROM queued.messages m
         WHERE m.queue_key = u.queue_key
+            AND m.home = $1
             AND m.group_id = u.group_id
             AND NOT (m.in_flight AND m.scheduled_at > now())
         ORDER BY m.in_flight, m.scheduled_at
-        LIMIT $3
+        LIMIT $4
     ) waiting
 )
-FROM unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS u (queue_key, group_id, n)
+FROM unnest($2::bigint[], $3::text[]) WITH ORDINALITY AS u (queue_key, group_id, n)
 ORDER BY u.n`
 
 func (e *engine) runMeasurings(s *pinnedConn, batch []*measuring) error {
-	var keys intArray
-	var groups quotedArray
 	dequeued := make(map[groupKey]int64)
 	for _, v := range batch {
-		keys, groups = append(keys, v.group.queueKey), append(groups, v.group.id)
 		dequeued[v.group]++
 	}
 	if err := s.addJobCounts(dequeued, true); err != nil {
 		return err
 	}
-	counts, err := read(s, "waiting", scanKey, selectWaitingSQL, keys, groups, maxMeasured)
-	for i, n := range counts {
-		batch[i].waiting = n
-	}
+	_, err := inHomes(s, batch, func(v *measuring) int64 { return homeOf(v.group.queueKey) }, func(home int64, batch []*measuring) ([]any, error) {
+		var keys intArray
+		var groups quotedArray
+		for _, v := range batch {
+			keys, groups = append(keys, v.group.queueKey), append(groups, v.group.id)
+		}
+		counts, err := read(s, "waiting", scanKey, selectWaitingSQL, home, keys, groups, maxMeasured)
+		for i, n := range counts {
+			batch[i].waiting = n
+		}
+		return nil, err
+	})
 	return err
 }
 
@@ -530,14 +565,19 @@ const selectGroupIDsSQL = `
 SELECT g.id
 FROM queued.queues q
 JOIN queued.groups g ON g.queue_key = q.key
-WHERE q.id = $1
+WHERE g.home = $1
+    AND q.id = $2
     AND ` + groupHoldsSQL + `
 ORDER BY g.id
-LIMIT $2`
+LIMIT $3`
 
 // groupIDs returns the groups of a queue that hold messages, in order.
 func (s *store) groupIDs(ctx context.Context, queueID string) ([]string, error) {
-	return collect(ctx, s.on("group_ids"), scanID, selectGroupIDsSQL, queueID, maxHolding)
+	home, err := s.homeOfQueue(ctx, queueID)
+	if err != nil {
+		return nil, err
+	}
+	return collect(ctx, s.on("group_ids"), scanID, selectGroupIDsSQL, home, queueID, maxHolding)
 }
 
 const selectGroupedSQL = `
@@ -546,13 +586,14 @@ FROM (
     SELECT id, key
     FROM queued.queues` + visibleIDsSQL + `
 ) AS visible
-WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = visible.key AND group_id IS NOT NULL)
+WHERE visible.key >> 48 = $6
+    AND EXISTS (SELECT FROM queued.messages WHERE queue_key = visible.key AND home = $6 AND group_id IS NOT NULL)
 ORDER BY visible.id
 LIMIT $2 OFFSET $1`
 
 // grouped returns the queues that hold messages with a group, in order.
 func (s *store) grouped(ctx context.Context, visible *names) ([]string, error) {
-	return collect(ctx, s.on("grouped"), scanID, selectGroupedSQL, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+	return s.idsInHomes(ctx, "grouped", selectGroupedSQL, visible)
 }
 
 func scanID(row scanner) (id string, err error) {

@@ -221,7 +221,7 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 			for i, m := range p.messages {
 				for _, to := range sent[len(sent)-len(p.messages)+i].to {
 					if key := (deduplicationKey{to.queueKey, m.deduplicationID}); m.deduplicationID != "" && firsts[key] == nil {
-						firsts[key] = &firstCopy{messageID: newID()}
+						firsts[key] = &firstCopy{messageID: s.homes.newID(to.queueKey)}
 					}
 				}
 			}
@@ -266,8 +266,8 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 // rows of the others, so they stay as they are. The window is that of the queue now.
 const insertDeduplicationsSQL = `
 WITH inserted AS (
-    INSERT INTO queued.deduplications AS d (queue_key, id, message_id, created_at, expires_at)
-    SELECT u.queue_key, u.id, u.message_id, now(),
+    INSERT INTO queued.deduplications AS d (home, queue_key, id, message_id, created_at, expires_at)
+    SELECT u.queue_key >> 48, u.queue_key, u.id, u.message_id, now(),
            now() + make_interval(secs => coalesce(
                (SELECT q.deduplication_window_seconds FROM queued.queues q WHERE q.key = u.queue_key),
                (SELECT deduplication_window_seconds FROM queued.settings)))
@@ -288,8 +288,8 @@ var restoreLockTimeoutSQL = fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeo
 // seq. Else a message that waits for its group might get a smaller seq than one that another
 // transaction has committed by then, and that consumers have received.
 const lockGroupsSQL = `
-INSERT INTO queued.groups AS g (queue_key, id, ready_at, first_seq, first_lease_end)
-SELECT DISTINCT u.queue_key, u.group_id COLLATE "C" AS group_id, timestamptz 'infinity', 9223372036854775807, timestamptz 'infinity'
+INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
+SELECT DISTINCT u.queue_key >> 48, u.queue_key, u.group_id COLLATE "C" AS group_id, timestamptz 'infinity', 9223372036854775807, timestamptz 'infinity'
 FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, group_id)
 WHERE (SELECT set_config('lock_timeout', $3, true)) IS NOT NULL -- as restoreLockTimeoutSQL
     AND (SELECT q.ordered FROM queued.queues q WHERE q.key = u.queue_key)
@@ -366,7 +366,11 @@ func (s *pinnedConn) insertDeduplications(firsts map[deduplicationKey]*firstCopy
 
 // sortedKeys returns the keys in the order in which all transactions insert them.
 func sortedKeys(firsts map[deduplicationKey]*firstCopy) (keys intArray, ids quotedArray) {
-	for _, key := range slices.SortedFunc(maps.Keys(firsts), deduplicationKey.compare) {
+	return deduplicationArgs(slices.SortedFunc(maps.Keys(firsts), deduplicationKey.compare))
+}
+
+func deduplicationArgs(all []deduplicationKey) (keys intArray, ids quotedArray) {
+	for _, key := range all {
 		keys, ids = append(keys, key.queueKey), append(ids, key.id)
 	}
 	return keys, ids
@@ -377,13 +381,15 @@ SELECT d.queue_key, d.id, d.message_id, d.created_at, coalesce((
     SELECT a.seq
     FROM queued.messages a
     WHERE a.id = ANY (ARRAY[d.message_id])
+        AND a.home = $1
         AND a.queue_key IS NOT DISTINCT FROM d.queue_key
 ), 0)
-FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
+FROM unnest($2::bigint[], $3::text[]) AS u (queue_key, id)
 CROSS JOIN LATERAL (
     SELECT *
     FROM queued.deduplications d
     WHERE d.queue_key = u.queue_key
+        AND d.home = $1
         AND d.id = u.id
         AND d.expires_at > now()
     OFFSET 0
@@ -391,16 +397,19 @@ CROSS JOIN LATERAL (
 
 // readDeduplications sets the first copies that were stored before.
 func (s *pinnedConn) readDeduplications(firsts map[deduplicationKey]*firstCopy) error {
-	keys, ids := sortedKeys(firsts)
-	_, err := read(s, "deduplications", func(row scanner) (any, error) {
-		var key deduplicationKey
-		first := firstCopy{earlier: true}
-		err := row.Scan(&key.queueKey, &key.id, &first.messageID, &first.createdAt, &first.seq)
-		if known := firsts[key]; known != nil {
-			*known = first
-		}
-		return nil, err
-	}, selectDeduplicationsSQL, keys, ids)
+	all := slices.SortedFunc(maps.Keys(firsts), deduplicationKey.compare)
+	_, err := inHomes(s, all, func(key deduplicationKey) int64 { return homeOf(key.queueKey) }, func(home int64, part []deduplicationKey) ([]any, error) {
+		keys, ids := deduplicationArgs(part)
+		return read(s, "deduplications", func(row scanner) (any, error) {
+			var key deduplicationKey
+			first := firstCopy{earlier: true}
+			err := row.Scan(&key.queueKey, &key.id, &first.messageID, &first.createdAt, &first.seq)
+			if known := firsts[key]; known != nil {
+				*known = first
+			}
+			return nil, err
+		}, selectDeduplicationsSQL, home, keys, ids)
+	})
 	return err
 }
 
@@ -504,16 +513,18 @@ const forgetDeduplicationsSQL = `
 WITH old AS MATERIALIZED (
     SELECT ctid AS tid, id
     FROM queued.deduplications
-    WHERE queue_key = $1
-        AND id > $2
-        AND created_at <= $3
+    WHERE queue_key = $2
+        AND home = $1
+        AND id > $3
+        AND created_at <= $4
     ORDER BY id
-    LIMIT $4
+    LIMIT $5
     FOR UPDATE
 ), removed AS (
     DELETE FROM queued.deduplications d
     USING old
     WHERE d.ctid = old.tid
+        AND d.home = $1
 )
 SELECT id
 FROM old
@@ -524,7 +535,7 @@ LIMIT 1`
 func (s *store) forgetDeduplications(ctx context.Context, queueID string) error {
 	v, err := s.snapshot(ctx, queueID)
 	for after := ""; err == nil; {
-		err = s.on("forget_deduplications").QueryRowContext(ctx, forgetDeduplicationsSQL, v.key, after, v.at, workBatch).Scan(&after)
+		err = s.on("forget_deduplications").QueryRowContext(ctx, forgetDeduplicationsSQL, homeOf(v.key), v.key, after, v.at, workBatch).Scan(&after)
 	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil
@@ -537,15 +548,17 @@ const removeDeduplicationsSQL = `
 WITH old AS MATERIALIZED (
     SELECT ctid AS tid, expires_at
     FROM queued.deduplications
-    WHERE expires_at >= $1 -- and not >, because entries may have the same time
+    WHERE home = $1
+        AND expires_at >= $2 -- and not >, because entries may have the same time
         AND expires_at <= now()
     ORDER BY expires_at
-    LIMIT $2
+    LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), removed AS (
     DELETE FROM queued.deduplications d
     USING old
     WHERE d.ctid = old.tid
+        AND d.home = $1
 )
 SELECT false, max(expires_at), 0, count(*) -- the columns of scanBatch
 FROM old
@@ -553,24 +566,28 @@ HAVING count(*) > 0`
 
 // removeDeduplications deletes deduplication ids at the end of their window.
 func (c *cleanup) removeDeduplications(ctx context.Context) error {
-	return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-		return scanBatch(c.metrics.timed("remove_deduplications", tx).QueryRowContext(ctx, removeDeduplicationsSQL, after.at, cleanupBatch))
-	}, func(int) {})
+	return c.inHomes(ctx, func(home int64) error {
+		return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+			return scanBatch(c.metrics.timed("remove_deduplications", tx).QueryRowContext(ctx, removeDeduplicationsSQL, home, after.at, cleanupBatch))
+		}, func(int) {})
+	})
 }
 
 const removeDeletedDeduplicationsSQL = `
 WITH old AS MATERIALIZED (
     SELECT ctid AS tid, id
     FROM queued.deduplications
-    WHERE queue_key = $1
-        AND id > $3
+    WHERE queue_key = $2
+        AND home = $1
+        AND id > $4
     ORDER BY id
-    LIMIT $2
+    LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), removed AS (
     DELETE FROM queued.deduplications d
     USING old
     WHERE d.ctid = old.tid
+        AND d.home = $1
 )
 SELECT id, count(*) OVER ()
 FROM old
@@ -581,7 +598,7 @@ LIMIT 1`
 func (c *cleanup) removeDeduplicationsOf(ctx context.Context, key int64) error {
 	after := ""
 	return c.untilDone(ctx, position{}, func(tx *sql.Tx, _ position) (last position, n int, err error) {
-		err = c.metrics.timed("remove_deleted_deduplications", tx).QueryRowContext(ctx, removeDeletedDeduplicationsSQL, key, cleanupBatch, after).Scan(&after, &n)
+		err = c.metrics.timed("remove_deleted_deduplications", tx).QueryRowContext(ctx, removeDeletedDeduplicationsSQL, homeOf(key), key, cleanupBatch, after).Scan(&after, &n)
 		return last, n, err
 	}, func(int) {})
 }

@@ -19,6 +19,7 @@ type depthCollector struct {
 	db      *sql.DB
 	log     *slog.Logger
 	metrics *metrics
+	homes   *homes
 
 	messages *prometheus.Desc
 	oldest   *prometheus.Desc
@@ -225,8 +226,9 @@ SELECT queue_key,
        count(*) FILTER (WHERE state = 'exhausted'),
        coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'ready')), 0)::double precision
 FROM queued.live_messages
-WHERE tid >= format('(%s,0)', $1::bigint)::tid
-    AND tid < format('(%s,0)', $2::bigint)::tid
+WHERE home = $1
+    AND tid >= format('(%s,0)', $2::bigint)::tid
+    AND tid < format('(%s,0)', $3::bigint)::tid
 GROUP BY queue_key`
 
 // query counts the table part by part. A table of one part is counted at one moment. In a
@@ -254,13 +256,21 @@ func (c *depthCollector) query() ([]queueDepth, error) {
 	if err := on("pages").QueryRowContext(c.ctx, selectPagesSQL).Scan(&pages); err != nil {
 		return nil, err
 	}
+	homes, err := c.homes.inUse(c.ctx, on("homes"))
+	if err != nil {
+		return nil, err
+	}
 	for page := int64(0); page < pages; page += c.pages {
-		part, err := collect(c.ctx, on("count"), func(row scanner) (q keyed, err error) {
-			err = row.Scan(&q.key, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
-			return q, err
-		}, countMessagesSQL, page, page+c.pages)
-		if err != nil {
-			return nil, err
+		var part []keyed
+		for _, home := range homes {
+			all, err := collect(c.ctx, on("count"), func(row scanner) (q keyed, err error) {
+				err = row.Scan(&q.key, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
+				return q, err
+			}, countMessagesSQL, home, page, page+c.pages)
+			if err != nil {
+				return nil, err
+			}
+			part = append(part, all...)
 		}
 		for _, q := range part {
 			if sum := byKey[q.key]; sum != nil { // nil if the queue was created during the count

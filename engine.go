@@ -74,6 +74,10 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	m.observePool(db, "engine")
 	claimers := d.connections.claimers
 	shared := newPinnedConns(db, m, d.connections.batchers)
+	claiming := newPinnedConns(db, m, claimers)
+	for _, s := range slices.Concat(shared, claiming) {
+		s.homes = &d.homes
+	}
 	n := len(shared)
 	ctx, stop := context.WithCancel(context.Background())
 	e := &engine{
@@ -99,7 +103,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	e.claims = newBatcher("claim", workers(7), m, claimRows, math.MaxInt, e.runClaims)
 	e.measurings = newBatcher("measure", workers(8), m, ackRows, publishSize, e.runMeasurings)
 	e.deduplicated = newBatcher("deduplicate", workers(9), m, publishRows, publishSize, e.runDeduplicated)
-	for _, s := range newPinnedConns(db, m, claimers) {
+	for _, s := range claiming {
 		e.claimers <- s
 	}
 	e.notifier = newNotifier(shared[n-1], log)

@@ -10,20 +10,22 @@ BEGIN
     IF TG_OP = 'UPDATE' AND OLD.ready_at < 'infinity' AND NEW.ready_at < 'infinity' THEN
         UPDATE queued.ready_groups
         SET ready_at = NEW.ready_at
-        WHERE queue_key = OLD.queue_key
+        WHERE home = OLD.home
+            AND queue_key = OLD.queue_key
             AND ready_at = OLD.ready_at
             AND id = OLD.id;
         RETURN NULL;
     END IF;
     IF TG_OP <> 'INSERT' AND OLD.ready_at < 'infinity' THEN
         DELETE FROM queued.ready_groups
-        WHERE queue_key = OLD.queue_key
+        WHERE home = OLD.home
+            AND queue_key = OLD.queue_key
             AND ready_at = OLD.ready_at
             AND id = OLD.id;
     END IF;
     IF TG_OP <> 'DELETE' AND NEW.ready_at < 'infinity' THEN
-        INSERT INTO queued.ready_groups (queue_key, ready_at, id)
-        VALUES (NEW.queue_key, NEW.ready_at, NEW.id);
+        INSERT INTO queued.ready_groups (home, queue_key, ready_at, id)
+        VALUES (NEW.home, NEW.queue_key, NEW.ready_at, NEW.id);
     END IF;
     RETURN NULL;
 END
@@ -61,6 +63,7 @@ AS $$
             SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries) AS alive
             FROM queued.messages m
             WHERE m.queue_key = key
+                AND m.home = (key >> 48)::smallint
                 AND m.group_id = group_key
                 AND NOT m.in_flight
                 AND m.seq >= from_seq
@@ -74,6 +77,7 @@ AS $$
             SELECT m.ctid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries)
             FROM queued.messages m
             WHERE m.queue_key = key
+                AND m.home = (key >> 48)::smallint
                 AND m.group_id = group_key
                 AND m.in_flight
                 AND m.scheduled_at >= from_lease_end
@@ -130,6 +134,7 @@ CREATE OR REPLACE FUNCTION queued.claim_groups(
 LANGUAGE plpgsql
 AS $$
 DECLARE
+    own_home     CONSTANT smallint := key >> 48; -- queues.home
     runs         CONSTANT boolean := in_order AND takes_runs;
     locked       tid[];
     ended        text[]; -- groups with more ended leases than group_fronts reads
@@ -149,12 +154,14 @@ BEGIN
                 SELECT
                 FROM queued.groups
                 WHERE queue_key = key
+                    AND home = own_home
                     AND id BETWEEN r.id AND r.id
                 ORDER BY id DESC
                 LIMIT 1
                 FOR UPDATE
             ) g
             WHERE r.queue_key = key
+                AND r.home = own_home
                 AND r.ready_at >= ready_since
                 AND r.ready_at <= now()
                 AND (SELECT s.version FROM queued.settings s) = settings_version
@@ -167,6 +174,7 @@ BEGIN
                    SELECT true
                    FROM queued.messages m
                    WHERE m.queue_key = key
+                       AND m.home = own_home
                        AND m.group_id = v.id
                        AND m.in_flight
                        AND m.scheduled_at >= v.first_lease_end
@@ -182,6 +190,7 @@ BEGIN
                 SELECT ctid AS tid, id, ready_at, first_lease_end
                 FROM queued.groups
                 WHERE queue_key = key
+                    AND home = own_home
                     AND id BETWEEN r.id AND r.id
                     AND ready_at >= ready_since
                     AND ready_at <= moment
@@ -190,6 +199,7 @@ BEGIN
                 FOR UPDATE SKIP LOCKED
             ) g
             WHERE r.queue_key = key
+                AND r.home = own_home
                 AND r.ready_at >= ready_since
                 AND r.ready_at <= moment
                 AND (SELECT s.version FROM queued.settings s) = settings_version
@@ -208,6 +218,7 @@ BEGIN
                     SELECT m.ctid AS tid
                     FROM queued.messages m
                     WHERE m.queue_key = key
+                        AND m.home = own_home
                         AND m.group_id = u.id
                         AND m.in_flight
                         AND m.scheduled_at <= moment
@@ -220,12 +231,14 @@ BEGIN
                 SET in_flight = false
                 FROM found
                 WHERE m.ctid = found.tid
+                    AND m.home = own_home
                 RETURNING m.group_id, m.seq
             )
             UPDATE queued.groups g
             SET first_seq = least(g.first_seq, r.seq)
             FROM (SELECT group_id, min(seq) AS seq FROM returned GROUP BY group_id) r
             WHERE g.queue_key = key
+                AND g.home = own_home
                 AND g.id = r.group_id;
             CONTINUE;
         END IF;
@@ -248,18 +261,20 @@ BEGIN
                        SELECT min(m.seq)
                        FROM queued.messages m
                        WHERE m.queue_key = key
+                           AND m.home = own_home
                            AND m.group_id = g.id
                            AND m.in_flight
                            AND m.scheduled_at >= g.first_lease_end
                            AND m.scheduled_at > moment
                    ) END AS leased_seq
             FROM unnest(locked) WITH ORDINALITY AS u (tid, place)
-            JOIN queued.groups g ON g.ctid = u.tid
+            JOIN queued.groups g ON g.ctid = u.tid AND g.home = own_home
             WHERE (g.limited_until <= moment) IS NOT FALSE
                 AND (NOT in_order OR runs OR (
                     SELECT true
                     FROM queued.messages m
                     WHERE m.queue_key = key
+                        AND m.home = own_home
                         AND m.group_id = g.id
                         AND m.in_flight
                         AND m.scheduled_at >= g.first_lease_end
@@ -287,7 +302,7 @@ BEGIN
             FROM (
                 SELECT m.ctid AS tid, f.id, f.scheduled_at, f.turn, f.turn_of_all, f.limited_until, f.next_limit
                 FROM fitting f
-                JOIN queued.messages m ON m.ctid = f.tid
+                JOIN queued.messages m ON m.ctid = f.tid AND m.home = own_home
                 WHERE f.turn_of_all <= max_messages
                     AND (f.total <= max_bytes OR f.total = f.bytes)
                     AND m.in_flight = f.in_flight
@@ -303,6 +318,7 @@ BEGIN
             DELETE FROM queued.messages m
             USING unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
             WHERE m.ctid = t.tid
+                AND m.home = own_home
             RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;
         ELSIF retry_backoff IS NOT NULL THEN -- like claimBackoffSQL (claim.go)
             RETURN QUERY
@@ -315,6 +331,7 @@ BEGIN
                 lease_end = leased_until, updated_at = moment, received_at = CASE WHEN sets_received_at THEN coalesce(m.received_at, moment) ELSE m.received_at END
             FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
             WHERE m.ctid = t.tid
+                AND m.home = own_home
             RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;
         ELSE
             RETURN QUERY
@@ -323,6 +340,7 @@ BEGIN
                 scheduled_at = leased_until, updated_at = moment, received_at = CASE WHEN sets_received_at THEN coalesce(m.received_at, moment) ELSE m.received_at END
             FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
             WHERE m.ctid = t.tid
+                AND m.home = own_home
             RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;
         END IF;
 
@@ -341,7 +359,7 @@ BEGIN
                    least(g.first_lease_end, CASE WHEN t.taken THEN leased_until END) AS first_lease_end,
                    CASE WHEN t.taken THEN moment + make_interval(secs => coalesce(g.delivery_interval_ms, interval_ms) / 1000.0) ELSE g.limited_until END AS limited_until
             FROM unnest(locked) AS u (tid)
-            JOIN queued.groups g ON g.ctid = u.tid
+            JOIN queued.groups g ON g.ctid = u.tid AND g.home = own_home
             CROSS JOIN LATERAL (SELECT (g.id = ANY (taken_from)) IS TRUE AS taken) t
         ), bounded AS MATERIALIZED (
             SELECT g.tid, g.id, g.keep_interval, g.taken, g.limited_until,
@@ -349,6 +367,7 @@ BEGIN
                        SELECT m.scheduled_at
                        FROM queued.messages m
                        WHERE m.queue_key = key
+                           AND m.home = own_home
                            AND m.group_id = g.id
                            AND m.in_flight
                            AND m.scheduled_at >= g.first_lease_end
@@ -359,6 +378,7 @@ BEGIN
                        SELECT m.seq
                        FROM queued.messages m
                        WHERE m.queue_key = key
+                           AND m.home = own_home
                            AND m.group_id = g.id
                            AND NOT m.in_flight
                            AND m.seq >= g.first_seq
@@ -374,6 +394,7 @@ BEGIN
                            SELECT min(m.seq)
                            FROM queued.messages m
                            WHERE m.queue_key = key
+                               AND m.home = own_home
                                AND m.group_id = g.id
                                AND m.in_flight
                                AND m.scheduled_at >= g.first_lease_end
@@ -383,6 +404,7 @@ BEGIN
                            SELECT m.scheduled_at
                            FROM queued.messages m
                            WHERE m.queue_key = key
+                               AND m.home = own_home
                                AND m.group_id = g.id
                                AND m.in_flight
                                AND m.scheduled_at >= g.first_lease_end
@@ -394,6 +416,7 @@ BEGIN
                            SELECT m.scheduled_at
                            FROM queued.messages m
                            WHERE m.queue_key = key
+                               AND m.home = own_home
                                AND m.group_id = g.id
                                AND m.in_flight
                                AND m.scheduled_at >= g.first_lease_end
@@ -405,6 +428,7 @@ BEGIN
                            SELECT m.scheduled_at
                            FROM queued.messages m
                            WHERE m.queue_key = key
+                               AND m.home = own_home
                                AND m.group_id = g.id
                                AND NOT m.in_flight
                                AND m.scheduled_at > moment
@@ -416,6 +440,7 @@ BEGIN
                            SELECT m.scheduled_at
                            FROM queued.messages m
                            WHERE m.queue_key = key
+                               AND m.home = own_home
                                AND m.group_id = g.id
                                AND m.in_flight
                                AND m.scheduled_at > moment
@@ -431,6 +456,7 @@ BEGIN
             DELETE FROM queued.groups g
             USING checked c
             WHERE g.ctid = c.tid
+                AND g.home = own_home
                 AND NOT c.holds
                 AND NOT c.keep_interval
                 AND c.free
@@ -441,6 +467,7 @@ BEGIN
             limited_until = c.limited_until, first_seq = c.first_seq, first_lease_end = c.first_lease_end, blocked = in_order AND c.holds
         FROM checked c
         WHERE g.ctid = c.tid
+            AND g.home = own_home
             AND (c.holds OR c.keep_interval OR NOT c.free)
             AND (c.taken OR (c.at <= moment AND c.free) IS NOT TRUE);
 
@@ -491,6 +518,7 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
 DECLARE
+    own_home          CONSTANT smallint := key >> 48; -- queues.home
     began             CONSTANT timestamptz := clock_timestamp();
     chunk             CONSTANT integer := 500;
     wanted_attributes CONSTANT jsonb := queued.comparable(with_attributes);
@@ -516,6 +544,7 @@ BEGIN
                     SELECT m.ctid AS tid, m.id, m.scheduled_at, m.seq, m.bytes, m.created_at, m.group_id
                     FROM queued.messages m
                     WHERE m.queue_key = key
+                        AND m.home = own_home
                         AND (m.group_id IS NULL) = k.ungrouped
                         AND (m.scheduled_at, m.seq) > (last_at, last_seq)
                     ORDER BY m.scheduled_at, m.seq
@@ -527,7 +556,8 @@ BEGIN
             LEFT JOIN LATERAL (
                 SELECT v.state
                 FROM queued.live_messages v
-                WHERE v.tid = o.tid
+                WHERE v.home = own_home
+                    AND v.tid = o.tid
                 OFFSET 0
             ) v ON true
             ORDER BY o.scheduled_at, o.seq
@@ -548,7 +578,8 @@ BEGIN
                     AND (wanted_data IS NULL OR queued.contains(m.data, wanted_data))
                 INTO fits
                 FROM queued.messages m
-                WHERE m.ctid = candidate.tid;
+                WHERE m.home = own_home
+                    AND m.ctid = candidate.tid;
             END IF;
             IF fits THEN
                 IF hits > 0 AND bytes_found + candidate.bytes > max_bytes THEN

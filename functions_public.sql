@@ -204,8 +204,8 @@ BEGIN
     END IF;
 
     -- The condition is false, so that groups that exist are only locked.
-    INSERT INTO queued.groups AS g (queue_key, id, ready_at, first_seq, first_lease_end)
-    SELECT DISTINCT u.queue_key, u.id COLLATE "C", 'infinity'::timestamptz, 9223372036854775807, 'infinity'::timestamptz
+    INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
+    SELECT DISTINCT u.queue_key >> 48, u.queue_key, u.id COLLATE "C", 'infinity'::timestamptz, 9223372036854775807, 'infinity'::timestamptz
     FROM unnest(keys, groups) AS u (queue_key, id)
     ORDER BY u.queue_key, u.id COLLATE "C"
     ON CONFLICT (queue_key, id) DO UPDATE
@@ -276,8 +276,8 @@ BEGIN
     END IF;
 
     IF deduplication_id IS NOT NULL THEN
-        INSERT INTO queued.deduplications AS d (queue_key, id, message_id, created_at, expires_at)
-        VALUES (queue.key, deduplication_id, new_id, moment, moment + make_interval(secs => coalesce(
+        INSERT INTO queued.deduplications AS d (home, queue_key, id, message_id, created_at, expires_at)
+        VALUES (queue.home, queue.key, deduplication_id, new_id, moment, moment + make_interval(secs => coalesce(
             queue.deduplication_window_seconds, (SELECT s.deduplication_window_seconds FROM queued.settings s))))
         ON CONFLICT (queue_key, id) DO UPDATE
         SET message_id = excluded.message_id, created_at = excluded.created_at, expires_at = excluded.expires_at
@@ -286,7 +286,8 @@ BEGIN
             SELECT d.message_id
             INTO found_id
             FROM queued.deduplications d
-            WHERE d.queue_key = queue.key
+            WHERE d.home = queue.home
+                AND d.queue_key = queue.key
                 AND d.id = deduplication_id;
             RETURN found_id;
         END IF;
@@ -297,8 +298,8 @@ BEGIN
             USING ERRCODE = 'configuration_limit_exceeded';
     END IF;
 
-    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, expired_at, scheduled_at, created_at, updated_at)
-    VALUES (new_id, queue.key, store_copy.group_id, store_copy.data, store_copy.attributes,
+    INSERT INTO queued.messages (home, id, queue_key, group_id, data, attributes, bytes, expired_at, scheduled_at, created_at, updated_at)
+    VALUES (queue.home, new_id, queue.key, store_copy.group_id, store_copy.data, store_copy.attributes,
             octet_length(store_copy.data::text) + coalesce(octet_length(store_copy.attributes::text), 0),
             moment + make_interval(secs => queue.message_retention_seconds), moment + make_interval(secs => wait), moment, moment);
     IF group_id IS NOT NULL THEN
@@ -528,20 +529,22 @@ BEGIN
                 ELSE wait
             END),
             last_error = coalesce(reason, m.last_error), last_error_at = CASE WHEN reason IS NULL THEN m.last_error_at ELSE moment END
-        WHERE m.id = nack.id
+        WHERE m.home = source.home
+            AND m.id = nack.id
             AND m.queue_key = source.key;
     ELSE
         DELETE FROM queued.messages m
-        WHERE m.id = nack.id
+        WHERE m.home = source.home
+            AND m.id = nack.id
             AND m.queue_key = source.key;
         SELECT *
         INTO dead
         FROM queued.queues q
         WHERE q.id = source.dead_queue_id;
         IF FOUND THEN -- like moveMessagesSQL (bulk.go)
-            INSERT INTO queued.messages (queue_key, expired_at, scheduled_at, updated_at, last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at,
+            INSERT INTO queued.messages (home, queue_key, expired_at, scheduled_at, updated_at, last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at,
                                          id, created_at, bytes, group_id, job_id, trace, attributes, data, sqs)
-            VALUES (dead.key, moment + make_interval(secs => dead.message_retention_seconds), moment + make_interval(secs => coalesce(dead.delivery_delay_seconds, 0)), moment,
+            VALUES (dead.home, dead.key, moment + make_interval(secs => dead.message_retention_seconds), moment + make_interval(secs => coalesce(dead.delivery_delay_seconds, 0)), moment,
                     coalesce(reason, nacked.last_error), CASE WHEN reason IS NULL THEN nacked.last_error_at ELSE moment END, source.id, nacked.delivery_attempts, moment,
                     nacked.id, nacked.created_at, nacked.bytes, nacked.group_id, nacked.job_id, nacked.trace, nacked.attributes, nacked.data, nacked.sqs);
             IF nacked.group_id IS NOT NULL THEN
@@ -610,7 +613,8 @@ BEGIN
                 WITH due AS MATERIALIZED ( -- like dueMessagesSQL and claimMessagesSQL (claim.go)
                     SELECT ctid AS tid, scheduled_at, seq, bytes
                     FROM queued.messages
-                    WHERE queue_key = source.key
+                    WHERE home = source.home
+                        AND queue_key = source.key
                         AND group_id IS NULL
                         AND scheduled_at <= moment
                         AND expired_at > moment
@@ -630,7 +634,8 @@ BEGIN
                         END),
                         lease_end = CASE WHEN source.retry_backoff_seconds IS NOT NULL THEN moment + make_interval(secs => lease) END, updated_at = moment
                     FROM fitting f
-                    WHERE m.ctid = f.tid
+                    WHERE m.home = source.home
+                        AND m.ctid = f.tid
                         AND (f.total <= left_bytes OR f.total = f.bytes)
                     RETURNING m.*, f.total
                 )

@@ -33,8 +33,8 @@ const wakeExtendedSQL = insertGroupsSQL + `min(due_at)` + updateGroupsSQL
 // The two parts of wakeGroupsSQL; first_lease_end is between them.
 const (
 	insertGroupsSQL = `
-    INSERT INTO queued.groups AS g (queue_key, id, ready_at, first_seq, first_lease_end)
-    SELECT queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807), `
+    INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
+    SELECT queue_key >> 48, queue_key, group_id, min(due_at), coalesce(min(seq), 9223372036854775807), `
 
 	updateGroupsSQL = `
     FROM woken
@@ -55,6 +55,7 @@ const groupHoldsSQL = `(
     SELECT true
     FROM queued.messages m
     WHERE m.queue_key = g.queue_key
+        AND m.home = $1
         AND m.group_id = g.id
     ORDER BY m.in_flight, m.scheduled_at
     LIMIT 1
@@ -82,7 +83,8 @@ WITH found AS MATERIALIZED (
     SELECT g.queue_key, g.id, g.delivery_interval_ms, g.limited_until
     FROM queued.queues q
     JOIN queued.groups g ON g.queue_key = q.key
-    WHERE q.id = $1
+    WHERE g.home = $1
+        AND q.id = $2
         AND (g.keep_interval OR ` + groupHoldsSQL + `)`
 
 	describeGroupsSQL = `
@@ -110,16 +112,17 @@ CROSS JOIN LATERAL (
            (array_agg(state ORDER BY seq))[1] AS front
     FROM queued.live_messages m
     WHERE m.queue_key = g.queue_key
+        AND m.home = $1
         AND m.group_id = g.id
 ) c
 ORDER BY g.id`
 
 	selectGroupSQL = foundGroupsSQL + `
-        AND g.id = $2` + describeGroupsSQL
+        AND g.id = $3` + describeGroupsSQL
 
 	selectPageOfGroupsSQL = foundGroupsSQL + `
     ORDER BY g.id
-    LIMIT $3 OFFSET $2` + describeGroupsSQL
+    LIMIT $4 OFFSET $3` + describeGroupsSQL
 )
 
 func scanGroup(row scanner) (g group, err error) {
@@ -132,10 +135,11 @@ func scanGroup(row scanner) (g group, err error) {
 // group returns a group. It returns errGroupNotFound for a group without messages, unless a
 // client has set its interval.
 func (s *store) group(ctx context.Context, queueID, id string) (group, error) {
-	if _, err := s.queue(ctx, queueID); err != nil {
+	q, err := s.queue(ctx, queueID)
+	if err != nil {
 		return group{}, err
 	}
-	g, err := scanGroup(s.on("group").QueryRowContext(ctx, selectGroupSQL, queueID, id))
+	g, err := scanGroup(s.on("group").QueryRowContext(ctx, selectGroupSQL, homeOf(q.key), queueID, id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return group{}, errGroupNotFound
 	}
@@ -144,15 +148,16 @@ func (s *store) group(ctx context.Context, queueID, id string) (group, error) {
 
 // groups returns a page of the groups that group finds, in order of their ids.
 func (s *store) groups(ctx context.Context, queueID string, offset, limit int) ([]group, error) {
-	if _, err := s.queue(ctx, queueID); err != nil {
+	q, err := s.queue(ctx, queueID)
+	if err != nil {
 		return nil, err
 	}
-	return collect(ctx, s.on("groups"), scanGroup, selectPageOfGroupsSQL, queueID, offset, limit)
+	return collect(ctx, s.on("groups"), scanGroup, selectPageOfGroupsSQL, homeOf(q.key), queueID, offset, limit)
 }
 
 const putGroupSQL = `
-INSERT INTO queued.groups (queue_key, id, ready_at, delivery_interval_ms, keep_interval)
-SELECT key, $2, 'infinity', $3, coalesce($4, false)
+INSERT INTO queued.groups (home, queue_key, id, ready_at, delivery_interval_ms, keep_interval)
+SELECT home, key, $2, 'infinity', $3, coalesce($4, false)
 FROM queued.queues
 WHERE id = $1
 ON CONFLICT (queue_key, id) DO UPDATE
@@ -175,7 +180,7 @@ func (s *store) setInterval(ctx context.Context, queueID, id string, interval *i
 		if err := s.recheckLocked(ctx, tx, key, quotedArray{id}); err != nil {
 			return err
 		}
-		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroupSQL, queueID, id))
+		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroupSQL, homeOf(key), queueID, id))
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
@@ -191,11 +196,12 @@ const (
 	lockPageOfGroupsSQL = `
 SELECT id
 FROM queued.groups
-WHERE queue_key = $1
-    AND id > $2
-    AND ($3::text = '' OR id = $3)
+WHERE queue_key = $2
+    AND home = $1
+    AND id > $3
+    AND ($4::text = '' OR id = $4)
 ORDER BY id
-LIMIT $4
+LIMIT $5
 FOR UPDATE`
 
 	recheckGroupsSQL = `
@@ -204,13 +210,15 @@ WITH locked AS MATERIALIZED (
            g.delivered_at + make_interval(secs => coalesce(g.delivery_interval_ms, q.delivery_interval_ms, 0) / 1000.0) AS limited_until
     FROM queued.groups g
     JOIN queued.queues q ON q.key = g.queue_key
-    WHERE g.queue_key = $1
-        AND g.id = ANY ($2::text[])
+    WHERE g.queue_key = $2
+        AND g.home = $1
+        AND g.id = ANY ($3::text[])
 )
 UPDATE queued.groups g
 SET ready_at = greatest(least(g.ready_at, l.at), l.limited_until), limited_until = l.limited_until, blocked = false
 FROM locked l
 WHERE g.ctid = l.tid
+    AND g.home = $1
     AND (g.blocked
         OR g.limited_until IS DISTINCT FROM l.limited_until
         OR g.ready_at <> greatest(least(g.ready_at, l.at), l.limited_until))`
@@ -223,7 +231,7 @@ func (s *store) recheckGroups(ctx context.Context, key int64, id string) error {
 	after := ""
 	for more := true; more; {
 		err := s.transaction(ctx, func(tx *sql.Tx) error {
-			ids, err := collect(ctx, s.in(tx, "lock_page_of_groups"), scanText, lockPageOfGroupsSQL, key, after, id, workBatch)
+			ids, err := collect(ctx, s.in(tx, "lock_page_of_groups"), scanText, lockPageOfGroupsSQL, homeOf(key), key, after, id, workBatch)
 			if more = len(ids) > 0; !more || err != nil {
 				return err
 			}
@@ -239,7 +247,7 @@ func (s *store) recheckGroups(ctx context.Context, key int64, id string) error {
 
 // recheckLocked is recheckGroups for groups that the transaction has locked.
 func (s *store) recheckLocked(ctx context.Context, tx *sql.Tx, key int64, ids quotedArray) error {
-	_, err := s.in(tx, "recheck_groups").ExecContext(ctx, recheckGroupsSQL, key, ids)
+	_, err := s.in(tx, "recheck_groups").ExecContext(ctx, recheckGroupsSQL, homeOf(key), key, ids)
 	return err
 }
 
@@ -291,17 +299,19 @@ const (
 WITH found AS MATERIALIZED (
     SELECT m.ctid AS tid
     FROM queued.messages m
-    WHERE m.queue_key = $1
-        AND m.group_id = $2
-        AND m.seq <= $3
-        AND NOT ($4 AND m.in_flight AND ` + leaseEndSQL + ` > now())
+    WHERE m.queue_key = $2
+        AND m.home = $1
+        AND m.group_id = $3
+        AND m.seq <= $4
+        AND NOT ($5 AND m.in_flight AND ` + leaseEndSQL + ` > now())
     ORDER BY m.in_flight, m.scheduled_at
-    LIMIT $5
+    LIMIT $6
     FOR UPDATE SKIP LOCKED
 ), purged AS (
     DELETE FROM queued.messages m
     USING found
     WHERE m.ctid = found.tid
+        AND m.home = $1
 )
 SELECT count(*)
 FROM found`
@@ -310,17 +320,19 @@ FROM found`
 SELECT EXISTS (
     SELECT
     FROM queued.messages m
-    WHERE m.queue_key = $1
-        AND m.group_id = $2
-        AND m.seq <= $3
-        AND NOT ($4 AND m.in_flight AND ` + leaseEndSQL + ` > now())
+    WHERE m.queue_key = $2
+        AND m.home = $1
+        AND m.group_id = $3
+        AND m.seq <= $4
+        AND NOT ($5 AND m.in_flight AND ` + leaseEndSQL + ` > now())
 )`
 
 	resetGroupSQL = `
 UPDATE queued.groups
 SET delivery_interval_ms = NULL, keep_interval = false
-WHERE queue_key = $1
-    AND id = $2`
+WHERE queue_key = $2
+    AND home = $1
+    AND id = $3`
 )
 
 // purgeGroup deletes the messages that were in the group when it was called, or only the
@@ -332,14 +344,14 @@ func (s *store) purgeGroup(ctx context.Context, queueID, id string, waiting bool
 	}
 	err = inBatches(ctx, func(position) (last position, err error) {
 		var n int
-		err = s.on("purge_group").QueryRowContext(ctx, purgeGroupBatchSQL, v.key, id, v.seq, waiting, workBatch).Scan(&n)
+		err = s.on("purge_group").QueryRowContext(ctx, purgeGroupBatchSQL, homeOf(v.key), v.key, id, v.seq, waiting, workBatch).Scan(&n)
 		if err == nil && n == 0 {
 			err = sql.ErrNoRows
 		}
 		purged(n)
 		return last, err
 	}, func() (left bool, err error) {
-		err = s.on("purge_group_left").QueryRowContext(ctx, purgeGroupLeftSQL, v.key, id, v.seq, waiting).Scan(&left)
+		err = s.on("purge_group_left").QueryRowContext(ctx, purgeGroupLeftSQL, homeOf(v.key), v.key, id, v.seq, waiting).Scan(&left)
 		return left, err
 	})
 	if err != nil {
@@ -358,7 +370,7 @@ func (s *store) deleteGroup(ctx context.Context, queueID, id string, purged func
 	if err != nil {
 		return err
 	}
-	if _, err := s.on("reset_group").ExecContext(ctx, resetGroupSQL, v.key, id); err != nil {
+	if _, err := s.on("reset_group").ExecContext(ctx, resetGroupSQL, homeOf(v.key), v.key, id); err != nil {
 		return asUnavailable(err)
 	}
 	return s.purgeGroup(ctx, queueID, id, false, purged)

@@ -53,31 +53,32 @@ var (
 const insertMoveTaskSQL = `
 WITH source AS MATERIALIZED (
     SELECT key,
-           EXISTS (SELECT FROM queued.queues WHERE dead_queue_id = $2) AS is_dead,
-           $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS destination_found
+           EXISTS (SELECT FROM queued.queues WHERE dead_queue_id = $3) AS is_dead,
+           $4::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $4) AS destination_found
     FROM queued.queues
-    WHERE id = $2
+    WHERE id = $3
 ), old AS MATERIALIZED (
     SELECT t.id
     FROM queued.move_tasks t
     JOIN source ON source.key = t.source_queue_key
     WHERE status <> '` + taskRunning + `'
     ORDER BY started_at DESC, id DESC
-    OFFSET $6 - 1
+    OFFSET $7 - 1
 ), forgotten AS (
     DELETE FROM queued.move_tasks t
     USING old
     WHERE t.id = old.id
 ), added AS (
     INSERT INTO queued.move_tasks (id, source_queue_key, destination_queue_id, max_messages_per_second, last_seq, to_move)
-    SELECT $1, key, $3, $4, (SELECT last_value FROM queued.messages_seq_seq), (
+    SELECT $2, key, $4, $5, (SELECT last_value FROM queued.messages_seq_seq), (
                SELECT count(*)
                FROM (
                    SELECT
                    FROM queued.live_messages m
                    WHERE m.queue_key = source.key
+                       AND m.home = $1
                        AND m.state = 'ready'
-                   LIMIT $5
+                   LIMIT $6
                ) waiting
            )
     FROM source
@@ -91,7 +92,11 @@ FROM source`
 func (s *store) startMoveTask(ctx context.Context, sourceID string, destination *string, perSecond *int) (id string, err error) {
 	id = newID()
 	var isDead, found bool
-	err = s.on("insert_move_task").QueryRowContext(ctx, insertMoveTaskSQL, id, sourceID, destination, perSecond, countedToMove, keptTasks).Scan(&isDead, &found)
+	home, err := s.homeOfQueue(ctx, sourceID)
+	if err != nil {
+		return "", err
+	}
+	err = s.on("insert_move_task").QueryRowContext(ctx, insertMoveTaskSQL, home, id, sourceID, destination, perSecond, countedToMove, keptTasks).Scan(&isDead, &found)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return "", errQueueNotFound
@@ -208,7 +213,7 @@ FOR UPDATE OF t SKIP LOCKED`
 	moveLeftSQL = `
 SELECT EXISTS (
            SELECT` + redrivableSQL + `
-               AND (SELECT true FROM queued.queues h WHERE h.id = coalesce($4, m.source_queue_id)) IS TRUE
+               AND (SELECT true FROM queued.queues h WHERE h.id = coalesce($5, m.source_queue_id)) IS TRUE
        ),
        EXISTS (
            SELECT` + redrivableSQL + `
@@ -287,7 +292,7 @@ func (m *mover) move(ctx context.Context, tx *sql.Tx, t *moveTask, from snapshot
 	}
 	after := &m.at.position
 	for {
-		row := m.store.in(tx, "move_step").QueryRowContext(ctx, redriveBatchSQL, from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, limit, t.destination)
+		row := m.store.in(tx, "move_step").QueryRowContext(ctx, redriveBatchSQL, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, limit, t.destination)
 		began := *after == position{}
 		switch err = row.Scan(&after.ungrouped, &after.at, &after.seq, &n, pq.Array(&to)); {
 		case err == nil:
@@ -305,7 +310,7 @@ func (m *mover) move(ctx context.Context, tx *sql.Tx, t *moveTask, from snapshot
 // others have locked messages.
 func (m *mover) finish(ctx context.Context, tx *sql.Tx, t *moveTask, from snapshot) error {
 	var movable, any bool
-	err := m.store.in(tx, "move_left").QueryRowContext(ctx, moveLeftSQL, from.key, from.at, from.seq, t.destination).Scan(&movable, &any)
+	err := m.store.in(tx, "move_left").QueryRowContext(ctx, moveLeftSQL, homeOf(from.key), from.key, from.at, from.seq, t.destination).Scan(&movable, &any)
 	switch {
 	case err != nil || movable:
 	case any:

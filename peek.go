@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 )
 
 // scanMessage reads a message of live_messages.
@@ -18,11 +19,12 @@ func scanMessage(row scanner) (m message, err error) {
 const selectMessageSQL = `
 SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, m.queue_id, m.state
 FROM queued.live_messages m
-WHERE m.id = $1`
+WHERE m.home = $1
+    AND m.id = $2`
 
 // message returns a message in any queue.
 func (s *store) message(ctx context.Context, id string) (message, error) {
-	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessageSQL, id))
+	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessageSQL, s.homes.ofID(id), id))
 	if errors.Is(err, sql.ErrNoRows) {
 		return message{}, errMessageNotFound
 	}
@@ -38,35 +40,58 @@ FROM (
     SELECT id, key
     FROM queued.queues` + visibleIDsSQL + `
 ) AS visible
-WHERE EXISTS (SELECT FROM queued.messages WHERE queue_key = visible.key)
+WHERE visible.key >> 48 = $6
+    AND EXISTS (SELECT FROM queued.messages WHERE queue_key = visible.key AND home = $6)
 ORDER BY visible.id
 LIMIT $2 OFFSET $1`
 
 // holding returns the queues that hold messages, in order.
 func (s *store) holding(ctx context.Context, visible *names) ([]string, error) {
-	return collect(ctx, s.on("holding"), func(row scanner) (id string, err error) {
-		err = row.Scan(&id)
-		return id, err
-	}, selectHoldingSQL, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+	return s.idsInHomes(ctx, "holding", selectHoldingSQL, visible)
+}
+
+// idsInHomes runs a statement that returns ids of visible queues in each home, and returns
+// all of them in order, at most maxHolding.
+func (s *store) idsInHomes(ctx context.Context, name, statement string, visible *names) ([]string, error) {
+	homes, err := s.homes.inUse(ctx, s.on("homes"))
+	if err != nil {
+		return nil, err
+	}
+	all := []string{}
+	for _, home := range homes {
+		ids, err := collect(ctx, s.on(name), scanID, statement, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes), home)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, ids...)
+	}
+	slices.Sort(all)
+	return all[:min(len(all), maxHolding)], nil
 }
 
 const selectQueuesOfSQL = `
 SELECT m.id, q.id
 FROM queued.messages m
 JOIN queued.queues q ON q.key = m.queue_key
-WHERE m.id = ANY($1::uuid[])`
+WHERE m.home = $1
+    AND m.id = ANY($2::uuid[])`
 
 // queuesOf returns the queues that messages are in, by message id. The map does not contain
 // unknown ids.
 func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, error) {
 	queues := make(map[string]string, len(ids))
-	_, err := collect(ctx, s.on("queues_of"), func(row scanner) (any, error) {
-		var id, queueID string
-		err := row.Scan(&id, &queueID)
-		queues[id] = queueID
-		return nil, err
-	}, selectQueuesOfSQL, ids)
-	return queues, err
+	for home, ids := range byHome(ids, s.homes.ofID) {
+		_, err := collect(ctx, s.on("queues_of"), func(row scanner) (any, error) {
+			var id, queueID string
+			err := row.Scan(&id, &queueID)
+			queues[id] = queueID
+			return nil, err
+		}, selectQueuesOfSQL, home, idArray(ids))
+		if err != nil {
+			return nil, err
+		}
+	}
+	return queues, nil
 }
 
 const selectPeekSQL = `
@@ -76,30 +101,32 @@ WITH page AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT id, queue_key, bytes, scheduled_at, seq
         FROM queued.messages
-        WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $1)
+        WHERE queue_key = (SELECT key FROM queued.queues WHERE id = $2)
+            AND home = $1
             AND (group_id IS NULL) = k.ungrouped
             AND expired_at > now()
         ORDER BY scheduled_at, seq
-        LIMIT $2::bigint + $3
+        LIMIT $3::bigint + $4
     ) oldest
     ORDER BY scheduled_at, seq
-    LIMIT $3 OFFSET $2
+    LIMIT $4 OFFSET $3
 ), fitting AS MATERIALIZED (
     SELECT id, queue_key, bytes, sum(bytes) OVER (ORDER BY scheduled_at, seq) AS total
     FROM page
 )
 SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, m.queue_id, m.state
 FROM fitting f
-JOIN queued.live_messages m ON m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
-WHERE f.total <= $4
+JOIN queued.live_messages m ON m.home = $1 AND m.id = ANY (ARRAY[f.id]) AND m.queue_key IS NOT DISTINCT FROM f.queue_key
+WHERE f.total <= $5
     OR f.total = f.bytes
 ORDER BY f.total`
 
 // peek returns messages of a queue in any state without receiving them, oldest due first. It
 // returns up to limit messages, and up to deliverySize bytes, but at least one message.
 func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
-	if _, err := s.queue(ctx, queueID); err != nil {
+	q, err := s.queue(ctx, queueID)
+	if err != nil {
 		return nil, err
 	}
-	return collect(ctx, s.on("peek"), scanMessage, selectPeekSQL, queueID, offset, limit, deliverySize)
+	return collect(ctx, s.on("peek"), scanMessage, selectPeekSQL, homeOf(q.key), queueID, offset, limit, deliverySize)
 }

@@ -172,6 +172,7 @@ type database struct {
 	ticks        atomic.Int64 // of watch, from 1
 	gate         connectGate
 	sequences    sequences
+	homes        homes
 	unresponsive atomic.Bool // only pings may connect
 
 	mu    sync.Mutex

@@ -24,6 +24,7 @@ type pinnedConn struct {
 	usedAt      time.Time
 	connectedAt time.Time
 	settings    settings
+	homes       *homes
 	begun       bool // a transaction is open on conn
 }
 

@@ -19,5 +19,5 @@ package main
 //   - ctid finds rows that the statement or its transaction has locked. Locked rows do
 //     not move.
 
-// thatOneSQL is m.id = a.id, for steps that have a few ids a.
-const thatOneSQL = `m.id = ANY (ARRAY[a.id])`
+// thatOneSQL is m.id = a.id in the home of the statement, for steps that have a few ids a.
+const thatOneSQL = `m.home = $1 AND m.id = ANY (ARRAY[a.id])`

@@ -496,10 +496,10 @@ const insertCopiesSQL = copyColumnsSQL + selectCopiesSQL + dueAfterDelaySQL + fr
 // The parts of insertCopiesSQL. insertUncommonSQL has more between them.
 const (
 	copyColumnsSQL = `
-    INSERT INTO queued.messages (id, queue_key, group_id, data, attributes, bytes, trace, expired_at, created_at, updated_at, scheduled_at`
+    INSERT INTO queued.messages (home, id, queue_key, group_id, data, attributes, bytes, trace, expired_at, created_at, updated_at, scheduled_at`
 
 	selectCopiesSQL = `)
-    SELECT ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.bytes, p.trace,
+    SELECT ($7::bigint[])[n] >> 48, ($6::uuid[])[n], ($7::bigint[])[n], p.group_id, p.data, p.attributes, p.bytes, p.trace,
            now() + make_interval(secs => ($8::integer[])[n]), now(), now(),
            `
 
@@ -593,7 +593,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 			if m.ids != nil {
 				id = m.ids[j]
 			} else {
-				id = newID()
+				id = s.homes.newID(to.queueKey)
 			}
 			inserted[i][j] = message{ID: id, QueueID: to.queueID, Data: m.data, Attributes: m.attributes, Group: m.group, trace: m.trace, queueKey: to.queueKey}
 			ids = append(ids, inserted[i][j].ID)

@@ -90,7 +90,8 @@ func (l leases) take(items []ackItem) (failed []int) {
 const lockLeasesSQL = `
 SELECT id, coalesce(lease_end, scheduled_at)
 FROM queued.messages
-WHERE id = ANY($1::uuid[])
+WHERE home = $1
+    AND id = ANY($2::uuid[])
     AND in_flight
 ORDER BY id
 FOR UPDATE`
@@ -104,13 +105,15 @@ func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
 		}
 	}
 	all := make(leases, len(ids))
-	_, err := read(s, "lock_leases", func(row scanner) (any, error) {
-		var id string
-		var leasedUntil time.Time
-		err := row.Scan(&id, &leasedUntil)
-		all[id] = leasedUntil
-		return nil, err
-	}, lockLeasesSQL, ids)
+	_, err := inHomes(s, ids, s.homes.ofID, func(home int64, ids []string) ([]any, error) {
+		return read(s, "lock_leases", func(row scanner) (any, error) {
+			var id string
+			var leasedUntil time.Time
+			err := row.Scan(&id, &leasedUntil)
+			all[id] = leasedUntil
+			return nil, err
+		}, lockLeasesSQL, home, idArray(ids))
+	})
 	return all, err
 }
 

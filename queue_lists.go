@@ -42,13 +42,14 @@ SELECT count(*) FILTER (WHERE state = 'ready'),
 FROM (
     SELECT state
     FROM queued.live_messages
-    WHERE queue_key = $1
-    LIMIT $2
+    WHERE queue_key = $2
+        AND home = $1
+    LIMIT $3
 ) AS counted`
 
 // counts counts the messages of a queue, but no more than limit.
 func (s *store) counts(ctx context.Context, queueKey int64, limit int) (v messageCounts, err error) {
-	err = s.on("counts").QueryRowContext(ctx, selectCountsSQL, queueKey, limit).Scan(&v.Ready, &v.Delayed, &v.InFlight, &v.Exhausted)
+	err = s.on("counts").QueryRowContext(ctx, selectCountsSQL, homeOf(queueKey), queueKey, limit).Scan(&v.Ready, &v.Delayed, &v.InFlight, &v.Exhausted)
 	return v, asUnavailable(err)
 }
 

@@ -106,7 +106,7 @@ type visibility struct {
 const extendReceiptsSQL = `
 WITH asked AS MATERIALIZED (
     SELECT u.*, now() + make_interval(secs => u.seconds) AS until
-    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::integer[], $5::timestamptz[], $6::integer[])
+    FROM unnest($2::uuid[], $3::bigint[], $4::bigint[], $5::integer[], $6::timestamptz[], $7::integer[])
         AS u (id, queue_key, seq, attempts, received_at, seconds)
 ), over AS MATERIALIZED (
     SELECT m.id, m.queue_key, m.seq, m.delivery_attempts, m.received_at
@@ -141,14 +141,15 @@ FROM over`
 // extendReceipts sets the ends of the leases of items with receipts, and returns those whose
 // receipts match, each once.
 func (s *pinnedConn) extendReceipts(items []ackItem) ([]visibility, error) {
-	items = sortedItems(items)
-	ids, _, seconds := ackItemArgs(items)
-	args := receiptArgsOf(items)
-	return read(s, "extend_receipts", func(row scanner) (v visibility, err error) {
-		var receivedAt time.Time
-		var until sql.NullTime
-		err = row.Scan(&v.id, &v.receipt.queueKey, &v.receipt.seq, &v.receipt.attempts, &receivedAt, &v.queueID, &until, &v.atOnce)
-		v.receipt.receivedAt, v.until = receivedAt.UnixMicro(), until.Time
-		return v, err
-	}, extendReceiptsSQL, ids, args.keys, args.seqs, args.attempts, args.receivedAt, seconds)
+	return inHomes(s, sortedItems(items), s.homes.ofItem, func(home int64, items []ackItem) ([]visibility, error) {
+		ids, _, seconds := ackItemArgs(items)
+		args := receiptArgsOf(items)
+		return read(s, "extend_receipts", func(row scanner) (v visibility, err error) {
+			var receivedAt time.Time
+			var until sql.NullTime
+			err = row.Scan(&v.id, &v.receipt.queueKey, &v.receipt.seq, &v.receipt.attempts, &receivedAt, &v.queueID, &until, &v.atOnce)
+			v.receipt.receivedAt, v.until = receivedAt.UnixMicro(), until.Time
+			return v, err
+		}, extendReceiptsSQL, home, ids, args.keys, args.seqs, args.attempts, args.receivedAt, seconds)
+	})
 }

@@ -26,33 +26,35 @@ func (v redriven) err() error {
 // errNoSource is the error of a redrive of messages to the queues that they came from.
 var errNoSource = errors.New("no message remembers the queue that it came from; name a destination_queue_id")
 
-// homeSQL is true if the destination of the message m exists: the queue $8, or its source
-// if that is null.
-const homeSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($8, m.source_queue_id)) IS TRUE`
+// hasDestinationSQL is true if the destination of the message m exists: the queue $9, or its
+// source if that is null.
+const hasDestinationSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($9, m.source_queue_id)) IS TRUE`
 
 const redriveBatchSQL = `
 WITH source AS MATERIALIZED (
     SELECT delivery_limit
     FROM queued.queues
-    WHERE key = $1
+    WHERE key = $2
 ), due AS MATERIALIZED (
     SELECT m.ctid AS tid, m.group_id IS NULL AS ungrouped, m.scheduled_at, m.seq
     FROM queued.messages m
-    WHERE m.queue_key = $1
-        AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($4, $5, $6)
-        AND m.scheduled_at <= $2
-        AND m.seq <= $3
+    WHERE m.queue_key = $2
+        AND m.home = $1
+        AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($5, $6, $7)
+        AND m.scheduled_at <= $3
+        AND m.seq <= $4
         AND m.expired_at > now()
         AND m.delivery_attempts < least((SELECT delivery_limit FROM source), m.max_deliveries)
-        AND ` + homeSQL + `
+        AND ` + hasDestinationSQL + `
     ORDER BY (m.group_id IS NULL), m.scheduled_at, m.seq
-    LIMIT $7
+    LIMIT $8
     FOR UPDATE SKIP LOCKED
 ), removed AS (
     DELETE FROM queued.messages m
     USING due
     WHERE m.ctid = due.tid
-    RETURNING m.*, false AS dies, coalesce($8, m.source_queue_id) AS destination_id, NULL::text AS new_error
+        AND m.home = $1
+    RETURNING m.*, false AS dies, coalesce($9, m.source_queue_id) AS destination_id, NULL::text AS new_error
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
 SELECT ungrouped, scheduled_at, seq, count(*) OVER (), (SELECT array_agg(DISTINCT destination_id) FROM removed)
 FROM due
@@ -63,9 +65,10 @@ LIMIT 1`
 const redrivableSQL = `
     FROM queued.messages m
     JOIN queued.queues q ON q.key = m.queue_key
-    WHERE m.queue_key = $1
-        AND m.scheduled_at <= $2
-        AND m.seq <= $3
+    WHERE m.queue_key = $2
+        AND m.home = $1
+        AND m.scheduled_at <= $3
+        AND m.seq <= $4
         AND m.expired_at > now()
         AND m.delivery_attempts < least(q.delivery_limit, m.max_deliveries)`
 
@@ -73,7 +76,7 @@ const (
 	redriveLeftSQL = `
 SELECT EXISTS (
     SELECT` + redrivableSQL + `
-        AND (SELECT true FROM queued.queues h WHERE h.id = coalesce($4, m.source_queue_id)) IS TRUE
+        AND (SELECT true FROM queued.queues h WHERE h.id = coalesce($5, m.source_queue_id)) IS TRUE
 )`
 
 	countHomelessSQL = `
@@ -104,7 +107,7 @@ func (s *store) redrive(ctx context.Context, queueID string, destination *string
 		}
 		var n int
 		var to []string
-		row := s.on("redrive").QueryRowContext(ctx, redriveBatchSQL, from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, min(limit-v.moved, workBatch), destination)
+		row := s.on("redrive").QueryRowContext(ctx, redriveBatchSQL, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, min(limit-v.moved, workBatch), destination)
 		if err = row.Scan(&last.ungrouped, &last.at, &last.seq, &n, pq.Array(&to)); err == nil {
 			v.moved += n
 			moved(n, to)
@@ -114,19 +117,19 @@ func (s *store) redrive(ctx context.Context, queueID string, destination *string
 		if limit == v.moved {
 			return false, nil
 		}
-		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeftSQL, from.key, from.at, from.seq, destination).Scan(&left)
+		err = s.on("redrive_left").QueryRowContext(ctx, redriveLeftSQL, homeOf(from.key), from.key, from.at, from.seq, destination).Scan(&left)
 		return left, err
 	})
 	if err == nil && destination == nil {
-		err = s.on("redrive_homeless").QueryRowContext(ctx, countHomelessSQL, from.key, from.at, from.seq).Scan(&v.left, &v.noSource)
+		err = s.on("redrive_homeless").QueryRowContext(ctx, countHomelessSQL, homeOf(from.key), from.key, from.at, from.seq).Scan(&v.left, &v.noSource)
 	}
 	return v, asUnavailable(err)
 }
 
 const redriveNamedSQL = `
 WITH named AS MATERIALIZED (
-    SELECT m.id, m.queue_key, m.source_queue_id, coalesce($2, m.source_queue_id) AS destination_id
-    FROM unnest($1::uuid[]) AS a (id)
+    SELECT m.id, m.queue_key, m.source_queue_id, coalesce($3, m.source_queue_id) AS destination_id
+    FROM unnest($2::uuid[]) AS a (id)
     JOIN queued.messages m ON ` + thatOneSQL + `
     WHERE m.expired_at > now()
         AND EXISTS (SELECT FROM queued.queues q WHERE q.key = m.queue_key)
@@ -156,18 +159,24 @@ func (s *store) redriveNamed(ctx context.Context, ids idArray, destination *stri
 		redriven
 		from, to []string
 	}
-	o, err := once(ctx, s, "redrive_named", func(row scanner) (o outcome, err error) {
-		err = row.Scan(&o.left, &o.noSource, pq.Array(&o.from), pq.Array(&o.to))
-		return o, err
-	}, redriveNamedSQL, ids, destination)
-	o.moved = len(o.from)
-	return o.redriven, o.from, o.to, asUnavailable(err)
+	for home, ids := range byHome(ids, s.homes.ofID) {
+		o, err := once(ctx, s, "redrive_named", func(row scanner) (o outcome, err error) {
+			err = row.Scan(&o.left, &o.noSource, pq.Array(&o.from), pq.Array(&o.to))
+			return o, err
+		}, redriveNamedSQL, home, idArray(ids), destination)
+		if err != nil {
+			return v, from, to, asUnavailable(err)
+		}
+		v.moved, v.left, v.noSource = v.moved+len(o.from), v.left+o.left, v.noSource+o.noSource
+		from, to = append(from, o.from...), append(to, o.to...)
+	}
+	return v, from, to, nil
 }
 
 const deleteNamedSQL = `
 WITH acked AS (
     DELETE FROM queued.messages m
-    USING unnest($1::uuid[]) AS a (id)
+    USING unnest($2::uuid[]) AS a (id)
     WHERE ` + thatOneSQL + `
     RETURNING m.id, m.queue_key, m.group_id
 ), ` + wakeAckedSQL + `
@@ -180,14 +189,19 @@ GROUP BY q.id`
 // deleted of each queue.
 func (s *store) deleteNamed(ctx context.Context, ids idArray) (map[string]int, error) {
 	deleted := make(map[string]int)
-	_, err := collect(ctx, s.on("delete_named"), func(row scanner) (any, error) {
-		var queueID string
-		var n int
-		err := row.Scan(&queueID, &n)
-		deleted[queueID] = n
-		return nil, err
-	}, deleteNamedSQL, ids)
-	return deleted, err
+	for home, ids := range byHome(ids, s.homes.ofID) {
+		_, err := collect(ctx, s.on("delete_named"), func(row scanner) (any, error) {
+			var queueID string
+			var n int
+			err := row.Scan(&queueID, &n)
+			deleted[queueID] += n
+			return nil, err
+		}, deleteNamedSQL, home, idArray(ids))
+		if err != nil {
+			return deleted, err
+		}
+	}
+	return deleted, nil
 }
 
 // messageIDs reads "ids" in the order in which statements lock messages.

@@ -12,7 +12,7 @@ WITH released AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = m.delivery_attempts - 1,
         scheduled_at = a.due_at, lease_end = NULL, updated_at = now(), received_at = CASE WHEN m.delivery_attempts > 1 THEN m.received_at END
-    FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::integer[], $5::timestamptz[])
+    FROM unnest($2::uuid[], $3::bigint[], $4::timestamptz[], $5::integer[], $6::timestamptz[])
         AS a (id, queue_key, leased_until, delivery_attempts, due_at)
     WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
@@ -77,21 +77,20 @@ func (s *pinnedConn) undoDeliveries(messages []message) (all []queueChange, err 
 
 const lockMessagesSQL = `
 SELECT m.seq
-FROM unnest($1::uuid[], $2::bigint[]) AS a (id, queue_key)
+FROM unnest($2::uuid[], $3::bigint[]) AS a (id, queue_key)
 JOIN queued.messages m ON ` + thatOneSQL + ` AND m.queue_key IS NOT DISTINCT FROM a.queue_key
 FOR UPDATE OF m`
 
 // lockMessages locks the messages that still exist.
 func (s *pinnedConn) lockMessages(messages []message) error {
-	var ids idArray
-	var keys intArray
-	for _, m := range sortedByID(messages) {
-		ids, keys = append(ids, m.ID), append(keys, m.queueKey)
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	_, err := read(s, "lock_messages", scanKey, lockMessagesSQL, ids, keys)
+	_, err := inHomes(s, sortedByID(messages), ofMessage, func(home int64, messages []message) ([]int64, error) {
+		var ids idArray
+		var keys intArray
+		for _, m := range messages {
+			ids, keys = append(ids, m.ID), append(keys, m.queueKey)
+		}
+		return read(s, "lock_messages", scanKey, lockMessagesSQL, home, ids, keys)
+	})
 	return err
 }
 
@@ -104,37 +103,37 @@ func sortedByID(messages []message) []message {
 // delivery attempt less. It changes only messages that are still in the lease of that
 // delivery.
 func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
-	if len(messages) == 0 {
-		return nil, nil
-	}
-	var ids idArray
-	var keys, attempts intArray
-	var leases, dues timeArray
-	for _, m := range sortedByID(messages) {
-		ids = append(ids, m.ID)
-		keys = append(keys, m.queueKey)
-		leases = append(leases, m.ScheduledAt.Time)
-		attempts = append(attempts, int64(m.DeliveryAttempts))
-		dues = append(dues, m.dueAt.Time)
-	}
-	return read(s, "release", scanDue, releaseMessagesSQL, ids, keys, leases, attempts, dues)
+	return inHomes(s, sortedByID(messages), ofMessage, func(home int64, messages []message) ([]queueChange, error) {
+		var ids idArray
+		var keys, attempts intArray
+		var leases, dues timeArray
+		for _, m := range messages {
+			ids = append(ids, m.ID)
+			keys = append(keys, m.queueKey)
+			leases = append(leases, m.ScheduledAt.Time)
+			attempts = append(attempts, int64(m.DeliveryAttempts))
+			dues = append(dues, m.dueAt.Time)
+		}
+		return read(s, "release", scanDue, releaseMessagesSQL, home, ids, keys, leases, attempts, dues)
+	})
 }
 
 const restoreMessagesSQL = `
 WITH restored AS (
-    INSERT INTO queued.messages (queue_key, seq, delivery_attempts, expired_at, scheduled_at, updated_at, max_deliveries,
+    INSERT INTO queued.messages (home, queue_key, seq, delivery_attempts, expired_at, scheduled_at, updated_at, max_deliveries,
                                  last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, received_at, ` + carriedColumnsSQL + `)
     OVERRIDING SYSTEM VALUE
-    SELECT queue_key, seq, delivery_attempts, expired_at, scheduled_at, now(), nullif(max_deliveries, 0),
+    SELECT $1, queue_key, seq, delivery_attempts, expired_at, scheduled_at, now(), nullif(max_deliveries, 0),
            last_error, last_error_at, source_queue_id, nullif(source_delivery_attempts, 0), dead_at, received_at, ` + carriedColumnsSQL + `
-    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::json[], $5::json[], $6::integer[], $7::integer[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[],
-                $11::text[], $12::text[], $13::integer[], $15::json[], $16::text[], $17::timestamptz[], $18::text[], $19::timestamptz[], $20::integer[], $21::json[], $22::timestamptz[])
+    FROM unnest($2::uuid[], $3::bigint[], $4::bigint[], $5::json[], $6::json[], $7::integer[], $8::integer[], $9::timestamptz[], $10::timestamptz[], $11::timestamptz[],
+                $12::text[], $13::text[], $14::integer[], $16::json[], $17::text[], $18::timestamptz[], $19::text[], $20::timestamptz[], $21::integer[], $22::json[], $23::timestamptz[])
         AS u (id, queue_key, seq, data, attributes, bytes, delivery_attempts, expired_at, scheduled_at, created_at, group_id, job_id, max_deliveries, trace, last_error, last_error_at, source_queue_id, dead_at, source_delivery_attempts, sqs, received_at)
     RETURNING queue_key, group_id, scheduled_at, seq
 ), forgotten AS (
     DELETE FROM queued.consumed_messages c
-    USING unnest($2::bigint[], $3::bigint[], $14::timestamptz[]) AS u (queue_key, seq, consumed_at)
+    USING unnest($3::bigint[], $4::bigint[], $15::timestamptz[]) AS u (queue_key, seq, consumed_at)
     WHERE c.queue_key = u.queue_key
+        AND c.home = $1
         AND c.consumed_at = u.consumed_at
         AND c.seq = u.seq
 ), woken AS (
@@ -155,9 +154,11 @@ GROUP BY q.id`
 // restore undoes the delivery of consumed messages: they are in their queue as before, at
 // their old place, and no longer among the consumed messages.
 func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
-	if len(messages) == 0 {
-		return nil, nil
-	}
+	return inHomes(s, messages, ofMessage, s.restoreIn)
+}
+
+// restoreIn is restore for messages of one home.
+func (s *pinnedConn) restoreIn(home int64, messages []message) ([]queueChange, error) {
 	var ids idArray
 	var keys, seqs, sizes, attempts, limits intArray
 	var data, attributes jsonArray
@@ -185,7 +186,7 @@ func (s *pinnedConn) restore(messages []message) ([]queueChange, error) {
 		attemptsBefore = append(attemptsBefore, p.attempts.Int64)
 		groups, jobs, limits = append(groups, m.Group), append(jobs, m.jobID.String), append(limits, m.maxDeliveries.Int64)
 	}
-	return read(s, "restore", scanDue, restoreMessagesSQL, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces,
+	return read(s, "restore", scanDue, restoreMessagesSQL, home, ids, keys, seqs, data, attributes, sizes, attempts, expiries, dues, created, groups, jobs, limits, consumed, traces,
 		lastErrors, lastErrorTimes, sources, deaths, attemptsBefore, sqs, received)
 }
 
@@ -203,13 +204,14 @@ const lockGroupsOfDeliveriesSQL = `
 SELECT u.queue_key
 FROM (
     SELECT DISTINCT queue_key, id
-    FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
+    FROM unnest($2::bigint[], $3::text[]) AS u (queue_key, id)
     ORDER BY queue_key, id
 ) u
 CROSS JOIN LATERAL (
     SELECT
     FROM queued.groups
     WHERE queue_key = u.queue_key
+        AND home = $1
         AND id = u.id
     FOR UPDATE
 ) g`
@@ -228,13 +230,14 @@ WITH undone AS MATERIALIZED (
            ), 0) AS interval_ms
     FROM (
         SELECT queue_key, id, min(after) AS after, min(before) AS before
-        FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS u (queue_key, id, before, after)
+        FROM unnest($2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[]) AS u (queue_key, id, before, after)
         GROUP BY queue_key, id
     ) u
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, delivery_interval_ms
         FROM queued.groups
         WHERE queue_key = u.queue_key
+            AND home = $1
             AND id = u.id
         OFFSET 0
     ) g
@@ -244,20 +247,23 @@ SET limited_until = u.before,
     delivered_at = CASE WHEN u.interval_ms > 0 THEN u.before - make_interval(secs => u.interval_ms / 1000.0) ELSE g.delivered_at END
 FROM undone u
 WHERE g.ctid = u.tid
+    AND g.home = $1
     AND g.limited_until IS NOT DISTINCT FROM u.after`
 
 // undoGroupDeliveries undoes the effect of deliveries on their groups, and locks the groups.
 func (s *pinnedConn) undoGroupDeliveries(messages []message) error {
-	var keys intArray
-	var ids quotedArray
-	var before, after timeArray
-	for _, m := range messages {
-		keys, ids = append(keys, m.queueKey), append(ids, m.Group)
-		before, after = append(before, m.groupDelivery.before.Time), append(after, m.groupDelivery.after.Time)
-	}
-	if _, err := read(s, "lock_groups_of_deliveries", scanKey, lockGroupsOfDeliveriesSQL, keys, ids); err != nil {
-		return err
-	}
-	_, err := read[any](s, "undo_group_deliveries", nil, undoGroupDeliveriesSQL, keys, ids, before, after)
+	_, err := inHomes(s, messages, ofMessage, func(home int64, messages []message) ([]any, error) {
+		var keys intArray
+		var ids quotedArray
+		var before, after timeArray
+		for _, m := range messages {
+			keys, ids = append(keys, m.queueKey), append(ids, m.Group)
+			before, after = append(before, m.groupDelivery.before.Time), append(after, m.groupDelivery.after.Time)
+		}
+		if _, err := read(s, "lock_groups_of_deliveries", scanKey, lockGroupsOfDeliveriesSQL, home, keys, ids); err != nil {
+			return nil, err
+		}
+		return read[any](s, "undo_group_deliveries", nil, undoGroupDeliveriesSQL, home, keys, ids, before, after)
+	})
 	return err
 }

@@ -458,3 +458,45 @@ COMMENT ON COLUMN queued.job_counts.queue_key IS 'queues.key';
 COMMENT ON COLUMN queued.job_counts.group_id  IS 'Group of the jobs; default: also messages without a group';
 COMMENT ON COLUMN queued.job_counts.dequeued  IS 'Whether the jobs were dequeued; otherwise, they were enqueued';
 COMMENT ON COLUMN queued.job_counts.jobs      IS 'Number of jobs';
+
+-- step 3
+
+-- A queue has a home, a small number that is fixed when it is created. All rows of the large
+-- tables that belong to the queue have it, so that these tables can be distributed by it over
+-- servers of PostgreSQL, and a statement about one home is about one server. Today all homes
+-- are 0. A statement that has the key of a queue needs no lookup of the home: it is key >> 48.
+-- It is in no index, so that it costs nothing where there is only one.
+ALTER TABLE queued.queues            ADD COLUMN home smallint NOT NULL GENERATED ALWAYS AS ((key >> 48)::smallint) STORED;
+ALTER TABLE queued.deleted_queues    ADD COLUMN home smallint NOT NULL GENERATED ALWAYS AS ((key >> 48)::smallint) STORED;
+ALTER TABLE queued.messages          ADD COLUMN home smallint NOT NULL DEFAULT 0;
+ALTER TABLE queued.groups            ADD COLUMN home smallint NOT NULL DEFAULT 0;
+ALTER TABLE queued.ready_groups      ADD COLUMN home smallint NOT NULL DEFAULT 0;
+ALTER TABLE queued.consumed_messages ADD COLUMN home smallint NOT NULL DEFAULT 0;
+ALTER TABLE queued.deduplications    ADD COLUMN home smallint NOT NULL DEFAULT 0;
+
+-- As before, with the home.
+CREATE OR REPLACE VIEW queued.live_messages AS
+SELECT m.id, m.queue_key, m.seq, m.scheduled_at, m.expired_at, m.created_at, m.updated_at, m.bytes, m.delivery_attempts,
+       m.in_flight, m.last_delivery, m.lease_end, m.max_deliveries, m.group_id, m.job_id, m.trace, m.attributes, m.data,
+       m.last_error, m.last_error_at, m.source_queue_id, m.source_delivery_attempts, m.dead_at, m.received_at, m.sqs,
+       q.id AS queue_id,
+       CASE
+           WHEN m.in_flight AND coalesce(m.lease_end, m.scheduled_at) > now() THEN 'in_flight'
+           WHEN m.delivery_attempts >= least(q.delivery_limit, m.max_deliveries) THEN 'exhausted'
+           WHEN m.scheduled_at > now() THEN 'delayed'
+           ELSE 'ready'
+       END AS state,
+       m.ctid AS tid,
+       m.home
+FROM queued.messages m
+JOIN queued.queues q ON q.key = m.queue_key
+WHERE m.expired_at > now();
+
+COMMENT ON COLUMN queued.queues.key             IS 'Key that messages refer to; never reused; the bits above the lowest 48 are the home';
+COMMENT ON COLUMN queued.queues.home            IS 'Home of the rows that belong to the queue; today always 0';
+COMMENT ON COLUMN queued.deleted_queues.home    IS 'queues.home';
+COMMENT ON COLUMN queued.messages.home          IS 'queues.home';
+COMMENT ON COLUMN queued.groups.home            IS 'queues.home';
+COMMENT ON COLUMN queued.ready_groups.home      IS 'queues.home';
+COMMENT ON COLUMN queued.consumed_messages.home IS 'queues.home';
+COMMENT ON COLUMN queued.deduplications.home    IS 'queues.home';

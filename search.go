@@ -59,8 +59,8 @@ FROM queued.search_messages($1, timestamptz 'epoch' + $2::bigint * interval '1 m
 
 const selectFoundSQL = `
 SELECT ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, m.queue_id, m.state
-FROM unnest($1::uuid[]) WITH ORDINALITY AS a (id, n)
-JOIN queued.live_messages m ON ` + thatOneSQL + ` AND m.queue_key IS NOT DISTINCT FROM $2
+FROM unnest($2::uuid[]) WITH ORDINALITY AS a (id, n)
+JOIN queued.live_messages m ON ` + thatOneSQL + ` AND m.queue_key IS NOT DISTINCT FROM $3
 ORDER BY a.n`
 
 // errNotComparable is the error of a search for data that jsonb cannot contain.
@@ -98,7 +98,7 @@ func (s *store) search(ctx context.Context, queueID string, v search) (all []mes
 	if err != nil || len(ids) == 0 {
 		return nil, next, err
 	}
-	all, err = collect(ctx, s.on("found"), scanMessage, selectFoundSQL, ids, queue.key)
+	all, err = collect(ctx, s.on("found"), scanMessage, selectFoundSQL, homeOf(queue.key), ids, queue.key)
 	return all, next, err
 }
 

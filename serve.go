@@ -181,11 +181,12 @@ func (p *process) closeDatabases() error {
 // startEngine starts the engine and builds the server around it. drain ends it.
 func (p *process) startEngine() (err error) {
 	p.metrics = newMetrics(p.db)
-	p.store = &store{db: p.db, metrics: p.metrics}
+	p.store = &store{db: p.db, metrics: p.metrics, homes: &p.database.homes}
 	if p.engine, err = newEngine(p.database, p.log, p.metrics, defaultFullSweep, defaultQuickSweep); err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
 	p.depth = newDepthCollector(p.db, p.log, p.metrics)
+	p.depth.homes = &p.database.homes
 	p.history = &queueHistory{depth: p.depth, metrics: p.metrics}
 	connections := p.maxConnections
 	if most := max(maxFiles()-extraConnections-ownFiles, 1); connections > most {
@@ -301,7 +302,7 @@ func (p *process) prepare(ctx context.Context) error {
 		}
 		p.database.gate.open()
 	}
-	if err := prepareDatabase(ctx, p.database, p.store, &store{db: p.unlimited, metrics: p.metrics}, p.config, p.log); err != nil {
+	if err := prepareDatabase(ctx, p.database, p.store, &store{db: p.unlimited, metrics: p.metrics, homes: &p.database.homes}, p.config, p.log); err != nil {
 		return err
 	}
 	p.metrics.registry.MustRegister(p.depth) // not earlier, because it logs an error without a schema
@@ -327,7 +328,7 @@ func (p *process) place() databasePlace {
 
 // cleanUp runs the cleanup and the mover until ctx is done.
 func (p *process) cleanUp(ctx context.Context) {
-	c := &cleanup{db: p.db, log: p.log, metrics: p.metrics, announce: p.engine.announce, expiry: p.engine.expiries.take}
+	c := &cleanup{db: p.db, log: p.log, metrics: p.metrics, homes: &p.database.homes, announce: p.engine.announce, expiry: p.engine.expiries.take}
 	p.background.Go(func() { c.vacuum(ctx, p.unlimited, p.server.compact) })
 	m := &mover{store: p.store, log: p.log, announce: p.engine.announce}
 	p.background.Go(func() { m.run(ctx, p.server.moves) })

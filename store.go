@@ -77,6 +77,7 @@ func (v *messageCounts) total() int64 { return v.Ready + v.Delayed + v.InFlight 
 type store struct {
 	db      *sql.DB
 	metrics *metrics
+	homes   *homes
 	recent  recentQueues
 }
 
@@ -510,15 +511,20 @@ SELECT count(m.id), coalesce(floor(extract(epoch FROM now() - min(m.created_at))
 FROM queued.queues q
 LEFT JOIN queued.live_messages m
     ON m.queue_key = q.key
+    AND m.home = $1
     AND (m.group_id IS NULL) = ANY ('{true,false}') -- both values, so that the index skips messages that are not due
     AND m.scheduled_at <= now()
     AND m.state = 'ready'
-WHERE q.id = $1
+WHERE q.id = $2
 GROUP BY q.id`
 
 func (s *store) stats(ctx context.Context, queueID string) (queueStats, error) {
 	var v queueStats
-	err := s.on("stats").QueryRowContext(ctx, selectStatsSQL, queueID).Scan(&v.NumUndeliveredMessages, &v.OldestUnackedMessageAgeSeconds)
+	home, err := s.homeOfQueue(ctx, queueID)
+	if err != nil {
+		return v, err
+	}
+	err = s.on("stats").QueryRowContext(ctx, selectStatsSQL, home, queueID).Scan(&v.NumUndeliveredMessages, &v.OldestUnackedMessageAgeSeconds)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}
@@ -529,7 +535,8 @@ const selectDetailsSQL = `
 WITH counted AS (
     SELECT state, count(*) AS n, min(created_at) AS oldest
     FROM queued.live_messages
-    WHERE queue_id = $1
+    WHERE home = $1
+        AND queue_id = $2
     GROUP BY state
 )
 SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
@@ -539,16 +546,20 @@ SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
        coalesce((SELECT n FROM counted WHERE state = 'exhausted'), 0),
        (SELECT count(m.id)
         FROM queued.queues d
-        LEFT JOIN queued.live_messages m ON m.queue_key = d.key
+        LEFT JOIN queued.live_messages m ON m.queue_key = d.key AND m.home = $3
         WHERE d.id = q.dead_queue_id
         GROUP BY d.id),
        q.paused
 FROM queued.queues q
-WHERE q.id = $1`
+WHERE q.id = $2`
 
 func (s *store) details(ctx context.Context, queueID string) (queueDetails, error) {
 	var v queueDetails
-	err := s.on("detailed_stats").QueryRowContext(ctx, selectDetailsSQL, queueID).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
+	home, err := s.homeOfQueue(ctx, queueID)
+	if err != nil {
+		return v, err
+	}
+	err = s.on("detailed_stats").QueryRowContext(ctx, selectDetailsSQL, home, queueID, home).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
 		&v.Messages.Delayed, &v.Messages.InFlight, &v.Messages.Exhausted, &v.DeadQueueMessages, &v.Paused)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound

@@ -20,6 +20,27 @@ func newID() string {
 	return formatID(u)
 }
 
+// newIDIn returns a new id of a message in a home of several, which is in its last six bits.
+func newIDIn(home int64) string {
+	id := []byte(newID())
+	const digits = "0123456789abcdef"
+	id[35] = digits[home&0xf]
+	id[34] = digits[hexDigit(id[34])&0xc|byte(home>>4&0x3)]
+	return string(id)
+}
+
+// homeInID returns the home in an id of newIDIn.
+func homeInID(id string) int64 {
+	return int64(hexDigit(id[34])&0x3)<<4 | int64(hexDigit(id[35]))
+}
+
+func hexDigit(c byte) byte {
+	if c >= 'a' {
+		return c - 'a' + 10
+	}
+	return c - '0'
+}
+
 // parseID parses a UUID, in upper or lower case, with or without hyphens, and returns
 // its canonical form: lower case with hyphens.
 func parseID(s string) (id string, ok bool) {

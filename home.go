@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"slices"
+	"sync/atomic"
+)
+
+// A queue has a home (schema.sql), by which the large tables can be distributed. The first
+// parameter of each statement that reads or changes rows of these tables is their home. Work
+// on several homes takes a statement for each. Today all homes are 0.
+
+// homeOf returns the home of a queue.
+func homeOf(queueKey int64) int64 { return queueKey >> 48 }
+
+// ofMessage returns the home of a message.
+func ofMessage(m message) int64 { return homeOf(m.queueKey) }
+
+// homes knows whether queues of a database have several homes. A nil one has only home 0.
+type homes struct{ several atomic.Bool }
+
+func (h *homes) areSeveral() bool { return h != nil && h.several.Load() }
+
+// ofID returns the home that the queue of a message had when the message was published.
+func (h *homes) ofID(id string) int64 {
+	if !h.areSeveral() {
+		return 0
+	}
+	return homeInID(id)
+}
+
+// newID returns the id of a new message in a queue.
+func (h *homes) newID(queueKey int64) string {
+	if !h.areSeveral() {
+		return newID()
+	}
+	return newIDIn(homeOf(queueKey))
+}
+
+// ofItem returns the home of the message that an ack, nack or extension names.
+func (h *homes) ofItem(v ackItem) int64 {
+	if v.receipt.attempts > 0 {
+		return homeOf(v.receipt.queueKey)
+	}
+	return h.ofID(v.id)
+}
+
+const selectHomesSQL = `
+SELECT home
+FROM queued.queues
+UNION
+SELECT home
+FROM queued.deleted_queues
+ORDER BY home`
+
+// inUse returns the homes of all queues and deleted queues, in order.
+func (h *homes) inUse(ctx context.Context, db querier) ([]int64, error) {
+	if !h.areSeveral() {
+		return []int64{0}, nil
+	}
+	return collect(ctx, db, scanKey, selectHomesSQL)
+}
+
+const selectHomesOfSQL = `
+SELECT id, home
+FROM queued.queues
+WHERE id = ANY($1::text[])`
+
+// ofQueues returns a function with the homes of queues. The home of an unknown queue is 0.
+func (h *homes) ofQueues(s *pinnedConn, ids []string) (func(id string) int64, error) {
+	if !h.areSeveral() {
+		return func(string) int64 { return 0 }, nil
+	}
+	all := make(map[string]int64, len(ids))
+	_, err := read(s, "homes", func(row scanner) (any, error) {
+		var id string
+		var home int64
+		err := row.Scan(&id, &home)
+		all[id] = home
+		return nil, err
+	}, selectHomesOfSQL, textArray(ids))
+	return func(id string) int64 { return all[id] }, err
+}
+
+// homeOfQueue returns the home of a queue, or 0 if there is no queue.
+func (s *store) homeOfQueue(ctx context.Context, queueID string) (home int64, err error) {
+	if !s.homes.areSeveral() {
+		return 0, nil
+	}
+	q, err := s.queue(ctx, queueID)
+	if err != nil && !errors.Is(err, errQueueNotFound) {
+		return 0, err
+	}
+	return homeOf(q.key), nil
+}
+
+// inHomes runs a statement for the items of each home and returns all rows. If there are
+// several homes, it does so in one transaction.
+func inHomes[T, R any](s *pinnedConn, items []T, home func(T) int64, run func(home int64, items []T) ([]R, error)) (all []R, err error) {
+	each := func() error {
+		all = nil
+		for home, part := range byHome(items, home) {
+			rows, err := run(home, part)
+			if err != nil {
+				return err
+			}
+			all = append(all, rows...)
+		}
+		return nil
+	}
+	if s.begun || !inSeveral(items, home) {
+		err = each()
+	} else {
+		err = s.transaction(each)
+	}
+	return all, err
+}
+
+// places returns the indexes of items.
+func places[T any](items []T) []int {
+	all := make([]int, len(items))
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// at returns the items with these indexes, in their order.
+func at[T any](items []T, places []int) []T {
+	all := make([]T, len(places))
+	for i, place := range places {
+		all[i] = items[place]
+	}
+	return all
+}
+
+// inSeveral reports whether items have different homes.
+func inSeveral[T any](items []T, home func(T) int64) bool {
+	return slices.ContainsFunc(items, func(v T) bool { return home(v) != home(items[0]) })
+}
+
+// byHome yields the items of each home, in order of the homes.
+func byHome[T any](items []T, home func(T) int64) iter.Seq2[int64, []T] {
+	return func(yield func(int64, []T) bool) {
+		if len(items) == 0 {
+			return
+		}
+		if !inSeveral(items, home) {
+			yield(home(items[0]), items)
+			return
+		}
+		parts := make(map[int64][]T)
+		var all []int64
+		for _, v := range items {
+			at := home(v)
+			if parts[at] == nil {
+				all = append(all, at)
+			}
+			parts[at] = append(parts[at], v)
+		}
+		slices.Sort(all)
+		for _, at := range all {
+			if !yield(at, parts[at]) {
+				return
+			}
+		}
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -479,44 +480,74 @@ func TestWrongSettingsAreRefusedByName(t *testing.T) {
 	}
 }
 
-func TestDevelopmentServerKeepsNothing(t *testing.T) {
-	t.Parallel()
-	temporary := newDataDir(t)
-	if err := os.Mkdir(temporary, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	inside := func() (names []string) {
-		entries, err := os.ReadDir(temporary)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range entries {
-			names = append(names, e.Name())
-		}
-		return names
-	}
+// devServer starts a server with -dev whose temporary directory is in dir.
+func devServer(t *testing.T, dir string) *running {
+	t.Helper()
 	cmd := exec.Command(os.Args[0], "-dev", "-listen", "127.0.0.1:0")
-	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "TMPDIR="+temporary, "QUEUED_DATA_DIR=/dev/null/none")
+	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "TMPDIR="+dir, "QUEUED_DATA_DIR=/dev/null/none")
 	r := startCommand(t, cmd)
 	r.awaitReady()
+	return r
+}
+
+// mustList returns the names in a directory.
+func mustList(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func TestDevelopmentServerKeepsNothing(t *testing.T) {
+	t.Parallel()
+	temporary := filepath.Dir(newDataDir(t))
+	r := devServer(t, temporary)
 	c := r.client()
 	c.mustTopic("t")
 	c.publish("t", 1)
 	checkDiff(t, "received", []int{1}, numbers(c.receive("t", "")))
-	if names := inside(); len(names) != 1 || !strings.HasPrefix(names[0], "queued-dev-") {
+	if names := mustList(t, temporary); len(names) != 1 || !strings.HasPrefix(names[0], "queued-dev-") {
 		t.Errorf("the temporary directory has %q", names)
 	}
-	cmd.Process.Signal(syscall.SIGTERM)
+	r.cmd.Process.Signal(syscall.SIGTERM)
 	if err := r.await(); err != nil {
 		t.Errorf("it ends with %v\n%s", err, r.output)
 	}
-	if names := inside(); len(names) > 0 {
-		t.Errorf("%q stay in the temporary directory", names)
-	}
+	checkDiff(t, "left in the temporary directory", []string(nil), mustList(t, temporary))
 	for _, want := range []string{`msg="messages are kept until exit, because of -dev" data_dir=` + temporary, "level=DEBUG msg=request"} {
 		if !strings.Contains(r.output.String(), want) {
 			t.Errorf("the log has no %s:\n%s", want, r.output)
 		}
+	}
+}
+
+func TestDevelopmentServerCleansUpAfterOneThatWasKilled(t *testing.T) {
+	t.Parallel()
+	temporary := filepath.Dir(newDataDir(t))
+	kept, killed := devServer(t, temporary), devServer(t, temporary)
+	dirOf := func(r *running) string { return readyLine.FindStringSubmatch(r.output.String())[2] }
+	cluster := filepath.Join(dirOf(killed), "postgres")
+	killed.cmd.Process.Kill()
+	killed.await()
+	if leftover(cluster) == 0 {
+		t.Fatal("the PostgreSQL of the killed server has ended; the test needs a PostgreSQL that is left")
+	}
+	third := devServer(t, temporary)
+	want := []string{filepath.Base(dirOf(kept)), filepath.Base(dirOf(third))}
+	slices.Sort(want)
+	checkDiff(t, "directories", want, mustList(t, temporary))
+	if pid := leftover(cluster); pid != 0 {
+		t.Errorf("the PostgreSQL of the killed server is process %d", pid)
+	}
+	for _, r := range []*running{kept, third} {
+		r.client().must(200, "GET", "/readyz", "")
+		r.cmd.Process.Signal(syscall.SIGTERM)
+		r.await()
 	}
 }
 

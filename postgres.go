@@ -116,17 +116,45 @@ func startPostgres(ctx context.Context, dir string, log *slog.Logger, settings .
 	return p, nil
 }
 
-// makeTemporaryDir creates a data directory in the directory for temporary files.
+const temporaryPrefix = "queued-dev-"
+
+// makeTemporaryDir creates a data directory in the directory for temporary files. It deletes
+// those of servers that were killed.
 func makeTemporaryDir() (string, error) {
 	runAs, err := postgresAccount()
 	if err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp("", "queued-dev-")
+	uid := os.Getuid()
+	if runAs != nil {
+		uid = runAs.uid
+	}
+	removeDeadDirs(uid)
+	dir, err := os.MkdirTemp("", temporaryPrefix)
 	if err != nil {
 		return "", err
 	}
 	return dir, os.Chmod(dir, (&privatePostgres{runAs: runAs}).dirMode())
+}
+
+// removeDeadDirs stops PostgreSQL in the temporary directories whose servers have ended, and
+// deletes the directories. Only those count whose PostgreSQL runs as the user with this uid.
+func removeDeadDirs(uid int) {
+	locks, _ := filepath.Glob(filepath.Join(os.TempDir(), temporaryPrefix+"*", "lock"))
+	for _, path := range locks {
+		dead := privatePostgres{dir: filepath.Dir(path)}
+		if checkPrivate(dead.cluster(), uid) != nil {
+			continue
+		}
+		lock, err := lockFile(path)
+		if err != nil {
+			continue // the server is running
+		}
+		if stopLeftovers(dead.cluster()) == nil {
+			os.RemoveAll(dead.dir)
+		}
+		lock.Close()
+	}
 }
 
 // isNewDataDir reports whether a private PostgreSQL has no data in a directory yet.

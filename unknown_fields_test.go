@@ -32,6 +32,7 @@ func TestStrictRequestsRefuseUnknownFields(t *testing.T) {
 		{"POST", "/topics/t/messages", `{"data":{"delay":5},"priority":1}`, `"body","priority"`, ""},
 		{"POST", "/topics/t/messages?field=group", `{"data":{}}`, `"query","field"`, "fields"},
 		{"POST", "/topics/t/messages/batch", `{"messages":[{"data":{},"group":"g"},{"data":{},"groups":"g"}]}`, `"body","messages",1,"groups"`, "group"},
+		{"POST", "/topics/t/messages/batch", `{"messages":[{"data":{},"group":"g"},{"data":{},"attributes":{},"attribute":1}]}`, `"body","messages",1,"attribute"`, ""}, // the second message has attributes
 		{"POST", "/topics/t/messages/batch", `{"messages":[{"data":{}}],"attributes":{}}`, `"body","attributes"`, ""},
 		{"GET", "/queues/t/messages?wait=1", "", `"query","wait"`, "wait_seconds"},
 		{"GET", "/queues/t/messages?Limit=1", "", `"query","Limit"`, "limit"},

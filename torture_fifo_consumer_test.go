@@ -115,7 +115,7 @@ func (v *torture) readLeases(all []fifoSeen) {
 }
 
 // finishFIFO deletes messages, one by one or at the end in a batch. Unless isCalm, it makes
-// some visible, hides some for another time, or waits until the leases are over, and it
+// some visible, hides some for another time, or uses a receipt handle after its lease, and it
 // always fails on some messages of fifoContent.
 func (v *torture) finishFIFO(all []fifoSeen, isCalm bool) {
 	var rest, failing, hidden []*fifoSeen
@@ -131,8 +131,12 @@ func (v *torture) finishFIFO(all []fifoSeen, isCalm bool) {
 			}
 		case what == 0: // it dies with the message
 		case what == 1:
-			v.awaitLeaseEnd(d)
-			v.deleteFIFO(d)
+			v.awaitLeaseEnd(d, rand.IntN(2) == 0)
+			if rand.IntN(2) == 0 {
+				v.hideFIFO(rand.IntN(3), d)
+			} else {
+				v.deleteFIFO(d)
+			}
 		case what < 4:
 			if v.hideFIFO(rand.IntN(3), d) && rand.IntN(2) == 0 {
 				v.deleteFIFO(d)
@@ -152,21 +156,25 @@ func (v *torture) finishFIFO(all []fifoSeen, isCalm bool) {
 	v.deleteFIFO(rest...)
 }
 
-// awaitLeaseEnd waits until the lease of a message is over, or another consumer has it. While
-// the database is down it waits, too.
-func (v *torture) awaitLeaseEnd(d *fifoSeen) {
-	for tick, leased := time.Tick(10*pace), true; leased; <-tick {
-		err := v.db.QueryRow(`
+// awaitLeaseEnd waits until the lease of a message is over, or until another consumer has it.
+// While the database is down it waits, too, but not for long.
+func (v *torture) awaitLeaseEnd(d *fifoSeen, received bool) {
+	tick := time.Tick(10 * pace)
+	for range 200 {
+		leased := true
+		v.db.QueryRow(`
 SELECT EXISTS (
     SELECT
     FROM queued.messages
     WHERE id = $1
-        AND in_flight
         AND seq = $2
         AND delivery_attempts = $3
-        AND scheduled_at > now()
-)`, d.id, d.number, d.attempt).Scan(&leased)
-		leased = leased || err != nil
+        AND ($4 OR scheduled_at > now())
+)`, d.id, d.number, d.attempt, received).Scan(&leased)
+		if !leased {
+			return
+		}
+		<-tick
 	}
 }
 

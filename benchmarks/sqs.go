@@ -47,7 +47,7 @@ request, which costs the client about as much as the server.
 		}
 	}
 	file := filepath.Join(s.dir, "tokens.json")
-	if err := os.WriteFile(file, []byte(`[{"name":"bench","access_key_id":"`+accessKeyID+`","secret_access_key":"`+secretAccessKey+`","admin":true}]`), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(`{"tokens":[{"name":"bench","access_key_id":"`+accessKeyID+`","secret_access_key":"`+secretAccessKey+`","admin":true}]}`), 0o600); err != nil {
 		return err
 	}
 	return s.compare("load", []comparison{

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"database/sql"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Citus, an extension of PostgreSQL, spreads large tables over machines by a column, and
+// copies small ones to all machines. It refuses a statement that breaks one of these rules,
+// or runs it at many times the cost (multi_router_planner.c in its source). The tests do not
+// run on Citus. So this one keeps all statements within the rules, except those in
+// ruleExceptions.
+const (
+	ruleKey        = "key"         // a query compares the key of each distributed table with a parameter, or inserts a parameter
+	ruleInsertWith = "INSERT WITH" // no INSERT is in WITH, or has WITH or a subquery before its SELECT
+	ruleLock       = "FOR UPDATE"  // no query in WITH has FOR UPDATE and a table that is not distributed
+	ruleVolatile   = "volatile"    // no volatile function is in a modification, or in WITH before it
+	ruleSet        = "SET"         // no function that is not immutable has a column as its argument in SET, or is in CASE or coalesce
+	ruleWhere      = "WHERE"       // the same for WHERE of a modification
+	ruleReturning  = "RETURNING"   // all functions are immutable
+	ruleConflict   = "ON CONFLICT" // the same
+)
+
+// distributionKey is the column by which spreadTables are distributed. Views of these are with them.
+const distributionKey = "queue_key"
+
+var spreadTables = []string{"messages", "live_messages", "message_states", "groups", "ready_groups", "consumed_messages", "deduplications", "job_counts"}
+
+// clusterRules is what the rules need to know of the database, by oid.
+type clusterRules struct {
+	tables    map[string]string // names of the tables and views of the schema
+	keys      map[string]string // numbers of the columns distributionKey, by table
+	mutable   map[string]string // s or v: volatility of the functions that are not immutable
+	equalSign map[string]string // functions of the operator =
+}
+
+func newClusterRules(t testing.TB, db *sql.DB) *clusterRules {
+	t.Helper()
+	read := func(query string) map[string]string {
+		all := make(map[string]string)
+		for _, row := range mustSelect(t, db, query) {
+			oid, value, _ := strings.Cut(row, " ")
+			all[oid] = value
+		}
+		return all
+	}
+	return &clusterRules{
+		tables:    read("SELECT oid || ' ' || relname FROM pg_class WHERE relnamespace = 'queued'::regnamespace"),
+		keys:      read("SELECT attrelid || ' ' || attnum FROM pg_attribute WHERE attname = '" + distributionKey + "'"),
+		mutable:   read("SELECT oid || ' ' || provolatile::text FROM pg_proc WHERE provolatile <> 'i'"),
+		equalSign: read("SELECT oprcode::oid || ' =' FROM pg_operator WHERE oprname = '='"),
+	}
+}
+
+// broken returns the rules that queries break, in order.
+func (c *clusterRules) broken(queries []*node) []string {
+	rules := make(map[string]bool)
+	for _, q := range queries {
+		c.check(q, func(rule string, holds bool) {
+			if !holds {
+				rules[rule] = true
+			}
+		})
+	}
+	return slices.Sorted(maps.Keys(rules))
+}
+
+const cmdSelect, cmdUpdate, cmdInsert = "1", "2", "3" // of commandType
+
+// check checks a query, without the queries in it.
+func (c *clusterRules) check(q *node, rule func(name string, holds bool)) {
+	command := q.word("commandType")
+	for i, table := range q.nodes("rtable") {
+		rule(ruleKey, !c.isDistributed(table) || c.namesKey(q, i+1))
+	}
+	for _, with := range q.nodes("cteList") {
+		inner := with.nodes("ctequery")[0]
+		locks := len(inner.nodes("rowMarks")) > 0
+		rule(ruleLock, !locks || !slices.ContainsFunc(find(inner.nodes("rtable"), "RANGETBLENTRY", "RTE"), func(table *node) bool {
+			return c.tables[table.word("relid")] != "" && !c.isDistributed(table)
+		}))
+		rule(ruleInsertWith, inner.word("commandType") != cmdInsert)
+		rule(ruleVolatile, command == cmdSelect || len(c.calls(inner.nodes("targetList", "jointree", "rtable"), "v")) == 0)
+	}
+	switch command {
+	case cmdSelect:
+		return
+	case cmdInsert:
+		rule(ruleInsertWith, len(q.nodes("cteList")) == 0 && q.word("hasSubLinks") == "false")
+	case cmdUpdate:
+		rule(ruleSet, !c.depends(q.nodes("targetList")))
+		rule(ruleVolatile, len(c.calls(q.nodes("targetList"), "v")) == 0)
+	}
+	rule(ruleWhere, !c.depends(q.nodes("jointree")))
+	rule(ruleVolatile, len(c.calls(q.nodes("jointree"), "v")) == 0)
+	rule(ruleReturning, len(c.calls(q.nodes("returningList"), "sv")) == 0)
+	rule(ruleConflict, len(c.calls(q.nodes("onConflict"), "sv")) == 0)
+}
+
+// isDistributed reports whether a table of a query is distributed. excluded of ON CONFLICT is
+// none.
+func (c *clusterRules) isDistributed(table *node) bool {
+	return slices.Contains(spreadTables, c.tables[table.word("relid")]) && table.word("relkind") != "c"
+}
+
+// namesKey reports whether a query names the key of its table number i by a parameter.
+func (c *clusterRules) namesKey(q *node, i int) bool {
+	key := c.keys[q.nodes("rtable")[i-1].word("relid")]
+	if q.word("commandType") == cmdInsert && q.number("resultRelation") == i {
+		return slices.ContainsFunc(q.nodes("targetList"), func(column *node) bool {
+			return column.word("resno") == key && isParameter(valueOf(q, column.nodes("expr")[0]))
+		})
+	}
+	conditions := q.nodes("jointree")
+	for n := 0; n < len(conditions); n++ {
+		switch v := conditions[n]; {
+		case v.label == "FROMEXPR" || v.label == "JOINEXPR":
+			conditions = append(conditions, v.nodes("fromlist", "larg", "rarg", "quals")...)
+		case v.label == "BOOLEXPR" && v.word("boolop") == "and":
+			conditions = append(conditions, v.nodes("args")...)
+		case v.label == "OPEXPR" && c.equalSign[v.word("opfuncid")] != "":
+			left, right := v.nodes("args")[0], v.nodes("args")[1]
+			isKey := func(n *node) bool {
+				return n.label == "VAR" && n.number("varno") == i && n.word("varattno") == key && n.word("varlevelsup") == "0"
+			}
+			if isKey(left) && isParameter(right) || isKey(right) && isParameter(left) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// valueOf returns the expression that an INSERT … SELECT selects for a column.
+func valueOf(insert, value *node) *node {
+	if value.label == "VAR" {
+		if rows := insert.nodes("rtable")[value.number("varno")-1].nodes("subquery"); len(rows) > 0 {
+			return rows[0].nodes("targetList")[value.number("varattno")-1].nodes("expr")[0]
+		}
+	}
+	return value
+}
+
+func isParameter(n *node) bool {
+	return n.label == "PARAM" || slices.Contains([]string{"FIELDSELECT", "RELABELTYPE"}, n.label) && isParameter(n.nodes("arg")[0])
+}
+
+// calls returns the calls of functions and operators in nodes that have one of the volatilities.
+func (c *clusterRules) calls(nodes []*node, volatilities string) []*node {
+	return slices.DeleteFunc(find(nodes, "FUNCEXPR", "OPEXPR", "SCALARARRAYOPEXPR"), func(n *node) bool {
+		v := c.mutable[n.word("funcid")+n.word("opfuncid")]
+		return v == "" || !strings.Contains(volatilities, v)
+	})
+}
+
+// depends reports whether the value of a function that is not immutable depends on the row,
+// or is needed for some rows only.
+func (c *clusterRules) depends(nodes []*node) bool {
+	return len(find(c.calls(nodes, "sv"), "VAR")) > 0 || len(c.calls(find(nodes, "CASE", "CASEEXPR", "COALESCE", "COALESCEEXPR"), "sv")) > 0
+}
+
+func TestStatementsKeepTheRulesOfACluster(t *testing.T) {
+	t.Parallel()
+	p := newStatementParser(t)
+	rules := newClusterRules(t, p.db)
+	all := statementsOfProgram(t)
+	maps.Copy(all, p.functionsInSQL())
+	found := make(map[string]bool)
+	for name, statements := range all {
+		for _, statement := range statements {
+			for _, rule := range rules.broken(p.queries(statement)) {
+				found[rule+": "+name] = true
+			}
+		}
+	}
+	expected := make(map[string]bool)
+	for _, e := range ruleExceptions {
+		for name := range strings.FieldsSeq(e.statements) {
+			expected[e.rule+": "+name] = true
+		}
+	}
+	checkDiff(t, "exceptions and statements that break rules", expected, found)
+}
+
+func TestRulesOfAClusterFindWhatBreaksThem(t *testing.T) {
+	t.Parallel()
+	p := newStatementParser(t)
+	rules := newClusterRules(t, p.db)
+	for _, v := range []struct{ broken, statement string }{
+		{"", "SELECT m.id FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE $1 = m.queue_key AND m.seq > 1"},
+		{"", "SELECT 1 FROM queued.queues q LEFT JOIN queued.messages m ON m.queue_key = $1 AND m.seq > 1"},
+		{ruleKey, "SELECT id FROM queued.messages"},
+		{ruleKey, "SELECT id FROM queued.messages WHERE queue_key = $1 OR seq = 1"},
+		{ruleKey, "SELECT id FROM queued.messages WHERE queue_key = 1"},
+		{ruleKey, "SELECT id FROM queued.messages WHERE queue_key > $1"},
+		{ruleKey, "SELECT id FROM queued.messages WHERE queue_key IS NOT DISTINCT FROM $1"},
+		{ruleKey, "SELECT id FROM queued.messages WHERE seq = $1"},
+		{ruleKey, "SELECT id FROM queued.live_messages WHERE queue_id = $1"},
+		{ruleKey, "SELECT m.id FROM queued.messages m JOIN queued.groups g ON g.queue_key = m.queue_key WHERE m.queue_key = $1"},
+		{ruleKey, "SELECT key FROM queued.queues q WHERE EXISTS (SELECT FROM queued.messages m WHERE m.queue_key = q.key) AND q.key = $1"},
+		{ruleKey, "WITH due AS (SELECT ctid AS tid FROM queued.messages WHERE queue_key = $1) DELETE FROM queued.messages m USING due WHERE m.ctid = due.tid"},
+		{"", "WITH due AS (SELECT ctid AS tid FROM queued.messages WHERE queue_key = $1) DELETE FROM queued.messages m USING due WHERE m.ctid = due.tid AND m.queue_key = $1"},
+		{ruleKey, "INSERT INTO queued.groups (queue_key, id, ready_at) SELECT u.key, u.id, now() FROM unnest($1::bigint[], $2::text[]) AS u (key, id)"},
+		{"", "INSERT INTO queued.groups (queue_key, id, ready_at) SELECT $1::bigint, u.id, now() FROM unnest($2::text[]) AS u (id)"},
+		{"", "INSERT INTO queued.groups (queue_key, id, ready_at) VALUES ($1, $2, now())"},
+		{ruleInsertWith, "WITH new AS (INSERT INTO queued.groups (queue_key, id, ready_at) VALUES ($1, $2, $3) RETURNING id) SELECT id FROM new"},
+		{ruleInsertWith, "WITH new AS (SELECT 1) INSERT INTO queued.groups (queue_key, id, ready_at) SELECT $1::bigint, $2, $3 FROM new"},
+		{ruleInsertWith, "INSERT INTO queued.groups (queue_key, id, ready_at) VALUES ($1, $2, (SELECT max(created_at) FROM queued.topics))"},
+		{ruleLock, "WITH due AS (SELECT m.id FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE m.queue_key = $1 FOR UPDATE OF m) SELECT id FROM due"},
+		{"", "WITH due AS (SELECT id FROM queued.messages WHERE queue_key = $1 AND (SELECT version FROM queued.settings) = $2 FOR UPDATE) SELECT id FROM due"},
+		{ruleVolatile, "UPDATE queued.queues SET updated_at = clock_timestamp()"},
+		{ruleVolatile, "WITH now AS (SELECT clock_timestamp() AS at) UPDATE queued.queues SET updated_at = now.at FROM now"},
+		{"", "WITH now AS (SELECT clock_timestamp() AS at) SELECT at FROM now"},
+		{"", "UPDATE queued.queues SET updated_at = now()"},
+		{ruleSet, "UPDATE queued.queues SET updated_at = created_at + interval '1 second'"},
+		{ruleSet, "UPDATE queued.queues SET updated_at = coalesce(updated_at, now())"},
+		{ruleSet, "UPDATE queued.queues SET updated_at = CASE WHEN paused THEN now() END"},
+		{"", "UPDATE queued.queues SET updated_at = CASE WHEN paused THEN updated_at ELSE created_at END"},
+		{ruleWhere, "DELETE FROM queued.queues WHERE created_at + interval '1 day' < $1"},
+		{"", "DELETE FROM queued.queues WHERE created_at < now() - interval '1 day'"},
+		{ruleReturning, "DELETE FROM queued.queues RETURNING now()"},
+		{ruleConflict, "INSERT INTO queued.topics AS t (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET created_at = now()"},
+		{"", "INSERT INTO queued.topics AS t (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET created_at = least(t.created_at, excluded.created_at)"},
+	} {
+		checkDiff(t, v.statement, v.broken, strings.Join(rules.broken(p.queries(v.statement)), ", "))
+	}
+}
+
+// ruleExceptions are the statements that break a rule, each with the reason. The test fails
+// also if one of them keeps the rule.
+var ruleExceptions = []struct{ rule, reason, statements string }{
+	{ruleKey, "no table is distributed yet: it uses ids of messages or queues, or ctid, or reads all queues", `
+		ackMessagesSQL ackReceiptsSQL addJobCountsSQL claimBackoffSQL claimBatchSQL claimBatchSQSSQL claimMessagesSQL claimSQSSQL consumeMessagesSQL
+		countMessagesSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL forgetDeduplicationsSQL forgetDeletedSQL insertDeduplicationsSQL
+		insertGroupedSQL insertMessagesSQL insertMoveTaskSQL insertUncommonSQL keepConsumedSQL lockGroupsOfDeliveriesSQL lockGroupsOfJobsSQL lockLeasesSQL
+		lockMessagesSQL moveExhaustedSQL nackMessagesSQL purgeBatchSQL purgeGroupBatchSQL putGroupSQL queued.ack queued.claim_groups queued.nack
+		queued.receive queued.search_messages queued.settle_groups raiseSequencesSQL recheckGroupsSQL redriveBatchSQL redriveNamedSQL releaseMessagesSQL
+		removeConsumedSQL removeDeduplicationsSQL removeDeletedDeduplicationsSQL removeDeletedSQL removeExpiredSQL removeIdleGroupsSQL removeJobCountsSQL
+		restoreMessagesSQL selectAsJobSQL selectConsumedSQL selectDeduplicationsSQL selectDeletedSQL selectDetailsSQL selectExhaustedSQL selectExistingSQL
+		selectExpirySQL selectFoundSQL selectFrontsSQL selectGroupIDsSQL selectGroupSQL selectGroupedSQL selectHoldingSQL selectIdleGroupsSQL
+		selectJobCountsSQL selectJobSQL selectKeptLongEnoughSQL selectLeaseTermsSQL selectMessageSQL selectNextDueSQL selectPageOfGroupsSQL selectPeekSQL
+		selectQueuesOfSQL selectStatsSQL selectWaitingJobsSQL selectWaitingSQL storeJobsSQL undoGroupDeliveriesSQL updateGroupsOfJobsSQL walkExhaustedSQL
+		walkExpiredSQL`},
+	{ruleInsertWith, "it changes messages and their groups, or moves messages, in one statement", `
+		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertDeduplicationsSQL insertGroupedSQL
+		insertMessagesSQL insertUncommonSQL keepConsumedSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL releaseMessagesSQL
+		restoreMessagesSQL`},
+	{ruleInsertWith, "it is not on a hot path", `
+		deleteQueueSQL insertMoveTaskSQL insertQueueSQL queued.store_copy`},
+	{ruleLock, "it locks exhausted messages, which depend on the settings of their queue", `
+		walkExhaustedSQL`},
+	{ruleVolatile, "it stores the time of the clock, which goes on in a long transaction", `
+		settingsChangedSQL updateMoveTaskSQL`},
+	{ruleSet, "the new time depends on the row, or is set in some cases only", `
+		claimBackoffSQL claimBatchSQL claimBatchSQSSQL claimSQSSQL extendMessagesSQL extendReceiptsSQL markFullSQL nackMessagesSQL queued.claim_groups
+		queued.receive undoGroupDeliveriesSQL`},
+	{ruleWhere, "an ack with a receipt compares with the current time only in some cases; a group may have no limit", `
+		ackReceiptsSQL removeIdleGroupsSQL`},
+	{ruleReturning, "it returns the current time", `
+		consumeMessagesSQL storeJobsSQL`},
+	{ruleConflict, "it compares with the current time, or stores it", `
+		insertDeduplicationsSQL storeJobsSQL`},
+}

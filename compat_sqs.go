@@ -23,6 +23,11 @@ type sqsAction struct {
 	handle func(s *server, r *request, in *sqsInput) (sqsObject, error)
 }
 
+// reads reports whether the action changes nothing.
+func (a *sqsAction) reads() bool {
+	return strings.HasPrefix(a.name, "Get") || strings.HasPrefix(a.name, "List")
+}
+
 // sqsActions are the actions by name. The result of a handler is nil if the action has none,
 // and otherwise it may be empty.
 var sqsActions = func() map[string]*sqsAction {
@@ -123,6 +128,9 @@ func (s *server) callSQS(r *request) (any, error) {
 	r.SetPathValue("queue_id", r.queueID) // for the permission
 	if err := r.permit(action.need); err != nil {
 		return nil, err
+	}
+	if !action.reads() && r.isUnsignedBrowserGet() {
+		return nil, sqsAccessDenied.errorf("Access to the resource is denied: a browser cannot send %s with GET, unless the URL is signed.", action.name)
 	}
 	result, err := action.handle(s, r, in)
 	if err != nil {

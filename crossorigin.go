@@ -84,3 +84,11 @@ func refuseOtherSites(r *request) error {
 	}
 	return nil
 }
+
+// isUnsignedBrowserGet reports whether a browser has sent a GET that no access key has signed.
+// It may be for a page of another site: for images, browsers send no Origin, and Sec-Fetch-Site
+// only to servers with HTTPS or on the same machine. A page cannot change the name of the
+// browser, and all of them begin with Mozilla.
+func (r *request) isUnsignedBrowserGet() bool {
+	return r.Method == http.MethodGet && r.signature == nil && strings.HasPrefix(r.UserAgent(), "Mozilla/")
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -158,6 +159,42 @@ func TestNoActionOfSQSIsOpenToPagesElsewhere(t *testing.T) {
 	if got := s.raw("GET", "/?Action=ReceiveMessage&QueueUrl=q", "", here, "Sec-Fetch-Site: none"); got.StatusCode != 200 || s.state() == before {
 		t.Errorf("from an address bar = %d", got.StatusCode)
 	}
+}
+
+// A browser sends neither Sec-Fetch-Site nor Origin with a GET for an image, if the server is
+// on another machine and serves HTTP. Links in mails have no site.
+func TestNoBrowserChangesQueuesOfSQSByGet(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q")
+	s.sqsPublish("q", "a")
+	const browser = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/144.0.0.0 Safari/537.36"
+	parameters := "&" + sqsForm("QueueUrl=q", "QueueName=q", "MessageBody=x", "Tag.1.Key=a", "Tag.1.Value=b", "Attribute.1.Name=DelaySeconds", "Attribute.1.Value=9")
+	before := s.state()
+	for action := range sqsActions {
+		want := 403
+		if strings.HasPrefix(action, "Get") || strings.HasPrefix(action, "List") {
+			want = 200
+		}
+		if action == "ListMessageMoveTasks" {
+			want = 400 // the source is missing
+		}
+		for _, headers := range [][]string{{browser}, {browser, "Sec-Fetch-Site: none", "Sec-Fetch-Mode: navigate"}} {
+			if got := s.sqsSend("GET", "/?Action="+action+parameters, "", headers...); got.status != want {
+				t.Errorf("%s with %q = %d %s, want %d", action, headers, got.status, got.body, want)
+			}
+		}
+	}
+	checkDiff(t, "state", before, s.state())
+	checkDiff(t, "a POST of a page of the server", 200, s.sqsSend("POST", "/", "Action=SendMessage"+parameters, "Content-Type: application/x-www-form-urlencoded", browser, "Sec-Fetch-Site: same-origin").status)
+
+	s.useKeys(map[string]string{"worker": `"admin":true`})
+	r, err := http.NewRequest("GET", s.url+"/?Action=SendMessage"+parameters, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("User-Agent", strings.TrimPrefix(browser, "User-Agent: "))
+	checkDiff(t, "a presigned URL", 200, s.mustSend(signWith(r, "worker", secret("worker"), time.Now(), "60")).status)
 }
 
 // HAProxy's "option httpchk GET /readyz" sends no Host, and so do many probes.

@@ -71,9 +71,14 @@ func isSQS(r *http.Request) bool {
 	if strings.HasPrefix(r.URL.RawQuery, "Action=") || strings.Contains(r.URL.RawQuery, "&Action=") {
 		return r.Method == http.MethodPost || r.Method == http.MethodGet || r.Method == http.MethodHead
 	}
-	mediaType := strings.ToLower(r.Header.Get("Content-Type"))
-	return r.Method == http.MethodPost &&
-		(strings.HasPrefix(mediaType, sqsJSONPrefix) || strings.HasPrefix(mediaType, "application/x-www-form-urlencoded"))
+	return r.Method == http.MethodPost && (isSQSJSON(r) || hasMediaType(r, "application/x-www-form-urlencoded"))
+}
+
+// isSQSJSON reports whether a request of SQS is one of the JSON protocol.
+func isSQSJSON(r *http.Request) bool { return hasMediaType(r, sqsJSONPrefix) }
+
+func hasMediaType(r *http.Request, prefix string) bool {
+	return strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), prefix)
 }
 
 // sqsJSONPrefix begins the content type of requests of the JSON protocol.
@@ -220,7 +225,7 @@ const firstSQSBody = 256
 // setSQS makes a request one of SQS, whose responses have an id of their own.
 func (r *request) setSQS() {
 	r.api = amazonSQS
-	r.sqsJSON = strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), sqsJSONPrefix)
+	r.sqsJSON = isSQSJSON(r.Request)
 	r.w.Header().Set("X-Amzn-Requestid", newID())
 }
 

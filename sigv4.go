@@ -66,6 +66,9 @@ func parseSignature(r *http.Request) (*signature, error) {
 	v.accessKeyID = strings.Join(scope[:n], "/")
 	v.day, v.region, v.service = scope[n], scope[n+1], scope[n+2]
 	v.headers = strings.Split(parameter("SignedHeaders"), ";")
+	if len(slices.Compact(slices.Sorted(slices.Values(v.headers)))) < len(v.headers) { // a long header many times would take much memory
+		return nil, sqsBrokenSignature.errorf("SignedHeaders has a header twice.")
+	}
 	var err error
 	if v.mac, err = hex.DecodeString(parameter("Signature")); err != nil || len(v.mac) != sha256.Size {
 		return nil, sqsBrokenSignature.errorf("Signature is not %d hexadecimal digits.", hex.EncodedLen(sha256.Size))
@@ -92,6 +95,8 @@ func (v *signature) check(r *http.Request, service string, now time.Time) error 
 		return sqsBrokenSignature.errorf("The header host must be signed.")
 	case r.Header.Get("X-Amz-Target") != "" && !slices.Contains(v.headers, "x-amz-target"):
 		return sqsBrokenSignature.errorf("The header x-amz-target must be signed.")
+	case r.Header.Get("X-Amz-Target") != "" && !isSQSJSON(r): // some clients do not sign the content type
+		return sqsBrokenSignature.errorf("The header x-amz-target requires the content type %s0.", sqsJSONPrefix)
 	case v.signedAt[:len("20060102")] != v.day:
 		return sqsWrongSignature.errorf("The day of Credential is not that of X-Amz-Date.")
 	case at.Sub(now) > signatureSkew:

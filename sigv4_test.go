@@ -161,6 +161,7 @@ func TestSignaturesAreRefusedForWhatIsWrong(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.Header.Set("X-Amz-Target", "AmazonSQS.SendMessage")
+		r.Header.Set("Content-Type", "application/x-amz-json-1.0")
 		return signWith(r, "AKID", "secret", at, expires, append(headers, "x-amz-target")...)
 	}
 	replaced := func(old, with string) func(*http.Request) {
@@ -198,6 +199,9 @@ func TestSignaturesAreRefusedForWhatIsWrong(t *testing.T) {
 		"another region":                 {"", 0, replaced("eu-north-1", "eu-west-1"), sqsWrongSignature, ""},
 		"no host":                        {"", 0, replaced("host", "date"), sqsBrokenSignature, "host"},
 		"no target":                      {"", 0, replaced("x-amz-target", "user-agent"), sqsBrokenSignature, "x-amz-target"},
+		"a header twice":                 {"", 0, replaced("SignedHeaders=", "SignedHeaders=host;"), sqsBrokenSignature, "twice"},
+		"the other protocol":             {"", 0, func(r *http.Request) { r.Header.Set("Content-Type", "application/x-www-form-urlencoded") }, sqsBrokenSignature, "x-amz-target"},
+		"no content type":                {"", 0, func(r *http.Request) { r.Header.Del("Content-Type") }, sqsBrokenSignature, "x-amz-target"},
 		"another algorithm":              {"", 0, replaced("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256"), sqsBrokenSignature, "algorithm"},
 		"presigned, another algorithm":   {"60", 0, replaced("AWS4-HMAC", "AWS3-HMAC"), sqsBrokenSignature, "algorithm"},
 		"no credential":                  {"", 0, replaced("Credential=", "Credentials="), sqsBrokenSignature, "Credential"},

@@ -229,17 +229,22 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 		if err := s.insertDeduplications(firsts, wait); err != nil {
 			return err
 		}
-		if len(acks) > 0 {
+		fresh = withoutDuplicates(sent, firsts)
+		grouped, keys, groups := orderedGroups(fresh)
+		if len(acks) > 0 || grouped && len(keys) == 0 {
 			if _, err := read[any](s, "restore_lock_timeout", nil, restoreLockTimeoutSQL); err != nil {
 				return err
 			}
+		}
+		if len(acks) > 0 {
 			if acked, err = s.ack(acks); err != nil {
 				return err
 			}
 		}
-		fresh = withoutDuplicates(sent, firsts)
-		if err := s.lockGroups(fresh); err != nil {
-			return err
+		if len(keys) > 0 {
+			if _, err := read[any](s, "lock_groups", nil, lockGroupsSQL, keys, groups, strconv.FormatInt(lockTimeout.Milliseconds(), 10)); err != nil {
+				return err
+			}
 		}
 		stored, readyAt, err = s.insert(fresh)
 		return err
@@ -284,37 +289,31 @@ FROM inserted`
 
 var restoreLockTimeoutSQL = fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())
 
-// lockGroupsSQL locks the groups of messages in ordered queues before the messages get their
-// seq. Else a message that waits for its group might get a smaller seq than one that another
-// transaction has committed by then, and that consumers have received.
+// lockGroupsSQL locks groups of ordered queues before their messages get a seq. Else a message
+// that waits for its group might get a smaller seq than one that another transaction has
+// committed by then, and that consumers have received. It also restores the lock timeout.
 const lockGroupsSQL = `
 INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
 SELECT DISTINCT u.queue_key >> 48, u.queue_key, u.group_id COLLATE "C" AS group_id, timestamptz 'infinity', 9223372036854775807, timestamptz 'infinity'
 FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, group_id)
-WHERE (SELECT set_config('lock_timeout', $3, true)) IS NOT NULL -- as restoreLockTimeoutSQL
-    AND (SELECT q.ordered FROM queued.queues q WHERE q.key = u.queue_key)
+WHERE (SELECT set_config('lock_timeout', $3, true)) IS NOT NULL
 ORDER BY queue_key, group_id
 ON CONFLICT (queue_key, id) DO UPDATE
 SET ready_at = g.ready_at
 WHERE false -- the row is locked nevertheless`
 
-// lockGroups locks the groups of messages in ordered queues, and restores the lock timeout if
-// there are messages with a group.
-func (s *pinnedConn) lockGroups(messages []outgoing) error {
-	var keys intArray
-	var groups quotedArray
+// orderedGroups reports whether some of the messages have a group, and returns the groups of
+// those for ordered queues.
+func orderedGroups(messages []outgoing) (grouped bool, keys intArray, groups quotedArray) {
 	for _, m := range messages {
 		for _, to := range m.to {
-			if m.group != "" {
+			grouped = grouped || m.group != ""
+			if m.group != "" && to.ordered {
 				keys, groups = append(keys, to.queueKey), append(groups, m.group)
 			}
 		}
 	}
-	if len(keys) == 0 {
-		return nil
-	}
-	_, err := read[any](s, "lock_groups", nil, lockGroupsSQL, keys, groups, strconv.FormatInt(lockTimeout.Milliseconds(), 10))
-	return err
+	return grouped, keys, groups
 }
 
 // insertDeduplications inserts the ids of copies, in an order that all publishes have, and

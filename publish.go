@@ -362,6 +362,7 @@ type subscription struct {
 	retention time.Duration
 	delay     time.Duration
 	max       int64 // queues.max_messages; 0 for no limit
+	ordered   bool
 
 	scheduledAt time.Time // of a message, in place of the delay; zero if it has none
 }
@@ -403,7 +404,8 @@ func (v *subscribers) match(attributes []byte, met, to []int32) []int32 {
 }
 
 const selectSubscriptionsSQL = `
-SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0), coalesce(q.max_messages, 0)
+SELECT s.version, t.id, q.id, q.key, q.message_filters, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0), coalesce(q.max_messages, 0),
+       coalesce(q.ordered, false)
 FROM queued.settings s
 CROSS JOIN queued.topics t
 LEFT JOIN queued.queues q ON q.topic_id = t.id
@@ -422,7 +424,8 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 		var queueID sql.NullString
 		var queueKey, retention, delay, most sql.NullInt64
 		var raw []byte
-		if err := row.Scan(&version, &topicID, &queueID, &queueKey, &raw, &retention, &delay, &most); err != nil {
+		var ordered bool
+		if err := row.Scan(&version, &topicID, &queueID, &queueKey, &raw, &retention, &delay, &most, &ordered); err != nil {
 			return 0, err
 		}
 		if found[topicID] == nil {
@@ -436,6 +439,7 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 				retention: time.Duration(retention.Int64) * time.Second,
 				delay:     time.Duration(delay.Int64) * time.Second,
 				max:       most.Int64,
+				ordered:   ordered,
 			})
 			found[topicID].bounded = found[topicID].bounded || most.Int64 > 0
 		}
@@ -450,7 +454,7 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 }
 
 const selectNamedSQL = `
-SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0), coalesce(q.max_messages, 0)
+SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0), coalesce(q.max_messages, 0), q.ordered
 FROM queued.settings s
 CROSS JOIN queued.queues q
 WHERE q.id = ANY($1::text[])`
@@ -465,7 +469,7 @@ func (s *pinnedConn) readNamed(queueIDs []string) error {
 	versions, err := read(s, "named_queues", func(row scanner) (version int64, err error) {
 		var v subscription
 		var retention, delay int64
-		err = row.Scan(&version, &v.queueID, &v.queueKey, &retention, &delay, &v.max)
+		err = row.Scan(&version, &v.queueID, &v.queueKey, &retention, &delay, &v.max, &v.ordered)
 		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
 		found[v.queueID] = &subscribers{queues: []subscription{v}, bounded: v.max > 0}
 		return version, err

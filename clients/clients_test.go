@@ -152,7 +152,7 @@ func npmInstall(t *testing.T) (dir string) {
 	if err := os.CopyFS(dir, os.DirFS("sqs")); err != nil {
 		t.Fatal(err)
 	}
-	install := exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+	install := exec.Command("npm", "ci", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund")
 	install.Dir = dir
 	if out, err := install.CombinedOutput(); err != nil {
 		t.Fatalf("npm ci: %v\n%s", err, out)

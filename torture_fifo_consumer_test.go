@@ -93,7 +93,7 @@ func (v *torture) readLeases(all []fifoSeen) {
 	for _, d := range all {
 		ids = append(ids, d.id)
 	}
-	rows, err := v.db.Query("SELECT id, seq, delivery_attempts, scheduled_at FROM queued.messages WHERE id = ANY ($1::uuid[]) AND in_flight", ids)
+	rows, err := v.db.Query("SELECT id, seq, delivery_attempts, updated_at, scheduled_at FROM queued.messages WHERE id = ANY ($1::uuid[]) AND in_flight", ids)
 	if err != nil {
 		return
 	}
@@ -102,13 +102,17 @@ func (v *torture) readLeases(all []fifoSeen) {
 		var id string
 		var seq int64
 		var attempt int
-		var until time.Time
-		if rows.Scan(&id, &seq, &attempt, &until) != nil {
+		var from, until time.Time
+		if rows.Scan(&id, &seq, &attempt, &from, &until) != nil {
 			return
 		}
 		for i := range all {
-			if d := &all[i]; d.id == id && d.number == sqsSequenceNumber(seq) && d.attempt == attempt {
-				d.leasedUntil = until
+			d := &all[i]
+			if d.id != id || d.number != sqsSequenceNumber(seq) || d.attempt != attempt {
+				continue
+			}
+			if d.leasedUntil = until; until.Sub(from) != fifoLease*time.Second {
+				v.violate("FIFO message %d was received with a lease from %v to %v", d.n, from, until)
 			}
 		}
 	}

@@ -108,7 +108,7 @@ dist/package: deploy/queued.service deploy/package/queued.8 CHANGELOG.md
 	@touch $@
 
 dist/queued-sbom.cdx.json: dist/queued-linux-amd64
-	@$(CYCLONEDX) bin -json -noserial -notimestamp -output $@ $< 2>/dev/null
+	@$(CYCLONEDX) bin -json -std -noserial -notimestamp -output $@ $< 2>/dev/null
 
 # The path is in go.mod and in the imports of the packages under internal/.
 module:

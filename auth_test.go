@@ -384,15 +384,6 @@ func TestTokensAndCertificateAreReadAgainOnHangUp(t *testing.T) {
 	}
 }
 
-func TestHangUpWithoutFilesDrains(t *testing.T) {
-	t.Parallel()
-	r := startProcess(t, "-database-url", newTestDatabase(t, "queued"))
-	r.cmd.Process.Signal(syscall.SIGHUP)
-	if err := r.await(); err != nil {
-		t.Errorf("after a hang-up the server ended with %v:\n%s", err, r.output)
-	}
-}
-
 func TestOpenServerBeyondLoopbackWarns(t *testing.T) {
 	t.Parallel()
 	r := startProcess(t, "-database-url", newTestDatabase(t, "queued"), "-listen", "0.0.0.0:0")

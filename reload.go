@@ -40,17 +40,26 @@ func (v *reloadedFiles) read() error {
 	return nil
 }
 
-// watch reads the files on each SIGHUP. Without files it calls end instead, because the
-// SIGHUP comes from a closed terminal. The caller ends it with stop, which returns when it
-// has ended.
+// watch reads the files on each SIGHUP. Without files, a SIGHUP from a closed terminal
+// calls end. A service has no terminal, and nothing to reload then. The caller ends watch
+// with stop, which returns when it has ended.
 func (v *reloadedFiles) watch(log *slog.Logger, end func()) (stop func()) {
+	terminal, err := os.Open("/dev/tty")
+	if err == nil {
+		terminal.Close()
+	}
+	onTerminal := err == nil
 	signals, ended := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(signals, syscall.SIGHUP)
 	go func() {
 		defer close(ended)
 		for range signals {
 			if v.tokenFile == "" && v.certFile == "" {
-				end()
+				if onTerminal {
+					end()
+				} else {
+					log.Info("nothing to reload")
+				}
 			} else if err := v.read(); err != nil {
 				log.Error("reload failed, keeping the previous tokens and certificate", "error", err)
 			} else {

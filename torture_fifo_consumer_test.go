@@ -82,18 +82,24 @@ func (v *torture) readFIFO(queue string, out []byte, sentAt time.Time) (all []fi
 		}
 		all = append(all, d)
 	}
-	v.readLeases(all)
+	v.readRows(all)
 	return all
 }
 
-// readLeases sets leasedUntil of messages whose leases have not changed, unless the database
-// is down. A response does not tell: its claim may have begun before the request.
-func (v *torture) readLeases(all []fifoSeen) {
+// readRows sets leasedUntil of messages whose leases have not changed, unless the database is
+// down. A response does not tell: its claim may have begun before the request. It also checks
+// what else only the rows have: the length of the lease, and how often a dead message had
+// been received.
+func (v *torture) readRows(all []fifoSeen) {
 	var ids idArray
 	for _, d := range all {
 		ids = append(ids, d.id)
 	}
-	rows, err := v.db.Query("SELECT id, seq, delivery_attempts, updated_at, scheduled_at FROM queued.messages WHERE id = ANY ($1::uuid[]) AND in_flight", ids)
+	rows, err := v.db.Query(`
+SELECT id, seq, delivery_attempts, updated_at, scheduled_at, coalesce(source_delivery_attempts, 0)
+FROM queued.messages
+WHERE id = ANY ($1::uuid[])
+    AND in_flight`, ids)
 	if err != nil {
 		return
 	}
@@ -101,9 +107,9 @@ func (v *torture) readLeases(all []fifoSeen) {
 	for rows.Next() {
 		var id string
 		var seq int64
-		var attempt int
+		var attempt, died int
 		var from, until time.Time
-		if rows.Scan(&id, &seq, &attempt, &from, &until) != nil {
+		if rows.Scan(&id, &seq, &attempt, &from, &until, &died) != nil {
 			return
 		}
 		for i := range all {
@@ -113,6 +119,9 @@ func (v *torture) readLeases(all []fifoSeen) {
 			}
 			if d.leasedUntil = until; until.Sub(from) != fifoLease*time.Second {
 				v.violate("FIFO message %d was received with a lease from %v to %v", d.n, from, until)
+			}
+			if d.queue == fifoDead && died != tortureDeliveries {
+				v.violate("FIFO message %d died after %d receives", d.n, died)
 			}
 		}
 	}

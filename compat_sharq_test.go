@@ -179,7 +179,7 @@ func TestSharQMetricsAreThoseOfItsTests(t *testing.T) {
 		checkDiff(t, "queue ids "+when, ids, groups.IDs)
 		checkDiff(t, "queue length "+when, length, group.Length)
 		for _, path := range []string{"/metrics/", "/metrics/default/g/"} {
-			checkDiff(t, path+" "+when, [2]int64{in, out}, sumOfCounts(s, path))
+			checkDiff(t, path+" "+when, [2]int64{in, out}, sumOfCounts(&s.client, path))
 		}
 	}
 	check("at first", []string{}, []string{}, 0, 0, 0)
@@ -463,8 +463,8 @@ func TestSharQCountsAreThoseOfAllServers(t *testing.T) {
 	other := newTestServerOn(t, s.dsn)
 	check := func(path string, in, out int64) {
 		t.Helper()
-		checkDiff(t, path, [2]int64{in, out}, sumOfCounts(s, path))
-		checkDiff(t, path+" at the other server", [2]int64{in, out}, sumOfCounts(other, path))
+		checkDiff(t, path, [2]int64{in, out}, sumOfCounts(&s.client, path))
+		checkDiff(t, path+" at the other server", [2]int64{in, out}, sumOfCounts(&other.client, path))
 	}
 	enqueueJob(s, "g", "a", "")
 	check("/metrics/", 1, 0)
@@ -502,25 +502,25 @@ func TestSharQCountsAreKeptForTenMinutes(t *testing.T) {
 	// Without the ninth minute ago, which may be the tenth when the server looks.
 	s.exec(`INSERT INTO queued.job_counts (minute, queue_key, group_id, dequeued, jobs)
 		SELECT date_trunc('minute', now()) - make_interval(mins => n), key, 'g', true, n FROM queued.queues, generate_series(1, 12) AS n WHERE n <> 9`)
-	checkDiff(t, "sum", [2]int64{0, 36}, sumOfCounts(s, "/metrics/default/g/"))
+	checkDiff(t, "sum", [2]int64{0, 36}, sumOfCounts(&s.client, "/metrics/default/g/"))
 	s.mustCleanUp()
-	checkDiff(t, "sum after the cleanup", [2]int64{0, 36}, sumOfCounts(s, "/metrics/default/g/"))
+	checkDiff(t, "sum after the cleanup", [2]int64{0, 36}, sumOfCounts(&s.client, "/metrics/default/g/"))
 	checkDiff(t, "rows that stay", 8, s.count("SELECT count(*) FROM queued.job_counts"))
 }
 
 // sumOfCounts returns the numbers of enqueued and dequeued jobs in the last ten minutes.
-func sumOfCounts(s *testServer, path string) (sum [2]int64) {
-	s.t.Helper()
+func sumOfCounts(c *client, path string) (sum [2]int64) {
+	c.t.Helper()
 	var v struct {
 		In  map[string]int64 `json:"enqueue_counts"`
 		Out map[string]int64 `json:"dequeue_counts"`
 	}
-	mustDecode(s.t, s.must(200, "GET", path, ""), &v)
+	mustDecode(c.t, c.must(200, "GET", path, ""), &v)
 	for _, counts := range []map[string]int64{v.In, v.Out} {
-		checkDiff(s.t, "minutes", countedMinutes, len(counts))
+		checkDiff(c.t, "minutes", countedMinutes, len(counts))
 		for key := range counts {
 			if !regexp.MustCompile(`^\d+0000$`).MatchString(key) {
-				s.t.Errorf("key %s is not a minute", key)
+				c.t.Errorf("key %s is not a minute", key)
 			}
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -523,31 +522,6 @@ func TestDevelopmentServerKeepsNothing(t *testing.T) {
 		if !strings.Contains(r.output.String(), want) {
 			t.Errorf("the log has no %s:\n%s", want, r.output)
 		}
-	}
-}
-
-func TestDevelopmentServerCleansUpAfterOneThatWasKilled(t *testing.T) {
-	t.Parallel()
-	temporary := filepath.Dir(newDataDir(t))
-	kept, killed := devServer(t, temporary), devServer(t, temporary)
-	dirOf := func(r *running) string { return readyLine.FindStringSubmatch(r.output.String())[2] }
-	cluster := filepath.Join(dirOf(killed), "postgres")
-	killed.cmd.Process.Kill()
-	killed.await()
-	if leftover(cluster) == 0 {
-		t.Fatal("the PostgreSQL of the killed server has ended; the test needs a PostgreSQL that is left")
-	}
-	third := devServer(t, temporary)
-	want := []string{filepath.Base(dirOf(kept)), filepath.Base(dirOf(third))}
-	slices.Sort(want)
-	checkDiff(t, "directories", want, mustList(t, temporary))
-	if pid := leftover(cluster); pid != 0 {
-		t.Errorf("the PostgreSQL of the killed server is process %d", pid)
-	}
-	for _, r := range []*running{kept, third} {
-		r.client().must(200, "GET", "/readyz", "")
-		r.cmd.Process.Signal(syscall.SIGTERM)
-		r.await()
 	}
 }
 

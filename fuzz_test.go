@@ -20,6 +20,7 @@ import (
 func FuzzRequests(f *testing.F) {
 	const queue = `"ack_deadline_seconds":30,"message_retention_seconds":600`
 	const id = "01a2070a-637d-779c-bda4-c363025bdbb3"
+	handle := sqsHandle(unknownID, receipt{queueKey: 1, seq: 1, attempts: 1})
 	for _, seed := range [][5]string{
 		{"POST", "/topics", "", "", `{"id":"a"}`},
 		{"GET", "/topics", "offset=0&limit=10", "", ""},
@@ -64,8 +65,8 @@ func FuzzRequests(f *testing.F) {
 		{"POST", "/000000000000/t", "", "Content-Type: application/x-www-form-urlencoded", "Action=SendMessage&MessageBody=x&MessageAttribute.1.Name=a&MessageAttribute.1.Value.DataType=Binary&MessageAttribute.1.Value.BinaryValue=AA=="},
 		{"POST", "/", "", "Content-Type: application/x-amz-json-1.0\r\nX-Amz-Target: AmazonSQS.SendMessageBatch", `{"QueueUrl":"t","Entries":[{"Id":"a","MessageBody":"\ud800","DelaySeconds":5},{"Id":"b","MessageBody":"{}","MessageGroupId":"g"}]}`},
 		{"GET", "/", "Action=ReceiveMessage&QueueUrl=t&AttributeName=All&MessageAttributeName.1=a.*&VisibilityTimeout=0&MaxNumberOfMessages=10", "", ""},
-		{"POST", "/", "", "Content-Type: application/x-amz-json-1.0\r\nX-Amz-Target: AmazonSQS.ChangeMessageVisibility", `{"QueueUrl":"t","ReceiptHandle":"AQICAgAAAAAAAAAAAAAAAAAAAADP7l1-","VisibilityTimeout":0}`},
-		{"POST", "/", "", "Content-Type: application/x-www-form-urlencoded", "Action=DeleteMessageBatch&QueueUrl=t&DeleteMessageBatchRequestEntry.1.Id=a&DeleteMessageBatchRequestEntry.1.ReceiptHandle=AQICAgAAAAAAAAAAAAAAAAAAAADP7l1-"},
+		{"POST", "/", "", "Content-Type: application/x-amz-json-1.0\r\nX-Amz-Target: AmazonSQS.ChangeMessageVisibility", `{"QueueUrl":"t","ReceiptHandle":"` + handle + `","VisibilityTimeout":0}`},
+		{"POST", "/", "", "Content-Type: application/x-www-form-urlencoded", "Action=DeleteMessageBatch&QueueUrl=t&DeleteMessageBatchRequestEntry.1.Id=a&DeleteMessageBatchRequestEntry.1.ReceiptHandle=" + handle},
 		{"POST", "/", "", "Content-Type: application/x-amz-json-1.0\r\nX-Amz-Target: AmazonSQS.SetQueueAttributes", `{"QueueUrl":"t","Attributes":{"Policy":"{}","MaximumMessageSize":"1024","RedriveAllowPolicy":"{\"redrivePermission\":\"byQueue\"}"}}`},
 		{"POST", "/", "", "Content-Type: application/x-amz-json-1.0\r\nX-Amz-Target: AmazonSQS.AddPermission", `{"QueueUrl":"t","Label":"l","AWSAccountIds":["1"],"Actions":["*"]}`},
 		{"GET", "/", "Action=ListQueues&QueueNamePrefix=t&MaxResults=1&NextToken=dA", "", ""},

@@ -235,7 +235,7 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 	{ruleKey, "no table is distributed yet: it uses ids of messages or queues, or ctid, or reads all queues", `
 		ackMessagesSQL ackReceiptsSQL addJobCountsSQL claimBackoffSQL claimBatchSQL claimBatchSQSSQL claimMessagesSQL claimSQSSQL consumeMessagesSQL
 		countMessagesSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL forgetDeduplicationsSQL forgetDeletedSQL insertDeduplicationsSQL
-		insertGroupedSQL insertMessagesSQL insertMoveTaskSQL insertUncommonSQL keepConsumedSQL lockGroupsOfDeliveriesSQL lockGroupsOfJobsSQL lockLeasesSQL
+		insertGroupedSQL insertMessagesSQL insertMoveTaskSQL insertUncommonSQL keepConsumedSQL lockGroupsOfDeliveriesSQL lockGroupsOfJobsSQL lockGroupsSQL lockLeasesSQL
 		lockMessagesSQL moveExhaustedSQL nackMessagesSQL purgeBatchSQL purgeGroupBatchSQL putGroupSQL queued.ack queued.claim_groups queued.nack
 		queued.receive queued.search_messages queued.settle_groups raiseSequencesSQL recheckGroupsSQL redriveBatchSQL redriveNamedSQL releaseMessagesSQL
 		removeConsumedSQL removeDeduplicationsSQL removeDeletedDeduplicationsSQL removeDeletedSQL removeExpiredSQL removeIdleGroupsSQL removeJobCountsSQL

@@ -203,41 +203,54 @@ var readyLine = regexp.MustCompile(`msg=ready url=(\S+)`)
 // ready. At the end of the test it stops the server, which has to exit with status 0.
 func startServer(t *testing.T, queued string, args ...string) (url string) {
 	t.Helper()
+	return launch(t, queued, append([]string{"-data-dir", newDataDir(t)}, args...)...).url
+}
+
+// server is a server that runs.
+type server struct {
+	url     string
+	process *os.Process
+	killed  bool
+	rest    chan struct{} // closed once it has closed its log
+}
+
+// launch starts queued with these arguments, like startServer.
+func launch(t *testing.T, queued string, args ...string) *server {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*testTimeout)
 	t.Cleanup(cancel)
-	args = append([]string{"-listen", "127.0.0.1:0", "-data-dir", newDataDir(t)}, args...)
-	server := exec.CommandContext(ctx, queued, args...)
-	logs, err := server.StderrPipe()
+	cmd := exec.CommandContext(ctx, queued, append([]string{"-listen", "127.0.0.1:0"}, args...)...)
+	logs, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := server.Start(); err != nil {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	lines := bufio.NewReader(io.TeeReader(logs, t.Output()))
-	rest := make(chan struct{})
+	s := &server{process: cmd.Process, rest: make(chan struct{})}
 	t.Cleanup(func() {
-		server.Process.Signal(syscall.SIGTERM)
-		<-rest
-		if err := server.Wait(); err != nil {
+		s.process.Signal(syscall.SIGTERM)
+		<-s.rest
+		if err := cmd.Wait(); err != nil && !s.killed {
 			t.Errorf("the server exited with %v after SIGTERM", err)
 		}
 	})
-	for url == "" {
+	for s.url == "" {
 		line, err := lines.ReadString('\n')
 		if err != nil {
-			close(rest)
+			close(s.rest)
 			t.Fatalf("the server did not become ready: %v", err)
 		}
 		if m := readyLine.FindStringSubmatch(line); m != nil {
-			url = m[1]
+			s.url = m[1]
 		}
 	}
 	go func() {
-		defer close(rest)
+		defer close(s.rest)
 		io.Copy(io.Discard, lines)
 	}()
-	response, err := http.Get(url + "/readyz")
+	response, err := http.Get(s.url + "/readyz")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +258,14 @@ func startServer(t *testing.T, queued string, args ...string) (url string) {
 	if response.StatusCode != http.StatusOK {
 		t.Fatalf("GET /readyz = %s", response.Status)
 	}
-	return url
+	return s
+}
+
+// kill kills the server, and returns once it has ended.
+func (s *server) kill() {
+	s.killed = true
+	s.process.Kill()
+	<-s.rest
 }
 
 // newDataDir returns a path that the user PostgreSQL runs as can reach.

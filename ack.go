@@ -451,12 +451,19 @@ const extendMessagesSQL = `
 WITH asked AS MATERIALIZED (
     SELECT id, leased_until, now() + make_interval(secs => seconds) AS until
     FROM unnest($2::uuid[], $3::timestamptz[], $4::integer[]) AS u (id, leased_until, seconds)
+), named AS MATERIALIZED (
+    SELECT m.id, m.queue_key, a.leased_until, a.until, a.until + coalesce(m.scheduled_at - m.lease_end, interval '0') AS due_at
+    FROM asked a
+    JOIN queued.messages m ON ` + thatOneSQL + `
+    WHERE m.in_flight
+        AND ` + inLeaseSQL + `
+    FOR UPDATE OF m
 ), extended AS (
     UPDATE queued.messages m
-    SET scheduled_at = a.until + coalesce(m.scheduled_at - m.lease_end, interval '0'), updated_at = now(),
-        lease_end = CASE WHEN m.lease_end IS NOT NULL THEN a.until END
-    FROM asked a
+    SET scheduled_at = a.due_at, updated_at = now(), lease_end = CASE WHEN m.lease_end IS NOT NULL THEN a.until END
+    FROM named a
     WHERE ` + thatOneSQL + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND m.in_flight
         AND ` + inLeaseSQL + `
     RETURNING m.*

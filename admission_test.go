@@ -333,7 +333,7 @@ func TestListsAreCutAndGoOn(t *testing.T) {
 	for i := range 6000 {
 		groups = append(groups, fmt.Sprintf("%04d", i)+strings.Repeat("\x01", 252)) // six bytes each in JSON
 	}
-	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at, keep_interval) SELECT key, g, 'infinity', true FROM queued.queues, unnest($1::text[]) AS g WHERE queues.id = 'q00'", quotedArray(groups))
+	s.exec("INSERT INTO queued.groups (home, queue_key, id, ready_at, keep_interval) SELECT home, key, g, 'infinity', true FROM queued.queues, unnest($1::text[]) AS g WHERE queues.id = 'q00'", quotedArray(groups))
 	for _, v := range []struct {
 		path string
 		want []string

@@ -116,7 +116,7 @@ const moveMessagesSQL = `
                                  last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
     SELECT d.home, d.queue_key, CASE WHEN NOT dies THEN max_deliveries END, d.expired_at, d.scheduled_at, now(),
            coalesce(new_error, last_error), CASE WHEN new_error IS NULL THEN last_error_at ELSE now() END,
-           CASE WHEN dies THEN (SELECT id FROM queued.queues WHERE key = removed.queue_key) END, CASE WHEN dies THEN delivery_attempts END,
+           CASE WHEN dies THEN s.source_id END, CASE WHEN dies THEN delivery_attempts END,
            CASE WHEN dies THEN now() END, ` + carriedColumnsSQL + `
     FROM removed
     CROSS JOIN LATERAL (
@@ -126,6 +126,11 @@ const moveMessagesSQL = `
         FROM queued.queues
         WHERE queues.id = removed.destination_id
     ) d
+    LEFT JOIN LATERAL (
+        SELECT q.id AS source_id
+        FROM queued.queues q
+        WHERE q.key = removed.queue_key
+    ) s ON true
     ORDER BY CASE WHEN group_id IS NULL THEN removed.scheduled_at END, seq -- messages of a group keep their order
     RETURNING queue_key, group_id, scheduled_at, seq`
 

@@ -349,13 +349,18 @@ WITH due AS MATERIALIZED (
         AND m.home = $1
 )` + lastOfBatchSQL
 
-const forgetDeletedSQL = `
-DELETE FROM queued.deleted_queues d
+const selectForgottenSQL = `
+SELECT key
+FROM queued.deleted_queues d
 WHERE d.home = $1
     AND deleted_at < now() - make_interval(secs => $2)
     AND NOT EXISTS (SELECT FROM queued.messages WHERE queue_key = d.key AND home = $1)
     AND NOT EXISTS (SELECT FROM queued.consumed_messages WHERE queue_key = d.key AND home = $1)
     AND NOT EXISTS (SELECT FROM queued.deduplications WHERE queue_key = d.key AND home = $1)`
+
+const forgetDeletedSQL = `
+DELETE FROM queued.deleted_queues
+WHERE key = ANY ($1::bigint[])`
 
 // removeDeleted deletes the messages, consumed messages and deduplication ids of deleted
 // queues.
@@ -394,7 +399,10 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 		}
 	}
 	return c.inHomes(ctx, func(home int64) error {
-		_, err := c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, home, grace)
+		keys, err := collect(ctx, c.on("forgotten_queues"), scanKey, selectForgottenSQL, home, grace)
+		if err == nil && len(keys) > 0 {
+			_, err = c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, intArray(keys))
+		}
 		return err
 	})
 }
@@ -444,13 +452,12 @@ GROUP BY q.id`
 WITH exhausted AS MATERIALIZED (
     SELECT m.ctid AS tid
     FROM queued.messages m
-    JOIN queued.queues q ON q.key = m.queue_key
     WHERE m.home = $1
         AND m.ctid >= format('(%s,0)', $2::bigint)::tid
         AND m.ctid < format('(%s,0)', $3::bigint)::tid
         AND NOT m.last_delivery
-        AND m.delivery_attempts >= q.delivery_limit
-    FOR UPDATE OF m SKIP LOCKED
+        AND m.delivery_attempts >= (SELECT q.delivery_limit FROM queued.queues q WHERE q.key = m.queue_key)
+    FOR UPDATE SKIP LOCKED
 )
 UPDATE queued.messages m
 SET last_delivery = true

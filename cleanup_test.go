@@ -125,8 +125,8 @@ func TestCleanupSearchesAnEmptyDeletedQueueAgainAfterItsGrace(t *testing.T) {
 		keysAreThere int
 	}{
 		{"an empty queue", "", 0, 1},
-		{"a late message", `INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, expired_at, scheduled_at)
-			SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now() + interval '1 h', now() FROM queued.deleted_queues`, 1, 1},
+		{"a late message", `INSERT INTO queued.messages (home, id, queue_key, data, bytes, created_at, updated_at, expired_at, scheduled_at)
+			SELECT home, gen_random_uuid(), key, '{}', 2, now(), now(), now() + interval '1 h', now() FROM queued.deleted_queues`, 1, 1},
 		{"the end of the grace", "UPDATE queued.deleted_queues SET deleted_at = now() - interval '61 min'", 0, 0},
 	} {
 		if v.change != "" {
@@ -147,8 +147,8 @@ func TestCleanupWorksInBatchesAndServersShareIt(t *testing.T) {
 	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	const many = 3*cleanupBatch + 1
 	insert := func(columns, values string) {
-		s.exec(fmt.Sprintf(`INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, %s)
-			SELECT gen_random_uuid(), key, '{}', 2, now(), now(), %s FROM queued.queues, generate_series(1, %d) WHERE id = 'q'`, columns, values, many))
+		s.exec(fmt.Sprintf(`INSERT INTO queued.messages (home, id, queue_key, data, bytes, created_at, updated_at, %s)
+			SELECT home, gen_random_uuid(), key, '{}', 2, now(), now(), %s FROM queued.queues, generate_series(1, %d) WHERE id = 'q'`, columns, values, many))
 	}
 	insert("expired_at, scheduled_at", "now() - interval '1 s', now()")
 	insert("expired_at, scheduled_at, last_delivery, in_flight, delivery_attempts", "now() + interval '1 h', now(), true, true, 1")
@@ -226,8 +226,8 @@ func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
-	s.exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, scheduled_at, expired_at)
-		SELECT gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + CASE WHEN n % 2 = 0 THEN interval '1 h' ELSE interval '0' END
+	s.exec(`INSERT INTO queued.messages (home, id, queue_key, data, bytes, created_at, updated_at, scheduled_at, expired_at)
+		SELECT home, gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + CASE WHEN n % 2 = 0 THEN interval '1 h' ELSE interval '0' END
 		FROM queued.queues, generate_series(1, 5000) n`)
 	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics}
 	pages := int64(s.count("SELECT pg_relation_size('queued.messages') / 8192"))

@@ -255,7 +255,7 @@ WHERE (SELECT version FROM queued.settings) = $11
 ORDER BY j.n
 ON CONFLICT (id, queue_key) DO UPDATE
 SET data = excluded.data, bytes = excluded.bytes, max_deliveries = excluded.max_deliveries, trace = excluded.trace,
-    delivery_attempts = 0, in_flight = false, last_delivery = false, expired_at = excluded.expired_at, updated_at = now()
+    delivery_attempts = 0, in_flight = false, last_delivery = false, expired_at = excluded.expired_at, updated_at = excluded.updated_at
 RETURNING m.id, m.seq, now()`
 
 // storeMessages stores, for each name, the last job that was not refused.

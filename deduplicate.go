@@ -281,7 +281,7 @@ WITH inserted AS (
         AND (SELECT version FROM queued.settings) = $5
     ON CONFLICT (queue_key, id) DO UPDATE
     SET message_id = excluded.message_id, created_at = excluded.created_at, expires_at = excluded.expires_at
-    WHERE d.expires_at <= now()
+    WHERE d.expires_at <= excluded.created_at -- which is now()
     RETURNING message_id
 )
 SELECT array_agg(message_id), (SELECT version FROM queued.settings) = $5

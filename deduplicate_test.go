@@ -311,8 +311,8 @@ func TestHeldIDHurtsOnlyRequestsWithTheSameID(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishWithID("q", "warm", 0) // connects
-	tx := s.begin(`INSERT INTO queued.deduplications (queue_key, id, message_id, created_at, expires_at)
-		SELECT key, 'held', gen_random_uuid(), now(), now() + interval '1 min' FROM queued.queues WHERE id = 'q'`)
+	tx := s.begin(`INSERT INTO queued.deduplications (home, queue_key, id, message_id, created_at, expires_at)
+		SELECT home, key, 'held', gen_random_uuid(), now(), now() + interval '1 min' FROM queued.queues WHERE id = 'q'`)
 	free := s.hold("INSERT")
 	ended := make(chan struct{})
 	go func() {
@@ -354,8 +354,8 @@ func TestHeldIDIsFreeAfterARollback(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
-	tx := s.begin(`INSERT INTO queued.deduplications (queue_key, id, message_id, created_at, expires_at)
-		SELECT key, 'held', gen_random_uuid(), now(), now() + interval '1 min' FROM queued.queues WHERE id = 'q'`)
+	tx := s.begin(`INSERT INTO queued.deduplications (home, queue_key, id, message_id, created_at, expires_at)
+		SELECT home, key, 'held', gen_random_uuid(), now(), now() + interval '1 min' FROM queued.queues WHERE id = 'q'`)
 	s.must(503, "POST", "/queues/q/messages", `{"data":{},"deduplication_id":"held"}`)
 	tx.Rollback()
 	if m := s.publishWithID("q", "held", 1); m.Duplicate {
@@ -403,8 +403,8 @@ func TestCleanupRemovesDeduplicationIDsPastTheirWindow(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishWithID("q", "kept", 1)
-	s.exec(`INSERT INTO queued.deduplications (queue_key, id, message_id, created_at, expires_at)
-		SELECT key, n::text, gen_random_uuid(), now(), now() - n / 2 * interval '1 s' FROM queued.queues, generate_series(1, $1) AS n WHERE id = 'q'`, 2*cleanupBatch+1)
+	s.exec(`INSERT INTO queued.deduplications (home, queue_key, id, message_id, created_at, expires_at)
+		SELECT home, key, n::text, gen_random_uuid(), now(), now() - n / 2 * interval '1 s' FROM queued.queues, generate_series(1, $1) AS n WHERE id = 'q'`, 2*cleanupBatch+1)
 	s.mustCleanUp()
 	checkDiff(t, "ids", 1, s.deduplicationIDs())
 	if m := s.publishWithID("q", "kept", 2); !m.Duplicate {

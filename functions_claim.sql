@@ -45,54 +45,9 @@ CREATE OR REPLACE TRIGGER ready_group_deleted AFTER DELETE ON queued.groups
     EXECUTE FUNCTION queued.change_ready_groups();
 
 -- For connections with session_replication_role = replica, too.
-ALTER TABLE queued.groups
-    ENABLE ALWAYS TRIGGER ready_group_created,
-    ENABLE ALWAYS TRIGGER ready_group_changed,
-    ENABLE ALWAYS TRIGGER ready_group_deleted;
-
--- The first due messages of a group, at most that many. They wait, or their lease has ended.
--- In an ordered queue they also contain messages that are not due or not alive, because
--- later messages wait for them. PostgreSQL inlines this function.
-CREATE OR REPLACE FUNCTION queued.group_fronts(key bigint, group_key text, from_seq bigint, from_lease_end timestamptz, many bigint, in_order boolean, max_attempts integer, moment timestamptz)
-RETURNS TABLE (tid tid, seq bigint, scheduled_at timestamptz, expired_at timestamptz, bytes integer, in_flight boolean, alive boolean)
-LANGUAGE sql STABLE
-AS $$
-    SELECT *
-    FROM (
-        (
-            SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries) AS alive
-            FROM queued.messages m
-            WHERE m.queue_key = key
-                AND m.home = (key >> 48)::smallint
-                AND m.group_id = group_key
-                AND NOT m.in_flight
-                AND m.seq >= from_seq
-                AND m.expired_at > moment
-                AND (in_order OR m.scheduled_at <= moment AND m.delivery_attempts < least(max_attempts, m.max_deliveries))
-            ORDER BY m.seq
-            LIMIT many
-        )
-        UNION ALL
-        (
-            SELECT m.ctid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries)
-            FROM queued.messages m
-            WHERE m.queue_key = key
-                AND m.home = (key >> 48)::smallint
-                AND m.group_id = group_key
-                AND m.in_flight
-                AND m.scheduled_at >= from_lease_end
-                AND m.scheduled_at <= moment
-                AND m.expired_at > moment
-                AND (in_order OR m.delivery_attempts < least(max_attempts, m.max_deliveries))
-            ORDER BY m.scheduled_at
-            LIMIT 1000
-        )
-    ) either
-    ORDER BY seq
-    LIMIT many
-$$;
-
-COMMENT ON FUNCTION queued.group_fronts IS 'Internal: the first messages of a group';
+ALTER TABLE queued.groups ENABLE ALWAYS TRIGGER ready_group_created;
+ALTER TABLE queued.groups ENABLE ALWAYS TRIGGER ready_group_changed;
+ALTER TABLE queued.groups ENABLE ALWAYS TRIGGER ready_group_deleted;
 
 -- A claim of messages with a group. It locks groups that are ready and that no other
 -- transaction has locked, in the order in which they became ready. If waits is true, it
@@ -137,7 +92,7 @@ DECLARE
     own_home     CONSTANT smallint := key >> 48; -- queues.home
     runs         CONSTANT boolean := in_order AND takes_runs;
     locked       tid[];
-    ended        text[]; -- groups with more ended leases than group_fronts reads
+    ended        text[]; -- groups with more ended leases than a claim reads
     moment       timestamptz;
     leased_until timestamptz;
     tids         tid[];
@@ -208,7 +163,7 @@ BEGIN
         ) v;
         EXIT WHEN locked IS NULL;
 
-        -- group_fronts finds ended leases in the order in which they ended, and another index
+        -- The next statement finds ended leases in the order in which they ended, and another index
         -- would cost on every claim. If there are too many, they become waiting messages.
         IF ended IS NOT NULL THEN
             WITH found AS MATERIALIZED (
@@ -286,7 +241,44 @@ BEGIN
             SELECT f.*, g.id, g.place, g.limited_until, g.next_limit, row_number() OVER front AS turn,
                    bool_and(f.scheduled_at <= moment AND f.alive AND (f.seq < g.leased_seq) IS NOT FALSE) OVER front AS next
             FROM visited g
-            CROSS JOIN LATERAL queued.group_fronts(key, g.id, g.first_seq, g.first_lease_end, g.share, in_order, max_attempts, moment) f
+            -- The first due messages of the group, at most its share. They wait, or their lease has
+            -- ended. In an ordered queue they also contain messages that are not due or not alive,
+            -- because later messages wait for them.
+            CROSS JOIN LATERAL (
+                SELECT *
+                FROM (
+                    (
+                        SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries) AS alive
+                        FROM queued.messages m
+                        WHERE m.queue_key = key
+                            AND m.home = own_home
+                            AND m.group_id = g.id
+                            AND NOT m.in_flight
+                            AND m.seq >= g.first_seq
+                            AND m.expired_at > moment
+                            AND (in_order OR m.scheduled_at <= moment AND m.delivery_attempts < least(max_attempts, m.max_deliveries))
+                        ORDER BY m.seq
+                        LIMIT g.share
+                    )
+                    UNION ALL
+                    (
+                        SELECT m.ctid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries)
+                        FROM queued.messages m
+                        WHERE m.queue_key = key
+                            AND m.home = own_home
+                            AND m.group_id = g.id
+                            AND m.in_flight
+                            AND m.scheduled_at >= g.first_lease_end
+                            AND m.scheduled_at <= moment
+                            AND m.expired_at > moment
+                            AND (in_order OR m.delivery_attempts < least(max_attempts, m.max_deliveries))
+                        ORDER BY m.scheduled_at
+                        LIMIT 1000
+                    )
+                ) either
+                ORDER BY seq
+                LIMIT g.share
+            ) f
             WINDOW front AS (PARTITION BY g.place ORDER BY f.seq)
         ), fitting AS MATERIALIZED (
             SELECT f.*, row_number() OVER turns AS turn_of_all, sum(f.bytes) OVER turns AS total
@@ -451,7 +443,41 @@ BEGIN
                        ) END))
                    END AS at
             FROM bounded g
-            LEFT JOIN LATERAL queued.group_fronts(key, g.id, g.first_seq, g.first_lease_end, 1, in_order, max_attempts, moment) f ON true
+            LEFT JOIN LATERAL ( -- the first of them, as above
+                SELECT *
+                FROM (
+                    (
+                        SELECT m.ctid AS tid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries) AS alive
+                        FROM queued.messages m
+                        WHERE m.queue_key = key
+                            AND m.home = own_home
+                            AND m.group_id = g.id
+                            AND NOT m.in_flight
+                            AND m.seq >= g.first_seq
+                            AND m.expired_at > moment
+                            AND (in_order OR m.scheduled_at <= moment AND m.delivery_attempts < least(max_attempts, m.max_deliveries))
+                        ORDER BY m.seq
+                        LIMIT 1
+                    )
+                    UNION ALL
+                    (
+                        SELECT m.ctid, m.seq, m.scheduled_at, m.expired_at, m.bytes, m.in_flight, m.delivery_attempts < least(max_attempts, m.max_deliveries)
+                        FROM queued.messages m
+                        WHERE m.queue_key = key
+                            AND m.home = own_home
+                            AND m.group_id = g.id
+                            AND m.in_flight
+                            AND m.scheduled_at >= g.first_lease_end
+                            AND m.scheduled_at <= moment
+                            AND m.expired_at > moment
+                            AND (in_order OR m.delivery_attempts < least(max_attempts, m.max_deliveries))
+                        ORDER BY m.scheduled_at
+                        LIMIT 1000
+                    )
+                ) either
+                ORDER BY seq
+                LIMIT 1
+            ) f ON true
         ), idle AS (
             DELETE FROM queued.groups g
             USING checked c

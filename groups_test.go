@@ -747,11 +747,11 @@ func TestEndedLeasesOfAGroupComeInOrderHoweverManyThereAre(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustQueue("q")
-	const many = 1500 // more than group_fronts reads
-	s.exec(`INSERT INTO queued.messages (id, queue_key, group_id, data, bytes, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
-		SELECT gen_random_uuid(), key, 'a', json_build_object('n', n), 8, true, 1, now() + interval '1 h', now() - n * interval '1 ms', now(), now()
+	const many = 1500 // more than a claim reads
+	s.exec(`INSERT INTO queued.messages (home, id, queue_key, group_id, data, bytes, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
+		SELECT home, gen_random_uuid(), key, 'a', json_build_object('n', n), 8, true, 1, now() + interval '1 h', now() - n * interval '1 ms', now(), now()
 		FROM queued.queues, generate_series(1, $1) n ORDER BY n`, many)
-	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at) SELECT key, 'a', now() FROM queued.queues")
+	s.exec("INSERT INTO queued.groups (home, queue_key, id, ready_at) SELECT home, key, 'a', now() FROM queued.queues")
 	checkDiff(t, "first", []int{1, 2, 3}, numbers(s.receive("q", "?limit=3")))
 	var want []int
 	for n := 4; n <= many; n++ {

@@ -65,18 +65,18 @@ func (s *inspector) messagesIn(queueID string) int {
 // notified.
 func (s *inspector) fill(queueID string, many int) {
 	s.t.Helper()
-	s.exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, created_at, updated_at, scheduled_at, expired_at)
-		SELECT gen_random_uuid(), key, format('{"n":%s}', n)::json, 6 + length(n::text), now(), now(), now(), now() + interval '1 h'
+	s.exec(`INSERT INTO queued.messages (home, id, queue_key, data, bytes, created_at, updated_at, scheduled_at, expired_at)
+		SELECT home, gen_random_uuid(), key, format('{"n":%s}', n)::json, 6 + length(n::text), now(), now(), now(), now() + interval '1 h'
 		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
 }
 
 // fillGroups is like fill, with messages of a hundred groups.
 func (s *inspector) fillGroups(queueID string, many int) {
 	s.t.Helper()
-	s.exec(`INSERT INTO queued.messages (id, queue_key, group_id, data, bytes, created_at, updated_at, scheduled_at, expired_at)
-		SELECT gen_random_uuid(), key, n % 100, '{}', 2, now(), now(), now(), now() + interval '1 h'
+	s.exec(`INSERT INTO queued.messages (home, id, queue_key, group_id, data, bytes, created_at, updated_at, scheduled_at, expired_at)
+		SELECT home, gen_random_uuid(), key, n % 100, '{}', 2, now(), now(), now(), now() + interval '1 h'
 		FROM queued.queues, generate_series(1, $2) n WHERE id = $1`, queueID, many)
-	s.exec("INSERT INTO queued.groups (queue_key, id, ready_at) SELECT DISTINCT queue_key, group_id, now() FROM queued.messages WHERE group_id IS NOT NULL")
+	s.exec("INSERT INTO queued.groups (home, queue_key, id, ready_at) SELECT DISTINCT home, queue_key, group_id, now() FROM queued.messages WHERE group_id IS NOT NULL")
 }
 
 // changeMessages sets columns of the messages with these ids, or of all messages if
@@ -122,8 +122,8 @@ func (s *inspector) makeGroupsReady() {
 // fillConsumed adds messages that were consumed at this moment.
 func (s *inspector) fillConsumed(queueID string, many int) {
 	s.t.Helper()
-	s.exec(`INSERT INTO queued.consumed_messages (queue_key, consumed_at, seq, id, data, bytes, delivery_attempts, expired_at, scheduled_at, created_at)
-		SELECT key, now(), n, gen_random_uuid(), '{}', 2, 1, now() + interval '1 h', now(), now()
+	s.exec(`INSERT INTO queued.consumed_messages (home, queue_key, consumed_at, seq, id, data, bytes, delivery_attempts, expired_at, scheduled_at, created_at)
+		SELECT home, key, now(), n, gen_random_uuid(), '{}', 2, 1, now() + interval '1 h', now(), now()
 		FROM queued.queues, generate_series(1, $2) AS n WHERE id = $1`, queueID, many)
 }
 

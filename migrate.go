@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -79,7 +80,7 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return fmt.Errorf("%w: version %d, this queued supports %d", errSchemaNewer, version, len(steps))
 	}
 	for i, step := range steps[version:] {
-		if _, err := tx.ExecContext(ctx, step); err != nil {
+		if err := executeEach(ctx, tx, step); err != nil {
 			return fmt.Errorf("schema step %d, from version %d to %d: %w", version+i+1, version, len(steps), err)
 		}
 	}
@@ -87,6 +88,35 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return err
 	}
 	return tx.Commit()
+}
+
+// executeEach executes the statements of a script one by one. Citus sends the text of a
+// definition to other nodes, and for several statements at once that would be all of them.
+func executeEach(ctx context.Context, tx *sql.Tx, script string) error {
+	for _, statement := range statementsOf(script) {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scriptToken matches what may contain a semicolon, and a semicolon that ends a statement.
+var scriptToken = regexp.MustCompile(`(?s)--[^\n]*|'(?:[^']|'')*'|\$\$.*?\$\$|;`)
+
+// statementsOf returns the statements of a script of ours, with the comments before them.
+func statementsOf(script string) (all []string) {
+	begin := 0
+	for _, at := range scriptToken.FindAllStringIndex(script, -1) {
+		if script[at[0]:at[1]] == ";" {
+			all = append(all, strings.TrimSpace(script[begin:at[0]]))
+			begin = at[1]
+		}
+	}
+	if last := strings.TrimSpace(script[begin:]); last != "" {
+		all = append(all, last)
+	}
+	return all
 }
 
 // selectUnreleasedSQL reports whether a build before the first release created the tables:
@@ -153,10 +183,10 @@ FROM (
         OR NOT has_schema_privilege(n.oid, 'USAGE')
     UNION ALL
     SELECT CASE WHEN p.oid IS NULL THEN 'function queued.' || name || ' is missing' ELSE 'role ' || current_user || ' lacks privileges on function queued.' || name END
-    FROM unnest('{ack,claim_groups,comparable,contains,group_fronts,nack,publish,receive,search_messages,send}'::text[]) AS name
+    FROM unnest('{ack,claim_groups,comparable,contains,nack,publish,receive,search_messages,send}'::text[]) AS name
     LEFT JOIN pg_namespace n ON n.nspname = 'queued'
     LEFT JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = name
-    WHERE CASE WHEN name IN ('claim_groups', 'comparable', 'contains', 'group_fronts', 'search_messages') THEN has_function_privilege(p.oid, 'EXECUTE') ELSE p.oid IS NOT NULL END IS NOT TRUE -- servers do not call the others
+    WHERE CASE WHEN name IN ('claim_groups', 'comparable', 'contains', 'search_messages') THEN has_function_privilege(p.oid, 'EXECUTE') ELSE p.oid IS NOT NULL END IS NOT TRUE -- servers do not call the others
 ) lacking
 ORDER BY what LIKE '%function queued.%', what
 LIMIT 3`

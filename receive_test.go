@@ -249,8 +249,8 @@ func TestLongPollReturnsAtTheAckDeadlineOfAnotherServersLease(t *testing.T) {
 // leased adds a message to t that is in flight, without waking receivers, and returns
 // its id.
 func leased(s *testServer) string {
-	s.exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
-		SELECT gen_random_uuid(), key, '{"n":1}', 7, true, 1, now() + interval '1 h', now() + interval '1 h', now(), now()
+	s.exec(`INSERT INTO queued.messages (home, id, queue_key, data, bytes, in_flight, delivery_attempts, expired_at, scheduled_at, created_at, updated_at)
+		SELECT home, gen_random_uuid(), key, '{"n":1}', 7, true, 1, now() + interval '1 h', now() + interval '1 h', now(), now()
 		FROM queued.queues WHERE id = 't'`)
 	return s.idOf("t")
 }
@@ -423,8 +423,8 @@ func TestReceiverThatHangsUpDuringAClaimTakesNothing(t *testing.T) {
 	tx := s.begin("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE")
 	s.engine.wake("t", time.Time{})
 	s.waitForLocks(1)
-	if _, err := tx.Exec(`INSERT INTO queued.messages (id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
-		SELECT gen_random_uuid(), key, '{"n":1}', 7, now() + interval '1 h', now(), now(), now() FROM queued.queues`); err != nil {
+	if _, err := tx.Exec(`INSERT INTO queued.messages (home, id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
+		SELECT home, gen_random_uuid(), key, '{"n":1}', 7, now() + interval '1 h', now(), now(), now() FROM queued.queues`); err != nil {
 		t.Fatal(err)
 	}
 	c.Close()

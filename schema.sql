@@ -500,3 +500,7 @@ COMMENT ON COLUMN queued.groups.home            IS 'queues.home';
 COMMENT ON COLUMN queued.ready_groups.home      IS 'queues.home';
 COMMENT ON COLUMN queued.consumed_messages.home IS 'queues.home';
 COMMENT ON COLUMN queued.deduplications.home    IS 'queues.home';
+
+-- step 4
+
+-- Only functions have changed.

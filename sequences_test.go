@@ -96,9 +96,9 @@ func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 	loseConnections(s, outside)
 	s.exec(`
 		WITH removed AS (DELETE FROM queued.messages RETURNING *)
-		INSERT INTO queued.messages (id, queue_key, group_id, data, bytes, expired_at, scheduled_at, created_at, updated_at, seq)
+		INSERT INTO queued.messages (home, id, queue_key, group_id, data, bytes, expired_at, scheduled_at, created_at, updated_at, seq)
 		OVERRIDING SYSTEM VALUE
-		SELECT id, queue_key, group_id, data, bytes, expired_at, scheduled_at, created_at, updated_at, seq + 1000
+		SELECT home, id, queue_key, group_id, data, bytes, expired_at, scheduled_at, created_at, updated_at, seq + 1000
 		FROM removed`)
 	loseConnections(s, outside)
 	if n := s.count("SELECT last_value FROM queued.messages_seq_seq"); n > sequenceLeap {

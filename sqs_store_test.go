@@ -239,7 +239,7 @@ func TestDuplicateHasTheSeqOfTheFirstMessage(t *testing.T) {
 	s.mustQueue("other")
 	s.publishWithID("other", "a", 1)
 	for n := range workBatch {
-		s.exec("INSERT INTO queued.deduplications SELECT key, 'id' || $1, gen_random_uuid(), now(), now() + interval '1 min' FROM queued.queues WHERE id = 'q'", n)
+		s.exec("INSERT INTO queued.deduplications (home, queue_key, id, message_id, created_at, expires_at) SELECT home, key, 'id' || $1, gen_random_uuid(), now(), now() + interval '1 min' FROM queued.queues WHERE id = 'q'", n)
 	}
 	if err := s.store.forgetDeduplications(ctx, "q"); err != nil {
 		t.Fatal(err)

@@ -250,19 +250,15 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 		restoreMessagesSQL`},
 	{ruleInsertWith, "it is not on a hot path", `
 		deleteQueueSQL insertMoveTaskSQL insertQueueSQL queued.store_copy`},
-	{ruleLock, "it locks exhausted messages, which depend on the settings of their queue", `
-		walkExhaustedSQL`},
 	{ruleLock, "job_counts has no home yet", `
 		removeJobCountsSQL`},
 	{ruleVolatile, "it stores the time of the clock, which goes on in a long transaction", `
-		settingsChangedSQL updateMoveTaskSQL`},
+		updateMoveTaskSQL`},
 	{ruleSet, "the new time depends on the row, or is set in some cases only", `
-		claimBackoffSQL claimBatchSQL claimBatchSQSSQL claimSQSSQL extendMessagesSQL extendReceiptsSQL markFullSQL nackMessagesSQL queued.claim_groups
-		queued.receive undoGroupDeliveriesSQL`},
+		claimBackoffSQL claimBatchSQL claimBatchSQSSQL claimSQSSQL markFullSQL nackMessagesSQL queued.claim_groups queued.receive
+		undoGroupDeliveriesSQL`},
 	{ruleWhere, "an ack with a receipt compares with the current time only in some cases; a group may have no limit", `
 		ackReceiptsSQL removeIdleGroupsSQL`},
 	{ruleReturning, "it returns the current time", `
 		consumeMessagesSQL storeJobsSQL`},
-	{ruleConflict, "it compares with the current time, or stores it", `
-		insertDeduplicationsSQL storeJobsSQL`},
 }

@@ -213,7 +213,7 @@ FOR UPDATE`
 	// never has a version that a server has cached.
 	settingsChangedSQL = `
 UPDATE queued.settings
-SET version = greatest(version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+SET version = greatest(version + 1, (extract(epoch FROM now()) * 1000000)::bigint)
 RETURNING version`
 )
 
@@ -281,7 +281,7 @@ WITH refs AS MATERIALIZED (
     WHERE topic_found AND dead_queue_found
     RETURNING key
 )
-SELECT topic_found, dead_queue_found, EXISTS (SELECT FROM added JOIN queued.deleted_queues USING (key))
+SELECT topic_found, dead_queue_found, (SELECT count(*) FROM added JOIN queued.deleted_queues USING (key)) > 0
 FROM refs`
 
 // createQueue creates a queue. It returns errTopicNotFound or errQueueNotFound if its topic

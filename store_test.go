@@ -266,8 +266,8 @@ func TestAckFindsAMessageThatIsBeingMoved(t *testing.T) {
 	}
 	defer tx.Rollback()
 	if _, err := tx.Exec(`WITH gone AS (DELETE FROM queued.messages RETURNING *)
-		INSERT INTO queued.messages (id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
-		SELECT gone.id, q.key, data, bytes, expired_at, scheduled_at, gone.created_at, gone.updated_at FROM gone, queued.queues q WHERE q.id = 'to'`); err != nil {
+		INSERT INTO queued.messages (home, id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
+		SELECT q.home, gone.id, q.key, data, bytes, expired_at, scheduled_at, gone.created_at, gone.updated_at FROM gone, queued.queues q WHERE q.id = 'to'`); err != nil {
 		t.Fatal(err)
 	}
 	acked := make(chan reply, 1)

@@ -102,8 +102,9 @@ func FuzzRequests(f *testing.F) {
 			t.Errorf("%s %q?%q %q %q has the request id %q", method, path, query, header, body, w.Header().Get("X-Request-Id"))
 		case w.Code >= 400 && w.Body.Len() == 0, w.Code >= 400 && !json.Valid(w.Body.Bytes()) && !(isSQS(r) && isXML(w.Body.Bytes())):
 			t.Errorf("%s %q?%q %q %q = %d with %q, which is not JSON", method, path, query, header, body, w.Code, w.Body)
+		case strings.HasPrefix(r.Pattern, "GET /dequeue/") && w.Code == 404: // no job, in a queue that it may have created
 		case w.Code >= 400 && w.Code != 409 && w.Code != 503 && rowCounts(&s) != before:
-			t.Errorf("%s %q?%q %q %q = %d, and something was stored", method, path, query, header, body, w.Code)
+			t.Errorf("%s %q?%q %q %q = %d, and topics, queues and messages are %s, not %s", method, path, query, header, body, w.Code, rowCounts(&s), before)
 		}
 		eventually(t, "nothing is left behind", func() bool {
 			return len(s.engine.waiting()) == 0 && s.buffered() == 0 &&

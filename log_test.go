@@ -51,6 +51,7 @@ func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		b, seen := newSyncBuffer(), 0
 		s.server.log = newLog(b, slog.LevelDebug, format)
+		s.server.hints.given = nil // so that they are in each format
 		for _, v := range []string{
 			"a\n" + fake, "a\r\n" + fake, "\r" + fake, "a\u2028" + fake, "a\u2029b", "a\u0085b", "a\vb\fc", `"} {"level":"INFO"}`, `\n`, `a" msg="b`,
 			"a\x1b[2J\x1b[31mb", "a\x1b]0;title\x07", "a\u009b31mb", "a\x7fb", "a\bb", "a\x00b", "\xff\xfe", "a\xc2", "\u202egnol\u202c", "\u2066a\u2069", "\u200b", "\ufeff", "\U000e0041",
@@ -58,11 +59,13 @@ func TestNoClientCanWriteLinesIntoTheLog(t *testing.T) {
 			what := fmt.Sprintf("%+q", v)
 			for _, path := range []string{
 				"/topics/" + url.PathEscape(v), "/queues/" + url.PathEscape(v) + "/messages?wait_seconds=0", "/messages/" + url.PathEscape(v), "/" + url.PathEscape(v),
-				"/queues?offset=" + url.QueryEscape(v), "/queues?" + url.QueryEscape(v) + "=1",
+				"/queues?offset=" + url.QueryEscape(v),
 			} {
 				s.raw("GET", path, "", "Host: localhost")
 				wantLines(t, b, &seen, format, path, 1)
 			}
+			s.raw("GET", "/queues?"+url.QueryEscape(v)+"=1", "", "Host: localhost")
+			wantLines(t, b, &seen, format, "parameter "+what, 2) // one is a hint
 			header := strings.Map(func(r rune) rune {
 				if r == '\n' || r == '\r' {
 					return ' ' // a line break would begin another header

@@ -203,7 +203,7 @@ func TestMessageWithoutALeaseIsSentLate(t *testing.T) {
 // What the store keeps for SQS's API stays with a message. Lookups and peek show it.
 func TestSQSColumnsStayWithTheMessage(t *testing.T) {
 	t.Parallel()
-	const sqs = `{"secret" : "sqs"}`
+	const sqs = `{"deduplication_id" : "sqs"}`
 	publish := func(s *testServer, queueID, group string, n int) {
 		t.Helper()
 		p := &publication{queueID: queueID, messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n), group: group, sqs: []byte(sqs)}, {data: []byte(`{"n":0}`), group: group}}}

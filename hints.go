@@ -38,15 +38,14 @@ func (h *hints) give(log *slog.Logger, kind, place, event string, attributes ...
 
 // hintUnknown gives a hint about the first unknown field of a request.
 func (s *server) hintUnknown(r *request, route string) {
-	name := r.unknown.first
-	if name == "" || r.unknown.strict {
+	if r.unknown.found == 0 || r.unknown.strict {
 		return
 	}
 	remedy := "the header Prefer: handling=strict refuses unknown fields"
 	if r.unknown.similar != "" {
 		remedy = "did you mean " + r.unknown.similar + "? " + remedy
 	}
-	name = cutText(name, maxNameLength)
+	name := cutText(r.unknown.first, maxNameLength)
 	s.hints.give(s.log, "unknown field", route+" "+name, "unknown field ignored", r.w.logged("route", route, "field", name, "remedy", remedy)...)
 }
 

@@ -11,8 +11,15 @@ type unknownFields struct {
 	strict bool // they are mistakes
 
 	missing []string // fields that decoders asked for and that the request does not have
-	first   string   // the name of the first unknown field; empty if there is none
+	found   int      // number of unknown fields that were looked at
+	first   string   // the name of the first one
 	similar string   // the field that the client may have meant; empty if there is none
+}
+
+// areEnough reports whether no other unknown field matters: a hint names one, and a response
+// has maxMistakes.
+func (u *unknownFields) areEnough() bool {
+	return u.found > 0 && !u.strict || u.found >= maxMistakes
 }
 
 // form reads the body of a request to the native API, like parseBody.
@@ -67,12 +74,21 @@ func (f *form) skip(names ...string) {
 // checkUnknown finds the fields that no decoder has asked for, after all have been decoded.
 func (in *input) checkUnknown() {
 	u := in.unknown
-	if u == nil || in.unread == 0 {
+	if u == nil || in.unread == 0 || u.areEnough() {
 		return
 	}
 	in.unknown = nil
+	var known []string // few, however many fields a client sends
 	for _, v := range in.all {
-		if !v.read && !slices.ContainsFunc(in.all, func(w field) bool { return w.read && w.name == v.name }) {
+		if v.read {
+			known = append(known, v.name)
+		}
+	}
+	for _, v := range in.all {
+		if u.areEnough() {
+			return
+		}
+		if !v.read && !slices.Contains(known, v.name) {
 			u.add(in, v.name)
 		}
 	}
@@ -84,7 +100,7 @@ func (u *unknownFields) add(in *input, name string) {
 	if known := synonyms[simplify(name)]; similar == "" && slices.Contains(u.missing, known) {
 		similar = known
 	}
-	if u.first == "" {
+	if u.found++; u.found == 1 {
 		u.first, u.similar = name, similar
 	}
 	if !u.strict {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -89,4 +90,27 @@ func TestOtherRequestsIgnoreUnknownFields(t *testing.T) {
 	checkDiff(t, "with other preferences", 422, c.do("GET", "/queues/q/messages?waits=1", "").status)
 	s.strict().must(200, "POST", "/in/q?x=1", `{"n":1}`) // micro-queue's API
 	s.strict().must(201, "POST", "/message", `{"channel":"q","message":{},"extra":1}`)
+}
+
+// The work for unknown fields does not grow with their number times itself: a batch has space
+// for hundreds of thousands.
+func TestRequestOfUnknownFieldsIsServed(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	var fields strings.Builder
+	for i := range 200_000 {
+		fmt.Fprintf(&fields, `,"%x":1`, i)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	for status, c := range map[int]*client{201: &s.client, 422: s.strict()} {
+		for _, body := range []string{`{"messages":[{"data":{}` + fields.String() + `}]}`, `{"messages":[{"data":{}}]` + fields.String() + `}`} {
+			r, err := c.send(ctx, "POST", "/queues/q/messages/batch", body)
+			if err != nil || r.status != status || strings.Count(r.body, "value_error.extra") != status/422*maxMistakes {
+				t.Errorf("%.30s… = %d %.300s, %v, want %d", body, r.status, r.body, err, status)
+			}
+		}
+	}
+	checkDiff(t, "stored", 2, s.messagesIn("q"))
 }

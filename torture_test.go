@@ -136,7 +136,8 @@ type torture struct {
 	client   *http.Client
 	over     context.Context // ends when the faults end
 
-	behind     atomic.Bool // whether the backlog is above its limit
+	behind     atomic.Bool  // whether the backlog is above its limit
+	begun      atomic.Int64 // requests of the clients
 	mu         sync.Mutex
 	history    history
 	next       int            // number of the next message
@@ -281,7 +282,7 @@ func (v *torture) serverFaults() []fault {
 	any := func(do func(s *victim)) func() {
 		return func() { do(v.servers[rand.IntN(len(v.servers))]) }
 	}
-	moment := func() { <-time.After(rand.N(time.Second)) }
+	moment := func() { v.awaitRequests(300) }
 	end := func(signal os.Signal) func() {
 		return any(func(s *victim) {
 			s.signal(signal)
@@ -303,7 +304,7 @@ func (v *torture) serverFaults() []fault {
 		{"kill -9 a server", end(syscall.SIGKILL)},
 		{"terminate a server", end(syscall.SIGTERM)},
 		{"pause a server", pause(moment)},
-		{"pause a server for longer than a lease", pause(func() { <-time.After(2500 * time.Millisecond) })},
+		{"pause a server for longer than a lease", pause(v.awaitLeaseEnds)},
 		{"stall a server's connections", any(func(s *victim) {
 			s.proxy.freeze()
 			moment()
@@ -373,11 +374,30 @@ func (v *torture) databaseFaults() []fault {
 			for _, s := range v.servers {
 				s.proxy.freeze()
 			}
-			<-time.After(rand.N(2 * time.Second))
+			v.awaitRequests(600)
 			for _, s := range v.servers {
 				s.proxy.thaw()
 			}
 		}},
+	}
+}
+
+// awaitRequests waits until the clients have begun some more requests, or the faults end.
+func (v *torture) awaitRequests(most int64) {
+	for end, tick := v.begun.Load()+rand.Int64N(most), time.Tick(pace); v.begun.Load() < end && v.over.Err() == nil; <-tick {
+	}
+}
+
+// awaitLeaseEnds waits until leases that clients have now are over, or the faults end.
+func (v *torture) awaitLeaseEnds() {
+	var end time.Time // zero while PostgreSQL is unavailable
+	isOver := func() (over bool) {
+		if end.IsZero() {
+			v.db.QueryRow("SELECT coalesce(max(scheduled_at), now()) FROM queued.messages WHERE in_flight AND scheduled_at < now() + interval '3 s'").Scan(&end)
+		}
+		return !end.IsZero() && v.db.QueryRow("SELECT now() > $1", end).Scan(&over) == nil && over
+	}
+	for tick := time.Tick(10 * time.Millisecond); !isOver() && v.over.Err() == nil; <-tick {
 	}
 }
 
@@ -475,6 +495,7 @@ func (v *torture) exchange(ctx context.Context, method, path string, header http
 		}
 		body = bytes.NewReader(text)
 	}
+	v.begun.Add(1)
 	ctx, cancel := context.WithTimeout(ctx, aftermath)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, "http://"+v.servers[rand.IntN(len(v.servers))].address+path, body)

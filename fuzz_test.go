@@ -121,8 +121,8 @@ DELETE FROM queued.messages WHERE (SELECT count(*) FROM queued.messages) > 100;
 INSERT INTO queued.topics (id) VALUES ('t') ON CONFLICT DO NOTHING;
 INSERT INTO queued.queues (id, topic_id, ack_deadline_seconds, message_retention_seconds)
 VALUES ('t', 't', 30, 600) ON CONFLICT DO NOTHING;
-INSERT INTO queued.messages (id, queue_key, data, bytes, delivery_attempts, in_flight, scheduled_at, expired_at, created_at, updated_at)
-SELECT '01a2070a-637d-779c-bda4-c363025bdbb3', key, '{}', 2, 1, true, now() + interval '1 min', now() + interval '1 h', now(), now()
+INSERT INTO queued.messages (home, id, queue_key, data, bytes, delivery_attempts, in_flight, scheduled_at, expired_at, created_at, updated_at)
+SELECT home, '01a2070a-637d-779c-bda4-c363025bdbb3', key, '{}', 2, 1, true, now() + interval '1 min', now() + interval '1 h', now(), now()
 FROM queued.queues
 WHERE id = 't'
 ON CONFLICT DO NOTHING;`

@@ -62,6 +62,11 @@ func testMain(m *testing.M) int {
 		defer testPostgres.stop(true)
 		err = migrateTemplate()
 	}
+	if text := os.Getenv(clusterVariable); err == nil && text != "" {
+		if testCluster, err = openCluster(text); err == nil {
+			defer testCluster.close()
+		}
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -89,6 +94,9 @@ var testDatabases atomic.Int64
 // the copy.
 func newTestDatabase(t testing.TB, template string) string {
 	t.Helper()
+	if testCluster != nil && (template == "queued" || template == "template1") {
+		return testCluster.newDatabase(t, template)
+	}
 	admin, err := openDB(testPostgres.dsn("postgres"), 1)
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +161,20 @@ func newTestStore(t testing.TB) *store {
 func newTestStoreOn(t testing.TB, dsn string) *store {
 	t.Helper()
 	db := newTestDB(t, dsn)
-	return &store{db: db, metrics: newMetrics(db)}
+	return &store{db: db, metrics: newMetrics(db), homes: homesIn(t, db)}
+}
+
+// homesIn returns the homes of a database, nil if the tests do not use Citus.
+func homesIn(t testing.TB, db *sql.DB) *homes {
+	t.Helper()
+	if testCluster == nil {
+		return nil
+	}
+	s := &store{db: db, homes: &homes{}}
+	if err := s.readHomes(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	return s.homes
 }
 
 // testServer is a server on a real port, with a client and an inspector.
@@ -207,13 +228,18 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	d.tick = tick
 	db := mustOpen(t, d)
 	m := newMetrics(db)
+	h := homesIn(t, db)
+	if h != nil && h.areSeveral() {
+		d.homes.set(*h.list.Load())
+	}
 	e := mustEngine(t, d, m, defaultQuickSweep)
 	counter := newDepthCollector(db, log, m)
+	counter.homes = h
 	m.registry.MustRegister(counter)
 	c := mustTestConfig(t)
 	s := newServer(serverConfig{
 		log:             log,
-		store:           &store{db: db, metrics: m},
+		store:           &store{db: db, metrics: m, homes: h},
 		engine:          e,
 		metrics:         m,
 		depth:           counter,
@@ -226,18 +252,18 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 		transferTimeout: c.transferTimeout,
 	})
 	s.ready.Store(true)
-	h := httptest.NewUnstartedServer(s)
-	h.Listener = listener{Listener: h.Listener, admission: s.admission}
-	h.Config.ConnContext = withConn
-	h.Start()
+	served := httptest.NewUnstartedServer(s)
+	served.Listener = listener{Listener: served.Listener, admission: s.admission}
+	served.Config.ConnContext = withConn
+	served.Start()
 	t.Cleanup(func() {
 		e.drain()
-		h.Close()
+		served.Close()
 		counter.close()
 		e.close()
 	})
 	return &testServer{
-		client:    client{t: t, url: h.URL},
+		client:    client{t: t, url: served.URL},
 		inspector: inspector{server: s, t: t, dsn: dsn},
 		t:         t,
 	}

@@ -18,10 +18,29 @@ func homeOf(queueKey int64) int64 { return queueKey >> 48 }
 // ofMessage returns the home of a message.
 func ofMessage(m message) int64 { return homeOf(m.queueKey) }
 
-// homes knows whether queues of a database have several homes. A nil one has only home 0.
-type homes struct{ several atomic.Bool }
+// homes are the homes that a database has. A nil one has home 0 only.
+type homes struct{ list atomic.Pointer[[]int64] }
 
-func (h *homes) areSeveral() bool { return h != nil && h.several.Load() }
+func (h *homes) areSeveral() bool { return h != nil && h.list.Load() != nil }
+
+// set sets the homes for new queues.
+func (h *homes) set(all []int64) { h.list.Store(&all) }
+
+const selectNextHomeSQL = `
+SELECT h.home
+FROM unnest($1::bigint[]) AS h (home)
+LEFT JOIN queued.queues q ON q.home = h.home
+GROUP BY h.home
+ORDER BY count(q.id), h.home
+LIMIT 1`
+
+// next returns the home for a new queue: one with the fewest queues.
+func (h *homes) next(ctx context.Context, db querier) (home int64, err error) {
+	if h.areSeveral() {
+		err = db.QueryRowContext(ctx, selectNextHomeSQL, intArray(*h.list.Load())).Scan(&home)
+	}
+	return home, err
+}
 
 // ofID returns the home that the queue of a message had when the message was published.
 func (h *homes) ofID(id string) int64 {

@@ -217,6 +217,9 @@ func prepareDatabase(ctx context.Context, d *database, s, unlimited *store, c *c
 			err = unlimited.migrate(ctx, schemaSteps())
 		}
 		if err == nil {
+			err = unlimited.distribute(ctx)
+		}
+		if err == nil {
 			err = s.check(ctx)
 		}
 		if err == nil {

@@ -163,22 +163,24 @@ func statementsOfProgram(t testing.TB) map[string][]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	names = slices.DeleteFunc(names, func(name string) bool { return strings.HasSuffix(name, "_test.go") })
 	set := gotoken.NewFileSet()
 	var files []*ast.File
 	for _, name := range names {
-		if !strings.HasSuffix(name, "_test.go") {
-			file, err := parser.ParseFile(set, name, nil, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			files = append(files, file)
+		file, err := parser.ParseFile(set, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
+		files = append(files, file)
 	}
 	info := types.Info{Types: make(map[ast.Expr]types.TypeAndValue)}
 	noImports := types.Config{Error: func(error) {}} // these strings need none
 	noImports.Check("queued", set, files, &info)
 	statements := make(map[string][]string)
-	for _, file := range files {
+	for i, file := range files {
+		if names[i] == "citus.go" { // its statements need functions of the extension
+			continue
+		}
 		declaration := ""
 		ast.Inspect(file, func(n ast.Node) bool {
 			switch v := n.(type) {

@@ -79,7 +79,8 @@ SET from_collapse_limit = 8;
 SET join_collapse_limit = 8;
 SET geqo = off;
 SET jit = off;
-SET plan_cache_mode = force_generic_plan`,
+SET plan_cache_mode = force_generic_plan;
+SELECT set_config('plan_cache_mode', 'force_custom_plan', false) FROM pg_extension WHERE extname = 'citus'`,
 	statementTimeout.Milliseconds(), lockTimeout.Milliseconds(), networkTimeout.Milliseconds())
 
 // commitLevels are the values of synchronous_commit, the least durable first.

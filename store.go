@@ -272,11 +272,12 @@ WITH refs AS MATERIALIZED (
     SELECT $2::text IS NULL OR EXISTS (SELECT FROM queued.topics WHERE id = $2) AS topic_found,
            $3::text IS NULL OR EXISTS (SELECT FROM queued.queues WHERE id = $3) AS dead_queue_found
 ), added AS (
-    INSERT INTO queued.queues (id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
+    INSERT INTO queued.queues (key, id, topic_id, dead_queue_id, ack_deadline_seconds, message_retention_seconds,
                                message_filters, message_max_deliveries, delivery_delay_seconds,
                                delivery_interval_ms, ordered, consumed_retention_seconds,
                                deduplication_window_seconds, max_messages, retry_backoff_seconds, paused, sqs)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
+    OVERRIDING SYSTEM VALUE
+    SELECT ($17::bigint << 48) + nextval('queued.queues_key_seq'), $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16
     FROM refs
     WHERE topic_found AND dead_queue_found
     RETURNING key
@@ -289,7 +290,11 @@ FROM refs`
 func (s *store) createQueue(ctx context.Context, id string, settings queueSettings) (q queue, err error) {
 	create := func() error {
 		return s.changeSettings(ctx, func(tx *sql.Tx) (changed bool, err error) {
-			if err := s.putQueue(ctx, tx, "insert_queue", insertQueueSQL, id, settings); err != nil {
+			home, err := s.homes.next(ctx, s.in(tx, "next_home"))
+			if err != nil {
+				return false, err
+			}
+			if err := s.putQueue(ctx, tx, "insert_queue", insertQueueSQL, id, settings, home); err != nil {
 				return false, err
 			}
 			q, err = s.queueIn(ctx, tx, id)

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"fmt"
+)
+
+// Citus (https://github.com/citusdata/citus) is an extension that distributes tables over
+// several PostgreSQL servers. Where a database has it, the server distributes the tables at
+// its start.
+
+const selectCitusSQL = `
+SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')`
+
+// Every home has a shard of its own, so some numbers are no homes: PostgreSQL's hash puts
+// them into the shard of a smaller one.
+const (
+	maxHomes   = 64 // because an id has six bits for the home
+	citusSpace = 32 // shards of each table
+)
+
+// distributedTables are distributed by home, the others are on all nodes.
+var (
+	referenceTables   = []string{"topics", "queues", "settings", "deleted_queues", "schema_version", "move_tasks"}
+	distributedTables = []string{"messages", "groups", "ready_groups", "consumed_messages", "deduplications"}
+)
+
+// citusSettings allow what Citus cannot check itself: that a home determines the shard of
+// whatever a trigger changes, and that keys are unique without the home, which follows from
+// the key of the queue.
+const citusSettings = `SET LOCAL citus.enable_unsafe_triggers = on;
+SET LOCAL citus.allow_unsafe_constraints = on`
+
+// Citus also lists tables that it has not distributed, because a foreign key of another table
+// refers to them.
+const selectDistributedSQL = `
+SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = $1::regclass AND (partmethod = 'h' OR repmodel = 't'))`
+
+// dropTypedFunctionsSQL drops the functions with the type of a table, which would become that
+// of a shard. They are created again afterwards.
+const dropTypedFunctionsSQL = `
+DROP FUNCTION IF EXISTS queued.store_copy;
+DROP FUNCTION IF EXISTS queued.queue_named;
+DROP FUNCTION IF EXISTS queued.claim_groups`
+
+// distribute distributes the tables over the nodes if the database has Citus, and reads the
+// homes. It continues where another server, or an earlier attempt, has ended.
+func (s *store) distribute(ctx context.Context) error {
+	var citus bool
+	if err := s.db.QueryRowContext(ctx, selectCitusSQL).Scan(&citus); err != nil || !citus || s.homes == nil {
+		return err
+	}
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = 0"); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, citusSettings); err != nil {
+		return err
+	}
+	dropped := false
+	create := func(table, statement string, args ...any) error {
+		var done bool
+		if err := tx.QueryRowContext(ctx, selectDistributedSQL, "queued."+table).Scan(&done); err != nil || done {
+			return err
+		}
+		if !dropped {
+			if err := executeEach(ctx, tx, dropTypedFunctionsSQL); err != nil {
+				return err
+			}
+			dropped = true
+		}
+		if _, err := tx.ExecContext(ctx, statement, append([]any{"queued." + table}, args...)...); err != nil {
+			return fmt.Errorf("distribute table %s: %w", table, err)
+		}
+		return nil
+	}
+	for _, table := range referenceTables {
+		if err := create(table, "SELECT create_reference_table($1::regclass)"); err != nil {
+			return err
+		}
+	}
+	for i, table := range distributedTables {
+		statement, args := "SELECT create_distributed_table($1::regclass, 'home', colocate_with => $2)", []any{"queued." + distributedTables[0]}
+		if i == 0 {
+			statement, args = "SELECT create_distributed_table($1::regclass, 'home', colocate_with => 'none', shard_count => $2)", []any{citusSpace}
+		}
+		if err := create(table, statement, args...); err != nil {
+			return err
+		}
+	}
+	if dropped {
+		if err := executeEach(ctx, tx, claimFunctionsSQL+publicFunctionsSQL); err != nil {
+			return fmt.Errorf("functions: %w", err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	return s.readHomes(ctx)
+}
+
+// readHomes reads the homes of a database whose tables are distributed.
+func (s *store) readHomes(ctx context.Context) error {
+	var distributed bool
+	err := s.db.QueryRowContext(ctx, selectIsDistributedSQL).Scan(&distributed)
+	if err != nil || !distributed {
+		return err
+	}
+	all, err := collect(ctx, s.db, scanKey, selectPossibleHomesSQL, maxHomes)
+	if err == nil {
+		s.homes.set(all)
+	}
+	return err
+}
+
+const selectIsDistributedSQL = `
+SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AND to_regclass('queued.deduplications') IS NOT NULL`
+
+const selectPossibleHomesSQL = `
+SELECT min(home)
+FROM generate_series(0, $1::integer - 1) AS home
+GROUP BY get_shard_id_for_distribution_column('queued.messages', home::smallint)
+ORDER BY 1`

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"testing"
+
+	"github.com/lib/pq"
+)
+
+// clusterVariable names the environment variable with the URL of the coordinator of a Citus
+// cluster. The tests then use databases of this cluster, except where a test needs a
+// PostgreSQL of its own. The role in the URL is a superuser on all nodes.
+const clusterVariable = "QUEUED_TEST_CITUS"
+
+// testCluster is the cluster of all tests; nil if they use a private PostgreSQL.
+var testCluster *cluster
+
+// cluster is a Citus cluster. Its nodes have the same databases, each with a copy of the
+// metadata of Citus, so a copy of a template on each node is a copy of the distributed
+// database.
+type cluster struct {
+	coordinator *url.URL
+	nodes       []string // host:port
+	prefix      string   // of the names of databases
+}
+
+// openCluster creates the templates of the tests' databases: one with the extension, and one
+// that also has the distributed tables.
+func openCluster(text string) (*cluster, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", clusterVariable, err)
+	}
+	c := &cluster{coordinator: u, prefix: fmt.Sprintf("queued%d_", os.Getpid())}
+	db, err := openDB(text, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	if c.nodes, err = collect(context.Background(), db, scanText, "SELECT nodename || ':' || nodeport FROM pg_dist_node ORDER BY groupid"); err != nil {
+		return nil, err
+	}
+	for _, template := range []string{"template1", "queued"} {
+		if err := c.createTemplate(template); err != nil {
+			return nil, fmt.Errorf("template %s: %w", template, err)
+		}
+	}
+	return c, nil
+}
+
+// dsn returns the URL of a database of the coordinator.
+func (c *cluster) dsn(database string) string { return c.on(c.coordinator.Host, database) }
+
+// on returns the URL of a database of a node.
+func (c *cluster) on(node, database string) string {
+	u := *c.coordinator
+	u.Host, u.Path = node, "/"+database
+	return u.String()
+}
+
+// everywhere runs statements on a database of each node.
+func (c *cluster) everywhere(database string, statements ...string) error {
+	for _, node := range c.nodes {
+		db, err := openDB(c.on(node, database), 1)
+		if err != nil {
+			return err
+		}
+		for _, statement := range append([]string{"SET lock_timeout = 0", "SET statement_timeout = 0"}, statements...) {
+			if _, err = db.Exec(statement); err != nil {
+				err = fmt.Errorf("%s: %s: %w", node, statement, err)
+				break
+			}
+		}
+		db.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *cluster) createTemplate(template string) error {
+	name := c.prefix + template
+	if err := c.everywhere("postgres", "CREATE DATABASE "+name); err != nil {
+		return err
+	}
+	if err := c.everywhere(name, "CREATE EXTENSION citus"); err != nil {
+		return err
+	}
+	d, err := newDatabase(c.dsn(name))
+	if err != nil {
+		return err
+	}
+	db, err := d.openWithoutTimeout()
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	for i, node := range c.nodes {
+		host, port, _ := splitNode(node)
+		add := "SELECT citus_add_node($1, $2)"
+		if i == 0 {
+			add = "SELECT citus_set_coordinator_host($1, $2)"
+		}
+		if _, err := db.Exec(add, host, port); err != nil {
+			return err
+		}
+	}
+	if template == "queued" {
+		s := &store{db: db, metrics: newMetrics(db), homes: &d.homes}
+		if err := s.migrate(context.Background(), schemaSteps()); err != nil {
+			return err
+		}
+		if err := s.distribute(context.Background()); err != nil {
+			return err
+		}
+	}
+	db.Close()
+	// The maintenance daemon of Citus would keep the template from being copied.
+	return c.everywhere("postgres", "ALTER DATABASE "+name+" ALLOW_CONNECTIONS false",
+		"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = "+pq.QuoteLiteral(name)) // nothing connects any more
+}
+
+func splitNode(node string) (host string, port int, err error) {
+	u := url.URL{Host: node}
+	_, err = fmt.Sscan(u.Port(), &port)
+	return u.Hostname(), port, err
+}
+
+// newDatabase copies a template for one test.
+func (c *cluster) newDatabase(t testing.TB, template string) string {
+	t.Helper()
+	name := fmt.Sprintf("%s%d", c.prefix, testDatabases.Add(1))
+	if err := c.everywhere("postgres", "CREATE DATABASE "+name+" TEMPLATE "+c.prefix+template); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.everywhere("postgres", "DROP DATABASE "+name+" WITH (FORCE)") })
+	return c.dsn(name)
+}
+
+// close drops the templates.
+func (c *cluster) close() {
+	for _, template := range []string{"template1", "queued"} {
+		c.everywhere("postgres", "DROP DATABASE "+c.prefix+template+" WITH (FORCE)")
+	}
+}

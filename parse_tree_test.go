@@ -46,7 +46,7 @@ func newStatementParser(t testing.TB) *statementParser {
 }
 
 // queries returns the query nodes of a statement. A CREATE FUNCTION has those of its body.
-func (p *statementParser) queries(statement string) (all []*node) {
+func (p *statementParser) queries(statement string) (all []*treeNode) {
 	p.t.Helper()
 	p.trees = nil
 	var err error
@@ -68,8 +68,8 @@ func (p *statementParser) queries(statement string) (all []*node) {
 	return all
 }
 
-// node is a node of a parse tree: its fields have words, lists ([]any) and nodes.
-type node struct {
+// treeNode is a node of a parse tree: its fields have words, lists ([]any) and nodes.
+type treeNode struct {
 	label  string
 	fields map[string][]any
 }
@@ -87,7 +87,7 @@ func parseNodes(tokens *[]string) (items []any) {
 		case "(":
 			items = append(items, parseNodes(tokens))
 		case "{":
-			n, field := &node{fields: map[string][]any{}}, ""
+			n, field := &treeNode{fields: map[string][]any{}}, ""
 			for i, item := range parseNodes(tokens) {
 				if word, ok := item.(string); ok && i == 0 {
 					n.label = word
@@ -106,7 +106,7 @@ func parseNodes(tokens *[]string) (items []any) {
 }
 
 // word returns a field that has one word, empty if there is none.
-func (n *node) word(field string) string {
+func (n *treeNode) word(field string) string {
 	for _, item := range n.fields[field] {
 		if word, ok := item.(string); ok {
 			return word
@@ -115,25 +115,25 @@ func (n *node) word(field string) string {
 	return ""
 }
 
-func (n *node) number(field string) int {
+func (n *treeNode) number(field string) int {
 	v, _ := strconv.Atoi(n.word(field))
 	return v
 }
 
 // nodes returns the nodes in fields, without the nodes that they contain.
-func (n *node) nodes(fields ...string) (all []*node) {
+func (n *treeNode) nodes(fields ...string) (all []*treeNode) {
 	for _, field := range fields {
 		all = append(all, nodesIn(n.fields[field])...)
 	}
 	return all
 }
 
-func nodesIn(items []any) (all []*node) {
+func nodesIn(items []any) (all []*treeNode) {
 	for _, item := range items {
 		switch v := item.(type) {
 		case []any:
 			all = append(all, nodesIn(v)...)
-		case *node:
+		case *treeNode:
 			all = append(all, v)
 		}
 	}
@@ -141,7 +141,7 @@ func nodesIn(items []any) (all []*node) {
 }
 
 // find returns the nodes with one of the labels, among nodes and all that they contain.
-func find(nodes []*node, labels ...string) (found []*node) {
+func find(nodes []*treeNode, labels ...string) (found []*treeNode) {
 	for _, n := range nodes {
 		if slices.Contains(labels, n.label) {
 			found = append(found, n)

@@ -56,7 +56,7 @@ func newClusterRules(t testing.TB, db *sql.DB) *clusterRules {
 }
 
 // broken returns the rules that queries break, in order.
-func (c *clusterRules) broken(queries []*node) []string {
+func (c *clusterRules) broken(queries []*treeNode) []string {
 	rules := make(map[string]bool)
 	for _, q := range queries {
 		c.check(q, func(rule string, holds bool) {
@@ -71,7 +71,7 @@ func (c *clusterRules) broken(queries []*node) []string {
 const cmdSelect, cmdUpdate, cmdInsert = "1", "2", "3" // of commandType
 
 // check checks a query, without the queries in it.
-func (c *clusterRules) check(q *node, rule func(name string, holds bool)) {
+func (c *clusterRules) check(q *treeNode, rule func(name string, holds bool)) {
 	command := q.word("commandType")
 	for i, table := range q.nodes("rtable") {
 		rule(ruleKey, !c.isDistributed(table) || c.namesKey(q, i+1))
@@ -79,7 +79,7 @@ func (c *clusterRules) check(q *node, rule func(name string, holds bool)) {
 	for _, with := range q.nodes("cteList") {
 		inner := with.nodes("ctequery")[0]
 		locks := len(inner.nodes("rowMarks")) > 0
-		rule(ruleLock, !locks || !slices.ContainsFunc(find(inner.nodes("rtable"), "RANGETBLENTRY", "RTE"), func(table *node) bool {
+		rule(ruleLock, !locks || !slices.ContainsFunc(find(inner.nodes("rtable"), "RANGETBLENTRY", "RTE"), func(table *treeNode) bool {
 			return c.tables[table.word("relid")] != "" && !c.isDistributed(table)
 		}))
 		rule(ruleInsertWith, inner.word("commandType") != cmdInsert)
@@ -102,15 +102,15 @@ func (c *clusterRules) check(q *node, rule func(name string, holds bool)) {
 
 // isDistributed reports whether a table of a query is distributed. excluded of ON CONFLICT is
 // none.
-func (c *clusterRules) isDistributed(table *node) bool {
+func (c *clusterRules) isDistributed(table *treeNode) bool {
 	return slices.Contains(spreadTables, c.tables[table.word("relid")]) && table.word("relkind") != "c"
 }
 
 // namesKey reports whether a query names the key of its table number i by a parameter.
-func (c *clusterRules) namesKey(q *node, i int) bool {
+func (c *clusterRules) namesKey(q *treeNode, i int) bool {
 	key := c.keys[q.nodes("rtable")[i-1].word("relid")]
 	if q.word("commandType") == cmdInsert && q.number("resultRelation") == i {
-		return slices.ContainsFunc(q.nodes("targetList"), func(column *node) bool {
+		return slices.ContainsFunc(q.nodes("targetList"), func(column *treeNode) bool {
 			return column.word("resno") == key && c.isParameter(valueOf(q, column.nodes("expr")[0]))
 		})
 	}
@@ -123,7 +123,7 @@ func (c *clusterRules) namesKey(q *node, i int) bool {
 			conditions = append(conditions, v.nodes("args")...)
 		case v.label == "OPEXPR" && c.equalSign[v.word("opfuncid")] != "":
 			left, right := v.nodes("args")[0], v.nodes("args")[1]
-			isKey := func(n *node) bool {
+			isKey := func(n *treeNode) bool {
 				return n.label == "VAR" && n.number("varno") == i && n.word("varattno") == key && n.word("varlevelsup") == "0"
 			}
 			if isKey(left) && c.isParameter(right) || isKey(right) && c.isParameter(left) {
@@ -135,7 +135,7 @@ func (c *clusterRules) namesKey(q *node, i int) bool {
 }
 
 // valueOf returns the expression that an INSERT … SELECT selects for a column.
-func valueOf(insert, value *node) *node {
+func valueOf(insert, value *treeNode) *treeNode {
 	if value.label == "VAR" {
 		if rows := insert.nodes("rtable")[value.number("varno")-1].nodes("subquery"); len(rows) > 0 {
 			return rows[0].nodes("targetList")[value.number("varattno")-1].nodes("expr")[0]
@@ -145,14 +145,14 @@ func valueOf(insert, value *node) *node {
 }
 
 // isParameter reports whether the value of an expression depends on parameters only.
-func (c *clusterRules) isParameter(n *node) bool {
-	all := []*node{n}
+func (c *clusterRules) isParameter(n *treeNode) bool {
+	all := []*treeNode{n}
 	return len(find(all, "PARAM")) > 0 && len(find(all, "VAR", "QUERY")) == 0 && len(c.calls(all, "sv")) == 0
 }
 
 // calls returns the calls of functions and operators in nodes that have one of the volatilities.
-func (c *clusterRules) calls(nodes []*node, volatilities string) []*node {
-	return slices.DeleteFunc(find(nodes, "FUNCEXPR", "OPEXPR", "SCALARARRAYOPEXPR"), func(n *node) bool {
+func (c *clusterRules) calls(nodes []*treeNode, volatilities string) []*treeNode {
+	return slices.DeleteFunc(find(nodes, "FUNCEXPR", "OPEXPR", "SCALARARRAYOPEXPR"), func(n *treeNode) bool {
 		v := c.mutable[n.word("funcid")+n.word("opfuncid")]
 		return v == "" || !strings.Contains(volatilities, v)
 	})
@@ -160,7 +160,7 @@ func (c *clusterRules) calls(nodes []*node, volatilities string) []*node {
 
 // depends reports whether the value of a function that is not immutable depends on the row,
 // or is needed for some rows only.
-func (c *clusterRules) depends(nodes []*node) bool {
+func (c *clusterRules) depends(nodes []*treeNode) bool {
 	return len(find(c.calls(nodes, "sv"), "VAR")) > 0 || len(c.calls(find(nodes, "CASE", "CASEEXPR", "COALESCE", "COALESCEEXPR"), "sv")) > 0
 }
 

@@ -36,20 +36,20 @@ func (errLeaseEnded) Error() string { return "the lease has ended: scheduled_at 
 // ack deletes messages. It deletes a message with a lease token only if the token matches
 // its lease, and any other message whether or not it is leased. It ignores unknown ids.
 func (e *engine) ack(ctx context.Context, items ...ackItem) error {
-	return submitAck(ctx, e.acks, &ackRequest{items: items})
+	return submitAck(ctx, e.node.acks, &ackRequest{items: items})
 }
 
 // nack ends the leases and delays of messages: each is due after the item's time, or moves
 // to the dead queue if it had its last delivery. It ignores other ids.
 func (e *engine) nack(ctx context.Context, items ...ackItem) error {
-	return submitAck(ctx, e.nacks, &ackRequest{items: items})
+	return submitAck(ctx, e.node.nacks, &ackRequest{items: items})
 }
 
 // extend sets the end of the lease of a message in flight, and returns the message. It
 // returns errNotInFlight for any other message.
 func (e *engine) extend(ctx context.Context, item ackItem) (message, error) {
 	v := &ackRequest{items: []ackItem{item}}
-	if err := submitAck(ctx, e.extensions, v); err != nil {
+	if err := submitAck(ctx, e.node.extensions, v); err != nil {
 		return message{}, err
 	}
 	if len(v.extended) == 0 {

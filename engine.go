@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"database/sql"
 	"log/slog"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -18,37 +16,22 @@ const (
 	ackRows     = 2000     // maximum messages per ack, nack or extend; the same
 
 	maxReceivers = 100_000 // maximum waiting receivers of all queues
-
-	engineBatchers = 10
 )
 
 // engine executes the frequent operations: publish (publish.go, deduplicate.go), receive (receive.go,
 // claim*.go), ack, nack and extend (ack.go), and the release of messages that no receiver
-// got (release.go). It has its own connections to the database.
+// got (release.go). Their statements run on a node (node.go).
 type engine struct {
 	log     *slog.Logger
 	metrics *metrics
-	db      *sql.DB
-
-	publications *batcher[*publication]
-	deduplicated *batcher[*publication] // those with deduplication ids
-	acks         *batcher[*ackRequest]
-	nacks        *batcher[*ackRequest]
-	extensions   *batcher[*ackRequest]
-	releases     *batcher[[]message]
-	finishes     *batcher[*finishing]
-	measurings   *batcher[*measuring]
-	claims       *batcher[*claimRequest]
-	searches     *batcher[*dueSearch]
-	claimers     chan *pinnedConn // idle connections for claims that cannot share a statement
+	node    *node
 
 	depth     *depthCollector // set before the first publish
 	directory directory
 	expiries  expiries
 	held      heldIDs
 
-	notifier *notifier
-	sweepNow chan struct{} // requests a full sweep at once
+	fullSweep, quickSweep time.Duration // intervals
 
 	mu          sync.Mutex
 	dispatchers map[string][]*dispatcher // of queues with waiting receivers, by queue id
@@ -56,64 +39,22 @@ type engine struct {
 	receivers   int                      // number of waiting receivers
 	draining    bool
 	dispatching sync.WaitGroup
-	stop        context.CancelFunc // ends the background goroutines
-	background  sync.WaitGroup
 }
 
-// newEngine starts an engine with connections of its own, so that slow requests of other
-// kinds cannot occupy them. The caller ends it with drain and then close.
-func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep time.Duration) (*engine, error) {
-	db, err := d.openForEngine()
-	if err != nil {
-		return nil, err
-	}
-	pings, err := d.openPing()
-	if err != nil {
-		return nil, err
-	}
-	m.observePool(db, "engine")
-	claimers := d.connections.claimers
-	shared := newPinnedConns(db, m, d.connections.batchers)
-	claiming := newPinnedConns(db, m, claimers)
-	for _, s := range slices.Concat(shared, claiming) {
-		s.homes = &d.homes
-	}
-	n := len(shared)
-	ctx, stop := context.WithCancel(context.Background())
+// newEngine starts an engine. The caller ends it with drain and then close.
+func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep time.Duration) (_ *engine, err error) {
 	e := &engine{
 		log:         log,
 		metrics:     m,
-		db:          db,
-		claimers:    make(chan *pinnedConn, claimers),
-		sweepNow:    make(chan struct{}, 1),
+		fullSweep:   fullSweep,
+		quickSweep:  quickSweep,
 		dispatchers: make(map[string][]*dispatcher),
 		watermarks:  make(map[string]*watermarks),
-		stop:        stop,
 	}
-	// Each worker has a connection of its own if there are enough. With fewer
-	// connections, batchers share them, but the two workers of a batcher never do.
-	workers := func(i int) []*pinnedConn { return []*pinnedConn{shared[i%n], shared[(i+n/2)%n]} }
-	e.publications = newBatcher("publish", workers(0), m, publishRows, publishSize, e.runPublications)
-	e.acks = newBatcher("ack", workers(1), m, ackRows, publishSize, e.runAcks)
-	e.nacks = newBatcher("nack", workers(2), m, ackRows, publishSize, e.runNacks)
-	e.extensions = newBatcher("extend", workers(3), m, ackRows, publishSize, e.runExtensions)
-	e.finishes = newBatcher("finish", workers(4), m, ackRows, publishSize, e.runFinishes)
-	e.searches = newBatcher("search", workers(5), m, ackRows, publishSize, e.runSearches)
-	e.releases = newBatcher("release", workers(6), m, ackRows, publishSize, e.runReleases)
-	e.claims = newBatcher("claim", workers(7), m, claimRows, math.MaxInt, e.runClaims)
-	e.measurings = newBatcher("measure", workers(8), m, ackRows, publishSize, e.runMeasurings)
-	e.deduplicated = newBatcher("deduplicate", workers(9), m, publishRows, publishSize, e.runDeduplicated)
-	for _, s := range claiming {
-		e.claimers <- s
+	if e.node, err = e.openNode(d); err != nil {
+		return nil, err
 	}
-	e.notifier = newNotifier(shared[n-1], log)
-	e.background.Go(func() { e.notifier.send(ctx) })
-	e.background.Go(func() { e.notifier.listen(ctx, d, e.wake, e.sweepSoon) })
-	e.background.Go(func() { e.sweepPeriodically(ctx, shared[n/2-1], fullSweep, quickSweep) })
-	e.background.Go(func() {
-		defer pings.Close()
-		d.watch(ctx, pings, log, e.sweepSoon)
-	})
+	e.startNode(e.node)
 	m.observeReceivers(e)
 	return e, nil
 }
@@ -166,22 +107,7 @@ func (e *engine) drain() {
 func (e *engine) close() {
 	e.drain()
 	e.dispatching.Wait()
-	e.publications.close()
-	e.deduplicated.close()
-	e.acks.close()
-	e.nacks.close()
-	e.extensions.close()
-	e.releases.close()
-	e.finishes.close()
-	e.measurings.close()
-	e.claims.close()
-	e.searches.close()
-	e.stop()
-	e.background.Wait()
-	for range cap(e.claimers) {
-		(<-e.claimers).end()
-	}
-	e.db.Close()
+	e.node.close()
 }
 
 // runReleases releases the messages of a batch, which their receivers did not get.
@@ -210,7 +136,7 @@ func (e *engine) sweepIfUnknown(err error) {
 // process at once, and those of other servers soon. It is called after the commit.
 func (e *engine) announce(queueID string, dueAt time.Time) {
 	e.wake(queueID, dueAt)
-	e.notifier.add(queueID, dueAt)
+	e.node.notifier.add(queueID, dueAt)
 }
 
 // Sweeps find due messages without a wake-up.
@@ -231,19 +157,20 @@ const (
 // notification was lost, because a server died before it sent one, or because a claim
 // skipped a locked row. One statement checks all queues that were claimed recently. While
 // the listener is not connected, every sweep is a full one.
-func (e *engine) sweepPeriodically(ctx context.Context, s *pinnedConn, fullSweep, quickSweep time.Duration) {
+func (e *engine) sweepPeriodically(ctx context.Context, n *node) {
+	s := n.sweeper
 	defer s.end()
-	next := time.Now().Add(fullSweep)
-	ticker := time.NewTicker(quickSweep)
+	next := time.Now().Add(e.fullSweep)
+	ticker := time.NewTicker(e.quickSweep)
 	defer ticker.Stop()
 	for {
 		full := true
 		select {
 		case <-ctx.Done():
 			return
-		case <-e.sweepNow:
+		case <-n.sweepNow:
 		case <-ticker.C:
-			full = !e.notifier.listening() || time.Now().After(next)
+			full = !n.notifier.listening() || time.Now().After(next)
 		}
 		began := time.Now()
 		s.exclusive(func() {
@@ -252,7 +179,7 @@ func (e *engine) sweepPeriodically(ctx context.Context, s *pinnedConn, fullSweep
 			}
 		})
 		if full {
-			next = time.Now().Add(max(fullSweep, (sweepShare-1)*time.Since(began)))
+			next = time.Now().Add(max(e.fullSweep, (sweepShare-1)*time.Since(began)))
 		}
 	}
 }

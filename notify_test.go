@@ -66,7 +66,7 @@ func TestLostConnectionsAreReplacedBeforeTheirNextUse(t *testing.T) {
 	s.mustTopic("t")
 	other := newTestServerOn(t, s.dsn)
 	for _, v := range []*testServer{s, other} {
-		eventually(t, "the server listens", v.engine.notifier.listening)
+		eventually(t, "the server listens", v.engine.node.notifier.listening)
 		v.publish("t", 1) // connects the batchers
 		v.must(204, "PUT", "/messages/"+v.receive("t", "?wait_seconds=5")[0].ID+"/ack", "")
 	}
@@ -92,23 +92,23 @@ func TestListenerReconnectsAndSweepsForMissedMessages(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	eventually(t, "the server listens", s.engine.notifier.listening)
+	eventually(t, "the server listens", s.engine.node.notifier.listening)
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`)
-	eventually(t, "the server has noticed the loss", func() bool { return !s.engine.notifier.listening() })
+	eventually(t, "the server has noticed the loss", func() bool { return !s.engine.node.notifier.listening() })
 	s.fill("t", 1) // without a notification
 	if got := s.await(poll); len(got) != 1 {
 		t.Errorf("received %v, want the message that no notification announced", got)
 	}
-	eventually(t, "the server listens again", s.engine.notifier.listening)
+	eventually(t, "the server listens again", s.engine.node.notifier.listening)
 }
 
 func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
-	eventually(t, "the other server listens", func() bool { return other.engine.notifier.listening() })
+	eventually(t, "the other server listens", func() bool { return other.engine.node.notifier.listening() })
 	s.mustTopic("q")
 	s.publish("q", 1)
 	other.receive("q", "?wait_seconds=5")
@@ -119,11 +119,11 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	conn := newPinnedConn(s.store.db, s.server.metrics)
 	defer conn.close()
 	for range 3 {
-		s.engine.notifier.add("q", dueAt)
-		s.engine.notifier.sendNow(conn)
-		s.engine.notifier.mu.Lock()
-		checkDiff(t, "pending", 0, len(s.engine.notifier.pending))
-		s.engine.notifier.mu.Unlock()
+		s.engine.node.notifier.add("q", dueAt)
+		s.engine.node.notifier.sendNow(conn)
+		s.engine.node.notifier.mu.Lock()
+		checkDiff(t, "pending", 0, len(s.engine.node.notifier.pending))
+		s.engine.node.notifier.mu.Unlock()
 	}
 	eventually(t, "the low-water mark of the other server is lowered", func() bool { return other.watermark("q").Equal(dueAt) })
 }

@@ -70,11 +70,11 @@ func (d *directory) share(topicID string, read *subscribers) *subscribers {
 // for the queue, all in one commit. It wakes the receivers.
 func (e *engine) publish(ctx context.Context, p *publication) ([]message, error) {
 	size := 0
-	publications := e.publications
+	publications := e.node.publications
 	for _, m := range p.messages {
 		size += len(m.data) + len(m.attributes) + len(m.sqs)
 		if m.deduplicationID != "" {
-			publications = e.deduplicated
+			publications = e.node.deduplicated
 		}
 	}
 	for range settingsAttempts {
@@ -128,7 +128,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 			// The rows are due since the start of the statement, so claims of other servers
 			// may already scan from a later time. They are notified before the publisher
 			// gets its response. Otherwise its next message could be received first.
-			e.notifier.sendNow(s)
+			e.node.notifier.sendNow(s)
 		}
 		if err != nil {
 			return err

@@ -261,7 +261,7 @@ func (e *engine) release(queueID string, messages []message) {
 		return
 	}
 	// The context of the request may have ended with the client's connection.
-	err := e.releases.do(context.Background(), messages, len(messages), 0)
+	err := e.node.releases.do(context.Background(), messages, len(messages), 0)
 	if err != nil {
 		// The messages are due again when their leases end.
 		e.log.Warn("undelivered messages not released, they return at their ack deadline", "queue", queueID, "count", len(messages), "error", err)
@@ -313,7 +313,7 @@ func (e *engine) knows(queueID string) bool {
 // called after notifications or wake-ups may have been lost.
 func (e *engine) sweepSoon() {
 	select {
-	case e.sweepNow <- struct{}{}:
+	case e.node.sweepNow <- struct{}{}:
 	default:
 	}
 }
@@ -526,7 +526,7 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
 	if !at.consumes && !e.claimsAlone(at.queueID) {
 		r := &claimRequest{dispatcherKey: at, from: from, limit: limit, budget: budget}
-		err := e.claims.doBlocking(r, limit, budget)
+		err := e.node.claims.doBlocking(r, limit, budget)
 		if r.done && !r.alone {
 			return r.result, r.sentAt, r.err
 		}
@@ -535,8 +535,9 @@ func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bo
 		}
 		// The batch found that the queue needs a claim of its own.
 	}
-	s := <-e.claimers
-	defer func() { e.claimers <- s }()
+	n := e.node
+	s := <-n.claimers
+	defer func() { n.claimers <- s }()
 	sentAt = time.Now()
 	v, err = s.claim(at, from, groupsFirst, limit, budget)
 	e.mu.Lock()
@@ -600,7 +601,7 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	from := claimStart{f.messages.at, f.groups.at}
 	e.mu.Unlock()
 	search := &dueSearch{queueID: d.queueID, from: from}
-	err := e.searches.doBlocking(search, 1, 0)
+	err := e.node.searches.doBlocking(search, 1, 0)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {

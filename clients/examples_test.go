@@ -2,6 +2,7 @@ package clients
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -24,7 +26,11 @@ import (
 	"testing"
 )
 
-const examplesToken = "the-token-of-the-examples"
+const (
+	examplesToken     = "the-token-of-the-examples"
+	examplesKeyID     = "EXAMPLES"
+	examplesSecretKey = "the-secret-key-of-the-examples"
+)
 
 // Of the messages that the examples publish, number 1 takes longer than its lease, and
 // number 13 always fails.
@@ -35,15 +41,29 @@ const (
 	examplePoison   = 13
 )
 
-// examples returns the commands of the producers and the workers, by language.
-func examples(t *testing.T) map[string][2][]string {
-	return map[string][2][]string{
-		"python":     {{python(t, ""), "../examples/python/producer.py"}, {python(t, ""), "../examples/python/worker.py"}},
-		"javascript": {{"node", "../examples/javascript/producer.mjs"}, {"node", "../examples/javascript/worker.mjs"}},
-		"go":         {{mustBuild(t, "../examples/go/producer")}, {mustBuild(t, "../examples/go/worker")}},
-		"ruby":       {{"ruby", "../examples/ruby/producer.rb"}, {"ruby", "../examples/ruby/worker.rb"}},
-		"php":        {{"php", "../examples/php/producer.php"}, {"php", "../examples/php/worker.php"}},
-		"shell":      {{"../examples/shell/producer.sh"}, {"../examples/shell/worker.sh"}},
+// exampleQueue is the queue of a producer and a worker, which has their name.
+type exampleQueue struct {
+	producer []string
+	worker   []string
+	sqs      bool // they use an SDK of Amazon SQS, and the queue is ordered
+}
+
+// exampleQueues returns the queues of the examples by id.
+func exampleQueues(t *testing.T) map[string]exampleQueue {
+	packages := npmInstall(t)
+	if err := os.CopyFS(packages+"/examples", os.DirFS("../examples/sqs/javascript")); err != nil {
+		t.Fatal(err)
+	}
+	python, boto3 := python(t, ""), python(t, "boto3")
+	return map[string]exampleQueue{
+		"python":              {[]string{python, "../examples/python/producer.py"}, []string{python, "../examples/python/worker.py"}, false},
+		"javascript":          {[]string{"node", "../examples/javascript/producer.mjs"}, []string{"node", "../examples/javascript/worker.mjs"}, false},
+		"go":                  {[]string{mustBuild(t, "../examples/go/producer")}, []string{mustBuild(t, "../examples/go/worker")}, false},
+		"ruby":                {[]string{"ruby", "../examples/ruby/producer.rb"}, []string{"ruby", "../examples/ruby/worker.rb"}, false},
+		"php":                 {[]string{"php", "../examples/php/producer.php"}, []string{"php", "../examples/php/worker.php"}, false},
+		"shell":               {[]string{"../examples/shell/producer.sh"}, []string{"../examples/shell/worker.sh"}, false},
+		"sqs-python.fifo":     {[]string{boto3, "../examples/sqs/python/producer.py"}, []string{boto3, "../examples/sqs/python/worker.py"}, true},
+		"sqs-javascript.fifo": {[]string{"node", packages + "/examples/producer.mjs"}, []string{"node", packages + "/examples/worker.mjs"}, true},
 	}
 }
 
@@ -55,7 +75,7 @@ func examples(t *testing.T) map[string][2][]string {
 func TestExamplesLoseAndRepeatNothing(t *testing.T) {
 	t.Parallel()
 	tokens := filepath.Join(t.TempDir(), "tokens.json")
-	if err := os.WriteFile(tokens, []byte(`{"tokens": [{"name": "examples", "token": "`+examplesToken+`", "admin": true}]}`), 0o600); err != nil {
+	if err := os.WriteFile(tokens, []byte(`{"tokens": [{"name": "examples", "token": "`+examplesToken+`", "admin": true}, {"name": "sqs", "access_key_id": "`+examplesKeyID+`", "secret_access_key": "`+examplesSecretKey+`", "admin": true}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	queued, dataDir := mustBuild(t, ".."), newDataDir(t)
@@ -64,16 +84,16 @@ func TestExamplesLoseAndRepeatNothing(t *testing.T) {
 	faulty := newFaultyProxy(t, first.url)
 
 	producers := map[string]*example{}
-	languages := examples(t)
-	for language, commands := range languages {
-		createQueue(t, first.url, language+"-dead", nil)
-		createQueue(t, first.url, language, map[string]any{"dead_queue_id": language + "-dead", "message_max_deliveries": 2})
-		producers[language] = startExample(t, "http://"+faulty.address, commands[0], language)
+	queues := exampleQueues(t)
+	for queue, v := range queues {
+		createQueue(t, first.url, "dead-"+queue, map[string]any{"ordered": v.sqs})
+		createQueue(t, first.url, queue, map[string]any{"ordered": v.sqs, "dead_queue_id": "dead-" + queue, "message_max_deliveries": 2})
+		producers[queue] = startExample(t, "http://"+faulty.address, v.producer, queue)
 	}
-	for language, p := range producers {
+	for queue, p := range producers {
 		p.publish(t, 1, exampleMessages/2)
-		if !p.errors.Scan() {
-			t.Errorf("%s: no message about the connection that is refused", language)
+		if !queues[queue].sqs && !p.errors.Scan() { // an SDK repeats requests in silence
+			t.Errorf("%s: no message about the connection that is refused", queue)
 		}
 	}
 	faulty.listen(t)
@@ -86,59 +106,59 @@ func TestExamplesLoseAndRepeatNothing(t *testing.T) {
 		p.in.Close()
 	}
 	server := launch(t, queued, "-data-dir", dataDir, "-token-file", tokens, "-listen", address).url
-	for language, p := range producers {
+	for queue, p := range producers {
 		ids := p.rest(t)
 		if len(ids) != exampleMessages/2 {
-			t.Errorf("%s: the producer printed %d ids of messages after the restart", language, len(ids))
+			t.Errorf("%s: the producer printed %d ids of messages after the restart", queue, len(ids))
 		}
 	}
 
 	slow, others := map[string]*example{}, map[string]*example{}
-	for language, commands := range languages {
+	for queue, v := range queues {
 		var want []string
 		for n := 1; n <= exampleMessages; n++ {
 			want = append(want, exampleMessage(n))
 		}
-		if got := dataOf(t, send(t, http.MethodGet, server+"/queues/"+language+"/messages/peek", "")); !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: the queue has\n%q\nwant\n%q", language, got, want)
+		if got := dataOf(t, send(t, http.MethodGet, server+"/queues/"+queue+"/messages/peek", "")); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: the queue has\n%q\nwant\n%q", queue, got, want)
 		}
-		slow[language] = startExample(t, "http://"+faulty.address, commands[1], language)
+		slow[queue] = startExample(t, "http://"+faulty.address, v.worker, queue)
 	}
-	for language, worker := range slow {
+	for queue, worker := range slow {
 		if got, want := worker.read(t, 1), addresses(exampleSlow, exampleSlow); !reflect.DeepEqual(got, want) {
-			t.Fatalf("%s: the worker processes %q, want %q", language, got, want)
+			t.Fatalf("%s: the worker processes %q, want %q", queue, got, want)
 		}
 		worker.process.Process.Signal(syscall.SIGTERM)
-		others[language] = startExample(t, "http://"+faulty.address, languages[language][1], language)
+		others[queue] = startExample(t, "http://"+faulty.address, queues[queue].worker, queue)
 	}
-	for language, worker := range others {
+	for queue, worker := range others {
 		got := worker.read(t, exampleMessages-2)
 		want := slices.Concat(addresses(exampleSlow+1, examplePoison-1), addresses(examplePoison+1, exampleMessages))
 		if !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: the second worker processes\n%q\nwant\n%q", language, got, want)
+			t.Errorf("%s: the second worker processes\n%q\nwant\n%q", queue, got, want)
 		}
-		dead := server + "/queues/" + language + "-dead/messages"
+		dead := server + "/queues/dead-" + queue + "/messages"
 		if got, want := dataOf(t, send(t, http.MethodGet, dead+"?wait_seconds=20", "")), []string{exampleMessage(examplePoison)}; !reflect.DeepEqual(got, want) {
-			t.Errorf("%s: the dead queue has %q, want %q", language, got, want)
+			t.Errorf("%s: the dead queue has %q, want %q", queue, got, want)
 		}
-		if peeked := send(t, http.MethodGet, dead+"/peek", ""); !strings.Contains(peeked, `"last_error":"`) {
-			t.Errorf("%s: the message in the dead queue has no error: %s", language, peeked)
+		if peeked := send(t, http.MethodGet, dead+"/peek", ""); !queues[queue].sqs && !strings.Contains(peeked, `"last_error":"`) {
+			t.Errorf("%s: the message in the dead queue has no error: %s", queue, peeked)
 		}
 	}
-	for language := range others {
-		send(t, http.MethodPost, server+"/queues/"+language+"/messages", `{"data": {"to": "last@example.com", "seconds": 1}}`)
+	for queue := range others {
+		send(t, http.MethodPost, server+"/queues/"+queue+"/messages", `{"data": {"to": "last@example.com", "seconds": 1}, "group": "last"}`)
 	}
 	for _, worker := range others {
 		worker.read(t, 1)
 		worker.process.Process.Signal(syscall.SIGTERM)
 	}
-	for language := range languages {
-		if more := slices.Concat(slow[language].rest(t), others[language].rest(t)); len(more) > 0 {
-			t.Errorf("%s: after SIGTERM the workers processed %q", language, more)
+	for queue := range queues {
+		if more := slices.Concat(slow[queue].rest(t), others[queue].rest(t)); len(more) > 0 {
+			t.Errorf("%s: after SIGTERM the workers processed %q", queue, more)
 		}
 		const want = `"messages":{"ready":0,"delayed":0,"in_flight":0,"exhausted":0},"dead_queue_messages":1`
-		if got := send(t, http.MethodGet, server+"/queues/"+language+"/stats?detail=true", ""); !strings.Contains(got, want) {
-			t.Errorf("%s: at the end the queue has %s", language, got)
+		if got := send(t, http.MethodGet, server+"/queues/"+queue+"/stats?detail=true", ""); !strings.Contains(got, want) {
+			t.Errorf("%s: at the end the queue has %s", queue, got)
 		}
 	}
 }
@@ -169,7 +189,8 @@ func startExample(t *testing.T, url string, command []string, queue string) *exa
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	t.Cleanup(cancel)
 	process := exec.CommandContext(ctx, command[0], append(command[1:], queue)...)
-	process.Env = append(os.Environ(), "QUEUED_URL="+url, "QUEUED_TOKEN="+examplesToken, "LEASE_SECONDS="+exampleLease)
+	process.Env = append(os.Environ(), "QUEUED_URL="+url, "QUEUED_TOKEN="+examplesToken, "LEASE_SECONDS="+exampleLease,
+		"AWS_ENDPOINT_URL_SQS="+url, "AWS_ACCESS_KEY_ID="+examplesKeyID, "AWS_SECRET_ACCESS_KEY="+examplesSecretKey)
 	in, err := process.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -232,7 +253,7 @@ type faultyProxy struct {
 	forward   *httputil.ReverseProxy
 	acks      atomic.Int32
 	mu        sync.Mutex
-	publishes map[string]int // by path
+	publishes map[string]int // by queue
 }
 
 func newFaultyProxy(t *testing.T, server string) *faultyProxy {
@@ -249,7 +270,10 @@ func newFaultyProxy(t *testing.T, server string) *faultyProxy {
 	return &faultyProxy{
 		address: free.Addr().String(),
 		forward: &httputil.ReverseProxy{
-			Rewrite:      func(r *httputil.ProxyRequest) { r.SetURL(target) },
+			Rewrite: func(r *httputil.ProxyRequest) {
+				r.SetURL(target)
+				r.Out.Host = r.In.Host // also in the URLs of queues
+			},
 			ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 		},
 		publishes: map[string]int{},
@@ -268,14 +292,21 @@ func (p *faultyProxy) listen(t *testing.T) {
 }
 
 func (p *faultyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	request := r.URL.Path + " " + r.Header.Get("X-Amz-Target") + " " + string(body)
 	publish := 0
-	if strings.HasSuffix(r.URL.Path, "/messages") {
+	if m := examplePublish.FindStringSubmatch(request); m != nil {
 		p.mu.Lock()
-		p.publishes[r.URL.Path]++
-		publish = p.publishes[r.URL.Path]
+		queue := m[1] + m[2]
+		p.publishes[queue]++
+		publish = p.publishes[queue]
 		p.mu.Unlock()
 	}
-	if publish == 3 || strings.HasSuffix(r.URL.Path, "/ack") && p.acks.Add(1)%19 == 0 {
+	if publish == 3 || exampleAck.MatchString(request) && p.acks.Add(1)%19 == 0 {
 		w.Header().Set("Retry-After", "1")
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
@@ -286,6 +317,11 @@ func (p *faultyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	p.forward.ServeHTTP(w, r)
 }
+
+var (
+	examplePublish = regexp.MustCompile(`^/queues/(.*)/messages |SendMessage\b.*(sqs-\w+\.fifo)`)
+	exampleAck     = regexp.MustCompile(`^/messages/.*/ack |DeleteMessage`)
+)
 
 // createQueue creates a queue with more settings than the required ones.
 func createQueue(t *testing.T, server, id string, settings map[string]any) {

@@ -14,7 +14,7 @@ const { QueueUrl } = await sqs.send(new GetQueueUrlCommand({ QueueName: process.
 
 for await (const line of createInterface({ input: process.stdin })) {
   const fifo = QueueUrl.endsWith(".fifo") && {
-    MessageGroupId: JSON.parse(line).to ?? "nobody", // the messages of an address keep their order
+    MessageGroupId: JSON.parse(line).to ?? "unknown", // the messages of an address keep their order
     MessageDeduplicationId: randomUUID(), // the same in each attempt. If you have one, use the number of the order
   };
   const { MessageId } = await sqs.send(new SendMessageCommand({ QueueUrl, MessageBody: line, ...fifo }));

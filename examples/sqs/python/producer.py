@@ -20,7 +20,7 @@ for line in sys.stdin:
     fifo = {}
     if queue.endswith(".fifo"):
         fifo = {
-            "MessageGroupId": json.loads(line).get("to", "nobody"),  # the messages of an address keep their order
+            "MessageGroupId": json.loads(line).get("to", "unknown"),  # the messages of an address keep their order
             "MessageDeduplicationId": str(uuid.uuid4()),  # the same in each attempt. If you have one, use the number of the order
         }
     print(sqs.send_message(QueueUrl=queue, MessageBody=line.strip(), **fifo)["MessageId"], flush=True)

@@ -290,10 +290,8 @@ WITH acked AS (
     USING unnest($2::uuid[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::integer[], $7::timestamptz[], $8::boolean[])
         AS a (id, leased_until, queue_key, seq, attempts, received_at, in_lease)
     WHERE ` + thatOneSQL + `
-        AND CASE
-            WHEN a.attempts = 0 THEN ` + inLeaseSQL + `
-            ELSE ` + ofReceiptSQL + ` AND (NOT a.in_lease OR ` + leasedSQL + `)
-        END
+        AND (a.attempts = 0 AND ` + inLeaseSQL + `
+            OR a.attempts > 0 AND ` + ofReceiptSQL + ` AND (NOT a.in_lease OR ` + leasedSQL + `))
     RETURNING m.id, m.queue_key, m.group_id, a.leased_until IS NOT NULL OR a.in_lease AS with_token
 ), ` + countAckedSQL
 
@@ -365,7 +363,7 @@ const nackMessagesSQL = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
            now() + make_interval(secs => CASE WHEN a.seconds >= 0 THEN a.seconds WHEN m.in_flight AND NOT a.uncounted THEN ` + nackStepSQL + ` ELSE 0 END) AS due_at,
-           a.uncounted, a.last_error,
+           a.uncounted, a.last_error, CASE WHEN a.last_error IS NOT NULL THEN now() END AS last_error_at,
            ` + attemptsAfterNackSQL + ` >= least(q.delivery_limit, m.max_deliveries) AS exhausted,
            q.dead_queue_id AS destination_id
     FROM unnest($2::uuid[], $3::timestamptz[], $4::integer[], $5::boolean[], $6::text[]) AS a (id, leased_until, seconds, uncounted, last_error)
@@ -391,9 +389,9 @@ WITH named AS MATERIALIZED (
 ), nacked AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNackSQL + `,
-        received_at = m.received_at + CASE WHEN a.uncounted AND m.in_flight THEN interval '1 microsecond' ELSE interval '0' END,
+        received_at = CASE WHEN a.uncounted AND m.in_flight THEN (m.received_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC' ELSE m.received_at END,
         scheduled_at = a.due_at, lease_end = NULL, updated_at = now(), last_error = coalesce(a.last_error, m.last_error),
-        last_error_at = CASE WHEN a.last_error IS NULL THEN m.last_error_at ELSE now() END
+        last_error_at = coalesce(a.last_error_at, m.last_error_at)
     FROM named a
     WHERE NOT a.exhausted
         AND ` + thatOneSQL + `
@@ -448,17 +446,18 @@ func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
 }
 
 const extendMessagesSQL = `
-WITH asked AS MATERIALIZED (
-    SELECT id, leased_until, now() + make_interval(secs => seconds) AS until
-    FROM unnest($2::uuid[], $3::timestamptz[], $4::integer[]) AS u (id, leased_until, seconds)
-), named AS MATERIALIZED (
-    SELECT m.id, m.queue_key, a.leased_until, a.until, a.until + coalesce(m.scheduled_at - m.lease_end, interval '0') AS due_at
-    FROM asked a
-    JOIN queued.messages m ON ` + thatOneSQL + `
-    WHERE m.in_flight
-        AND ` + inLeaseSQL + `
-    FOR UPDATE OF m
-), extended AS (
+WITH extended AS (
+    WITH asked AS MATERIALIZED (
+        SELECT id, leased_until, now() + make_interval(secs => seconds) AS until
+        FROM unnest($2::uuid[], $3::timestamptz[], $4::integer[]) AS u (id, leased_until, seconds)
+    ), named AS MATERIALIZED (
+        SELECT m.id, m.queue_key, a.leased_until, a.until, a.until + coalesce(m.scheduled_at - m.lease_end, interval '0') AS due_at
+        FROM asked a
+        JOIN queued.messages m ON ` + thatOneSQL + `
+        WHERE m.in_flight
+            AND ` + inLeaseSQL + `
+        FOR UPDATE OF m
+    )
     UPDATE queued.messages m
     SET scheduled_at = a.due_at, updated_at = now(), lease_end = CASE WHEN m.lease_end IS NOT NULL THEN a.until END
     FROM named a

@@ -116,7 +116,7 @@ func (m *metrics) nets() map[string]int64 {
 
 const markFullSQL = `
 UPDATE queued.queues
-SET full_until = CASE WHEN $3 THEN now() + make_interval(secs => $4) END
+SET full_until = now() + make_interval(secs => CASE WHEN $3 THEN $4::double precision END)
 WHERE id = $1
     AND max_messages = $2`
 

@@ -132,18 +132,18 @@ SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery
 const claimBackoffSQL = leaseWithBackoffSQL + returnClaimedSQL + messageColumnsSQL + `, f.scheduled_at`
 
 // claimSQSSQL is claimMessagesSQL or claimBackoffSQL for SQS's API.
-const claimSQSSQL = leaseWithBackoffSQL + `, received_at = coalesce(m.received_at, now())` + returnClaimedSQL + messageColumnsSQL + `, ` + pastColumnsSQL + `, f.scheduled_at`
+const claimSQSSQL = leaseWithBackoffSQL + `, received_at = least(m.received_at, now())` + returnClaimedSQL + messageColumnsSQL + `, ` + pastColumnsSQL + `, f.scheduled_at`
 
 // Parts of the claims. Without a backoff, leaseWithBackoffSQL sets no lease_end.
 const (
 	leaseWithBackoffSQL = dueMessagesSQL + `
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= $3,
-    scheduled_at = now() + make_interval(secs => $8::integer + CASE
+    scheduled_at = (now() AT TIME ZONE 'UTC' + make_interval(secs => $8::integer + CASE
         WHEN m.delivery_attempts + 1 >= $3 THEN 0
         ELSE coalesce(($9::integer[])[least(m.delivery_attempts + 1, cardinality($9::integer[]))], 0)
-    END),
-    lease_end = CASE WHEN $9::integer[] IS NOT NULL THEN now() + make_interval(secs => $8::integer) END, updated_at = now()`
+    END)) AT TIME ZONE 'UTC',
+    lease_end = now() + make_interval(secs => CASE WHEN $9::integer[] IS NOT NULL THEN $8::integer END), updated_at = now()`
 
 	returnClaimedSQL = `
 FROM fitting f
@@ -154,13 +154,15 @@ RETURNING `
 )
 
 // The returned rows do not count the delivery yet.
-const consumeMessagesSQL = dueMessagesSQL + `
+const consumeMessagesSQL = dueMessagesSQL + `, moment AS MATERIALIZED (
+    SELECT now() AS at
+)
 DELETE FROM queued.messages m
-USING fitting f
+USING fitting f, moment n
 WHERE m.ctid = f.tid
     AND m.home = $1
     AND (f.total <= $5 OR f.total = f.bytes)
-RETURNING ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, now()`
+RETURNING ` + messageColumnsSQL + `, ` + pastColumnsSQL + `, n.at`
 
 // claimResult is the result of a claim.
 type claimResult struct {

@@ -128,18 +128,18 @@ func claimArgs(all []*claimRequest) (queueIDs []string, groupsSince []time.Time)
 const claimBatchSQL = leaseBatchSQL + returnBatchSQL + messageColumnsSQL + `, f.scheduled_at, f.place`
 
 // claimBatchSQSSQL is claimBatchSQL for SQS's API.
-const claimBatchSQSSQL = leaseBatchSQL + `, received_at = coalesce(m.received_at, now())` + returnBatchSQL + messageColumnsSQL + `, ` + pastColumnsSQL + `, f.scheduled_at, f.place`
+const claimBatchSQSSQL = leaseBatchSQL + `, received_at = least(m.received_at, now())` + returnBatchSQL + messageColumnsSQL + `, ` + pastColumnsSQL + `, f.scheduled_at, f.place`
 
 // The two parts of claimBatchSQL.
 const (
 	leaseBatchSQL = `
 WITH wanted AS MATERIALIZED (
-    SELECT *
+    SELECT *, now() + make_interval(secs => ack_deadline) AS until
     FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::timestamptz[], $7::bigint[]) WITH ORDINALITY
         AS w (queue_key, delivery_limit, messages, budget, since, ack_deadline, place)
     WHERE (SELECT version FROM queued.settings) = $8
 ), due AS MATERIALIZED (
-    SELECT d.*, w.place, w.budget, w.ack_deadline, w.delivery_limit
+    SELECT d.*, w.place, w.budget, w.until, w.delivery_limit
     FROM wanted w
     CROSS JOIN LATERAL (
         SELECT ctid AS tid, scheduled_at, seq, bytes
@@ -165,7 +165,7 @@ WITH wanted AS MATERIALIZED (
 )
 UPDATE queued.messages m
 SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= f.delivery_limit,
-    scheduled_at = now() + make_interval(secs => f.ack_deadline), updated_at = now()`
+    scheduled_at = f.until, updated_at = now()`
 
 	returnBatchSQL = `
 FROM fitting f

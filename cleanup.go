@@ -151,32 +151,33 @@ WHERE q.home = $1
 ORDER BY q.id`
 
 const moveExhaustedSQL = `
-WITH source AS MATERIALIZED (
-    SELECT delivery_limit, dead_queue_id
-    FROM queued.queues
-    WHERE key = $2
-), due AS MATERIALIZED (
-    SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
-    FROM queued.messages
-    WHERE queue_key = $2
-        AND home = $1
-        AND last_delivery
-        AND scheduled_at >= $4 -- and not >, because messages may have the same time
-        AND scheduled_at <= now()
-        AND expired_at > now()
-        AND delivery_attempts >= least((SELECT delivery_limit FROM source), max_deliveries)
-    ORDER BY scheduled_at
-    LIMIT $3
-    FOR UPDATE SKIP LOCKED
-), removed AS (
+WITH removed AS (
+    WITH source AS MATERIALIZED (
+        SELECT delivery_limit, dead_queue_id
+        FROM queued.queues
+        WHERE key = $2
+    ), due AS MATERIALIZED (
+        SELECT ctid AS tid
+        FROM queued.messages
+        WHERE queue_key = $2
+            AND home = $1
+            AND last_delivery
+            AND scheduled_at >= $4 -- and not >, because messages may have the same time
+            AND scheduled_at <= now()
+            AND expired_at > now()
+            AND delivery_attempts >= least((SELECT delivery_limit FROM source), max_deliveries)
+        ORDER BY scheduled_at
+        LIMIT $3
+        FOR UPDATE SKIP LOCKED
+    )
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
         AND m.home = $1
     RETURNING m.*, true AS dies, source.dead_queue_id AS destination_id, NULL::text AS new_error
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
-SELECT bool_and(ungrouped), max(scheduled_at), 0, count(*)
-FROM due
+SELECT bool_and(group_id IS NULL), max(scheduled_at), 0, count(*)
+FROM removed
 HAVING count(*) > 0`
 
 // moveExhausted moves messages whose last delivery ended without an ack to the dead queue.

@@ -221,7 +221,7 @@ SELECT EXISTS (
 
 	updateMoveTaskSQL = `
 UPDATE queued.move_tasks
-SET status = $2, failure = $3, moved = moved + $4, next_step_at = clock_timestamp() + make_interval(secs => $5)
+SET status = $2, failure = $3, moved = moved + $4, next_step_at = now() + make_interval(secs => $5)
 WHERE id = $1
     AND status = '` + taskRunning + `'`
 )

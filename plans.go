@@ -18,6 +18,10 @@ package main
 //     the whole table first.
 //   - ctid finds rows that the statement or its transaction has locked. Locked rows do
 //     not move.
+//
+// The statements also keep the rules of a cluster (statement_rules_test.go). So a time that
+// depends on the row is the sum of an interval and a time without time zone, as the sum with
+// one is not immutable.
 
 // thatOneSQL is m.id = a.id in the home of the statement, for steps that have a few ids a.
 const thatOneSQL = `m.home = $1 AND m.id = ANY (ARRAY[a.id])`

@@ -115,14 +115,15 @@ WITH asked AS MATERIALIZED (
     WHERE a.seconds = 0
         AND ` + ofReceiptSQL + `
         AND NOT ` + leasedSQL + `
-), named AS MATERIALIZED (
-    SELECT a.*, a.until + CASE WHEN a.seconds > 0 THEN coalesce(m.scheduled_at - m.lease_end, interval '0') ELSE interval '0' END AS due_at
-    FROM asked a
-    JOIN queued.messages m ON ` + thatOneSQL + `
-    WHERE ` + ofReceiptSQL + `
-        AND (a.seconds > 0 OR ` + leasedSQL + `)
-    FOR UPDATE OF m
 ), extended AS (
+    WITH named AS MATERIALIZED (
+        SELECT a.*, a.until + CASE WHEN a.seconds > 0 THEN coalesce(m.scheduled_at - m.lease_end, interval '0') ELSE interval '0' END AS due_at
+        FROM asked a
+        JOIN queued.messages m ON ` + thatOneSQL + `
+        WHERE ` + ofReceiptSQL + `
+            AND (a.seconds > 0 OR ` + leasedSQL + `)
+        FOR UPDATE OF m
+    )
     UPDATE queued.messages m
     SET in_flight = true, updated_at = now(), scheduled_at = a.due_at,
         lease_end = CASE WHEN a.seconds > 0 AND m.lease_end IS NOT NULL THEN a.until END

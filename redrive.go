@@ -31,34 +31,35 @@ var errNoSource = errors.New("no message remembers the queue that it came from; 
 const hasDestinationSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($9, m.source_queue_id)) IS TRUE`
 
 const redriveBatchSQL = `
-WITH source AS MATERIALIZED (
-    SELECT delivery_limit
-    FROM queued.queues
-    WHERE key = $2
-), due AS MATERIALIZED (
-    SELECT m.ctid AS tid, m.group_id IS NULL AS ungrouped, m.scheduled_at, m.seq
-    FROM queued.messages m
-    WHERE m.queue_key = $2
-        AND m.home = $1
-        AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($5, $6, $7)
-        AND m.scheduled_at <= $3
-        AND m.seq <= $4
-        AND m.expired_at > now()
-        AND m.delivery_attempts < least((SELECT delivery_limit FROM source), m.max_deliveries)
-        AND ` + hasDestinationSQL + `
-    ORDER BY (m.group_id IS NULL), m.scheduled_at, m.seq
-    LIMIT $8
-    FOR UPDATE SKIP LOCKED
-), removed AS (
+WITH removed AS (
+    WITH source AS MATERIALIZED (
+        SELECT delivery_limit
+        FROM queued.queues
+        WHERE key = $2
+    ), due AS MATERIALIZED (
+        SELECT m.ctid AS tid
+        FROM queued.messages m
+        WHERE m.queue_key = $2
+            AND m.home = $1
+            AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($5, $6, $7)
+            AND m.scheduled_at <= $3
+            AND m.seq <= $4
+            AND m.expired_at > now()
+            AND m.delivery_attempts < least((SELECT delivery_limit FROM source), m.max_deliveries)
+            AND ` + hasDestinationSQL + `
+        ORDER BY (m.group_id IS NULL), m.scheduled_at, m.seq
+        LIMIT $8
+        FOR UPDATE SKIP LOCKED
+    )
     DELETE FROM queued.messages m
     USING due
     WHERE m.ctid = due.tid
         AND m.home = $1
     RETURNING m.*, false AS dies, coalesce($9, m.source_queue_id) AS destination_id, NULL::text AS new_error
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
-SELECT ungrouped, scheduled_at, seq, count(*) OVER (), (SELECT array_agg(DISTINCT destination_id) FROM removed)
-FROM due
-ORDER BY ungrouped DESC, scheduled_at DESC, seq DESC
+SELECT group_id IS NULL, scheduled_at, seq, count(*) OVER (), (SELECT array_agg(DISTINCT destination_id) FROM removed)
+FROM removed
+ORDER BY (group_id IS NULL) DESC, scheduled_at DESC, seq DESC
 LIMIT 1`
 
 // redrivableSQL are the messages that a redrive finds.

@@ -222,12 +222,7 @@ CROSS JOIN LATERAL (
 // delivered at that time.
 const undoGroupDeliveriesSQL = `
 WITH undone AS MATERIALIZED (
-    SELECT g.tid, u.before, u.after,
-           coalesce(g.delivery_interval_ms, (
-               SELECT q.delivery_interval_ms
-               FROM queued.queues q
-               WHERE q.key = u.queue_key
-           ), 0) AS interval_ms
+    SELECT g.tid, u.before, u.after, i.ms, u.before - make_interval(secs => i.ms / 1000.0) AS delivered_at
     FROM (
         SELECT queue_key, id, min(after) AS after, min(before) AS before
         FROM unnest($2::bigint[], $3::text[], $4::timestamptz[], $5::timestamptz[]) AS u (queue_key, id, before, after)
@@ -241,10 +236,17 @@ WITH undone AS MATERIALIZED (
             AND id = u.id
         OFFSET 0
     ) g
+    CROSS JOIN LATERAL (
+        SELECT coalesce(g.delivery_interval_ms, (
+            SELECT q.delivery_interval_ms
+            FROM queued.queues q
+            WHERE q.key = u.queue_key
+        ), 0) AS ms
+    ) i
 )
 UPDATE queued.groups g
 SET limited_until = u.before,
-    delivered_at = CASE WHEN u.interval_ms > 0 THEN u.before - make_interval(secs => u.interval_ms / 1000.0) ELSE g.delivered_at END
+    delivered_at = CASE WHEN u.ms > 0 THEN u.delivered_at ELSE g.delivered_at END
 FROM undone u
 WHERE g.ctid = u.tid
     AND g.home = $1

@@ -16,7 +16,8 @@ import (
 const (
 	ruleKey        = "key"         // a query compares the key of each distributed table with a parameter, or inserts a parameter
 	ruleInsertWith = "INSERT WITH" // no INSERT is in WITH, or has WITH or a subquery before its SELECT
-	ruleLock       = "FOR UPDATE"  // no query in WITH has FOR UPDATE and a table that is not distributed
+	ruleLock       = "FOR UPDATE"  // no query in WITH has FOR UPDATE and a table that is not distributed; beside an INSERT in WITH, none has FOR UPDATE and what is not a table
+	ruleTid        = "ctid"        // beside an INSERT in WITH, a modification by ctid has its own WITH: Citus runs the others one after another
 	ruleVolatile   = "volatile"    // no volatile function is in a modification, or in WITH before it
 	ruleSet        = "SET"         // no function that is not immutable has a column as its argument in SET, or is in CASE or coalesce
 	ruleWhere      = "WHERE"       // the same for WHERE of a modification
@@ -68,7 +69,11 @@ func (c *clusterRules) broken(queries []*treeNode) []string {
 	return slices.Sorted(maps.Keys(rules))
 }
 
-const cmdSelect, cmdUpdate, cmdInsert = "1", "2", "3" // of commandType
+const (
+	cmdSelect, cmdUpdate, cmdInsert = "1", "2", "3" // of commandType
+	rteRelation, rteJoin            = "0", "2"      // of rtekind
+	attributeTid                    = "-1"          // of varattno
+)
 
 // check checks a query, without the queries in it.
 func (c *clusterRules) check(q *treeNode, rule func(name string, holds bool)) {
@@ -76,12 +81,20 @@ func (c *clusterRules) check(q *treeNode, rule func(name string, holds bool)) {
 	for i, table := range q.nodes("rtable") {
 		rule(ruleKey, !c.isDistributed(table) || c.namesKey(q, i+1))
 	}
+	apart := slices.ContainsFunc(q.nodes("cteList"), func(with *treeNode) bool { return with.nodes("ctequery")[0].word("commandType") == cmdInsert })
 	for _, with := range q.nodes("cteList") {
 		inner := with.nodes("ctequery")[0]
 		locks := len(inner.nodes("rowMarks")) > 0
 		rule(ruleLock, !locks || !slices.ContainsFunc(find(inner.nodes("rtable"), "RANGETBLENTRY", "RTE"), func(table *treeNode) bool {
 			return c.tables[table.word("relid")] != "" && !c.isDistributed(table)
 		}))
+		rule(ruleLock, !apart || !locks || !slices.ContainsFunc(inner.nodes("rtable"), func(table *treeNode) bool {
+			kind := table.word("rtekind")
+			return kind != rteRelation && kind != rteJoin
+		}))
+		rule(ruleTid, !apart || !slices.ContainsFunc(find(inner.nodes("jointree"), "VAR"), func(column *treeNode) bool {
+			return column.word("varattno") == attributeTid
+		}) || !slices.ContainsFunc(inner.nodes("rtable"), func(table *treeNode) bool { return table.number("ctelevelsup") > 0 }))
 		rule(ruleInsertWith, inner.word("commandType") != cmdInsert)
 		rule(ruleVolatile, command == cmdSelect || len(c.calls(inner.nodes("targetList", "jointree", "rtable"), "v")) == 0)
 	}
@@ -215,6 +228,13 @@ func TestRulesOfAClusterFindWhatBreaksThem(t *testing.T) {
 		{ruleInsertWith, "INSERT INTO queued.groups (home, id, ready_at) VALUES ($1, $2, (SELECT max(created_at) FROM queued.topics))"},
 		{ruleLock, "WITH due AS (SELECT m.id FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE m.home = $1 FOR UPDATE OF m) SELECT id FROM due"},
 		{"", "WITH due AS (SELECT id FROM queued.messages WHERE home = $1 AND (SELECT version FROM queued.settings) = $2 FOR UPDATE) SELECT id FROM due"},
+		{ruleInsertWith + ", " + ruleTid, "WITH due AS (SELECT ctid AS tid FROM queued.messages WHERE home = $1), gone AS (DELETE FROM queued.messages m USING due WHERE m.ctid = due.tid AND m.home = $1 RETURNING m.group_id), " +
+			"new AS (INSERT INTO queued.groups (home, id, ready_at) SELECT $1::smallint, group_id, $2 FROM gone) SELECT group_id FROM gone"},
+		{ruleInsertWith, "WITH gone AS (WITH due AS (SELECT ctid AS tid FROM queued.messages WHERE home = $1) DELETE FROM queued.messages m USING due WHERE m.ctid = due.tid AND m.home = $1 RETURNING m.group_id), " +
+			"new AS (INSERT INTO queued.groups (home, id, ready_at) SELECT $1::smallint, group_id, $2 FROM gone) SELECT group_id FROM gone"},
+		{ruleLock + ", " + ruleInsertWith, "WITH due AS (SELECT m.group_id FROM unnest($2::uuid[]) AS a (id) JOIN queued.messages m ON m.id = a.id AND m.home = $1 FOR UPDATE OF m), " +
+			"new AS (INSERT INTO queued.groups (home, id, ready_at) SELECT $1::smallint, group_id, $3 FROM due) SELECT group_id FROM due"},
+		{"", "WITH due AS (SELECT m.group_id FROM unnest($2::uuid[]) AS a (id) JOIN queued.messages m ON m.id = a.id AND m.home = $1 FOR UPDATE OF m) SELECT group_id FROM due"},
 		{ruleVolatile, "UPDATE queued.queues SET updated_at = clock_timestamp()"},
 		{ruleVolatile, "WITH now AS (SELECT clock_timestamp() AS at) UPDATE queued.queues SET updated_at = now.at FROM now"},
 		{"", "WITH now AS (SELECT clock_timestamp() AS at) SELECT at FROM now"},
@@ -252,13 +272,10 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 		deleteQueueSQL insertMoveTaskSQL insertQueueSQL queued.store_copy`},
 	{ruleLock, "job_counts has no home yet", `
 		removeJobCountsSQL`},
-	{ruleVolatile, "it stores the time of the clock, which goes on in a long transaction", `
-		updateMoveTaskSQL`},
 	{ruleSet, "the new time depends on the row, or is set in some cases only", `
-		claimBackoffSQL claimBatchSQL claimBatchSQSSQL claimSQSSQL markFullSQL nackMessagesSQL queued.claim_groups queued.receive
-		undoGroupDeliveriesSQL`},
-	{ruleWhere, "an ack with a receipt compares with the current time only in some cases; a group may have no limit", `
-		ackReceiptsSQL removeIdleGroupsSQL`},
+		queued.claim_groups queued.receive`},
+	{ruleWhere, "a group may have no limit", `
+		removeIdleGroupsSQL`},
 	{ruleReturning, "it returns the current time", `
-		consumeMessagesSQL storeJobsSQL`},
+		storeJobsSQL`},
 }

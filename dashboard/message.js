@@ -61,7 +61,7 @@ export function messageRow(queueID, id, reload, selection = null) {
     onclick() {
       const target = message.source_queue_id ?? queueID
       dialog(`Publish again to ${target}`, publishForm('queues', target, {
-        draft: { data: prettyText(data), attributes: message.attributes && JSON.stringify(message.attributes), group: message.group },
+        draft: { data: prettyText(data), attributes: message.attributes && JSON.stringify(message.attributes), group: message.group, sqs: message.sqs },
       }))
     },
   }, 'Publish again, edited…')

@@ -15,7 +15,7 @@ export function publishForm(kind, id, { draft = { data: '{"hello": "world"}' }, 
   return makeForm({
     fields: {
       data: field('Data', data, 'A JSON object.'),
-      attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}', value: draft.attributes }), 'Optional. A JSON object of strings.'),
+      attributes: field('Attributes', inputs.text({ name: 'attributes', placeholder: '{"country": "fr"}', value: draft.attributes }), `Optional. A JSON object of strings.${draft.sqs ? ' Types and binary attributes of Amazon SQS are not copied.' : ''}`),
       group: field('Group', inputs.text({ name: 'group', value: draft.group }), 'Optional. Limits and ordering apply within a group.'),
       delay_seconds: field('Delay in seconds', inputs.integer({ name: 'delay_seconds' }), 'Optional. The default is the delay of the queue.'),
     },

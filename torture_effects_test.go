@@ -76,7 +76,7 @@ type outcome struct {
 func (v *effects) startWorker(i int) {
 	w := &victim{program: os.Args[0], output: newSyncBuffer(), env: []string{
 		"QUEUED_TEST_WORKER=http://" + v.servers[i%len(v.servers)].address,
-		fmt.Sprintf("QUEUED_TEST_WORKER_DATABASE=%s application_name=worker%d", v.postgres.dsn("queued"), i),
+		fmt.Sprintf("QUEUED_TEST_WORKER_DATABASE=%s application_name=worker%d", v.dsn, i),
 	}}
 	if err := w.start(); err != nil {
 		v.t.Fatal(err)

@@ -130,8 +130,9 @@ func (v *torture) wasTorture() bool {
 // torture is the state that the parts of the test share.
 type torture struct {
 	t        *testing.T
-	postgres *privatePostgres
+	dsn      string
 	db       *sql.DB // not through a proxy
+	database []fault // faults of the database
 	servers  []*victim
 	client   *http.Client
 	over     context.Context // ends when the faults end
@@ -150,31 +151,26 @@ type torture struct {
 }
 
 func newTorture(t *testing.T) *torture {
-	postgres, err := startPostgres(context.Background(), newDataDir(t), slog.New(slog.DiscardHandler), "-cmax_connections=80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { postgres.stop(true) })
-	if err := postgres.awaitReady(context.Background()); err != nil {
-		t.Fatal(err)
-	}
 	v := &torture{
 		t:         t,
-		postgres:  postgres,
-		db:        newTestDB(t, postgres.dsn("queued")),
 		client:    &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}},
 		faults:    make(map[string]int),
 		responses: make(map[string]int),
 	}
+	var through func() (p *proxy, dsn string)
+	if testCluster != nil {
+		through = v.useCluster()
+	} else {
+		through = v.usePrivatePostgres()
+	}
+	v.db = newTestDB(t, v.dsn)
 	v.history.fifo.moved = make(map[int64]int)
 	t.Cleanup(v.client.CloseIdleConnections)
 	program := mustBuild(t)
 	for range 2 {
-		p := newProxy(t, "unix", filepath.Join(postgres.socket, socketName))
-		host, port, _ := net.SplitHostPort(p.address)
+		p, dsn := through()
 		s := &victim{proxy: p, program: program, address: freeAddress(t), output: newSyncBuffer()}
-		s.args = []string{"-listen", s.address, "-cleanup-interval", "500ms",
-			"-database-url", fmt.Sprintf("host=%s port=%s user=queued dbname=queued", host, port)}
+		s.args = []string{"-listen", s.address, "-cleanup-interval", "500ms", "-database-url", dsn}
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
@@ -200,6 +196,27 @@ func newTorture(t *testing.T) *torture {
 	t.Cleanup(cancel)
 	v.over = over
 	return v
+}
+
+// usePrivatePostgres starts a PostgreSQL to break. It returns a function that connects a
+// server to it through a proxy.
+func (v *torture) usePrivatePostgres() (through func() (p *proxy, dsn string)) {
+	v.t.Helper()
+	postgres, err := startPostgres(context.Background(), newDataDir(v.t), slog.New(slog.DiscardHandler), "-cmax_connections=80")
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	v.t.Cleanup(func() { postgres.stop(true) })
+	if err := postgres.awaitReady(context.Background()); err != nil {
+		v.t.Fatal(err)
+	}
+	v.dsn = postgres.dsn("queued")
+	v.database = v.postgresFaults(postgres)
+	return func() (*proxy, string) {
+		p := newProxy(v.t, "unix", filepath.Join(postgres.socket, socketName))
+		host, port, _ := net.SplitHostPort(p.address)
+		return p, fmt.Sprintf("host=%s port=%s user=queued dbname=queued", host, port)
+	}
 }
 
 // victim is a server or a worker, in a process of its own.
@@ -328,11 +345,23 @@ func (v *torture) serverFaults() []fault {
 }
 
 func (v *torture) databaseFaults() []fault {
+	return append(v.database, fault{"stall all connections", func() {
+		for _, s := range v.servers {
+			s.proxy.freeze()
+		}
+		v.awaitRequests(600)
+		for _, s := range v.servers {
+			s.proxy.thaw()
+		}
+	}})
+}
+
+func (v *torture) postgresFaults(postgres *privatePostgres) []fault {
 	signal := func(signal os.Signal) func() {
 		return func() {
-			v.postgres.mu.Lock()
-			child, ended := v.postgres.child, v.postgres.ended
-			v.postgres.mu.Unlock()
+			postgres.mu.Lock()
+			child, ended := postgres.child, postgres.ended
+			postgres.mu.Unlock()
 			child.Process.Signal(signal)
 			<-ended // the test's privatePostgres restarts it
 			v.awaitPostgres()
@@ -357,7 +386,7 @@ func (v *torture) databaseFaults() []fault {
 			}
 		}},
 		{"take all connections", func() {
-			filler, err := openDB(v.postgres.dsn("queued")+" application_name=filler", 1000)
+			filler, err := openDB(v.dsn+" application_name=filler", 1000)
 			if err != nil {
 				v.violate("%v", err)
 				return
@@ -368,15 +397,6 @@ func (v *torture) databaseFaults() []fault {
 			v.db.Exec("SELECT pg_terminate_backend(pid) " + backends)
 			for ctx.Err() == nil {
 				filler.Conn(ctx) // never returned to the pool
-			}
-		}},
-		{"stall all connections", func() {
-			for _, s := range v.servers {
-				s.proxy.freeze()
-			}
-			v.awaitRequests(600)
-			for _, s := range v.servers {
-				s.proxy.thaw()
 			}
 		}},
 	}
@@ -402,8 +422,10 @@ func (v *torture) awaitLeaseEnds() {
 }
 
 // awaitPostgres waits until PostgreSQL accepts connections.
-func (v *torture) awaitPostgres() {
-	for end, tick := time.Now().Add(testTimeout), time.Tick(10*time.Millisecond); v.db.Ping() != nil; <-tick {
+func (v *torture) awaitPostgres() { v.awaitConnection(v.db) }
+
+func (v *torture) awaitConnection(db *sql.DB) {
+	for end, tick := time.Now().Add(testTimeout), time.Tick(10*time.Millisecond); db.Ping() != nil; <-tick {
 		if time.Now().After(end) {
 			v.violate("PostgreSQL does not recover")
 			return
@@ -434,7 +456,7 @@ const backlog = 10_000
 const differentReadyGroupsSQL = `
 SELECT count(*)
 FROM (SELECT * FROM queued.groups WHERE ready_at < 'infinity') g
-FULL JOIN queued.ready_groups r USING (queue_key, ready_at, id)
+FULL JOIN queued.ready_groups r USING (home, queue_key, ready_at, id)
 WHERE g.queue_key IS NULL
     OR r.queue_key IS NULL`
 

@@ -3,7 +3,6 @@ package clients
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -24,6 +23,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const (
@@ -91,7 +91,7 @@ func TestExamplesLoseAndRepeatNothing(t *testing.T) {
 		producers[queue] = startExample(t, "http://"+faulty.address, v.producer, queue)
 	}
 	for queue, p := range producers {
-		p.publish(t, 1, exampleMessages/2)
+		p.publish(t, exampleMessage, 1, exampleMessages/2)
 		if !queues[queue].sqs && !p.errors.Scan() { // an SDK repeats requests in silence
 			t.Errorf("%s: no message about the connection that is refused", queue)
 		}
@@ -102,7 +102,7 @@ func TestExamplesLoseAndRepeatNothing(t *testing.T) {
 	}
 	first.kill()
 	for _, p := range producers {
-		p.publish(t, exampleMessages/2+1, exampleMessages)
+		p.publish(t, exampleMessage, exampleMessages/2+1, exampleMessages)
 		p.in.Close()
 	}
 	server := launch(t, queued, "-data-dir", dataDir, "-token-file", tokens, "-listen", address).url
@@ -186,11 +186,16 @@ type example struct {
 
 func startExample(t *testing.T, url string, command []string, queue string) *example {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
-	t.Cleanup(cancel)
-	process := exec.CommandContext(ctx, command[0], append(command[1:], queue)...)
+	process := exec.Command(command[0], append(command[1:], queue)...)
 	process.Env = append(os.Environ(), "QUEUED_URL="+url, "QUEUED_TOKEN="+examplesToken, "LEASE_SECONDS="+exampleLease,
 		"AWS_ENDPOINT_URL_SQS="+url, "AWS_ACCESS_KEY_ID="+examplesKeyID, "AWS_SECRET_ACCESS_KEY="+examplesSecretKey)
+	return startCommand(t, process)
+}
+
+// startCommand starts a program, which is killed at the end of the test or if it takes too
+// long.
+func startCommand(t *testing.T, process *exec.Cmd) *example {
+	t.Helper()
 	in, err := process.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -206,14 +211,20 @@ func startExample(t *testing.T, url string, command []string, queue string) *exa
 	if err := process.Start(); err != nil {
 		t.Fatal(err)
 	}
+	kill := func() { process.Process.Kill() }
+	deadline := time.AfterFunc(2*testTimeout, kill)
+	t.Cleanup(func() {
+		deadline.Stop()
+		kill()
+	})
 	return &example{process, in, bufio.NewScanner(out), bufio.NewScanner(io.TeeReader(errors, t.Output()))}
 }
 
 // publish gives the producer the messages from first to last.
-func (e *example) publish(t *testing.T, first, last int) {
+func (e *example) publish(t *testing.T, message func(n int) string, first, last int) {
 	t.Helper()
 	for n := first; n <= last; n++ {
-		if _, err := fmt.Fprintln(e.in, exampleMessage(n)); err != nil {
+		if _, err := fmt.Fprintln(e.in, message(n)); err != nil {
 			t.Fatal(err)
 		}
 	}

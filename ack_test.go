@@ -200,7 +200,7 @@ func TestLockedMessageHurtsNoOther(t *testing.T) {
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3, 4)
 	got := s.receive("t", "")
-	tx := s.begin("SELECT FROM queued.messages WHERE id = $1 FOR UPDATE", got[0].ID)
+	tx := s.begin("UPDATE queued.messages SET bytes = bytes WHERE id = $1", got[0].ID)
 	type outcome struct {
 		n, status int
 		err       error
@@ -300,7 +300,7 @@ func TestNackOfADelayedMessageMayDelayItAnew(t *testing.T) {
 // which PostgreSQL refuses here.
 func TestAckThatIsRefusedKeepsWhatItHasDone(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustQueue("q", `"ordered":true`)
 	s.publishGroups("q", "a1", "a2")
 	id := s.receive("q", "")[0].ID

@@ -304,7 +304,7 @@ func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
 // still run. Some of them free space.
 func TestCleanupGoesOnAfterAnError(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustQueue("dead")
 	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	s.mustQueue("gone")
@@ -355,7 +355,7 @@ func TestMetricsShowWhenTheCleanupLastEnded(t *testing.T) {
 // A pass ends at its first statement while PostgreSQL is starting.
 func TestCleanupEndsItsPassIfTheDatabaseIsUnavailable(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustQueue("kept", `"consumed_retention_seconds":600`)
 	for range 2 {
 		s.must(201, "POST", "/queues/kept/messages", `{"data":{}}`)

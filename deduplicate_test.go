@@ -308,7 +308,7 @@ func TestPublishWithoutAnIDTouchesNoIDs(t *testing.T) {
 // delays only the publishers with the same id.
 func TestHeldIDHurtsOnlyRequestsWithTheSameID(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustQueue("q")
 	s.publishWithID("q", "warm", 0) // connects
 	tx := s.begin(`INSERT INTO queued.deduplications (home, queue_key, id, message_id, created_at, expires_at)
@@ -369,7 +369,7 @@ func TestHeldIDIsFreeAfterARollback(t *testing.T) {
 // The response is lost, and maybe the publish; the repeated request makes both good.
 func TestRepeatedPublishAfterAnUnknownOutcomeStoresOne(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustQueue("q")
 	s.publishWithID("q", "warm", 0)
 	free := s.hold("INSERT")
@@ -540,7 +540,7 @@ func TestDuplicatePublishAcksOnlyWhatItMay(t *testing.T) {
 // The repeated request may share a batch with the first one, whose client has given up.
 func TestRepeatedPublishThatAcksMayShareABatchWithTheFirst(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustQueue("in")
 	s.mustQueue("out")
 	s.publishWithID("out", "warm", 0)

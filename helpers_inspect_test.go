@@ -104,7 +104,8 @@ func (s *inspector) makeDue(ids ...string) {
 // endLeases ends the leases of all messages in flight.
 func (s *inspector) endLeases() {
 	s.t.Helper()
-	s.changeMessages("scheduled_at = CASE WHEN in_flight THEN now() ELSE scheduled_at END")
+	s.exec("UPDATE queued.messages SET scheduled_at = now() WHERE in_flight")
+	s.changeMessages("bytes = bytes")
 }
 
 // expire ends the retention of the messages with these ids, or of all messages.
@@ -150,7 +151,7 @@ func (s *inspector) passIntervals() {
 // mustCleanUp runs the cleanup once.
 func (s *inspector) mustCleanUp() {
 	s.t.Helper()
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, announce: s.engine.announce}
+	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
 	if err := c.once(context.Background()); err != nil {
 		s.t.Fatal(err)
 	}
@@ -179,7 +180,8 @@ func (s *inspector) lockTable(table string) (free func()) {
 }
 
 // hold makes every statement that inserts, updates or deletes messages run until free
-// is called. Unlike a lock, it does not reach the lock timeout.
+// is called. Unlike a lock, it does not reach the lock timeout. It creates a trigger, so the
+// server is one of newPlainTestServer.
 func (s *inspector) hold(event string) (free func()) {
 	s.t.Helper()
 	s.exec(`CREATE TABLE public.held AS SELECT 1 AS one;
@@ -208,7 +210,11 @@ func (s *inspector) waitForLocks(n int) {
 // locksAwaited returns the number of statements of the database that wait for a lock.
 func (s *inspector) locksAwaited() int {
 	s.t.Helper()
-	return s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+	const here = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+	if s.store.homes.areSeveral() {
+		return s.count("SELECT sum(result::integer) FROM run_command_on_all_nodes($1)", here)
+	}
+	return s.count(here)
 }
 
 // match matches publications with the present queues of their topic.

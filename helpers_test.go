@@ -97,6 +97,13 @@ func newTestDatabase(t testing.TB, template string) string {
 	if testCluster != nil && (template == "queued" || template == "template1") {
 		return testCluster.newDatabase(t, template)
 	}
+	return newPlainDatabase(t, template)
+}
+
+// newPlainDatabase is newTestDatabase without Citus, for tests that create triggers or end
+// connections of PostgreSQL.
+func newPlainDatabase(t testing.TB, template string) string {
+	t.Helper()
 	admin, err := openDB(testPostgres.dsn("postgres"), 1)
 	if err != nil {
 		t.Fatal(err)
@@ -210,6 +217,12 @@ func mustEngine(t testing.TB, d *database, m *metrics, quickSweep time.Duration)
 func newTestServer(t testing.TB) *testServer {
 	t.Helper()
 	return newTestServerOn(t, newTestDatabase(t, "queued"))
+}
+
+// newPlainTestServer is newTestServer with newPlainDatabase.
+func newPlainTestServer(t testing.TB) *testServer {
+	t.Helper()
+	return newTestServerOn(t, newPlainDatabase(t, "queued"))
 }
 
 // newTestServerOn starts a server on a database that may have other servers. Its

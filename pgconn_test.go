@@ -96,7 +96,7 @@ func TestPoolerBetweenStatementsIsRefused(t *testing.T) {
 // for TLS, which PostgreSQL does not offer.
 func newProxiedDatabase(t testing.TB) (dsn string, p *proxy) {
 	t.Helper()
-	dsn = newTestDatabase(t, "queued")
+	dsn = newPlainDatabase(t, "queued")
 	c, err := pq.NewConfig(dsn)
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 
 func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":0}}`) // so that the server caches the queues of the topic
 	free := s.hold("INSERT")
@@ -80,7 +80,7 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 
 func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	free := s.hold("INSERT")
 	defer free()
@@ -404,7 +404,7 @@ func TestFullBatcherIs503(t *testing.T) {
 
 func TestUnknownOutcomeIsNotRetriedAndIs503(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 0) // connects the batcher
 	free := s.lockTable("queued.messages")

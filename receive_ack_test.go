@@ -118,7 +118,7 @@ func TestAcksOfAReceiveStandWhenTheClientDisconnects(t *testing.T) {
 
 func TestNothingIsLeasedByAReceiveThatCouldNotAck(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	id := s.publish("t", 1)[0]
 	s.receive("t", "")

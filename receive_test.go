@@ -97,7 +97,7 @@ func TestReceiveSkipsLockedRows(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2)
-	tx := s.begin("SELECT FROM queued.messages WHERE id = $1 FOR UPDATE", ids[0])
+	tx := s.begin("UPDATE queued.messages SET bytes = bytes WHERE id = $1", ids[0])
 	checkDiff(t, "received", []int{2}, numbers(s.receive("t", "")))
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.inLine("t", 1)
@@ -519,7 +519,7 @@ func TestReleaseChangesOnlyItsOwnLease(t *testing.T) {
 
 func TestMessageWhoseLeaseHasEndedIsNotSent(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t", `"ack_deadline_seconds":1`)
 	s.publish("t", 1)
 	s.exec(`CREATE FUNCTION public.linger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1.1); RETURN NULL; END'`)
@@ -753,7 +753,7 @@ func TestLeasingAndConsumingReceiversAreWoken(t *testing.T) {
 // The batcher retries a refused batch, so a refusal must have changed nothing.
 func TestRefusedReleaseDoesNothing(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
 	s.publishGroups("q", "-1", "-2", "a1", "b1", "a2", "b2")
 	ctx := context.Background()

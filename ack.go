@@ -306,43 +306,49 @@ GROUP BY q.id`
 // it returns an error. It may run again with the same items.
 func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
 	for home, part := range byHome(sortedItems(items), s.homes.ofItem) {
-		acked, err := s.ackIn(home, part)
+		missing, acked, err := s.ackIn(home, part)
 		if all = append(all, acked...); err != nil {
 			return all, err
+		}
+		if missing == 0 {
+			continue
+		}
+		// A statement that began before the commit of a move does not see the moved message
+		// in either queue. The second statement sees it. Usually there is no second one.
+		moved, err := s.moved(idsWithoutReceipt(part))
+		if err != nil {
+			return all, err
+		}
+		for home, part := range byHome(part, func(v ackItem) int64 { return moved.or(v.id, home) }) {
+			_, acked, err := s.ackIn(home, part)
+			if all = append(all, acked...); err != nil {
+				return all, err
+			}
 		}
 	}
 	return all, nil
 }
 
-// ackIn is ack for sorted items of one home.
-func (s *pinnedConn) ackIn(home int64, items []ackItem) (all []queueChange, err error) {
+// ackIn acks sorted items of one home with one statement. It also returns the number of
+// messages that were not acked.
+func (s *pinnedConn) ackIn(home int64, items []ackItem) (missing int, all []queueChange, err error) {
 	ids, leases, _ := ackItemArgs(items)
 	statement, args := ackMessagesSQL, []any{home, ids, leases}
 	if slices.ContainsFunc(items, func(v ackItem) bool { return v.receipt.attempts > 0 }) {
 		v := receiptArgsOf(items)
 		statement, args = ackReceiptsSQL, append(args, v.keys, v.seqs, v.attempts, v.receivedAt, v.inLease)
 	}
-	missing := len(slices.Compact(slices.Clone(ids)))
-	// A statement that began before the commit of a move does not see the moved message
-	// in either queue. The second statement sees it. Usually there is no second one.
-	for range 2 {
-		acked, err := read(s, "ack", func(row scanner) (t queueChange, err error) {
-			var readyAt sql.NullTime
-			err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.withToken), &readyAt)
-			t.dueAt = readyAt.Time
-			return t, err
-		}, statement, args...)
-		if err != nil {
-			return all, err
-		}
-		for _, t := range acked {
-			missing -= t.acked
-		}
-		if all = append(all, acked...); missing == 0 {
-			break
-		}
+	all, err = read(s, "ack", func(row scanner) (t queueChange, err error) {
+		var readyAt sql.NullTime
+		err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.withToken), &readyAt)
+		t.dueAt = readyAt.Time
+		return t, err
+	}, statement, args...)
+	missing = len(slices.Compact(slices.Clone(ids)))
+	for _, t := range all {
+		missing -= t.acked
 	}
-	return all, nil
+	return missing, all, err
 }
 
 // nackableSQL is true if a nack changes the message m: it was received, or is not due yet.
@@ -363,7 +369,7 @@ const nackMessagesSQL = `
 WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
            now() + make_interval(secs => CASE WHEN a.seconds >= 0 THEN a.seconds WHEN m.in_flight AND NOT a.uncounted THEN ` + nackStepSQL + ` ELSE 0 END) AS due_at,
-           a.uncounted, a.last_error, CASE WHEN a.last_error IS NOT NULL THEN now() END AS last_error_at,
+           a.uncounted, a.last_error, now() AS at,
            ` + attemptsAfterNackSQL + ` >= least(q.delivery_limit, m.max_deliveries) AS exhausted,
            q.dead_queue_id AS destination_id
     FROM unnest($2::uuid[], $3::timestamptz[], $4::integer[], $5::boolean[], $6::text[]) AS a (id, leased_until, seconds, uncounted, last_error)
@@ -390,8 +396,8 @@ WITH named AS MATERIALIZED (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNackSQL + `,
         received_at = CASE WHEN a.uncounted AND m.in_flight THEN (m.received_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC' ELSE m.received_at END,
-        scheduled_at = a.due_at, lease_end = NULL, updated_at = now(), last_error = coalesce(a.last_error, m.last_error),
-        last_error_at = coalesce(a.last_error_at, m.last_error_at)
+        scheduled_at = a.due_at, lease_end = NULL, updated_at = a.at, last_error = coalesce(a.last_error, m.last_error),
+        last_error_at = CASE WHEN a.last_error IS NULL THEN m.last_error_at ELSE a.at END
     FROM named a
     WHERE NOT a.exhausted
         AND ` + thatOneSQL + `
@@ -428,7 +434,7 @@ GROUP BY q.id`
 
 // nack nacks messages, see engine.nack.
 func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
-	return inHomes(s, sortedItems(items), s.homes.ofItem, func(home int64, items []ackItem) ([]queueChange, error) {
+	return inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]queueChange, error) {
 		ids, leases, seconds := ackItemArgs(items)
 		var uncounted pq.BoolArray
 		var lastErrors quotedArray
@@ -442,7 +448,7 @@ func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
 			t.dueAt = dueAt.Time
 			return t, err
 		}, nackMessagesSQL, home, ids, leases, seconds, uncounted, lastErrors)
-	})
+	}, func(t queueChange) int { return t.nacked })
 }
 
 const extendMessagesSQL = `
@@ -479,13 +485,13 @@ JOIN queued.queues q ON q.key = m.queue_key`
 // extend sets the ends of the leases of messages in flight, and returns these messages. It
 // ignores other ids.
 func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
-	return inHomes(s, sortedItems(items), s.homes.ofItem, func(home int64, items []ackItem) ([]message, error) {
+	return inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]message, error) {
 		ids, leases, seconds := ackItemArgs(items)
 		return read(s, "extend", func(row scanner) (m message, err error) {
 			err = row.Scan(append(m.columns(), &m.QueueID, &m.ScheduledAt)...)
 			return m, err
 		}, extendMessagesSQL, home, ids, leases, seconds)
-	})
+	}, func(message) int { return 1 })
 }
 
 const selectExistingSQL = `
@@ -498,7 +504,11 @@ WHERE home = $1
 // existing returns the queue and the seq of messages, by id. It does not contain unknown ids.
 func (s *pinnedConn) existing(ids idArray) (map[string]receipt, error) {
 	all := make(map[string]receipt)
-	for home, ids := range byHome(ids, s.homes.ofID) {
+	moved, err := s.moved(ids)
+	if err != nil {
+		return nil, err
+	}
+	for home, ids := range byHome(ids, func(id string) int64 { return moved.or(id, s.homes.ofID(id)) }) {
 		_, err := read(s, "existing", func(row scanner) (any, error) {
 			var id string
 			var at receipt

@@ -19,9 +19,10 @@ const (
 	citusSpace = 32 // shards of each table
 )
 
-// distributedTables are distributed by home, the others are on all nodes.
+// distributedTables are distributed by home, and referenceTables are on all nodes. The others
+// are on the coordinator, as are the statements with them.
 var (
-	referenceTables   = []string{"topics", "queues", "settings", "deleted_queues", "schema_version", "move_tasks"}
+	referenceTables   = []string{"topics", "queues", "settings", "deleted_queues", "schema_version"}
 	distributedTables = []string{"messages", "groups", "ready_groups", "consumed_messages", "deduplications"}
 )
 

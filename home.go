@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"sync/atomic"
 )
@@ -56,6 +58,99 @@ func (h *homes) newID(queueKey int64) string {
 		return newID()
 	}
 	return newIDIn(homeOf(queueKey))
+}
+
+const selectHomesOfMessagesSQL = `
+SELECT id, home
+FROM queued.messages
+WHERE id = ANY($1::uuid[])`
+
+// movedHomes are the homes that messages have now, by id.
+type movedHomes map[string]int64
+
+func (m movedHomes) scan(row scanner) (any, error) {
+	var id string
+	var home int64
+	err := row.Scan(&id, &home)
+	m[id] = home
+	return nil, err
+}
+
+// or returns the home of a message, or the other home if it is not there.
+func (m movedHomes) or(id string, other int64) int64 {
+	if home, found := m[id]; found {
+		return home
+	}
+	return other
+}
+
+// moved returns the homes of messages that are not in the homes of their ids, because they
+// have moved. If there are several homes, it asks all of them.
+func (s *pinnedConn) moved(ids []string) (movedHomes, error) {
+	if !s.homes.areSeveral() || len(ids) == 0 {
+		return nil, nil
+	}
+	all := make(movedHomes)
+	_, err := read(s, "homes_of_messages", all.scan, selectHomesOfMessagesSQL, idArray(ids))
+	maps.DeleteFunc(all, func(id string, home int64) bool { return home == s.homes.ofID(id) })
+	return all, err
+}
+
+// homesOfMessages returns a function with the homes that messages have now. The home of an
+// unknown message is that of its id.
+func (s *store) homesOfMessages(ctx context.Context, ids []string) (func(id string) int64, error) {
+	if !s.homes.areSeveral() {
+		return s.homes.ofID, nil
+	}
+	all := make(movedHomes)
+	_, err := collect(ctx, s.on("homes_of_messages"), all.scan, selectHomesOfMessagesSQL, idArray(ids))
+	return func(id string) int64 { return all.or(id, s.homes.ofID(id)) }, err
+}
+
+// inHomesOfItems is inHomes for sorted items, of which some may have moved. These are looked
+// up if the statement has not found all messages. handled returns the number of messages in a
+// row of the result.
+func inHomesOfItems[R any](s *pinnedConn, items []ackItem, run func(home int64, items []ackItem) ([]R, error), handled func(R) int) ([]R, error) {
+	all, err := inHomes(s, items, s.homes.ofItem, run)
+	if err != nil || !s.homes.areSeveral() {
+		return all, err
+	}
+	missing := idsWithoutReceipt(items)
+	n := len(missing)
+	for _, row := range all {
+		n -= handled(row)
+	}
+	if n <= 0 {
+		return all, nil
+	}
+	moved, err := s.moved(missing)
+	if err == nil {
+		var again []ackItem
+		for _, v := range items {
+			if _, found := moved[v.id]; found && v.receipt.attempts == 0 {
+				again = append(again, v)
+			}
+		}
+		var rows []R
+		rows, err = inHomes(s, again, func(v ackItem) int64 { return moved[v.id] }, run)
+		all = append(all, rows...)
+	}
+	if err != nil && !s.begun {
+		// The first part is committed, and must not run again.
+		err = fmt.Errorf("%w: unknown what became of messages that have moved: %v", errUnavailable, err)
+	}
+	return all, err
+}
+
+// idsWithoutReceipt returns the ids of sorted items without a receipt, each once. A receipt
+// is of one queue, and ends when its message moves.
+func idsWithoutReceipt(items []ackItem) (ids []string) {
+	for _, v := range items {
+		if v.receipt.attempts == 0 && (len(ids) == 0 || ids[len(ids)-1] != v.id) {
+			ids = append(ids, v.id)
+		}
+	}
+	return ids
 }
 
 // ofItem returns the home of the message that an ack, nack or extension names.

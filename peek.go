@@ -24,7 +24,14 @@ WHERE m.home = $1
 
 // message returns a message in any queue.
 func (s *store) message(ctx context.Context, id string) (message, error) {
-	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessageSQL, s.homes.ofID(id), id))
+	home := s.homes.ofID(id)
+	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessageSQL, home, id))
+	if errors.Is(err, sql.ErrNoRows) && s.homes.areSeveral() {
+		var homes func(id string) int64
+		if homes, err = s.homesOfMessages(ctx, []string{id}); err == nil {
+			m, err = scanMessage(s.on("message").QueryRowContext(ctx, selectMessageSQL, homes(id), id))
+		}
+	}
 	if errors.Is(err, sql.ErrNoRows) {
 		return message{}, errMessageNotFound
 	}
@@ -80,18 +87,32 @@ WHERE m.home = $1
 // unknown ids.
 func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, error) {
 	queues := make(map[string]string, len(ids))
-	for home, ids := range byHome(ids, s.homes.ofID) {
-		_, err := collect(ctx, s.on("queues_of"), func(row scanner) (any, error) {
-			var id, queueID string
-			err := row.Scan(&id, &queueID)
-			queues[id] = queueID
-			return nil, err
-		}, selectQueuesOfSQL, home, idArray(ids))
-		if err != nil {
-			return nil, err
+	read := func(ids []string, at func(id string) int64) error {
+		for home, ids := range byHome(ids, at) {
+			_, err := collect(ctx, s.on("queues_of"), func(row scanner) (any, error) {
+				var id, queueID string
+				err := row.Scan(&id, &queueID)
+				queues[id] = queueID
+				return nil, err
+			}, selectQueuesOfSQL, home, idArray(ids))
+			if err != nil {
+				return err
+			}
 		}
+		return nil
 	}
-	return queues, nil
+	if err := read(ids, s.homes.ofID); err != nil || !s.homes.areSeveral() {
+		return queues, err
+	}
+	missing := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return queues[id] != "" })
+	if len(missing) == 0 {
+		return queues, nil
+	}
+	at, err := s.homesOfMessages(ctx, missing)
+	if err == nil {
+		err = read(missing, at)
+	}
+	return queues, err
 }
 
 const selectPeekSQL = `

@@ -98,22 +98,21 @@ FOR UPDATE`
 
 // lockLeases locks the messages that publications ack, and returns the ones in flight.
 func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
-	var ids idArray
+	var items []ackItem
 	for _, p := range batch {
-		for _, item := range p.acks {
-			ids = append(ids, item.id)
-		}
+		items = append(items, p.acks...)
 	}
-	all := make(leases, len(ids))
-	_, err := inHomes(s, ids, s.homes.ofID, func(home int64, ids []string) ([]any, error) {
+	all := make(leases, len(items))
+	_, err := inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]any, error) {
+		ids, _, _ := ackItemArgs(items)
 		return read(s, "lock_leases", func(row scanner) (any, error) {
 			var id string
 			var leasedUntil time.Time
 			err := row.Scan(&id, &leasedUntil)
 			all[id] = leasedUntil
 			return nil, err
-		}, lockLeasesSQL, home, idArray(ids))
-	})
+		}, lockLeasesSQL, home, ids)
+	}, func(any) int { return 1 })
 	return all, err
 }
 

@@ -160,7 +160,11 @@ func (s *store) redriveNamed(ctx context.Context, ids idArray, destination *stri
 		redriven
 		from, to []string
 	}
-	for home, ids := range byHome(ids, s.homes.ofID) {
+	homes, err := s.homesOfMessages(ctx, ids)
+	if err != nil {
+		return v, nil, nil, asUnavailable(err)
+	}
+	for home, ids := range byHome(ids, homes) {
 		o, err := once(ctx, s, "redrive_named", func(row scanner) (o outcome, err error) {
 			err = row.Scan(&o.left, &o.noSource, pq.Array(&o.from), pq.Array(&o.to))
 			return o, err
@@ -190,7 +194,11 @@ GROUP BY q.id`
 // deleted of each queue.
 func (s *store) deleteNamed(ctx context.Context, ids idArray) (map[string]int, error) {
 	deleted := make(map[string]int)
-	for home, ids := range byHome(ids, s.homes.ofID) {
+	homes, err := s.homesOfMessages(ctx, ids)
+	if err != nil {
+		return deleted, err
+	}
+	for home, ids := range byHome(ids, homes) {
 		_, err := collect(ctx, s.on("delete_named"), func(row scanner) (any, error) {
 			var queueID string
 			var n int

@@ -264,6 +264,8 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 		queued.ack queued.nack queued.settle_groups`},
 	{ruleKey, "it reads all homes when the server starts", `
 		raiseSequencesSQL`},
+	{ruleKey, "it looks for messages that have moved in all homes", `
+		selectHomesOfMessagesSQL`},
 	{ruleInsertWith, "it changes messages and their groups, or moves messages, in one statement", `
 		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertDeduplicationsSQL insertGroupedSQL
 		insertMessagesSQL insertUncommonSQL keepConsumedSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL releaseMessagesSQL

@@ -157,12 +157,9 @@ func (s *store) groups(ctx context.Context, queueID string, offset, limit int) (
 
 const putGroupSQL = `
 INSERT INTO queued.groups (home, queue_key, id, ready_at, delivery_interval_ms, keep_interval)
-SELECT home, key, $2, 'infinity', $3, coalesce($4, false)
-FROM queued.queues
-WHERE id = $1
+VALUES ($1, $2, $3, 'infinity', $4, coalesce($5, false))
 ON CONFLICT (queue_key, id) DO UPDATE
-SET delivery_interval_ms = excluded.delivery_interval_ms, keep_interval = coalesce($4, groups.keep_interval)
-RETURNING queue_key`
+SET delivery_interval_ms = excluded.delivery_interval_ms, keep_interval = coalesce($5, groups.keep_interval)`
 
 // setInterval sets the delivery interval of a group in milliseconds, or nil for that of the
 // queue. It applies from the last delivery on. kept says whether the group keeps it without
@@ -170,17 +167,17 @@ RETURNING queue_key`
 // messages nor an interval that it keeps.
 func (s *store) setInterval(ctx context.Context, queueID, id string, interval *int, kept *bool) (g *group, err error) {
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
-		key, err := scanKey(s.in(tx, "put_group").QueryRowContext(ctx, putGroupSQL, queueID, id, interval, kept))
-		if errors.Is(err, sql.ErrNoRows) {
-			return errQueueNotFound
-		}
+		q, err := s.queueIn(ctx, tx, queueID)
 		if err != nil {
 			return err
 		}
-		if err := s.recheckLocked(ctx, tx, key, quotedArray{id}); err != nil {
+		if _, err := s.in(tx, "put_group").ExecContext(ctx, putGroupSQL, homeOf(q.key), q.key, id, interval, kept); err != nil {
 			return err
 		}
-		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroupSQL, homeOf(key), queueID, id))
+		if err := s.recheckLocked(ctx, tx, q.key, quotedArray{id}); err != nil {
+			return err
+		}
+		v, err := scanGroup(s.in(tx, "group").QueryRowContext(ctx, selectGroupSQL, homeOf(q.key), queueID, id))
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}

@@ -258,7 +258,7 @@ func TestRulesOfAClusterFindWhatBreaksThem(t *testing.T) {
 var ruleExceptions = []struct{ rule, reason, statements string }{
 	{ruleKey, "it inserts rows whose home it reads from other rows", `
 		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertDeduplicationsSQL insertGroupedSQL
-		insertMessagesSQL insertUncommonSQL lockGroupsOfJobsSQL lockGroupsSQL moveExhaustedSQL nackMessagesSQL putGroupSQL redriveBatchSQL redriveNamedSQL
+		insertMessagesSQL insertUncommonSQL lockGroupsOfJobsSQL lockGroupsSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL
 		releaseMessagesSQL restoreMessagesSQL storeJobsSQL`},
 	{ruleKey, "applications pass ids of messages, without homes", `
 		queued.ack queued.nack queued.settle_groups`},
@@ -275,7 +275,7 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 	{ruleLock, "job_counts has no home yet", `
 		removeJobCountsSQL`},
 	{ruleSet, "the new time depends on the row, or is set in some cases only", `
-		queued.claim_groups queued.receive`},
+		queued.receive`},
 	{ruleWhere, "a group may have no limit", `
 		removeIdleGroupsSQL`},
 	{ruleReturning, "it returns the current time", `

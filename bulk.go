@@ -19,13 +19,20 @@ type snapshot struct {
 	seq int64     // later messages have a larger seq
 }
 
+// The join reads no messages. It is there because the last seq is that of the server of
+// PostgreSQL that has the home.
 const selectSnapshotSQL = `
-SELECT key, now(), (SELECT last_value FROM queued.messages_seq_seq)
-FROM queued.queues
-WHERE id = $1`
+SELECT q.key, now(), coalesce(pg_sequence_last_value('queued.messages_seq_seq'), 0)
+FROM queued.queues q
+LEFT JOIN (SELECT FROM queued.messages WHERE home = $1 LIMIT 0) AS home ON true
+WHERE q.id = $2`
 
 func (s *store) snapshot(ctx context.Context, queueID string) (v snapshot, err error) {
-	err = s.on("snapshot").QueryRowContext(ctx, selectSnapshotSQL, queueID).Scan(&v.key, &v.at, &v.seq)
+	home, err := s.homeOfQueue(ctx, queueID)
+	if err != nil {
+		return v, err
+	}
+	err = s.on("snapshot").QueryRowContext(ctx, selectSnapshotSQL, home, queueID).Scan(&v.key, &v.at, &v.seq)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}

@@ -121,6 +121,21 @@ func (s *store) readHomes(ctx context.Context) error {
 	return err
 }
 
+// The size of a shard includes its indexes, so no message is behind the last page.
+const selectHomePagesSQL = `
+SELECT h.home, s.size / current_setting('block_size')::bigint + 1
+FROM unnest($1::bigint[]) AS h (home)
+JOIN citus_shard_sizes() s ON s.shard_id = get_shard_id_for_distribution_column('queued.messages', h.home::smallint)
+ORDER BY h.home`
+
+func (h *homes) pagesOfShards(ctx context.Context, db querier) ([]homePages, error) {
+	all, err := h.inUse(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	return collect(ctx, db, scanHomePages, selectHomePagesSQL, intArray(all))
+}
+
 const selectIsDistributedSQL = `
 SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AND to_regclass('queued.deduplications') IS NOT NULL`
 

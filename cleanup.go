@@ -415,8 +415,7 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 // are not about one queue.
 const (
 	selectWalkSQL = `
-SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint,
-       coalesce(min(message_retention_seconds), 0),
+SELECT coalesce(min(message_retention_seconds), 0),
        coalesce(hashtextextended(string_agg(key || ' ' || delivery_limit, ',' ORDER BY key) FILTER (WHERE dead_queue_id IS NOT NULL), 0), 0)
 FROM queued.queues`
 
@@ -467,8 +466,10 @@ WHERE m.ctid = exhausted.tid
     AND m.home = $1`
 )
 
-// round is one walk through the whole table. Times are by the clock of this process.
+// round is one walk through the whole table, home by home. Times are by the clock of this
+// process.
 type round struct {
+	home   int64     // the current home
 	page   int64     // the next page
 	began  time.Time // zero before the first round
 	ended  bool
@@ -510,8 +511,8 @@ func (c *cleanup) walk(ctx context.Context) error {
 		return nil
 	}
 	defer c.rests.table.after(time.Now(), 0)
-	var pages, retention, limits int64
-	if err := c.on("scan_bounds").QueryRowContext(ctx, selectWalkSQL).Scan(&pages, &retention, &limits); err != nil {
+	var retention, limits int64
+	if err := c.on("scan_bounds").QueryRowContext(ctx, selectWalkSQL).Scan(&retention, &limits); err != nil {
 		return err
 	}
 	if c.round.began.IsZero() || c.round.ended {
@@ -520,11 +521,24 @@ func (c *cleanup) walk(ctx context.Context) error {
 		}
 		c.round = round{began: time.Now(), limits: limits}
 	}
+	homes, err := c.homes.pages(ctx, c.on("pages"))
+	if err != nil {
+		return err
+	}
 	for range walkBatches {
-		to := min(c.round.page+walkPages, pages)
+		for len(homes) > 0 && homes[0].home < c.round.home {
+			homes = homes[1:]
+		}
+		if len(homes) == 0 {
+			break
+		}
+		if homes[0].home > c.round.home {
+			c.round.home, c.round.page = homes[0].home, 0
+		}
+		to := min(c.round.page+walkPages, homes[0].pages)
 		var expired map[string]int
 		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
-			expired, err = c.walkPages(ctx, tx, 0, c.round.page, to)
+			expired, err = c.walkPages(ctx, tx, c.round.home, c.round.page, to)
 			return err
 		})
 		if err != nil || !locked {
@@ -533,11 +547,12 @@ func (c *cleanup) walk(ctx context.Context) error {
 		for queueID, n := range expired {
 			c.metrics.add(messagesExpired, queueID, n)
 		}
-		if c.round.page = to; to == pages {
-			c.round.ended = true
-			break
+		if c.round.page = to; to == homes[0].pages {
+			homes, c.round.page = homes[1:], 0
+			c.round.home++
 		}
 	}
+	c.round.ended = len(homes) == 0
 	return nil
 }
 
@@ -668,7 +683,7 @@ WHERE g.queue_key = u.queue_key
     AND g.id = u.id
     AND (NOT EXISTS (SELECT FROM queued.queues q WHERE q.key = g.queue_key)
         OR NOT g.keep_interval
-        AND coalesce(g.limited_until <= now(), true)
+        AND (g.limited_until IS NULL OR g.limited_until <= now())
         AND ` + groupHoldsSQL + ` IS NOT TRUE)`
 )
 
@@ -684,13 +699,18 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 		groupKey
 		idle bool
 	}
+	homes, err := c.homes.inUse(ctx, c.on("homes"))
+	if err != nil {
+		return err
+	}
 	for range walkBatches {
+		home := homeOf(c.group.queueKey)
 		var page []found
 		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
 			page, err = collect(ctx, c.metrics.timed("idle_groups", tx), func(row scanner) (f found, err error) {
 				err = row.Scan(&f.queueKey, &f.id, &f.idle)
 				return f, err
-			}, selectIdleGroupsSQL, homeOf(c.group.queueKey), c.group.queueKey, c.group.id, groupWalk)
+			}, selectIdleGroupsSQL, home, c.group.queueKey, c.group.id, groupWalk)
 			if err != nil {
 				return err
 			}
@@ -702,19 +722,26 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 				}
 			}
 			if len(ids) > 0 {
-				_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroupsSQL, homeOf(c.group.queueKey), keys, ids)
+				_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroupsSQL, home, keys, ids)
 			}
 			return err
 		})
 		if err != nil || !locked {
 			return err
 		}
-		if len(page) < groupWalk {
+		if len(page) == groupWalk {
+			c.group = page[len(page)-1].groupKey
+			continue
+		}
+		for len(homes) > 0 && homes[0] <= home {
+			homes = homes[1:]
+		}
+		if len(homes) == 0 {
 			c.group = groupKey{}
 			least = walkRest
 			return nil
 		}
-		c.group = page[len(page)-1].groupKey
+		c.group = groupKey{queueKey: firstKey(homes[0])}
 	}
 	return nil
 }
@@ -722,7 +749,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 // recheckChangedGroups makes claims check groups after a change of settings, if the request
 // that changed the settings could not do so.
 func (c *cleanup) recheckChangedGroups(ctx context.Context) error {
-	return (&store{db: c.db, metrics: c.metrics}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
+	return (&store{db: c.db, metrics: c.metrics, homes: c.homes}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }
 
 func scanText(row scanner) (text string, err error) {

@@ -213,9 +213,6 @@ SELECT key, id, coalesce(dead_queue_id, ''), paused, coalesce(max_messages, 0), 
 FROM queued.queues
 ORDER BY id`
 
-const selectPagesSQL = `
-SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
-
 // The statement counts a part of the table, so that it is short: PostgreSQL cannot reuse
 // the space of deleted rows that an old snapshot may see.
 const countMessagesSQL = `
@@ -252,33 +249,27 @@ func (c *depthCollector) query() ([]queueDepth, error) {
 		all[i] = q.queueDepth
 		byKey[q.key] = &all[i]
 	}
-	var pages int64
-	if err := on("pages").QueryRowContext(c.ctx, selectPagesSQL).Scan(&pages); err != nil {
-		return nil, err
-	}
-	homes, err := c.homes.inUse(c.ctx, on("homes"))
+	homes, err := c.homes.pages(c.ctx, on("pages"))
 	if err != nil {
 		return nil, err
 	}
-	for page := int64(0); page < pages; page += c.pages {
-		var part []keyed
-		for _, home := range homes {
-			all, err := collect(c.ctx, on("count"), func(row scanner) (q keyed, err error) {
+	for _, h := range homes {
+		for page := int64(0); page < h.pages; page += c.pages {
+			part, err := collect(c.ctx, on("count"), func(row scanner) (q keyed, err error) {
 				err = row.Scan(&q.key, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
 				return q, err
-			}, countMessagesSQL, home, page, page+c.pages)
+			}, countMessagesSQL, h.home, page, page+c.pages)
 			if err != nil {
 				return nil, err
 			}
-			part = append(part, all...)
-		}
-		for _, q := range part {
-			if sum := byKey[q.key]; sum != nil { // nil if the queue was created during the count
-				sum.ready += q.ready
-				sum.delayed += q.delayed
-				sum.inFlight += q.inFlight
-				sum.exhausted += q.exhausted
-				sum.oldestSeconds = max(sum.oldestSeconds, q.oldestSeconds)
+			for _, q := range part {
+				if sum := byKey[q.key]; sum != nil { // nil if the queue was created during the count
+					sum.ready += q.ready
+					sum.delayed += q.delayed
+					sum.inFlight += q.inFlight
+					sum.exhausted += q.exhausted
+					sum.oldestSeconds = max(sum.oldestSeconds, q.oldestSeconds)
+				}
 			}
 		}
 	}

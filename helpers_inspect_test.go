@@ -56,6 +56,12 @@ func (s *inspector) idOf(queueID string) (id string) {
 	return id
 }
 
+// homeOf returns the home of a queue.
+func (s *inspector) homeOf(queueID string) int64 {
+	s.t.Helper()
+	return int64(s.count("SELECT home FROM queued.queues WHERE id = $1", queueID))
+}
+
 func (s *inspector) messagesIn(queueID string) int {
 	s.t.Helper()
 	return s.count("SELECT count(*) FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1", queueID)

@@ -17,6 +17,10 @@ import (
 // homeOf returns the home of a queue.
 func homeOf(queueKey int64) int64 { return queueKey >> 48 }
 
+// firstKey is less than the keys of all queues of a home, and greater than those of the homes
+// before.
+func firstKey(home int64) int64 { return home << 48 }
+
 // ofMessage returns the home of a message.
 func ofMessage(m message) int64 { return homeOf(m.queueKey) }
 
@@ -175,6 +179,28 @@ func (h *homes) inUse(ctx context.Context, db querier) ([]int64, error) {
 		return []int64{0}, nil
 	}
 	return collect(ctx, db, scanKey, selectHomesSQL)
+}
+
+// homePages is the size of the table of messages in a home.
+type homePages struct {
+	home, pages int64 // pages of the table; there may be fewer
+}
+
+const selectPagesSQL = `
+SELECT 0, pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
+
+func scanHomePages(row scanner) (v homePages, err error) {
+	err = row.Scan(&v.home, &v.pages)
+	return v, err
+}
+
+// pages returns the sizes of the homes in use, in order of the homes, without those whose
+// PostgreSQL is unavailable.
+func (h *homes) pages(ctx context.Context, db querier) ([]homePages, error) {
+	if h.areSeveral() {
+		return h.pagesOfShards(ctx, db)
+	}
+	return collect(ctx, db, scanHomePages, selectPagesSQL)
 }
 
 const selectHomesOfSQL = `

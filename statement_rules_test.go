@@ -276,8 +276,6 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 		removeJobCountsSQL`},
 	{ruleSet, "the new time depends on the row, or is set in some cases only", `
 		queued.receive`},
-	{ruleWhere, "a group may have no limit", `
-		removeIdleGroupsSQL`},
 	{ruleReturning, "it returns the current time", `
 		storeJobsSQL`},
 }

@@ -549,14 +549,16 @@ SELECT coalesce((SELECT n FROM counted WHERE state = 'ready'), 0),
        coalesce((SELECT n FROM counted WHERE state = 'delayed'), 0),
        coalesce((SELECT n FROM counted WHERE state = 'in_flight'), 0),
        coalesce((SELECT n FROM counted WHERE state = 'exhausted'), 0),
-       (SELECT count(m.id)
-        FROM queued.queues d
-        LEFT JOIN queued.live_messages m ON m.queue_key = d.key AND m.home = $3
-        WHERE d.id = q.dead_queue_id
-        GROUP BY d.id),
-       q.paused
+       q.paused, d.key
 FROM queued.queues q
+LEFT JOIN queued.queues d ON d.id = q.dead_queue_id
 WHERE q.id = $2`
+
+const countQueueSQL = `
+SELECT count(*)
+FROM queued.live_messages
+WHERE queue_key = $2
+    AND home = $1`
 
 func (s *store) details(ctx context.Context, queueID string) (queueDetails, error) {
 	var v queueDetails
@@ -564,12 +566,17 @@ func (s *store) details(ctx context.Context, queueID string) (queueDetails, erro
 	if err != nil {
 		return v, err
 	}
-	err = s.on("detailed_stats").QueryRowContext(ctx, selectDetailsSQL, home, queueID, home).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
-		&v.Messages.Delayed, &v.Messages.InFlight, &v.Messages.Exhausted, &v.DeadQueueMessages, &v.Paused)
+	var deadQueueKey sql.NullInt64
+	err = s.on("detailed_stats").QueryRowContext(ctx, selectDetailsSQL, home, queueID).Scan(&v.Messages.Ready, &v.OldestUnackedMessageAgeSeconds,
+		&v.Messages.Delayed, &v.Messages.InFlight, &v.Messages.Exhausted, &v.Paused, &deadQueueKey)
 	if errors.Is(err, sql.ErrNoRows) {
 		return v, errQueueNotFound
 	}
 	v.NumUndeliveredMessages = v.Messages.Ready
+	if key := deadQueueKey.Int64; err == nil && deadQueueKey.Valid {
+		v.DeadQueueMessages = new(int64)
+		err = s.on("count_queue").QueryRowContext(ctx, countQueueSQL, homeOf(key), key).Scan(v.DeadQueueMessages)
+	}
 	return v, asUnavailable(err)
 }
 

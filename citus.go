@@ -2,7 +2,11 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
+	"strings"
+
+	"github.com/lib/pq"
 )
 
 // Citus (https://github.com/citusdata/citus) is an extension that distributes tables over
@@ -31,6 +35,8 @@ var (
 // the key of the queue.
 const citusSettings = `SET LOCAL citus.enable_unsafe_triggers = on;
 SET LOCAL citus.allow_unsafe_constraints = on`
+
+var nodeSettings = fmt.Sprintf("SET lock_timeout = %d;", lockTimeout.Milliseconds()) + plannerSettings + engineSettings
 
 // Citus also lists tables that it has not distributed, because a foreign key of another table
 // refers to them.
@@ -63,6 +69,9 @@ func (s *store) distribute(ctx context.Context) error {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, citusSettings); err != nil {
+		return err
+	}
+	if err := s.setOnNodes(ctx, tx); err != nil {
 		return err
 	}
 	dropped := false
@@ -105,6 +114,45 @@ func (s *store) distribute(ctx context.Context) error {
 		return err
 	}
 	return s.readHomes(ctx)
+}
+
+// selectNodeSettingsSQL reports whether the role has settings in this database, and returns
+// the begin of a statement that sets one. Citus runs it on all nodes, and on those that are
+// added later.
+const selectNodeSettingsSQL = `
+SELECT coalesce((
+           SELECT s.setconfig @> $1::text[]
+           FROM pg_db_role_setting s
+           JOIN pg_roles r ON r.oid = s.setrole
+           JOIN pg_database d ON d.oid = s.setdatabase
+           WHERE r.rolname = current_user
+               AND d.datname = current_database()
+       ), false),
+       format('ALTER ROLE %I IN DATABASE %I SET ', current_user, current_database())`
+
+// setOnNodes makes the settings that the statements rely on the defaults of the role. The
+// connections that Citus makes from node to node have only these.
+func (s *store) setOnNodes(ctx context.Context, tx *sql.Tx) error {
+	var wanted []string
+	for _, setting := range strings.Split(nodeSettings, ";") {
+		name, value, found := strings.Cut(strings.TrimPrefix(strings.TrimSpace(setting), "SET "), " = ")
+		if found {
+			wanted = append(wanted, name+"="+strings.Trim(value, "'"))
+		}
+	}
+	var done bool
+	var set string
+	err := tx.QueryRowContext(ctx, selectNodeSettingsSQL, textArray(wanted)).Scan(&done, &set)
+	if err != nil || done {
+		return err
+	}
+	for _, setting := range wanted {
+		name, value, _ := strings.Cut(setting, "=")
+		if _, err := tx.ExecContext(ctx, set+name+" = "+pq.QuoteLiteral(value)); err != nil {
+			return fmt.Errorf("settings of the nodes: %w", err)
+		}
+	}
+	return nil
 }
 
 // readHomes reads the homes of a database whose tables are distributed.

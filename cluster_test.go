@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"net/url"
 	"os"
@@ -138,6 +139,13 @@ func (c *cluster) newDatabase(t testing.TB, template string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.everywhere("postgres", "DROP DATABASE "+name+" WITH (FORCE)") })
+	if template == "queued" {
+		s := &store{db: newTestDB(t, c.dsn(name))}
+		if err := s.transaction(context.Background(), func(tx *sql.Tx) error { return s.setOnNodes(context.Background(), tx) }); err != nil {
+			t.Fatal(err)
+		}
+		s.db.Close()
+	}
 	return c.dsn(name)
 }
 

@@ -38,11 +38,6 @@ const (
 // it has another value. transaction_timeout came with PostgreSQL 17, and
 // restrict_nonsystem_relation_kind, which can forbid views, with minor versions.
 //
-// A table that was just created or just filled has no statistics, and the
-// planner then prefers to sort all due rows for each receive. With these
-// settings there is one plan for each statement from the first second on; jit
-// is among them because a disabled plan node looks expensive enough to compile.
-//
 // The first setting removes the role's timeout, so that this message may take its time.
 var connectionSettings = fmt.Sprintf(`
 SET statement_timeout = 0;
@@ -60,7 +55,15 @@ SET idle_session_timeout = 0;
 SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
 SELECT set_config('restrict_nonsystem_relation_kind', '', false) WHERE current_setting('restrict_nonsystem_relation_kind', true) <> '';
 SELECT set_config('session_replication_role', 'origin', false) WHERE current_setting('session_replication_role') <> 'origin';
-SET enable_seqscan = off;
+`+plannerSettings+`SET plan_cache_mode = force_generic_plan;
+SELECT set_config('plan_cache_mode', 'force_custom_plan', false) FROM pg_extension WHERE extname = 'citus'`,
+	statementTimeout.Milliseconds(), lockTimeout.Milliseconds(), networkTimeout.Milliseconds())
+
+// plannerSettings are part of connectionSettings. A table that was just created or just
+// filled has no statistics, and the planner then prefers to sort all due rows for each
+// receive. With these settings there is one plan for each statement from the first second
+// on; jit is among them because a disabled plan node looks expensive enough to compile.
+const plannerSettings = `SET enable_seqscan = off;
 SET enable_bitmapscan = off;
 SET enable_sort = off;
 SET enable_indexscan = on;
@@ -79,9 +82,7 @@ SET from_collapse_limit = 8;
 SET join_collapse_limit = 8;
 SET geqo = off;
 SET jit = off;
-SET plan_cache_mode = force_generic_plan;
-SELECT set_config('plan_cache_mode', 'force_custom_plan', false) FROM pg_extension WHERE extname = 'citus'`,
-	statementTimeout.Milliseconds(), lockTimeout.Milliseconds(), networkTimeout.Milliseconds())
+`
 
 // commitLevels are the values of synchronous_commit, the least durable first.
 const commitLevels = "off,local,remote_write,on,remote_apply"

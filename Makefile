@@ -1,6 +1,8 @@
 # make run           starts the server with its private PostgreSQL, for the README's tour
 # make test          runs the tests of the server, its API and its clients
 # make test-matrix   runs the server's tests on other versions of PostgreSQL; VERSIONS="16 17" selects them
+# make test-citus URL=postgres://…   runs the server's tests and the torture test on a Citus cluster, whose
+#                    nodes have the same superuser; DURATION=30m is the time of the torture test
 # make test-browser  tests the dashboard in Chromium; installs Chromium and npm
 # make test-deploy   tests deploy/ with Prometheus; installs Prometheus
 # make torture DURATION=30m   kills, stops and disconnects servers and PostgreSQL, and accounts for every message
@@ -25,7 +27,7 @@ ifneq ($(shell git rev-parse HEAD >/dev/null 2>&1 || echo no),)
 export GOFLAGS := $(shell go env GOFLAGS 2>/dev/null) -buildvcs=false
 endif
 
-.PHONY: run test test-matrix test-deploy test-browser torture bench build release module setup
+.PHONY: run test test-matrix test-citus test-deploy test-browser torture bench build release module setup
 
 run:
 	@.ci/setup run
@@ -54,6 +56,11 @@ test-browser:
 test-matrix:
 	@.ci/setup matrix
 	@for version in $(VERSIONS); do .ci/with-postgres $$version go test -count=1 -parallel 4 -timeout 20m ./... || exit 1; done
+
+test-citus: setup
+	@test -n "$(URL)" || { echo "URL is missing: make test-citus URL=postgres://superuser@coordinator/postgres" >&2; exit 1; }
+	QUEUED_TEST_CITUS='$(URL)' go test -count=1 -parallel 4 -timeout 2h .
+	QUEUED_TEST_CITUS='$(URL)' go test -count=1 -timeout 0 -v -run '^TestTorture$$|EachOrder' -torture $(DURATION) .
 
 torture: setup
 	go test -count=1 -timeout 0 -v -run '^TestTorture$$|EachOrder' -torture $(DURATION) .

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -36,20 +37,20 @@ func (errLeaseEnded) Error() string { return "the lease has ended: scheduled_at 
 // ack deletes messages. It deletes a message with a lease token only if the token matches
 // its lease, and any other message whether or not it is leased. It ignores unknown ids.
 func (e *engine) ack(ctx context.Context, items ...ackItem) error {
-	return submitAck(ctx, e.node.acks, &ackRequest{items: items})
+	return e.submitAck(ctx, &ackRequest{items: items}, func(n *node) *batcher[*ackRequest] { return n.acks })
 }
 
 // nack ends the leases and delays of messages: each is due after the item's time, or moves
 // to the dead queue if it had its last delivery. It ignores other ids.
 func (e *engine) nack(ctx context.Context, items ...ackItem) error {
-	return submitAck(ctx, e.node.nacks, &ackRequest{items: items})
+	return e.submitAck(ctx, &ackRequest{items: items}, func(n *node) *batcher[*ackRequest] { return n.nacks })
 }
 
 // extend sets the end of the lease of a message in flight, and returns the message. It
 // returns errNotInFlight for any other message.
 func (e *engine) extend(ctx context.Context, item ackItem) (message, error) {
 	v := &ackRequest{items: []ackItem{item}}
-	if err := submitAck(ctx, e.node.extensions, v); err != nil {
+	if err := e.submitAck(ctx, v, func(n *node) *batcher[*ackRequest] { return n.extensions }); err != nil {
 		return message{}, err
 	}
 	if len(v.extended) == 0 {
@@ -58,14 +59,49 @@ func (e *engine) extend(ctx context.Context, item ackItem) (message, error) {
 	return v.extended[0], nil
 }
 
-func submitAck(ctx context.Context, l *batcher[*ackRequest], v *ackRequest) error {
-	if err := l.do(ctx, v, len(v.items), 0); err != nil {
-		return err
+// submitAck executes a request in a batcher of the node of its messages. If they have several
+// nodes, each executes a part, and after an error some parts may have been executed.
+func (e *engine) submitAck(ctx context.Context, v *ackRequest, batcherOf func(*node) *batcher[*ackRequest]) error {
+	submit := func(n *node, v *ackRequest) error {
+		return n.explain(batcherOf(n).do(ctx, v, len(v.items), 0))
 	}
-	if len(v.conflicts) > 0 {
-		return errLeaseEnded{v.conflicts}
+	var err error
+	if n := e.nodeOfItems(v.items); n != nil {
+		err = submit(n, v)
+	} else {
+		err = e.submitParts(v, submit)
 	}
-	return nil
+	if err == nil && len(v.conflicts) > 0 {
+		err = errLeaseEnded{v.conflicts}
+	}
+	return err
+}
+
+// submitParts executes a request on the nodes of its messages at the same time.
+func (e *engine) submitParts(v *ackRequest, submit func(*node, *ackRequest) error) error {
+	byNode := make(map[*node][]int)
+	for i, item := range v.items {
+		n := e.nodeOf(e.homes.ofItem(item))
+		byNode[n] = append(byNode[n], i)
+	}
+	var parts sync.WaitGroup
+	var mu sync.Mutex // protects what follows
+	var failed error
+	for n, places := range byNode {
+		parts.Go(func() {
+			part := &ackRequest{items: at(v.items, places)}
+			err := submit(n, part)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = err
+			}
+			v.conflicts = append(v.conflicts, at(places, part.conflicts)...)
+		})
+	}
+	parts.Wait()
+	slices.Sort(v.conflicts)
+	return failed
 }
 
 func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {

@@ -192,3 +192,30 @@ SELECT min(home)
 FROM generate_series(0, $1::integer - 1) AS home
 GROUP BY get_shard_id_for_distribution_column('queued.messages', home::smallint)
 ORDER BY 1`
+
+// placement is the node of a home.
+type placement struct {
+	home int64
+	main bool
+	host string
+	port int
+}
+
+// The group of the coordinator is 0. Only nodes with metadata can execute each statement.
+const selectPlacementsSQL = `
+SELECT h.home, n.groupid = 0, n.nodename, n.nodeport
+FROM generate_series(0, $1::integer - 1) AS h (home)
+JOIN pg_catalog.pg_dist_placement p ON p.shardid = get_shard_id_for_distribution_column('queued.messages', h.home::smallint)
+JOIN pg_catalog.pg_dist_node n ON n.groupid = p.groupid
+WHERE n.noderole = 'primary'
+    AND n.hasmetadata
+    AND n.isactive
+ORDER BY h.home`
+
+// selectPlacements returns the nodes of all homes.
+func selectPlacements(ctx context.Context, db querier) ([]placement, error) {
+	return collect(ctx, db, func(row scanner) (p placement, err error) {
+		err = row.Scan(&p.home, &p.main, &p.host, &p.port)
+		return p, err
+	}, selectPlacementsSQL, maxHomes)
+}

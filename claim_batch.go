@@ -36,6 +36,9 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 		var able, paused []*claimRequest
 		for _, r := range pending {
 			terms, found := s.settings.terms[r.queueID]
+			if found {
+				e.learn(r.queueID, terms.queueKey)
+			}
 			switch {
 			case !found:
 				r.done, r.err = true, errQueueNotFound

@@ -110,7 +110,7 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 	s.engine.release("t", v.messages)
 	conn := newPinnedConn(s.store.db, s.metrics)
 	for _, full := range []bool{false, true} {
-		if err := s.engine.sweep(conn, full); err != nil {
+		if err := s.engine.sweep(s.engine.main, conn, full); err != nil {
 			t.Error(err)
 		}
 	}

@@ -424,7 +424,8 @@ type finishing struct {
 // finish acks a job in flight by its name, and reports whether there was one.
 func (e *engine) finish(ctx context.Context, queueID, group, jobID string) (bool, error) {
 	v := &finishing{queueID: queueID, group: group, jobID: jobID}
-	err := e.node.finishes.do(ctx, v, 1, 0)
+	n := e.nodeOfQueue(queueID)
+	err := n.explain(n.finishes.do(ctx, v, 1, 0))
 	return err == nil && v.done, err
 }
 
@@ -514,7 +515,7 @@ type measuring struct {
 // messages that wait in the group, at most maxMeasured.
 func (e *engine) countDequeue(ctx context.Context, group groupKey) (int64, error) {
 	v := &measuring{group: group}
-	err := e.node.measurings.do(ctx, v, 1, 0)
+	err := e.main.measurings.do(ctx, v, 1, 0)
 	return v.waiting, err
 }
 

@@ -262,7 +262,7 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 	e.finishPublications(able, withDuplicates(sent, stored, firsts))
 	e.countAcks(acked)
 	if time.Since(began) > slowPublish {
-		e.node.notifier.sendNow(s)
+		e.notifyNow(s)
 	}
 	return nil
 }

@@ -560,7 +560,7 @@ func TestRepeatedPublishThatAcksMayShareABatchWithTheFirst(t *testing.T) {
 		}()
 	}
 	eventually(t, "all wait for the next batch, or a second worker runs it", func() bool {
-		return len(s.engine.node.deduplicated.waiting) == 4 || s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()") == 2
+		return len(s.engine.main.deduplicated.waiting) == 4 || s.count("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()") == 2
 	})
 	free()
 	<-ended

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,11 +22,15 @@ const (
 
 // engine executes the frequent operations: publish (publish.go, deduplicate.go), receive (receive.go,
 // claim*.go), ack, nack and extend (ack.go), and the release of messages that no receiver
-// got (release.go). Their statements run on a node (node.go).
+// got (release.go). Their statements run on a node (node.go, placement.go).
 type engine struct {
 	log     *slog.Logger
 	metrics *metrics
-	node    *node
+	homes   *homes
+	origin  string // of notifications
+
+	main       *node                      // the server of -database-url
+	placements atomic.Pointer[placements] // nil without Citus
 
 	depth     *depthCollector // set before the first publish
 	directory directory
@@ -46,15 +52,17 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 	e := &engine{
 		log:         log,
 		metrics:     m,
+		homes:       &d.homes,
+		origin:      rand.Text(),
 		fullSweep:   fullSweep,
 		quickSweep:  quickSweep,
 		dispatchers: make(map[string][]*dispatcher),
 		watermarks:  make(map[string]*watermarks),
 	}
-	if e.node, err = e.openNode(d); err != nil {
+	if e.main, err = e.openNode("", d); err != nil {
 		return nil, err
 	}
-	e.startNode(e.node)
+	e.startNode(e.main)
 	m.observeReceivers(e)
 	return e, nil
 }
@@ -107,7 +115,14 @@ func (e *engine) drain() {
 func (e *engine) close() {
 	e.drain()
 	e.dispatching.Wait()
-	e.node.close()
+	for _, n := range e.nodes() {
+		n.close()
+	}
+	if v := e.placements.Load(); v != nil {
+		for _, n := range v.left {
+			n.close()
+		}
+	}
 }
 
 // runReleases releases the messages of a batch, which their receivers did not get.
@@ -136,7 +151,14 @@ func (e *engine) sweepIfUnknown(err error) {
 // process at once, and those of other servers soon. It is called after the commit.
 func (e *engine) announce(queueID string, dueAt time.Time) {
 	e.wake(queueID, dueAt)
-	e.node.notifier.add(queueID, dueAt)
+	e.nodeOfQueue(queueID).notifier.add(queueID, dueAt)
+}
+
+// notifyNow sends the pending notifications of all nodes on the connection of one.
+func (e *engine) notifyNow(s *pinnedConn) {
+	for _, n := range e.nodes() {
+		n.notifier.sendNow(s)
+	}
 }
 
 // Sweeps find due messages without a wake-up.
@@ -155,8 +177,8 @@ const (
 
 // sweepPeriodically wakes receivers for due messages whose wake-up was lost: because a
 // notification was lost, because a server died before it sent one, or because a claim
-// skipped a locked row. One statement checks all queues that were claimed recently. While
-// the listener is not connected, every sweep is a full one.
+// skipped a locked row. One statement checks all queues of the node that were claimed
+// recently. While the listener is not connected, every sweep is a full one.
 func (e *engine) sweepPeriodically(ctx context.Context, n *node) {
 	s := n.sweeper
 	defer s.end()
@@ -174,7 +196,7 @@ func (e *engine) sweepPeriodically(ctx context.Context, n *node) {
 		}
 		began := time.Now()
 		s.exclusive(func() {
-			if err := e.sweep(s, full); err != nil {
+			if err := e.sweep(n, s, full); err != nil {
 				e.log.Debug("sweep failed", "error", err)
 			}
 		})
@@ -184,9 +206,9 @@ func (e *engine) sweepPeriodically(ctx context.Context, n *node) {
 	}
 }
 
-// sweep wakes the receivers of queues with due messages. A full sweep checks whole
+// sweep wakes the receivers of queues of a node with due messages. A full sweep checks whole
 // queues; a quick one checks just below the low-water marks.
-func (e *engine) sweep(s *pinnedConn, full bool) error {
+func (e *engine) sweep(n *node, s *pinnedConn, full bool) error {
 	e.mu.Lock()
 	maps.DeleteFunc(e.watermarks, func(id string, w *watermarks) bool {
 		return len(e.dispatchers[id]) == 0 && time.Since(w.usedAt) > watermarkIdle
@@ -194,6 +216,9 @@ func (e *engine) sweep(s *pinnedConn, full bool) error {
 	var ids []string
 	var since []claimStart
 	for id, w := range e.watermarks {
+		if e.nodeOfQueue(id) != n {
+			continue
+		}
 		// Queues without a waiting receiver are checked too, because the receivers of a
 		// busy queue never wait for long.
 		if full {

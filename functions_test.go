@@ -381,7 +381,7 @@ func TestCommitLowersTheWatermarksOfEveryServer(t *testing.T) {
 	other := newTestServerOn(t, s.dsn)
 	s.mustTopic("t")
 	for _, v := range []*testServer{s, other} {
-		eventually(t, "the server listens", v.engine.node.notifier.listening)
+		eventually(t, "the server listens", v.engine.main.notifier.listening)
 	}
 	tx := s.transaction()
 	var began time.Time

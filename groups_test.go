@@ -254,7 +254,7 @@ func TestReceiverIsWokenWhenAGroupBecomesReady(t *testing.T) {
 			s := newTestServer(t)
 			other := newTestServerOn(t, s.dsn)
 			s.mustQueue("q", fmt.Sprintf(`"delivery_interval_ms":%d`, v.interval))
-			eventually(t, "the servers listen", func() bool { return s.engine.node.notifier.listening() && other.engine.node.notifier.listening() })
+			eventually(t, "the servers listen", func() bool { return s.engine.main.notifier.listening() && other.engine.main.notifier.listening() })
 			s.publishGroups("q", "a1", "a2")
 			checkDiff(t, "first", "a1", s.receiveNames("q", 10))
 			poll := s.poll(context.Background(), "q", "?wait_seconds=30")

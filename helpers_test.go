@@ -249,6 +249,9 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	counter := newDepthCollector(db, log, m)
 	counter.homes = h
 	m.registry.MustRegister(counter)
+	if h != nil && h.areSeveral() {
+		e.readPlacements(context.Background(), db)
+	}
 	c := mustTestConfig(t)
 	s := newServer(serverConfig{
 		log:             log,

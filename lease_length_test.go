@@ -94,7 +94,7 @@ func TestLengthOfLeasesHasBounds(t *testing.T) {
 func TestClaimsWithDifferentLeasesShareABatch(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	conn := newPinnedConn(s.engine.node.db, s.server.metrics)
+	conn := newPinnedConn(s.engine.main.db, s.server.metrics)
 	defer conn.end()
 	var all []*claimRequest
 	for _, queueID := range []string{"a", "b"} {

@@ -140,9 +140,12 @@ func (c messagesCollector) Collect(all chan<- prometheus.Metric) {
 	}
 }
 
-// observePool adds the metrics of a pool of database connections.
-func (m *metrics) observePool(db *sql.DB, name string) {
-	m.registry.MustRegister(collectors.NewDBStatsCollector(db, name))
+// observePool adds the metrics of a pool of database connections. The function that it
+// returns removes them.
+func (m *metrics) observePool(db *sql.DB, name string) (remove func()) {
+	c := collectors.NewDBStatsCollector(db, name)
+	m.registry.MustRegister(c)
+	return func() { m.registry.Unregister(c) }
 }
 
 // scrapeTimeout is the maximum time that a scrape waits for the database.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"log/slog"
 	"math"
 	"slices"
 	"sync"
@@ -11,6 +12,8 @@ import (
 // node is a server of PostgreSQL, as the engine uses it. The node has its own connections,
 // and its own batchers with the requests that wait for them.
 type node struct {
+	name     string // host:port; empty for the server of -database-url
+	log      *slog.Logger
 	database *database
 	db       *sql.DB
 
@@ -31,6 +34,7 @@ type node struct {
 	sweepNow chan struct{} // requests a full sweep at once
 	pings    *sql.DB       // for database.watch
 
+	unobserve  func()             // removes the metrics of db
 	stop       context.CancelFunc // ends the background goroutines
 	background sync.WaitGroup
 }
@@ -40,7 +44,7 @@ const nodeBatchers = 10
 
 // openNode returns a node with connections of its own, so that slow requests of other kinds
 // cannot occupy them. The caller passes it to startNode.
-func (e *engine) openNode(d *database) (*node, error) {
+func (e *engine) openNode(name string, d *database) (*node, error) {
 	db, err := d.openForEngine()
 	if err != nil {
 		return nil, err
@@ -50,20 +54,26 @@ func (e *engine) openNode(d *database) (*node, error) {
 		return nil, err
 	}
 	m := e.metrics
-	m.observePool(db, "engine")
+	log, pool := e.log, "engine"
+	if name != "" {
+		log, pool = log.With("node", name), pool+" "+name
+	}
 	shared := newPinnedConns(db, m, d.connections.batchers)
 	claiming := newPinnedConns(db, m, d.connections.claimers)
 	for _, s := range slices.Concat(shared, claiming) {
-		s.homes = &d.homes
+		s.homes = e.homes
 	}
 	n := &node{
-		database: d,
-		db:       db,
-		claimers: make(chan *pinnedConn, len(claiming)),
-		notifier: newNotifier(shared[len(shared)-1], e.log),
-		sweepNow: make(chan struct{}, 1),
-		pings:    pings,
-		sweeper:  shared[len(shared)/2-1],
+		name:      name,
+		log:       log,
+		database:  d,
+		db:        db,
+		claimers:  make(chan *pinnedConn, len(claiming)),
+		notifier:  newNotifier(shared[len(shared)-1], e.origin, log),
+		sweepNow:  make(chan struct{}, 1),
+		pings:     pings,
+		unobserve: m.observePool(db, pool),
+		sweeper:   shared[len(shared)/2-1],
 	}
 	// Each worker has a connection of its own if there are enough. With fewer
 	// connections, batchers share them, but the two workers of a batcher never do.
@@ -93,7 +103,7 @@ func (e *engine) startNode(n *node) {
 	n.background.Go(func() { n.notifier.send(ctx) })
 	n.background.Go(func() { n.notifier.listen(ctx, n.database, e.wake, e.sweepSoon) })
 	n.background.Go(func() { e.sweepPeriodically(ctx, n) })
-	n.background.Go(func() { n.database.watch(ctx, n.pings, e.log, e.sweepSoon) })
+	n.background.Go(func() { n.database.watch(ctx, n.pings, n.log, e.sweepSoon) })
 }
 
 // close runs the requests that wait, and closes the connections.
@@ -113,6 +123,7 @@ func (n *node) close() {
 	for range cap(n.claimers) {
 		(<-n.claimers).end()
 	}
+	n.unobserve()
 	n.pings.Close()
 	n.db.Close()
 }

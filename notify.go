@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -35,7 +34,7 @@ const (
 // before it notifies, or loses its connection, the full sweeps of the others find
 // the messages.
 type notifier struct {
-	origin string // marks our own notifications, which are ignored
+	origin string // of this server; marks our own notifications, which are ignored
 	log    *slog.Logger
 	s      *pinnedConn
 
@@ -48,9 +47,9 @@ type notifier struct {
 	connected atomic.Bool // the listener is connected
 }
 
-func newNotifier(s *pinnedConn, log *slog.Logger) *notifier {
+func newNotifier(s *pinnedConn, origin string, log *slog.Logger) *notifier {
 	return &notifier{
-		origin:  rand.Text(),
+		origin:  origin,
 		log:     log,
 		s:       s,
 		pending: make(map[string]time.Time),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -13,8 +14,8 @@ import (
 
 func TestPayloadsAreHeardByOthers(t *testing.T) {
 	t.Parallel()
-	sender := newNotifier(nil, slog.New(slog.DiscardHandler))
-	listener := newNotifier(nil, slog.New(slog.DiscardHandler))
+	sender := newNotifier(nil, rand.Text(), slog.New(slog.DiscardHandler))
+	listener := newNotifier(nil, rand.Text(), slog.New(slog.DiscardHandler))
 	want := map[string]time.Time{"now": {}, "later": time.UnixMicro(1790000000123456)}
 	for i := range 500 {
 		want[fmt.Sprintf("%d-%s", i, strings.Repeat("x", 100))] = time.UnixMicro(int64(1790000000000000 + i))
@@ -35,7 +36,7 @@ func TestPayloadsAreHeardByOthers(t *testing.T) {
 
 func TestForeignPayloadWakesAllReceivers(t *testing.T) {
 	t.Parallel()
-	n := newNotifier(nil, slog.New(slog.DiscardHandler))
+	n := newNotifier(nil, rand.Text(), slog.New(slog.DiscardHandler))
 	for _, payload := range []string{"", "x y", "x y 1 z"} {
 		woken := false
 		n.hear(payload, func(string, time.Time) {}, func() { woken = true })
@@ -47,7 +48,7 @@ func TestForeignPayloadWakesAllReceivers(t *testing.T) {
 
 func TestAnnouncementsAreCoalesced(t *testing.T) {
 	t.Parallel()
-	n := newNotifier(nil, slog.New(slog.DiscardHandler))
+	n := newNotifier(nil, rand.Text(), slog.New(slog.DiscardHandler))
 	early, late := time.UnixMicro(1000), time.UnixMicro(2000)
 	n.add("a", late)
 	n.add("a", early)
@@ -66,7 +67,7 @@ func TestLostConnectionsAreReplacedBeforeTheirNextUse(t *testing.T) {
 	s.mustTopic("t")
 	other := newTestServerOn(t, s.dsn)
 	for _, v := range []*testServer{s, other} {
-		eventually(t, "the server listens", v.engine.node.notifier.listening)
+		eventually(t, "the server listens", v.engine.main.notifier.listening)
 		v.publish("t", 1) // connects the batchers
 		v.must(204, "PUT", "/messages/"+v.receive("t", "?wait_seconds=5")[0].ID+"/ack", "")
 	}
@@ -92,23 +93,23 @@ func TestListenerReconnectsAndSweepsForMissedMessages(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	eventually(t, "the server listens", s.engine.node.notifier.listening)
+	eventually(t, "the server listens", s.engine.main.notifier.listening)
 	poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 	s.waiting("t", 1)
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()`)
-	eventually(t, "the server has noticed the loss", func() bool { return !s.engine.node.notifier.listening() })
+	eventually(t, "the server has noticed the loss", func() bool { return !s.engine.main.notifier.listening() })
 	s.fill("t", 1) // without a notification
 	if got := s.await(poll); len(got) != 1 {
 		t.Errorf("received %v, want the message that no notification announced", got)
 	}
-	eventually(t, "the server listens again", s.engine.node.notifier.listening)
+	eventually(t, "the server listens again", s.engine.main.notifier.listening)
 }
 
 func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
-	eventually(t, "the other server listens", func() bool { return other.engine.node.notifier.listening() })
+	eventually(t, "the other server listens", func() bool { return other.engine.main.notifier.listening() })
 	s.mustTopic("q")
 	s.publish("q", 1)
 	other.receive("q", "?wait_seconds=5")
@@ -119,11 +120,11 @@ func TestOtherServersKnowWhenSendNowReturns(t *testing.T) {
 	conn := newPinnedConn(s.store.db, s.server.metrics)
 	defer conn.close()
 	for range 3 {
-		s.engine.node.notifier.add("q", dueAt)
-		s.engine.node.notifier.sendNow(conn)
-		s.engine.node.notifier.mu.Lock()
-		checkDiff(t, "pending", 0, len(s.engine.node.notifier.pending))
-		s.engine.node.notifier.mu.Unlock()
+		s.engine.main.notifier.add("q", dueAt)
+		s.engine.main.notifier.sendNow(conn)
+		s.engine.main.notifier.mu.Lock()
+		checkDiff(t, "pending", 0, len(s.engine.main.notifier.pending))
+		s.engine.main.notifier.mu.Unlock()
 	}
 	eventually(t, "the low-water mark of the other server is lowered", func() bool { return other.watermark("q").Equal(dueAt) })
 }

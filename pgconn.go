@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -167,6 +168,7 @@ func describe(dsn string) string {
 // for a response before networkTimeout.
 type database struct {
 	dsn         string
+	isNode      bool        // of a Citus cluster, besides the one of -database-url
 	connections connections // maximum numbers
 	commit      string      // minimum synchronous_commit
 
@@ -191,6 +193,16 @@ func newDatabase(text string) (*database, error) {
 	d := &database{dsn: dsn, commit: "on", tick: tick, connections: defaultConnections, conns: make(map[*deadlineConn]bool)}
 	d.ticks.Store(1)
 	return d, nil
+}
+
+// at returns the same database of another node of a Citus cluster.
+func (d *database) at(host string, port int) (*database, error) {
+	node, err := newDatabase(d.dsn + " " + writePairs(setting{name: "hostaddr"}, setting{name: "host", value: host}, setting{name: "port", value: strconv.Itoa(port)}))
+	if err != nil {
+		return nil, err
+	}
+	node.isNode, node.connections, node.commit, node.tick = true, d.connections, d.commit, d.tick
+	return node, nil
 }
 
 // connections are the maximum numbers of connections of a server, by their use.
@@ -225,7 +237,7 @@ func (d *database) open(conns int) (*sql.DB, error) {
 
 // openForEngine returns the pool of the engine.
 func (d *database) openForEngine() (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, d.connections.claimers+d.connections.batchers, true)
+	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, d.connections.claimers+d.connections.batchers, !d.isNode)
 }
 
 // openWithoutTimeout returns a pool of one connection for statements that may take up

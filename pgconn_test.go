@@ -147,7 +147,7 @@ func TestSlowNetworkDoesNotCountAsUnresponsive(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.close)
-	eventually(t, "the engine listens", e.node.notifier.listening)
+	eventually(t, "the engine listens", e.main.notifier.listening)
 	for range 3 {
 		if err := e.ack(context.Background(), ackItem{id: newID()}); err != nil {
 			t.Error(err)
@@ -266,7 +266,7 @@ func TestUnresponsiveDatabase(t *testing.T) {
 	eventually(t, "the server is ready again", func() bool { return s.do("GET", "/readyz", "").status == 200 })
 	s.must(201, "POST", "/queues/other/messages", `{"data":{"n":2}}`)
 	checkDiff(t, "received by the long poll", []int{2}, numbers(s.await(poll)))
-	eventually(t, "the server listens again", s.engine.node.notifier.listening)
+	eventually(t, "the server listens again", s.engine.main.notifier.listening)
 	s.must(204, "PUT", "/messages/"+id+"/ack", "")
 }
 
@@ -426,7 +426,7 @@ func TestRestartedDatabase(t *testing.T) {
 		return s.do("POST", "/topics/t/messages", `{"data":{"n":1}}`).status == 201
 	})
 	checkDiff(t, "received by the long poll", []int{1}, numbers(s.await(poll)))
-	eventually(t, "the server listens again", s.engine.node.notifier.listening)
+	eventually(t, "the server listens again", s.engine.main.notifier.listening)
 }
 
 func TestMetricsShowWhetherTheDatabaseIsAvailable(t *testing.T) {

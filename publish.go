@@ -41,6 +41,7 @@ var errTooManyCopies = fmt.Errorf("too many message copies: a request may create
 type directory struct {
 	mu      sync.Mutex
 	byTopic map[string]*subscribers
+	homes   map[string]int64 // of queues, by id; nil without Citus (placement.go)
 }
 
 // of returns the queues of a topic, or nil if they are not cached.
@@ -69,13 +70,10 @@ func (d *directory) share(topicID string, read *subscribers) *subscribers {
 // publish stores a copy of each message for each queue of the topic whose filters match, or
 // for the queue, all in one commit. It wakes the receivers.
 func (e *engine) publish(ctx context.Context, p *publication) ([]message, error) {
-	size := 0
-	publications := e.node.publications
+	size, deduplicates := 0, false
 	for _, m := range p.messages {
 		size += len(m.data) + len(m.attributes) + len(m.sqs)
-		if m.deduplicationID != "" {
-			publications = e.node.deduplicated
-		}
+		deduplicates = deduplicates || m.deduplicationID != ""
 	}
 	for range settingsAttempts {
 		if to := e.directory.of(p.topicID); to != nil && to != p.address.to {
@@ -83,9 +81,17 @@ func (e *engine) publish(ctx context.Context, p *publication) ([]message, error)
 				return nil, err
 			}
 		}
-		err := publications.do(ctx, p, len(p.messages)+len(p.acks), size)
-		if err != nil && (ctx.Err() != nil || p.stored == nil) {
+		n, err := e.nodeForPublication(p)
+		if err != nil {
 			return nil, err
+		}
+		publications := n.publications
+		if deduplicates {
+			publications = n.deduplicated
+		}
+		err = publications.do(ctx, p, len(p.messages)+len(p.acks), size)
+		if err != nil && (ctx.Err() != nil || p.stored == nil) {
+			return nil, n.explain(err)
 		}
 		if p.stored != nil || p.err != nil {
 			return p.stored, p.err
@@ -128,7 +134,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 			// The rows are due since the start of the statement, so claims of other servers
 			// may already scan from a later time. They are notified before the publisher
 			// gets its response. Otherwise its next message could be received first.
-			e.node.notifier.sendNow(s)
+			e.notifyNow(s)
 		}
 		if err != nil {
 			return err
@@ -297,6 +303,7 @@ func (e *engine) readdress(s *pinnedConn, p *publication) error {
 		if err := p.match(context.Background(), to); err != nil { // quick, because there are no filters
 			return err
 		}
+		e.learn(p.queueID, to.queues[0].queueKey)
 		return e.checkAddress(s, p)
 	}
 	to, found := v.topics[p.topicID]
@@ -307,6 +314,9 @@ func (e *engine) readdress(s *pinnedConn, p *publication) error {
 	v.topics[p.topicID] = to
 	if p.address.to != to {
 		p.address = address{}
+		for _, queue := range to.queues {
+			e.learn(queue.queueID, queue.queueKey)
+		}
 	}
 	return e.checkAddress(s, p)
 }

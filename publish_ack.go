@@ -62,7 +62,7 @@ func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
 	e.finishPublications(able, stored)
 	e.countAcks(acked)
 	if time.Since(began) > slowPublish {
-		e.node.notifier.sendNow(s)
+		e.notifyNow(s)
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func TestRequestsThatWaitTogetherShareAStatement(t *testing.T) {
 	for n := range 20 {
 		wg.Go(func() { publish(n) })
 	}
-	eventually(t, "20 requests wait in the batcher", func() bool { return len(s.engine.node.publications.waiting) == 20 })
+	eventually(t, "20 requests wait in the batcher", func() bool { return len(s.engine.main.publications.waiting) == 20 })
 	free()
 	wg.Wait()
 	// All messages of a statement have the same created_at.
@@ -57,7 +57,7 @@ func TestPoisonedMemberOfABatchFailsAlone(t *testing.T) {
 	}
 	session := newPinnedConn(s.store.db, s.server.metrics)
 	defer session.close()
-	s.engine.node.publications.runBatch(session, calls)
+	s.engine.main.publications.runBatch(session, calls)
 	for i, c := range calls {
 		err := <-c.done
 		switch c.request {
@@ -95,9 +95,9 @@ func TestCancelledMemberOfABatchIsNotCarriedOut(t *testing.T) {
 	}
 	body := `{"data":{"is":"cancelled"}}`
 	fmt.Fprintf(c, "POST /topics/t/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	eventually(t, "the request waits in the batcher", func() bool { return len(s.engine.node.publications.waiting) == 1 })
+	eventually(t, "the request waits in the batcher", func() bool { return len(s.engine.main.publications.waiting) == 1 })
 	wg.Go(func() { s.send(context.Background(), "POST", "/topics/t/messages", `{"data":{}}`) })
-	eventually(t, "another request waits behind it", func() bool { return len(s.engine.node.publications.waiting) == 2 })
+	eventually(t, "another request waits behind it", func() bool { return len(s.engine.main.publications.waiting) == 2 })
 	c.(*net.TCPConn).SetLinger(0) // so that Close resets the connection
 	c.Close()
 	eventually(t, "the server has noticed the disconnection", func() bool {
@@ -174,7 +174,7 @@ func TestServersUseThePresentSettings(t *testing.T) {
 	}
 	checkDiff(t, "lease", 60, lease())
 	other.must(200, "PUT", "/queues/q", `{"topic_id":"t","ack_deadline_seconds":600,"message_retention_seconds":3600}`)
-	for range cap(s.engine.node.claimers) {
+	for range cap(s.engine.main.claimers) {
 		checkDiff(t, "lease after the change", 600, lease())
 	}
 	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
@@ -352,7 +352,7 @@ func TestMessagesAreMatchedOutsideTheBatcher(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t", `"message_filters":{"kind":["a"]}`)
-	session := newPinnedConn(s.engine.node.db, s.metrics)
+	session := newPinnedConn(s.engine.main.db, s.metrics)
 	defer session.close()
 	p := &publication{topicID: "t", messages: []draft{{data: []byte(`{}`), attributes: []byte(`{"kind":"a"}`)}}}
 	turn := func(want int) {
@@ -378,8 +378,8 @@ func TestFullBatcherIs503(t *testing.T) {
 	s.mustTopic("t")
 	free, began := make(chan struct{}), make(chan struct{}, batcherWorkers)
 	defer close(free)
-	s.engine.node.publications.close()
-	s.engine.node.publications = newBatcher("publish", newPinnedConns(s.engine.node.db, s.metrics, batcherWorkers), s.metrics, 1, 1, func(*pinnedConn, []*publication) error {
+	s.engine.main.publications.close()
+	s.engine.main.publications = newBatcher("publish", newPinnedConns(s.engine.main.db, s.metrics, batcherWorkers), s.metrics, 1, 1, func(*pinnedConn, []*publication) error {
 		select {
 		case began <- struct{}{}:
 		default: // at the end
@@ -387,7 +387,7 @@ func TestFullBatcherIs503(t *testing.T) {
 		<-free
 		return errUnavailable
 	})
-	publish := func() { s.engine.node.publications.do(context.Background(), &publication{}, 1, 1) }
+	publish := func() { s.engine.main.publications.do(context.Background(), &publication{}, 1, 1) }
 	for range batcherWorkers {
 		go publish()
 		<-began
@@ -395,7 +395,7 @@ func TestFullBatcherIs503(t *testing.T) {
 	for range batcherCapacity {
 		go publish()
 	}
-	eventually(t, "the batcher is full", func() bool { return len(s.engine.node.publications.waiting) == batcherCapacity })
+	eventually(t, "the batcher is full", func() bool { return len(s.engine.main.publications.waiting) == batcherCapacity })
 	got := s.do("POST", "/topics/t/messages", `{"data":{}}`)
 	if got.status != 503 || got.header.Get("Retry-After") == "" || !strings.Contains(got.body, "too many requests") {
 		t.Errorf("publish into a full batcher = %d %s, want 503 with Retry-After", got.status, got.body)

@@ -54,7 +54,7 @@ const leasedSQL = `(m.in_flight AND ` + leaseEndSQL + ` > now())`
 // again. changeVisibility returns errLeaseEnded with the items whose messages had another
 // delivery, or were moved or deleted.
 func (e *engine) changeVisibility(ctx context.Context, items ...ackItem) error {
-	return submitAck(ctx, e.node.extensions, &ackRequest{items: items})
+	return e.submitAck(ctx, &ackRequest{items: items}, func(n *node) *batcher[*ackRequest] { return n.extensions })
 }
 
 // extendReceipts runs a batch of requests with receipts. It may run again.

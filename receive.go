@@ -261,7 +261,7 @@ func (e *engine) release(queueID string, messages []message) {
 		return
 	}
 	// The context of the request may have ended with the client's connection.
-	err := e.node.releases.do(context.Background(), messages, len(messages), 0)
+	err := e.nodeOf(ofMessage(messages[0])).releases.do(context.Background(), messages, len(messages), 0)
 	if err != nil {
 		// The messages are due again when their leases end.
 		e.log.Warn("undelivered messages not released, they return at their ack deadline", "queue", queueID, "count", len(messages), "error", err)
@@ -312,9 +312,11 @@ func (e *engine) knows(queueID string) bool {
 // sweepSoon starts a full sweep of the queues that this server claimed recently. It is
 // called after notifications or wake-ups may have been lost.
 func (e *engine) sweepSoon() {
-	select {
-	case e.node.sweepNow <- struct{}{}:
-	default:
+	for _, n := range e.nodes() {
+		select {
+		case n.sweepNow <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -505,7 +507,7 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 	}
 	if err != nil {
 		e.announce(queueID, time.Time{}) // other claims may have skipped rows that this one had locked
-		return delivery{err: asUnavailable(err)}
+		return delivery{err: e.nodeOfQueue(queueID).explain(asUnavailable(err))}
 	}
 	e.mu.Lock()
 	w := e.watermarksOf(queueID)
@@ -524,9 +526,10 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 // claimMessages claims for a dispatcher, in a batch with claims of other queues if the
 // queue leases messages, and has neither groups nor a retry backoff.
 func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
+	n := e.nodeOfQueue(at.queueID)
 	if !at.consumes && !e.claimsAlone(at.queueID) {
 		r := &claimRequest{dispatcherKey: at, from: from, limit: limit, budget: budget}
-		err := e.node.claims.doBlocking(r, limit, budget)
+		err := n.claims.doBlocking(r, limit, budget)
 		if r.done && !r.alone {
 			return r.result, r.sentAt, r.err
 		}
@@ -535,11 +538,13 @@ func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bo
 		}
 		// The batch found that the queue needs a claim of its own.
 	}
-	n := e.node
 	s := <-n.claimers
 	defer func() { n.claimers <- s }()
 	sentAt = time.Now()
 	v, err = s.claim(at, from, groupsFirst, limit, budget)
+	if terms, found := s.settings.terms[at.queueID]; found {
+		e.learn(at.queueID, terms.queueKey)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.watermarksOf(at.queueID).alone = v.alone
@@ -601,7 +606,7 @@ func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	from := claimStart{f.messages.at, f.groups.at}
 	e.mu.Unlock()
 	search := &dueSearch{queueID: d.queueID, from: from}
-	err := e.node.searches.doBlocking(search, 1, 0)
+	err := e.nodeOfQueue(d.queueID).searches.doBlocking(search, 1, 0)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err != nil {

@@ -224,7 +224,7 @@ func TestLongPollReturnsAtOnceAfter(t *testing.T) {
 			s.mustTopic("t")
 			s.mustTopic("source")
 			s.mustTopic("deadly", `"dead_queue_id":"t"`, `"message_max_deliveries":1`)
-			eventually(t, "the servers listen", func() bool { return s.engine.node.notifier.listening() && other.engine.node.notifier.listening() })
+			eventually(t, "the servers listen", func() bool { return s.engine.main.notifier.listening() && other.engine.main.notifier.listening() })
 			poll := s.poll(context.Background(), "t", "?wait_seconds=30")
 			s.waiting("t", 1)
 			cause(s, other)
@@ -340,7 +340,7 @@ func TestReceiversOfADeletedQueueGetAnError(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	other := newTestServerOn(t, s.dsn)
-	eventually(t, "the servers listen", func() bool { return s.engine.node.notifier.listening() })
+	eventually(t, "the servers listen", func() bool { return s.engine.main.notifier.listening() })
 	for _, by := range []*testServer{s, other} {
 		s.mustQueue("q")
 		poll := s.poll(context.Background(), "q", "?wait_seconds=30")
@@ -774,7 +774,7 @@ func TestRefusedReleaseDoesNothing(t *testing.T) {
 		return s.count("SELECT count(*) FROM queued.groups WHERE limited_until > now()")
 	}
 	before, limited := s.state(), groups()
-	session := newPinnedConn(s.engine.node.db, s.metrics)
+	session := newPinnedConn(s.engine.main.db, s.metrics)
 	defer session.close()
 	batch := [][]message{consumed.messages, leased.messages}
 	if err := s.engine.runReleases(session, batch); !locked(err) {

@@ -305,6 +305,10 @@ func (p *process) prepare(ctx context.Context) error {
 	if err := prepareDatabase(ctx, p.database, p.store, &store{db: p.unlimited, metrics: p.metrics, homes: &p.database.homes}, p.config, p.log); err != nil {
 		return err
 	}
+	if p.database.homes.areSeveral() {
+		p.engine.readPlacements(ctx, p.db)
+		p.background.Go(func() { p.engine.followPlacements(ctx, p.db) })
+	}
 	p.metrics.registry.MustRegister(p.depth) // not earlier, because it logs an error without a schema
 	p.server.ready.Store(true)
 	// On a standby or a read-only database, requests that only read are served meanwhile.

@@ -344,20 +344,36 @@ type readiness struct {
 
 // readyz returns errNotReady while the server has no database and once it drains. With
 // ?verbose it also returns warnings.
+//
+// On a Citus cluster the server is ready while the coordinator or another node responds. All
+// servers lose the queues of a node at the same time, so a load balancer gains nothing by
+// removing one of them, and removing all would also stop the queues of the other nodes.
 func (s *server) readyz(r *request) (any, error) {
-	if s.draining.Load() || !s.healthy(context.Background()) {
+	healthy := s.healthy(context.Background())
+	var silent []string
+	if all := s.engine.nodes()[1:]; len(all) > 0 && s.ready.Load() {
+		silent = silentNodes(r.Context(), all)
+		healthy = healthy || len(silent) < len(all)
+	}
+	if s.draining.Load() || !healthy {
 		return nil, errNotReady
 	}
 	if !r.URL.Query().Has("verbose") {
 		return success{true}, nil
 	}
-	off, err := s.store.undurable(r.Context())
-	if err != nil {
-		return nil, err
-	}
 	v := readiness{success{true}, []string{}}
+	off, err := s.store.undurable(r.Context())
+	switch {
+	case err != nil && len(silent) == 0 && len(s.engine.nodes()) == 1:
+		return nil, err
+	case err != nil:
+		v.Warnings = append(v.Warnings, "the coordinator does not respond; topics and queues cannot be read or changed")
+	}
 	for _, setting := range off {
 		v.Warnings = append(v.Warnings, setting+" is off; PostgreSQL can lose committed messages in a crash")
+	}
+	for _, name := range silent {
+		v.Warnings = append(v.Warnings, "node "+name+" does not respond; requests for its queues get status 503, and topics and queues cannot be changed")
 	}
 	return v, nil
 }

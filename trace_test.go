@@ -319,7 +319,7 @@ func TestMessagesOfOneStatementKeepTheirOwnTraces(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.mustTopic("unheard", `"message_filters":{"a":["b"]}`)
-	session := newPinnedConn(s.engine.node.db, s.server.metrics)
+	session := newPinnedConn(s.engine.main.db, s.server.metrics)
 	defer session.close()
 	one := func(n int, group string, of trace) *publication {
 		return &publication{queueID: "q", trace: of, messages: []draft{{data: fmt.Appendf(nil, `{"n":%d}`, n), group: group}}}

@@ -257,14 +257,16 @@ func (e *example) rest(t *testing.T) (lines []string) {
 }
 
 // faultyProxy forwards requests to the server. The third publish to a queue and one
-// ack in nineteen get a 503, and the response to the fifth publish to a queue is lost. If the
-// server does not respond, the client gets no response either.
+// ack in nineteen get a 503. The responses to the fifth publish to a queue, and to the first
+// ack of a worker that stops, are lost. If the server does not respond, the client gets no
+// response either.
 type faultyProxy struct {
 	address   string // refuses connections until listen
 	forward   *httputil.ReverseProxy
 	acks      atomic.Int32
 	mu        sync.Mutex
-	publishes map[string]int // by queue
+	publishes map[string]int  // by queue
+	stopped   map[string]bool // by queue: a worker has sent its last ack
 }
 
 func newFaultyProxy(t *testing.T, server string) *faultyProxy {
@@ -288,6 +290,7 @@ func newFaultyProxy(t *testing.T, server string) *faultyProxy {
 			ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 		},
 		publishes: map[string]int{},
+		stopped:   map[string]bool{},
 	}
 }
 
@@ -309,7 +312,13 @@ func (p *faultyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	request := r.URL.Path + " " + r.Header.Get("X-Amz-Target") + " " + string(body)
-	publish := 0
+	publish, lost := 0, false
+	if m := exampleLastAck.FindStringSubmatch(request); m != nil {
+		p.mu.Lock()
+		lost = !p.stopped[m[1]]
+		p.stopped[m[1]] = true
+		p.mu.Unlock()
+	}
 	if m := examplePublish.FindStringSubmatch(request); m != nil {
 		p.mu.Lock()
 		queue := m[1] + m[2]
@@ -317,12 +326,12 @@ func (p *faultyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		publish = p.publishes[queue]
 		p.mu.Unlock()
 	}
-	if publish == 3 || exampleAck.MatchString(request) && p.acks.Add(1)%19 == 0 {
+	if publish == 3 || !lost && exampleAck.MatchString(request) && p.acks.Add(1)%19 == 0 {
 		w.Header().Set("Retry-After", "1")
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
-	if publish == 5 {
+	if publish == 5 || lost {
 		p.forward.ServeHTTP(httptest.NewRecorder(), r)
 		panic(http.ErrAbortHandler)
 	}
@@ -331,7 +340,8 @@ func (p *faultyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 var (
 	examplePublish = regexp.MustCompile(`^/queues/(.*)/messages |SendMessage\b.*(sqs-\w+\.fifo)`)
-	exampleAck     = regexp.MustCompile(`^/messages/.*/ack |DeleteMessage`)
+	exampleAck     = regexp.MustCompile(`^/queues/.*/messages/receive .*"ack"|DeleteMessage`)
+	exampleLastAck = regexp.MustCompile(`^/queues/(.*)/messages/receive .*"limit": ?0`)
 )
 
 // createQueue creates a queue with more settings than the required ones.

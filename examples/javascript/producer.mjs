@@ -11,7 +11,7 @@ const token = process.env.QUEUED_TOKEN ?? "";
 async function publish(queue, data) {
   const key = randomUUID(); // the same in each attempt: the message is stored once
   for (let delay = 1; ; delay *= 2) {
-    let failure, retryAfter = delay;
+    let status, failure;
     try {
       const response = await fetch(`${url}/queues/${queue}/messages`, {
         method: "POST",
@@ -21,15 +21,15 @@ async function publish(queue, data) {
       });
       const text = await response.text();
       if (response.ok) return JSON.parse(text).data[0].id;
-      failure = new Error(`publish: ${response.status} ${text}`);
-      if (response.status < 500 && response.status !== 429) delay = Infinity; // no attempt can succeed
-      retryAfter = Number(response.headers.get("retry-after") ?? delay);
+      status = response.status;
+      failure = `publish: ${status} ${text}`;
     } catch (error) { // no response, or not all of it
-      failure = new Error(`publish: ${error.cause ?? error}`);
+      failure = `publish: ${error.cause ?? error}`;
     }
-    if (delay > 16) throw failure;
-    console.error(`${failure.message}; next attempt in ${retryAfter} s`);
-    await setTimeout(retryAfter * 1000);
+    const final = status >= 400 && status < 500 && status !== 429; // no attempt can succeed
+    if (final || delay > 16) throw new Error(failure);
+    console.error(`${failure}; next attempt in ${delay} s`);
+    await setTimeout(delay * 1000);
   }
 }
 

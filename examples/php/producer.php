@@ -20,32 +20,20 @@ function publish(string $queue, string $data): string
         'ignore_errors' => true, // read the body also after a 4xx or 5xx
     ]]);
     for ($delay = 1; ; $delay *= 2) {
-        $retryAfter = $delay;
-        $failure = 'no response';
         $response = @fopen("$url/queues/$queue/messages", 'r', false, $context);
-        if ($response) {
-            $header = stream_get_meta_data($response)['wrapper_data'];
-            $status = (int) explode(' ', $header[0])[1];
-            $body = stream_get_contents($response);
-            $id = json_decode($body)->data[0]->id ?? null;
-            if ($status === 201 && $id) {
-                return $id;
-            }
-            $failure = "$status $body";
-            if ($status >= 400 && $status < 500 && $status !== 429) {
-                break; // no attempt can succeed
-            }
-            foreach (preg_grep('/^Retry-After:/i', $header) as $line) {
-                $retryAfter = (int) explode(':', $line)[1];
-            }
+        $status = $response ? (int) explode(' ', stream_get_meta_data($response)['wrapper_data'][0])[1] : 0;
+        $body = $response ? stream_get_contents($response) : 'no response';
+        $id = json_decode($body)->data[0]->id ?? null;
+        if ($id) {
+            return $id;
         }
-        if ($delay > 16) {
-            break;
+        $final = $status >= 400 && $status < 500 && $status !== 429; // no attempt can succeed
+        if ($final || $delay > 16) {
+            throw new RuntimeException("publish: $status $body");
         }
-        fwrite(STDERR, "publish: $failure; next attempt in $retryAfter s\n");
-        sleep($retryAfter);
+        fwrite(STDERR, "publish: $status $body; next attempt in $delay s\n");
+        sleep($delay);
     }
-    throw new RuntimeException("publish: $failure");
 }
 
 while (($line = fgets(STDIN)) !== false) {

@@ -25,12 +25,9 @@ def publish(queue, data):
             with urllib.request.urlopen(request, timeout=15) as response:
                 return json.load(response)["data"][0]["id"]
         except (OSError, http.client.HTTPException, ValueError) as error:  # includes timeouts and truncated responses
-            if isinstance(error, urllib.error.HTTPError):
-                if error.code < 500 and error.code != 429:
-                    raise  # no attempt can succeed: error.read() says why
-                delay = delay and float(error.headers.get("Retry-After", delay))
-            if delay is None:
-                raise
+            final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+            if final or delay is None:
+                raise  # no other attempt can succeed: error.read() of an HTTPError says why
             print(f"publish: {error}; next attempt in {delay} s", file=sys.stderr)
             time.sleep(delay)
 

@@ -7,68 +7,49 @@ import signal
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor, wait
 
 URL = os.environ.get("QUEUED_URL", "http://localhost:8000")
-TOKEN = os.environ.get("QUEUED_TOKEN", "")
+HEADERS = {"Authorization": "Bearer " + os.environ.get("QUEUED_TOKEN", "")}
 LEASE = int(os.environ.get("LEASE_SECONDS", 30))  # the time after a crash until a message is delivered again
 WAIT = 5  # less than the time from SIGTERM to SIGKILL, which is 10 s in Docker
 
-stopping = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 
-
-def process(data):
+def work(data):
     """Your work. It may take longer than the lease, and an exception is a failed delivery."""
     print(data["to"], flush=True)
     time.sleep(data.get("seconds", 0))
 
 
-def call(method, path, body=None, attempts=1):
-    request = urllib.request.Request(URL + path, json.dumps(body or {}).encode(), {"Authorization": f"Bearer {TOKEN}"}, method=method)
-    for attempt in range(1, attempts + 1):
-        try:
-            with urllib.request.urlopen(request, timeout=WAIT + 10) as response:
-                return json.loads(response.read() or "null")
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
-            if final or attempt == attempts:
-                raise RuntimeError(f"{method} {path}: {error}") from error
-            time.sleep(attempt)
-
-
-def extend(message, done):
-    while not done.wait(LEASE / 3):
-        try:  # the lease token changes with each extension
-            message["scheduled_at"] = call("PUT", path(message, "extend"), {"ack_deadline_seconds": LEASE})["scheduled_at"]
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-
-
-def path(message, action):
-    return f"/messages/{message['id']}/{action}?scheduled_at={message['scheduled_at']}"
-
-
-while not stopping.is_set():
+def call(method, path, body):
+    """Returns None if the request fails."""
     try:
-        received = call("POST", f"/queues/{sys.argv[1]}/messages/receive", {"limit": 1, "wait_seconds": WAIT, "ack_deadline_seconds": LEASE})
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        stopping.wait(1)
+        request = urllib.request.Request(URL + path, json.dumps(body).encode(), HEADERS, method=method)
+        with urllib.request.urlopen(request, timeout=WAIT + 10) as response:
+            return json.load(response)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        print(f"{method} {path}: {error}", file=sys.stderr)
+
+
+stopping = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+pool = ThreadPoolExecutor(1)
+done = {}  # the ack or nack of the last message, which is sent with the next receive
+while done or not stopping.is_set():
+    receive = {"limit": 0 if stopping.is_set() else 1, "wait_seconds": WAIT, "ack_deadline_seconds": LEASE, **done}
+    received = call("POST", f"/queues/{sys.argv[1]}/messages/receive", receive)
+    if received is None:
+        time.sleep(1)  # and repeat the ack or nack
         continue
+    done = {}
     for message in received["data"]:
-        done = threading.Event()
-        extender = threading.Thread(target=extend, args=(message, done))
-        extender.start()
-        action, body = "ack", None
-        try:
-            process(message["data"])
-        except Exception as error:  # after the last delivery the message moves to the dead queue, with this text
-            action, body = "nack", {"error": repr(error)}
-        done.set()
-        extender.join()
-        try:
-            call("PUT", path(message, action), body, attempts=5)
-        except RuntimeError as error:  # a 409 says that the lease has ended, and another worker may have the message
-            print(error, file=sys.stderr)
+        lease = {"id": message["id"], "scheduled_at": message["scheduled_at"]}
+        job = pool.submit(work, message["data"])
+        while wait([job], LEASE / 3).not_done:
+            extended = call("PUT", "/messages/{id}/extend?scheduled_at={scheduled_at}".format(**lease), {"ack_deadline_seconds": LEASE})
+            lease["scheduled_at"] = (extended or lease)["scheduled_at"]
+        if job.exception():  # after the last delivery the message moves to the dead queue, with this text
+            done = {"nack": [{**lease, "error": repr(job.exception())}]}
+        else:
+            done = {"ack": [lease]}

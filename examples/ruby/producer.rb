@@ -13,21 +13,17 @@ def publish(queue, data)
   key = SecureRandom.uuid # the same in each attempt: the message is stored once
   delay = 1
   begin
-    retry_after = delay
     response = Net::HTTP.start(uri.host, uri.port, use_ssl: uri.scheme == "https", open_timeout: 5, read_timeout: 10) do |http|
       http.post(uri.path, { data: data }.to_json, "Authorization" => "Bearer #{TOKEN}", "Idempotency-Key" => key)
     end
     status = response.code.to_i
-    if status == 429 || status >= 500
-      retry_after = response.fetch("Retry-After", delay).to_i
-      raise IOError, "#{status} #{response.body}"
-    end
+    raise IOError, "#{status} #{response.body}" if status == 429 || status >= 500
     abort "publish: #{status} #{response.body}" if status != 201 # no attempt can succeed
     JSON.parse(response.body)["data"][0]["id"]
   rescue SystemCallError, IOError, SocketError, Timeout::Error, OpenSSL::SSL::SSLError, Net::ProtocolError => error
     raise if delay > 16
-    warn "publish: #{error.message}; next attempt in #{retry_after} s"
-    sleep retry_after
+    warn "publish: #{error.message}; next attempt in #{delay} s"
+    sleep delay
     delay *= 2
     retry
   end

@@ -7,10 +7,10 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -25,22 +25,21 @@ var (
 func publish(queue, data string) (id string, err error) {
 	key := rand.Text() // the same in each attempt: the message is stored once
 	for delay := time.Second; ; delay *= 2 {
-		id, retryAfter, err := attempt(queue, data, key)
-		if err == nil || delay > 16*time.Second || retryAfter < 0 {
+		id, status, err := attempt(queue, data, key)
+		final := status >= 400 && status < 500 && status != 429 // no attempt can succeed
+		if err == nil || final || delay > 16*time.Second {
 			return id, err
 		}
-		retryAfter = cmp.Or(retryAfter, delay)
-		log.Printf("publish: %v; next attempt in %v", err, retryAfter)
-		time.Sleep(retryAfter)
+		log.Printf("publish: %v; next attempt in %v", err, delay)
+		time.Sleep(delay)
 	}
 }
 
-// attempt sends the request once. retryAfter is negative if no attempt can succeed, and 0
-// if the server does not say when to repeat the request.
-func attempt(queue, data, key string) (id string, retryAfter time.Duration, err error) {
+// attempt sends the request once. The status is 0 if there is no response.
+func attempt(queue, data, key string) (id string, status int, err error) {
 	r, err := http.NewRequest("POST", url+"/queues/"+queue+"/messages", strings.NewReader(`{"data": `+data+`}`))
 	if err != nil {
-		return "", -1, err
+		return "", 0, err
 	}
 	r.Header.Set("Authorization", "Bearer "+os.Getenv("QUEUED_TOKEN"))
 	r.Header.Set("Idempotency-Key", key)
@@ -49,21 +48,15 @@ func attempt(queue, data, key string) (id string, retryAfter time.Duration, err 
 		return "", 0, err
 	}
 	defer response.Body.Close()
-	var body struct {
-		Data   []struct{ ID string }
-		Detail any
+	body, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusCreated {
+		err = fmt.Errorf("%s: %s", response.Status, body)
 	}
-	err = json.NewDecoder(response.Body).Decode(&body)
-	switch {
-	case response.StatusCode == 429 || response.StatusCode >= 500:
-		seconds, _ := strconv.Atoi(response.Header.Get("Retry-After"))
-		return "", time.Duration(seconds) * time.Second, fmt.Errorf("%s: %v", response.Status, body.Detail)
-	case response.StatusCode != 201:
-		return "", -1, fmt.Errorf("%s: %v", response.Status, body.Detail)
-	case err != nil: // the response is incomplete
-		return "", 0, err
+	var published struct{ Data [1]struct{ ID string } }
+	if err == nil {
+		err = json.Unmarshal(body, &published)
 	}
-	return body.Data[0].ID, 0, nil
+	return published.Data[0].ID, response.StatusCode, err
 }
 
 func main() {

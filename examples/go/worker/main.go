@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -28,14 +27,15 @@ var (
 )
 
 type message struct {
-	ID          string
-	Data        json.RawMessage
-	ScheduledAt string `json:"scheduled_at"` // the lease token
+	ID          string          `json:"id"`
+	ScheduledAt string          `json:"scheduled_at"` // the lease token
+	Data        json.RawMessage `json:"data,omitempty"`
+	Error       string          `json:"error,omitempty"`
 }
 
-// process is your work. It may take longer than the lease, and an error is a failed
-// delivery. The context ends if another worker got the message.
-func process(ctx context.Context, data json.RawMessage) error {
+// work is your work. It may take longer than the lease, and an error is a failed
+// delivery. The context ends with the lease, if that could not be extended.
+func work(ctx context.Context, data json.RawMessage) error {
 	var mail struct {
 		To      string
 		Seconds int
@@ -54,28 +54,8 @@ func process(ctx context.Context, data json.RawMessage) error {
 	return ctx.Err()
 }
 
-// statusError is a response that is not a success.
-type statusError struct {
-	status int
-	body   []byte
-}
-
-func (e statusError) Error() string { return fmt.Sprintf("%d %s", e.status, e.body) }
-
-// call sends a request up to the number of attempts, and decodes the response.
-func call(attempts int, method, path string, body, to any) error {
-	for n := 1; ; n++ {
-		err := attempt(method, path, body, to)
-		var response statusError
-		final := errors.As(err, &response) && response.status < 500 && response.status != 429
-		if err == nil || n == attempts || final {
-			return err
-		}
-		time.Sleep(time.Duration(n) * time.Second)
-	}
-}
-
-func attempt(method, path string, body, to any) error {
+// call sends a request and decodes the response.
+func call(method, path string, body map[string]any, to any) error {
 	b, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -90,71 +70,63 @@ func attempt(method, path string, body, to any) error {
 		return err
 	}
 	defer response.Body.Close()
-	b, err = io.ReadAll(response.Body)
-	if err == nil && response.StatusCode >= 300 {
-		err = statusError{response.StatusCode, b}
-	}
-	if err != nil || len(b) == 0 {
+	if b, err = io.ReadAll(response.Body); err != nil {
 		return err
+	}
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", response.Status, b)
 	}
 	return json.Unmarshal(b, to)
 }
 
-func (m *message) path(action string) string {
-	return "/messages/" + m.ID + "/" + action + "?scheduled_at=" + m.ScheduledAt
-}
-
-// extend extends the lease until the context ends. If the lease has ended, it cancels the
-// work.
-func (m *message) extend(ctx context.Context, cancel func()) {
-	ticker := time.NewTicker(time.Duration(lease) * time.Second / 3)
-	defer ticker.Stop()
+// process works on a message, and extends its lease meanwhile.
+func process(m *message) error {
+	ctx, cancel := context.WithCancel(context.Background()) // not that of SIGTERM: the work ends first
+	defer cancel()
+	length := time.Duration(lease) * time.Second
+	end := time.AfterFunc(length, cancel)
+	done := make(chan error, 1)
+	go func() { done <- work(ctx, m.Data) }()
 	for {
 		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
+		case err := <-done:
+			return err
+		case <-time.After(length / 3):
 		}
 		var extended message // has a new lease token
-		err := call(1, "PUT", m.path("extend"), map[string]int{"ack_deadline_seconds": lease}, &extended)
-		var response statusError
-		if err == nil {
-			m.ScheduledAt = extended.ScheduledAt
-		} else if log.Printf("extend: %v", err); errors.As(err, &response) && response.status < 500 {
-			cancel()
+		err := call("PUT", "/messages/"+m.ID+"/extend?scheduled_at="+m.ScheduledAt, map[string]any{"ack_deadline_seconds": lease}, &extended)
+		if err != nil {
+			log.Printf("extend: %v", err)
+			continue
 		}
-	}
-}
-
-func handle(m message) {
-	ctx, cancel := context.WithCancel(context.Background()) // not that of SIGTERM: the work ends first
-	var extending sync.WaitGroup
-	extending.Go(func() { m.extend(ctx, cancel) })
-	failure := process(ctx, m.Data)
-	cancel()
-	extending.Wait()
-	action, body := "ack", map[string]string{}
-	if failure != nil { // after the last delivery the message moves to the dead queue, with this text
-		action, body = "nack", map[string]string{"error": failure.Error()}
-	}
-	// A 409 says that the lease has ended, and another worker may have the message.
-	if err := call(5, "PUT", m.path(action), body, nil); err != nil {
-		log.Printf("%s: %v", action, err)
+		m.ScheduledAt = extended.ScheduledAt
+		end.Reset(length)
 	}
 }
 
 func main() {
 	stopping, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	for stopping.Err() == nil {
-		var received struct{ Data []message }
-		err := call(1, "POST", "/queues/"+os.Args[1]+"/messages/receive", map[string]int{"limit": 1, "wait_seconds": wait, "ack_deadline_seconds": lease}, &received)
-		if err != nil {
-			log.Printf("receive: %v", err)
-			time.Sleep(time.Second)
+	acks, nacks := []message{}, []message{} // of the last message, which are sent with the next receive
+	for len(acks)+len(nacks) > 0 || stopping.Err() == nil {
+		limit := 1
+		if stopping.Err() != nil {
+			limit = 0
 		}
+		receive := map[string]any{"limit": limit, "wait_seconds": wait, "ack_deadline_seconds": lease, "ack": acks, "nack": nacks}
+		var received struct{ Data []message }
+		if err := call("POST", "/queues/"+os.Args[1]+"/messages/receive", receive, &received); err != nil {
+			log.Printf("receive: %v", err)
+			time.Sleep(time.Second) // and repeat the ack or nack
+			continue
+		}
+		acks, nacks = acks[:0], nacks[:0]
 		for _, m := range received.Data {
-			handle(m)
+			if err := process(&m); err != nil { // after the last delivery the message moves to the dead queue, with this text
+				nacks = append(nacks, message{ID: m.ID, ScheduledAt: m.ScheduledAt, Error: err.Error()})
+			} else {
+				acks = append(acks, message{ID: m.ID, ScheduledAt: m.ScheduledAt})
+			}
 		}
 	}
 }

@@ -27,7 +27,7 @@ const (
 // are on the coordinator, as are the statements with them.
 var (
 	referenceTables   = []string{"topics", "queues", "settings", "deleted_queues", "schema_version"}
-	distributedTables = []string{"messages", "groups", "ready_groups", "consumed_messages", "deduplications"}
+	distributedTables = []string{"messages", "groups", "ready_groups", "consumed_messages", "deduplications", "job_counts"}
 )
 
 // citusSettings allow what Citus cannot check itself: that a home determines the shard of
@@ -49,6 +49,34 @@ const dropTypedFunctionsSQL = `
 DROP FUNCTION IF EXISTS queued.store_copy;
 DROP FUNCTION IF EXISTS queued.queue_named;
 DROP FUNCTION IF EXISTS queued.claim_groups`
+
+// setLoggedSQL makes unloggedTable a logged one. Shards of unlogged tables cannot move to
+// another node while they are used.
+const (
+	unloggedTable = "job_counts"
+	setLoggedSQL  = `ALTER TABLE queued.job_counts SET LOGGED`
+)
+
+// adaptFunctionsSQL makes the SQL functions those of a database with several homes. Citus
+// cannot use generic plans there.
+const adaptFunctionsSQL = `
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    FOR f IN
+        SELECT oid
+        FROM pg_proc
+        WHERE pronamespace = 'queued'::regnamespace
+            AND 'plan_cache_mode=force_generic_plan' = ANY (proconfig)
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET plan_cache_mode = force_custom_plan', f);
+    END LOOP;
+    IF NOT queued.has_homes() THEN
+        CREATE OR REPLACE FUNCTION queued.has_homes() RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
+    END IF;
+END
+$$`
 
 // distribute distributes the tables over the nodes if the database has Citus, and reads the
 // homes. It continues where another server, or an earlier attempt, has ended.
@@ -86,6 +114,11 @@ func (s *store) distribute(ctx context.Context) error {
 			}
 			dropped = true
 		}
+		if table == unloggedTable {
+			if _, err := tx.ExecContext(ctx, setLoggedSQL); err != nil {
+				return err
+			}
+		}
 		if _, err := tx.ExecContext(ctx, statement, append([]any{"queued." + table}, args...)...); err != nil {
 			return fmt.Errorf("distribute table %s: %w", table, err)
 		}
@@ -109,6 +142,9 @@ func (s *store) distribute(ctx context.Context) error {
 		if err := executeEach(ctx, tx, claimFunctionsSQL+publicFunctionsSQL); err != nil {
 			return fmt.Errorf("functions: %w", err)
 		}
+	}
+	if _, err := tx.ExecContext(ctx, adaptFunctionsSQL); err != nil {
+		return fmt.Errorf("functions: %w", err)
 	}
 	if err := tx.Commit(); err != nil {
 		return err

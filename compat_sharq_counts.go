@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"database/sql"
+	"maps"
+	"slices"
 )
 
 // SharQ's metrics have the numbers of jobs that were enqueued and dequeued in each of the
@@ -16,24 +18,24 @@ const countedMinutes = 10
 // The rows are locked in one order. Those of enqueues and those of dequeues are apart, so
 // that no dequeue waits for the commit of an enqueue.
 const addJobCountsSQL = `
-INSERT INTO queued.job_counts AS c (minute, queue_key, group_id, dequeued, jobs)
-SELECT date_trunc('minute', now()), u.queue_key, u.group_id, $4, u.jobs
-FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS u (queue_key, group_id, jobs)
+INSERT INTO queued.job_counts AS c (home, minute, queue_key, group_id, dequeued, jobs)
+SELECT $1, date_trunc('minute', now()), u.queue_key, u.group_id, $5, u.jobs
+FROM unnest($2::bigint[], $3::text[], $4::bigint[]) AS u (queue_key, group_id, jobs)
 ORDER BY u.queue_key, u.group_id
 ON CONFLICT (minute, queue_key, group_id, dequeued) DO UPDATE
 SET jobs = c.jobs + excluded.jobs`
 
 // addJobCounts adds to the counts of the current minute.
 func (s *pinnedConn) addJobCounts(jobs map[groupKey]int64, dequeued bool) error {
-	if len(jobs) == 0 {
-		return nil
-	}
-	var keys, counts intArray
-	var groups quotedArray
-	for key, n := range jobs {
-		keys, groups, counts = append(keys, key.queueKey), append(groups, key.id), append(counts, n)
-	}
-	_, err := read[any](s, "add_job_counts", nil, addJobCountsSQL, keys, groups, counts, dequeued)
+	all := slices.Collect(maps.Keys(jobs))
+	_, err := inHomes(s, all, func(key groupKey) int64 { return homeOf(key.queueKey) }, func(home int64, all []groupKey) ([]any, error) {
+		var keys, counts intArray
+		var groups quotedArray
+		for _, key := range all {
+			keys, groups, counts = append(keys, key.queueKey), append(groups, key.id), append(counts, jobs[key])
+		}
+		return read[any](s, "add_job_counts", nil, addJobCountsSQL, home, keys, groups, counts, dequeued)
+	})
 	return err
 }
 
@@ -73,15 +75,17 @@ const removeJobCountsSQL = `
 WITH old AS MATERIALIZED (
     SELECT ctid AS tid, minute
     FROM queued.job_counts
-    WHERE minute >= $1 -- and not >, because many rows have the same minute
-        AND minute <= now() - make_interval(mins => $2)
+    WHERE home = $1
+        AND minute >= $2 -- and not >, because many rows have the same minute
+        AND minute <= now() - make_interval(mins => $3)
     ORDER BY minute
-    LIMIT $3
+    LIMIT $4
     FOR UPDATE SKIP LOCKED
 ), removed AS (
     DELETE FROM queued.job_counts c
     USING old
     WHERE c.ctid = old.tid
+        AND c.home = $1
 )
 SELECT false, max(minute), 0, count(*) -- the columns of scanBatch
 FROM old
@@ -89,7 +93,9 @@ HAVING count(*) > 0`
 
 // removeJobCounts deletes the counts that no response shows any more.
 func (c *cleanup) removeJobCounts(ctx context.Context) error {
-	return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-		return scanBatch(c.metrics.timed("remove_job_counts", tx).QueryRowContext(ctx, removeJobCountsSQL, after.at, countedMinutes, cleanupBatch))
-	}, func(int) {})
+	return c.inHomes(ctx, func(home int64) error {
+		return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+			return scanBatch(c.metrics.timed("remove_job_counts", tx).QueryRowContext(ctx, removeJobCountsSQL, home, after.at, countedMinutes, cleanupBatch))
+		}, func(int) {})
+	})
 }

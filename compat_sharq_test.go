@@ -500,8 +500,8 @@ func TestSharQCountsAreKeptForTenMinutes(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("default")
 	// Without the ninth minute ago, which may be the tenth when the server looks.
-	s.exec(`INSERT INTO queued.job_counts (minute, queue_key, group_id, dequeued, jobs)
-		SELECT date_trunc('minute', now()) - make_interval(mins => n), key, 'g', true, n FROM queued.queues, generate_series(1, 12) AS n WHERE n <> 9`)
+	s.exec(`INSERT INTO queued.job_counts (home, minute, queue_key, group_id, dequeued, jobs)
+		SELECT home, date_trunc('minute', now()) - make_interval(mins => n), key, 'g', true, n FROM queued.queues, generate_series(1, 12) AS n WHERE n <> 9`)
 	checkDiff(t, "sum", [2]int64{0, 36}, sumOfCounts(&s.client, "/metrics/default/g/"))
 	s.mustCleanUp()
 	checkDiff(t, "sum after the cleanup", [2]int64{0, 36}, sumOfCounts(&s.client, "/metrics/default/g/"))

@@ -25,6 +25,32 @@ $$;
 
 COMMENT ON FUNCTION queued.new_id IS 'Internal: a new id of a message';
 
+-- Whether there are several homes, so that the last six bits of the id of a message are the
+-- home in which it was published (uuid.go). The server replaces this function where that is
+-- so (citus.go).
+CREATE OR REPLACE FUNCTION queued.has_homes() RETURNS boolean
+LANGUAGE sql IMMUTABLE
+AS $$ SELECT false $$;
+
+COMMENT ON FUNCTION queued.has_homes IS 'Internal: whether there are several homes';
+
+CREATE OR REPLACE FUNCTION queued.id_in(home smallint, id uuid) RETURNS uuid
+LANGUAGE sql IMMUTABLE
+AS $$
+    SELECT CASE WHEN queued.has_homes()
+        THEN encode(set_byte(uuid_send(id), 15, get_byte(uuid_send(id), 15) & 192 | home), 'hex')::uuid
+        ELSE id
+    END
+$$;
+
+COMMENT ON FUNCTION queued.id_in IS 'Internal: an id of a message in a home';
+
+CREATE OR REPLACE FUNCTION queued.home_in(id uuid) RETURNS smallint
+LANGUAGE sql IMMUTABLE
+AS $$ SELECT CASE WHEN queued.has_homes() THEN get_byte(uuid_send(id), 15) & 63 ELSE 0 END::smallint $$;
+
+COMMENT ON FUNCTION queued.home_in IS 'Internal: the home in an id';
+
 -- An object as jsonb, for comparisons. Two strings in it are equal exactly if they are equal
 -- in the server (rawjson.Unquote). jsonb cannot contain \u0000 and lone surrogates, so these
 -- stay escapes, and a backslash becomes two. Of equal names the last one counts.
@@ -189,7 +215,9 @@ DECLARE
     groups text[];
     news   boolean[];
     moment timestamptz;
-    place  tid;
+    place   smallint;
+    renewed record;
+    number  bigint;
 BEGIN
     WITH changes AS (
         DELETE FROM queued.group_changes
@@ -203,43 +231,55 @@ BEGIN
         RETURN NULL;
     END IF;
 
-    -- The condition is false, so that groups that exist are only locked.
-    INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
-    SELECT DISTINCT u.queue_key >> 48, u.queue_key, u.id COLLATE "C", 'infinity'::timestamptz, 9223372036854775807, 'infinity'::timestamptz
-    FROM unnest(keys, groups) AS u (queue_key, id)
-    ORDER BY u.queue_key, u.id COLLATE "C"
-    ON CONFLICT (queue_key, id) DO UPDATE
-    SET blocked = g.blocked
-    WHERE false;
-
     FOR place IN
-        SELECT m.ctid
-        FROM unnest(ids, keys, news) AS u (id, queue_key, is_new)
-        JOIN queued.messages m ON m.id = u.id AND m.queue_key = u.queue_key
-        WHERE u.is_new
-        ORDER BY m.seq
+        SELECT DISTINCT (key >> 48)::smallint AS home
+        FROM unnest(keys) AS key
+        ORDER BY home
     LOOP
-        UPDATE queued.messages
-        SET seq = DEFAULT
-        WHERE ctid = place;
-    END LOOP;
+        -- The condition is false, so that groups that exist are only locked.
+        INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
+        SELECT DISTINCT place, u.queue_key, u.id COLLATE "C", 'infinity'::timestamptz, 9223372036854775807, 'infinity'::timestamptz
+        FROM unnest(keys, groups) AS u (queue_key, id)
+        WHERE u.queue_key >> 48 = place
+        ORDER BY u.queue_key, u.id COLLATE "C"
+        ON CONFLICT (queue_key, id) DO UPDATE
+        SET blocked = g.blocked
+        WHERE false;
 
-    -- A message that the transaction has acked or moved away is not found: then another one of
-    -- its group may be next.
-    moment := clock_timestamp();
-    UPDATE queued.groups g
-    SET ready_at = least(g.ready_at, greatest(w.due_at, g.limited_until)), blocked = false, first_seq = least(g.first_seq, w.seq)
-    FROM (
-        SELECT u.queue_key, u.group_id, min(greatest(m.scheduled_at, moment)) AS due_at, min(m.seq) AS seq
-        FROM unnest(ids, keys, groups) AS u (id, queue_key, group_id)
-        LEFT JOIN queued.messages m ON m.id = u.id AND m.queue_key = u.queue_key
-        GROUP BY u.queue_key, u.group_id
-    ) w
-    WHERE g.queue_key = w.queue_key
-        AND g.id = w.group_id
-        AND (g.blocked
-            OR g.first_seq > w.seq
-            OR g.ready_at > greatest(w.due_at, g.limited_until));
+        FOR renewed IN
+            SELECT m.id, m.queue_key
+            FROM unnest(ids, keys, news) AS u (id, queue_key, is_new)
+            JOIN queued.messages m ON m.home = place AND m.id = u.id AND m.queue_key = u.queue_key
+            WHERE u.is_new
+            ORDER BY m.seq
+        LOOP
+            number := nextval('queued.messages_seq_seq');
+            UPDATE queued.messages m
+            SET seq = number
+            WHERE m.home = place
+                AND m.id = renewed.id
+                AND m.queue_key = renewed.queue_key;
+        END LOOP;
+
+        -- A message that the transaction has acked or moved away is not found: then another
+        -- one of its group may be next.
+        moment := clock_timestamp();
+        UPDATE queued.groups g
+        SET ready_at = least(g.ready_at, greatest(w.due_at, g.limited_until)), blocked = false, first_seq = least(g.first_seq, w.seq)
+        FROM (
+            SELECT u.queue_key, u.group_id, min(greatest(m.scheduled_at, moment)) AS due_at, min(m.seq) AS seq
+            FROM unnest(ids, keys, groups) AS u (id, queue_key, group_id)
+            LEFT JOIN queued.messages m ON m.home = place AND m.id = u.id AND m.queue_key = u.queue_key
+            WHERE u.queue_key >> 48 = place
+            GROUP BY u.queue_key, u.group_id
+        ) w
+        WHERE g.home = place
+            AND g.queue_key = w.queue_key
+            AND g.id = w.group_id
+            AND (g.blocked
+                OR g.first_seq > w.seq
+                OR g.ready_at > greatest(w.due_at, g.limited_until));
+    END LOOP;
     RETURN NULL;
 END
 $$;
@@ -263,8 +303,9 @@ CREATE OR REPLACE FUNCTION queued.store_copy(queue queued.queues, data json, att
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
-    new_id  CONSTANT uuid := queued.new_id();
+    new_id  CONSTANT uuid := queued.id_in(queue.home, queued.new_id());
     wait    double precision := coalesce(queue.delivery_delay_seconds, 0);
+    window_seconds double precision;
     found_id uuid;
 BEGIN
     IF delay IS NOT NULL THEN
@@ -276,9 +317,9 @@ BEGIN
     END IF;
 
     IF deduplication_id IS NOT NULL THEN
+        window_seconds := coalesce(queue.deduplication_window_seconds, (SELECT s.deduplication_window_seconds FROM queued.settings s));
         INSERT INTO queued.deduplications AS d (home, queue_key, id, message_id, created_at, expires_at)
-        VALUES (queue.home, queue.key, deduplication_id, new_id, moment, moment + make_interval(secs => coalesce(
-            queue.deduplication_window_seconds, (SELECT s.deduplication_window_seconds FROM queued.settings s))))
+        VALUES (queue.home, queue.key, deduplication_id, new_id, moment, moment + make_interval(secs => window_seconds))
         ON CONFLICT (queue_key, id) DO UPDATE
         SET message_id = excluded.message_id, created_at = excluded.created_at, expires_at = excluded.expires_at
         WHERE d.expires_at <= moment;
@@ -415,6 +456,23 @@ $$;
 
 COMMENT ON FUNCTION queued.check_lease IS 'Internal: checks the arguments of ack and nack';
 
+-- The home that a message has now; null if there is none.
+CREATE OR REPLACE FUNCTION queued.home_now(id uuid) RETURNS smallint
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    place smallint;
+BEGIN
+    SELECT m.home
+    INTO place
+    FROM queued.messages m
+    WHERE m.id = home_now.id;
+    RETURN place;
+END
+$$;
+
+COMMENT ON FUNCTION queued.home_now IS 'Internal: the home that a message has now';
+
 CREATE OR REPLACE FUNCTION queued.ack(id uuid, scheduled_at timestamptz DEFAULT NULL)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -428,6 +486,7 @@ SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
+    place    smallint := queued.home_in(id);
     acked    record;
     queue_id text;
 BEGIN
@@ -435,8 +494,12 @@ BEGIN
     -- A statement that began before the commit of a move does not see the moved message in
     -- either queue. The second statement sees it.
     FOR attempt IN 1..2 LOOP
+        IF attempt = 2 THEN
+            place := coalesce(queued.home_now(ack.id), place);
+        END IF;
         DELETE FROM queued.messages m
-        WHERE m.id = ack.id
+        WHERE m.home = place
+            AND m.id = ack.id
             AND (ack.scheduled_at IS NULL OR m.in_flight AND coalesce(m.lease_end, m.scheduled_at) = ack.scheduled_at)
         RETURNING m.queue_key, m.group_id
         INTO acked;
@@ -497,16 +560,21 @@ DECLARE
     wait   CONSTANT double precision := coalesce(queued.seconds('delay', delay, 0, 43200), 0);
     reason CONSTANT text := queued.cut(nullif(error, ''), 2048);
     moment CONSTANT timestamptz := clock_timestamp();
+    place  smallint := queued.home_in(id);
     nacked queued.messages;
     source queued.queues;
     dead   queued.queues;
 BEGIN
     PERFORM queued.check_lease(id, scheduled_at);
     FOR attempt IN 1..2 LOOP -- as in ack
+        IF attempt = 2 THEN
+            place := coalesce(queued.home_now(nack.id), place);
+        END IF;
         SELECT *
         INTO nacked
         FROM queued.messages m
-        WHERE m.id = nack.id
+        WHERE m.home = place
+            AND m.id = nack.id
         FOR UPDATE;
         EXIT WHEN FOUND;
     END LOOP;
@@ -628,11 +696,11 @@ BEGIN
                 ), leased AS (
                     UPDATE queued.messages m
                     SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= source.delivery_limit,
-                        scheduled_at = moment + make_interval(secs => lease + CASE -- like claimBackoffSQL
+                        scheduled_at = (moment AT TIME ZONE 'UTC' + make_interval(secs => lease + CASE -- like claimBackoffSQL
                             WHEN m.delivery_attempts + 1 >= source.delivery_limit THEN 0
                             ELSE coalesce(source.retry_backoff_seconds[least(m.delivery_attempts + 1, cardinality(source.retry_backoff_seconds))], 0)
-                        END),
-                        lease_end = CASE WHEN source.retry_backoff_seconds IS NOT NULL THEN moment + make_interval(secs => lease) END, updated_at = moment
+                        END)) AT TIME ZONE 'UTC',
+                        lease_end = moment + make_interval(secs => CASE WHEN source.retry_backoff_seconds IS NOT NULL THEN lease END), updated_at = moment
                     FROM fitting f
                     WHERE m.home = source.home
                         AND m.ctid = f.tid

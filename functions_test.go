@@ -650,7 +650,7 @@ func TestOpenTransactionDoesNotStopOthersInItsGroups(t *testing.T) {
 // and the collation of the database.
 func TestCommitLocksGroupsInTheOrderOfTheServers(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	for _, group := range []string{"B", "a", "z", "ä"} {
 		s.must(201, "POST", "/queues/t/messages", fmt.Sprintf(`{"data":{},"group":%q}`, group))
@@ -796,7 +796,8 @@ func TestReceiveOfSQLRespectsLimitsAndGroups(t *testing.T) {
 	s.endLeases()
 	s.makeGroupsReady()
 	checkDiff(t, "exhausted messages", "", delivered(t, db, "'q', 1000"))
-	checkDiff(t, "acked", []string{"true"}, mustSelect(t, db, "SELECT queued.ack(id) FROM queued.messages WHERE data->>'n' = '2'"))
+	second := mustSelect(t, db, "SELECT id FROM queued.messages WHERE data->>'n' = '2'")[0]
+	checkDiff(t, "acked", []string{"true"}, mustSelect(t, db, "SELECT queued.ack($1)", second))
 	checkDiff(t, "the next of the group", "3", delivered(t, db, "'q', 1000"))
 
 	for range 3 {
@@ -820,7 +821,9 @@ func TestDuplicateOfSQLIsNotStored(t *testing.T) {
 	checkDiff(t, "the same after HTTP", []string{s.publishWithID("u", "order-16", 3).ID}, mustSelect(t, db, `SELECT queued.send('u', '{"n":4}', deduplication_id => 'order-16')`))
 	s.exec("DELETE FROM queued.deduplications WHERE id = 'order-16'")
 	checkDiff(t, "windows", []string{"300", "300"}, mustSelect(t, db, "SELECT extract(epoch FROM expires_at - created_at)::integer FROM queued.deduplications"))
-	mustSelect(t, db, "SELECT queued.ack(id) FROM queued.messages")
+	for _, id := range mustSelect(t, db, "SELECT id FROM queued.messages") {
+		mustSelect(t, db, "SELECT queued.ack($1)", id)
+	}
 	checkDiff(t, "the same after the ack", first, mustSelect(t, db, publish))
 	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
 
@@ -853,7 +856,7 @@ var publicFunctions = []string{"ack", "nack", "publish", "receive", "send"}
 func TestRoleOfAnApplicationMayOnlyCallTheFunctions(t *testing.T) {
 	t.Parallel()
 	role := newTestRole(t)
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	app := s.plainDB(role)
 	if _, err := selectRows(app, "SELECT queued.send('t', '{}')"); !denied(err) {
@@ -900,7 +903,7 @@ func denied(err error) bool {
 func TestSQLFunctionsWorkUnderAnySettings(t *testing.T) {
 	t.Parallel()
 	role := newTestRole(t)
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.exec(hostile)
 	for name, value := range map[string]string{
 		"search_path": "hostile, pg_catalog", "standard_conforming_strings": "off", "backslash_quote": "off", "array_nulls": "off", "transform_null_equals": "on",
@@ -999,7 +1002,7 @@ func TestSQLFunctionsReadFewRowsOfALargeTable(t *testing.T) {
 
 func TestEverythingInTheSchemaHasAComment(t *testing.T) {
 	t.Parallel()
-	s := newTestStore(t)
+	s := newTestStoreOn(t, newPlainDatabase(t, "queued"))
 	checkDiff(t, "without a comment", []string(nil), mustSelect(t, s.db, `
 SELECT 'function ' || proname FROM pg_proc WHERE pronamespace = 'queued'::regnamespace AND obj_description(oid, 'pg_proc') IS NULL
 UNION ALL

@@ -70,7 +70,7 @@ WITH source AS MATERIALIZED (
     WHERE t.id = old.id
 ), added AS (
     INSERT INTO queued.move_tasks (id, source_queue_key, destination_queue_id, max_messages_per_second, last_seq, to_move)
-    SELECT $2, key, $4, $5, (SELECT last_value FROM queued.messages_seq_seq), (
+    SELECT $2, key, $4, $5, $8, (
                SELECT count(*)
                FROM (
                    SELECT
@@ -92,11 +92,11 @@ FROM source`
 func (s *store) startMoveTask(ctx context.Context, sourceID string, destination *string, perSecond *int) (id string, err error) {
 	id = newID()
 	var isDead, found bool
-	home, err := s.homeOfQueue(ctx, sourceID)
+	from, err := s.snapshot(ctx, sourceID)
 	if err != nil {
 		return "", err
 	}
-	err = s.on("insert_move_task").QueryRowContext(ctx, insertMoveTaskSQL, home, id, sourceID, destination, perSecond, countedToMove, keptTasks).Scan(&isDead, &found)
+	err = s.on("insert_move_task").QueryRowContext(ctx, insertMoveTaskSQL, homeOf(from.key), id, sourceID, destination, perSecond, countedToMove, keptTasks, from.seq).Scan(&isDead, &found)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return "", errQueueNotFound

@@ -28,7 +28,7 @@ const (
 // distributionKey is the column by which spreadTables are distributed. Views of these are with them.
 const distributionKey = "home"
 
-var spreadTables = []string{"messages", "live_messages", "message_states", "groups", "ready_groups", "consumed_messages", "deduplications"}
+var spreadTables = []string{"messages", "live_messages", "message_states", "groups", "ready_groups", "consumed_messages", "deduplications", "job_counts"}
 
 // clusterRules is what the rules need to know of the database, by oid.
 type clusterRules struct {
@@ -260,22 +260,18 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertDeduplicationsSQL insertGroupedSQL
 		insertMessagesSQL insertUncommonSQL lockGroupsOfJobsSQL lockGroupsSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL
 		releaseMessagesSQL restoreMessagesSQL storeJobsSQL`},
-	{ruleKey, "applications pass ids of messages, without homes", `
-		queued.ack queued.nack queued.settle_groups`},
 	{ruleKey, "it reads all homes when the server starts", `
 		raiseSequencesSQL`},
 	{ruleKey, "it looks for messages that have moved in all homes", `
-		selectHomesOfMessagesSQL`},
+		selectHomesOfMessagesSQL queued.home_now`},
+	{ruleKey, "it sums over all queues", `
+		selectJobCountsSQL`},
 	{ruleInsertWith, "it changes messages and their groups, or moves messages, in one statement", `
 		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertDeduplicationsSQL insertGroupedSQL
 		insertMessagesSQL insertUncommonSQL keepConsumedSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL releaseMessagesSQL
 		restoreMessagesSQL`},
 	{ruleInsertWith, "it is not on a hot path", `
-		deleteQueueSQL insertMoveTaskSQL insertQueueSQL queued.store_copy`},
-	{ruleLock, "job_counts has no home yet", `
-		removeJobCountsSQL`},
-	{ruleSet, "the new time depends on the row, or is set in some cases only", `
-		queued.receive`},
+		deleteQueueSQL insertMoveTaskSQL insertQueueSQL`},
 	{ruleReturning, "it returns the current time", `
 		storeJobsSQL`},
 }

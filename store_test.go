@@ -495,7 +495,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"job":            {selectJobSQL, []string{"'t'", "'a'", "'j'"}, "messages_job"},
 		"as job":         {selectAsJobSQL, []string{"'t'", "'a'", "'00000000-0000-0000-0000-000000000000'"}, "messages_pkey"},
 		"waiting":        {selectWaitingSQL, []string{"'{}'", "'{}'", "10"}, "messages_group_due"},
-		"count jobs":     {addJobCountsSQL, []string{"'{}'", "'{}'", "'{}'", "true"}, "job_counts_pkey"},
+		"count jobs":     {addJobCountsSQL, []string{"0", "'{}'", "'{}'", "'{}'", "true"}, "job_counts_pkey"},
 		"old counts":     {removeJobCountsSQL, []string{"now()", "10", "10"}, "job_counts_pkey"},
 		"finish":         {finishJobsSQL, []string{"'{}'", "'{}'", "'{}'"}, "messages_job"},
 		"deduplicate":    {insertDeduplicationsSQL, []string{"'{}'", "'{}'", "'{}'", "'1'", "1"}, "deduplications_pkey"},

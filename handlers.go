@@ -278,6 +278,8 @@ func (s *server) publishDrafts(r *request, f *form, drafts []draft, at func(i in
 	}
 	if err == nil {
 		s.hintDiscarded(r, p)
+	} else {
+		s.hintMisnamed(r, err)
 	}
 	return created(&messageList{messages: stored, shows: shows, shared: true}, err)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -72,6 +73,23 @@ func (s *server) hintDiscarded(r *request, p *publication) {
 		kind, event, remedy = "no queue", "message discarded, no queue subscribes to the topic", "create a queue with this topic_id, or set it at a queue"
 	}
 	s.hints.give(s.log, kind, p.topicID, event, r.w.logged("topic", p.topicID, "remedy", remedy)...)
+}
+
+// hintMisnamed gives a hint about a publish to a topic that does not exist if a queue has its
+// name, and about the reverse.
+func (s *server) hintMisnamed(r *request, err error) {
+	switch {
+	case errors.Is(err, errTopicNotFound):
+		if _, err := s.store.recentQueue(r.Context(), r.topicID); err == nil {
+			s.hints.give(s.log, "topic is a queue", r.topicID, "publish to a topic that does not exist, but a queue has its name",
+				r.w.logged("topic", r.topicID, "remedy", "publish to /queues/"+r.topicID+"/messages, or create a topic and set topic_id of the queue")...)
+		}
+	case errors.Is(err, errQueueNotFound):
+		if _, err := s.store.topic(r.Context(), r.queueID); err == nil {
+			s.hints.give(s.log, "queue is a topic", r.queueID, "publish to a queue that does not exist, but a topic has its name",
+				r.w.logged("queue", r.queueID, "remedy", "publish to /topics/"+r.queueID+"/messages")...)
+		}
+	}
 }
 
 // hintUnacked gives a hint about a queue whose messages are delivered again although they

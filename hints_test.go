@@ -31,6 +31,10 @@ func TestLogHasAHintForEachKindOfMistake(t *testing.T) {
 			s.must(201, "POST", "/topics/u/messages", `{"data":{},"delay":5,"attributes":{"country":"fr"}}`)
 		},
 			`msg="unknown field ignored" route="POST /topics/{topic_id}/messages" field=delay remedy="did you mean delay_seconds? the header Prefer: handling=strict refuses unknown fields"`},
+		{func() { s.must(404, "POST", "/topics/q/messages", `{"data":{}}`) },
+			`msg="publish to a topic that does not exist, but a queue has its name" topic=q remedy="publish to /queues/q/messages, or create a topic and set topic_id of the queue"`},
+		{func() { s.must(404, "POST", "/queues/u/messages/batch", `{"messages":[{"data":{}}]}`) },
+			`msg="publish to a queue that does not exist, but a topic has its name" queue=u remedy="publish to /topics/u/messages"`},
 		{func() { s.must(200, "GET", "/queues/fr/messages?colour=1", "") },
 			`msg="unknown field ignored" route="GET /queues/{queue_id}/messages" field=colour remedy="the header Prefer: handling=strict refuses unknown fields"`},
 		{func() { s.must(201, "POST", "/topics/t/messages", `{"data":{}}`) },
@@ -66,6 +70,8 @@ func TestCorrectUseGetsNoHint(t *testing.T) {
 	before := log.String()
 	s.strict().must(422, "POST", "/topics/t/messages", `{"data":{},"delay":5}`)
 	s.do("DELETE", "/topics/t/messages", "")
+	s.must(404, "POST", "/topics/none/messages", `{"data":{}}`)
+	s.must(404, "POST", "/queues/none/messages", `{"data":{}}`)
 	s.publish("t", 1)
 	for range 3 {
 		s.must(204, "PUT", "/messages/"+s.receive("t", "")[0].ID+"/nack", "")

@@ -272,7 +272,8 @@ func TestPublishCommandSaysThatNoQueueSubscribes(t *testing.T) {
 func TestErrorsOfShellCommandsNameTheServerAndTheRemedy(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
-	s.mustTopic("t")
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	s.mustQueue("q")
 	closed := "http://" + freeAddress(t)
 	for args, want := range map[string]string{
 		"queues -url " + closed: "no response from " + closed + ": dial tcp " + strings.TrimPrefix(closed, "http://") + ": connect: connection refused; check that the server is running, and -url or $QUEUED_URL",
@@ -280,6 +281,8 @@ func TestErrorsOfShellCommandsNameTheServerAndTheRemedy(t *testing.T) {
 		"queues -url " + strings.Replace(s.url, "http:", "https:", 1):               "use http:// in -url",
 		"stats nosuch":                `queue "nosuch": server ` + s.url + ` returned 404: Queue not found; list the queues with queued queues`,
 		"publish nosuch":              `topic "nosuch": server ` + s.url + ` returned 404: Topic not found; list the topics with queued topics`,
+		"publish q":                   "; a queue has this name: publish with -to-queue",
+		"publish -to-queue t":         "; a topic has this name: publish without -to-queue",
 		"receive nosuch":              `queue "nosuch": server ` + s.url + ` returned 404: Queue not found; list the queues with queued queues`,
 		"queues -url " + s.url + "/x": "server " + s.url + "/x returned 404: Not Found; check -url",
 	} {

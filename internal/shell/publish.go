@@ -64,6 +64,7 @@ type publisher struct {
 	retry   time.Duration
 	out     *bufio.Writer
 	stderr  io.Writer
+	id      string // of the topic or queue
 	topic   string // empty for a queue
 	warned  bool   // that no queue got a copy
 }
@@ -123,7 +124,7 @@ func Publish(ctx context.Context, args []string, getenv func(string) string, std
 		c.Traceparent = traceparent
 	}
 	defer ignoreBrokenPipes()()
-	p := &publisher{client: c, path: "/topics/" + id + "/messages", retry: retry, out: bufio.NewWriter(stdout), stderr: stderr, topic: id}
+	p := &publisher{client: c, path: "/topics/" + id + "/messages", retry: retry, out: bufio.NewWriter(stdout), stderr: stderr, id: id, topic: id}
 	if toQueue {
 		p.topic = ""
 		p.path = "/queues/" + id + "/messages"
@@ -188,6 +189,24 @@ func (p *publisher) publishOne(ctx context.Context, in io.Reader) error {
 	return p.post(ctx, "", p.appendMessage(nil, data))
 }
 
+// explain adds to the error of a publish to a topic that does not exist that a queue has its
+// name, and the reverse.
+func (p *publisher) explain(ctx context.Context, err error) error {
+	status, ok := errors.AsType[*client.StatusError](err)
+	if !ok || status.Status != http.StatusNotFound {
+		return err
+	}
+	other, remedy := "/queues/"+p.id, "a queue has this name: publish with -to-queue"
+	if p.topic == "" {
+		other, remedy = "/topics/"+p.id, "a topic has this name: publish without -to-queue"
+	}
+	exists := func(io.Reader) error { return nil }
+	if p.client.Call(ctx, http.MethodGet, other, nil, exists) != nil {
+		return err
+	}
+	return fmt.Errorf("%w; %s", err, remedy)
+}
+
 // isObject reports whether a text is a single JSON object.
 func isObject(text []byte) bool {
 	text = bytes.TrimSpace(text)
@@ -233,7 +252,7 @@ func (p *publisher) post(ctx context.Context, batch string, body []byte) error {
 			return cmp.Or(err, p.out.Flush())
 		}
 		if !client.Unavailable(err) || ctx.Err() != nil || time.Since(began)+pause > p.retry {
-			return err
+			return p.explain(lasting, err)
 		}
 		if pause == firstRetry {
 			fmt.Fprintf(p.stderr, "queued: %v; retrying\n", err)

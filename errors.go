@@ -55,6 +55,7 @@ var failures = []struct {
 	{http.StatusServiceUnavailable, is(errHeld, errHeld.Error()+"; try again later"), nil},
 	{http.StatusServiceUnavailable, is(errOverloaded, "too many requests are waiting; try again later"), nil},
 	{http.StatusServiceUnavailable, is(errNodeUnavailable, "the database server of the queue is unavailable; try again later"), (*server).logUnavailable},
+	{http.StatusServiceUnavailable, is(errNeedsAllNodes, "topics and queues cannot be changed while a database server is unavailable; try again later"), (*server).logUnavailable},
 	{http.StatusServiceUnavailable, isUnavailable, (*server).logUnavailable},
 	{http.StatusInternalServerError, is(errPanic, "internal error"), nil},
 	{http.StatusInternalServerError, is(nil, "internal error"), (*server).logInternal},

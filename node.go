@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // node is a server of PostgreSQL, as the engine uses it. The node has its own connections,
@@ -30,6 +31,7 @@ type node struct {
 	claimers     chan *pinnedConn // idle connections for claims that cannot share a statement
 
 	notifier *notifier
+	silent   atomic.Bool // see check; of the main node it is always false
 	sweeper  *pinnedConn
 	sweepNow chan struct{} // requests a full sweep at once
 	pings    *sql.DB       // for database.watch
@@ -103,6 +105,9 @@ func (e *engine) startNode(n *node) {
 	n.background.Go(func() { n.notifier.send(ctx) })
 	n.background.Go(func() { n.notifier.listen(ctx, n.database, e.wake, e.sweepSoon) })
 	n.background.Go(func() { e.sweepPeriodically(ctx, n) })
+	if n != e.main {
+		n.background.Go(func() { n.check(ctx) })
+	}
 	n.background.Go(func() { n.database.watch(ctx, n.pings, n.log, e.sweepSoon) })
 }
 

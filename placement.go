@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // Where Citus distributes the tables, one node has the rows of a home. Requests about a home
@@ -25,6 +29,19 @@ type placements struct {
 // errNodeUnavailable is errUnavailable for requests about the homes of one node. Requests
 // about other homes may succeed.
 var errNodeUnavailable = errors.New("node unavailable")
+
+// errNeedsAllNodes is errUnavailable for changes of topics and queues while a node does not
+// respond: their tables are on all nodes.
+var errNeedsAllNodes = fmt.Errorf("%w: a node does not respond", errUnavailable)
+
+// namedNode adds errNeedsAllNodes to the error of a statement for which the coordinator could
+// not connect to a node.
+func namedNode(err error) error {
+	if pq.As(err, pqerror.ConnectionFailure) != nil {
+		return fmt.Errorf("%w: %w", errNeedsAllNodes, err)
+	}
+	return err
+}
 
 // nodes returns all nodes, the main one first.
 func (e *engine) nodes() []*node {
@@ -90,7 +107,7 @@ func (e *engine) nodeOfItems(items []ackItem) *node {
 // anyNode returns the main node or, if that does not respond, one that does.
 func (e *engine) anyNode() *node {
 	for _, n := range e.nodes() {
-		if !n.database.unresponsive.Load() {
+		if !n.isSilent() {
 			return n
 		}
 	}
@@ -105,7 +122,7 @@ func (e *engine) nodeForPublication(p *publication) (n *node, err error) {
 		return e.main, nil
 	}
 	add := func(of *node) {
-		if of.database.unresponsive.Load() {
+		if of.isSilent() {
 			err = of.explain(errUnavailable)
 		}
 		if n == nil {
@@ -130,6 +147,28 @@ func (e *engine) nodeForPublication(p *publication) (n *node, err error) {
 		n = e.anyNode()
 	}
 	return n, err
+}
+
+// check pings a node each second until ctx is done.
+func (n *node) check(ctx context.Context) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+			n.silent.Store(!n.responds(ctx) && ctx.Err() == nil)
+		}
+	}
+}
+
+// isSilent reports whether a node does not respond, as far as is known.
+func (n *node) isSilent() bool { return n.silent.Load() || n.database.unresponsive.Load() }
+
+// nodeIsSilent reports whether a node besides the main one does not respond, as far as is
+// known.
+func (e *engine) nodeIsSilent() bool {
+	return e.placements.Load() != nil && slices.ContainsFunc(e.nodes()[1:], (*node).isSilent)
 }
 
 // explain turns errUnavailable into errNodeUnavailable if the node is not the main one.

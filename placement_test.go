@@ -51,7 +51,7 @@ func (n *nodesOfTest) newServer(t testing.TB) *testServer {
 	t.Helper()
 	s := newTestServerTicking(t, n.dsn, 3*tick)
 	s.engine.homes.set([]int64{0, 1})
-	s.store.homes = s.engine.homes
+	s.store.homes, s.store.nodeIsSilent = s.engine.homes, s.engine.nodeIsSilent
 	s.engine.place(context.Background(), n.placements(0, 1))
 	if s.do("POST", "/topics", `{"id":"t"}`).status == 201 {
 		s.mustQueue("q0", `"topic_id":"t"`)
@@ -105,6 +105,8 @@ func TestANodeThatDoesNotRespondFailsItsQueuesOnly(t *testing.T) {
 	for _, r := range [][3]string{
 		{"POST", "/topics/t/messages", `{"data":{}}`}, // to both queues
 		{"POST", "/queues/q0/messages", `{"data":{},"ack":["` + id + `"]}`},
+		{"POST", "/topics", `{"id":"more"}`},
+		{"DELETE", "/queues/q0", ""},
 		{"GET", "/queues/q1/messages", ""},
 		{"PUT", "/messages/" + id + "/ack", ""},
 		{"PUT", "/messages/" + id + "/nack", ""},
@@ -124,11 +126,13 @@ func TestANodeThatDoesNotRespondFailsItsQueuesOnly(t *testing.T) {
 		t.Errorf("readyz = %s, want the warning %q", body, want)
 	}
 	s.must(200, "GET", "/readyz", "")
+	s.play([]step{{"PUT", "/queues/q0/pause", "", 503, `{"detail":"topics and queues cannot be changed while a database server is unavailable; try again later"}`}})
 
 	n.others[1].thaw()
 	eventually(t, "the other queue can be published to again", func() bool {
 		return s.do("POST", "/queues/q1/messages", `{"data":{"n":2}}`).status == 201
 	})
+	eventually(t, "queues can be changed again", func() bool { return s.do("PUT", "/queues/q0/pause", "").status < 300 })
 }
 
 // Without the coordinator and all other nodes no queue is left.

@@ -79,6 +79,8 @@ type store struct {
 	metrics *metrics
 	homes   *homes
 	recent  recentQueues
+
+	nodeIsSilent func() bool // whether a node of the cluster does not respond; nil without Citus
 }
 
 // on returns the database for one statement. name labels its metrics.
@@ -148,11 +150,14 @@ VALUES ($1)
 RETURNING id, created_at`
 
 func (s *store) createTopic(ctx context.Context, id string) (topic, error) {
+	if s.nodeIsSilent != nil && s.nodeIsSilent() {
+		return topic{}, errNeedsAllNodes
+	}
 	t, err := once(ctx, s, "insert_topic", scanTopic, insertTopicSQL, id)
 	if pq.As(err, pqerror.UniqueViolation) != nil {
 		return topic{}, errTopicExists
 	}
-	return t, asUnavailable(err)
+	return t, asUnavailable(namedNode(err))
 }
 
 const selectTopicSQL = `
@@ -222,7 +227,10 @@ RETURNING version`
 // run one after another, and each sees the effect of the previous one.
 func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (changed bool, err error)) error {
 	defer s.recent.clear()
-	return s.transaction(ctx, func(tx *sql.Tx) error {
+	if s.nodeIsSilent != nil && s.nodeIsSilent() {
+		return errNeedsAllNodes
+	}
+	err := s.transaction(ctx, func(tx *sql.Tx) error {
 		if _, err := s.in(tx, "lock_settings").ExecContext(ctx, lockSettingsSQL); err != nil {
 			return err
 		}
@@ -232,6 +240,7 @@ func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (cha
 		}
 		return err
 	})
+	return namedNode(err)
 }
 
 const deleteTopicSQL = `

@@ -19,10 +19,10 @@ type snapshot struct {
 	seq int64     // later messages have a larger seq
 }
 
-// The join reads no messages. It is there because the last seq is that of the server of
-// PostgreSQL that has the home.
+// The join reads no messages. It is there because the last seq is that of the PostgreSQL that
+// has the home; the bits above the lowest 48 are the range of that PostgreSQL.
 const selectSnapshotSQL = `
-SELECT q.key, now(), coalesce(pg_sequence_last_value('queued.messages_seq_seq'), 0)
+SELECT q.key, now(), coalesce(pg_sequence_last_value('queued.messages_seq_seq') & 281474976710655, 0)
 FROM queued.queues q
 LEFT JOIN (SELECT FROM queued.messages WHERE home = $1 LIMIT 0) AS home ON true
 WHERE q.id = $2`

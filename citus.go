@@ -78,6 +78,71 @@ BEGIN
 END
 $$`
 
+// numbersLock is the key of the advisory lock under which a node advances its sequence.
+const numbersLock = 0x71756575_65640004
+
+// The numbers of the messages of a home are those of the node that has it, whichever node an
+// INSERT comes from. The sequence of a node has a range of its own, so the numbers lack the
+// bits of the range. A node follows its clock, in ticks of 10 µs, so that a home that moves
+// to another node goes on with higher numbers.
+var numberMessageSQL = strings.ReplaceAll(`
+CREATE OR REPLACE FUNCTION queued.number_message() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    ticks CONSTANT bigint := extract(epoch FROM clock_timestamp() - '2020-01-01Z'::timestamptz) * 100000;
+    seq   bigint := nextval('queued.messages_seq_seq');
+BEGIN
+    IF seq & 281474976710655 < ticks - 1000 THEN
+        BEGIN
+            PERFORM pg_advisory_lock($1);
+            IF pg_sequence_last_value('queued.messages_seq_seq') & 281474976710655 < ticks THEN
+                PERFORM setval('queued.messages_seq_seq', (seq >> 48 << 48) + ticks);
+            END IF;
+            PERFORM pg_advisory_unlock($1);
+        EXCEPTION WHEN query_canceled OR others THEN
+            PERFORM pg_advisory_unlock($1);
+            RAISE;
+        END;
+        seq := nextval('queued.messages_seq_seq');
+    END IF;
+    NEW.seq := seq & 281474976710655;
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER number_message BEFORE INSERT OR UPDATE OF seq ON queued.messages
+    FOR EACH ROW EXECUTE FUNCTION queued.number_message()`, "$1", fmt.Sprint(int64(numbersLock)))
+
+// While a home moves, its new node gets the rows of all tables from the old one, and must not
+// run the trigger of groups for them.
+const disableReplicaTriggersSQL = `
+ALTER TABLE queued.groups ENABLE TRIGGER ready_group_created;
+ALTER TABLE queued.groups ENABLE TRIGGER ready_group_changed;
+ALTER TABLE queued.groups ENABLE TRIGGER ready_group_deleted`
+
+const selectTriggersSQL = `
+SELECT count(*) FILTER (WHERE tgname = 'number_message') > 0,
+       count(*) FILTER (WHERE tgname LIKE 'ready\_group\_%' AND tgenabled = 'A') = 0
+FROM pg_trigger
+WHERE tgrelid IN ('queued.messages'::regclass, 'queued.groups'::regclass)`
+
+// setTriggers creates the triggers that only distributed tables have, and changes others.
+func (s *store) setTriggers(ctx context.Context, tx *sql.Tx) error {
+	var numbers, replicates bool
+	err := tx.QueryRowContext(ctx, selectTriggersSQL).Scan(&numbers, &replicates)
+	if err == nil && !numbers {
+		err = executeEach(ctx, tx, numberMessageSQL)
+	}
+	if err == nil && !replicates {
+		err = executeEach(ctx, tx, disableReplicaTriggersSQL)
+	}
+	if err != nil {
+		return fmt.Errorf("triggers: %w", err)
+	}
+	return nil
+}
+
 // distribute distributes the tables over the nodes if the database has Citus, and reads the
 // homes. It continues where another server, or an earlier attempt, has ended.
 func (s *store) distribute(ctx context.Context) error {
@@ -145,6 +210,9 @@ func (s *store) distribute(ctx context.Context) error {
 	}
 	if _, err := tx.ExecContext(ctx, adaptFunctionsSQL); err != nil {
 		return fmt.Errorf("functions: %w", err)
+	}
+	if err := s.setTriggers(ctx, tx); err != nil {
+		return err
 	}
 	if err := tx.Commit(); err != nil {
 		return err

@@ -114,28 +114,36 @@ $$;
 CREATE TRIGGER number_message BEFORE INSERT OR UPDATE OF seq ON queued.messages
     FOR EACH ROW EXECUTE FUNCTION queued.number_message()`, "$1", fmt.Sprint(int64(numbersLock)))
 
-// While a home moves, its new node gets the rows of all tables from the old one, and must not
-// run the trigger of groups for them.
-const disableReplicaTriggersSQL = `
+// The trigger of groups does not run for rows that Citus copies, because it also copies
+// ready_groups. It copies rows when it distributes the table, and when a home moves to another
+// node, which it does in a session that is a replica.
+const (
+	disableGroupTriggersSQL = `
+ALTER TABLE queued.groups DISABLE TRIGGER ready_group_created;
+ALTER TABLE queued.groups DISABLE TRIGGER ready_group_changed;
+ALTER TABLE queued.groups DISABLE TRIGGER ready_group_deleted`
+
+	enableGroupTriggersSQL = `
 ALTER TABLE queued.groups ENABLE TRIGGER ready_group_created;
 ALTER TABLE queued.groups ENABLE TRIGGER ready_group_changed;
 ALTER TABLE queued.groups ENABLE TRIGGER ready_group_deleted`
+)
 
 const selectTriggersSQL = `
 SELECT count(*) FILTER (WHERE tgname = 'number_message') > 0,
-       count(*) FILTER (WHERE tgname LIKE 'ready\_group\_%' AND tgenabled = 'A') = 0
+       count(*) FILTER (WHERE tgname LIKE 'ready\_group\_%' AND tgenabled <> 'O') = 0
 FROM pg_trigger
 WHERE tgrelid IN ('queued.messages'::regclass, 'queued.groups'::regclass)`
 
 // setTriggers creates the triggers that only distributed tables have, and changes others.
 func (s *store) setTriggers(ctx context.Context, tx *sql.Tx) error {
-	var numbers, replicates bool
-	err := tx.QueryRowContext(ctx, selectTriggersSQL).Scan(&numbers, &replicates)
+	var numbers, enabled bool
+	err := tx.QueryRowContext(ctx, selectTriggersSQL).Scan(&numbers, &enabled)
 	if err == nil && !numbers {
 		err = executeEach(ctx, tx, numberMessageSQL)
 	}
-	if err == nil && !replicates {
-		err = executeEach(ctx, tx, disableReplicaTriggersSQL)
+	if err == nil && !enabled {
+		err = executeEach(ctx, tx, enableGroupTriggersSQL)
 	}
 	if err != nil {
 		return fmt.Errorf("triggers: %w", err)
@@ -174,7 +182,7 @@ func (s *store) distribute(ctx context.Context) error {
 			return err
 		}
 		if !dropped {
-			if err := executeEach(ctx, tx, dropTypedFunctionsSQL); err != nil {
+			if err := executeEach(ctx, tx, dropTypedFunctionsSQL+";"+disableGroupTriggersSQL); err != nil {
 				return err
 			}
 			dropped = true

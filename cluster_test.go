@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lib/pq"
@@ -100,15 +102,8 @@ func (c *cluster) createTemplate(template string) error {
 		return err
 	}
 	defer db.Close()
-	for i, node := range c.nodes {
-		host, port, _ := splitNode(node)
-		add := "SELECT citus_add_node($1, $2)"
-		if i == 0 {
-			add = "SELECT citus_set_coordinator_host($1, $2)"
-		}
-		if _, err := db.Exec(add, host, port); err != nil {
-			return err
-		}
+	if err := c.addNodes(db); err != nil {
+		return err
 	}
 	if template == "queued" {
 		s := &store{db: db, metrics: newMetrics(db), homes: &d.homes}
@@ -125,6 +120,21 @@ func (c *cluster) createTemplate(template string) error {
 		"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = "+pq.QuoteLiteral(name)) // nothing connects any more
 }
 
+// addNodes makes a database of the coordinator that of a cluster.
+func (c *cluster) addNodes(db *sql.DB) error {
+	for i, node := range c.nodes {
+		host, port, _ := splitNode(node)
+		add := "SELECT citus_add_node($1, $2)"
+		if i == 0 {
+			add = "SELECT citus_set_coordinator_host($1, $2)"
+		}
+		if _, err := db.Exec(add, host, port); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func splitNode(node string) (host string, port int, err error) {
 	u := url.URL{Host: node}
 	_, err = fmt.Sscan(u.Port(), &port)
@@ -138,7 +148,7 @@ func (c *cluster) newDatabase(t testing.TB, template string) string {
 	if err := c.everywhere("postgres", "CREATE DATABASE "+name+" TEMPLATE "+c.prefix+template); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.everywhere("postgres", "DROP DATABASE "+name+" WITH (FORCE)") })
+	c.dropAtEnd(t, name)
 	if template == "queued" {
 		s := &store{db: newTestDB(t, c.dsn(name))}
 		if err := s.transaction(context.Background(), func(tx *sql.Tx) error { return s.setOnNodes(context.Background(), tx) }); err != nil {
@@ -147,6 +157,84 @@ func (c *cluster) newDatabase(t testing.TB, template string) string {
 		s.db.Close()
 	}
 	return c.dsn(name)
+}
+
+func (c *cluster) dropAtEnd(t testing.TB, name string) {
+	t.Cleanup(func() { c.everywhere("postgres", "DROP DATABASE "+name+" WITH (FORCE)") })
+}
+
+// newPlain creates a database without the extension for one test. distribute makes it that of
+// a cluster.
+func (c *cluster) newPlain(t testing.TB) (dsn string, distribute func()) {
+	t.Helper()
+	name := fmt.Sprintf("%s%d", c.prefix, testDatabases.Add(1))
+	if err := c.everywhere("postgres", "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	c.dropAtEnd(t, name)
+	return c.dsn(name), func() {
+		t.Helper()
+		if err := c.everywhere(name, "CREATE EXTENSION citus"); err != nil {
+			t.Fatal(err)
+		}
+		db, err := openDB(c.dsn(name), 1)
+		if err == nil {
+			err = c.addNodes(db)
+			db.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A database that has messages may become that of a cluster: the server distributes the
+// tables at its next start.
+func TestMessagesStayWhenTheirDatabaseIsDistributed(t *testing.T) {
+	t.Parallel()
+	dsn, distribute := "", func() {}
+	if testCluster != nil {
+		dsn, distribute = testCluster.newPlain(t)
+	} else {
+		dsn = newTestDatabase(t, "template1")
+	}
+	before := startProcess(t, "-database-url", dsn)
+	s := newTestServerOn(t, dsn)
+	s.mustTopic("t")
+	s.mustQueue("dead")
+	s.mustQueue("groups", `"ordered":true`, `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	s.mustQueue("kept", `"consumed_retention_seconds":600`)
+	s.mustQueue("gone")
+	s.publish("t", 1, 2, 3)
+	s.publishGroups("groups", "a1", "a2", "b1", "c1")
+	s.must(201, "POST", "/queues/kept/messages", `{"data":{},"deduplication_id":"once"}`)
+	s.must(200, "GET", "/out/kept", "")
+	s.must(201, "POST", "/queues/gone/messages", `{"data":{"n":"gone"}}`)
+	s.must(204, "DELETE", "/queues/gone", "")
+	leased := s.receive("groups", "?limit=1")
+	state := s.state()
+	before.cmd.Process.Signal(syscall.SIGTERM)
+	<-before.ended
+
+	distribute()
+	startProcess(t, "-database-url", dsn)
+	s = newTestServerOn(t, dsn)
+	checkDiff(t, "rows", state, s.state())
+	if testCluster != nil && !s.store.homes.areSeveral() {
+		t.Error("the tables are not distributed")
+	}
+	checkDiff(t, "received", []int{1, 2, 3}, numbers(s.receive("t", "")))
+	s.publishGroups("groups", "a3", "d1")
+	s.must(204, "PUT", "/messages/"+leased[0].ID+"/ack", "")
+	if body := s.must(201, "POST", "/queues/kept/messages", `{"data":{},"deduplication_id":"once"}`); !strings.Contains(body, `"duplicate":true`) {
+		t.Errorf("a message is published again: %s", body)
+	}
+	s.mustCleanUp()
+	got := s.receive("groups", "?limit=10")
+	checkDiff(t, "groups", "b1 c1 a2 d1", namesOf(got))
+	s.must(204, "PUT", "/messages/"+got[2].ID+"/ack", "")
+	checkDiff(t, "published later", "a3", s.receiveNames("groups", 10))
+	checkDiff(t, "messages of the deleted queue", 0, s.count("SELECT count(*) FROM queued.messages WHERE data->>'n' = 'gone'"))
 }
 
 // close drops the templates.

@@ -237,6 +237,54 @@ func TestMessagesStayWhenTheirDatabaseIsDistributed(t *testing.T) {
 	checkDiff(t, "messages of the deleted queue", 0, s.count("SELECT count(*) FROM queued.messages WHERE data->>'n' = 'gone'"))
 }
 
+// moveHome moves a home to the next node that has homes. It does nothing without a cluster.
+func (s *testServer) moveHome(home int64, mode string) {
+	s.t.Helper()
+	if testCluster == nil {
+		return
+	}
+	db, err := mustDatabase(s.t, s.dsn).openWithoutTimeout()
+	if err == nil {
+		defer db.Close()
+		_, err = db.Exec(`
+SELECT citus_move_shard_placement(p.shardid, f.nodename, f.nodeport, t.nodename, t.nodeport, $2::citus.shard_transfer_mode)
+FROM pg_dist_placement p
+JOIN pg_dist_node f ON f.groupid = p.groupid
+JOIN pg_dist_node t ON t.groupid <> p.groupid AND t.shouldhaveshards
+WHERE p.shardid = get_shard_id_for_distribution_column('queued.messages', $1::smallint)
+LIMIT 1`, home, mode)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Each node has a range of numbers of its own, so a message may get a lower one after a move
+// if nobody takes care.
+func TestOrderOfAGroupHoldsWhenItsHomeMoves(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"ordered":true`)
+	s.publishGroups("q", "a1", "b1", "a2")
+	s.must(204, "PUT", "/messages/"+s.receive("q", "?limit=1")[0].ID+"/ack", "")
+	seqs := mustSelect(t, s.store.db, "SELECT seq FROM queued.messages ORDER BY 1")
+	for i, mode := range []string{"force_logical", "block_writes", "force_logical"} {
+		s.moveHome(s.homeOf("q"), mode)
+		checkDiff(t, "numbers after a move", seqs, mustSelect(t, s.store.db, "SELECT seq FROM queued.messages ORDER BY 1"))
+		checkDiff(t, "ready groups", mustSelect(t, s.store.db, "SELECT id || ready_at FROM queued.groups WHERE ready_at < 'infinity' ORDER BY 1"),
+			mustSelect(t, s.store.db, "SELECT id || ready_at FROM queued.ready_groups ORDER BY 1"))
+		s.publishGroups("q", fmt.Sprintf("a%d", i+3))
+		seqs = mustSelect(t, s.store.db, "SELECT seq FROM queued.messages ORDER BY 1")
+	}
+	var got []string
+	for range 5 {
+		m := s.receive("q", "?limit=1")
+		got = append(got, namesOf(m))
+		s.must(204, "PUT", "/messages/"+m[0].ID+"/ack", "")
+	}
+	checkDiff(t, "order", "b1 a2 a3 a4 a5", strings.Join(got, " "))
+}
+
 // close drops the templates.
 func (c *cluster) close() {
 	for _, template := range []string{"template1", "queued"} {

@@ -259,8 +259,8 @@ LIMIT 1`, home, mode)
 	}
 }
 
-// Each node has a range of numbers of its own, so a message may get a lower one after a move
-// if nobody takes care.
+// Each node draws numbers from a range of its own. A node with a lower range goes on with higher
+// numbers.
 func TestOrderOfAGroupHoldsWhenItsHomeMoves(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -187,7 +187,7 @@ func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
 	s.expire()
 	pass(0)
 	s.fill("q", 3)
-	s.exec("UPDATE queued.messages SET expired_at = now(), scheduled_at = scheduled_at - interval '1 h' WHERE seq % 3 = 0")
+	s.exec("UPDATE queued.messages SET expired_at = now(), " + shift("scheduled_at", "-1 h") + " WHERE seq % 3 = 0")
 	pass(3) // only the walk finds messages behind the front
 	s.expire()
 	pass(1)

@@ -231,7 +231,7 @@ func TestSQSDelayMayReachTheRetention(t *testing.T) {
 	s.mustSQS("SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"DelaySeconds":"60"}}`, nil)
 	s.sqsPublish("q", "queue's")
 	checkDiff(t, "due", "at-once", bodiesOf(s.sqsReceive("q", ten, hid+"0")))
-	s.exec("UPDATE queued.messages SET scheduled_at = scheduled_at - interval '60 s', expired_at = expired_at - interval '60 s'")
+	s.exec("UPDATE queued.messages SET " + shift("scheduled_at", "-60 s") + ", " + shift("expired_at", "-60 s"))
 	checkDiff(t, "received after the retention", "", bodiesOf(s.sqsReceive("q", ten)))
 	checkDiff(t, "counts", `{"Attributes":{"ApproximateNumberOfMessages":"0","ApproximateNumberOfMessagesDelayed":"0"}}`,
 		s.sqsAttributesOf("q", "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesDelayed"))

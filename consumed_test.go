@@ -144,11 +144,11 @@ func TestConsumedMessagesGoWhenTheirTimeIsOver(t *testing.T) {
 		s.must(200, "GET", "/queue/"+id, "")
 		s.must(200, "GET", "/queue/"+id, "")
 	}
-	s.exec("UPDATE queued.consumed_messages SET consumed_at = consumed_at - interval '10 min' WHERE data->>'n' = '1'")
+	s.exec("UPDATE queued.consumed_messages SET " + shift("consumed_at", "-10 min") + " WHERE data->>'n' = '1'")
 	s.mustCleanUp()
 	checkDiff(t, "kept within their time", 6, s.count("SELECT count(*) FROM queued.consumed_messages"))
 
-	s.exec("UPDATE queued.consumed_messages SET consumed_at = consumed_at - interval '50 min' WHERE data->>'n' = '1' AND queue_key = (SELECT key FROM queued.queues WHERE id = 't')")
+	s.exec("UPDATE queued.consumed_messages SET " + shift("consumed_at", "-50 min") + " WHERE data->>'n' = '1' AND queue_key = (SELECT key FROM queued.queues WHERE id = 't')")
 	setConsumedRetention(s, "shortened", "300")
 	setConsumedRetention(s, "off", "null")
 	want := map[string][]int{"t": {2}, "shortened": {2}, "off": {}}

@@ -146,7 +146,7 @@ func TestOverviewShowsQueuesAndWhatIsInThem(t *testing.T) {
 	s.receive("t", "?limit=2")
 	s.must(204, "PUT", "/messages/"+ids[0]+"/ack", "")
 	s.must(201, "POST", "/queues/t/messages", `{"data":{},"delay_seconds":60}`)
-	s.changeMessages("created_at = created_at - interval '90 s'")
+	s.changeMessages(shift("created_at", "-90 s"))
 	s.poll(t.Context(), "u", "?wait_seconds=20")
 	s.waiting("u", 1)
 	var v overviewSeen

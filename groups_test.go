@@ -635,7 +635,7 @@ func TestGroupWithOnlyExhaustedMessagesIsVisitedAgain(t *testing.T) {
 			s.makeGroupsReady()
 			checkDiff(t, "exhausted", "", s.receiveNames("q", 10))
 			s.must(204, "DELETE", "/queues/dead", "")
-			s.exec("UPDATE queued.groups SET ready_at = ready_at - interval '10 seconds'")
+			s.exec("UPDATE queued.groups SET " + shift("ready_at", "-10 seconds"))
 			checkDiff(t, "without a dead queue", "a1", s.receiveNames("q", 10))
 		})
 	}

@@ -93,6 +93,12 @@ func (s *inspector) changeMessages(set string, ids ...string) {
 	s.exec("UPDATE queued.groups SET first_lease_end = '-infinity'")
 }
 
+// shift returns the assignment that changes a time of rows by an interval. Citus accepts it
+// only without a time zone.
+func shift(column, by string) string {
+	return fmt.Sprintf("%[1]s = (%[1]s AT TIME ZONE 'UTC' + interval '%[2]s') AT TIME ZONE 'UTC'", column, by)
+}
+
 // schedule makes messages due at a time relative to now, such as "1 h" or "-10 s".
 // Their leases and delays end then.
 func (s *inspector) schedule(in string, ids ...string) {

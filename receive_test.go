@@ -26,7 +26,7 @@ func TestReceiveDeliversOldestDueFirst(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	ids := s.publish("t", 1, 2, 3, 4, 5)
-	s.changeMessages("scheduled_at = scheduled_at - interval '1 min'", ids[3])
+	s.changeMessages(shift("scheduled_at", "-1 min"), ids[3])
 	checkDiff(t, "first", []int{4, 1}, numbers(s.receive("t", "?limit=2")))
 	checkDiff(t, "rest", []int{2, 3, 5}, numbers(s.receive("t", "")))
 }
@@ -495,8 +495,8 @@ func (c *unnoticedEnd) Err() error {
 func TestReleaseChangesOnlyItsOwnLease(t *testing.T) {
 	t.Parallel()
 	for what, change := range map[string]string{
-		"delivered again":        "delivery_attempts = delivery_attempts + 1, scheduled_at = scheduled_at + interval '1 min'",
-		"its lease has changed":  "scheduled_at = scheduled_at + interval '1 min'",
+		"delivered again":        "delivery_attempts = delivery_attempts + 1, " + shift("scheduled_at", "1 min"),
+		"its lease has changed":  shift("scheduled_at", "1 min"),
 		"its attempts changed":   "delivery_attempts = 0",
 		"released or nacked":     "in_flight = false",
 		"moved to another queue": "queue_key = queue_key + 1",

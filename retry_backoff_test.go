@@ -26,7 +26,7 @@ func (s *testServer) after(queueID string) string {
 // ageLeases moves the leases of a queue and the delays after them into the past.
 func (s *inspector) ageLeases(by string) {
 	s.t.Helper()
-	s.changeMessages("scheduled_at = scheduled_at - interval '" + by + "', lease_end = lease_end - interval '" + by + "'")
+	s.changeMessages(shift("scheduled_at", "-"+by) + ", " + shift("lease_end", "-"+by))
 	s.makeGroupsReady()
 }
 
@@ -119,7 +119,7 @@ func TestLeaseTokenWithBackoff(t *testing.T) {
 		s.ageLeases("300 s")
 		aged := s.count("SELECT count(*) FROM queued.messages WHERE lease_end <= now() AND scheduled_at > now()")
 		checkDiff(t, "backs off after the extended lease", 1, aged)
-		s.changeMessages("scheduled_at = scheduled_at + interval '300 s', lease_end = lease_end + interval '300 s'")
+		s.changeMessages(shift("scheduled_at", "300 s") + ", " + shift("lease_end", "300 s"))
 		s.must(201, "POST", "/queues/to/messages", fmt.Sprintf(`{"data":{},"ack":[{"id":%q,"scheduled_at":%q}]}`, m.ID, extended))
 		checkDiff(t, "left", 0, s.messagesIn("q"))
 

@@ -420,7 +420,7 @@ a-dead  -      -           1m            1h         -               -      -    
 	s.receive("a", "?limit=1")
 	s.publish("t")
 	s.must(201, "POST", "/queues/a-dead/messages", `{"data":{}}`)
-	s.changeMessages("created_at = created_at - interval '3661 s'")
+	s.changeMessages(shift("created_at", "-3661 s"))
 	checkDiff(t, "stats", "READY  DELAYED  IN FLIGHT  EXHAUSTED  DEAD QUEUE  OLDEST", strings.Split(s.mustShell("", "stats", "a"), "\n")[0])
 	checkDiff(t, "stats", "1 1 1 0 1", strings.Join(strings.Fields(strings.Split(s.mustShell("", "stats", "a"), "\n")[1])[:5], " "))
 	checkDiff(t, "stats of a queue without a dead queue", "1 0 0 0 -", strings.Join(strings.Fields(strings.Split(s.mustShell("", "stats", "a-dead"), "\n")[1])[:5], " "))

@@ -360,7 +360,7 @@ func TestRedriveKeepsTheOrder(t *testing.T) {
 	s.mustTopic("t")
 	s.mustQueue("to")
 	ids := s.publish("t", 1, 2, 3, 4)
-	s.changeMessages("scheduled_at = scheduled_at - interval '1 min'", ids[2])
+	s.changeMessages(shift("scheduled_at", "-1 min"), ids[2])
 	s.must(204, "PUT", "/queues/t/redrive", `{"destination_queue_id":"to"}`)
 	checkDiff(t, "received", []int{3, 1, 2, 4}, numbers(s.receive("to", "")))
 }

@@ -84,15 +84,21 @@ const numbersLock = 0x71756575_65640004
 // The numbers of the messages of a home are those of the node that has it, whichever node an
 // INSERT comes from. The sequence of a node has a range of its own, so the numbers lack the
 // bits of the range. A node follows its clock, in ticks of 10 µs, so that a home that moves
-// to another node goes on with higher numbers.
+// to another node goes on with higher numbers. A message that is restored keeps its number,
+// which the INSERT has with a minus sign.
 var numberMessageSQL = strings.ReplaceAll(`
 CREATE OR REPLACE FUNCTION queued.number_message() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
 DECLARE
     ticks CONSTANT bigint := extract(epoch FROM clock_timestamp() - '2020-01-01Z'::timestamptz) * 100000;
-    seq   bigint := nextval('queued.messages_seq_seq');
+    seq   bigint;
 BEGIN
+    IF NEW.seq < 0 THEN
+        NEW.seq := -NEW.seq;
+        RETURN NEW;
+    END IF;
+    seq := nextval('queued.messages_seq_seq');
     IF seq & 281474976710655 < ticks - 1000 THEN
         BEGIN
             PERFORM pg_advisory_lock($1);

@@ -204,8 +204,11 @@ func mustTestConfig(t testing.TB) *config {
 
 // mustEngine starts an engine without full sweeps, so that a lost wake-up makes a test
 // hang.
-func mustEngine(t testing.TB, d *database, m *metrics, quickSweep time.Duration) *engine {
+func mustEngine(t testing.TB, d *database, m *metrics, h *homes, quickSweep time.Duration) *engine {
 	t.Helper()
+	if h.areSeveral() {
+		d.homes.set(*h.list.Load())
+	}
 	e, err := newEngine(d, slog.New(slog.DiscardHandler), m, time.Hour, quickSweep)
 	if err != nil {
 		t.Fatal(err)
@@ -242,10 +245,7 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	db := mustOpen(t, d)
 	m := newMetrics(db)
 	h := homesIn(t, db)
-	if h != nil && h.areSeveral() {
-		d.homes.set(*h.list.Load())
-	}
-	e := mustEngine(t, d, m, defaultQuickSweep)
+	e := mustEngine(t, d, m, h, defaultQuickSweep)
 	counter := newDepthCollector(db, log, m)
 	counter.homes = h
 	m.registry.MustRegister(counter)

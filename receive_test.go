@@ -638,7 +638,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	t.Parallel()
 	dsn := newTestDatabase(t, "queued")
 	store := newTestStoreOn(t, dsn)
-	e := mustEngine(t, mustDatabase(t, dsn), store.metrics, time.Hour)
+	e := mustEngine(t, mustDatabase(t, dsn), store.metrics, store.homes, time.Hour)
 	t.Cleanup(e.close)
 	const queues = 8
 	var wg sync.WaitGroup

@@ -135,7 +135,7 @@ WITH restored AS (
     WHERE c.queue_key = u.queue_key
         AND c.home = $1
         AND c.consumed_at = u.consumed_at
-        AND c.seq = u.seq
+        AND c.seq = abs(u.seq)
 ), woken AS (
     SELECT queue_key, group_id, scheduled_at AS due_at, seq
     FROM restored
@@ -176,7 +176,11 @@ func (s *pinnedConn) restoreIn(home int64, messages []message) ([]queueChange, e
 		traces.set(i, m.trace.json())
 		sqs.set(i, p.sqs)
 		received = append(received, p.receivedAt.Time)
-		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, m.seq)
+		seq := m.seq
+		if s.homes.areSeveral() {
+			seq = -seq // see numberMessageSQL
+		}
+		ids, keys, seqs = append(ids, m.ID), append(keys, m.queueKey), append(seqs, seq)
 		data, attributes = append(data, m.Data), append(attributes, m.Attributes)
 		sizes, attempts = append(sizes, int64(m.size)), append(attempts, int64(m.DeliveryAttempts-1))
 		expiries, dues, created = append(expiries, m.ExpiredAt.Time), append(dues, m.dueAt.Time), append(created, m.CreatedAt.Time)

@@ -30,11 +30,12 @@ var (
 	distributedTables = []string{"messages", "groups", "ready_groups", "consumed_messages", "deduplications", "job_counts"}
 )
 
-// citusSettings allow what Citus cannot check itself: that a home determines the shard of
+// citusSettings let one transaction change tables and functions. They allow what Citus cannot check itself: that a home determines the shard of
 // whatever a trigger changes, and that keys are unique without the home, which follows from
 // the key of the queue.
 const citusSettings = `SET LOCAL citus.enable_unsafe_triggers = on;
-SET LOCAL citus.allow_unsafe_constraints = on`
+SET LOCAL citus.allow_unsafe_constraints = on;
+SET LOCAL citus.multi_shard_modify_mode = 'sequential'`
 
 var nodeSettings = fmt.Sprintf("SET lock_timeout = %d;", lockTimeout.Milliseconds()) + plannerSettings + engineSettings
 
@@ -276,7 +277,10 @@ func (s *store) setOnNodes(ctx context.Context, tx *sql.Tx) error {
 // readHomes reads the homes of a database whose tables are distributed.
 func (s *store) readHomes(ctx context.Context) error {
 	var distributed bool
-	err := s.db.QueryRowContext(ctx, selectIsDistributedSQL).Scan(&distributed)
+	err := s.db.QueryRowContext(ctx, selectHasHomesSQL).Scan(&distributed)
+	if err == nil && distributed {
+		err = s.db.QueryRowContext(ctx, selectDistributedSQL, "queued."+distributedTables[0]).Scan(&distributed)
+	}
 	if err != nil || !distributed {
 		return err
 	}
@@ -302,8 +306,8 @@ func (h *homes) pagesOfShards(ctx context.Context, db querier) ([]homePages, err
 	return collect(ctx, db, scanHomePages, selectHomePagesSQL, intArray(all))
 }
 
-const selectIsDistributedSQL = `
-SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AND to_regclass('queued.deduplications') IS NOT NULL`
+const selectHasHomesSQL = `
+SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AND to_regclass('queued.messages') IS NOT NULL`
 
 const selectPossibleHomesSQL = `
 SELECT min(home)
@@ -336,4 +340,32 @@ func selectPlacements(ctx context.Context, db querier) ([]placement, error) {
 		err = row.Scan(&p.home, &p.main, &p.host, &p.port)
 		return p, err
 	}, selectPlacementsSQL, maxHomes)
+}
+
+// raiseKeysSQL is raiseSequencesSQL for distributed tables. Only the sequence of the
+// coordinator makes keys, and they contain a home. number_message takes care of messages.
+var raiseKeysSQL = fmt.Sprintf(`
+DO $$
+DECLARE
+    used bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(%d);
+    IF NOT EXISTS (SELECT FROM pg_sequence WHERE seqrelid = 'queued.queues_key_seq'::regclass AND seqmin = 1) THEN
+        RETURN;
+    END IF;
+    SELECT max(key & 281474976710655)
+    INTO used
+    FROM (SELECT key FROM queued.queues UNION ALL SELECT key FROM queued.deleted_queues) all_queues;
+    IF used > coalesce(pg_sequence_last_value('queued.queues_key_seq'), 0) THEN
+        PERFORM setval('queued.queues_key_seq', used);
+    END IF;
+END
+$$`, int64(sequencesLock))
+
+// raiseSequencesSQL returns the statement that raises the sequences.
+func (h *homes) raiseSequencesSQL() string {
+	if h.areSeveral() {
+		return raiseKeysSQL
+	}
+	return raiseSequencesSQL
 }

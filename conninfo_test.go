@@ -129,7 +129,7 @@ var connectionValues = map[string]string{
 
 func TestServerStartsWithEveryParameterThatIsNotRefused(t *testing.T) {
 	t.Parallel()
-	text := newTestDatabase(t, "queued")
+	text := newPlainDatabase(t, "queued")
 	var ignored []string
 	for _, name := range slices.Sorted(maps.Keys(parameters)) {
 		p := parameters[name]

@@ -37,6 +37,16 @@ func (s *inspector) exec(statement string, args ...any) {
 	}
 }
 
+// onNodes runs a statement that returns one row at all nodes of the cluster, if there is one.
+func (s *inspector) onNodes(statement string) {
+	s.t.Helper()
+	if s.store.homes.areSeveral() {
+		s.exec("SELECT run_command_on_all_nodes($1)", statement)
+	} else {
+		s.exec(statement)
+	}
+}
+
 // count returns the number that a query selects.
 func (s *inspector) count(query string, args ...any) (n int) {
 	s.t.Helper()

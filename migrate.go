@@ -37,10 +37,12 @@ func schemaSteps() []string {
 // together need it: CREATE TABLE IF NOT EXISTS fails when two run it at the same time.
 const schemaLock = 0x71756575_65640001
 
-// migrationSettings are the settings of the transaction of a migration.
+// migrationSettings are the settings of the transaction of a migration. PostgreSQL ignores
+// those of Citus.
 var migrationSettings = fmt.Sprintf(`SET LOCAL search_path = pg_catalog;
 SET LOCAL lock_timeout = %d;
-SET LOCAL default_table_access_method = heap`, lockTimeout.Milliseconds())
+SET LOCAL default_table_access_method = heap;
+`, lockTimeout.Milliseconds()) + citusSettings
 
 // What migrate returns for schemas that this version cannot upgrade.
 var (

@@ -192,6 +192,7 @@ func newDatabase(text string) (*database, error) {
 	}
 	d := &database{dsn: dsn, commit: "on", tick: tick, connections: defaultConnections, conns: make(map[*deadlineConn]bool)}
 	d.ticks.Store(1)
+	d.sequences.homes = &d.homes
 	return d, nil
 }
 

@@ -42,7 +42,7 @@ func TestStalledConnectionTimesOut(t *testing.T) {
 
 func TestConnectionsHaveOurSettings(t *testing.T) {
 	t.Parallel()
-	db := newTestDB(t, newTestDatabase(t, "template1")+" options='-c statement_timeout=0 -c enable_sort=on'")
+	db := newTestDB(t, newPlainDatabase(t, "template1")+" options='-c statement_timeout=0 -c enable_sort=on'")
 	for name, want := range map[string]string{"statement_timeout": "15s", "lock_timeout": "1s", "enable_sort": "off", "timezone": "UTC", "plan_cache_mode": "force_generic_plan"} {
 		var got string
 		if err := db.QueryRow("SELECT current_setting($1)", name).Scan(&got); err != nil || got != want {

@@ -31,7 +31,7 @@ func startOn(t testing.TB, dsn string) string {
 // adminOf returns connections of the superuser to a new database from a template.
 func adminOf(t testing.TB, template string) (dsn string, exec func(statement string)) {
 	t.Helper()
-	dsn = newTestDatabase(t, template)
+	dsn = newPlainDatabase(t, template)
 	db := newTestDB(t, dsn)
 	return dsn, func(statement string) {
 		t.Helper()
@@ -72,7 +72,7 @@ func TestStartEndsAfterAPermanentError(t *testing.T) {
 		"no database":            {testPostgres.dsn("nowhere"), "create the database"},
 		"no such role":           {closed + " user=unknown", "check the user and the password"},
 		"may not log in":         {closed + " user=" + locked, "check the user and the password"},
-		"no right to create":     {newTestDatabase(t, "template1") + " user=" + role, "permission denied for database"},
+		"no right to create":     {newPlainDatabase(t, "template1") + " user=" + role, "permission denied for database"},
 		"no rights at all":       {closed + " user=" + role, "permission denied for schema queued"},
 		"no right to update":     {granted + " user=" + role, "lacks privileges on queued.consumed_messages, role " + role + " lacks privileges on queued.deduplications"},
 		"triggers are off":       {closed + " user=" + replica, `permission denied to set parameter "session_replication_role"`},
@@ -181,7 +181,7 @@ func TestServerRecoversWhenADatabaseNoLongerRefusesIt(t *testing.T) {
 // The keys that a server caches are invalid in another schema that replaces the first.
 func TestSchemaThatIsDroppedAndCreatedAgain(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("b")
 	s.mustTopic("a")
 	s.publish("a", 1)

@@ -34,7 +34,7 @@ func TestTransactionOnALostConnectionIsNotCommitted(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		s.exec("SELECT pg_terminate_backend($1)", pids[0])
+		s.exec("SELECT pg_terminate_backend($1::integer)", pids[0])
 		eventually(t, "the connection is closed", func() bool {
 			return s.count("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pids[0]) == 0
 		})
@@ -60,7 +60,7 @@ func TestCachedSettingsThatAreForgottenAreReadAgain(t *testing.T) {
 			if err != nil {
 				s.server.log.Error("pid", "error", err)
 			}
-			s.exec("SELECT pg_terminate_backend($1)", pids[0])
+			s.exec("SELECT pg_terminate_backend($1::integer)", pids[0])
 			c.usedAt = time.Time{} // it is pinged before the next statement
 		},
 		"settings changed": func(s *testServer, c *pinnedConn) {

@@ -45,9 +45,9 @@ func scriptFor(t testing.TB, role string) string {
 
 func TestPrintedSchemaIsThatOfServers(t *testing.T) {
 	t.Parallel()
-	want := schemaOf(t, newTestStore(t))
+	want := schemaOf(t, newTestStoreOn(t, newPlainDatabase(t, "queued")))
 	for from := range len(schemaSteps()) + 1 {
-		s := newTestStoreOn(t, newTestDatabase(t, "template1"))
+		s := newTestStoreOn(t, newPlainDatabase(t, "template1"))
 		if from > 0 {
 			if err := s.migrate(context.Background(), schemaSteps()[:from]); err != nil {
 				t.Fatal(err)
@@ -63,7 +63,7 @@ func TestPrintedSchemaIsThatOfServers(t *testing.T) {
 			t.Errorf("version = %d, %v", version, err)
 		}
 	}
-	newer := newTestStore(t)
+	newer := newTestStoreOn(t, newPlainDatabase(t, "queued"))
 	if _, err := newer.db.Exec("INSERT INTO queued.schema_version (version) VALUES (999)"); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestPrintedSchemaIsThatOfServers(t *testing.T) {
 func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
 	t.Parallel()
 	role := newTestRole(t)
-	dsn := newTestDatabase(t, "template1")
+	dsn := newPlainDatabase(t, "template1")
 	admin := newTestStoreOn(t, dsn)
 	if got := startOn(t, dsn+" user="+role); !strings.Contains(got, fmt.Sprintf("from version 0 to %d", len(schemaSteps()))) || !strings.Contains(got, askDBA) {
 		t.Errorf("without the schema the start ends with %q", got)

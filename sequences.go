@@ -60,7 +60,7 @@ var errKeyTaken = errors.New("the key sequence is behind the stored keys")
 // raiseSequences raises the sequences after errKeyTaken: a sequence was set back while the
 // connections stayed open.
 func (s *store) raiseSequences(ctx context.Context) error {
-	_, err := s.on("raise_sequences").ExecContext(ctx, raiseSequencesSQL)
+	_, err := s.on("raise_sequences").ExecContext(ctx, s.homes.raiseSequencesSQL())
 	return asUnavailable(err)
 }
 
@@ -99,6 +99,7 @@ func readStanding(ctx context.Context, conn driver.Conn) (v standing, err error)
 // the comparison with the tables is skipped, which may scan many index entries of
 // deleted rows.
 type sequences struct {
+	homes   *homes
 	lost    atomic.Int64 // number of lost connections
 	checked atomic.Int64 // the same at the start of the last check
 	mu      sync.Mutex   // held during a check
@@ -115,7 +116,7 @@ func (q *sequences) raise(ctx context.Context, conn driver.Conn) error {
 		q.seen = now
 		return nil
 	}
-	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, raiseSequencesSQL, nil); err != nil {
+	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, q.homes.raiseSequencesSQL(), nil); err != nil {
 		return err
 	}
 	q.seen = now // zero without the privilege to read them

@@ -10,8 +10,7 @@ import (
 // restartSequences restarts the sequences, as logical replication and some restores do.
 func restartSequences(s *testServer) {
 	s.t.Helper()
-	s.exec("ALTER TABLE queued.queues ALTER key RESTART WITH 1")
-	s.exec("ALTER TABLE queued.messages ALTER seq RESTART WITH 1")
+	s.onNodes("SELECT setval(seqrelid::regclass, seqmin, false) FROM pg_sequence WHERE seqrelid IN ('queued.queues_key_seq'::regclass, 'queued.messages_seq_seq'::regclass)")
 }
 
 // wantIdentity checks that a new queue does not get the key of the deleted queue, with
@@ -55,7 +54,7 @@ func TestSequencesThatRestartedAreRaisedAtTheStart(t *testing.T) {
 
 func TestSequencesThatRestartedAreRaisedAfterAReconnect(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	fillBeforeRestart(s)
 	restartSequences(s)
 	loseConnections(s, newTestDB(t, s.dsn))
@@ -90,7 +89,7 @@ func TestLostConnectionsAreReplacedWhileAnotherServerRaisesSequences(t *testing.
 // walks over all deleted rows before a vacuum.
 func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	fillBeforeRestart(s)
 	outside := newTestDB(t, s.dsn)
 	loseConnections(s, outside)
@@ -122,7 +121,7 @@ func TestSequencesThatRestartedAreRaisedForTheFirstKeyThatIsTaken(t *testing.T) 
 
 func TestSequencesThatAreRightStay(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	fillBeforeRestart(s)
 	standing := func() string {
 		var v string

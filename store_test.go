@@ -33,15 +33,22 @@ func TestMigrationKeepsMessages(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
+	s.mustQueue("q", `"ordered":true`)
 	s.publish("t", 1)
-	steps := append(schemaSteps(), "ALTER TABLE queued.messages ADD COLUMN later integer;\n")
+	s.publishGroups("q", "a1", "a2")
+	steps := append(schemaSteps(), "ALTER TABLE queued.messages ADD COLUMN later integer;\n"+claimFunctionsSQL+publicFunctionsSQL)
 	for range 2 {
-		if err := s.store.migrate(context.Background(), steps); err != nil {
+		err := s.store.migrate(context.Background(), steps)
+		if err == nil {
+			err = s.store.distribute(context.Background())
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	checkDiff(t, "later", 0, s.count("SELECT coalesce(later, 0) FROM queued.messages"))
+	checkDiff(t, "later", 0, s.count("SELECT count(later) FROM queued.messages"))
 	checkDiff(t, "received", []int{1}, numbers(s.receive("t", "")))
+	checkDiff(t, "received of a group", "a1", s.receiveNames("q", 10))
 }
 
 // A database of the first version has messages, which are delivered and acked after the
@@ -697,7 +704,7 @@ func TestVersionChangesOnlyWithCachedSettings(t *testing.T) {
 // A change of settings either holds completely, or is an error and changes nothing.
 func TestSettingsHoldOrTheResponseIsAnError(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustQueue("q", `"delivery_interval_ms":60000`)
 	s.publishGroups("q", "a1", "a2")
 	checkDiff(t, "first", "a1", s.receiveNames("q", 10))

@@ -107,7 +107,7 @@ func (s *testServer) fillPageQueues() {
 	emails(0, "bob", "eve", "ada", "ada")
 	emails(60, "ada")
 	s.receive("emails", "?limit=1")
-	s.exec("UPDATE queued.messages m SET created_at = m.created_at - interval '8 days' FROM queued.queues q WHERE q.key = m.queue_key AND q.id = 'emails-dead'")
+	s.exec("UPDATE queued.messages m SET created_at = now() - interval '8 days' FROM queued.queues q WHERE q.key = m.queue_key AND q.id = 'emails-dead'")
 }
 
 // The blocks of SQL on docs/sql.md and in the README run one after the other. Each query finds

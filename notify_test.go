@@ -63,7 +63,7 @@ func TestAnnouncementsAreCoalesced(t *testing.T) {
 // When the database is available again, no request fails because of a lost connection.
 func TestLostConnectionsAreReplacedBeforeTheirNextUse(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	other := newTestServerOn(t, s.dsn)
 	for _, v := range []*testServer{s, other} {

@@ -22,19 +22,20 @@ const sequenceLeap = 1 << 32
 // tables. Logical replication and some restores leave them behind. Then a new queue
 // would get the key of a deleted one, whose messages are being deleted, and new
 // messages would come before older ones of their group. It finds out by index whether the
-// sequences are right, as they nearly always are, and then changes nothing.
+// sequences are right, as they nearly always are, and then changes nothing. A key is the
+// number of the sequence in its lowest 48 bits, and the home above.
 var raiseSequencesSQL = fmt.Sprintf(`
 SELECT pg_advisory_xact_lock(%d);
 
 SELECT setval('queued.queues_key_seq', held.key)
 FROM (
     SELECT greatest(
-        (SELECT max(key) FROM queued.queues),
-        (SELECT max(key) FROM queued.deleted_queues),
-        (SELECT max(queue_key) FROM queued.messages),
-        (SELECT max(queue_key) FROM queued.groups),
-        (SELECT max(queue_key) FROM queued.consumed_messages),
-        (SELECT max(queue_key) FROM queued.deduplications)
+        (SELECT max(key & 281474976710655) FROM queued.queues),
+        (SELECT max(key & 281474976710655) FROM queued.deleted_queues),
+        (SELECT max(queue_key) & 281474976710655 FROM queued.messages),
+        (SELECT max(queue_key) & 281474976710655 FROM queued.groups),
+        (SELECT max(queue_key) & 281474976710655 FROM queued.consumed_messages),
+        (SELECT max(queue_key) & 281474976710655 FROM queued.deduplications)
     ) AS key
 ) held
 CROSS JOIN queued.queues_key_seq s

@@ -43,9 +43,31 @@ func fillBeforeRestart(s *testServer) {
 	}
 }
 
+func TestSequenceOfKeysHasNoHome(t *testing.T) {
+	t.Parallel()
+	s := newTestStore(t)
+	if _, err := s.db.Exec("INSERT INTO queued.queues (key, id, ack_deadline_seconds, message_retention_seconds) OVERRIDING SYSTEM VALUE VALUES (3::bigint << 48 | 7, 'q', 60, 60)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.raiseSequences(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.createQueue(t.Context(), "next", queueSettings{AckDeadlineSeconds: 60, MessageRetentionSeconds: 60}); err != nil {
+		t.Fatal(err)
+	}
+	next, err := s.queue(t.Context(), "next")
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkDiff(t, "number in the key", int64(8), next.key&(1<<48-1))
+	if homeOf(next.key) == 3 {
+		t.Errorf("the key %d has the home of the other queue", next.key)
+	}
+}
+
 func TestSequencesThatRestartedAreRaisedAtTheStart(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	fillBeforeRestart(s)
 	restartSequences(s)
 	runServer(t, "-database-url", s.dsn)
@@ -108,7 +130,7 @@ func TestSequencesThatHaveOnlyGrownStayAfterAReconnect(t *testing.T) {
 // Here the sequences restart while the server runs and loses no connection.
 func TestSequencesThatRestartedAreRaisedForTheFirstKeyThatIsTaken(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	fillBeforeRestart(s)
 	restartSequences(s)
 	wantIdentity(s)

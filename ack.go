@@ -374,7 +374,7 @@ func (s *pinnedConn) ackIn(home int64, items []ackItem) (missing int, all []queu
 		v := receiptArgsOf(items)
 		statement, args = ackReceiptsSQL, append(args, v.keys, v.seqs, v.attempts, v.receivedAt, v.inLease)
 	}
-	all, err = read(s, "ack", func(row scanner) (t queueChange, err error) {
+	all, err = change(s, home, "ack", func(row scanner) (t queueChange, err error) {
 		var readyAt sql.NullTime
 		err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.withToken), &readyAt)
 		t.dueAt = readyAt.Time
@@ -523,7 +523,7 @@ JOIN queued.queues q ON q.key = m.queue_key`
 func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
 	return inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]message, error) {
 		ids, leases, seconds := ackItemArgs(items)
-		return read(s, "extend", func(row scanner) (m message, err error) {
+		return change(s, home, "extend", func(row scanner) (m message, err error) {
 			err = row.Scan(append(m.columns(), &m.QueueID, &m.ScheduledAt)...)
 			return m, err
 		}, extendMessagesSQL, home, ids, leases, seconds)

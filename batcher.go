@@ -22,7 +22,8 @@ var errOverloaded = errors.New("too many requests are waiting")
 //
 // A request never hurts another that shares its statement. If PostgreSQL rejects
 // a batch because of its content or a row lock, the requests are tried one by one
-// and only those at fault fail. After a deadlock the whole batch is tried again.
+// and only those at fault fail. After a deadlock, or if
+// a home has moved to another node, the whole batch is tried again.
 // If the outcome of a statement is unknown, nothing is tried again and all its
 // requests fail with errUnavailable. While a statement is slow, a second worker
 // runs the requests that arrive later.
@@ -194,7 +195,7 @@ func (l *batcher[T]) runBatch(s *pinnedConn, batch []*batchedRequest[T]) {
 		requests[i] = c.request
 	}
 	err := l.run(s, requests)
-	if pq.As(err, pqerror.TRDeadlockDetected) != nil {
+	if pq.As(err, pqerror.TRDeadlockDetected) != nil || errors.Is(err, errHomeMoved) {
 		err = l.run(s, requests)
 	}
 	if len(batch) > 1 && (blamesOne(err) || locked(err)) {

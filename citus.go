@@ -229,6 +229,9 @@ func (s *store) distribute(ctx context.Context) error {
 	if err := s.setTriggers(ctx, tx); err != nil {
 		return err
 	}
+	if err := createHoldHome(ctx, tx); err != nil {
+		return err
+	}
 	if err := tx.Commit(); err != nil {
 		return err
 	}
@@ -315,31 +318,111 @@ FROM generate_series(0, $1::integer - 1) AS home
 GROUP BY get_shard_id_for_distribution_column('queued.messages', home::smallint)
 ORDER BY 1`
 
+// holdHomeSQL creates the trigger that lets a connection with holdsHomes change the shards of
+// messages: it takes the lock that the statements of Citus take, a ShareLock, and checks that
+// the home is still on this node. Citus itself needs no trigger.
+const holdHomeSQL = `
+CREATE OR REPLACE FUNCTION queued.hold_home() RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER -- because the lock is for the owner of the table
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shard bigint := substring(TG_TABLE_NAME FROM '[0-9]+$');
+BEGIN
+    PERFORM lock_shard_metadata(5, ARRAY[shard]);
+    IF NOT EXISTS (SELECT FROM pg_dist_placement p JOIN pg_dist_local_group g ON g.groupid = p.groupid WHERE p.shardid = shard) THEN
+        RAISE serialization_failure USING MESSAGE = 'the home has moved to another node';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER hold_home BEFORE INSERT OR UPDATE OR DELETE ON queued.messages
+    FOR EACH STATEMENT
+    WHEN (current_setting('queued.holds_homes', true) = 'on')
+    EXECUTE FUNCTION queued.hold_home()`
+
+const selectHoldHomeSQL = `
+SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'queued.messages'::regclass AND tgname = 'hold_home')`
+
+// holdsHomes is a setting of connections that change shards.
+const holdsHomes = `;
+SET queued.holds_homes = 'on'`
+
+// createHoldHome creates the trigger if it does not exist.
+func createHoldHome(ctx context.Context, tx *sql.Tx) error {
+	var exists bool
+	err := tx.QueryRowContext(ctx, selectHoldHomeSQL).Scan(&exists)
+	if err == nil && !exists {
+		err = executeEach(ctx, tx, holdHomeSQL)
+	}
+	if err != nil {
+		return fmt.Errorf("trigger of messages: %w", err)
+	}
+	return nil
+}
+
 // placement is the node of a home.
 type placement struct {
-	home int64
-	main bool
-	host string
-	port int
+	home   int64
+	main   bool
+	host   string
+	port   int
+	shards map[string]int64 // ids by table; empty if the node cannot name them
 }
 
 // The group of the coordinator is 0. Only nodes with metadata can execute each statement.
 const selectPlacementsSQL = `
-SELECT h.home, n.groupid = 0, n.nodename, n.nodeport
+SELECT h.home, n.groupid = 0, n.nodename, n.nodeport,
+       array_agg(t.name), array_agg(get_shard_id_for_distribution_column(t.name, h.home::smallint))
 FROM generate_series(0, $1::integer - 1) AS h (home)
 JOIN pg_catalog.pg_dist_placement p ON p.shardid = get_shard_id_for_distribution_column('queued.messages', h.home::smallint)
 JOIN pg_catalog.pg_dist_node n ON n.groupid = p.groupid
+CROSS JOIN unnest($2::text[]) AS t (name)
 WHERE n.noderole = 'primary'
     AND n.hasmetadata
     AND n.isactive
+GROUP BY h.home, n.groupid, n.nodename, n.nodeport
 ORDER BY h.home`
 
-// selectPlacements returns the nodes of all homes.
+// selectPlacements returns the nodes and the shards of all homes.
 func selectPlacements(ctx context.Context, db querier) ([]placement, error) {
+	var tables textArray
+	for _, table := range distributedTables {
+		tables = append(tables, "queued."+table)
+	}
 	return collect(ctx, db, func(row scanner) (p placement, err error) {
-		err = row.Scan(&p.home, &p.main, &p.host, &p.port)
+		var names []string
+		var ids []int64
+		err = row.Scan(&p.home, &p.main, &p.host, &p.port, pq.Array(&names), pq.Array(&ids))
+		p.shards = make(map[string]int64, len(names))
+		for i, name := range names {
+			p.shards[name] = ids[i]
+		}
 		return p, err
-	}, selectPlacementsSQL, maxHomes)
+	}, selectPlacementsSQL, maxHomes, tables)
+}
+
+// Each node has the one shard of a reference table.
+const selectReferenceShardsSQL = `
+SELECT 'queued.' || c.relname, s.shardid
+FROM pg_catalog.pg_dist_shard s
+JOIN pg_class c ON c.oid = s.logicalrelid
+WHERE c.relnamespace = 'queued'::regnamespace
+    AND c.relname = ANY ($1::text[])`
+
+// selectReferenceShards returns the shards of the tables that all nodes have.
+func selectReferenceShards(ctx context.Context, db querier) (map[string]int64, error) {
+	ids := make(map[string]int64)
+	_, err := collect(ctx, db, func(row scanner) (any, error) {
+		var table string
+		var id int64
+		err := row.Scan(&table, &id)
+		ids[table] = id
+		return nil, err
+	}, selectReferenceShardsSQL, textArray(referenceTables))
+	return ids, err
 }
 
 // raiseKeysSQL is raiseSequencesSQL for distributed tables. Only the sequence of the

@@ -265,7 +265,7 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 			return err
 		})
 	case at.consumes:
-		c.messages, err = read(s, "consume", func(row scanner) (message, error) {
+		c.messages, err = change(s, homeOf(terms.queueKey), "consume", func(row scanner) (message, error) {
 			m := message{QueueID: at.queueID, consumed: true}
 			err := row.Scan(append(m.columnsWithPast(), &m.UpdatedAt)...)
 			m.dueAt = m.ScheduledAt
@@ -291,7 +291,7 @@ func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []a
 	case terms.retryBackoff != nil:
 		name, statement, args = "claim_backoff", claimBackoffSQL, append(args, terms.retryBackoff)
 	}
-	return read(s, name, func(row scanner) (message, error) {
+	return change(s, homeOf(terms.queueKey), name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID}
 		err := row.Scan(append(columns(&m), &m.dueAt)...)
 		m.endLease(terms)

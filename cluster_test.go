@@ -285,6 +285,41 @@ func TestOrderOfAGroupHoldsWhenItsHomeMoves(t *testing.T) {
 	checkDiff(t, "order", "b1 a2 a3 a4 a5", strings.Join(got, " "))
 }
 
+// lockShards locks the shards of a table on all nodes until free is called.
+func (c *cluster) lockShards(t testing.TB, dsn, table string) (free func()) {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var locked []*sql.Tx
+	for _, node := range c.nodes {
+		tx, err := newTestDB(t, c.on(node, strings.TrimPrefix(u.Path, "/"))).Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { tx.Rollback() })
+		locked = append(locked, tx)
+		if _, err := tx.Exec("SET LOCAL citus.enable_manual_changes_to_shards = on"); err != nil {
+			t.Fatal(err)
+		}
+		for _, shard := range mustSelect(t, tx, `SELECT shard_name(s.logicalrelid, s.shardid)
+FROM pg_dist_shard s
+JOIN pg_dist_placement p ON p.shardid = s.shardid
+JOIN pg_dist_local_group g ON g.groupid = p.groupid
+WHERE s.logicalrelid = $1::regclass`, table) {
+			if _, err := tx.Exec("LOCK TABLE " + shard + " IN ACCESS EXCLUSIVE MODE"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return func() {
+		for _, tx := range locked {
+			tx.Rollback()
+		}
+	}
+}
+
 // close drops the templates.
 func (c *cluster) close() {
 	for _, template := range []string{"template1", "queued"} {

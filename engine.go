@@ -31,6 +31,7 @@ type engine struct {
 
 	main       *node                      // the server of -database-url
 	placements atomic.Pointer[placements] // nil without Citus
+	followNow  chan struct{}              // requests a reading of the placements at once
 
 	depth     *depthCollector // set before the first publish
 	directory directory
@@ -54,6 +55,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 		metrics:     m,
 		homes:       &d.homes,
 		origin:      rand.Text(),
+		followNow:   make(chan struct{}, 1),
 		fullSweep:   fullSweep,
 		quickSweep:  quickSweep,
 		dispatchers: make(map[string][]*dispatcher),

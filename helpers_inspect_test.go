@@ -198,7 +198,14 @@ func (s *inspector) begin(statement string, args ...any) *sql.Tx {
 func (s *inspector) lockTable(table string) (free func()) {
 	s.t.Helper()
 	tx := s.begin("LOCK TABLE " + table + " IN ACCESS EXCLUSIVE MODE")
-	return func() { tx.Rollback() }
+	if !s.store.homes.areSeveral() {
+		return func() { tx.Rollback() }
+	}
+	freeShards := testCluster.lockShards(s.t, s.dsn, table)
+	return func() {
+		freeShards()
+		tx.Rollback()
+	}
 }
 
 // hold makes every statement that inserts, updates or deletes messages run until free

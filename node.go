@@ -32,6 +32,7 @@ type node struct {
 
 	notifier *notifier
 	silent   atomic.Bool // see check; of the main node it is always false
+	shards   nodeShards  // empty for the main node
 	sweeper  *pinnedConn
 	sweepNow chan struct{} // requests a full sweep at once
 	pings    *sql.DB       // for database.watch
@@ -62,9 +63,6 @@ func (e *engine) openNode(name string, d *database) (*node, error) {
 	}
 	shared := newPinnedConns(db, m, d.connections.batchers)
 	claiming := newPinnedConns(db, m, d.connections.claimers)
-	for _, s := range slices.Concat(shared, claiming) {
-		s.homes = e.homes
-	}
 	n := &node{
 		name:      name,
 		log:       log,
@@ -75,7 +73,14 @@ func (e *engine) openNode(name string, d *database) (*node, error) {
 		sweepNow:  make(chan struct{}, 1),
 		pings:     pings,
 		unobserve: m.observePool(db, pool),
+		shards:    nodeShards{moved: e.followSoon},
 		sweeper:   shared[len(shared)/2-1],
+	}
+	for _, s := range slices.Concat(shared, claiming) {
+		s.homes = e.homes
+		if d.isNode {
+			s.shards = &n.shards
+		}
 	}
 	// Each worker has a connection of its own if there are enough. With fewer
 	// connections, batchers share them, but the two workers of a batcher never do.

@@ -238,7 +238,11 @@ func (d *database) open(conns int) (*sql.DB, error) {
 
 // openForEngine returns the pool of the engine.
 func (d *database) openForEngine() (*sql.DB, error) {
-	return d.openWith(dialer{database: d, timeout: networkTimeout}, connectionSettings+engineSettings, d.connections.claimers+d.connections.batchers, !d.isNode)
+	settings := connectionSettings + engineSettings
+	if d.isNode {
+		settings += holdsHomes
+	}
+	return d.openWith(dialer{database: d, timeout: networkTimeout}, settings, d.connections.claimers+d.connections.batchers, !d.isNode)
 }
 
 // openWithoutTimeout returns a pool of one connection for statements that may take up

@@ -25,7 +25,9 @@ type pinnedConn struct {
 	connectedAt time.Time
 	settings    settings
 	homes       *homes
-	begun       bool // a transaction is open on conn
+	shards      *nodeShards // of the node, see change; nil for other connections
+	generic     bool        // plans of statements do not depend on their arguments; see plan
+	begun       bool        // a transaction is open on conn
 }
 
 // settings is the cache of topics and queues of a connection, all as of one version
@@ -104,7 +106,15 @@ func (s *pinnedConn) end() { s.exclusive(s.close) }
 // There is no context: a context that can be cancelled costs a goroutine for each
 // statement, cancelling ends the connection, and all statements have a timeout.
 func read[T any](s *pinnedConn, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	return readPlanned(s, false, name, scan, query, args...)
+}
+
+// readPlanned is read for a statement that names shards, or for any other.
+func readPlanned[T any](s *pinnedConn, onShards bool, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	stmt, err := s.prepare(query)
+	if err == nil && s.generic != onShards {
+		err = s.plan(onShards)
+	}
 	if err != nil {
 		s.check(err)
 		return nil, err
@@ -132,6 +142,20 @@ func read[T any](s *pinnedConn, name string, scan func(scanner) (T, error), quer
 		return nil, err
 	}
 	return all, nil
+}
+
+// plan sets how PostgreSQL plans the next statements of a connection to a node of a Citus
+// cluster: once, if they name shards. Citus has to plan the others for each execution.
+func (s *pinnedConn) plan(once bool) error {
+	mode := "force_custom_plan"
+	if once {
+		mode = "force_generic_plan"
+	}
+	_, err := s.conn.ExecContext(context.Background(), "SET plan_cache_mode = "+mode)
+	if err == nil {
+		s.generic = once
+	}
+	return err
 }
 
 // transaction runs do between BEGIN and COMMIT, or ROLLBACK if do returns an
@@ -180,7 +204,7 @@ func (s *pinnedConn) prepare(query string) (*sql.Stmt, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.conn, s.connectedAt, s.statements = conn, time.Now(), make(map[string]*sql.Stmt)
+		s.conn, s.connectedAt, s.statements, s.generic = conn, time.Now(), make(map[string]*sql.Stmt), false
 	}
 	if stmt := s.statements[query]; stmt != nil {
 		return stmt, nil

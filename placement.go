@@ -191,8 +191,17 @@ func (e *engine) followPlacements(ctx context.Context, db querier) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			e.readPlacements(ctx, db)
+		case <-e.followNow:
 		}
+		e.readPlacements(ctx, db)
+	}
+}
+
+// followSoon makes followPlacements read the placements at once.
+func (e *engine) followSoon() {
+	select {
+	case e.followNow <- struct{}{}:
+	default:
 	}
 }
 
@@ -200,17 +209,21 @@ func (e *engine) followPlacements(ctx context.Context, db querier) {
 // homes keep their nodes.
 func (e *engine) readPlacements(ctx context.Context, db querier) {
 	all, err := selectPlacements(ctx, db)
+	var reference map[string]int64
+	if err == nil {
+		reference, err = selectReferenceShards(ctx, db)
+	}
 	if err != nil {
 		e.log.Debug("placements not read", "error", err)
 		return
 	}
-	e.place(ctx, all)
+	e.place(ctx, all, reference)
 }
 
 // place moves homes to their nodes. One goroutine at a time calls it. A node that has never
 // responded gets no home: perhaps only PostgreSQL itself can connect to it, and then the
 // requests go through the main node.
-func (e *engine) place(ctx context.Context, all []placement) {
+func (e *engine) place(ctx context.Context, all []placement, reference map[string]int64) {
 	before := e.placements.Load()
 	if before == nil {
 		before = &placements{}
@@ -221,6 +234,7 @@ func (e *engine) place(ctx context.Context, all []placement) {
 	}
 	now := &placements{byHome: make(map[int64]*node)}
 	tried := make(map[string]*node)
+	names := make(map[*node]*shards)
 	for _, p := range all {
 		if p.main {
 			continue
@@ -237,6 +251,12 @@ func (e *engine) place(ctx context.Context, all []placement) {
 		}
 		if n != nil {
 			now.byHome[p.home] = n
+			if names[n] == nil {
+				names[n] = &shards{ofHome: make(map[int64]map[string]int64), ofAll: reference}
+			}
+			if len(p.shards) > 0 {
+				names[n].ofHome[p.home] = p.shards
+			}
 		}
 	}
 	for name, n := range known {
@@ -245,6 +265,11 @@ func (e *engine) place(ctx context.Context, all []placement) {
 		}
 	}
 	e.placements.Store(now)
+	for n, v := range names {
+		if !n.shards.Load().equal(v) {
+			n.shards.Store(v)
+		}
+	}
 	// Requests may have chosen a node just before it left, so it was still open since then.
 	for _, n := range before.left {
 		n.close()

@@ -52,7 +52,7 @@ func (n *nodesOfTest) newServer(t testing.TB) *testServer {
 	s := newTestServerTicking(t, n.dsn, 3*tick)
 	s.engine.homes.set([]int64{0, 1})
 	s.store.homes, s.store.nodeIsSilent = s.engine.homes, s.engine.nodeIsSilent
-	s.engine.place(context.Background(), n.placements(0, 1))
+	s.engine.place(context.Background(), n.placements(0, 1), nil)
 	if s.do("POST", "/topics", `{"id":"t"}`).status == 201 {
 		s.mustQueue("q0", `"topic_id":"t"`)
 		s.mustQueue("q1", `"topic_id":"t"`)
@@ -155,11 +155,11 @@ func TestHomesMoveToAnotherNode(t *testing.T) {
 	poll := s.poll(context.Background(), "q0", "?wait_seconds=20")
 	s.waiting("q0", 1)
 
-	s.engine.place(context.Background(), n.placements(1, 0))
+	s.engine.place(context.Background(), n.placements(1, 0), nil)
 	s.must(201, "POST", "/queues/q0/messages", `{"data":{"n":0}}`)
 	checkDiff(t, "received by the receiver that waited", []int{0}, numbers(s.await(poll)))
-	s.engine.place(context.Background(), n.placements(-1, 0)) // home 0 moves to the coordinator
-	s.engine.place(context.Background(), n.placements(-1, 0))
+	s.engine.place(context.Background(), n.placements(-1, 0), nil) // home 0 moves to the coordinator
+	s.engine.place(context.Background(), n.placements(-1, 0), nil)
 	eventually(t, "the node without a home has no connection", func() bool { return n.others[1].open() == 0 })
 	n.others[1].freeze()
 	s.must(201, "POST", "/topics/t/messages", `{"data":{"n":2}}`)
@@ -169,7 +169,7 @@ func TestHomesMoveToAnotherNode(t *testing.T) {
 	}
 
 	n.others[1].thaw()
-	s.engine.place(context.Background(), n.placements(1, 0)) // it comes back
+	s.engine.place(context.Background(), n.placements(1, 0), nil) // it comes back
 	n.main.freeze()
 	s.must(201, "POST", "/queues/q0/messages", `{"data":{"n":3}}`)
 }
@@ -185,7 +185,7 @@ func TestHomesOfUnreachableNodesAreReachedThroughTheCoordinator(t *testing.T) {
 		checkDiff(t, "received from "+queue, []int{1}, numbers(s.receive(queue, "?limit=10")))
 	}
 	n.others[1].refuse(false)
-	s.engine.place(context.Background(), n.placements(0, 1))
+	s.engine.place(context.Background(), n.placements(0, 1), nil)
 	n.main.freeze()
 	s.must(201, "POST", "/queues/q1/messages", `{"data":{"n":2}}`)
 }
@@ -213,6 +213,29 @@ func TestARequestAcksMessagesOfSeveralNodes(t *testing.T) {
 	}
 	for _, queue := range []string{"q0", "q1"} {
 		checkDiff(t, "messages left in "+queue, 1, s.messagesIn(queue))
+	}
+}
+
+func TestAPublishToSeveralHomesStoresAllCopiesOrNone(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	s := n.newServer(t)
+	s.exec(`CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE insufficient_resources;
+END $$`)
+	s.exec("CREATE TRIGGER refuse BEFORE INSERT ON queued.messages FOR EACH ROW WHEN (new.home = 1) EXECUTE FUNCTION public.refuse()")
+	s.must(503, "POST", "/topics/t/messages", `{"data":{"n":1}}`)
+	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
+	s.exec("DROP TRIGGER refuse ON queued.messages")
+	stored := s.messages(s.must(201, "POST", "/topics/t/messages/batch", `{"messages":[{"data":{"n":1}},{"data":{"n":2}}]}`))
+	var order []string
+	for _, m := range stored {
+		order = append(order, m.QueueID+string(m.Data))
+	}
+	checkDiff(t, "stored", []string{`q0{"n":1}`, `q1{"n":1}`, `q0{"n":2}`, `q1{"n":2}`}, order)
+	for _, queue := range []string{"q0", "q1"} {
+		checkDiff(t, "received from "+queue, []int{1, 2}, numbers(s.receive(queue, "?limit=10")))
 	}
 }
 

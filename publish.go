@@ -116,12 +116,11 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		return err
 	}
 	var matched, acking, jobs []*publication
-	var messages []outgoing
-	copies := 0
 	refused := false // a publication, because a queue is full
-	insert := func() error {
-		if len(matched) == 0 {
-			return nil
+	insert := func(part []*publication) error {
+		var messages []outgoing
+		for _, p := range part {
+			messages = p.appendOutgoing(messages)
 		}
 		began := time.Now()
 		stored, readyAt, err := s.insert(messages)
@@ -139,8 +138,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		if err != nil {
 			return err
 		}
-		e.finishPublications(matched, stored)
-		matched, messages, copies = nil, nil, 0
+		e.finishPublications(part, stored)
 		return nil
 	}
 	for _, p := range batch {
@@ -152,26 +150,19 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		if p.err != nil || p.address.to == nil {
 			continue
 		}
-		n := p.address.copies
-		if p.messages[0].job != nil {
+		switch {
+		case p.messages[0].job != nil:
 			jobs = append(jobs, p)
-			continue
-		}
-		if len(p.acks) > 0 {
+		case len(p.acks) > 0:
 			acking = append(acking, p)
-			continue
+		default:
+			matched = append(matched, p)
 		}
-		if copies > 0 && copies+n > publishRows {
-			if err := insert(); err != nil {
-				return err
-			}
-		}
-		matched = append(matched, p)
-		messages = p.appendOutgoing(messages)
-		copies += n
 	}
-	if err := insert(); err != nil {
-		return err
+	for _, part := range s.divide(matched) {
+		if err := insert(part); err != nil {
+			return err
+		}
 	}
 	if err := e.publishAndAck(s, acking); err != nil {
 		return err
@@ -180,6 +171,41 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		return err
 	}
 	return s.checkCurrent()
+}
+
+// divide returns publications in parts that share a statement each: up to publishRows copies,
+// and of one home, or of several homes each.
+func (s *pinnedConn) divide(all []*publication) (parts [][]*publication) {
+	home := func(*publication) int64 { return 0 }
+	if s.homes.areSeveral() {
+		home = (*publication).home
+	}
+	for _, together := range byHome(all, home) {
+		for len(together) > 0 {
+			n, copies := 1, together[0].address.copies
+			for n < len(together) && copies+together[n].address.copies <= publishRows {
+				copies += together[n].address.copies
+				n++
+			}
+			parts, together = append(parts, together[:n]), together[n:]
+		}
+	}
+	return parts
+}
+
+// home returns the home of a publication, or -1 if it has several.
+func (p *publication) home() int64 {
+	home, known := int64(0), false
+	for _, places := range p.address.queues {
+		for _, place := range places {
+			at := homeOf(p.address.to.queues[place].queueKey)
+			if known && at != home {
+				return -1
+			}
+			home, known = at, true
+		}
+	}
+	return home
 }
 
 // finishPublications sets the stored copies of each publication, and counts them.
@@ -581,6 +607,78 @@ type outgoing struct {
 // also returns, by key of the queue, the time at which a group is ready if that is sooner
 // than before. It returns errStale if the cached settings have changed.
 func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Time, error) {
+	homes := []int64{0}
+	if s.homes.areSeveral() {
+		homes = homesOf(messages)
+	}
+	if len(homes) == 1 {
+		return s.insertIn(homes[0], messages)
+	}
+	stored, readyAt := make([][]message, len(messages)), make(map[int64]time.Time)
+	for i, m := range messages {
+		stored[i] = make([]message, len(m.to))
+	}
+	insertEach := func() error {
+		for _, home := range homes {
+			all, ready, err := s.insertIn(home, onlyIn(home, messages))
+			if err != nil {
+				return err
+			}
+			maps.Copy(readyAt, ready)
+			for i, m := range messages {
+				for j, to := range m.to {
+					if homeOf(to.queueKey) == home {
+						stored[i][j], all[i] = all[i][0], all[i][1:]
+					}
+				}
+			}
+		}
+		return nil
+	}
+	if s.begun {
+		return stored, readyAt, insertEach()
+	}
+	err := s.transaction(insertEach)
+	if err != nil {
+		stored, readyAt = nil, nil
+	}
+	return stored, readyAt, err
+}
+
+// homesOf returns the homes of all copies of messages, in order, and at least one.
+func homesOf(messages []outgoing) (all []int64) {
+	for _, m := range messages {
+		for _, to := range m.to {
+			all = append(all, homeOf(to.queueKey))
+		}
+	}
+	if all == nil {
+		return []int64{0}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// onlyIn returns messages without the copies of other homes.
+func onlyIn(home int64, messages []outgoing) []outgoing {
+	all := slices.Clone(messages)
+	for i, m := range messages {
+		all[i].to, all[i].ids = nil, nil
+		for j, to := range m.to {
+			if homeOf(to.queueKey) != home {
+				continue
+			}
+			all[i].to = append(all[i].to, to)
+			if m.ids != nil {
+				all[i].ids = append(all[i].ids, m.ids[j])
+			}
+		}
+	}
+	return all
+}
+
+// insertIn is insert for copies of one home.
+func (s *pinnedConn) insertIn(home int64, messages []outgoing) ([][]message, map[int64]time.Time, error) {
 	var payloads, attributes jsonArray
 	var sizes, firsts, lasts, retentions, delays intArray
 	var ids idArray
@@ -634,7 +732,7 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	if len(times) > 0 || len(sqs) > 0 {
 		name, statement, args = "insert_uncommon", insertUncommonSQL, append(args, times, sqs)
 	}
-	outcomes, err := read(s, name, func(row scanner) (o outcome, err error) {
+	outcomes, err := change(s, home, name, func(row scanner) (o outcome, err error) {
 		columns := []any{&o.createdAt, &o.seqs, &o.current}
 		if statement != insertMessagesSQL {
 			columns = append(columns, &o.readyKeys, &o.readyIn)

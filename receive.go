@@ -542,6 +542,9 @@ func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bo
 	defer func() { n.claimers <- s }()
 	sentAt = time.Now()
 	v, err = s.claim(at, from, groupsFirst, limit, budget)
+	if errors.Is(err, errHomeMoved) {
+		v, err = s.claim(at, from, groupsFirst, limit, budget)
+	}
 	if terms, found := s.settings.terms[at.queueID]; found {
 		e.learn(at.queueID, terms.queueKey)
 	}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"testing"
+)
+
+func TestStatementsNameTheShardsOfTheirHome(t *testing.T) {
+	t.Parallel()
+	v := &shards{
+		ofHome: map[int64]map[string]int64{3: {"queued.messages": 102014, "queued.groups": 102046}},
+		ofAll:  map[string]int64{"queued.settings": 102011},
+	}
+	statement := "INSERT INTO queued.messages AS m SELECT nextval('queued.messages_seq_seq') FROM queued.groups, queued.settings, queued.queues WHERE queued.matches(x)"
+	checkDiff(t, "the statement", "INSERT INTO queued.messages_102014 AS m SELECT nextval('queued.messages_seq_seq') FROM queued.groups_102046, queued.settings_102011, queued.queues WHERE queued.matches(x)", v.name(3, statement))
+	checkDiff(t, "the statement of another home", "SELECT FROM queued.messages", v.name(4, "SELECT FROM queued.messages"))
+}
+
+// The table is called like a shard, and a view takes the place of the distributed table. A
+// trigger refuses statements on the shard, as it does after a move of the home.
+func TestAStatementFindsAHomeThatHasMoved(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	s := n.newServer(t)
+	s.exec("ALTER TABLE queued.messages RENAME TO messages_7")
+	s.exec("CREATE VIEW queued.messages AS SELECT * FROM queued.messages_7")
+	s.exec(`CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE serialization_failure;
+END $$`)
+	node := s.engine.nodeOf(1)
+	for _, refuses := range []bool{false, true} {
+		all := n.placements(0, 1)
+		all[1].shards = map[string]int64{"queued.messages": 7}
+		s.engine.place(context.Background(), all, nil)
+		if refuses {
+			s.exec("CREATE TRIGGER refuse BEFORE INSERT OR DELETE ON queued.messages_7 FOR EACH STATEMENT WHEN (current_query() LIKE '%messages\\_7%') EXECUTE FUNCTION public.refuse()")
+		}
+		message := s.messages(s.must(201, "POST", "/queues/q1/messages", `{"data":{"n":1}}`))[0]
+		checkDiff(t, "messages", 1, s.count("SELECT count(*) FROM queued.messages"))
+		s.must(204, "PUT", "/messages/"+message.ID+"/ack", "")
+		checkDiff(t, "messages after the ack", 0, s.count("SELECT count(*) FROM queued.messages"))
+		if onShard := node.shards.Load().ofHome[1] != nil; onShard == refuses {
+			t.Errorf("with %v refused statements, the node has the home: %v", refuses, onShard)
+		}
+	}
+
+	// A transaction is tried again from the begin.
+	all := n.placements(0, 1)
+	all[1].shards = map[string]int64{"queued.messages": 7}
+	s.exec("DROP TRIGGER refuse ON queued.messages_7")
+	ids := []string{s.messages(s.must(201, "POST", "/queues/q1/messages", `{"data":{"n":1}}`))[0].ID}
+	s.exec("UPDATE queued.messages_7 SET in_flight = true, scheduled_at = now() + interval '1 hour'")
+	s.exec("CREATE TRIGGER refuse BEFORE INSERT OR DELETE ON queued.messages_7 FOR EACH STATEMENT WHEN (current_query() LIKE '%messages\\_7%') EXECUTE FUNCTION public.refuse()")
+	s.engine.place(context.Background(), all, nil)
+	s.must(201, "POST", "/queues/q1/messages", fmt.Sprintf(`{"data":{"n":2},"ack":[%q]}`, ids[0]))
+	checkDiff(t, "messages after the publish that acks", `{"n":2}`, mustSelect(t, s.store.db, "SELECT data::text FROM queued.messages")[0])
+}

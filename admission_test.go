@@ -328,7 +328,7 @@ func TestListsAreCutAndGoOn(t *testing.T) {
 		queues = append(queues, fmt.Sprintf("q%02d", i))
 		s.mustQueue(queues[i])
 	}
-	s.exec("UPDATE queued.queues SET message_filters = json_build_object('a', json_build_array(repeat('x', CASE id WHEN 'q05' THEN 9000000 ELSE 1500000 END)))")
+	s.exec("UPDATE queued.queues SET message_filters = json_build_object('a', json_build_array(repeat('x', CASE WHEN id = 'q05' THEN 9000000 ELSE 1500000 END)))")
 	var groups []string
 	for i := range 6000 {
 		groups = append(groups, fmt.Sprintf("%04d", i)+strings.Repeat("\x01", 252)) // six bytes each in JSON

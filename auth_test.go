@@ -401,7 +401,7 @@ func TestOpenServerBeyondLoopbackWarns(t *testing.T) {
 func TestPasswordOfTheDatabaseIsShownNowhere(t *testing.T) {
 	t.Parallel()
 	const password = "pa55-0f-the-database"
-	database := newTestDatabase(t, "queued") + " password=" + password
+	database := newPlainDatabase(t, "queued") + " password=" + password
 	debug := freeAddress(t)
 	cmd := exec.Command(os.Args[0], "-listen", "127.0.0.1:0", "-log-level", "debug", "-debug-listen", debug)
 	cmd.Env = append(os.Environ(), "QUEUED_TEST_RUN_MAIN=1", "QUEUED_DATABASE_URL="+database)
@@ -480,7 +480,7 @@ func TestPasswordInArgumentsIsWarnedOf(t *testing.T) {
 		}
 		checkDiff(t, v.args+" and "+v.variable, v.want, c.passwordInArguments)
 	}
-	r := startProcess(t, "-database-url", newTestDatabase(t, "queued")+" password=secret")
+	r := startProcess(t, "-database-url", newPlainDatabase(t, "queued")+" password=secret")
 	if got := r.output.String(); strings.Count(got, "QUEUED_DATABASE_URL") != 1 || strings.Contains(got, "secret") {
 		t.Errorf("the log of a server with a password in its arguments:\n%s", got)
 	}

@@ -56,6 +56,7 @@ func TestLargeTablesAreCountedInParts(t *testing.T) {
 	s.mustQueue("q")
 	s.fill("q", 5000)
 	c := newDepthCollector(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
+	c.homes = s.store.homes
 	defer c.close()
 	c.pages = 7
 	counted, err := c.query()
@@ -69,6 +70,7 @@ func TestCountingTakesATwentiethOfTheTime(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	c := newDepthCollector(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
+	c.homes = s.store.homes
 	defer c.close()
 	free := s.lockTable("queued.queues")
 	if got, _ := c.latest(); got != nil {

@@ -243,7 +243,7 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA queued TO PUBLIC`
 func newHostileRole(t testing.TB, highest bool) (dsn, role string) {
 	t.Helper()
 	role = newTestRole(t)
-	dsn = newTestDatabase(t, "queued")
+	dsn = newPlainDatabase(t, "queued")
 	admin := newTestDB(t, dsn)
 	if _, err := admin.Exec(hostile); err != nil {
 		t.Fatal(err)

@@ -5,9 +5,13 @@
 #   docker build -t queued:all-in-one --target all-in-one .   with PostgreSQL
 #   docker buildx build --platform linux/amd64,linux/arm64 -t REGISTRY/queued --push .
 #
-# The binary is compiled on the platform of the builder, without emulation. Pin the base
-# images to the digests of your registry with --build-arg, such as
-# GO_IMAGE=golang:1.26@sha256:…
+# The binary is compiled on the platform of the builder, without emulation.
+#
+# The base images have tags and no digests, which have to be looked up in a registry. To
+# build from the same images each time, look them up in yours, and pass them on:
+#
+#   docker buildx imagetools inspect --format '{{.Manifest.Digest}}' golang:1.26
+#   docker build --build-arg GO_IMAGE=golang:1.26@sha256:… --build-arg DEBIAN_IMAGE=debian:trixie-slim@sha256:… …
 ARG GO_IMAGE=golang:1.26
 ARG DEBIAN_IMAGE=debian:trixie-slim
 

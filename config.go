@@ -129,8 +129,8 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	f.check("max-connections", positive(&c.maxConnections))
 	f.Int64Var(&c.maxBuffered, "max-buffered-bytes", 256<<20, "maximum `bytes` of requests and responses in memory; at the limit requests get 503")
 	f.check("max-buffered-bytes", func() error {
-		if least := 4 * max(l.maxBody, maxBatchBody); c.maxBuffered < least {
-			return fmt.Errorf("must be at least %d, which is four of the largest requests", least)
+		if largest := max(l.maxBody, maxBatchBody); c.maxBuffered < 4*largest {
+			return fmt.Errorf("must be at least %d, four times the largest request (%d)", 4*largest, largest)
 		}
 		return nil
 	})

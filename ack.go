@@ -478,12 +478,16 @@ func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
 			uncounted = append(uncounted, v.uncounted)
 			lastErrors.set(i, v.lastError)
 		}
-		return read(s, "nack", func(row scanner) (t queueChange, err error) {
+		scan := func(row scanner) (t queueChange, err error) {
 			var dueAt sql.NullTime
 			err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.withToken))
 			t.dueAt = dueAt.Time
 			return t, err
-		}, nackMessagesSQL, home, ids, leases, seconds, uncounted, lastErrors)
+		}
+		if s.begun {
+			return read(s, "nack", scan, nackMessagesSQL, home, ids, leases, seconds, uncounted, lastErrors)
+		}
+		return change(s, home, "nack", scan, nackMessagesSQL, home, ids, leases, seconds, uncounted, lastErrors)
 	}, func(t queueChange) int { return t.nacked })
 }
 

@@ -130,7 +130,7 @@ const moveMessagesSQL = `
         SELECT home, key AS queue_key,
                now() + make_interval(secs => message_retention_seconds) AS expired_at,
                now() + make_interval(secs => coalesce(delivery_delay_seconds, 0)) AS scheduled_at
-        FROM queued.queues
+        FROM queued.queues AS queues
         WHERE queues.id = removed.destination_id
     ) d
     LEFT JOIN LATERAL (

@@ -320,7 +320,8 @@ ORDER BY 1`
 
 // holdHomeSQL creates the trigger that lets a connection with holdsHomes change the shards of
 // messages: it takes the lock that the statements of Citus take, a ShareLock, and checks that
-// the home is still on this node. Citus itself needs no trigger.
+// the home is still on this node. Citus itself needs no trigger. Another trigger refuses a nack
+// that moves a message to a dead queue of another home.
 const holdHomeSQL = `
 CREATE OR REPLACE FUNCTION queued.hold_home() RETURNS trigger
 LANGUAGE plpgsql
@@ -341,7 +342,23 @@ $$;
 CREATE TRIGGER hold_home BEFORE INSERT OR UPDATE OR DELETE ON queued.messages
     FOR EACH STATEMENT
     WHEN (current_setting('queued.holds_homes', true) = 'on')
-    EXECUTE FUNCTION queued.hold_home()`
+    EXECUTE FUNCTION queued.hold_home();
+
+CREATE OR REPLACE FUNCTION queued.hold_dead() RETURNS trigger
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    IF get_shard_id_for_distribution_column('queued.messages', NEW.home) <> substring(TG_TABLE_NAME FROM '[0-9]+$')::bigint THEN
+        RAISE transaction_integrity_constraint_violation USING MESSAGE = 'the dead queue has another home';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+CREATE TRIGGER hold_dead BEFORE INSERT ON queued.messages
+    FOR EACH ROW
+    WHEN (NEW.dead_at IS NOT NULL AND current_setting('queued.holds_homes', true) = 'on')
+    EXECUTE FUNCTION queued.hold_dead()`
 
 const selectHoldHomeSQL = `
 SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'queued.messages'::regclass AND tgname = 'hold_home')`

@@ -71,7 +71,8 @@ func (v *shards) equal(w *shards) bool {
 }
 
 // change is read for a statement that changes messages of one home, and no rows of other
-// homes. On the node of the home it names the shards.
+// homes. On the node of the home it names the shards. A nack may also change another home, by
+// a move to a dead queue, if it is not part of a transaction.
 func change[T any](s *pinnedConn, home int64, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	var v *shards
 	if s.shards != nil {
@@ -81,6 +82,9 @@ func change[T any](s *pinnedConn, home int64, name string, scan func(scanner) (T
 		return read(s, name, scan, query, args...)
 	}
 	all, err := readPlanned(s, true, name, scan, v.name(home, query), args...)
+	if !s.begun && pq.As(err, pqerror.TRIntegrityConstraintViolation) != nil { // the dead queue has another home
+		return read(s, name, scan, query, args...)
+	}
 	if pq.As(err, pqerror.TRSerializationFailure, pqerror.UndefinedTable) == nil {
 		return all, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -15,6 +16,37 @@ func TestStatementsNameTheShardsOfTheirHome(t *testing.T) {
 	statement := "INSERT INTO queued.messages AS m SELECT nextval('queued.messages_seq_seq') FROM queued.groups, queued.settings, queued.queues WHERE queued.matches(x)"
 	checkDiff(t, "the statement", "INSERT INTO queued.messages_102014 AS m SELECT nextval('queued.messages_seq_seq') FROM queued.groups_102046, queued.settings_102011, queued.queues WHERE queued.matches(x)", v.name(3, statement))
 	checkDiff(t, "the statement of another home", "SELECT FROM queued.messages", v.name(4, "SELECT FROM queued.messages"))
+}
+
+// A statement must not use the name of a table as that of its rows: a shard has another name.
+func TestStatementsOnShardsAreValid(t *testing.T) {
+	t.Parallel()
+	db := newTestDB(t, newPlainDatabase(t, "queued"))
+	v := &shards{ofHome: map[int64]map[string]int64{0: {}}, ofAll: map[string]int64{}}
+	for _, table := range distributedTables {
+		v.ofHome[0]["queued."+table] = 7
+	}
+	for _, table := range referenceTables {
+		v.ofAll["queued."+table] = 8
+	}
+	for _, tables := range []map[string]int64{v.ofHome[0], v.ofAll} {
+		for table, id := range tables {
+			if _, err := db.Exec(fmt.Sprintf("ALTER TABLE %s RENAME TO %s_%d", table, strings.TrimPrefix(table, "queued."), id)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, statement := range []string{
+		insertMessagesSQL, insertGroupedSQL, insertUncommonSQL, claimMessagesSQL, claimBackoffSQL, claimSQSSQL, claimBatchSQL, claimBatchSQSSQL,
+		consumeMessagesSQL, ackMessagesSQL, ackReceiptsSQL, nackMessagesSQL, extendMessagesSQL, extendReceiptsSQL, releaseMessagesSQL,
+	} {
+		stmt, err := db.Prepare(v.name(0, statement))
+		if err != nil {
+			t.Errorf("%v in %s", err, statement)
+			continue
+		}
+		stmt.Close()
+	}
 }
 
 // The table is called like a shard, and a view takes the place of the distributed table. A

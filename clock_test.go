@@ -86,7 +86,7 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 		return true
 	})
 	host, port, _ := strings.Cut(w.address, ":")
-	dsn := strings.NewReplacer("host='"+testPostgres.socket+"'", "host="+host, "port=5432", "port="+port).Replace(newTestDatabase(t, "queued"))
+	dsn := strings.NewReplacer("host='"+testPostgres.socket+"'", "host="+host, "port=5432", "port="+port).Replace(newPlainDatabase(t, "queued"))
 	s, other := newTestServerOn(t, dsn), newTestServerOn(t, dsn)
 
 	s.mustQueue("u", `"ack_deadline_seconds":30`)

@@ -330,7 +330,7 @@ func TestEmptyVariablesAreNoPrivatePostgresAndNoOpenServer(t *testing.T) {
 
 func TestReadOnlyDatabaseIsNotReady(t *testing.T) {
 	t.Parallel()
-	dsn := newTestDatabase(t, "queued")
+	dsn := newPlainDatabase(t, "queued")
 	name := mustConfig(t, dsn).Database
 	admin := newTestDB(t, testPostgres.dsn("postgres"))
 	if _, err := admin.Exec("ALTER DATABASE " + name + " SET default_transaction_read_only = on"); err != nil {
@@ -704,7 +704,7 @@ func TestFirstStartWarnsOfNothingWhileItIsScraped(t *testing.T) {
 
 func TestVariablesOfLibpqCompleteTheDatabaseURL(t *testing.T) {
 	t.Parallel()
-	c := mustConfig(t, newTestDatabase(t, "queued"))
+	c := mustConfig(t, newPlainDatabase(t, "queued"))
 	for _, v := range []struct {
 		variable string
 		want     string // empty if the server starts

@@ -115,7 +115,7 @@ func (s *testServer) fillPageQueues() {
 func TestSQLPageWorksAsPrinted(t *testing.T) {
 	t.Parallel()
 	role := newTestRole(t)
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.fillPageQueues()
 	db := s.plainDB("")
 	db.SetMaxOpenConns(1)

@@ -24,6 +24,8 @@ type placements struct {
 	nodes  []*node         // without the main one
 	byHome map[int64]*node // without the homes of the main node
 	left   []*node         // without homes since the last change; closed at the next one
+
+	unreachable map[string]bool // names of nodes that have not responded yet
 }
 
 // errNodeUnavailable is errUnavailable for requests about the homes of one node. Requests
@@ -232,7 +234,7 @@ func (e *engine) place(ctx context.Context, all []placement, reference map[strin
 	for _, n := range before.nodes {
 		known[n.name] = n
 	}
-	now := &placements{byHome: make(map[int64]*node)}
+	now := &placements{byHome: make(map[int64]*node), unreachable: make(map[string]bool)}
 	tried := make(map[string]*node)
 	names := make(map[*node]*shards)
 	for _, p := range all {
@@ -247,6 +249,11 @@ func (e *engine) place(ctx context.Context, all []placement, reference map[strin
 			}
 			if tried[name] = n; n != nil {
 				now.nodes = append(now.nodes, n)
+			} else {
+				now.unreachable[name] = true
+			}
+			if n == nil && !before.unreachable[name] {
+				e.log.Warn("cannot connect to a node, its queues are reached through the coordinator", "node", name)
 			}
 		}
 		if n != nil {
@@ -290,7 +297,6 @@ func (e *engine) join(ctx context.Context, name, host string, port int) *node {
 	}
 	e.startNode(n)
 	if !n.responds(ctx) {
-		e.log.Warn("cannot connect to a node, its queues are reached through the coordinator", "node", name)
 		n.close()
 		return nil
 	}

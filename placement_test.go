@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,8 +25,7 @@ func newNodes(t testing.TB) *nodesOfTest {
 	dsn, main := newProxiedDatabase(t)
 	n := &nodesOfTest{dsn: dsn, main: main}
 	for i := range n.others {
-		n.others[i] = newProxy(t, "tcp", main.address)
-		n.others[i].to = main.to
+		n.others[i] = newProxy(t, "unix", filepath.Join(testPostgres.socket, socketName))
 	}
 	return n
 }

@@ -21,6 +21,7 @@ import (
 type ackRequest struct {
 	items []ackItem
 
+	err       error     // errMoving, if the request was executed but for messages that may be moving
 	conflicts []int     // indexes of items whose lease token did not match
 	extended  []message // the messages that extend has changed
 }
@@ -71,6 +72,9 @@ func (e *engine) submitAck(ctx context.Context, v *ackRequest, batcherOf func(*n
 	} else {
 		err = e.submitParts(v, submit)
 	}
+	if err == nil && v.err != nil {
+		err = v.err
+	}
 	if err == nil && len(v.conflicts) > 0 {
 		err = errLeaseEnded{v.conflicts}
 	}
@@ -96,6 +100,9 @@ func (e *engine) submitParts(v *ackRequest, submit func(*node, *ackRequest) erro
 			if err != nil {
 				failed = err
 			}
+			if part.err != nil {
+				v.err = part.err
+			}
 			v.conflicts = append(v.conflicts, at(places, part.conflicts)...)
 		})
 	}
@@ -105,13 +112,19 @@ func (e *engine) submitParts(v *ackRequest, submit func(*node, *ackRequest) erro
 }
 
 func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
-	all, err := s.ack(itemsOf(batch))
+	all, moving, err := s.ack(itemsOf(batch))
 	e.countAcks(all) // also before an error, because these acks are committed
 	if err != nil {
 		e.sweepIfUnknown(err)
 		return err
 	}
-	return findConflicts(s, batch, tokensIn(all))
+	for _, v := range batch {
+		v.err = nil
+		if slices.ContainsFunc(v.items, func(item ackItem) bool { return slices.Contains(moving, item.id) }) {
+			v.err = errMoving
+		}
+	}
+	return findConflicts(s, batch, idsIn(all))
 }
 
 // countAcks counts committed acks, and wakes the receivers of groups whose messages waited
@@ -141,7 +154,7 @@ func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
 			e.announce(t.queueID, t.dueAt)
 		}
 	}
-	return findConflicts(s, batch, tokensIn(all))
+	return findConflicts(s, batch, idsIn(all))
 }
 
 // runExtensions runs the extensions of a batch: those with receipts in one statement, and the
@@ -196,13 +209,18 @@ func itemsOf(batch []*ackRequest) (all []ackItem) {
 	return all
 }
 
-func tokensIn(all []queueChange) map[string]bool {
-	done := make(map[string]bool)
+// addIDs adds the ids in changes to done.
+func addIDs(done map[string]bool, all []queueChange) {
 	for _, t := range all {
-		for _, id := range t.withToken {
+		for _, id := range t.ids {
 			done[id] = true
 		}
 	}
+}
+
+func idsIn(all []queueChange) map[string]bool {
+	done := make(map[string]bool)
+	addIDs(done, all)
 	return done
 }
 
@@ -221,7 +239,7 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	if len(ids) == 0 {
 		return nil
 	}
-	exists, err := s.existing(ids)
+	exists, sure, err := s.existing(ids)
 	if err != nil {
 		// The acks are committed, and must not run again.
 		return fmt.Errorf("%w: unknown which leases had ended: %v", errUnavailable, err)
@@ -229,6 +247,9 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	for _, v := range batch {
 		for i, item := range v.items {
 			at, found := exists[item.id]
+			if !sure && !found && item.hasToken() && !done[item.id] {
+				v.err = errMoving
+			}
 			if item.receipt.inLease {
 				found = found && at.queueKey == item.receipt.queueKey && at.seq == item.receipt.seq // otherwise it has moved
 			}
@@ -245,13 +266,13 @@ const maxLease = 12 * time.Hour
 
 // queueChange has the changes of one statement to a queue.
 type queueChange struct {
-	queueID   string
-	acked     int
-	nacked    int
-	dead      int       // number of nacked messages that moved to the dead queue
-	dropped   int       // number of nacked messages that were deleted without a dead queue
-	dueAt     time.Time // the earliest due time of changed messages and groups; zero if there is none
-	withToken []string  // ids of the changed messages that had a lease token
+	queueID string
+	acked   int
+	nacked  int
+	dead    int       // number of nacked messages that moved to the dead queue
+	dropped int       // number of nacked messages that were deleted without a dead queue
+	dueAt   time.Time // the earliest due time of changed messages and groups; zero if there is none
+	ids     []string  // of the changed messages that had a lease token; of an ack where messages have homes, all
 }
 
 // ackItem is a message to ack, nack or extend.
@@ -309,82 +330,82 @@ const wakeAckedSQL = `woken AS (
 ), groups AS (` + wakeGroupsSQL + `
 )`
 
-// The statement also deletes messages of deleted queues. Their queue id is empty.
+// The statement also deletes messages of deleted queues. Their queue id is empty. It returns
+// the ids of messages with a lease token or, if $4 is true, of all.
 const ackMessagesSQL = `
 WITH acked AS (
     DELETE FROM queued.messages m
     USING unnest($2::uuid[], $3::timestamptz[]) AS a (id, leased_until)
     WHERE ` + thatOneSQL + `
         AND ` + inLeaseSQL + `
-    RETURNING m.id, m.queue_key, m.group_id, a.leased_until IS NOT NULL AS with_token
+    RETURNING m.id, m.queue_key, m.group_id, a.leased_until IS NOT NULL OR $4 AS named
 ), ` + countAckedSQL
 
 // ackReceiptsSQL is ackMessagesSQL for items of which some have a receipt.
 const ackReceiptsSQL = `
 WITH acked AS (
     DELETE FROM queued.messages m
-    USING unnest($2::uuid[], $3::timestamptz[], $4::bigint[], $5::bigint[], $6::integer[], $7::timestamptz[], $8::boolean[])
+    USING unnest($2::uuid[], $3::timestamptz[], $5::bigint[], $6::bigint[], $7::integer[], $8::timestamptz[], $9::boolean[])
         AS a (id, leased_until, queue_key, seq, attempts, received_at, in_lease)
     WHERE ` + thatOneSQL + `
         AND (a.attempts = 0 AND ` + inLeaseSQL + `
             OR a.attempts > 0 AND ` + ofReceiptSQL + ` AND (NOT a.in_lease OR ` + leasedSQL + `))
-    RETURNING m.id, m.queue_key, m.group_id, a.leased_until IS NOT NULL OR a.in_lease AS with_token
+    RETURNING m.id, m.queue_key, m.group_id, a.leased_until IS NOT NULL OR a.in_lease OR $4 AS named
 ), ` + countAckedSQL
 
 const countAckedSQL = wakeAckedSQL + `
-SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE with_token), min(g.ready_at)
+SELECT coalesce(q.id, ''), count(*), array_agg(acked.id) FILTER (WHERE named), min(g.ready_at)
 FROM acked
 LEFT JOIN queued.queues q ON q.key = acked.queue_key
 LEFT JOIN (SELECT queue_key, min(ready_at) AS ready_at FROM groups GROUP BY queue_key) g ON g.queue_key = acked.queue_key
 GROUP BY q.id`
 
-// ack deletes messages, see engine.ack. The changes that it returns are committed, also if
-// it returns an error. It may run again with the same items.
-func (s *pinnedConn) ack(items []ackItem) (all []queueChange, err error) {
+// ack deletes messages, see engine.ack. It returns the ids of messages that may be moving. The
+// changes that it returns are committed, also if it returns an error. It may run again with
+// the same items.
+func (s *pinnedConn) ack(items []ackItem) (all []queueChange, moving []string, err error) {
 	for home, part := range byHome(sortedItems(items), s.homes.ofItem) {
-		missing, acked, err := s.ackIn(home, part)
+		acked, err := s.ackIn(home, part)
 		if all = append(all, acked...); err != nil {
-			return all, err
+			return all, moving, err
+		}
+		missing := len(slices.CompactFunc(slices.Clone(part), func(a, b ackItem) bool { return a.id == b.id }))
+		for _, t := range acked {
+			missing -= t.acked
 		}
 		if missing == 0 {
 			continue
 		}
+		if s.homes.areSeveral() {
+			done := make(map[string]bool)
+			addIDs(done, acked)
+			part = slices.DeleteFunc(slices.Clone(part), func(v ackItem) bool { return done[v.id] })
+		}
 		// A statement that began before the commit of a move does not see the moved message
 		// in either queue. The second statement sees it. Usually there is no second one.
-		moved, err := s.moved(idsWithoutReceipt(part))
+		acked, unsure, err := s.ackMoved(home, part)
+		all, moving = append(all, acked...), append(moving, unsure...)
 		if err != nil {
-			return all, err
-		}
-		for home, part := range byHome(part, func(v ackItem) int64 { return moved.or(v.id, home) }) {
-			_, acked, err := s.ackIn(home, part)
-			if all = append(all, acked...); err != nil {
-				return all, err
-			}
+			return all, moving, err
 		}
 	}
-	return all, nil
+	return all, moving, nil
 }
 
-// ackIn acks sorted items of one home with one statement. It also returns the number of
-// messages that were not acked.
-func (s *pinnedConn) ackIn(home int64, items []ackItem) (missing int, all []queueChange, err error) {
+// ackIn acks sorted items of one home with one statement.
+func (s *pinnedConn) ackIn(home int64, items []ackItem) ([]queueChange, error) {
 	ids, leases, _ := ackItemArgs(items)
-	statement, args := ackMessagesSQL, []any{home, ids, leases}
+	statement, args := ackMessagesSQL, []any{home, ids, leases, s.homes.areSeveral()}
 	if slices.ContainsFunc(items, func(v ackItem) bool { return v.receipt.attempts > 0 }) {
 		v := receiptArgsOf(items)
 		statement, args = ackReceiptsSQL, append(args, v.keys, v.seqs, v.attempts, v.receivedAt, v.inLease)
 	}
-	all, err = change(s, home, "ack", func(row scanner) (t queueChange, err error) {
+	return change(s, home, "ack", func(row scanner) (t queueChange, err error) {
 		var readyAt sql.NullTime
-		err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.withToken), &readyAt)
+		err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.ids), &readyAt)
 		t.dueAt = readyAt.Time
 		return t, err
 	}, statement, args...)
-	missing = len(slices.Compact(slices.Clone(ids)))
-	for _, t := range all {
-		missing -= t.acked
-	}
-	return missing, all, err
 }
 
 // nackableSQL is true if a nack changes the message m: it was received, or is not due yet.
@@ -480,7 +501,7 @@ func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
 		}
 		scan := func(row scanner) (t queueChange, err error) {
 			var dueAt sql.NullTime
-			err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.withToken))
+			err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.ids))
 			t.dueAt = dueAt.Time
 			return t, err
 		}
@@ -541,12 +562,13 @@ WHERE home = $1
     AND id = ANY($2::uuid[])
     AND expired_at > now()`
 
-// existing returns the queue and the seq of messages, by id. It does not contain unknown ids.
-func (s *pinnedConn) existing(ids idArray) (map[string]receipt, error) {
-	all := make(map[string]receipt)
-	moved, err := s.moved(ids)
+// existing returns the queue and the seq of messages, by id. It does not contain unknown
+// ids. It is sure if these are not moving.
+func (s *pinnedConn) existing(ids idArray) (all map[string]receipt, sure bool, err error) {
+	all = make(map[string]receipt)
+	moved, sure, err := s.moved(ids)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for home, ids := range byHome(ids, func(id string) int64 { return moved.or(id, s.homes.ofID(id)) }) {
 		_, err := read(s, "existing", func(row scanner) (any, error) {
@@ -557,10 +579,10 @@ func (s *pinnedConn) existing(ids idArray) (map[string]receipt, error) {
 			return nil, err
 		}, selectExistingSQL, home, idArray(ids))
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	return all, nil
+	return all, sure, nil
 }
 
 // messageID reads the id of a message.

@@ -76,6 +76,21 @@ BEGIN
     IF NOT queued.has_homes() THEN
         CREATE OR REPLACE FUNCTION queued.has_homes() RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
     END IF;
+    CREATE OR REPLACE FUNCTION queued.unfinished() RETURNS text[] LANGUAGE plpgsql VOLATILE AS $body$
+    DECLARE
+        all_known boolean;
+        all_ids   text[];
+    BEGIN
+        SELECT bool_and(r.success), coalesce(array_agg(u.id) FILTER (WHERE u.id <> ''), '{}')
+        INTO all_known, all_ids
+        FROM run_command_on_all_nodes('SELECT string_agg(gid, '','') FROM pg_prepared_xacts WHERE database = current_database()') AS r
+        CROSS JOIN LATERAL unnest(coalesce(string_to_array(r.result, ','), '{NULL}')) AS u (id);
+        IF NOT all_known THEN
+            RAISE connection_failure USING MESSAGE = 'a node does not respond';
+        END IF;
+        RETURN all_ids;
+    END
+    $body$;
 END
 $$`
 

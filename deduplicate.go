@@ -237,7 +237,7 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 			}
 		}
 		if len(acks) > 0 {
-			if acked, err = s.ack(acks); err != nil {
+			if acked, _, err = s.ack(acks); err != nil { // none is moving: they are locked
 				return err
 			}
 		}
@@ -440,9 +440,13 @@ func (e *engine) publishAgain(s *pinnedConn, p *publication, failed []int) error
 	for _, i := range failed {
 		ids = append(ids, p.acks[i].id)
 	}
-	exists, err := s.existing(ids)
+	exists, sure, err := s.existing(ids)
 	if err != nil {
 		return err
+	}
+	if !sure && len(exists) < len(ids) {
+		p.err = errMoving
+		return nil
 	}
 	failed = slices.DeleteFunc(slices.Clone(failed), func(i int) bool {
 		_, found := exists[p.acks[i].id]

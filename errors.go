@@ -53,6 +53,7 @@ var failures = []struct {
 	{http.StatusInternalServerError, is(errUnhealthy, success{false}), nil}, // as fastqueue does
 	{http.StatusUnprocessableEntity, refusedData, (*server).logRefused},
 	{http.StatusServiceUnavailable, is(errHeld, errHeld.Error()+"; try again later"), nil},
+	{http.StatusServiceUnavailable, is(errMoving, errMoving.Error()+"; try again later"), nil},
 	{http.StatusServiceUnavailable, is(errOverloaded, "too many requests are waiting; try again later"), nil},
 	{http.StatusServiceUnavailable, is(errNodeUnavailable, "the database server of the queue is unavailable; try again later"), (*server).logUnavailable},
 	{http.StatusServiceUnavailable, is(errNeedsAllNodes, "topics and queues cannot be changed while a database server is unavailable; try again later"), (*server).logUnavailable},

@@ -34,6 +34,14 @@ AS $$ SELECT false $$;
 
 COMMENT ON FUNCTION queued.has_homes IS 'Internal: whether there are several homes';
 
+-- The transactions of several homes that have committed in some of them, or in none. The server
+-- replaces this function where there are several homes (citus.go).
+CREATE OR REPLACE FUNCTION queued.unfinished() RETURNS text[]
+LANGUAGE sql VOLATILE
+AS $$ SELECT '{}'::text[] $$;
+
+COMMENT ON FUNCTION queued.unfinished IS 'Internal: transactions of several homes that have not committed in all of them';
+
 CREATE OR REPLACE FUNCTION queued.id_in(home smallint, id uuid) RETURNS uuid
 LANGUAGE sql IMMUTABLE
 AS $$
@@ -456,18 +464,28 @@ $$;
 
 COMMENT ON FUNCTION queued.check_lease IS 'Internal: checks the arguments of ack and nack';
 
--- The home that a message has now; null if there is none.
+-- The home that a message has now; null if there is none. A message that is moving to another
+-- home is in neither until the transaction has finished (moved.go).
 CREATE OR REPLACE FUNCTION queued.home_now(id uuid) RETURNS smallint
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
+    began CONSTANT text[] := queued.unfinished();
+    sure  boolean;
     place smallint;
 BEGIN
-    SELECT m.home
-    INTO place
-    FROM queued.messages m
-    WHERE m.id = home_now.id;
-    RETURN place;
+    FOR attempt IN 1..20 LOOP
+        sure := NOT began && queued.unfinished();
+        SELECT m.home
+        INTO place
+        FROM queued.messages m
+        WHERE m.id = home_now.id;
+        IF FOUND OR sure THEN
+            RETURN place;
+        END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    RAISE lock_not_available USING MESSAGE = format('message %s may be moving between database servers; try again later', id);
 END
 $$;
 

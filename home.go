@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 	"sync/atomic"
 )
@@ -88,18 +87,6 @@ func (m movedHomes) or(id string, other int64) int64 {
 	return other
 }
 
-// moved returns the homes of messages that are not in the homes of their ids, because they
-// have moved. If there are several homes, it asks all of them.
-func (s *pinnedConn) moved(ids []string) (movedHomes, error) {
-	if !s.homes.areSeveral() || len(ids) == 0 {
-		return nil, nil
-	}
-	all := make(movedHomes)
-	_, err := read(s, "homes_of_messages", all.scan, selectHomesOfMessagesSQL, idArray(ids))
-	maps.DeleteFunc(all, func(id string, home int64) bool { return home == s.homes.ofID(id) })
-	return all, err
-}
-
 // homesOfMessages returns a function with the homes that messages have now. The home of an
 // unknown message is that of its id.
 func (s *store) homesOfMessages(ctx context.Context, ids []string) (func(id string) int64, error) {
@@ -127,11 +114,11 @@ func inHomesOfItems[R any](s *pinnedConn, items []ackItem, run func(home int64, 
 	if n <= 0 {
 		return all, nil
 	}
-	moved, err := s.moved(missing)
+	moved, _, err := s.moved(missing) // no harm is done if one is moving: its lease has ended
 	if err == nil {
 		var again []ackItem
 		for _, v := range items {
-			if _, found := moved[v.id]; found && v.receipt.attempts == 0 {
+			if home, found := moved[v.id]; found && home != s.homes.ofID(v.id) && v.receipt.attempts == 0 {
 				again = append(again, v)
 			}
 		}

@@ -41,7 +41,7 @@ func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
 		if len(able) == 0 {
 			return nil
 		}
-		if acked, err = s.ack(items); err != nil {
+		if acked, _, err = s.ack(items); err != nil { // none is moving: they are locked
 			return err
 		}
 		stored, readyAt, err = s.insert(messages)

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
+)
+
+// A message that moves to a queue in another home is deleted on one node and inserted on
+// another. Their transactions commit one after the other, and after a crash Citus commits the
+// second one later. In between, statements find the message on neither node. An ack must not
+// succeed then, because the message will be received again.
+
+// errMoving is the error of an ack of a message that may be moving.
+var errMoving = errors.New("a message may be moving between database servers")
+
+const selectUnfinishedSQL = `
+SELECT queued.unfinished()`
+
+// moved returns the homes of messages of which some are not in the homes of their ids, because
+// they have moved. If there are several homes, it asks all of them. It is sure if the messages
+// that it has not found are not moving.
+func (s *pinnedConn) moved(ids []string) (all movedHomes, sure bool, err error) {
+	if !s.homes.areSeveral() || len(ids) == 0 {
+		return nil, true, nil
+	}
+	var began []string // the unfinished transactions before the first search
+	for end := time.Now().Add(lockTimeout); ; time.Sleep(10 * time.Millisecond) {
+		all = make(movedHomes)
+		unfinished, err := read(s, "unfinished_transactions", scanTexts, selectUnfinishedSQL)
+		if err == nil {
+			_, err = read(s, "homes_of_messages", all.scan, selectHomesOfMessagesSQL, idArray(ids))
+		}
+		if pq.As(err, pqerror.ConnectionFailure) != nil { // to a node
+			return all, false, nil
+		}
+		if err != nil {
+			return nil, false, err
+		}
+		if began == nil {
+			began = unfinished[0]
+		}
+		isNew := func(id string) bool { return !slices.Contains(began, id) }
+		switch {
+		case all.hasAll(ids) || len(slices.DeleteFunc(unfinished[0], isNew)) == 0:
+			return all, true, nil
+		case time.Now().After(end):
+			return all, false, nil
+		}
+	}
+}
+
+func scanTexts(row scanner) (all []string, err error) {
+	all = []string{}
+	err = row.Scan(pq.Array(&all))
+	return all, err
+}
+
+func (m movedHomes) hasAll(ids []string) bool {
+	return !slices.ContainsFunc(ids, func(id string) bool { _, found := m[id]; return !found })
+}
+
+// ackAttempts is how often messages that are not where they were found are searched again.
+const ackAttempts = 5
+
+// ackMoved acks sorted items whose messages a statement has not found in a home: they may have
+// moved to another queue. It returns the ids of those that may be moving.
+func (s *pinnedConn) ackMoved(home int64, items []ackItem) (all []queueChange, moving []string, err error) {
+	searched := make(map[string]int64) // homes of the last attempt, by id
+	for attempt := range ackAttempts {
+		found, sure, err := s.moved(idsWithoutReceipt(items))
+		if err != nil {
+			return all, moving, err
+		}
+		var again []ackItem
+		for _, v := range items {
+			at, isThere := found[v.id]
+			switch {
+			case !isThere && !sure && v.receipt.attempts == 0:
+				moving = append(moving, v.id)
+			case !s.homes.areSeveral():
+				again = append(again, v)
+				searched[v.id] = home
+			case isThere && (attempt == 0 || at != searched[v.id]):
+				again = append(again, v)
+				searched[v.id] = at
+			}
+		}
+		done := make(map[string]bool)
+		for at, part := range byHome(again, func(v ackItem) int64 { return searched[v.id] }) {
+			acked, err := s.ackIn(at, part)
+			if all = append(all, acked...); err != nil {
+				return all, moving, err
+			}
+			addIDs(done, acked)
+		}
+		items = slices.DeleteFunc(again, func(v ackItem) bool { return done[v.id] })
+		if len(items) == 0 || !s.homes.areSeveral() {
+			return all, moving, nil
+		}
+	}
+	return all, append(moving, idsWithoutReceipt(items)...), nil
+}

@@ -58,7 +58,7 @@ func TestLargeTablesAreCountedInParts(t *testing.T) {
 	c := newDepthCollector(s.store.db, slog.New(slog.DiscardHandler), s.server.metrics)
 	c.homes = s.store.homes
 	defer c.close()
-	c.pages = 7
+	c.homes, c.pages = s.store.homes, 7
 	counted, err := c.query()
 	if err != nil || len(counted) != 1 || counted[0].ready != 5000 {
 		t.Errorf("counted %+v, %v, want 5000 messages", counted, err)

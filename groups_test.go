@@ -77,7 +77,7 @@ func release(s *testServer, id string) {
 	var m message
 	turn := &groupDelivery{}
 	err := s.store.db.QueryRow(`SELECT m.id, m.queue_key, m.group_id, m.delivery_attempts, m.scheduled_at, m.created_at, g.limited_until
-		FROM queued.messages m JOIN queued.groups g ON g.queue_key = m.queue_key AND g.id = m.group_id WHERE m.id = $1`, id).
+		FROM queued.messages m JOIN queued.groups g ON g.home = m.home AND g.queue_key = m.queue_key AND g.id = m.group_id WHERE m.id = $1`, id).
 		Scan(&m.ID, &m.queueKey, &m.Group, &m.DeliveryAttempts, &m.ScheduledAt, &m.dueAt, &turn.after)
 	if err != nil {
 		s.t.Fatal(err)
@@ -483,7 +483,7 @@ func TestFrontOfAGroupMovesWithItsMessages(t *testing.T) {
 	s.mustQueue("q")
 	s.publishGroups("q", "a1", "a2", "a3")
 	s.must(204, "PUT", "/messages/"+s.receive("q", "?limit=1")[0].ID+"/ack", "")
-	checkDiff(t, "distance of the front to the first waiting message", 0, s.count("SELECT g.first_seq - min(m.seq) FROM queued.groups g, queued.messages m GROUP BY g.first_seq"))
+	checkDiff(t, "distance of the front to the first waiting message", 0, s.count("SELECT g.first_seq - min(m.seq) FROM queued.groups g JOIN queued.messages m ON m.home = g.home GROUP BY g.first_seq"))
 	checkDiff(t, "received", "a2 a3", s.receiveNames("q", 10))
 }
 
@@ -647,7 +647,7 @@ func TestReceiveWaitsForTheLockOfTheOnlyGroup(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishGroups("q", "a1")
-	tx := s.begin("SELECT FROM queued.groups FOR UPDATE")
+	tx := s.begin("UPDATE queued.groups SET blocked = blocked")
 	poll := s.poll(context.Background(), "q", "")
 	eventually(t, "the receive waits", func() bool {
 		return len(poll) == 1 || s.locksAwaited() > 0
@@ -665,7 +665,7 @@ func TestLeaseAndIntervalOfAGroupBeginAfterTheWaitForItsLock(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q", `"ack_deadline_seconds":60`, `"delivery_interval_ms":60000`)
 	s.publishGroups("q", "a1")
-	tx := s.begin("SELECT FROM queued.groups FOR UPDATE")
+	tx := s.begin("UPDATE queued.groups SET blocked = blocked")
 	poll := s.poll(context.Background(), "q", "")
 	s.waitForLocks(1)
 	var free time.Time
@@ -685,7 +685,7 @@ func TestMessagesWithoutAGroupDoNotWaitForTheLockOfAGroup(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.publishGroups("q", "a1")
-	s.begin("SELECT FROM queued.groups FOR UPDATE")
+	s.begin("UPDATE queued.groups SET blocked = blocked")
 	for range 2 { // claims begin with groups and with other messages in turns
 		s.publishGroups("q", "-1")
 		checkDiff(t, "received", "-1", s.receiveNames("q", 10))

@@ -123,7 +123,7 @@ func TestEverythingWorksUnderAPublicationOfAllTables(t *testing.T) {
 // Some databases have an event trigger that refuses tables without a primary key.
 func TestSchemaIsCreatedWhereTablesMustHaveKeys(t *testing.T) {
 	t.Parallel()
-	s := newTestStoreOn(t, newTestDatabase(t, "template1"))
+	s := newTestStoreOn(t, newPlainDatabase(t, "template1"))
 	if _, err := s.db.Exec(`
 CREATE FUNCTION public.insist() RETURNS event_trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -287,7 +287,7 @@ func TestEverythingWorksInAHostileDatabase(t *testing.T) {
 	for _, highest := range []bool{false, true} {
 		t.Run(fmt.Sprintf("highest=%v", highest), func(t *testing.T) {
 			t.Parallel()
-			dsn := newTestDatabase(t, "queued")
+			dsn := newPlainDatabase(t, "queued")
 			s := newTestStoreOn(t, dsn)
 			if _, err := s.db.Exec(hostile); err != nil {
 				t.Fatal(err)
@@ -313,7 +313,7 @@ func TestCommitsAreDurableWhateverTheRoleSays(t *testing.T) {
 		{"local", "off", "local"},
 		{"remote_apply", "on", "remote_apply"},
 	} {
-		d := mustDatabase(t, newTestDatabase(t, "queued")+" options='-c synchronous_commit="+v.role+"'")
+		d := mustDatabase(t, newPlainDatabase(t, "queued")+" options='-c synchronous_commit="+v.role+"'")
 		d.commit = v.least
 		engine, err := d.openForEngine()
 		if err != nil {
@@ -332,7 +332,7 @@ func TestCommitsAreDurableWhateverTheRoleSays(t *testing.T) {
 // The PostgreSQL of the tests has fsync off.
 func TestServerWarnsThatPostgreSQLMayLoseMessages(t *testing.T) {
 	t.Parallel()
-	r := runServer(t, "-database-url", newTestDatabase(t, "queued"), "-synchronous-commit", "off")
+	r := runServer(t, "-database-url", newPlainDatabase(t, "queued"), "-synchronous-commit", "off")
 	if !strings.Contains(r.output.String(), `level=WARN msg="PostgreSQL can lose committed messages in a crash" disabled=fsync`) {
 		t.Errorf("the log does not warn:\n%s", r.output)
 	}

@@ -89,26 +89,17 @@ CREATE OR REPLACE FUNCTION queued.claim_groups(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    own_home       CONSTANT smallint := key >> 48; -- queues.home
-    runs           CONSTANT boolean := in_order AND takes_runs;
-    locked         tid[];
-    ended          text[]; -- groups with more ended leases than a claim reads
-    moment         timestamptz;
-    leased_until   timestamptz;
-    tids           tid[];
-    due_times      timestamptz[];
-    limits         timestamptz[];
-    next_limits    timestamptz[];
-    next_due_times timestamptz[]; -- with a retry backoff
-    taken_from     text[]; -- groups
-    changed        tid[]; -- groups, and their new values
-    idle           boolean[];
-    delivered      boolean[];
-    ready_times    timestamptz[];
-    limit_ends     timestamptz[];
-    first_seqs     bigint[];
-    first_ends     timestamptz[];
-    holding        boolean[];
+    own_home     CONSTANT smallint := key >> 48; -- queues.home
+    runs         CONSTANT boolean := in_order AND takes_runs;
+    locked       tid[];
+    ended        text[]; -- groups with more ended leases than a claim reads
+    moment       timestamptz;
+    leased_until timestamptz;
+    tids         tid[];
+    due_times    timestamptz[];
+    limits       timestamptz[];
+    next_limits  timestamptz[];
+    taken_from   text[]; -- groups
 BEGIN
     FOR round IN 1..10 LOOP -- visited groups may have no message to deliver
         IF waits THEN
@@ -296,16 +287,12 @@ BEGIN
             WINDOW turns AS (ORDER BY CASE WHEN runs THEN f.place END, f.turn, f.place)
         )
         SELECT array_agg(t.tid ORDER BY t.turn_of_all), array_agg(t.scheduled_at ORDER BY t.turn_of_all),
-               array_agg(t.limited_until ORDER BY t.turn_of_all), array_agg(t.next_limit ORDER BY t.turn_of_all), array_agg(t.id),
-               CASE WHEN retry_backoff IS NOT NULL THEN array_agg(leased_until + make_interval(secs => CASE
-                   WHEN t.delivery_attempts + 1 >= least(max_attempts, t.max_deliveries) THEN 0
-                   ELSE coalesce(retry_backoff[least(t.delivery_attempts + 1, cardinality(retry_backoff))], 0)
-               END) ORDER BY t.turn_of_all) END
-        INTO tids, due_times, limits, next_limits, taken_from, next_due_times
+               array_agg(t.limited_until ORDER BY t.turn_of_all), array_agg(t.next_limit ORDER BY t.turn_of_all), array_agg(t.id)
+        INTO tids, due_times, limits, next_limits, taken_from
         FROM (
             SELECT l.*, row_number() OVER (PARTITION BY l.id ORDER BY l.turn) = l.turn AS follows
             FROM (
-                SELECT m.ctid AS tid, m.delivery_attempts, m.max_deliveries, f.id, f.scheduled_at, f.turn, f.turn_of_all, f.limited_until, f.next_limit
+                SELECT m.ctid AS tid, f.id, f.scheduled_at, f.turn, f.turn_of_all, f.limited_until, f.next_limit
                 FROM fitting f
                 JOIN queued.messages m ON m.ctid = f.tid AND m.home = own_home
                 WHERE f.turn_of_all <= max_messages
@@ -331,7 +318,14 @@ BEGIN
             SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries),
                 scheduled_at = t.next_due_at, lease_end = leased_until, updated_at = moment,
                 received_at = CASE WHEN sets_received_at THEN coalesce(m.received_at, moment) ELSE m.received_at END
-            FROM unnest(tids, due_times, limits, next_limits, next_due_times) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, next_due_at, nth)
+            FROM (
+                SELECT t.*, leased_until + make_interval(secs => CASE
+                           WHEN m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries) THEN 0
+                           ELSE coalesce(retry_backoff[least(m.delivery_attempts + 1, cardinality(retry_backoff))], 0)
+                       END) AS next_due_at
+                FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
+                JOIN queued.messages m ON m.ctid = t.tid AND m.home = own_home
+            ) t
             WHERE m.ctid = t.tid
                 AND m.home = own_home
             RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;
@@ -488,29 +482,26 @@ BEGIN
                 ORDER BY seq
                 LIMIT 1
             ) f ON true
-        )
-        SELECT array_agg(c.tid), array_agg(NOT (c.holds OR c.keep_interval) AND c.free), array_agg(c.taken),
-               array_agg(CASE WHEN c.holds THEN greatest(coalesce(c.at, moment + interval '10 seconds'), c.limited_until) ELSE 'infinity' END),
-               array_agg(c.limited_until), array_agg(c.first_seq), array_agg(c.first_lease_end), array_agg(c.holds)
-        INTO changed, idle, delivered, ready_times, limit_ends, first_seqs, first_ends, holding
-        FROM checked c
-        WHERE c.taken
-            OR (c.at <= moment AND c.free) IS NOT TRUE;
-
-        IF true = ANY (idle) THEN
+        ), idle AS (
             DELETE FROM queued.groups g
-            USING unnest(changed, idle) AS c (tid, idle)
+            USING checked c
             WHERE g.ctid = c.tid
                 AND g.home = own_home
-                AND c.idle;
-        END IF;
+                AND NOT c.holds
+                AND NOT c.keep_interval
+                AND c.free
+        )
         UPDATE queued.groups g
         SET ready_at = c.ready_at, delivered_at = CASE WHEN c.taken THEN moment ELSE g.delivered_at END,
             limited_until = c.limited_until, first_seq = c.first_seq, first_lease_end = c.first_lease_end, blocked = in_order AND c.holds
-        FROM unnest(changed, idle, delivered, ready_times, limit_ends, first_seqs, first_ends, holding) AS c (tid, idle, taken, ready_at, limited_until, first_seq, first_lease_end, holds)
+        FROM (
+            SELECT *, CASE WHEN holds THEN greatest(coalesce(at, moment + interval '10 seconds'), limited_until) ELSE 'infinity' END AS ready_at
+            FROM checked
+        ) c
         WHERE g.ctid = c.tid
             AND g.home = own_home
-            AND NOT c.idle;
+            AND (c.holds OR c.keep_interval OR NOT c.free)
+            AND (c.taken OR (c.at <= moment AND c.free) IS NOT TRUE);
 
         EXIT WHEN tids IS NOT NULL OR waits;
         visits := greatest(visits, 100);

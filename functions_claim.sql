@@ -95,6 +95,7 @@ DECLARE
     ended        text[]; -- groups with more ended leases than a claim reads
     moment       timestamptz;
     leased_until timestamptz;
+    later        timestamptz; -- when groups with only exhausted or expired messages are checked again
     tids         tid[];
     due_times    timestamptz[];
     limits       timestamptz[];
@@ -204,6 +205,7 @@ BEGIN
         -- other group.
         moment := clock_timestamp();
         leased_until := moment + make_interval(secs => lease_seconds);
+        later := moment + interval '10 seconds';
         WITH visited AS MATERIALIZED (
             SELECT g.id, g.first_seq, g.first_lease_end, g.limited_until, u.place,
                    moment + make_interval(secs => coalesce(g.delivery_interval_ms, interval_ms) / 1000.0) AS next_limit,
@@ -492,12 +494,10 @@ BEGIN
                 AND c.free
         )
         UPDATE queued.groups g
-        SET ready_at = c.ready_at, delivered_at = CASE WHEN c.taken THEN moment ELSE g.delivered_at END,
+        SET ready_at = CASE WHEN c.holds THEN greatest(coalesce(c.at, later), c.limited_until) ELSE 'infinity' END,
+            delivered_at = CASE WHEN c.taken THEN moment ELSE g.delivered_at END,
             limited_until = c.limited_until, first_seq = c.first_seq, first_lease_end = c.first_lease_end, blocked = in_order AND c.holds
-        FROM (
-            SELECT *, CASE WHEN holds THEN greatest(coalesce(at, moment + interval '10 seconds'), limited_until) ELSE 'infinity' END AS ready_at
-            FROM checked
-        ) c
+        FROM checked c
         WHERE g.ctid = c.tid
             AND g.home = own_home
             AND (c.holds OR c.keep_interval OR NOT c.free)

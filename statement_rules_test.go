@@ -19,7 +19,7 @@ const (
 	ruleLock       = "FOR UPDATE"  // no query in WITH has FOR UPDATE and a table that is not distributed; beside an INSERT in WITH, none has FOR UPDATE and what is not a table
 	ruleTid        = "ctid"        // beside an INSERT in WITH, a modification by ctid has its own WITH: Citus runs the others one after another
 	ruleVolatile   = "volatile"    // no volatile function is in a modification, or in WITH before it
-	ruleSet        = "SET"         // no function that is not immutable has a column as its argument in SET, or is in CASE or coalesce
+	ruleSet        = "SET"         // no function that is not immutable has a column as its argument in SET, or is in CASE or coalesce there or in a subquery of FROM
 	ruleWhere      = "WHERE"       // the same for WHERE of a modification
 	ruleReturning  = "RETURNING"   // all functions are immutable
 	ruleConflict   = "ON CONFLICT" // the same
@@ -104,7 +104,7 @@ func (c *clusterRules) check(q *treeNode, rule func(name string, holds bool)) {
 	case cmdInsert:
 		rule(ruleInsertWith, len(q.nodes("cteList")) == 0 && q.word("hasSubLinks") == "false")
 	case cmdUpdate:
-		rule(ruleSet, !c.depends(q.nodes("targetList")))
+		rule(ruleSet, !c.depends(q.nodes("targetList")) && !c.dependsInCase(q.nodes("rtable")))
 		rule(ruleVolatile, len(c.calls(q.nodes("targetList"), "v")) == 0)
 	}
 	rule(ruleWhere, !c.depends(q.nodes("jointree")))
@@ -174,7 +174,12 @@ func (c *clusterRules) calls(nodes []*treeNode, volatilities string) []*treeNode
 // depends reports whether the value of a function that is not immutable depends on the row,
 // or is needed for some rows only.
 func (c *clusterRules) depends(nodes []*treeNode) bool {
-	return len(find(c.calls(nodes, "sv"), "VAR")) > 0 || len(c.calls(find(nodes, "CASE", "CASEEXPR", "COALESCE", "COALESCEEXPR"), "sv")) > 0
+	return len(find(c.calls(nodes, "sv"), "VAR")) > 0 || c.dependsInCase(nodes)
+}
+
+// dependsInCase reports whether the value of such a function is needed for some rows only.
+func (c *clusterRules) dependsInCase(nodes []*treeNode) bool {
+	return len(c.calls(find(nodes, "CASE", "CASEEXPR", "COALESCE", "COALESCEEXPR"), "sv")) > 0
 }
 
 func TestStatementsKeepTheRulesOfACluster(t *testing.T) {
@@ -242,6 +247,9 @@ func TestRulesOfAClusterFindWhatBreaksThem(t *testing.T) {
 		{ruleSet, "UPDATE queued.queues SET updated_at = created_at + interval '1 second'"},
 		{ruleSet, "UPDATE queued.queues SET updated_at = coalesce(updated_at, now())"},
 		{ruleSet, "UPDATE queued.queues SET updated_at = CASE WHEN paused THEN now() END"},
+		{ruleSet, "UPDATE queued.queues q SET updated_at = c.at FROM (SELECT CASE WHEN $1 THEN now() END AS at) c"},
+		{"", "WITH c AS MATERIALIZED (SELECT CASE WHEN $1 THEN now() END AS at) UPDATE queued.queues q SET updated_at = c.at FROM c"},
+		{"", "UPDATE queued.queues q SET updated_at = c.at FROM (SELECT created_at + interval '1 second' AS at FROM queued.topics) c"},
 		{"", "UPDATE queued.queues SET updated_at = CASE WHEN paused THEN updated_at ELSE created_at END"},
 		{ruleWhere, "DELETE FROM queued.queues WHERE created_at + interval '1 day' < $1"},
 		{"", "DELETE FROM queued.queues WHERE created_at < now() - interval '1 day'"},

@@ -321,7 +321,11 @@ func (h *homes) pagesOfShards(ctx context.Context, db querier) ([]homePages, err
 	if err != nil {
 		return nil, err
 	}
-	return collect(ctx, db, scanHomePages, selectHomePagesSQL, intArray(all))
+	sizes, err := collect(ctx, db, scanHomePages, selectHomePagesSQL, intArray(all))
+	if err == nil && len(sizes) < len(all) { // Citus leaves out the shards of nodes that do not respond
+		err = fmt.Errorf("%w: %d of %d homes have no size", errUnavailable, len(all)-len(sizes), len(all))
+	}
+	return sizes, err
 }
 
 const selectHasHomesSQL = `

@@ -181,8 +181,7 @@ func scanHomePages(row scanner) (v homePages, err error) {
 	return v, err
 }
 
-// pages returns the sizes of the homes in use, in order of the homes, without those whose
-// PostgreSQL is unavailable.
+// pages returns the sizes of the homes in use, in order of the homes.
 func (h *homes) pages(ctx context.Context, db querier) ([]homePages, error) {
 	if h.areSeveral() {
 		return h.pagesOfShards(ctx, db)

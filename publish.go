@@ -259,7 +259,12 @@ func (s *pinnedConn) readDestinations(batch []*publication) error {
 		if err := s.readNamed(slices.Collect(maps.Keys(queues))); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(batch, func(p *publication) bool { return p.version > s.settings.version }) {
+		// Another connection, maybe to another node, may know newer settings. If both only
+		// compared their queues, the publication would go back and forth between them.
+		if slices.ContainsFunc(batch, func(p *publication) bool {
+			_, known := s.settings.topics[p.topicID]
+			return p.version > s.settings.version || known && p.address.to != nil && p.address.to.version > s.settings.version
+		}) {
 			return errStale
 		}
 		if s.settings.resets == resets { // otherwise entries that were cached have been cleared
@@ -422,7 +427,8 @@ func (v subscription) equal(w subscription) bool {
 // publish to a queue. They are immutable: a change of settings replaces them.
 type subscribers struct {
 	queues  []subscription
-	bounded bool // a queue has a maximum number of messages
+	bounded bool  // a queue has a maximum number of messages
+	version int64 // of the settings, when they were read; 0 for one queue
 	compile sync.Once
 	matcher *matcher
 }
@@ -465,7 +471,7 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 			return 0, err
 		}
 		if found[topicID] == nil {
-			found[topicID] = &subscribers{}
+			found[topicID] = &subscribers{version: version}
 		}
 		if queueID.Valid {
 			found[topicID].queues = append(found[topicID].queues, subscription{

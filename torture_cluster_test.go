@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"time"
 )
 
 // useCluster takes a database of the cluster to break, without tables. It returns a function
@@ -51,16 +52,15 @@ const (
 	killOwnProcess = `kill -9 $PPID` // PostgreSQL then restarts all its processes
 	restartNode    = `pid=$(head -1 postmaster.pid); command=$(cat postmaster.opts)
 setsid sh -c "kill -QUIT $pid; while kill -0 $pid; do sleep 0.1; done; sleep %d; exec $command" </dev/null >/dev/null 2>&1 &`
-	pauseNode = `pid=$(head -1 postmaster.pid)
-setsid sh -c "pkill -STOP -P $pid; kill -STOP $pid; sleep %d; kill -CONT $pid; pkill -CONT -P $pid" </dev/null >/dev/null 2>&1 &`
+	pauseNode = `pid=$(head -1 postmaster.pid); pkill -STOP -P $pid; kill -STOP $pid; sleep 2; kill -CONT $pid; pkill -CONT -P $pid`
 )
 
 const moveShardSQL = `
-SELECT citus_move_shard_placement(s.shardid, s.nodename, s.nodeport, n.nodename, n.nodeport, 'force_logical')
-FROM citus_shards s
-JOIN pg_dist_node n ON n.shouldhaveshards AND (n.nodename, n.nodeport) <> (s.nodename, s.nodeport)
-WHERE s.table_name = 'queued.messages'::regclass
-    AND s.shardid IN (SELECT get_shard_id_for_distribution_column('queued.messages', home) FROM queued.queues)
+SELECT citus_move_shard_placement(s.shardid, a.nodename, a.nodeport, b.nodename, b.nodeport, 'force_logical')
+FROM pg_dist_placement s
+JOIN pg_dist_node a ON a.groupid = s.groupid
+JOIN pg_dist_node b ON b.groupid <> a.groupid AND b.shouldhaveshards
+WHERE s.shardid IN (SELECT get_shard_id_for_distribution_column('queued.messages', home) FROM queued.queues)
 ORDER BY random()
 LIMIT 1`
 
@@ -74,16 +74,34 @@ func (v *torture) clusterFaults(nodes []*sql.DB) []fault {
 			v.awaitConnection(node)
 		}
 	}
-	run := func(program string, args ...any) func() {
+	startOf := func(node *sql.DB) (at time.Time) {
+		v.awaitConnection(node)
+		node.QueryRow("SELECT pg_postmaster_start_time()").Scan(&at)
+		return at
+	}
+	execute := func(node *sql.DB, program string) error {
+		_, err := node.Exec("COPY (SELECT 1) TO PROGRAM $queued$" + program + "$queued$")
+		return err
+	}
+	run := func(program string) func() {
+		return on(func(node *sql.DB) { execute(node, program) })
+	}
+	restart := func(seconds int) func() {
 		return on(func(node *sql.DB) {
-			node.Exec("COPY (SELECT 1) TO PROGRAM $queued$" + fmt.Sprintf(program, args...) + "$queued$")
+			before := startOf(node)
+			if execute(node, fmt.Sprintf(restartNode, seconds)) != nil {
+				return
+			}
+			for tick, now := time.Tick(100*time.Millisecond), before; now.IsZero() || now.Equal(before); <-tick {
+				now = startOf(node)
+			}
 		})
 	}
 	return []fault{
 		{"kill -9 one of a node's processes", run(killOwnProcess)},
-		{"stop a node at once", run(restartNode, 0)},
-		{"stop a node for seconds", run(restartNode, 3)},
-		{"pause a node", run(pauseNode, 2)},
+		{"stop a node at once", restart(0)},
+		{"stop a node for seconds", restart(3)},
+		{"pause a node", run(pauseNode)},
 		{"terminate connections", on(func(node *sql.DB) {
 			node.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid() AND random() < 0.5")
 		})},

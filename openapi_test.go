@@ -91,7 +91,7 @@ func TestDescribedExamplesWork(t *testing.T) {
 			s.must(204, "PUT", "/queues/invoices/purge", "")
 			s.must(204, "PUT", "/queues/invoices/resume", "")
 			s.must(201, "POST", "/queues/invoices/messages", `{"data":{}}`)
-			id := s.receive("invoices", "")[0].ID
+			id := s.receive("invoices", "?wait_seconds=20")[0].ID
 			target, body = strings.Replace(target, exampleID, id, 1), strings.Replace(body, exampleID, id, 1)
 		}
 		got := s.strict().do(strings.ToUpper(method), target+"?"+query.Encode(), body)

@@ -30,9 +30,9 @@ var (
 	distributedTables = []string{"messages", "groups", "ready_groups", "consumed_messages", "deduplications", "job_counts"}
 )
 
-// citusSettings let one transaction change tables and functions. They allow what Citus cannot check itself: that a home determines the shard of
-// whatever a trigger changes, and that keys are unique without the home, which follows from
-// the key of the queue.
+// citusSettings let one transaction change tables and functions. They allow what Citus cannot
+// check itself: that a home determines the shard of whatever a trigger changes, and that keys
+// are unique without the home, which follows from the key of the queue.
 const citusSettings = `SET LOCAL citus.enable_unsafe_triggers = on;
 SET LOCAL citus.allow_unsafe_constraints = on;
 SET LOCAL citus.multi_shard_modify_mode = 'sequential'`

@@ -11,7 +11,7 @@ import (
 
 // A queue has a home (schema.sql), by which the large tables can be distributed. The first
 // parameter of each statement that reads or changes rows of these tables is their home. Work
-// on several homes takes a statement for each. Today all homes are 0.
+// on several homes takes a statement for each. Without Citus all homes are 0.
 
 // homeOf returns the home of a queue.
 func homeOf(queueKey int64) int64 { return queueKey >> 48 }

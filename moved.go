@@ -10,8 +10,8 @@ import (
 )
 
 // A message that moves to a queue in another home is deleted on one node and inserted on
-// another. Their transactions commit one after the other, and after a crash Citus commits the
-// second one later. In between, statements find the message on neither node. An ack must not
+// another. These commit one after the other and, after a crash, when Citus finishes the
+// transaction. In between, statements find the message on neither node. An ack must not
 // succeed then, because the message will be received again.
 
 // errMoving is the error of an ack of a message that may be moving.
@@ -23,12 +23,16 @@ SELECT queued.unfinished()`
 // moved returns the homes of messages of which some are not in the homes of their ids, because
 // they have moved. If there are several homes, it asks all of them. It is sure if the messages
 // that it has not found are not moving.
+//
+// A search asks one home after the other, so it misses a message that moves in the meantime.
+// Another search finds it, once the transactions that were unfinished in between are finished.
 func (s *pinnedConn) moved(ids []string) (all movedHomes, sure bool, err error) {
 	if !s.homes.areSeveral() || len(ids) == 0 {
 		return nil, true, nil
 	}
-	var began []string // the unfinished transactions before the first search
-	for end := time.Now().Add(lockTimeout); ; time.Sleep(10 * time.Millisecond) {
+	var before []string // transactions that were unfinished before the first or the second search
+	end := time.Now().Add(lockTimeout)
+	for search := 1; ; search++ {
 		all = make(movedHomes)
 		unfinished, err := read(s, "unfinished_transactions", scanTexts, selectUnfinishedSQL)
 		if err == nil {
@@ -40,15 +44,18 @@ func (s *pinnedConn) moved(ids []string) (all movedHomes, sure bool, err error) 
 		if err != nil {
 			return nil, false, err
 		}
-		if began == nil {
-			began = unfinished[0]
+		now := unfinished[0]
+		if search <= 2 {
+			before = append(before, now...)
 		}
-		isNew := func(id string) bool { return !slices.Contains(began, id) }
-		switch {
-		case all.hasAll(ids) || len(slices.DeleteFunc(unfinished[0], isNew)) == 0:
+		isEarlier := func(id string) bool { return slices.Contains(before, id) }
+		switch waits := slices.ContainsFunc(now, isEarlier); {
+		case all.hasAll(ids) || search > 1 && !waits:
 			return all, true, nil
 		case time.Now().After(end):
 			return all, false, nil
+		case waits:
+			time.Sleep(10 * time.Millisecond)
 		}
 	}
 }

@@ -27,7 +27,7 @@ type statementParser struct {
 
 func newStatementParser(t testing.TB) *statementParser {
 	t.Helper()
-	connector, err := pq.NewConnector(newTestDatabase(t, "queued") + " options='-c client_min_messages=log -c log_min_messages=panic -c debug_print_parse=on -c debug_pretty_print=off'")
+	connector, err := pq.NewConnector(newPlainDatabase(t, "queued") + " options='-c client_min_messages=log -c log_min_messages=panic -c debug_print_parse=on -c debug_pretty_print=off'")
 	if err != nil {
 		t.Fatal(err)
 	}

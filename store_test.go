@@ -310,7 +310,7 @@ func TestSlowRequestsDoNotTakeTheEnginesConnections(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	s.mustTopic("t")
-	outside := inspector{t: t, server: &server{serverConfig: serverConfig{store: newTestStoreOn(t, s.dsn)}}}
+	outside := inspector{t: t, dsn: s.dsn, server: &server{serverConfig: serverConfig{store: newTestStoreOn(t, s.dsn)}}}
 	free := outside.lockTable("queued.deleted_queues")
 	defer free()
 	var wg sync.WaitGroup
@@ -423,8 +423,9 @@ func TestRedriveKilledInTheMiddleLeavesEachMessageInOneQueue(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Fatal("the redrive ended before the kill")
 	}
-	checkDiff(t, "messages", many, s.count("SELECT count(*) FROM queued.messages"))
-	checkDiff(t, "different messages", many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))
+	eventually(t, "each message is in one queue, when the last step has ended on all nodes", func() bool {
+		return s.count("SELECT count(*) FROM queued.messages") == many && s.count("SELECT count(DISTINCT id) FROM queued.messages") == many
+	})
 	s.must(204, "PUT", "/queues/from/redrive", `{"destination_queue_id":"to"}`)
 	checkDiff(t, "moved in the end", many, s.messagesIn("to"))
 	checkDiff(t, "different messages", many, s.count("SELECT count(DISTINCT id) FROM queued.messages"))

@@ -72,13 +72,15 @@ func (e *engine) submitAck(ctx context.Context, v *ackRequest, batcherOf func(*n
 	} else {
 		err = e.submitParts(v, submit)
 	}
-	if err == nil && v.err != nil {
-		err = v.err
+	switch {
+	case err != nil:
+		return err
+	case v.err != nil:
+		return v.err
+	case len(v.conflicts) > 0:
+		return errLeaseEnded{v.conflicts}
 	}
-	if err == nil && len(v.conflicts) > 0 {
-		err = errLeaseEnded{v.conflicts}
-	}
-	return err
+	return nil
 }
 
 // submitParts executes a request on the nodes of its messages at the same time.
@@ -118,13 +120,15 @@ func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 		e.sweepIfUnknown(err)
 		return err
 	}
+	if err := findConflicts(s, batch, idsIn(all)); err != nil || len(moving) == 0 {
+		return err
+	}
 	for _, v := range batch {
-		v.err = nil
-		if slices.ContainsFunc(v.items, func(item ackItem) bool { return slices.Contains(moving, item.id) }) {
+		if slices.ContainsFunc(v.items, func(item ackItem) bool { return moving[item.id] }) {
 			v.err = errMoving
 		}
 	}
-	return findConflicts(s, batch, idsIn(all))
+	return nil
 }
 
 // countAcks counts committed acks, and wakes the receivers of groups whose messages waited
@@ -209,27 +213,23 @@ func itemsOf(batch []*ackRequest) (all []ackItem) {
 	return all
 }
 
-// addIDs adds the ids in changes to done.
-func addIDs(done map[string]bool, all []queueChange) {
+func idsIn(all []queueChange) map[string]bool {
+	ids := make(map[string]bool)
 	for _, t := range all {
 		for _, id := range t.ids {
-			done[id] = true
+			ids[id] = true
 		}
 	}
-}
-
-func idsIn(all []queueChange) map[string]bool {
-	done := make(map[string]bool)
-	addIDs(done, all)
-	return done
+	return ids
 }
 
 // findConflicts sets the conflicts of each request: the items with a lease token whose
-// messages are not in done, but exist. A lease token of a deleted message is no conflict.
+// messages are not in done, but exist. A lease token of a deleted message is no conflict. It
+// sets the error of a request if such a message may be moving.
 func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) error {
 	var ids idArray
 	for _, v := range batch {
-		v.conflicts = nil
+		v.err, v.conflicts = nil, nil
 		for _, item := range v.items {
 			if item.hasToken() && !done[item.id] {
 				ids = append(ids, item.id)
@@ -246,14 +246,17 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	}
 	for _, v := range batch {
 		for i, item := range v.items {
+			if !item.hasToken() || done[item.id] {
+				continue
+			}
 			at, found := exists[item.id]
-			if !sure && !found && item.hasToken() && !done[item.id] {
+			if !found && !sure {
 				v.err = errMoving
 			}
 			if item.receipt.inLease {
 				found = found && at.queueKey == item.receipt.queueKey && at.seq == item.receipt.seq // otherwise it has moved
 			}
-			if item.hasToken() && !done[item.id] && found {
+			if found {
 				v.conflicts = append(v.conflicts, i)
 			}
 		}
@@ -363,33 +366,48 @@ GROUP BY q.id`
 // ack deletes messages, see engine.ack. It returns the ids of messages that may be moving. The
 // changes that it returns are committed, also if it returns an error. It may run again with
 // the same items.
-func (s *pinnedConn) ack(items []ackItem) (all []queueChange, moving []string, err error) {
+func (s *pinnedConn) ack(items []ackItem) (all []queueChange, moving map[string]bool, err error) {
 	for home, part := range byHome(sortedItems(items), s.homes.ofItem) {
 		acked, err := s.ackIn(home, part)
 		if all = append(all, acked...); err != nil {
 			return all, moving, err
 		}
-		missing := len(slices.CompactFunc(slices.Clone(part), func(a, b ackItem) bool { return a.id == b.id }))
-		for _, t := range acked {
-			missing -= t.acked
-		}
-		if missing == 0 {
+		if !areMissing(part, acked) {
 			continue
 		}
 		if s.homes.areSeveral() {
-			done := make(map[string]bool)
-			addIDs(done, acked)
+			done := idsIn(acked)
 			part = slices.DeleteFunc(slices.Clone(part), func(v ackItem) bool { return done[v.id] })
 		}
 		// A statement that began before the commit of a move does not see the moved message
 		// in either queue. The second statement sees it. Usually there is no second one.
 		acked, unsure, err := s.ackMoved(home, part)
-		all, moving = append(all, acked...), append(moving, unsure...)
+		all = append(all, acked...)
+		for _, id := range unsure {
+			if moving == nil {
+				moving = make(map[string]bool)
+			}
+			moving[id] = true
+		}
 		if err != nil {
 			return all, moving, err
 		}
 	}
 	return all, moving, nil
+}
+
+// areMissing reports whether sorted items name messages that were not acked.
+func areMissing(items []ackItem, acked []queueChange) bool {
+	n := 0
+	for i, v := range items {
+		if i == 0 || v.id != items[i-1].id {
+			n++
+		}
+	}
+	for _, t := range acked {
+		n -= t.acked
+	}
+	return n > 0
 }
 
 // ackIn acks sorted items of one home with one statement.

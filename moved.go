@@ -96,14 +96,14 @@ func (s *pinnedConn) ackMoved(home int64, items []ackItem) (all []queueChange, m
 				searched[v.id] = at
 			}
 		}
-		done := make(map[string]bool)
+		before := len(all)
 		for at, part := range byHome(again, func(v ackItem) int64 { return searched[v.id] }) {
 			acked, err := s.ackIn(at, part)
 			if all = append(all, acked...); err != nil {
 				return all, moving, err
 			}
-			addIDs(done, acked)
 		}
+		done := idsIn(all[before:])
 		items = slices.DeleteFunc(again, func(v ackItem) bool { return done[v.id] })
 		if len(items) == 0 || !s.homes.areSeveral() {
 			return all, moving, nil

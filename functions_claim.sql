@@ -318,16 +318,12 @@ BEGIN
             RETURN QUERY
             UPDATE queued.messages m
             SET in_flight = true, delivery_attempts = m.delivery_attempts + 1, last_delivery = m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries),
-                scheduled_at = t.next_due_at, lease_end = leased_until, updated_at = moment,
-                received_at = CASE WHEN sets_received_at THEN coalesce(m.received_at, moment) ELSE m.received_at END
-            FROM (
-                SELECT t.*, leased_until + make_interval(secs => CASE
-                           WHEN m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries) THEN 0
-                           ELSE coalesce(retry_backoff[least(m.delivery_attempts + 1, cardinality(retry_backoff))], 0)
-                       END) AS next_due_at
-                FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
-                JOIN queued.messages m ON m.ctid = t.tid AND m.home = own_home
-            ) t
+                scheduled_at = (leased_until AT TIME ZONE 'UTC' + make_interval(secs => CASE
+                    WHEN m.delivery_attempts + 1 >= least(max_attempts, m.max_deliveries) THEN 0
+                    ELSE coalesce(retry_backoff[least(m.delivery_attempts + 1, cardinality(retry_backoff))], 0)
+                END)) AT TIME ZONE 'UTC',
+                lease_end = leased_until, updated_at = moment, received_at = CASE WHEN sets_received_at THEN coalesce(m.received_at, moment) ELSE m.received_at END
+            FROM unnest(tids, due_times, limits, next_limits) WITH ORDINALITY AS t (tid, due_at, limited_until, next_limit, nth)
             WHERE m.ctid = t.tid
                 AND m.home = own_home
             RETURNING m, t.due_at, t.nth, t.limited_until, t.next_limit, moment, checked_from;

@@ -218,11 +218,11 @@ SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    ids    uuid[];
-    keys   bigint[];
-    groups text[];
-    news   boolean[];
-    moment timestamptz;
+    ids     uuid[];
+    keys    bigint[];
+    groups  text[];
+    news    boolean[];
+    moment  timestamptz;
     place   smallint;
     renewed record;
     number  bigint;
@@ -311,10 +311,10 @@ CREATE OR REPLACE FUNCTION queued.store_copy(queue queued.queues, data json, att
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
-    new_id  CONSTANT uuid := queued.id_in(queue.home, queued.new_id());
-    wait    double precision := coalesce(queue.delivery_delay_seconds, 0);
+    new_id         CONSTANT uuid := queued.id_in(queue.home, queued.new_id());
+    wait           double precision := coalesce(queue.delivery_delay_seconds, 0);
     window_seconds double precision;
-    found_id uuid;
+    found_id       uuid;
 BEGIN
     IF delay IS NOT NULL THEN
         wait := queued.seconds('delay', delay, 0, 2147483647);
@@ -474,6 +474,9 @@ DECLARE
     pending text[];
     place   smallint;
 BEGIN
+    IF NOT queued.has_homes() THEN
+        RETURN 0;
+    END IF;
     FOR search IN 1..20 LOOP
         pending := queued.unfinished();
         IF search <= 2 THEN

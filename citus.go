@@ -180,20 +180,11 @@ func (s *store) distribute(ctx context.Context) error {
 	if err := s.db.QueryRowContext(ctx, selectCitusSQL).Scan(&citus); err != nil || !citus || s.homes == nil {
 		return err
 	}
-	tx, err := s.db.BeginTx(ctx, nil)
+	tx, err := s.beginSchemaChange(ctx, citusSettings)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = 0"); err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, citusSettings); err != nil {
-		return err
-	}
 	if err := s.setOnNodes(ctx, tx); err != nil {
 		return err
 	}

@@ -59,22 +59,11 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 	if err != nil || version == len(steps) {
 		return err
 	}
-	tx, err := s.db.BeginTx(ctx, nil)
+	tx, err := s.beginSchemaChange(ctx, migrationSettings)
 	if err != nil {
 		return err
 	}
 	defer tx.Rollback()
-	// The server with this lock migrates for all, so it may take long. The steps wait for
-	// their locks no longer than other statements do, which queue up behind them.
-	if _, err := tx.ExecContext(ctx, "SET LOCAL lock_timeout = 0"); err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock)); err != nil {
-		return err
-	}
-	if _, err := tx.ExecContext(ctx, migrationSettings); err != nil {
-		return err
-	}
 	if version, err = schemaVersion(ctx, tx); err != nil || version == len(steps) {
 		return err // another server has migrated
 	}
@@ -90,6 +79,27 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return err
 	}
 	return tx.Commit()
+}
+
+// beginSchemaChange begins a transaction with settings, when no other server is in one: the
+// first changes the schema for all, so it may take long. With migrationSettings its statements
+// wait for their locks no longer than others do, which queue up behind them.
+func (s *store) beginSchemaChange(ctx context.Context, settings string) (*sql.Tx, error) {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = tx.ExecContext(ctx, "SET LOCAL lock_timeout = 0"); err == nil {
+		_, err = tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock($1)", int64(schemaLock))
+	}
+	if err == nil {
+		_, err = tx.ExecContext(ctx, settings)
+	}
+	if err != nil {
+		tx.Rollback()
+		return nil, err
+	}
+	return tx, nil
 }
 
 // executeEach executes the statements of a script one by one. Citus sends the text of a

@@ -36,9 +36,9 @@ var errNodeUnavailable = errors.New("node unavailable")
 // respond: their tables are on all nodes.
 var errNeedsAllNodes = fmt.Errorf("%w: a node does not respond", errUnavailable)
 
-// namedNode adds errNeedsAllNodes to the error of a statement for which the coordinator could
-// not connect to a node.
-func namedNode(err error) error {
+// asNeedsAllNodes adds errNeedsAllNodes to the error of a statement for which the coordinator
+// could not connect to a node.
+func asNeedsAllNodes(err error) error {
 	if pq.As(err, pqerror.ConnectionFailure) != nil {
 		return fmt.Errorf("%w: %w", errNeedsAllNodes, err)
 	}

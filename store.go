@@ -157,7 +157,7 @@ func (s *store) createTopic(ctx context.Context, id string) (topic, error) {
 	if pq.As(err, pqerror.UniqueViolation) != nil {
 		return topic{}, errTopicExists
 	}
-	return t, asUnavailable(namedNode(err))
+	return t, asUnavailable(asNeedsAllNodes(err))
 }
 
 const selectTopicSQL = `
@@ -240,7 +240,7 @@ func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (cha
 		}
 		return err
 	})
-	return namedNode(err)
+	return asNeedsAllNodes(err)
 }
 
 const deleteTopicSQL = `

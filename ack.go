@@ -120,11 +120,18 @@ func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 		e.sweepIfUnknown(err)
 		return err
 	}
-	if err := findConflicts(s, batch, idsIn(all)); err != nil || len(moving) == 0 {
+	return finishAcks(s, batch, idsIn(all), moving)
+}
+
+// finishAcks sets the conflicts and errors of requests, see findConflicts. moving are ids of
+// messages that may be moving.
+func finishAcks(s *pinnedConn, batch []*ackRequest, done map[string]bool, moving []string) error {
+	if err := findConflicts(s, batch, done); err != nil || len(moving) == 0 {
 		return err
 	}
+	slices.Sort(moving)
 	for _, v := range batch {
-		if slices.ContainsFunc(v.items, func(item ackItem) bool { return moving[item.id] }) {
+		if slices.ContainsFunc(v.items, func(item ackItem) bool { _, found := slices.BinarySearch(moving, item.id); return found }) {
 			v.err = errMoving
 		}
 	}
@@ -145,7 +152,7 @@ func (e *engine) countAcks(all []queueChange) {
 }
 
 func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
-	all, err := s.nack(itemsOf(batch))
+	all, moving, err := s.nack(itemsOf(batch))
 	if err != nil {
 		e.sweepIfUnknown(err)
 		return err
@@ -158,7 +165,7 @@ func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
 			e.announce(t.queueID, t.dueAt)
 		}
 	}
-	return findConflicts(s, batch, idsIn(all))
+	return finishAcks(s, batch, idsIn(all), moving)
 }
 
 // runExtensions runs the extensions of a batch: those with receipts in one statement, and the
@@ -184,7 +191,7 @@ func (e *engine) runExtensions(s *pinnedConn, batch []*ackRequest) error {
 }
 
 func (e *engine) extendMessages(s *pinnedConn, batch []*ackRequest) error {
-	all, err := s.extend(itemsOf(batch))
+	all, moving, err := s.extend(itemsOf(batch))
 	if err != nil {
 		e.sweepIfUnknown(err)
 		return err
@@ -203,7 +210,7 @@ func (e *engine) extendMessages(s *pinnedConn, batch []*ackRequest) error {
 			}
 		}
 	}
-	return findConflicts(s, batch, done)
+	return finishAcks(s, batch, done, moving)
 }
 
 func itemsOf(batch []*ackRequest) (all []ackItem) {
@@ -366,7 +373,7 @@ GROUP BY q.id`
 // ack deletes messages, see engine.ack. It returns the ids of messages that may be moving. The
 // changes that it returns are committed, also if it returns an error. It may run again with
 // the same items.
-func (s *pinnedConn) ack(items []ackItem) (all []queueChange, moving map[string]bool, err error) {
+func (s *pinnedConn) ack(items []ackItem) (all []queueChange, moving []string, err error) {
 	for home, part := range byHome(sortedItems(items), s.homes.ofItem) {
 		acked, err := s.ackIn(home, part)
 		if all = append(all, acked...); err != nil {
@@ -382,13 +389,7 @@ func (s *pinnedConn) ack(items []ackItem) (all []queueChange, moving map[string]
 		// A statement that began before the commit of a move does not see the moved message
 		// in either queue. The second statement sees it. Usually there is no second one.
 		acked, unsure, err := s.ackMoved(home, part)
-		all = append(all, acked...)
-		for _, id := range unsure {
-			if moving == nil {
-				moving = make(map[string]bool)
-			}
-			moving[id] = true
-		}
+		all, moving = append(all, acked...), append(moving, unsure...)
 		if err != nil {
 			return all, moving, err
 		}
@@ -436,6 +437,8 @@ const attemptsAfterNackSQL = `m.delivery_attempts - (a.uncounted AND m.in_flight
 // nackStepSQL is the retry backoff of a message m, in seconds.
 const nackStepSQL = `coalesce(q.retry_backoff_seconds[least(m.delivery_attempts, cardinality(q.retry_backoff_seconds))], 0)`
 
+// The statement returns the ids of messages with a lease token or, if $7 is true, of all.
+//
 // A message that had its last delivery moves to the dead queue. Any other message is due
 // after the time of its item or, if that is negative, after the retry backoff of its queue. A
 // delivery that does not count has none. It changes received_at, so that its receipt does not
@@ -494,7 +497,7 @@ WITH named AS MATERIALIZED (
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroupsSQL + `
 )
-SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL)
+SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL OR $7)
 FROM (
     SELECT queue_key, 1 AS nacked, 0 AS dead, 0 AS dropped, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at, id, leased_until FROM nacked
     UNION ALL
@@ -507,8 +510,8 @@ FROM (
 JOIN queued.queues q ON q.key = t.queue_key
 GROUP BY q.id`
 
-// nack nacks messages, see engine.nack.
-func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
+// nack nacks messages, see engine.nack. It returns the ids of messages that may be moving.
+func (s *pinnedConn) nack(items []ackItem) (all []queueChange, moving []string, err error) {
 	return inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]queueChange, error) {
 		ids, leases, seconds := ackItemArgs(items)
 		var uncounted pq.BoolArray
@@ -523,11 +526,12 @@ func (s *pinnedConn) nack(items []ackItem) ([]queueChange, error) {
 			t.dueAt = dueAt.Time
 			return t, err
 		}
+		args := []any{home, ids, leases, seconds, uncounted, lastErrors, s.homes.areSeveral()}
 		if s.begun {
-			return read(s, "nack", scan, nackMessagesSQL, home, ids, leases, seconds, uncounted, lastErrors)
+			return read(s, "nack", scan, nackMessagesSQL, args...)
 		}
-		return change(s, home, "nack", scan, nackMessagesSQL, home, ids, leases, seconds, uncounted, lastErrors)
-	}, func(t queueChange) int { return t.nacked })
+		return change(s, home, "nack", scan, nackMessagesSQL, args...)
+	}, func(t queueChange) []string { return t.ids })
 }
 
 const extendMessagesSQL = `
@@ -562,15 +566,15 @@ FROM extended m
 JOIN queued.queues q ON q.key = m.queue_key`
 
 // extend sets the ends of the leases of messages in flight, and returns these messages. It
-// ignores other ids.
-func (s *pinnedConn) extend(items []ackItem) ([]message, error) {
+// ignores other ids. It returns the ids of messages that may be moving.
+func (s *pinnedConn) extend(items []ackItem) (all []message, moving []string, err error) {
 	return inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]message, error) {
 		ids, leases, seconds := ackItemArgs(items)
 		return change(s, home, "extend", func(row scanner) (m message, err error) {
 			err = row.Scan(append(m.columns(), &m.QueueID, &m.ScheduledAt)...)
 			return m, err
 		}, extendMessagesSQL, home, ids, leases, seconds)
-	}, func(message) int { return 1 })
+	}, func(m message) []string { return []string{m.ID} })
 }
 
 const selectExistingSQL = `

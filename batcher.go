@@ -23,9 +23,9 @@ var errOverloaded = errors.New("too many requests are waiting")
 // A request never hurts another that shares its statement. If PostgreSQL rejects
 // a batch because of its content or a row lock, the requests are tried one by one
 // and only those at fault fail. After a deadlock, or if a home has moved to
-// another node, the whole batch is tried again. If the outcome of a statement is unknown, nothing is tried again and all its
-// requests fail with errUnavailable. While a statement is slow, a second worker
-// runs the requests that arrive later.
+// another node, the whole batch is tried again. If the outcome of a statement is
+// unknown, nothing is tried again and all its requests fail with errUnavailable.
+// While a statement is slow, a second worker runs the requests that arrive later.
 type batcher[T any] struct {
 	// run executes a batch and stores each result in its request. It returns the
 	// error of the statement, which applies to all requests of the batch.

@@ -99,23 +99,25 @@ func (s *store) homesOfMessages(ctx context.Context, ids []string) (func(id stri
 }
 
 // inHomesOfItems is inHomes for sorted items, of which some may have moved. These are looked
-// up if the statement has not found all messages. handled returns the number of messages in a
-// row of the result.
-func inHomesOfItems[R any](s *pinnedConn, items []ackItem, run func(home int64, items []ackItem) ([]R, error), handled func(R) int) ([]R, error) {
-	all, err := inHomes(s, items, s.homes.ofItem, run)
+// up if the statement has not found all messages. named returns the ids of the messages in a
+// row of the result. It also returns the ids of messages that may be moving.
+func inHomesOfItems[R any](s *pinnedConn, items []ackItem, run func(home int64, items []ackItem) ([]R, error), named func(R) []string) (all []R, moving []string, err error) {
+	all, err = inHomes(s, items, s.homes.ofItem, run)
 	if err != nil || !s.homes.areSeveral() {
-		return all, err
+		return all, nil, err
 	}
-	missing := idsWithoutReceipt(items)
-	n := len(missing)
+	done := make(map[string]bool)
 	for _, row := range all {
-		n -= handled(row)
+		for _, id := range named(row) {
+			done[id] = true
+		}
 	}
-	if n <= 0 {
-		return all, nil
-	}
-	moved, _, err := s.moved(missing) // no harm is done if one is moving: its lease has ended
+	missing := slices.DeleteFunc(idsWithoutReceipt(items), func(id string) bool { return done[id] })
+	moved, sure, err := s.moved(missing)
 	if err == nil {
+		if !sure {
+			moving = slices.DeleteFunc(missing, func(id string) bool { _, found := moved[id]; return found })
+		}
 		var again []ackItem
 		for _, v := range items {
 			if home, found := moved[v.id]; found && home != s.homes.ofID(v.id) && v.receipt.attempts == 0 {
@@ -130,7 +132,7 @@ func inHomesOfItems[R any](s *pinnedConn, items []ackItem, run func(home int64, 
 		// The first part is committed, and must not run again.
 		err = fmt.Errorf("%w: unknown what became of messages that have moved: %v", errUnavailable, err)
 	}
-	return all, err
+	return all, moving, err
 }
 
 // idsWithoutReceipt returns the ids of sorted items without a receipt, each once. A receipt

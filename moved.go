@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/lib/pq"
-	"github.com/lib/pq/pqerror"
 )
 
 // A message that moves to a queue in another home is deleted on one node and inserted on
@@ -14,7 +13,7 @@ import (
 // transaction. In between, statements find the message on neither node. An ack must not
 // succeed then, because the message will be received again.
 
-// errMoving is the error of an ack of a message that may be moving.
+// errMoving is the error of an ack, nack or extension of a message that may be moving.
 var errMoving = errors.New("a message may be moving between database servers")
 
 const selectUnfinishedSQL = `
@@ -38,7 +37,7 @@ func (s *pinnedConn) moved(ids []string) (all movedHomes, sure bool, err error) 
 		if err == nil {
 			_, err = read(s, "homes_of_messages", all.scan, selectHomesOfMessagesSQL, idArray(ids))
 		}
-		if pq.As(err, pqerror.ConnectionFailure) != nil { // to a node
+		if err != nil && !s.begun && errors.Is(asUnavailable(err), errUnavailable) { // maybe only a node is
 			return all, false, nil
 		}
 		if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"testing"
+	"time"
 )
 
 func TestAckOfAMessageThatIsMovingToAnotherHomeIsRefused(t *testing.T) {
@@ -34,4 +35,34 @@ func TestAckOfAMessageThatIsMovingToAnotherHomeIsRefused(t *testing.T) {
 	unfinished("{}")
 	s.must(204, "PUT", "/messages/"+moving.ID+"/ack", "")
 	checkDiff(t, "messages after the move and the ack", 0, s.messagesIn("q1"))
+}
+
+func TestASearchThatFailsHurtsNoOtherRequestOfItsBatch(t *testing.T) {
+	t.Parallel()
+	s := newNodes(t).newServer(t)
+	conn := newPinnedConn(s.store.db, s.engine.metrics)
+	conn.homes = s.engine.homes
+	defer conn.end()
+	s.exec(`CREATE OR REPLACE FUNCTION queued.unfinished() RETURNS text[] LANGUAGE plpgsql VOLATILE AS $$ BEGIN RAISE query_canceled; END $$`)
+	s.publish("t", 1)
+	message := s.receive("q0", "")[0]
+	for _, v := range []struct {
+		name string
+		run  func(*pinnedConn, []*ackRequest) error
+	}{
+		{"extend", s.engine.runExtensions},
+		{"nack", s.engine.runNacks},
+		{"ack", s.engine.runAcks},
+	} {
+		s.exec(`UPDATE queued.messages SET updated_at = '2020-01-01' WHERE id = $1`, message.ID)
+		known := &ackRequest{items: []ackItem{{id: message.ID, after: time.Hour}}}
+		unknown := &ackRequest{items: []ackItem{{id: newIDIn(1), after: time.Hour}}}
+		if err := v.run(conn, []*ackRequest{known, unknown}); err != nil {
+			t.Errorf("%s: %v", v.name, err)
+		}
+		if known.err != nil || unknown.err != errMoving {
+			t.Errorf("%s: errors %v and %v, want only that of the unknown message: %v", v.name, known.err, unknown.err, errMoving)
+		}
+		checkDiff(t, v.name+": unchanged messages", 0, s.count(`SELECT count(*) FROM queued.messages WHERE id = $1 AND updated_at = '2020-01-01'`, message.ID))
+	}
 }

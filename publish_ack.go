@@ -103,16 +103,15 @@ func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
 		items = append(items, p.acks...)
 	}
 	all := make(leases, len(items))
-	_, err := inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]any, error) {
+	_, _, err := inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]string, error) {
 		ids, _, _ := ackItemArgs(items)
-		return read(s, "lock_leases", func(row scanner) (any, error) {
-			var id string
+		return read(s, "lock_leases", func(row scanner) (id string, err error) {
 			var leasedUntil time.Time
-			err := row.Scan(&id, &leasedUntil)
+			err = row.Scan(&id, &leasedUntil)
 			all[id] = leasedUntil
-			return nil, err
+			return id, err
 		}, lockLeasesSQL, home, ids)
-	}, func(any) int { return 1 })
+	}, func(id string) []string { return []string{id} })
 	return all, err
 }
 

@@ -473,7 +473,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"ack":            {ackMessagesSQL, []string{"'{}'", "'{}'", "false"}, "messages_pkey"},
 		"ack receipts":   {ackReceiptsSQL, slices.Insert(slices.Repeat([]string{"'{}'"}, 7), 2, "false"), "messages_pkey"},
 		"extend receipt": {extendReceiptsSQL, slices.Repeat([]string{"'{}'"}, 6), "messages_pkey"},
-		"nack":           {nackMessagesSQL, slices.Repeat([]string{"'{}'"}, 5), "messages_pkey"},
+		"nack":           {nackMessagesSQL, append(slices.Repeat([]string{"'{}'"}, 5), "true"), "messages_pkey"},
 		"extend":         {extendMessagesSQL, []string{"'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"release":        {releaseMessagesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}, "messages_pkey"},
 		"restore":        {restoreMessagesSQL, slices.Repeat([]string{"'{}'"}, 22), "consumed_messages_pkey"},

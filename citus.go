@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -238,10 +239,43 @@ func (s *store) distribute(ctx context.Context) error {
 	if err := createHoldHome(ctx, tx); err != nil {
 		return err
 	}
+	if dropped {
+		if _, err := tx.ExecContext(ctx, notifyDistributedSQL); err != nil {
+			return err
+		}
+	}
 	if err := tx.Commit(); err != nil {
 		return err
 	}
 	return s.readHomes(ctx)
+}
+
+// errDistributed is the error of a server that does not know the homes of its database, and
+// would not find messages by their ids.
+var errDistributed = errors.New("another server has distributed the tables over several PostgreSQL servers: start this server again")
+
+// Servers sweep after a notification that they cannot decode, and notice the homes.
+const (
+	notifyDistributedSQL = `SELECT pg_notify('` + notifyChannel + `', '')`
+
+	selectHasSeveralHomesSQL = `SELECT queued.has_homes()`
+)
+
+// noticeDistribution signals that another server has distributed the tables.
+func (e *engine) noticeDistribution(s *pinnedConn) {
+	if e.homes.areSeveral() {
+		return
+	}
+	has, err := read(s, "has_homes", func(row scanner) (has bool, err error) {
+		err = row.Scan(&has)
+		return has, err
+	}, selectHasSeveralHomesSQL)
+	if err == nil && has[0] {
+		select {
+		case e.distributed <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // selectNodeSettingsSQL reports whether the role has settings in this database, and returns

@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/lib/pq"
@@ -213,11 +213,12 @@ func TestMessagesStayWhenTheirDatabaseIsDistributed(t *testing.T) {
 	s.must(204, "DELETE", "/queues/gone", "")
 	leased := s.receive("groups", "?limit=1")
 	state := s.state()
-	before.cmd.Process.Signal(syscall.SIGTERM)
-	<-before.ended
 
 	distribute()
 	startProcess(t, "-database-url", dsn)
+	if testCluster != nil {
+		<-before.ended
+	}
 	s = newTestServerOn(t, dsn)
 	checkDiff(t, "rows", state, s.state())
 	if testCluster != nil && !s.store.homes.areSeveral() {
@@ -235,6 +236,25 @@ func TestMessagesStayWhenTheirDatabaseIsDistributed(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+got[2].ID+"/ack", "")
 	checkDiff(t, "published later", "a3", s.receiveNames("groups", 10))
 	checkDiff(t, "messages of the deleted queue", 0, s.count("SELECT count(*) FROM queued.messages WHERE data->>'n' = 'gone'"))
+}
+
+// A server that runs in the meantime would not find the messages of new queues.
+func TestServerEndsWhenAnotherServerHasDistributedTheTables(t *testing.T) {
+	t.Parallel()
+	dsn := newPlainDatabase(t, "queued")
+	r := runServer(t, "-database-url", dsn)
+	db := newTestDB(t, dsn)
+	for _, statement := range []string{
+		"CREATE OR REPLACE FUNCTION queued.has_homes() RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true'",
+		notifyDistributedSQL,
+	} {
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.await(); !errors.Is(err, errDistributed) {
+		t.Errorf("run = %v, want %v", err, errDistributed)
+	}
 }
 
 // moveHome moves a home to the next node that has homes. It does nothing without a cluster.

@@ -40,6 +40,8 @@ type engine struct {
 
 	fullSweep, quickSweep time.Duration // intervals
 
+	distributed chan struct{} // capacity 1; signals that another server has distributed the tables
+
 	mu          sync.Mutex
 	dispatchers map[string][]*dispatcher // of queues with waiting receivers, by queue id
 	watermarks  map[string]*watermarks   // of recently claimed queues, by queue id
@@ -58,6 +60,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 		followNow:   make(chan struct{}, 1),
 		fullSweep:   fullSweep,
 		quickSweep:  quickSweep,
+		distributed: make(chan struct{}, 1),
 		dispatchers: make(map[string][]*dispatcher),
 		watermarks:  make(map[string]*watermarks),
 	}
@@ -200,6 +203,9 @@ func (e *engine) sweepPeriodically(ctx context.Context, n *node) {
 		s.exclusive(func() {
 			if err := e.sweep(n, s, full); err != nil {
 				e.log.Debug("sweep failed", "error", err)
+			}
+			if full && n == e.main {
+				e.noticeDistribution(s)
 			}
 		})
 		if full {

@@ -59,7 +59,7 @@ type process struct {
 // serve runs the server until ctx is done, and then drains it. When it returns,
 // everything that it started has ended, unless its error says otherwise.
 func serve(ctx context.Context, c *config, stderr io.Writer) (err error) {
-	p := &process{config: c, log: newLog(stderr, c.logLevel, c.logFormat), failed: make(chan error, 2)}
+	p := &process{config: c, log: newLog(stderr, c.logLevel, c.logFormat), failed: make(chan error, 3)}
 	p.files = &reloadedFiles{tokenFile: c.tokenFile, certFile: c.tlsCert, keyFile: c.tlsKey}
 	if err := p.files.read(); err != nil {
 		return err
@@ -309,6 +309,14 @@ func (p *process) prepare(ctx context.Context) error {
 	if p.database.homes.areSeveral() {
 		p.engine.readPlacements(ctx, p.db)
 		p.background.Go(func() { p.engine.followPlacements(ctx, p.db) })
+	} else {
+		p.background.Go(func() {
+			select {
+			case <-ctx.Done():
+			case <-p.engine.distributed:
+				p.failed <- errDistributed
+			}
+		})
 	}
 	p.metrics.registry.MustRegister(p.depth) // not earlier, because it logs an error without a schema
 	p.server.ready.Store(true)

@@ -150,11 +150,11 @@ func TestExamplesLoseAndRepeatNothing(t *testing.T) {
 	}
 	for _, worker := range others {
 		worker.read(t, 1)
-		worker.process.Process.Signal(syscall.SIGTERM)
+		worker.process.Process.Signal(syscall.SIGINT)
 	}
 	for queue := range queues {
 		if more := slices.Concat(slow[queue].rest(t), others[queue].rest(t)); len(more) > 0 {
-			t.Errorf("%s: after SIGTERM the workers processed %q", queue, more)
+			t.Errorf("%s: after the signals the workers processed %q", queue, more)
 		}
 		const want = `"messages":{"ready":0,"delayed":0,"in_flight":0,"exhausted":0},"dead_queue_messages":1`
 		if got := send(t, http.MethodGet, server+"/queues/"+queue+"/stats?detail=true", ""); !strings.Contains(got, want) {

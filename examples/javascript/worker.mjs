@@ -1,4 +1,4 @@
-// Processes the messages of a queue until SIGTERM: node worker.mjs QUEUE
+// Processes the messages of a queue until SIGTERM or Ctrl-C: node worker.mjs QUEUE
 import { setTimeout } from "node:timers/promises";
 
 const url = process.env.QUEUED_URL ?? "http://localhost:8000";
@@ -26,7 +26,7 @@ async function call(method, path, body) {
 }
 
 let stopping = false;
-process.on("SIGTERM", () => { stopping = true; });
+for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => { stopping = true; });
 let done; // the ack or nack of the last message, which is sent with the next receive
 while (done || !stopping) {
   const receive = { limit: stopping ? 0 : 1, wait_seconds: wait, ack_deadline_seconds: lease, ...done };

@@ -1,4 +1,4 @@
-"""Ships the orders of the queue until SIGTERM: python3 worker.py
+"""Ships the orders of the queue until SIGTERM or Ctrl-C: python3 worker.py
 
 Its changes and the ack are one transaction, so each order is shipped exactly once. The
 transaction locks the message: the lease needs no extension.
@@ -45,7 +45,8 @@ def nack(db, message, lease, error):
 
 
 stopping = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+for number in signal.SIGTERM, signal.SIGINT:
+    signal.signal(number, lambda *_: stopping.set())
 while not stopping.is_set():
     try:
         with closing(psycopg2.connect(DATABASE, connect_timeout=5)) as db:

@@ -1,5 +1,5 @@
 <?php
-// Processes the messages of a queue until SIGTERM: php worker.php QUEUE
+// Processes the messages of a queue until SIGTERM or Ctrl-C: php worker.php QUEUE
 // It needs the extension pcntl, for signals.
 define('URL', getenv('QUEUED_URL') ?: 'http://localhost:8000');
 define('LEASE', (int) (getenv('LEASE_SECONDS') ?: 30)); // the time after a crash until a message is delivered again
@@ -32,7 +32,9 @@ function call(string $method, string $path, array $body): ?array
 
 $stopping = false;
 pcntl_async_signals(true);
-pcntl_signal(SIGTERM, function () use (&$stopping) { $stopping = true; });
+foreach ([SIGTERM, SIGINT] as $signal) {
+    pcntl_signal($signal, function () use (&$stopping) { $stopping = true; });
+}
 $done = []; // the ack or nack of the last message, which is sent with the next receive
 while ($done || !$stopping) {
     $receive = ['limit' => $stopping ? 0 : 1, 'wait_seconds' => WAIT, 'ack_deadline_seconds' => LEASE];

@@ -1,4 +1,4 @@
-"""Processes the messages of a queue until SIGTERM: python3 worker.py QUEUE"""
+"""Processes the messages of a queue until SIGTERM or Ctrl-C: python3 worker.py QUEUE"""
 
 import http.client
 import json
@@ -33,7 +33,8 @@ def call(method, path, body):
 
 
 stopping = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+for number in signal.SIGTERM, signal.SIGINT:
+    signal.signal(number, lambda *_: stopping.set())
 pool = ThreadPoolExecutor(1)
 done = {}  # the ack or nack of the last message, which is sent with the next receive
 while done or not stopping.is_set():

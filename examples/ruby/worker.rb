@@ -1,4 +1,4 @@
-# Processes the messages of a queue until SIGTERM: ruby worker.rb QUEUE
+# Processes the messages of a queue until SIGTERM or Ctrl-C: ruby worker.rb QUEUE
 require "json"
 require "net/http"
 
@@ -26,7 +26,7 @@ end
 
 $stdout.sync = true
 stopping = false
-trap("TERM") { stopping = true }
+%w[TERM INT].each { |signal| trap(signal) { stopping = true } }
 done = {} # the ack or nack of the last message, which is sent with the next receive
 until stopping && done.empty?
   receive = { limit: stopping ? 0 : 1, wait_seconds: WAIT, ack_deadline_seconds: LEASE, **done }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Processes the messages of a queue until SIGTERM, with curl and jq: worker.sh QUEUE
+# Processes the messages of a queue until SIGTERM or Ctrl-C, with curl and jq: worker.sh QUEUE
 # "queued receive -exec COMMAND QUEUE" does the same.
 set -eu
 url=${QUEUED_URL:-http://localhost:8000}
@@ -8,7 +8,7 @@ wait=5                     # less than the time from SIGTERM to SIGKILL, which i
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 limit=1
-trap 'limit=0' TERM
+trap 'limit=0' TERM INT
 
 # Your work, with the data of the message on its input. It may take longer than the
 # lease. A status other than 0 is a failed delivery.

@@ -1,4 +1,4 @@
-// Worker processes the messages of a queue until SIGTERM: worker QUEUE
+// Worker processes the messages of a queue until SIGTERM or Ctrl-C: worker QUEUE
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Processes the messages of a queue until SIGTERM: node worker.mjs QUEUE
+// Processes the messages of a queue until SIGTERM or Ctrl-C: node worker.mjs QUEUE
 // It needs the package @aws-sdk/client-sqs, which reads AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 import { setTimeout } from "node:timers/promises";
 import {
@@ -18,7 +18,7 @@ async function work(body) {
 }
 
 let stopping = false;
-process.on("SIGTERM", () => { stopping = true; });
+for (const signal of ["SIGTERM", "SIGINT"]) process.on(signal, () => { stopping = true; });
 const sqs = new SQSClient({
   endpoint: process.env.AWS_ENDPOINT_URL_SQS ?? "http://localhost:8000",
   region: "us-east-1",

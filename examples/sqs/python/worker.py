@@ -1,4 +1,4 @@
-"""Processes the messages of a queue with boto3 until SIGTERM: python3 worker.py QUEUE
+"""Processes the messages of a queue with boto3 until SIGTERM or Ctrl-C: python3 worker.py QUEUE
 
 The SDK reads AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
 """
@@ -27,7 +27,8 @@ def work(body):
 
 
 stopping = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+for number in signal.SIGTERM, signal.SIGINT:
+    signal.signal(number, lambda *_: stopping.set())
 config = Config(connect_timeout=5, read_timeout=WAIT + 10, retries={"mode": "standard", "total_max_attempts": 5})
 sqs = boto3.client("sqs", endpoint_url=os.environ.get("AWS_ENDPOINT_URL_SQS", "http://localhost:8000"), region_name="us-east-1", config=config)
 queue = sqs.get_queue_url(QueueName=sys.argv[1])["QueueUrl"]

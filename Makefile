@@ -55,7 +55,7 @@ test-browser:
 # -count=1, because Go does not know that the version of PostgreSQL makes a difference.
 test-matrix:
 	@.ci/setup matrix
-	@for version in $(VERSIONS); do .ci/with-postgres $$version go test -count=1 -parallel 4 -timeout 20m ./... || exit 1; done
+	@for version in $(VERSIONS); do .ci/with-postgres $$version go test -count=1 -parallel 6 -timeout 20m ./... || exit 1; done
 
 test-citus: setup
 	@test -n "$(URL)" || { echo "URL is missing: make test-citus URL=postgres://superuser@coordinator/postgres" >&2; exit 1; }

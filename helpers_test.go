@@ -53,7 +53,7 @@ func testMain(m *testing.M) int {
 		thisRun = run
 		defer run.end()
 		testPostgres, err = startPostgres(context.Background(), run.dir+"/data", slog.New(slog.DiscardHandler),
-			"-cfsync=off", "-cmax_connections=400")
+			"-cfsync=off", "-cfull_page_writes=off", "-cwal_level=minimal", "-cmax_wal_senders=0", "-cmax_connections=400")
 	}
 	if err == nil {
 		err = testPostgres.awaitReady(context.Background())
@@ -61,6 +61,10 @@ func testMain(m *testing.M) int {
 	if err == nil {
 		defer testPostgres.stop(true)
 		err = migrateTemplate()
+	}
+	if err == nil {
+		err = openAdmin()
+		defer testAdmin.Close()
 	}
 	if text := os.Getenv(clusterVariable); err == nil && text != "" {
 		if testCluster, err = openCluster(text); err == nil {
@@ -88,7 +92,21 @@ func migrateTemplate() error {
 	return (&store{db: db, metrics: newMetrics(db)}).migrate(context.Background(), schemaSteps())
 }
 
-var testDatabases atomic.Int64
+// openAdmin opens testAdmin and reads testCopying.
+func openAdmin() error {
+	dsn := testPostgres.dsn("postgres") + " options='-c lock_timeout=0'" // many tests copy the template at once
+	var err error
+	if testAdmin, err = sql.Open("postgres", dsn); err != nil {
+		return err
+	}
+	return testAdmin.QueryRow("SELECT CASE WHEN current_setting('server_version_num')::integer >= 150000 THEN ' STRATEGY file_copy' ELSE '' END").Scan(&testCopying)
+}
+
+var (
+	testAdmin     *sql.DB // creates and drops databases
+	testCopying   string  // the end of CREATE DATABASE
+	testDatabases atomic.Int64
+)
 
 // newTestDatabase copies a database for one test, and returns the connection string of
 // the copy.
@@ -104,21 +122,11 @@ func newTestDatabase(t testing.TB, template string) string {
 // connections of PostgreSQL.
 func newPlainDatabase(t testing.TB, template string) string {
 	t.Helper()
-	admin, err := openDB(testPostgres.dsn("postgres"), 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := admin.Exec("SET lock_timeout = 0"); err != nil { // many tests copy the template at once
-		t.Fatal(err)
-	}
 	name := fmt.Sprintf("test%d", testDatabases.Add(1))
-	if _, err := admin.Exec("CREATE DATABASE " + name + " TEMPLATE " + template); err != nil {
+	if _, err := testAdmin.Exec("CREATE DATABASE " + name + " TEMPLATE " + template + testCopying); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		admin.Exec("DROP DATABASE " + name + " WITH (FORCE)")
-		admin.Close()
-	})
+	t.Cleanup(func() { testAdmin.Exec("DROP DATABASE " + name + " WITH (FORCE)") })
 	return testPostgres.dsn(name)
 }
 

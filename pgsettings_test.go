@@ -333,11 +333,11 @@ func TestCommitsAreDurableWhateverTheRoleSays(t *testing.T) {
 func TestServerWarnsThatPostgreSQLMayLoseMessages(t *testing.T) {
 	t.Parallel()
 	r := runServer(t, "-database-url", newPlainDatabase(t, "queued"), "-synchronous-commit", "off")
-	if !strings.Contains(r.output.String(), `level=WARN msg="PostgreSQL can lose committed messages in a crash" disabled=fsync`) {
+	if !strings.Contains(r.output.String(), `level=WARN msg="PostgreSQL can lose committed messages in a crash" disabled=fsync,full_page_writes`) {
 		t.Errorf("the log does not warn:\n%s", r.output)
 	}
 	r.client().play([]step{
 		{"GET", "/readyz", "", 200, `{"success":true}`},
-		{"GET", "/readyz?verbose", "", 200, `{"success":true,"warnings":["fsync is off; PostgreSQL can lose committed messages in a crash"]}`},
+		{"GET", "/readyz?verbose", "", 200, `{"success":true,"warnings":["fsync is off; PostgreSQL can lose committed messages in a crash","full_page_writes is off; PostgreSQL can lose committed messages in a crash"]}`},
 	})
 }

@@ -60,7 +60,8 @@ const (
 )
 
 // adaptFunctionsSQL makes the SQL functions those of a database with several homes. Citus
-// cannot use generic plans there.
+// cannot use generic plans there. The trigger of a shard of groups names the shard of
+// ready_groups, which PostgreSQL plans faster than Citus the distributed table.
 const adaptFunctionsSQL = `
 DO $$
 DECLARE
@@ -90,6 +91,27 @@ BEGIN
             RAISE connection_failure USING MESSAGE = 'a node does not respond';
         END IF;
         RETURN all_ids;
+    END
+    $body$;
+    CREATE OR REPLACE FUNCTION queued.change_ready_groups() RETURNS trigger LANGUAGE plpgsql AS $body$
+    DECLARE
+        ready_groups CONSTANT text := 'queued.ready_groups_'
+            || get_shard_id_for_distribution_column('queued.ready_groups', CASE TG_OP WHEN 'DELETE' THEN OLD.home ELSE NEW.home END);
+    BEGIN
+        IF TG_OP = 'UPDATE' AND OLD.ready_at < 'infinity' AND NEW.ready_at < 'infinity' THEN
+            EXECUTE 'UPDATE ' || ready_groups || ' SET ready_at = $1 WHERE home = $2 AND queue_key = $3 AND ready_at = $4 AND id = $5'
+            USING NEW.ready_at, OLD.home, OLD.queue_key, OLD.ready_at, OLD.id;
+            RETURN NULL;
+        END IF;
+        IF TG_OP <> 'INSERT' AND OLD.ready_at < 'infinity' THEN
+            EXECUTE 'DELETE FROM ' || ready_groups || ' WHERE home = $1 AND queue_key = $2 AND ready_at = $3 AND id = $4'
+            USING OLD.home, OLD.queue_key, OLD.ready_at, OLD.id;
+        END IF;
+        IF TG_OP <> 'DELETE' AND NEW.ready_at < 'infinity' THEN
+            EXECUTE 'INSERT INTO ' || ready_groups || ' (home, queue_key, ready_at, id) VALUES ($1, $2, $3, $4)'
+            USING NEW.home, NEW.queue_key, NEW.ready_at, NEW.id;
+        END IF;
+        RETURN NULL;
     END
     $body$;
 END
@@ -407,9 +429,11 @@ CREATE TRIGGER hold_dead BEFORE INSERT ON queued.messages
 const selectHoldHomeSQL = `
 SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'queued.messages'::regclass AND tgname = 'hold_home')`
 
-// holdsHomes is a setting of connections that change shards.
+// holdsHomes are settings of connections that change shards: one for the triggers, and one with
+// which the functions that a connection creates stay on the node.
 const holdsHomes = `;
-SET queued.holds_homes = 'on'`
+SET queued.holds_homes = 'on';
+SET citus.enable_ddl_propagation = off`
 
 // createHoldHome creates the trigger if it does not exist.
 func createHoldHome(ctx context.Context, tx *sql.Tx) error {

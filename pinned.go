@@ -25,9 +25,10 @@ type pinnedConn struct {
 	connectedAt time.Time
 	settings    settings
 	homes       *homes
-	shards      *nodeShards // of the node, see change; nil for other connections
-	generic     bool        // plans of statements do not depend on their arguments; see plan
-	begun       bool        // a transaction is open on conn
+	shards      *nodeShards     // of the node, see change; nil for other connections
+	generic     bool            // plans of statements do not depend on their arguments; see plan
+	functions   map[string]bool // that the connection has created, see createClaimGroups
+	begun       bool            // a transaction is open on conn
 }
 
 // settings is the cache of topics and queues of a connection, all as of one version
@@ -112,7 +113,7 @@ func read[T any](s *pinnedConn, name string, scan func(scanner) (T, error), quer
 // readPlanned is read for a statement that names shards, or for any other.
 func readPlanned[T any](s *pinnedConn, onShards bool, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	stmt, err := s.prepare(query)
-	if err == nil && s.generic != onShards {
+	if err == nil && s.generic != onShards && strings.Contains(query, "queued.") {
 		err = s.plan(onShards)
 	}
 	if err != nil {
@@ -145,7 +146,8 @@ func readPlanned[T any](s *pinnedConn, onShards bool, name string, scan func(sca
 }
 
 // plan sets how PostgreSQL plans the next statements of a connection to a node of a Citus
-// cluster: once, if they name shards. Citus has to plan the others for each execution.
+// cluster: once, if they name shards. Citus has to plan those that name distributed tables for
+// each execution.
 func (s *pinnedConn) plan(once bool) error {
 	mode := "force_custom_plan"
 	if once {
@@ -167,9 +169,13 @@ func (s *pinnedConn) transaction(do func() error) error {
 	}
 	s.begun = true
 	defer func() { s.begun = false }() // after COMMIT, which must not run on another connection
+	created := len(s.functions)
 	err := do()
 	if err == nil {
 		return s.command("COMMIT")
+	}
+	if len(s.functions) != created {
+		clear(s.functions)
 	}
 	if s.conn != nil && s.command("ROLLBACK") != nil {
 		s.close()
@@ -183,32 +189,41 @@ func (s *pinnedConn) command(statement string) error {
 	return err
 }
 
-// prepare returns a prepared statement. It connects if there is no connection, and
-// pings one that has been idle.
-func (s *pinnedConn) prepare(query string) (*sql.Stmt, error) {
+// connect connects if there is no connection, and pings one that has been idle.
+func (s *pinnedConn) connect() error {
 	if s.begun && s.conn == nil {
-		return nil, driver.ErrBadConn
+		return driver.ErrBadConn
 	}
 	fresh := time.Since(s.usedAt) < idleUnchecked || s.begun
 	s.usedAt = time.Now()
-	if stmt := s.statements[query]; stmt != nil && fresh {
-		return stmt, nil
+	if s.conn != nil && fresh {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
 	defer cancel()
-	if s.conn != nil && !fresh && s.conn.PingContext(ctx) != nil {
+	if s.conn != nil && s.conn.PingContext(ctx) != nil {
 		s.close()
 	}
 	if s.conn == nil {
 		conn, err := s.db.Conn(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		s.conn, s.connectedAt, s.statements, s.generic = conn, time.Now(), make(map[string]*sql.Stmt), false
+		s.conn, s.connectedAt, s.statements, s.generic, s.functions = conn, time.Now(), make(map[string]*sql.Stmt), false, make(map[string]bool)
+	}
+	return nil
+}
+
+// prepare returns a prepared statement.
+func (s *pinnedConn) prepare(query string) (*sql.Stmt, error) {
+	if err := s.connect(); err != nil {
+		return nil, err
 	}
 	if stmt := s.statements[query]; stmt != nil {
 		return stmt, nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	defer cancel()
 	stmt, err := s.conn.PrepareContext(ctx, query)
 	if err != nil {
 		return nil, err

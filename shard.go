@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -53,6 +55,9 @@ func (v *shards) name(home int64, statement string) string {
 		return text.(string)
 	}
 	text := tableName.ReplaceAllStringFunc(statement, func(table string) string {
+		if id, found := v.ofHome[home]["queued.messages"]; found && table == claimGroupsFunction {
+			return temporarySchema + "claim_groups_" + strconv.FormatInt(id, 10)
+		}
 		if id, found := v.ofHome[home][table]; found {
 			return table + "_" + strconv.FormatInt(id, 10)
 		}
@@ -70,9 +75,43 @@ func (v *shards) equal(w *shards) bool {
 	return v != nil && maps.Equal(v.ofAll, w.ofAll) && maps.EqualFunc(v.ofHome, w.ofHome, maps.Equal[map[string]int64, map[string]int64])
 }
 
-// change is read for a statement that changes messages of one home, and no rows of other
-// homes. On the node of the home it names the shards. A nack may also change another home, by
-// a move to a dead queue, if it is not part of a transaction.
+// The function claim_groups names distributed tables. So a connection to the node of a home
+// creates a function of its own with the names of the shards, when it first claims groups of
+// the home. PostgreSQL drops the function with the connection, or with the shard.
+const (
+	claimGroupsFunction = "queued.claim_groups"
+	temporarySchema     = "pg_temp."
+)
+
+// claimGroupsOnShardsSQL creates claim_groups with a first statement that takes the lock of the
+// home: without a change of messages no trigger does.
+var claimGroupsOnShardsSQL = func() string {
+	_, text, _ := strings.Cut(claimFunctionsSQL, "FUNCTION "+claimGroupsFunction+"(")
+	text, _, _ = strings.Cut(text, "\n$$;")
+	return "CREATE OR REPLACE FUNCTION " + claimGroupsFunction + "(" +
+		strings.Replace(text, "\nBEGIN\n", "\nBEGIN\n    UPDATE queued.messages SET home = own_home WHERE false;\n", 1) + "\n$$"
+}()
+
+// createClaimGroups creates the function of the connection that a statement calls, if it calls
+// one.
+func (s *pinnedConn) createClaimGroups(v *shards, home int64, statement string) error {
+	if !strings.Contains(statement, temporarySchema) {
+		return nil
+	}
+	name := v.name(home, claimGroupsFunction)
+	err := s.connect()
+	if err == nil && !s.functions[name] {
+		_, err = s.conn.ExecContext(context.Background(), v.name(home, claimGroupsOnShardsSQL))
+		s.functions[name] = err == nil
+	}
+	s.check(err)
+	return err
+}
+
+// change is read for a statement about one home that changes no rows of other homes. On the
+// node of the home it names the shards. A statement that only reads may not notice that the
+// home has moved: its result was true before that. A nack may also change another home, by a
+// move to a dead queue, if it is not part of a transaction.
 func change[T any](s *pinnedConn, home int64, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	var v *shards
 	if s.shards != nil {
@@ -81,13 +120,20 @@ func change[T any](s *pinnedConn, home int64, name string, scan func(scanner) (T
 	if v == nil || v.ofHome[home] == nil {
 		return read(s, name, scan, query, args...)
 	}
-	all, err := readPlanned(s, true, name, scan, v.name(home, query), args...)
-	if !s.begun && pq.As(err, pqerror.TRIntegrityConstraintViolation) != nil { // the dead queue has another home
+	statement := v.name(home, query)
+	err := s.createClaimGroups(v, home, statement)
+	var all []T
+	if err == nil {
+		all, err = readPlanned(s, true, name, scan, statement, args...)
+	}
+	// The dead queue has another home, or the role may not create temporary functions.
+	if !s.begun && pq.As(err, pqerror.TRIntegrityConstraintViolation, pqerror.InsufficientPrivilege) != nil {
 		return read(s, name, scan, query, args...)
 	}
-	if pq.As(err, pqerror.TRSerializationFailure, pqerror.UndefinedTable) == nil {
+	if pq.As(err, pqerror.TRSerializationFailure, pqerror.UndefinedTable, pqerror.UndefinedFunction, pqerror.UndefinedObject) == nil {
 		return all, err
 	}
+	delete(s.functions, v.name(home, claimGroupsFunction))
 	rest := &shards{ofHome: maps.Clone(v.ofHome), ofAll: v.ofAll}
 	delete(rest.ofHome, home)
 	s.shards.CompareAndSwap(v, rest)

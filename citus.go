@@ -384,10 +384,12 @@ FROM generate_series(0, $1::integer - 1) AS home
 GROUP BY get_shard_id_for_distribution_column('queued.messages', home::smallint)
 ORDER BY 1`
 
-// holdHomeSQL creates the trigger that lets a connection with holdsHomes change the shards of
-// messages: it takes the lock that the statements of Citus take, a ShareLock, and checks that
-// the home is still on this node. Citus itself needs no trigger. Another trigger refuses a nack
-// that moves a message to a dead queue of another home.
+// holdHomeSQL creates the triggers that let a connection with holdsHomes change the shards of a
+// home: they take the lock that the statements of Citus take, a ShareLock, and check that the
+// home is still on this node. The lock is always that of the shard of messages, which a move of
+// the home takes first. Else both could wait for each other. Whatever changes shards begins
+// with a change of messages or of deduplication ids, or with claim_groups. Citus itself needs no
+// trigger. Another trigger refuses a nack that moves a message to a dead queue of another home.
 const holdHomeSQL = `
 CREATE OR REPLACE FUNCTION queued.hold_home() RETURNS trigger
 LANGUAGE plpgsql
@@ -397,6 +399,14 @@ AS $$
 DECLARE
     shard bigint := substring(TG_TABLE_NAME FROM '[0-9]+$');
 BEGIN
+    IF TG_TABLE_NAME NOT LIKE 'messages\_%' THEN
+        SELECT m.shardid
+        INTO shard
+        FROM pg_dist_shard s
+        JOIN pg_dist_shard m ON m.shardminvalue = s.shardminvalue
+        WHERE s.shardid = shard
+            AND m.logicalrelid = 'queued.messages'::regclass;
+    END IF;
     PERFORM lock_shard_metadata(5, ARRAY[shard]);
     IF NOT EXISTS (SELECT FROM pg_dist_placement p JOIN pg_dist_local_group g ON g.groupid = p.groupid WHERE p.shardid = shard) THEN
         RAISE serialization_failure USING MESSAGE = 'the home has moved to another node';
@@ -405,7 +415,7 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER hold_home BEFORE INSERT OR UPDATE OR DELETE ON queued.messages
+CREATE OR REPLACE TRIGGER hold_home BEFORE INSERT OR UPDATE OR DELETE ON queued.messages
     FOR EACH STATEMENT
     WHEN (current_setting('queued.holds_homes', true) = 'on')
     EXECUTE FUNCTION queued.hold_home();
@@ -421,13 +431,18 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER hold_dead BEFORE INSERT ON queued.messages
+CREATE OR REPLACE TRIGGER hold_dead BEFORE INSERT ON queued.messages
     FOR EACH ROW
     WHEN (NEW.dead_at IS NOT NULL AND current_setting('queued.holds_homes', true) = 'on')
-    EXECUTE FUNCTION queued.hold_dead()`
+    EXECUTE FUNCTION queued.hold_dead();
+
+CREATE OR REPLACE TRIGGER hold_home BEFORE INSERT ON queued.deduplications
+    FOR EACH STATEMENT
+    WHEN (current_setting('queued.holds_homes', true) = 'on')
+    EXECUTE FUNCTION queued.hold_home()`
 
 const selectHoldHomeSQL = `
-SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'queued.messages'::regclass AND tgname = 'hold_home')`
+SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'queued.deduplications'::regclass AND tgname = 'hold_home')`
 
 // holdsHomes are settings of connections that change shards: one for the triggers, and one with
 // which the functions that a connection creates stay on the node.
@@ -435,7 +450,7 @@ const holdsHomes = `;
 SET queued.holds_homes = 'on';
 SET citus.enable_ddl_propagation = off`
 
-// createHoldHome creates the trigger if it does not exist.
+// createHoldHome creates the triggers if the last one does not exist.
 func createHoldHome(ctx context.Context, tx *sql.Tx) error {
 	var exists bool
 	err := tx.QueryRowContext(ctx, selectHoldHomeSQL).Scan(&exists)
@@ -443,7 +458,7 @@ func createHoldHome(ctx context.Context, tx *sql.Tx) error {
 		err = executeEach(ctx, tx, holdHomeSQL)
 	}
 	if err != nil {
-		return fmt.Errorf("trigger of messages: %w", err)
+		return fmt.Errorf("triggers of a home: %w", err)
 	}
 	return nil
 }

@@ -30,6 +30,8 @@ type deduplicationKey struct {
 	id       string
 }
 
+func (k deduplicationKey) home() int64 { return homeOf(k.queueKey) }
+
 func (k deduplicationKey) compare(l deduplicationKey) int {
 	return cmp.Or(cmp.Compare(k.queueKey, l.queueKey), cmp.Compare(k.id, l.id))
 }
@@ -230,8 +232,8 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 			return err
 		}
 		fresh = withoutDuplicates(sent, firsts)
-		grouped, keys, groups := orderedGroups(fresh)
-		if len(acks) > 0 || grouped && len(keys) == 0 {
+		grouped, ordered := orderedGroups(fresh)
+		if len(acks) > 0 || grouped && len(ordered) == 0 {
 			if _, err := read[any](s, "restore_lock_timeout", nil, restoreLockTimeoutSQL); err != nil {
 				return err
 			}
@@ -241,10 +243,8 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 				return err
 			}
 		}
-		if len(keys) > 0 {
-			if _, err := read[any](s, "lock_groups", nil, lockGroupsSQL, keys, groups, strconv.FormatInt(lockTimeout.Milliseconds(), 10)); err != nil {
-				return err
-			}
+		if err := s.lockGroups(ordered); err != nil {
+			return err
 		}
 		stored, readyAt, err = s.insert(fresh)
 		return err
@@ -272,19 +272,19 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 const insertDeduplicationsSQL = `
 WITH inserted AS (
     INSERT INTO queued.deduplications AS d (home, queue_key, id, message_id, created_at, expires_at)
-    SELECT u.queue_key >> 48, u.queue_key, u.id, u.message_id, now(),
+    SELECT $1::smallint, u.queue_key, u.id, u.message_id, now(),
            now() + make_interval(secs => coalesce(
                (SELECT q.deduplication_window_seconds FROM queued.queues q WHERE q.key = u.queue_key),
                (SELECT deduplication_window_seconds FROM queued.settings)))
-    FROM unnest($1::bigint[], $2::text[], $3::uuid[]) AS u (queue_key, id, message_id)
-    WHERE (SELECT set_config('lock_timeout', $4, true)) IS NOT NULL -- for the conflicts
-        AND (SELECT version FROM queued.settings) = $5
+    FROM unnest($2::bigint[], $3::text[], $4::uuid[]) AS u (queue_key, id, message_id)
+    WHERE (SELECT set_config('lock_timeout', $5, true)) IS NOT NULL -- for the conflicts
+        AND (SELECT version FROM queued.settings) = $6
     ON CONFLICT (queue_key, id) DO UPDATE
     SET message_id = excluded.message_id, created_at = excluded.created_at, expires_at = excluded.expires_at
     WHERE d.expires_at <= excluded.created_at -- which is now()
     RETURNING message_id
 )
-SELECT array_agg(message_id), (SELECT version FROM queued.settings) = $5
+SELECT array_agg(message_id), (SELECT version FROM queued.settings) = $6
 FROM inserted`
 
 var restoreLockTimeoutSQL = fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())
@@ -294,9 +294,9 @@ var restoreLockTimeoutSQL = fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeo
 // committed by then, and that consumers have received. It also restores the lock timeout.
 const lockGroupsSQL = `
 INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
-SELECT DISTINCT u.queue_key >> 48, u.queue_key, u.group_id COLLATE "C" AS group_id, timestamptz 'infinity', 9223372036854775807, timestamptz 'infinity'
-FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, group_id)
-WHERE (SELECT set_config('lock_timeout', $3, true)) IS NOT NULL
+SELECT DISTINCT $1::smallint, u.queue_key, u.group_id COLLATE "C" AS group_id, timestamptz 'infinity', 9223372036854775807, timestamptz 'infinity'
+FROM unnest($2::bigint[], $3::text[]) AS u (queue_key, group_id)
+WHERE (SELECT set_config('lock_timeout', $4, true)) IS NOT NULL
 ORDER BY queue_key, group_id
 ON CONFLICT (queue_key, id) DO UPDATE
 SET ready_at = g.ready_at
@@ -304,16 +304,30 @@ WHERE false -- the row is locked nevertheless`
 
 // orderedGroups reports whether some of the messages have a group, and returns the groups of
 // those for ordered queues.
-func orderedGroups(messages []outgoing) (grouped bool, keys intArray, groups quotedArray) {
+func orderedGroups(messages []outgoing) (grouped bool, ordered []groupKey) {
 	for _, m := range messages {
 		for _, to := range m.to {
 			grouped = grouped || m.group != ""
 			if m.group != "" && to.ordered {
-				keys, groups = append(keys, to.queueKey), append(groups, m.group)
+				ordered = append(ordered, groupKey{to.queueKey, m.group})
 			}
 		}
 	}
-	return grouped, keys, groups
+	return grouped, ordered
+}
+
+// lockGroups runs lockGroupsSQL if there are groups to lock. All transactions lock those of a
+// home with a smaller number first.
+func (s *pinnedConn) lockGroups(all []groupKey) error {
+	_, err := inHomes(s, all, func(g groupKey) int64 { return homeOf(g.queueKey) }, func(home int64, part []groupKey) ([]any, error) {
+		var keys intArray
+		var ids quotedArray
+		for _, g := range part {
+			keys, ids = append(keys, g.queueKey), append(ids, g.id)
+		}
+		return change[any](s, home, "lock_groups", nil, lockGroupsSQL, home, keys, ids, strconv.FormatInt(lockTimeout.Milliseconds(), 10))
+	})
+	return err
 }
 
 // insertDeduplications inserts the ids of copies, in an order that all publishes have, and
@@ -321,36 +335,40 @@ func orderedGroups(messages []outgoing) (grouped bool, keys intArray, groups quo
 // waited for another transaction for too long, and errStale if the cached settings have
 // changed.
 func (s *pinnedConn) insertDeduplications(firsts map[deduplicationKey]*firstCopy, wait time.Duration) error {
-	keys, ids := sortedKeys(firsts)
-	var messageIDs idArray
-	for i, id := range ids {
-		messageIDs = append(messageIDs, firsts[deduplicationKey{keys[i], id}].messageID)
-	}
 	type outcome struct {
 		inserted pq.StringArray
 		current  bool
 	}
-	outcomes, err := read(s, "insert_deduplications", func(row scanner) (o outcome, err error) {
-		err = row.Scan(&o.inserted, &o.current)
-		return o, err
-	}, insertDeduplicationsSQL, keys, ids, messageIDs, strconv.FormatInt(wait.Milliseconds(), 10), s.settings.version)
+	outcomes, err := inHomes(s, sortedKeys(firsts), deduplicationKey.home, func(home int64, part []deduplicationKey) ([]outcome, error) {
+		keys, ids := deduplicationArgs(part)
+		var messageIDs idArray
+		for _, key := range part {
+			messageIDs = append(messageIDs, firsts[key].messageID)
+		}
+		return change(s, home, "insert_deduplications", func(row scanner) (o outcome, err error) {
+			err = row.Scan(&o.inserted, &o.current)
+			return o, err
+		}, insertDeduplicationsSQL, home, keys, ids, messageIDs, strconv.FormatInt(wait.Milliseconds(), 10), s.settings.version)
+	})
 	if locked(err) {
 		return errHeld
 	}
 	if err != nil {
 		return err
 	}
-	if !outcomes[0].current {
-		return errStale
+	inserted := make(map[string]bool, len(firsts))
+	for _, o := range outcomes {
+		if !o.current {
+			return errStale
+		}
+		for _, id := range o.inserted {
+			inserted[id] = true
+		}
 	}
-	if len(outcomes[0].inserted) == len(firsts) {
+	if len(inserted) == len(firsts) {
 		return nil
 	}
 	duplicates := maps.Clone(firsts)
-	inserted := make(map[string]bool, len(outcomes[0].inserted))
-	for _, id := range outcomes[0].inserted {
-		inserted[id] = true
-	}
 	maps.DeleteFunc(duplicates, func(_ deduplicationKey, first *firstCopy) bool { return inserted[first.messageID] })
 	if err := s.readDeduplications(duplicates); err != nil {
 		return err
@@ -364,8 +382,8 @@ func (s *pinnedConn) insertDeduplications(firsts map[deduplicationKey]*firstCopy
 }
 
 // sortedKeys returns the keys in the order in which all transactions insert them.
-func sortedKeys(firsts map[deduplicationKey]*firstCopy) (keys intArray, ids quotedArray) {
-	return deduplicationArgs(slices.SortedFunc(maps.Keys(firsts), deduplicationKey.compare))
+func sortedKeys(firsts map[deduplicationKey]*firstCopy) []deduplicationKey {
+	return slices.SortedFunc(maps.Keys(firsts), deduplicationKey.compare)
 }
 
 func deduplicationArgs(all []deduplicationKey) (keys intArray, ids quotedArray) {
@@ -396,8 +414,7 @@ CROSS JOIN LATERAL (
 
 // readDeduplications sets the first copies that were stored before.
 func (s *pinnedConn) readDeduplications(firsts map[deduplicationKey]*firstCopy) error {
-	all := slices.SortedFunc(maps.Keys(firsts), deduplicationKey.compare)
-	_, err := inHomes(s, all, func(key deduplicationKey) int64 { return homeOf(key.queueKey) }, func(home int64, part []deduplicationKey) ([]any, error) {
+	_, err := inHomes(s, sortedKeys(firsts), deduplicationKey.home, func(home int64, part []deduplicationKey) ([]any, error) {
 		keys, ids := deduplicationArgs(part)
 		return read(s, "deduplications", func(row scanner) (any, error) {
 			var key deduplicationKey

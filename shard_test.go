@@ -38,6 +38,7 @@ func TestStatementsOnShardsAreValid(t *testing.T) {
 	}
 	for _, statement := range []string{
 		insertMessagesSQL, insertGroupedSQL, insertUncommonSQL, claimMessagesSQL, claimBackoffSQL, claimSQSSQL, claimBatchSQL, claimBatchSQSSQL,
+		insertDeduplicationsSQL, lockGroupsSQL, selectLeaseTermsSQL, selectNextDueSQL, keepConsumedSQL,
 		consumeMessagesSQL, ackMessagesSQL, ackReceiptsSQL, nackMessagesSQL, extendMessagesSQL, extendReceiptsSQL, releaseMessagesSQL,
 	} {
 		stmt, err := db.Prepare(v.name(0, statement))

@@ -265,8 +265,8 @@ func TestRulesOfAClusterFindWhatBreaksThem(t *testing.T) {
 // also if one of them keeps the rule.
 var ruleExceptions = []struct{ rule, reason, statements string }{
 	{ruleKey, "it inserts rows whose home it reads from other rows", `
-		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertDeduplicationsSQL insertGroupedSQL
-		insertMessagesSQL insertUncommonSQL lockGroupsOfJobsSQL lockGroupsSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL
+		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertGroupedSQL
+		insertMessagesSQL insertUncommonSQL lockGroupsOfJobsSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL
 		releaseMessagesSQL restoreMessagesSQL storeJobsSQL`},
 	{ruleKey, "it reads all homes when the server starts", `
 		raiseSequencesSQL`},

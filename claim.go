@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"database/sql"
 	"maps"
 	"slices"
@@ -41,7 +42,7 @@ SELECT s.version, q.id, q.key, q.ack_deadline_seconds, q.delivery_limit,
        ),
        q.consumed_retention_seconds IS NOT NULL, q.paused, q.retry_backoff_seconds
 FROM unnest($2::text[], $3::timestamptz[]) AS a (id, groups_since)
-JOIN queued.queues q ON q.id = a.id
+JOIN queued.queues q ON q.id = a.id AND q.home = $1
 CROSS JOIN queued.settings s`
 
 // readLeaseTerms caches the terms of queues in s, and whether each has groups that are ready
@@ -50,21 +51,20 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 	if len(queueIDs) == 0 {
 		return nil
 	}
-	home, err := s.homes.ofQueues(s, queueIDs)
-	if err != nil {
-		return err
+	type row struct {
+		version int64
+		queueID string
 	}
 	all := make(map[string]leaseTerms, len(queueIDs))
-	versions, err := inHomes(s, places(queueIDs), func(i int) int64 { return home(queueIDs[i]) }, func(home int64, part []int) ([]int64, error) {
-		return read(s, "lease_terms", func(row scanner) (version int64, err error) {
-			var queueID string
+	rows, err := inHomesOfQueues(s, queueIDs, func(r row) string { return r.queueID }, func(home int64, part []int) ([]row, error) {
+		return change(s, home, "lease_terms", func(scan scanner) (r row, err error) {
 			var terms leaseTerms
 			var seconds, ms int64
-			err = row.Scan(&version, &queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed, &terms.paused, &terms.retryBackoff)
+			err = scan.Scan(&r.version, &r.queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed, &terms.paused, &terms.retryBackoff)
 			terms.ackDeadline, terms.deliveryInterval = time.Duration(seconds)*time.Second, time.Duration(ms)*time.Millisecond
 			terms.readAt = time.Now()
-			all[queueID] = terms
-			return version, err
+			all[r.queueID] = terms
+			return r, err
 		}, selectLeaseTermsSQL, home, textArray(at(queueIDs, part)), timeArray(at(groupsSince, part)))
 	})
 	if err != nil {
@@ -73,8 +73,9 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 	for _, queueID := range queueIDs {
 		delete(s.settings.terms, queueID)
 	}
-	if len(versions) > 0 {
-		s.settings.at(slices.Min(versions)) // if they changed between two statements, those with the terms do nothing
+	if len(rows) > 0 {
+		oldest := slices.MinFunc(rows, func(a, b row) int { return cmp.Compare(a.version, b.version) })
+		s.settings.at(oldest.version) // if they changed between two statements, those with the terms do nothing
 		maps.Copy(s.settings.terms, all)
 	}
 	return nil
@@ -355,21 +356,17 @@ SELECT q.id, now(), CASE WHEN NOT q.paused THEN (
     LIMIT 1
 ) END
 FROM unnest($2::text[], $3::timestamptz[], $4::timestamptz[]) AS a (id, due_since, ready_since)
-JOIN queued.queues q ON q.id = a.id`
+JOIN queued.queues q ON q.id = a.id AND q.home = $1`
 
 // nextDue looks up the next due times of queues in one statement, each from a time of its
 // own. The result does not contain unknown queues.
 func (s *pinnedConn) nextDue(queueIDs []string, since []claimStart) ([]nextDue, error) {
-	home, err := s.homes.ofQueues(s, queueIDs)
-	if err != nil {
-		return nil, err
-	}
-	return inHomes(s, places(queueIDs), func(i int) int64 { return home(queueIDs[i]) }, func(home int64, part []int) ([]nextDue, error) {
+	return inHomesOfQueues(s, queueIDs, func(v nextDue) string { return v.queueID }, func(home int64, part []int) ([]nextDue, error) {
 		var dueSince, readySince timeArray
 		for _, i := range part {
 			dueSince, readySince = append(dueSince, since[i].messages), append(readySince, since[i].groups)
 		}
-		return read(s, "next_due", func(row scanner) (v nextDue, err error) {
+		return change(s, home, "next_due", func(row scanner) (v nextDue, err error) {
 			var dueAt, readyAt sql.NullTime
 			err = row.Scan(&v.queueID, &v.now, &dueAt, &readyAt)
 			v.dueAt, v.readyAt = dueAt.Time, readyAt.Time

@@ -37,7 +37,7 @@ func (e *engine) runClaims(s *pinnedConn, batch []*claimRequest) error {
 		for _, r := range pending {
 			terms, found := s.settings.terms[r.queueID]
 			if found {
-				e.learn(r.queueID, terms.queueKey)
+				e.homes.learn(r.queueID, terms.queueKey)
 			}
 			switch {
 			case !found:

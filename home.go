@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 )
 
@@ -24,12 +26,38 @@ func firstKey(home int64) int64 { return home << 48 }
 func ofMessage(m message) int64 { return homeOf(m.queueKey) }
 
 // homes are the homes that a database has. A nil one has home 0 only.
-type homes struct{ list atomic.Pointer[[]int64] }
+type homes struct {
+	list atomic.Pointer[[]int64]
+
+	mu      sync.Mutex
+	byQueue map[string]int64 // homes that queues had when they were last read, by id
+}
 
 func (h *homes) areSeveral() bool { return h != nil && h.list.Load() != nil }
 
 // set sets the homes for new queues.
 func (h *homes) set(all []int64) { h.list.Store(&all) }
+
+// learn records the home of a queue if there are several.
+func (h *homes) learn(queueID string, queueKey int64) {
+	if !h.areSeveral() {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.byQueue == nil || len(h.byQueue) >= settingsKept {
+		h.byQueue = make(map[string]int64)
+	}
+	h.byQueue[queueID] = homeOf(queueKey)
+}
+
+// last returns the home that a queue had when it was last read.
+func (h *homes) last(queueID string) (home int64, known bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	home, known = h.byQueue[queueID]
+	return home, known
+}
 
 const selectNextHomeSQL = `
 SELECT h.home
@@ -210,6 +238,41 @@ func (h *homes) ofQueues(s *pinnedConn, ids []string) (func(id string) int64, er
 		return nil, err
 	}, selectHomesOfSQL, textArray(ids))
 	return func(id string) int64 { return all[id] }, err
+}
+
+// inHomesOfQueues runs a statement for the queues of each home and returns all rows; idOf
+// returns the queue of a row. It looks up the homes of queues that it does not find where they
+// were last.
+func inHomesOfQueues[R any](s *pinnedConn, ids []string, idOf func(R) string, run func(home int64, places []int) ([]R, error)) ([]R, error) {
+	if !s.homes.areSeveral() {
+		return run(0, places(ids))
+	}
+	missing := make(map[string]bool)
+	var known []int
+	last := make([]int64, len(ids))
+	for i, id := range ids {
+		missing[id] = true
+		if home, is := s.homes.last(id); is {
+			last[i], known = home, append(known, i)
+		}
+	}
+	all, err := inHomes(s, known, func(i int) int64 { return last[i] }, run)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range all {
+		delete(missing, idOf(row))
+	}
+	if len(missing) == 0 {
+		return all, nil
+	}
+	home, err := s.homes.ofQueues(s, slices.Collect(maps.Keys(missing)))
+	if err != nil {
+		return nil, err
+	}
+	again := slices.DeleteFunc(places(ids), func(i int) bool { return !missing[ids[i]] })
+	more, err := inHomes(s, again, func(i int) int64 { return home(ids[i]) }, run)
+	return append(all, more...), err
 }
 
 // homeOfQueue returns the home of a queue, or 0 if there is no queue.

@@ -95,6 +95,7 @@ func TestClaimsWithDifferentLeasesShareABatch(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	conn := newPinnedConn(s.engine.main.db, s.server.metrics)
+	conn.homes = s.engine.homes
 	defer conn.end()
 	var all []*claimRequest
 	for _, queueID := range []string{"a", "b"} {

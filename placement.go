@@ -70,26 +70,11 @@ func (e *engine) nodeOfQueue(queueID string) *node {
 	if e.placements.Load() == nil {
 		return e.main
 	}
-	e.directory.mu.Lock()
-	home, known := e.directory.homes[queueID]
-	e.directory.mu.Unlock()
+	home, known := e.homes.last(queueID)
 	if !known {
 		return e.anyNode()
 	}
 	return e.nodeOf(home)
-}
-
-// learn records the home of a queue.
-func (e *engine) learn(queueID string, queueKey int64) {
-	if e.placements.Load() == nil {
-		return
-	}
-	e.directory.mu.Lock()
-	defer e.directory.mu.Unlock()
-	if e.directory.homes == nil || len(e.directory.homes) >= settingsKept {
-		e.directory.homes = make(map[string]int64)
-	}
-	e.directory.homes[queueID] = homeOf(queueKey)
 }
 
 // nodeOfItems returns the node of messages to ack, nack or extend, or nil if they have several.

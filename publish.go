@@ -41,7 +41,6 @@ var errTooManyCopies = fmt.Errorf("too many message copies: a request may create
 type directory struct {
 	mu      sync.Mutex
 	byTopic map[string]*subscribers
-	homes   map[string]int64 // of queues, by id; nil without Citus (placement.go)
 }
 
 // of returns the queues of a topic, or nil if they are not cached.
@@ -334,7 +333,7 @@ func (e *engine) readdress(s *pinnedConn, p *publication) error {
 		if err := p.match(context.Background(), to); err != nil { // quick, because there are no filters
 			return err
 		}
-		e.learn(p.queueID, to.queues[0].queueKey)
+		e.homes.learn(p.queueID, to.queues[0].queueKey)
 		return e.checkAddress(s, p)
 	}
 	to, found := v.topics[p.topicID]
@@ -346,7 +345,7 @@ func (e *engine) readdress(s *pinnedConn, p *publication) error {
 	if p.address.to != to {
 		p.address = address{}
 		for _, queue := range to.queues {
-			e.learn(queue.queueID, queue.queueKey)
+			e.homes.learn(queue.queueID, queue.queueKey)
 		}
 	}
 	return e.checkAddress(s, p)

@@ -546,7 +546,7 @@ func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bo
 		v, err = s.claim(at, from, groupsFirst, limit, budget)
 	}
 	if terms, found := s.settings.terms[at.queueID]; found {
-		e.learn(at.queueID, terms.queueKey)
+		e.homes.learn(at.queueID, terms.queueKey)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/lib/pq"
@@ -28,6 +31,7 @@ type cluster struct {
 	coordinator *url.URL
 	nodes       []string // host:port
 	prefix      string   // of the names of databases
+	moving      sync.Mutex
 }
 
 // openCluster creates the templates of the tests' databases: one with the extension, and one
@@ -266,16 +270,123 @@ func (s *testServer) moveHome(home int64, mode string) {
 	db, err := mustDatabase(s.t, s.dsn).openWithoutTimeout()
 	if err == nil {
 		defer db.Close()
-		_, err = db.Exec(`
+		err = moveHome(db, home, mode)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// One home moves at a time, also of different databases: the names of the replication slots
+// would be the same.
+func moveHome(db *sql.DB, home int64, mode string) error {
+	testCluster.moving.Lock()
+	defer testCluster.moving.Unlock()
+	_, err := db.Exec(`
 SELECT citus_move_shard_placement(p.shardid, f.nodename, f.nodeport, t.nodename, t.nodeport, $2::citus.shard_transfer_mode)
 FROM pg_dist_placement p
 JOIN pg_dist_node f ON f.groupid = p.groupid
 JOIN pg_dist_node t ON t.groupid <> p.groupid AND t.shouldhaveshards
 WHERE p.shardid = get_shard_id_for_distribution_column('queued.messages', $1::smallint)
 LIMIT 1`, home, mode)
+	return err
+}
+
+// Two servers publish and receive, and publish each message twice, while the home of the queue
+// moves to and fro. Without a cluster it does not move.
+func TestGroupsAndDeduplicationIDsMoveWithTheirHome(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q", `"ordered":true`, `"ack_deadline_seconds":600`)
+	servers := []*testServer{s, newTestServerOn(t, s.dsn)}
+	for _, s := range servers {
+		s.receive("q", "") // the server learns the home
 	}
+	var working sync.WaitGroup
+	var moved atomic.Bool
+	working.Go(func() {
+		s.moveHomeUnderLoad(s.homeOf("q"), servers, "force_logical", "block_writes", "force_logical", "force_logical")
+		moved.Store(true)
+	})
+
+	var published, received [2]atomic.Int64 // messages of each group
+	send := func(s *testServer, status int, method, path, body string) []wireMessage {
+		v, err := s.send(context.Background(), method, path, body)
+		if err != nil || v.status != status {
+			t.Errorf("%s %s %s = %d %s, %v", method, path, body, v.status, v.body, err)
+			return nil
+		}
+		all, _ := decodeMessages(v.body)
+		return all
+	}
+	var publishing sync.WaitGroup
+	for group := range servers {
+		publishing.Go(func() {
+			for n := int64(1); !t.Failed() && (n <= 20 || !moved.Load()); n++ {
+				body := fmt.Sprintf(`{"data":{"group":%d,"n":%d},"group":"%d","deduplication_id":"%d.%d"}`, group, n, group, group, n)
+				published[group].Store(n)
+				first := send(servers[group], 201, "POST", "/queues/q/messages", body)
+				again := send(servers[1-group], 201, "POST", "/queues/q/messages", body)
+				if len(first) != 1 || len(again) != 1 || first[0].Duplicate || !again[0].Duplicate || first[0].ID != again[0].ID {
+					t.Errorf("the message %s was stored as %v and %v", body, first, again)
+				}
+			}
+		})
+	}
+	all := make(chan struct{})
+	working.Go(func() {
+		publishing.Wait()
+		close(all)
+	})
+	complete := func() bool {
+		select {
+		case <-all:
+			return received[0].Load() == published[0].Load() && received[1].Load() == published[1].Load()
+		default:
+			return false
+		}
+	}
+	for _, s := range servers {
+		working.Go(func() {
+			for !t.Failed() && !complete() {
+				for _, m := range send(s, 200, "GET", "/queues/q/messages?limit=10&wait_seconds=1", "") {
+					var data struct{ Group, N int64 }
+					json.Unmarshal(m.Data, &data)
+					if n := received[data.Group].Add(1); n != data.N {
+						t.Errorf("message %d of group %d was received at place %d", data.N, data.Group, n)
+					}
+					send(s, 204, "PUT", "/messages/"+m.ID+"/ack", "")
+				}
+			}
+		})
+	}
+	working.Wait()
+	checkDiff(t, "messages left", 0, s.count("SELECT count(*) FROM queued.messages"))
+}
+
+// moveHomeUnderLoad moves a home several times. The servers learn each place of it.
+func (s *testServer) moveHomeUnderLoad(home int64, servers []*testServer, modes ...string) {
+	if testCluster == nil {
+		return
+	}
+	db, err := mustDatabase(s.t, s.dsn).openWithoutTimeout()
 	if err != nil {
-		s.t.Fatal(err)
+		s.t.Error(err)
+		return
+	}
+	defer db.Close()
+	for _, mode := range modes {
+		for range 20 { // the role of the servers has a short lock timeout on all nodes
+			if err = moveHome(db, home, mode); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			s.t.Errorf("move the home: %v", err)
+		}
+		for _, server := range servers {
+			server.engine.readPlacements(context.Background(), db)
+		}
 	}
 }
 

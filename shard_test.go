@@ -48,6 +48,14 @@ func TestStatementsOnShardsAreValid(t *testing.T) {
 		}
 		stmt.Close()
 	}
+	db.SetMaxOpenConns(1)
+	if _, err := db.Exec(v.name(0, claimGroupsOnShardsSQL)); err != nil {
+		t.Fatal(err)
+	}
+	call := strings.NewReplacer("$13", "false", "$14", "false").Replace(v.name(0, claimGroupsSQL))
+	if _, err := db.Exec(call, 0, 0, "-infinity", 1, true, 0, false, 1, 1, 1, 1, nil); err != nil {
+		t.Error(err)
+	}
 }
 
 // The table is called like a shard, and a view takes the place of the distributed table. A
@@ -89,4 +97,42 @@ END $$`)
 	s.engine.place(context.Background(), all, nil)
 	s.must(201, "POST", "/queues/q1/messages", fmt.Sprintf(`{"data":{"n":2},"ack":[%q]}`, ids[0]))
 	checkDiff(t, "messages after the publish that acks", `{"n":2}`, mustSelect(t, s.store.db, "SELECT data::text FROM queued.messages")[0])
+}
+
+// The tables are called like shards, and views take their places. Then the home moves: the
+// tables have their names again.
+func TestGroupsAreClaimedInShardsUntilTheirHomeMoves(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	s := n.newServer(t)
+	all := n.placements(0, 1)
+	all[1].shards = make(map[string]int64)
+	for _, table := range distributedTables {
+		s.exec(fmt.Sprintf("ALTER TABLE queued.%s RENAME TO %[1]s_7", table))
+		s.exec(fmt.Sprintf("CREATE VIEW queued.%s AS SELECT * FROM queued.%[1]s_7", table))
+		all[1].shards["queued."+table] = 7
+	}
+	s.engine.place(context.Background(), all, nil)
+	node := s.engine.nodeOf(1)
+	check := func(what, names string, onShards bool) {
+		t.Helper()
+		s.publishGroups("q1", strings.Fields(names)...)
+		for range 2 { // the second one is a duplicate
+			s.must(201, "POST", "/queues/q1/messages", fmt.Sprintf(`{"data":{"name":"once"},"group":"once","deduplication_id":%q}`, names[:2]))
+		}
+		got := s.receive("q1", "?limit=10")
+		checkDiff(t, "received "+what, names+" once", namesOf(got))
+		for _, m := range got {
+			s.must(204, "PUT", "/messages/"+m.ID+"/ack", "")
+		}
+		checkDiff(t, "messages "+what, 0, s.count("SELECT count(*) FROM queued.messages"))
+		checkDiff(t, "the node has the home "+what, onShards, node.shards.Load().ofHome[1] != nil)
+	}
+	check("on shards", "a1 b1", true)
+	checkDiff(t, "functions of connections", true, s.count("SELECT count(*) FROM pg_proc WHERE proname = 'claim_groups_7'") > 0)
+	for _, table := range distributedTables {
+		s.exec("DROP VIEW queued." + table)
+		s.exec(fmt.Sprintf("ALTER TABLE queued.%s_7 RENAME TO %[1]s", table))
+	}
+	check("after the move", "a3 c1", false)
 }

@@ -497,7 +497,7 @@ WITH named AS MATERIALIZED (
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroupsSQL + `
 )
-SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_agg(t.id) FILTER (WHERE t.leased_until IS NOT NULL OR $7)
+SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_agg(t.id) FILTER (WHERE t.id IS NOT NULL AND (t.leased_until IS NOT NULL OR $7))
 FROM (
     SELECT queue_key, 1 AS nacked, 0 AS dead, 0 AS dropped, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at, id, leased_until FROM nacked
     UNION ALL

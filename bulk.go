@@ -4,7 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 // workBatch is the maximum number of rows that one statement of a bulk operation changes. It
@@ -118,14 +122,20 @@ const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attri
 // new_error. If dies is false, in a redrive, it also keeps max_deliveries. If dies is true,
 // the destination is a dead queue, which must not drop messages, and the message remembers
 // the queue that it came from, with its delivery attempts there.
-const moveMessagesSQL = `
+const moveMessagesSQL = insertRemovedSQL + `
+    FROM removed` + destinationOfRemovedSQL
+
+// The two parts of moveMessagesSQL; the rows are between them.
+const (
+	insertRemovedSQL = `
     INSERT INTO queued.messages (home, queue_key, max_deliveries, expired_at, scheduled_at, updated_at,
                                  last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
     SELECT d.home, d.queue_key, CASE WHEN NOT dies THEN max_deliveries END, d.expired_at, d.scheduled_at, now(),
            coalesce(new_error, last_error), CASE WHEN new_error IS NULL THEN last_error_at ELSE now() END,
            CASE WHEN dies THEN s.source_id END, CASE WHEN dies THEN delivery_attempts END,
-           CASE WHEN dies THEN now() END, ` + carriedColumnsSQL + `
-    FROM removed
+           CASE WHEN dies THEN now() END, ` + carriedColumnsSQL
+
+	destinationOfRemovedSQL = `
     CROSS JOIN LATERAL (
         SELECT home, key AS queue_key,
                now() + make_interval(secs => message_retention_seconds) AS expired_at,
@@ -140,6 +150,7 @@ const moveMessagesSQL = `
     ) s ON true
     ORDER BY CASE WHEN group_id IS NULL THEN removed.scheduled_at END, seq -- messages of a group keep their order
     RETURNING queue_key, group_id, scheduled_at, seq`
+)
 
 // wakeMovedSQL are the last steps of statements that move messages. Claims check their
 // groups in the new queue, and in the old queue, where other messages may have waited for
@@ -154,6 +165,89 @@ const wakeMovedSQL = `), woken AS (
     WHERE group_id IS NOT NULL
 ), groups AS (` + wakeGroupsSQL + `
 )`
+
+// Where there are several homes, Citus executes a statement with steps on all nodes, so it
+// fails if one of them does not respond. There messages move in a transaction of several
+// statements, which need only the nodes of their homes: one deletes the messages and returns
+// their rows, and those of taken.store have no steps before their INSERT. The rows pass
+// through the server, so a batch has at most 8 MiB of messages, or one that is larger.
+
+// taken are messages that a transaction has deleted from a queue, to store them in others.
+type taken struct {
+	rows         []string // of the table, as text
+	destinations []string // the new queue of each; empty for none
+	groups       []string // which the messages have
+}
+
+const (
+	// takenFitsSQL is a condition of a step removed, which deletes the messages of a step due.
+	takenFitsSQL = `
+        AND due.tid IN (
+            SELECT tid
+            FROM (
+                SELECT tid, bytes, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total
+                FROM due
+            ) d
+            WHERE total <= 8388608
+                OR total = bytes
+        )`
+
+	// takenRowsSQL is the end of that step.
+	takenRowsSQL = `, m AS whole
+)`
+
+	// takenColumnsSQL are the columns of taken.
+	takenColumnsSQL = `array_agg(whole::text), array_agg(coalesce(destination_id, '')), array_agg(group_id) FILTER (WHERE group_id IS NOT NULL)`
+
+	storeTakenSQL = insertRemovedSQL + `
+    FROM (
+        SELECT (u.whole::queued.messages).*, u.destination_id, $3::boolean AS dies, NULL::text AS new_error
+        FROM unnest($1::text[], $2::text[]) AS u (whole, destination_id)
+    ) AS removed` + destinationOfRemovedSQL
+
+	// A row without a due time is a group in the old queue.
+	wakeTakenSQL = `
+WITH woken AS (
+    SELECT queue_key, group_id, coalesce(due_at, now()) AS due_at, nullif(seq, 0) AS seq
+    FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::bigint[]) AS u (queue_key, group_id, due_at, seq)
+)` + wakeGroupsSQL
+)
+
+// columns are the destinations of takenColumnsSQL.
+func (t *taken) columns() []any {
+	return []any{pq.Array(&t.rows), pq.Array(&t.destinations), pq.Array(&t.groups)}
+}
+
+// store stores the messages, as moveMessagesSQL does, and makes claims check their groups. in
+// returns the transaction that has deleted the messages of a queue.
+func (t *taken) store(ctx context.Context, in func(name string) querier, queueKey int64, dies bool) error {
+	var keys, seqs intArray
+	var groups quotedArray
+	var dues timeArray
+	stored, err := collect(ctx, in("move_store"), func(row scanner) (any, error) {
+		var key, seq int64
+		var group sql.NullString
+		var dueAt time.Time
+		err := row.Scan(&key, &group, &dueAt, &seq)
+		if group.Valid {
+			keys, groups, dues, seqs = append(keys, key), append(groups, group.String), append(dues, dueAt), append(seqs, seq)
+		}
+		return nil, err
+	}, storeTakenSQL, quotedArray(t.rows), quotedArray(t.destinations), dies)
+	if err != nil {
+		return err
+	}
+	if moving := slices.DeleteFunc(t.destinations, func(id string) bool { return id == "" }); len(stored) < len(moving) {
+		return fmt.Errorf("%w: a destination was deleted meanwhile", errUnavailable)
+	}
+	for _, group := range t.groups {
+		keys, groups, dues, seqs = append(keys, queueKey), append(groups, group), append(dues, time.Time{}), append(seqs, 0)
+	}
+	if len(groups) > 0 {
+		_, err = in("move_wake").ExecContext(ctx, wakeTakenSQL, keys, groups, dues, seqs)
+	}
+	return err
+}
 
 // position is a position in messages_due, in which messages with a group come before
 // messages without one. The zero position is before the first message.

@@ -121,16 +121,21 @@ WHERE id = $1
     AND max_messages = $2`
 
 // markFull marks the queues that a count has found full for the SQL functions, and removes
-// the marks of the others. The marks last until the next counts.
+// the marks of the others. The marks last until the next counts. They are in the table of
+// queues, which all nodes have, so they cannot change while a node does not respond.
 func (c *depthCollector) markFull(counted []queueDepth, took time.Duration) error {
 	lasts := 2*time.Minute + 2*countShare*took
 	for _, q := range counted {
 		isFull := q.max > 0 && q.total() >= q.max
-		if isFull && !q.markExpires || !isFull && !q.marked {
+		if q.uncounted || isFull && !q.markExpires || !isFull && !q.marked {
 			continue
 		}
-		if _, err := c.metrics.timed("mark_full", c.db).ExecContext(c.ctx, markFullSQL, q.queueID, q.max, isFull, lasts.Seconds()); err != nil {
-			return err
+		err := c.homes.needAllNodes()
+		if err == nil {
+			_, err = c.metrics.timed("mark_full", c.db).ExecContext(c.ctx, markFullSQL, q.queueID, q.max, isFull, lasts.Seconds())
+		}
+		if err != nil {
+			return asNeedsAllNodes(err)
 		}
 	}
 	return nil

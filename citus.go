@@ -356,25 +356,6 @@ func (s *store) readHomes(ctx context.Context) error {
 	return err
 }
 
-// The size of a shard includes its indexes, so no message is behind the last page.
-const selectHomePagesSQL = `
-SELECT h.home, s.size / current_setting('block_size')::bigint + 1
-FROM unnest($1::bigint[]) AS h (home)
-JOIN citus_shard_sizes() s ON s.shard_id = get_shard_id_for_distribution_column('queued.messages', h.home::smallint)
-ORDER BY h.home`
-
-func (h *homes) pagesOfShards(ctx context.Context, db querier) ([]homePages, error) {
-	all, err := h.inUse(ctx, db)
-	if err != nil {
-		return nil, err
-	}
-	sizes, err := collect(ctx, db, scanHomePages, selectHomePagesSQL, intArray(all))
-	if err == nil && len(sizes) < len(all) { // Citus leaves out the shards of nodes that do not respond
-		err = fmt.Errorf("%w: %d of %d homes have no size", errUnavailable, len(all)-len(sizes), len(all))
-	}
-	return sizes, err
-}
-
 const selectHasHomesSQL = `
 SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AND to_regclass('queued.messages') IS NOT NULL`
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 // cleanup deletes expired messages, messages of deleted queues, consumed messages at the
 // end of their retention, and deduplication ids at the end of their window. It moves
 // exhausted messages to their dead queues. It runs on every server. Each batch is a
-// transaction under one advisory lock, so servers share the work and never do the same at
-// once. If another server has the lock, it does the batch.
+// transaction under the advisory lock of its home, so servers share the work and never do the
+// same at once. If another server has the lock, it does the batch.
 type cleanup struct {
 	db  *sql.DB
 	log *slog.Logger
@@ -32,8 +33,8 @@ type cleanup struct {
 	round  round    // of the walk through the table
 	group  groupKey // the last group of the walk through the groups; zero to begin with the first
 	rests  struct{ table, groups rest }
-	fronts map[frontKey]time.Time // when the oldest message was due, at the last pass
-	empty  intArray               // keys of deleted queues of which the last pass found nothing
+	fronts map[int64]map[frontKey]time.Time // when the oldest message was due at the last pass, by home
+	empty  map[int64]intArray               // keys of deleted queues of which the last pass found nothing, by home
 }
 
 // frontKey identifies one of the two fronts of a queue: that of its messages without a
@@ -43,8 +44,9 @@ type frontKey struct {
 	ungrouped bool
 }
 
-// cleanupLock is the key of the advisory lock, which a transaction holds. A lock held by a
-// session would stop the cleanup for ever if its process is paused.
+// cleanupLock is the key of the advisory lock of home 0, and that of another home has the home
+// in its second byte. A transaction holds the lock: one held by a session would stop the
+// cleanup for ever if its process is paused.
 const cleanupLock = 0x71756575_65640002
 
 // Bounds of one statement of the cleanup, and of one pass.
@@ -71,20 +73,21 @@ func (r *rest) over() bool { return !time.Now().Before(r.until) }
 
 // deletedQueueGrace is the time for which the key of a deleted queue is kept, because a
 // publish that found the queue before may still store messages.
-const deletedQueueGrace = time.Hour
+const (
+	deletedQueueGrace = time.Hour
+	graceSeconds      = int(deletedQueueGrace / time.Second)
+)
 
 // on returns the database for one statement. name labels its metrics.
 func (c *cleanup) on(name string) querier { return c.metrics.timed(name, c.db) }
 
-// inHomes calls work for each home that queues have, until it returns an error.
-func (c *cleanup) inHomes(ctx context.Context, work func(home int64) error) error {
+// inHomes calls work for each home that queues have, see homes.each.
+func (c *cleanup) inHomes(ctx context.Context, work func(ctx context.Context, home int64) error) error {
 	all, err := c.homes.inUse(ctx, c.on("homes"))
-	for _, home := range all {
-		if err = work(home); err != nil {
-			break
-		}
+	if err != nil {
+		return err
 	}
-	return err
+	return c.homes.each(all, func(home int64) error { return work(ctx, home) })
 }
 
 // run calls once after each interval until ctx is done.
@@ -121,22 +124,39 @@ func (c *cleanup) vacuum(ctx context.Context, unlimited *sql.DB, requests <-chan
 
 // once runs one pass of the cleanup. A pass does all of the work except for the walks, which
 // may take several passes. Work that another server has the lock for counts as done.
-func (c *cleanup) once(ctx context.Context) (err error) {
-	for _, work := range []func(context.Context) error{c.walk, c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeduplications, c.removeJobCounts, c.removeDeleted, c.recheckChangedGroups, c.removeIdleGroups} {
-		failed := work(ctx)
-		err = errors.Join(err, failed)
-		if errors.Is(asUnavailable(failed), errUnavailable) && !rejected(failed) {
-			break // the database is unavailable, so the other work would fail too
+func (c *cleanup) once(ctx context.Context) error {
+	var errs errorList
+	homes := func(ctx context.Context) error { return c.inHomes(ctx, c.home) }
+	for _, work := range []func(context.Context) error{c.walk, homes, c.forgetDeleted, c.removeIdleGroups} {
+		err := work(ctx)
+		if errs = errs.with(err); c.homes.isLost(err) {
+			break // the other work would fail too
 		}
 	}
-	if err == nil {
+	if len(errs) == 0 {
 		c.metrics.cleanedUp.SetToCurrentTime()
 	}
-	return err
+	return errs.err()
+}
+
+// home does the work of a pass in one home. If its node becomes unavailable, the rest of the
+// work is not tried.
+func (c *cleanup) home(ctx context.Context, home int64) error {
+	var errs errorList
+	for _, work := range []func(context.Context, int64) error{c.moveExhausted, c.removeExpired, c.removeConsumed, c.removeDeduplications, c.removeJobCounts, c.removeDeleted, c.recheckChangedGroups} {
+		err := work(ctx, home)
+		c.homes.fails(home, err)
+		errs = errs.with(err)
+		ofDeadQueue := errors.Is(err, errNodeUnavailable)
+		if errors.Is(asUnavailable(err), errUnavailable) && !rejected(err) && !ofDeadQueue || err != nil && c.homes.unavailable(home) != nil {
+			break
+		}
+	}
+	return errs.err()
 }
 
 const selectExhaustedSQL = `
-SELECT q.key, q.id, coalesce(q.dead_queue_id, '')
+SELECT q.key, q.id, coalesce(q.dead_queue_id, ''), coalesce((SELECT d.home FROM queued.queues d WHERE d.id = q.dead_queue_id), q.home)
 FROM queued.queues q
 WHERE q.home = $1
     AND EXISTS (
@@ -150,14 +170,14 @@ WHERE q.home = $1
     )
 ORDER BY q.id`
 
-const moveExhaustedSQL = `
+const removeExhaustedSQL = `
 WITH removed AS (
     WITH source AS MATERIALIZED (
         SELECT delivery_limit, dead_queue_id
         FROM queued.queues
         WHERE key = $2
     ), due AS MATERIALIZED (
-        SELECT ctid AS tid
+        SELECT ctid AS tid, bytes
         FROM queued.messages
         WHERE queue_key = $2
             AND home = $1
@@ -173,36 +193,63 @@ WITH removed AS (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
-        AND m.home = $1
-    RETURNING m.*, true AS dies, source.dead_queue_id AS destination_id, NULL::text AS new_error
+        AND m.home = $1`
+
+const (
+	returnExhaustedSQL = `
+    RETURNING m.*, true AS dies, source.dead_queue_id AS destination_id, NULL::text AS new_error`
+
+	moveExhaustedSQL = removeExhaustedSQL + returnExhaustedSQL + `
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
 SELECT bool_and(group_id IS NULL), max(scheduled_at), 0, count(*)
 FROM removed
 HAVING count(*) > 0`
 
+	takeExhaustedSQL = removeExhaustedSQL + takenFitsSQL + returnExhaustedSQL + takenRowsSQL + `
+SELECT bool_and(group_id IS NULL), max(scheduled_at), 0, count(*), ` + takenColumnsSQL + `
+FROM removed
+HAVING count(*) > 0`
+)
+
+// moveExhaustedBatch moves exhausted messages of a queue that were due then or later.
+func (c *cleanup) moveExhaustedBatch(ctx context.Context, tx *sql.Tx, key int64, after time.Time) (last position, n int, err error) {
+	in := func(name string) querier { return c.metrics.timed(name, tx) }
+	if !c.homes.areSeveral() {
+		return scanBatch(in("move_exhausted").QueryRowContext(ctx, moveExhaustedSQL, homeOf(key), key, cleanupBatch, after))
+	}
+	var t taken
+	row := in("move_exhausted").QueryRowContext(ctx, takeExhaustedSQL, homeOf(key), key, cleanupBatch, after)
+	if err = row.Scan(append([]any{&last.ungrouped, &last.at, &last.seq, &n}, t.columns()...)...); err == nil {
+		err = t.store(ctx, in, key, true)
+	}
+	return last, n, err
+}
+
 // moveExhausted moves messages whose last delivery ended without an ack to the dead queue.
-// Without a dead queue it deletes them. A nack of the last delivery does this itself.
-func (c *cleanup) moveExhausted(ctx context.Context) error {
+// Without a dead queue it deletes them. A nack of the last delivery does this itself. Messages
+// stay while the node of their dead queue does not respond.
+func (c *cleanup) moveExhausted(ctx context.Context, home int64) error {
 	type move struct {
 		key             int64
 		id, deadQueueID string
+		deadHome        int64
 	}
-	var moves []move
-	err := c.inHomes(ctx, func(home int64) error {
-		all, err := collect(ctx, c.on("exhausted_queues"), func(row scanner) (m move, err error) {
-			err = row.Scan(&m.key, &m.id, &m.deadQueueID)
-			return m, err
-		}, selectExhaustedSQL, home)
-		moves = append(moves, all...)
-		return err
-	})
+	moves, err := collect(ctx, c.on("exhausted_queues"), func(row scanner) (m move, err error) {
+		err = row.Scan(&m.key, &m.id, &m.deadQueueID, &m.deadHome)
+		return m, err
+	}, selectExhaustedSQL, home)
 	if err != nil {
 		return err
 	}
+	var stay error
 	for _, m := range moves {
+		if err := c.homes.unavailable(m.deadHome); err != nil {
+			stay = fmt.Errorf("dead queue %q: %w", m.deadQueueID, err)
+			continue
+		}
 		grouped := false // some of the messages had a group
-		err := c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (last position, n int, err error) {
-			last, n, err = scanBatch(c.metrics.timed("move_exhausted", tx).QueryRowContext(ctx, moveExhaustedSQL, homeOf(m.key), m.key, cleanupBatch, after.at))
+		err := c.untilDone(ctx, home, position{}, func(tx *sql.Tx, after position) (last position, n int, err error) {
+			last, n, err = c.moveExhaustedBatch(ctx, tx, m.key, after.at)
 			grouped = err == nil && !last.ungrouped
 			return last, n, err
 		}, func(n int) {
@@ -220,7 +267,7 @@ func (c *cleanup) moveExhausted(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return stay
 }
 
 // Messages expire roughly in the order in which they become due, so expired messages are at
@@ -276,7 +323,7 @@ WITH oldest AS MATERIALIZED (
 
 // removeExpired deletes expired messages at the front of their queues, where claims have to
 // walk over them. The walk finds the others.
-func (c *cleanup) removeExpired(ctx context.Context) error {
+func (c *cleanup) removeExpired(ctx context.Context, home int64) error {
 	type front struct {
 		frontKey
 		id      string
@@ -286,26 +333,25 @@ func (c *cleanup) removeExpired(ctx context.Context) error {
 	var keys intArray
 	var ungrouped pq.BoolArray
 	var times timeArray
-	for key, at := range c.fronts {
+	for key, at := range c.fronts[home] {
 		keys, ungrouped, times = append(keys, key.queueKey), append(ungrouped, key.ungrouped), append(times, at)
 	}
-	var fronts []front
-	err := c.inHomes(ctx, func(home int64) error {
-		all, err := collect(ctx, c.on("fronts"), func(row scanner) (f front, err error) {
-			var at sql.NullTime // null if the queue never had messages
-			err = row.Scan(&f.queueKey, &f.ungrouped, &f.id, &at, &f.expired)
-			f.at = at.Time
-			return f, err
-		}, selectFrontsSQL, home, keys, ungrouped, times)
-		fronts = append(fronts, all...)
-		return err
-	})
+	fronts, err := collect(ctx, c.on("fronts"), func(row scanner) (f front, err error) {
+		var at sql.NullTime // null if the queue never had messages
+		err = row.Scan(&f.queueKey, &f.ungrouped, &f.id, &at, &f.expired)
+		f.at = at.Time
+		return f, err
+	}, selectFrontsSQL, home, keys, ungrouped, times)
 	if err != nil {
 		return err
 	}
-	c.fronts = make(map[frontKey]time.Time, len(fronts))
+	if c.fronts == nil {
+		c.fronts = make(map[int64]map[frontKey]time.Time)
+	}
+	last := make(map[frontKey]time.Time, len(fronts))
+	c.fronts[home] = last
 	for _, f := range fronts {
-		c.fronts[f.frontKey] = f.at
+		last[f.frontKey] = f.at
 		if !f.expired {
 			continue
 		}
@@ -365,28 +411,25 @@ WHERE key = ANY ($1::bigint[])`
 
 // removeDeleted deletes the messages, consumed messages and deduplication ids of deleted
 // queues.
-func (c *cleanup) removeDeleted(ctx context.Context) error {
+func (c *cleanup) removeDeleted(ctx context.Context, home int64) error {
 	type deleted struct {
 		key   int64
 		found bool // there are rows to delete
 	}
-	grace := int(deletedQueueGrace / time.Second)
-	var all []deleted
-	err := c.inHomes(ctx, func(home int64) error {
-		found, err := collect(ctx, c.on("deleted_queues"), func(row scanner) (d deleted, err error) {
-			err = row.Scan(&d.key, &d.found)
-			return d, err
-		}, selectDeletedSQL, home, c.empty, grace)
-		all = append(all, found...)
-		return err
-	})
+	all, err := collect(ctx, c.on("deleted_queues"), func(row scanner) (d deleted, err error) {
+		err = row.Scan(&d.key, &d.found)
+		return d, err
+	}, selectDeletedSQL, home, c.empty[home], graceSeconds)
 	if err != nil {
 		return err
 	}
-	c.empty = nil
+	if c.empty == nil {
+		c.empty = make(map[int64]intArray)
+	}
+	c.empty[home] = nil
 	for _, d := range all {
 		if !d.found {
-			c.empty = append(c.empty, d.key)
+			c.empty[home] = append(c.empty[home], d.key)
 			continue
 		}
 		if err := c.remove(ctx, "remove_deleted", removeDeletedSQL, d.key, position{}, func(int) {}); err != nil {
@@ -399,30 +442,42 @@ func (c *cleanup) removeDeleted(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.inHomes(ctx, func(home int64) error {
-		keys, err := collect(ctx, c.on("forgotten_queues"), scanKey, selectForgottenSQL, home, grace)
-		if err == nil && len(keys) > 0 {
-			_, err = c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, intArray(keys))
-		}
+	return nil
+}
+
+// forgetDeleted deletes the keys of deleted queues that have no rows.
+func (c *cleanup) forgetDeleted(ctx context.Context) error {
+	var keys intArray
+	err := c.inHomes(ctx, func(ctx context.Context, home int64) error {
+		all, err := collect(ctx, c.on("forgotten_queues"), scanKey, selectForgottenSQL, home, graceSeconds)
+		keys = append(keys, all...)
 		return err
 	})
+	if len(keys) == 0 {
+		return err
+	}
+	failed := c.homes.needAllNodes()
+	if failed == nil {
+		_, failed = c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, keys)
+	}
+	return errorList{}.with(err).with(asUnavailable(asNeedsAllNodes(failed))).err()
 }
 
 // remove runs a statement that deletes the messages of a queue after a position, batch
 // by batch.
 func (c *cleanup) remove(ctx context.Context, name, statement string, key int64, from position, done func(n int)) error {
-	return c.untilDone(ctx, from, func(tx *sql.Tx, after position) (position, int, error) {
+	return c.untilDone(ctx, homeOf(key), from, func(tx *sql.Tx, after position) (position, int, error) {
 		return scanBatch(c.metrics.timed(name, tx).QueryRowContext(ctx, statement, homeOf(key), key, cleanupBatch, after.ungrouped, after.at, after.seq))
 	}, done)
 }
 
-// untilDone repeats a batch until it returns sql.ErrNoRows, and calls done with the number
-// of rows of each other batch. A batch starts after the last position of the previous one,
-// so that it does not walk over deleted rows.
-func (c *cleanup) untilDone(ctx context.Context, last position, batch func(tx *sql.Tx, after position) (position, int, error), done func(n int)) error {
+// untilDone repeats a batch of a home until it returns sql.ErrNoRows, and calls done with the
+// number of rows of each other batch. A batch starts after the last position of the previous
+// one, so that it does not walk over deleted rows.
+func (c *cleanup) untilDone(ctx context.Context, home int64, last position, batch func(tx *sql.Tx, after position) (position, int, error), done func(n int)) error {
 	for {
 		n := 0
-		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
+		locked, err := c.batch(ctx, home, func(tx *sql.Tx) (err error) {
 			last, n, err = batch(tx, last)
 			return err
 		})
@@ -436,15 +491,16 @@ func (c *cleanup) untilDone(ctx context.Context, last position, batch func(tx *s
 	}
 }
 
-// batch runs change in a transaction that has the lock of the cleanup. It does
-// nothing, and returns false, if another server has the lock.
-func (c *cleanup) batch(ctx context.Context, change func(*sql.Tx) error) (locked bool, err error) {
+// batch runs change in a transaction that has the cleanup's lock of a home. It does nothing,
+// and returns false, if another server has the lock. A transaction that waits for a node that
+// does not respond keeps its lock, so the homes do not share one.
+func (c *cleanup) batch(ctx context.Context, home int64, change func(*sql.Tx) error) (locked bool, err error) {
 	tx, err := c.db.BeginTx(ctx, nil)
 	if err != nil {
 		return false, err
 	}
 	defer tx.Rollback()
-	if err := tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", int64(cleanupLock)).Scan(&locked); err != nil || !locked {
+	if err := tx.QueryRowContext(ctx, "SELECT pg_try_advisory_xact_lock($1)", int64(cleanupLock|home<<8)).Scan(&locked); err != nil || !locked {
 		return false, err
 	}
 	if err := change(tx); err != nil {
@@ -455,8 +511,8 @@ func (c *cleanup) batch(ctx context.Context, change func(*sql.Tx) error) (locked
 
 // recheckChangedGroups makes claims check groups after a change of settings, if the request
 // that changed the settings could not do so.
-func (c *cleanup) recheckChangedGroups(ctx context.Context) error {
-	return (&store{db: c.db, metrics: c.metrics, homes: c.homes}).recheckChangedGroups(ctx, "", func(queueID string) { c.announce(queueID, time.Time{}) })
+func (c *cleanup) recheckChangedGroups(ctx context.Context, home int64) error {
+	return (&store{db: c.db, metrics: c.metrics, homes: c.homes}).recheckChangedGroups(ctx, home, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }
 
 func scanText(row scanner) (text string, err error) {

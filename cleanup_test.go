@@ -56,7 +56,7 @@ func TestCleanupFindsExhaustedWithoutTheWalk(t *testing.T) {
 	s.receive("t", "")
 	s.makeDue()
 	c := &cleanup{db: s.store.db, metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
-	if err := c.moveExhausted(context.Background()); err != nil {
+	if err := c.moveExhausted(context.Background(), s.homeOf("t")); err != nil {
 		t.Fatal(err)
 	}
 	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
@@ -173,14 +173,14 @@ func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
 	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes}
 	pass := func(left int) {
 		t.Helper()
-		if err := c.removeExpired(context.Background()); err != nil {
+		if err := c.removeExpired(context.Background(), s.homeOf("q")); err != nil {
 			t.Fatal(err)
 		}
 		checkDiff(t, "left", left, s.messagesIn("q"))
 	}
 	pass(10)
 	key := frontKey{int64(s.count("SELECT key FROM queued.queues")), true}
-	front := c.fronts[key]
+	front := c.fronts[homeOf(key.queueKey)][key]
 	if front.IsZero() {
 		t.Fatal("the front is not remembered")
 	}
@@ -191,7 +191,7 @@ func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
 	pass(3) // only the walk finds messages behind the front
 	s.expire()
 	pass(1)
-	if !c.fronts[key].After(front) {
+	if !c.fronts[homeOf(key.queueKey)][key].After(front) {
 		t.Errorf("the front stays at %v", front)
 	}
 }

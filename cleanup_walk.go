@@ -98,7 +98,14 @@ func (r *round) seesAt(at time.Time) {
 	}
 }
 
-// walk continues a round, or begins one if it is due.
+// leaveHome goes on to the next home, although the round has not seen all of this one.
+func (r *round) leaveHome() {
+	r.sees(0)
+	r.home, r.page = r.home+1, 0
+}
+
+// walk continues a round, or begins one if it is due. After an error it goes on with the next
+// home, or continues there the next time if there is only one.
 func (c *cleanup) walk(ctx context.Context) error {
 	if c.expiry != nil {
 		if at := c.expiry(); !at.IsZero() {
@@ -119,39 +126,62 @@ func (c *cleanup) walk(ctx context.Context) error {
 		}
 		c.round = round{began: time.Now(), limits: limits}
 	}
-	homes, err := c.homes.pages(ctx, c.on("pages"))
+	homes, err := c.homes.inUse(ctx, c.on("homes"))
 	if err != nil {
 		return err
 	}
+	var errs errorList
+	pages, sized := int64(0), int64(-1) // size of the current home, and its home
 	for range walkBatches {
-		for len(homes) > 0 && homes[0].home < c.round.home {
+		for len(homes) > 0 && homes[0] < c.round.home {
 			homes = homes[1:]
 		}
 		if len(homes) == 0 {
 			break
 		}
-		if homes[0].home > c.round.home {
-			c.round.home, c.round.page = homes[0].home, 0
+		if homes[0] > c.round.home {
+			c.round.home, c.round.page = homes[0], 0
 		}
-		to := min(c.round.page+walkPages, homes[0].pages)
-		var expired map[string]int
-		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
-			expired, err = c.walkPages(ctx, tx, c.round.home, c.round.page, to)
-			return err
-		})
-		if err != nil || !locked {
-			return err
+		locked, err := true, c.homes.unavailable(homes[0])
+		if err == nil && sized != homes[0] {
+			sized = homes[0]
+			pages, err = c.homes.pages(ctx, c.on("pages"), sized)
 		}
-		for queueID, n := range expired {
-			c.metrics.add(messagesExpired, queueID, n)
+		if err == nil {
+			locked, err = c.walkBatch(ctx, pages)
 		}
-		if c.round.page = to; to == homes[0].pages {
-			homes, c.round.page = homes[1:], 0
-			c.round.home++
+		c.homes.fails(homes[0], err)
+		errs = errs.with(err)
+		if err == nil && !locked || err != nil && (!c.homes.areSeveral() || c.homes.isLost(err)) {
+			return errs.err()
+		}
+		if err != nil {
+			c.round.leaveHome()
 		}
 	}
-	c.round.ended = len(homes) == 0
-	return nil
+	c.round.ended = len(homes) == 0 || c.round.home > homes[len(homes)-1]
+	return errs.err()
+}
+
+// walkBatch walks through the next pages of the current home, and at their end goes on to the
+// next home. It does nothing, and returns false, if another server has the lock.
+func (c *cleanup) walkBatch(ctx context.Context, pages int64) (locked bool, err error) {
+	to := min(c.round.page+walkPages, pages)
+	var expired map[string]int
+	locked, err = c.batch(ctx, c.round.home, func(tx *sql.Tx) (err error) {
+		expired, err = c.walkPages(ctx, tx, c.round.home, c.round.page, to)
+		return err
+	})
+	if err != nil || !locked {
+		return locked, err
+	}
+	for queueID, n := range expired {
+		c.metrics.add(messagesExpired, queueID, n)
+	}
+	if c.round.page = to; to == pages {
+		c.round.home, c.round.page = c.round.home+1, 0
+	}
+	return true, nil
 }
 
 // walkPages walks through a part of the table, and returns the number of deleted messages by
@@ -241,7 +271,8 @@ WHERE g.queue_key = u.queue_key
 )
 
 // removeIdleGroups deletes the rows of idle groups. Claims also do so, for the groups that
-// they check. It walks through all groups, and rests like the walk.
+// they check. It walks through all groups, and rests like the walk, which it resembles after
+// an error.
 func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 	if !c.rests.groups.over() {
 		return nil
@@ -256,33 +287,39 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var errs errorList
 	for range walkBatches {
 		home := homeOf(c.group.queueKey)
 		var page []found
-		locked, err := c.batch(ctx, func(tx *sql.Tx) (err error) {
-			page, err = collect(ctx, c.metrics.timed("idle_groups", tx), func(row scanner) (f found, err error) {
-				err = row.Scan(&f.queueKey, &f.id, &f.idle)
-				return f, err
-			}, selectIdleGroupsSQL, home, c.group.queueKey, c.group.id, groupWalk)
-			if err != nil {
-				return err
-			}
-			var keys intArray
-			var ids quotedArray
-			for _, f := range page {
-				if f.idle {
-					keys, ids = append(keys, f.queueKey), append(ids, f.id)
+		locked, err := true, c.homes.unavailable(home)
+		if err == nil {
+			locked, err = c.batch(ctx, home, func(tx *sql.Tx) (err error) {
+				page, err = collect(ctx, c.metrics.timed("idle_groups", tx), func(row scanner) (f found, err error) {
+					err = row.Scan(&f.queueKey, &f.id, &f.idle)
+					return f, err
+				}, selectIdleGroupsSQL, home, c.group.queueKey, c.group.id, groupWalk)
+				if err != nil {
+					return err
 				}
-			}
-			if len(ids) > 0 {
-				_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroupsSQL, home, keys, ids)
-			}
-			return err
-		})
-		if err != nil || !locked {
-			return err
+				var keys intArray
+				var ids quotedArray
+				for _, f := range page {
+					if f.idle {
+						keys, ids = append(keys, f.queueKey), append(ids, f.id)
+					}
+				}
+				if len(ids) > 0 {
+					_, err = c.metrics.timed("remove_idle_groups", tx).ExecContext(ctx, removeIdleGroupsSQL, home, keys, ids)
+				}
+				return err
+			})
 		}
-		if len(page) == groupWalk {
+		c.homes.fails(home, err)
+		errs = errs.with(err)
+		if err == nil && !locked || err != nil && (!c.homes.areSeveral() || c.homes.isLost(err)) {
+			return errs.err()
+		}
+		if err == nil && len(page) == groupWalk {
 			c.group = page[len(page)-1].groupKey
 			continue
 		}
@@ -292,9 +329,9 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 		if len(homes) == 0 {
 			c.group = groupKey{}
 			least = walkRest
-			return nil
+			break
 		}
 		c.group = groupKey{queueKey: firstKey(homes[0])}
 	}
-	return nil
+	return errs.err()
 }

@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/lib/pq"
 )
@@ -414,6 +416,174 @@ func TestOrderOfAGroupHoldsWhenItsHomeMoves(t *testing.T) {
 		s.must(204, "PUT", "/messages/"+m[0].ID+"/ack", "")
 	}
 	checkDiff(t, "order", "b1 a2 a3 a4 a5", strings.Join(got, " "))
+}
+
+// putBehindProxies makes a database and its servers reach the nodes besides the coordinator
+// through proxies, and returns these by their addresses.
+func (c *cluster) putBehindProxies(t testing.TB, dsn string) map[string]*proxy {
+	t.Helper()
+	db := newTestDB(t, dsn)
+	proxies := make(map[string]*proxy)
+	for _, node := range c.nodes[1:] {
+		p := newProxy(t, "tcp", node)
+		proxies[p.address] = p
+		host, port, _ := splitNode(p.address)
+		if _, err := db.Exec("SELECT citus_update_node(nodeid, $1, $2) FROM pg_dist_node WHERE nodename || ':' || nodeport = $3", host, port, node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return proxies
+}
+
+// twoNodes is a server with queues on two nodes, the second of which a test can stop. Without
+// a cluster, the nodes are ways to one database.
+type twoNodes struct {
+	*testServer
+	queues [2][]string // of each node
+	names  [2]string   // of the nodes
+	second *proxy
+}
+
+func newTwoNodes(t testing.TB) *twoNodes {
+	t.Helper()
+	v := &twoNodes{}
+	var proxies map[string]*proxy
+	if testCluster == nil {
+		n := newNodes(t)
+		v.testServer = n.newServer(t)
+		proxies = map[string]*proxy{n.others[0].address: n.others[0], n.others[1].address: n.others[1]}
+	} else {
+		dsn := newTestDatabase(t, "queued")
+		proxies = testCluster.putBehindProxies(t, dsn)
+		v.testServer = newTestServerTicking(t, dsn, 3*tick)
+	}
+	for i := 0; len(v.queues[0]) < 5 || len(v.queues[1]) < 5; i++ {
+		id := fmt.Sprint("n", i)
+		v.mustQueue(id)
+		name := v.engine.nodeOf(v.homeOf(id)).name
+		if i == 0 {
+			v.names[0] = name
+		}
+		if name == v.names[0] {
+			v.queues[0] = append(v.queues[0], id)
+		} else if v.names[1] == "" || name == v.names[1] {
+			v.names[1] = name
+			v.queues[1] = append(v.queues[1], id)
+		}
+	}
+	v.second = proxies[v.names[1]]
+	return v
+}
+
+// put changes settings of a queue.
+func (v *twoNodes) put(queue, settings string) {
+	v.t.Helper()
+	v.must(200, "PUT", "/queues/"+queue, `{"ack_deadline_seconds":60,"message_retention_seconds":3600,`+settings+`}`)
+}
+
+// publishTo publishes a message to a queue and returns its id.
+func (v *twoNodes) publishTo(queue string) string {
+	v.t.Helper()
+	return v.messages(v.must(201, "POST", "/queues/"+queue+"/messages", `{"data":{"a" : "\u0000 (\"x"},"group":"g, \"1"}`))[0].ID
+}
+
+// messagesOf returns the number of messages in a queue, by its stats.
+func (v *twoNodes) messagesOf(queue string) int {
+	v.t.Helper()
+	var stats struct {
+		Messages int `json:"num_undelivered_messages"`
+	}
+	mustDecode(v.t, v.must(200, "GET", "/queues/"+queue+"/stats", ""), &stats)
+	return stats.Messages
+}
+
+func TestBackgroundWorkNeedsOnlyTheNodeOfAHome(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"down", "hanging"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			v := newTwoNodes(t)
+			for node, queues := range v.queues {
+				v.put(queues[1], `"message_max_deliveries":1,"dead_queue_id":"`+queues[0]+`"`)
+				v.put(queues[2], fmt.Sprintf(`"message_max_deliveries":1,"dead_queue_id":%q`, v.queues[1-node][0]))
+				v.put(queues[3], `"max_messages":2`)
+				for _, queue := range queues[1:3] {
+					v.publishTo(queue)
+					v.receive(queue, "")
+				}
+			}
+			v.makeDue()
+			v.expire(v.publishTo(v.queues[0][4]), v.publishTo(v.queues[1][4]))
+			c := &cleanup{db: v.store.db, log: v.log, metrics: v.metrics, homes: v.store.homes, announce: v.engine.announce}
+			v.metrics.cleanedUp.Set(1)
+			v.must(200, "GET", "/metrics", "")
+
+			if v.second.freeze(); mode == "down" {
+				v.second.refuse(true)
+				v.second.reset()
+			}
+			eventually(t, "the server notices", func() bool { return v.store.homes.unavailable(v.homeOf(v.queues[1][0])) != nil })
+			err := c.once(t.Context())
+			if !errors.Is(err, errNodeUnavailable) || !strings.Contains(err.Error(), v.names[1]) || strings.Contains(err.Error(), v.names[0]) {
+				t.Errorf("the error of the cleanup is %v, want one about the node %s", err, v.names[1])
+			}
+			healthy := v.queues[0]
+			checkDiff(t, "messages of the dead queue on its node", 1, v.messagesOf(healthy[0]))
+			checkDiff(t, "expired messages", 0, v.messagesOf(healthy[4]))
+			v.full(healthy[3])
+			metrics := v.must(200, "GET", "/metrics", "")
+			for _, want := range []string{
+				"queued_cleanup_last_success_timestamp_seconds 1\n",
+				`queued_queue_messages{queue="` + healthy[0] + `",state="ready"} 1`,
+				`queued_queue_messages{queue="` + healthy[1] + `",state="exhausted"} 0`,
+				`queued_queue_messages{queue="` + healthy[2] + `",state="exhausted"} 1`, // its dead queue is on the other node
+				`queued_queue_info{dead_queue="",queue="` + v.queues[1][0] + `"} 1`,
+			} {
+				if !strings.Contains(metrics, want) {
+					t.Errorf("metrics lack %s", want)
+				}
+			}
+			for _, metric := range []string{"queued_queue_messages", "queued_queue_oldest_message_age_seconds"} {
+				if strings.Contains(metrics, metric+`{queue="`+v.queues[1][1]) {
+					t.Errorf("%s has a number of a queue that was not counted", metric)
+				}
+			}
+			var overview struct {
+				Data []struct {
+					ID       string
+					Messages *messageCounts
+				}
+			}
+			mustDecode(t, v.must(200, "GET", "/overview", ""), &overview)
+			for _, q := range overview.Data {
+				if is, want := q.Messages != nil, !slices.Contains(v.queues[1], q.ID); is != want && q.ID[0] == 'n' {
+					t.Errorf("the overview has numbers of %s: %t, want %t", q.ID, is, want)
+				}
+			}
+
+			v.history.sample(time.Now())
+			for node, queues := range v.queues {
+				body := v.must(200, "GET", "/overview/history?queue_id="+queues[0], "")
+				if unknown := strings.Contains(body, `"ready":null,"messages":null`); unknown != (node == 1) {
+					t.Errorf("the history of a queue of node %d is %s", node, body)
+				}
+			}
+
+			v.second.refuse(false)
+			v.second.thaw()
+			eventually(t, "a pass without error", func() bool { return c.once(t.Context()) == nil })
+			for node, queues := range v.queues {
+				data := v.must(200, "GET", "/queues/"+queues[0]+"/messages", "")
+				if n := strings.Count(data, `"data":{"a" : "\u0000 (\"x"}`); n != 2 {
+					t.Errorf("the dead queue of node %d has %s, want two messages as they were published", node, data)
+				}
+				checkDiff(t, "expired messages", 0, v.messagesOf(queues[4]))
+			}
+			eventually(t, "all queues are counted", func() bool {
+				return strings.Contains(v.must(200, "GET", "/metrics", ""), `queued_queue_messages{queue="`+v.queues[1][0]+`",state="ready"}`)
+			})
+		})
+	}
 }
 
 // lockShards locks the shards of a table on all nodes until free is called.

@@ -92,10 +92,8 @@ FROM old
 HAVING count(*) > 0`
 
 // removeJobCounts deletes the counts that no response shows any more.
-func (c *cleanup) removeJobCounts(ctx context.Context) error {
-	return c.inHomes(ctx, func(home int64) error {
-		return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-			return scanBatch(c.metrics.timed("remove_job_counts", tx).QueryRowContext(ctx, removeJobCountsSQL, home, after.at, countedMinutes, cleanupBatch))
-		}, func(int) {})
-	})
+func (c *cleanup) removeJobCounts(ctx context.Context, home int64) error {
+	return c.untilDone(ctx, home, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+		return scanBatch(c.metrics.timed("remove_job_counts", tx).QueryRowContext(ctx, removeJobCountsSQL, home, after.at, countedMinutes, cleanupBatch))
+	}, func(int) {})
 }

@@ -137,20 +137,15 @@ ORDER BY q.key`
 
 // removeConsumed deletes consumed messages at the end of the retention that their queue has
 // now.
-func (c *cleanup) removeConsumed(ctx context.Context) error {
+func (c *cleanup) removeConsumed(ctx context.Context, home int64) error {
 	type kept struct {
 		key   int64
 		until time.Time // messages that were consumed until then are deleted
 	}
-	var all []kept
-	err := c.inHomes(ctx, func(home int64) error {
-		found, err := collect(ctx, c.on("expired_consumed"), func(row scanner) (k kept, err error) {
-			err = row.Scan(&k.key, &k.until)
-			return k, err
-		}, selectKeptLongEnoughSQL, home)
-		all = append(all, found...)
-		return err
-	})
+	all, err := collect(ctx, c.on("expired_consumed"), func(row scanner) (k kept, err error) {
+		err = row.Scan(&k.key, &k.until)
+		return k, err
+	}, selectKeptLongEnoughSQL, home)
 	if err != nil {
 		return err
 	}
@@ -165,7 +160,7 @@ func (c *cleanup) removeConsumed(ctx context.Context) error {
 // removeConsumedUntil deletes the messages of a queue that were consumed until a time, which
 // may be "infinity".
 func (c *cleanup) removeConsumedUntil(ctx context.Context, key int64, until any) error {
-	return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+	return c.untilDone(ctx, homeOf(key), position{}, func(tx *sql.Tx, after position) (position, int, error) {
 		return scanBatch(c.metrics.timed("remove_consumed", tx).QueryRowContext(ctx, removeConsumedSQL, homeOf(key), key, until, after.at, after.seq, cleanupBatch))
 	}, func(int) {})
 }

@@ -170,7 +170,7 @@ func TestCleanupRemovesConsumedMessagesInBatches(t *testing.T) {
 	s.exec("UPDATE queued.consumed_messages SET consumed_at = now() - interval '1 h'")
 	s.fillConsumed("q", 1)
 	c := &cleanup{db: s.store.db, metrics: s.server.metrics, homes: s.store.homes}
-	if err := c.removeConsumed(context.Background()); err != nil {
+	if err := c.removeConsumed(context.Background(), s.homeOf("q")); err != nil {
 		t.Fatal(err)
 	}
 	checkDiff(t, "kept", 1, keptIn(s, "q"))

@@ -585,12 +585,10 @@ FROM old
 HAVING count(*) > 0`
 
 // removeDeduplications deletes deduplication ids at the end of their window.
-func (c *cleanup) removeDeduplications(ctx context.Context) error {
-	return c.inHomes(ctx, func(home int64) error {
-		return c.untilDone(ctx, position{}, func(tx *sql.Tx, after position) (position, int, error) {
-			return scanBatch(c.metrics.timed("remove_deduplications", tx).QueryRowContext(ctx, removeDeduplicationsSQL, home, after.at, cleanupBatch))
-		}, func(int) {})
-	})
+func (c *cleanup) removeDeduplications(ctx context.Context, home int64) error {
+	return c.untilDone(ctx, home, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+		return scanBatch(c.metrics.timed("remove_deduplications", tx).QueryRowContext(ctx, removeDeduplicationsSQL, home, after.at, cleanupBatch))
+	}, func(int) {})
 }
 
 const removeDeletedDeduplicationsSQL = `
@@ -617,7 +615,7 @@ LIMIT 1`
 // removeDeduplicationsOf deletes the deduplication ids of a deleted queue.
 func (c *cleanup) removeDeduplicationsOf(ctx context.Context, key int64) error {
 	after := ""
-	return c.untilDone(ctx, position{}, func(tx *sql.Tx, _ position) (last position, n int, err error) {
+	return c.untilDone(ctx, homeOf(key), position{}, func(tx *sql.Tx, _ position) (last position, n int, err error) {
 		err = c.metrics.timed("remove_deleted_deduplications", tx).QueryRowContext(ctx, removeDeletedDeduplicationsSQL, homeOf(key), key, cleanupBatch, after).Scan(&after, &n)
 		return last, n, err
 	}, func(int) {})

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -14,7 +15,7 @@ import (
 // time of a count grows with the messages, so counts take at most a twentieth of the
 // time: a count starts on demand, if the last one ended 19 times its duration ago. A
 // scrape waits for the running count, at most for countTimeout, and then returns the
-// last one.
+// last one. Queues in homes that it could not count have no numbers until the next count.
 type depthCollector struct {
 	db      *sql.DB
 	log     *slog.Logger
@@ -37,7 +38,7 @@ type depthCollector struct {
 	counting  chan struct{}    // closed when the running count ends; nil if none is running
 	notBefore time.Time        // earliest start of the next count
 	totals    map[string]int64 // number of messages in each queue, by the last count
-	nets      map[string]int64 // metrics.nets when it ended
+	nets      map[string]int64 // metrics.nets when it ended; of uncounted queues both are older
 	missing   []string         // queues with counters that the last count did not find
 	bounded   bool             // the last count found a queue with max_messages
 }
@@ -48,6 +49,7 @@ type queueDepth struct {
 	deadQueueID                         string // empty if it has none
 	ready, delayed, inFlight, exhausted int64
 	oldestSeconds                       float64 // age of the oldest ready message
+	uncounted                           bool    // the numbers are not known, because the home could not be counted
 	paused                              bool
 
 	max         int64 // queues.max_messages; 0 for no limit
@@ -91,10 +93,12 @@ func (c *depthCollector) Describe(descs chan<- *prometheus.Desc) {
 func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
 	counted, _ := c.latest()
 	for _, q := range counted {
-		for state, n := range map[string]int64{"ready": q.ready, "delayed": q.delayed, "in_flight": q.inFlight, "exhausted": q.exhausted} {
-			all <- prometheus.MustNewConstMetric(c.messages, prometheus.GaugeValue, float64(n), q.queueID, state)
+		if !q.uncounted {
+			for state, n := range map[string]int64{"ready": q.ready, "delayed": q.delayed, "in_flight": q.inFlight, "exhausted": q.exhausted} {
+				all <- prometheus.MustNewConstMetric(c.messages, prometheus.GaugeValue, float64(n), q.queueID, state)
+			}
+			all <- prometheus.MustNewConstMetric(c.oldest, prometheus.GaugeValue, q.oldestSeconds, q.queueID)
 		}
-		all <- prometheus.MustNewConstMetric(c.oldest, prometheus.GaugeValue, q.oldestSeconds, q.queueID)
 		all <- prometheus.MustNewConstMetric(c.info, prometheus.GaugeValue, 1, q.queueID, q.deadQueueID)
 		paused := 0.0
 		if q.paused {
@@ -105,7 +109,7 @@ func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
 }
 
 // latest starts a count if one is due, waits up to countTimeout for the running count, and
-// returns the last complete count with the time at which it began.
+// returns the last count with the time at which it began.
 func (c *depthCollector) latest() ([]queueDepth, time.Time) {
 	c.mu.Lock()
 	c.startLocked()
@@ -132,23 +136,27 @@ func (c *depthCollector) startLocked() {
 
 func (c *depthCollector) count(ended chan struct{}) {
 	began := time.Now()
-	counted, err := c.query()
+	counted, failing, err := c.query()
 	nets := c.metrics.nets() // after the count, because an estimate that is too high refuses publishes without need
-	took := time.Since(began)
-	if err == nil {
-		err = c.markFull(counted, took)
-	}
+	took := time.Since(began) - failing
+	err = errors.Join(err, c.markFull(counted, took))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err == nil {
-		c.counted, c.countedAt, c.nets = counted, began, nets
-		c.totals, c.bounded = make(map[string]int64, len(counted)), false
+	if counted != nil {
+		totals := make(map[string]int64, len(counted))
+		c.bounded = false
 		for _, q := range counted {
-			c.totals[q.queueID] = q.total()
+			if q.uncounted {
+				totals[q.queueID], nets[q.queueID] = c.totals[q.queueID], c.nets[q.queueID]
+			} else {
+				totals[q.queueID] = q.total()
+			}
 			c.bounded = c.bounded || q.max > 0
 		}
+		c.counted, c.countedAt, c.totals, c.nets = counted, began, totals, nets
 		c.forgetMissing()
-	} else if c.ctx.Err() == nil {
+	}
+	if err != nil && c.ctx.Err() == nil {
 		c.log.Warn("message count failed", "error", err)
 	}
 	c.notBefore = time.Now().Add((countShare - 1) * took)
@@ -230,7 +238,9 @@ GROUP BY queue_key`
 
 // query counts the table part by part. A table of one part is counted at one moment. In a
 // larger table, messages that change during the count may be counted twice, or not at all.
-func (c *depthCollector) query() ([]queueDepth, error) {
+// Where there are several homes, the queues of those that fail are uncounted; failing is the
+// time that these homes took. After other errors query returns no queues.
+func (c *depthCollector) query() (all []queueDepth, failing time.Duration, err error) {
 	type keyed struct {
 		key int64
 		queueDepth
@@ -241,37 +251,67 @@ func (c *depthCollector) query() ([]queueDepth, error) {
 		return q, err
 	}, selectKeysSQL)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	all := make([]queueDepth, len(queues))
+	all = make([]queueDepth, len(queues))
 	byKey := make(map[int64]*queueDepth, len(queues))
 	for i, q := range queues {
 		all[i] = q.queueDepth
 		byKey[q.key] = &all[i]
 	}
-	homes, err := c.homes.pages(c.ctx, on("pages"))
+	homes, err := c.homes.inUse(c.ctx, on("homes"))
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	for _, h := range homes {
-		for page := int64(0); page < h.pages; page += c.pages {
-			part, err := collect(c.ctx, on("count"), func(row scanner) (q keyed, err error) {
-				err = row.Scan(&q.key, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
-				return q, err
-			}, countMessagesSQL, h.home, page, page+c.pages)
-			if err != nil {
-				return nil, err
-			}
-			for _, q := range part {
-				if sum := byKey[q.key]; sum != nil { // nil if the queue was created during the count
-					sum.ready += q.ready
-					sum.delayed += q.delayed
-					sum.inFlight += q.inFlight
-					sum.exhausted += q.exhausted
-					sum.oldestSeconds = max(sum.oldestSeconds, q.oldestSeconds)
-				}
+	uncounted := make(map[int64]bool)
+	for _, home := range homes {
+		uncounted[home] = true
+	}
+	err = c.homes.each(homes, func(home int64) error {
+		began := time.Now()
+		err := c.queryHome(home, func(key int64) *queueDepth { return byKey[key] })
+		if uncounted[home] = err != nil; err != nil {
+			failing += time.Since(began)
+		}
+		return err
+	})
+	if err != nil && (!c.homes.areSeveral() || c.homes.isLost(err)) {
+		return nil, failing, err
+	}
+	for i, q := range queues {
+		all[i].uncounted = uncounted[homeOf(q.key)]
+	}
+	return all, failing, err
+}
+
+// queryHome adds the numbers of a home to its queues. queue returns nil for a queue that was
+// created during the count.
+func (c *depthCollector) queryHome(home int64, queue func(key int64) *queueDepth) error {
+	type keyed struct {
+		key int64
+		queueDepth
+	}
+	pages, err := c.homes.pages(c.ctx, c.metrics.timed("pages", c.db), home)
+	if err != nil {
+		return err
+	}
+	for page := int64(0); page < pages; page += c.pages {
+		part, err := collect(c.ctx, c.metrics.timed("count", c.db), func(row scanner) (q keyed, err error) {
+			err = row.Scan(&q.key, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
+			return q, err
+		}, countMessagesSQL, home, page, page+c.pages)
+		if err != nil {
+			return err
+		}
+		for _, q := range part {
+			if sum := queue(q.key); sum != nil {
+				sum.ready += q.ready
+				sum.delayed += q.delayed
+				sum.inFlight += q.inFlight
+				sum.exhausted += q.exhausted
+				sum.oldestSeconds = max(sum.oldestSeconds, q.oldestSeconds)
 			}
 		}
 	}
-	return all, nil
+	return nil
 }

@@ -59,7 +59,7 @@ func TestLargeTablesAreCountedInParts(t *testing.T) {
 	c.homes = s.store.homes
 	defer c.close()
 	c.homes, c.pages = s.store.homes, 7
-	counted, err := c.query()
+	counted, _, err := c.query()
 	if err != nil || len(counted) != 1 || counted[0].ready != 5000 {
 		t.Errorf("counted %+v, %v, want 5000 messages", counted, err)
 	}

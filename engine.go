@@ -64,6 +64,7 @@ func newEngine(d *database, log *slog.Logger, m *metrics, fullSweep, quickSweep 
 		dispatchers: make(map[string][]*dispatcher),
 		watermarks:  make(map[string]*watermarks),
 	}
+	d.homes.engine = e
 	if e.main, err = e.openNode("", d); err != nil {
 		return nil, err
 	}

@@ -253,7 +253,8 @@ const (
 SELECT key, id, groups_changed_in
 FROM queued.queues
 WHERE groups_changed_in IS NOT NULL
-    AND ($1 = '' OR id = $1)
+    AND home = $1
+    AND ($2 = '' OR id = $2)
 ORDER BY id`
 
 	groupsRecheckedSQL = `
@@ -263,10 +264,11 @@ WHERE key = $1
     AND groups_changed_in = $2`
 )
 
-// recheckChangedGroups calls recheckGroups for each queue whose group settings have
+// recheckChangedGroups calls recheckGroups for each queue of a home whose group settings have
 // changed since it was last called, or for one of these queues. It calls rechecked with the
-// id of each.
-func (s *store) recheckChangedGroups(ctx context.Context, queueID string, rechecked func(queueID string)) error {
+// id of each. All of them are checked again later if a node does not respond, because all
+// nodes have the table of queues.
+func (s *store) recheckChangedGroups(ctx context.Context, home int64, queueID string, rechecked func(queueID string)) error {
 	type changed struct {
 		key     int64
 		id      string
@@ -275,20 +277,25 @@ func (s *store) recheckChangedGroups(ctx context.Context, queueID string, rechec
 	all, err := collect(ctx, s.on("changed_groups"), func(row scanner) (c changed, err error) {
 		err = row.Scan(&c.key, &c.id, &c.version)
 		return c, err
-	}, selectChangedGroupsSQL, queueID)
+	}, selectChangedGroupsSQL, home, queueID)
 	if err != nil {
 		return err
 	}
+	var unmarked error
 	for _, c := range all {
 		if err := s.recheckGroups(ctx, c.key, ""); err != nil {
 			return err
 		}
-		if _, err := s.on("groups_rechecked").ExecContext(ctx, groupsRecheckedSQL, c.key, c.version); err != nil {
-			return asUnavailable(err)
+		err := s.homes.needAllNodes()
+		if err == nil {
+			_, err = s.on("groups_rechecked").ExecContext(ctx, groupsRecheckedSQL, c.key, c.version)
+		}
+		if err != nil {
+			unmarked = asUnavailable(asNeedsAllNodes(err))
 		}
 		rechecked(c.id)
 	}
-	return nil
+	return unmarked
 }
 
 const (

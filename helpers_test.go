@@ -254,10 +254,11 @@ func newTestServerTicking(t testing.TB, dsn string, tick time.Duration) *testSer
 	m := newMetrics(db)
 	h := homesIn(t, db)
 	e := mustEngine(t, d, m, h, defaultQuickSweep)
+	h = e.homes
 	counter := newDepthCollector(db, log, m)
 	counter.homes = h
 	m.registry.MustRegister(counter)
-	if h != nil && h.areSeveral() {
+	if h.areSeveral() {
 		e.readPlacements(context.Background(), db)
 	}
 	c := mustTestConfig(t)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"iter"
@@ -9,6 +10,10 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // A queue has a home (schema.sql), by which the large tables can be distributed. The first
@@ -31,7 +36,16 @@ type homes struct {
 
 	mu      sync.Mutex
 	byQueue map[string]int64 // homes that queues had when they were last read, by id
+
+	engine *engine // knows the nodes of the homes; nil without one
+
+	// failed has the time of the last failure, by name, of nodes that only the main node
+	// connects to: the server does not check them.
+	failed sync.Map
 }
+
+// failedFor is the time for which a failed node counts as unavailable.
+const failedFor = time.Minute
 
 func (h *homes) areSeveral() bool { return h != nil && h.list.Load() != nil }
 
@@ -57,6 +71,96 @@ func (h *homes) last(queueID string) (home int64, known bool) {
 	defer h.mu.Unlock()
 	home, known = h.byQueue[queueID]
 	return home, known
+}
+
+// unavailable returns errNodeUnavailable if the node of a home does not respond, as far as is
+// known. Statements about the home would wait for the node, and then fail.
+func (h *homes) unavailable(home int64) error {
+	if h == nil || h.engine == nil {
+		return nil
+	}
+	if n := h.engine.nodeOf(home); n != h.engine.main && n.isSilent() {
+		return n.explain(errUnavailable)
+	}
+	if name := h.engine.throughMain(home); name != "" {
+		if at, has := h.failed.Load(name); has && time.Since(at.(time.Time)) < failedFor {
+			return fmt.Errorf("%w: %s: %w", errNodeUnavailable, name, errUnavailable)
+		}
+	}
+	return nil
+}
+
+// fails records the error of a statement about a home, for unavailable.
+func (h *homes) fails(home int64, err error) {
+	if h == nil || h.engine == nil || pq.As(err, pqerror.ConnectionFailure, pqerror.QueryCanceled) == nil {
+		return
+	}
+	if name := h.engine.throughMain(home); name != "" {
+		h.failed.Store(name, time.Now())
+	}
+}
+
+// needAllNodes returns errNeedsAllNodes if a node does not respond, as far as is known.
+func (h *homes) needAllNodes() error {
+	if h != nil && h.engine != nil && h.engine.nodeIsSilent() {
+		return errNeedsAllNodes
+	}
+	return nil
+}
+
+// each calls work for each of these homes. It skips homes whose node does not respond, and an
+// error ends only the work of its home, unless the database itself is lost.
+func (h *homes) each(all []int64, work func(home int64) error) error {
+	var errs errorList
+	for _, home := range all {
+		err := h.unavailable(home)
+		if err == nil {
+			err = work(home)
+			h.fails(home, err)
+		}
+		if errs = errs.with(err); h.isLost(err) {
+			break
+		}
+	}
+	return errs.err()
+}
+
+// errorList are errors of several homes, each text once: homes of a node have the same.
+type errorList []error
+
+// with adds an error or those of a list.
+func (l errorList) with(err error) errorList {
+	if list, is := err.(errorList); is {
+		for _, err := range list {
+			l = l.with(err)
+		}
+		return l
+	}
+	if err == nil || slices.ContainsFunc(l, func(other error) bool { return other.Error() == err.Error() }) {
+		return l
+	}
+	return append(l, err)
+}
+
+// err returns the list as an error, nil if it is empty.
+func (l errorList) err() error {
+	if len(l) == 0 {
+		return nil
+	}
+	return l
+}
+
+func (l errorList) Error() string   { return errors.Join(l...).Error() }
+func (l errorList) Unwrap() []error { return l }
+
+// isLost reports whether an error means that the database is unavailable, and not only some
+// of its homes.
+func (h *homes) isLost(err error) bool {
+	if rejected(err) || !errors.Is(asUnavailable(err), errUnavailable) {
+		return errors.Is(err, context.Canceled)
+	}
+	ofNode := pq.As(err) != nil || errors.Is(err, errNodeUnavailable) || errors.Is(err, errNeedsAllNodes)
+	return !ofNode || !h.areSeveral()
 }
 
 const selectNextHomeSQL = `
@@ -198,25 +302,29 @@ func (h *homes) inUse(ctx context.Context, db querier) ([]int64, error) {
 	return collect(ctx, db, scanKey, selectHomesSQL)
 }
 
-// homePages is the size of the table of messages in a home.
-type homePages struct {
-	home, pages int64 // pages of the table; there may be fewer
-}
-
 const selectPagesSQL = `
-SELECT 0, pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
+SELECT pg_relation_size('queued.messages') / current_setting('block_size')::bigint`
 
-func scanHomePages(row scanner) (v homePages, err error) {
-	err = row.Scan(&v.home, &v.pages)
-	return v, err
-}
+// A distributed table has no size, but its shards have. The node of the home computes it.
+const selectShardPagesSQL = `
+SELECT pg_relation_size(tableoid) / current_setting('block_size')::bigint
+FROM queued.messages
+WHERE home = $1
+    AND ctid >= '(0,0)'::tid
+LIMIT 1`
 
-// pages returns the sizes of the homes in use, in order of the homes.
-func (h *homes) pages(ctx context.Context, db querier) ([]homePages, error) {
-	if h.areSeveral() {
-		return h.pagesOfShards(ctx, db)
+// pages returns the number of pages of the table of messages in a home, 8 kB each, 0 if it has
+// no message.
+func (h *homes) pages(ctx context.Context, db querier, home int64) (n int64, err error) {
+	if !h.areSeveral() {
+		err = db.QueryRowContext(ctx, selectPagesSQL).Scan(&n)
+		return n, asUnavailable(err)
 	}
-	return collect(ctx, db, scanHomePages, selectPagesSQL)
+	err = db.QueryRowContext(ctx, selectShardPagesSQL, home).Scan(&n)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return n, asUnavailable(err)
 }
 
 const selectHomesOfSQL = `

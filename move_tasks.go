@@ -176,11 +176,8 @@ const (
 func (m *mover) run(ctx context.Context, started <-chan struct{}) {
 	for {
 		wait, err := m.step(ctx)
-		if err != nil {
-			wait = moverRest
-			if ctx.Err() == nil && !errors.Is(err, errUnresponsive) { // errUnresponsive was logged already
-				m.log.Warn("step of a move task failed", "error", err)
-			}
+		if err != nil && ctx.Err() == nil && !errors.Is(err, errUnresponsive) { // errUnresponsive was logged already
+			m.log.Warn("step of a move task failed", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -199,7 +196,8 @@ WHERE status = '` + taskRunning + `'`
 
 	// Tasks that are always due take turns.
 	lockMoveTaskSQL = `
-SELECT t.id, t.destination_queue_id, t.max_messages_per_second, t.started_at, t.source_queue_key, q.id, t.last_seq
+SELECT t.id, t.destination_queue_id, t.max_messages_per_second, t.started_at, t.source_queue_key, q.id, t.last_seq,
+       coalesce((SELECT home FROM queued.queues d WHERE d.id = t.destination_queue_id), q.home)
 FROM queued.move_tasks t
 JOIN queued.queues q ON q.key = t.source_queue_key
 WHERE t.status = '` + taskRunning + `'
@@ -227,11 +225,11 @@ WHERE id = $1
 )
 
 // step does a step of the task whose turn it is. It returns the time until the next step of
-// any task, at most moverRest. A task with a rate moves the messages of a second in a step.
+// any task, at most moverRest, also with an error. A task with a rate moves the messages of a second in a step.
 func (m *mover) step(ctx context.Context) (wait time.Duration, err error) {
 	var next sql.NullFloat64 // null if no task is running
 	if err := m.store.on("next_move_step").QueryRowContext(ctx, selectNextStepSQL).Scan(&next); err != nil {
-		return 0, asUnavailable(err)
+		return moverRest, asUnavailable(err)
 	}
 	if !next.Valid || next.Float64 > 0 {
 		if next.Valid {
@@ -242,17 +240,23 @@ func (m *mover) step(ctx context.Context) (wait time.Duration, err error) {
 	var t moveTask
 	var from snapshot
 	var sourceID string
+	var destinationHome int64
 	var n int
 	var to []string
 	wait = movePause // another server does the step
 	err = m.store.transaction(ctx, func(tx *sql.Tx) error {
 		row := m.store.in(tx, "lock_move_task").QueryRowContext(ctx, lockMoveTaskSQL)
-		err := row.Scan(&t.id, &t.destination, &t.perSecond, &t.startedAt, &from.key, &sourceID, &from.seq)
+		err := row.Scan(&t.id, &t.destination, &t.perSecond, &t.startedAt, &from.key, &sourceID, &from.seq, &destinationHome)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
 		if err != nil {
 			return err
+		}
+		for _, home := range []int64{homeOf(from.key), destinationHome} {
+			if err := m.store.homes.unavailable(home); err != nil {
+				return err
+			}
 		}
 		from.at, t.status, wait = t.startedAt, taskRunning, 0
 		limit, pause := workBatch, time.Duration(0)
@@ -271,10 +275,14 @@ func (m *mover) step(ctx context.Context) (wait time.Duration, err error) {
 	})
 	if err != nil {
 		m.at.taskID = ""
-		if t.id != "" { // other tasks come first
-			m.store.on("update_move_task").ExecContext(ctx, updateMoveTaskSQL, t.id, taskRunning, nil, 0, moverRest.Seconds())
+		wait = moverRest
+		if t.id != "" {
+			// Other tasks come first, and do not wait.
+			if _, failed := m.store.on("update_move_task").ExecContext(ctx, updateMoveTaskSQL, t.id, taskRunning, nil, 0, moverRest.Seconds()); failed == nil {
+				wait = 0
+			}
 		}
-		return 0, err
+		return wait, err
 	}
 	if n > 0 {
 		m.store.metrics.add(messagesRedriven, sourceID, n)
@@ -292,10 +300,11 @@ func (m *mover) move(ctx context.Context, tx *sql.Tx, t *moveTask, from snapshot
 	}
 	after := &m.at.position
 	for {
-		row := m.store.in(tx, "move_step").QueryRowContext(ctx, redriveBatchSQL, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, limit, t.destination)
 		began := *after == position{}
-		switch err = row.Scan(&after.ungrouped, &after.at, &after.seq, &n, pq.Array(&to)); {
+		var last position
+		switch last, n, to, err = m.store.redriveBatch(ctx, tx, from, *after, limit, t.destination); {
 		case err == nil:
+			*after = last
 			return n, to, nil
 		case !errors.Is(err, sql.ErrNoRows):
 			return 0, nil, err

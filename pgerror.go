@@ -103,8 +103,8 @@ func locked(err error) bool { return pq.As(err, "55P03") != nil }
 const repeatInterval = time.Minute
 
 // repeatFilter limits repeated warnings and errors to one a minute: for errors of
-// PostgreSQL by SQLSTATE, for failed connections by message. It logs the others at
-// level debug.
+// PostgreSQL by SQLSTATE, for failed connections and unavailable nodes by message. It logs the
+// others at level debug.
 type repeatFilter struct {
 	slog.Handler
 	seen *sync.Map // time.Time by pqerror.Code or message
@@ -127,7 +127,7 @@ func (h repeatFilter) isNew(r slog.Record) bool {
 		var key any
 		if e, network := pq.As(err), (*net.OpError)(nil); e != nil {
 			key = e.Code
-		} else if errors.As(err, &network) && network.Op == "dial" {
+		} else if errors.As(err, &network) && network.Op == "dial" || errors.Is(err, errNodeUnavailable) || errors.Is(err, errNeedsAllNodes) {
 			key = r.Message
 		} else {
 			return true

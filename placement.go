@@ -25,7 +25,8 @@ type placements struct {
 	byHome map[int64]*node // without the homes of the main node
 	left   []*node         // without homes since the last change; closed at the next one
 
-	unreachable map[string]bool // names of nodes that have not responded yet
+	unreachable map[string]bool  // names of nodes that have not responded yet
+	throughMain map[int64]string // names of these nodes by their homes
 }
 
 // errNodeUnavailable is errUnavailable for requests about the homes of one node. Requests
@@ -63,6 +64,14 @@ func (e *engine) nodeOf(home int64) *node {
 		}
 	}
 	return e.main
+}
+
+// throughMain returns the name of the node of a home if only the main node connects to it.
+func (e *engine) throughMain(home int64) string {
+	if v := e.placements.Load(); v != nil {
+		return v.throughMain[home]
+	}
+	return ""
 }
 
 // nodeOfQueue returns the node of the home that a queue had when it was last read.
@@ -219,7 +228,7 @@ func (e *engine) place(ctx context.Context, all []placement, reference map[strin
 	for _, n := range before.nodes {
 		known[n.name] = n
 	}
-	now := &placements{byHome: make(map[int64]*node), unreachable: make(map[string]bool)}
+	now := &placements{byHome: make(map[int64]*node), unreachable: make(map[string]bool), throughMain: make(map[int64]string)}
 	tried := make(map[string]*node)
 	names := make(map[*node]*shards)
 	for _, p := range all {
@@ -241,7 +250,9 @@ func (e *engine) place(ctx context.Context, all []placement, reference map[strin
 				e.log.Warn("cannot connect to a node, its queues are reached through the coordinator", "node", name)
 			}
 		}
-		if n != nil {
+		if n == nil {
+			now.throughMain[p.home] = name
+		} else {
 			now.byHome[p.home] = n
 			if names[n] == nil {
 				names[n] = &shards{ofHome: make(map[int64]map[string]int64), ofAll: reference}

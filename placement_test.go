@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // nodesOfTest are three ways to one database that look like a Citus cluster to a server: main
@@ -51,7 +52,6 @@ func (n *nodesOfTest) newServer(t testing.TB) *testServer {
 	t.Helper()
 	s := newTestServerTicking(t, n.dsn, 3*tick)
 	s.engine.homes.set([]int64{0, 1})
-	s.store.homes, s.store.nodeIsSilent = s.engine.homes, s.engine.nodeIsSilent
 	s.engine.place(context.Background(), n.placements(0, 1), nil)
 	if s.do("POST", "/topics", `{"id":"t"}`).status == 201 {
 		s.mustQueue("q0", `"topic_id":"t"`)
@@ -188,6 +188,35 @@ func TestHomesOfUnreachableNodesAreReachedThroughTheCoordinator(t *testing.T) {
 	s.engine.place(context.Background(), n.placements(0, 1), nil)
 	n.main.freeze()
 	s.must(201, "POST", "/queues/q1/messages", `{"data":{"n":2}}`)
+}
+
+// Where only the coordinator can reach a node, the first statement that fails shows that the
+// node does not respond.
+func TestCleanupGoesOnIfOnlyTheCoordinatorCouldReachANode(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	n.others[0].refuse(true)
+	s := n.newServer(t)
+	for _, queue := range []string{"q0", "q1"} {
+		s.must(201, "POST", "/queues/"+queue+"/messages", `{"data":{}}`)
+	}
+	s.expire()
+	s.exec(`CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE connection_failure USING MESSAGE = 'no connection to home 0';
+END $$`)
+	s.exec("CREATE TRIGGER fail BEFORE DELETE ON queued.messages FOR EACH ROW WHEN (old.home = 0) EXECUTE FUNCTION public.fail()")
+	c := &cleanup{db: s.store.db, log: s.log, metrics: s.metrics, homes: s.store.homes, announce: s.engine.announce}
+	err := c.once(t.Context())
+	for _, want := range []string{"no connection to home 0", n.others[0].address} {
+		if strings.Count(fmt.Sprint(err), want) != 1 {
+			t.Errorf("the error of the cleanup is %v, want %q once", err, want)
+		}
+	}
+	checkDiff(t, "messages left, by home", []string{"0"}, mustSelect(t, s.store.db, "SELECT home::text FROM queued.messages"))
+	if c.round.expiry.IsZero() || c.round.expiry.After(time.Now()) {
+		t.Errorf("the next round is due at %v, want now, because this one has left a home", c.round.expiry)
+	}
 }
 
 func TestARequestAcksMessagesOfSeveralNodes(t *testing.T) {

@@ -62,7 +62,7 @@ func (s *server) queueCounts(ctx context.Context, q queue) (messageCounts, error
 	}
 	all, _ := s.depth.latest()
 	i, found := slices.BinarySearchFunc(all, q.ID, func(d queueDepth, id string) int { return strings.Compare(d.queueID, id) })
-	if !found || all[i].total() < v.total() { // most of the messages came after the count
+	if !found || all[i].uncounted || all[i].total() < v.total() { // most of the messages came after the count
 		return v, nil
 	}
 	return messageCounts{all[i].ready, all[i].delayed, all[i].inFlight, all[i].exhausted}, nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"slices"
 
@@ -30,14 +31,14 @@ var errNoSource = errors.New("no message remembers the queue that it came from; 
 // source if that is null.
 const hasDestinationSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($9, m.source_queue_id)) IS TRUE`
 
-const redriveBatchSQL = `
+const removeRedrivenSQL = `
 WITH removed AS (
     WITH source AS MATERIALIZED (
         SELECT delivery_limit
         FROM queued.queues
         WHERE key = $2
     ), due AS MATERIALIZED (
-        SELECT m.ctid AS tid
+        SELECT m.ctid AS tid, m.bytes
         FROM queued.messages m
         WHERE m.queue_key = $2
             AND m.home = $1
@@ -54,13 +55,49 @@ WITH removed AS (
     DELETE FROM queued.messages m
     USING due
     WHERE m.ctid = due.tid
-        AND m.home = $1
-    RETURNING m.*, false AS dies, coalesce($9, m.source_queue_id) AS destination_id, NULL::text AS new_error
+        AND m.home = $1`
+
+const (
+	returnRedrivenSQL = `
+    RETURNING m.*, false AS dies, coalesce($9, m.source_queue_id) AS destination_id, NULL::text AS new_error`
+
+	redriveBatchSQL = removeRedrivenSQL + returnRedrivenSQL + `
 ), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
 SELECT group_id IS NULL, scheduled_at, seq, count(*) OVER (), (SELECT array_agg(DISTINCT destination_id) FROM removed)
 FROM removed
 ORDER BY (group_id IS NULL) DESC, scheduled_at DESC, seq DESC
 LIMIT 1`
+
+	takeRedrivenSQL = removeRedrivenSQL + takenFitsSQL + returnRedrivenSQL + takenRowsSQL + `, taken AS (
+    SELECT ` + takenColumnsSQL + `, array_agg(DISTINCT destination_id)
+    FROM removed
+)
+SELECT r.group_id IS NULL, r.scheduled_at, r.seq, count(*) OVER (), t.*
+FROM removed r
+CROSS JOIN taken t
+ORDER BY (r.group_id IS NULL) DESC, r.scheduled_at DESC, r.seq DESC
+LIMIT 1`
+)
+
+// redriveBatch moves at most limit messages of a queue, as it was, after a position. It returns
+// the last position, the number of messages and their new queues, or sql.ErrNoRows.
+func (s *store) redriveBatch(ctx context.Context, tx *sql.Tx, from snapshot, after position, limit int, destination *string) (last position, n int, to []string, err error) {
+	in := func(name string) querier { return s.on(name) }
+	if tx != nil {
+		in = func(name string) querier { return s.in(tx, name) }
+	}
+	var t taken
+	statement, columns := redriveBatchSQL, []any{&last.ungrouped, &last.at, &last.seq, &n}
+	if s.homes.areSeveral() {
+		statement, columns = takeRedrivenSQL, append(columns, t.columns()...)
+	}
+	row := in("redrive").QueryRowContext(ctx, statement, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, limit, destination)
+	err = row.Scan(append(columns, pq.Array(&to))...)
+	if err == nil && s.homes.areSeveral() {
+		err = t.store(ctx, in, from.key, false)
+	}
+	return last, n, to, err
+}
 
 // redrivableSQL are the messages that a redrive finds.
 const redrivableSQL = `
@@ -108,8 +145,16 @@ func (s *store) redrive(ctx context.Context, queueID string, destination *string
 		}
 		var n int
 		var to []string
-		row := s.on("redrive").QueryRowContext(ctx, redriveBatchSQL, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, min(limit-v.moved, workBatch), destination)
-		if err = row.Scan(&last.ungrouped, &last.at, &last.seq, &n, pq.Array(&to)); err == nil {
+		batch := func(tx *sql.Tx) (err error) {
+			last, n, to, err = s.redriveBatch(ctx, tx, from, after, min(limit-v.moved, workBatch), destination)
+			return err
+		}
+		if s.homes.areSeveral() {
+			err = s.transaction(ctx, batch)
+		} else {
+			err = batch(nil)
+		}
+		if err == nil {
 			v.moved += n
 			moved(n, to)
 		}

@@ -185,7 +185,6 @@ func (p *process) startEngine() (err error) {
 	if p.engine, err = newEngine(p.database, p.log, p.metrics, defaultFullSweep, defaultQuickSweep); err != nil {
 		return fmt.Errorf("-database-url: %w", err)
 	}
-	p.store.nodeIsSilent = p.engine.nodeIsSilent
 	p.depth = newDepthCollector(p.db, p.log, p.metrics)
 	p.depth.homes = &p.database.homes
 	p.history = &queueHistory{depth: p.depth, metrics: p.metrics}

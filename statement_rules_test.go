@@ -267,7 +267,7 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 	{ruleKey, "it inserts rows whose home it reads from other rows", `
 		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertGroupedSQL
 		insertMessagesSQL insertUncommonSQL lockGroupsOfJobsSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL
-		releaseMessagesSQL restoreMessagesSQL storeJobsSQL`},
+		releaseMessagesSQL restoreMessagesSQL storeJobsSQL storeTakenSQL wakeTakenSQL`},
 	{ruleKey, "it reads all homes when the server starts", `
 		raiseSequencesSQL`},
 	{ruleKey, "it looks for messages that have moved in all homes", `
@@ -278,6 +278,8 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertDeduplicationsSQL insertGroupedSQL
 		insertMessagesSQL insertUncommonSQL keepConsumedSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL releaseMessagesSQL
 		restoreMessagesSQL`},
+	{ruleInsertWith, "its WITH is part of the SELECT, and no step of its own", `
+		wakeTakenSQL`},
 	{ruleInsertWith, "it is not on a hot path", `
 		deleteQueueSQL insertMoveTaskSQL insertQueueSQL`},
 	{ruleReturning, "it returns the current time", `

@@ -79,8 +79,6 @@ type store struct {
 	metrics *metrics
 	homes   *homes
 	recent  recentQueues
-
-	nodeIsSilent func() bool // whether a node of the cluster does not respond; nil without Citus
 }
 
 // on returns the database for one statement. name labels its metrics.
@@ -150,8 +148,8 @@ VALUES ($1)
 RETURNING id, created_at`
 
 func (s *store) createTopic(ctx context.Context, id string) (topic, error) {
-	if s.nodeIsSilent != nil && s.nodeIsSilent() {
-		return topic{}, errNeedsAllNodes
+	if err := s.homes.needAllNodes(); err != nil {
+		return topic{}, err
 	}
 	t, err := once(ctx, s, "insert_topic", scanTopic, insertTopicSQL, id)
 	if pq.As(err, pqerror.UniqueViolation) != nil {
@@ -227,8 +225,8 @@ RETURNING version`
 // run one after another, and each sees the effect of the previous one.
 func (s *store) changeSettings(ctx context.Context, change func(tx *sql.Tx) (changed bool, err error)) error {
 	defer s.recent.clear()
-	if s.nodeIsSilent != nil && s.nodeIsSilent() {
-		return errNeedsAllNodes
+	if err := s.homes.needAllNodes(); err != nil {
+		return err
 	}
 	err := s.transaction(ctx, func(tx *sql.Tx) error {
 		if _, err := s.in(tx, "lock_settings").ExecContext(ctx, lockSettingsSQL); err != nil {
@@ -368,7 +366,7 @@ func (s *store) changeQueue(ctx context.Context, id string, change func(q queue)
 	})
 	if err == nil && regrouped {
 		// The settings are committed. If this fails, the cleanup does it.
-		s.recheckChangedGroups(ctx, id, func(string) {})
+		s.recheckChangedGroups(ctx, homeOf(q.key), id, func(string) {})
 	}
 	return q, cmp.Or(err, refused)
 }

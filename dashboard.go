@@ -105,8 +105,8 @@ type overviewToken struct {
 // overviewItem is a queue with its message counts and with this server's totals.
 type overviewItem struct {
 	queue
-	Messages         *messageCounts `json:"messages"`          // null if the queue was created after the last count
-	MessagesHourAgo  *int64         `json:"messages_hour_ago"` // at the oldest sample of the history, null without one
+	Messages         *messageCounts `json:"messages"`          // null if the queue was created after the last count, or was not counted
+	MessagesHourAgo  *int64         `json:"messages_hour_ago"` // at the oldest sample of the history, null without one, or if it was not counted then
 	OldestAge        float64        `json:"oldest_message_age_seconds"`
 	WaitingReceivers int            `json:"waiting_receivers"`
 	overviewTotals
@@ -178,12 +178,12 @@ func (s *server) overview(r *request) (any, error) {
 	items := make([]overviewItem, len(queues))
 	for i, q := range queues {
 		item := overviewItem{queue: q, WaitingReceivers: waiting[q.ID]}
-		if c := counts[q.ID]; c != nil {
+		if c := counts[q.ID]; c != nil && !c.uncounted {
 			item.Messages = &messageCounts{c.ready, c.delayed, c.inFlight, c.exhausted}
 			item.OldestAge = c.oldestSeconds
 		}
-		if known {
-			item.MessagesHourAgo = new(before[q.ID].Messages)
+		if known && !before.uncounted[q.ID] {
+			item.MessagesHourAgo = new(before.queues[q.ID].messages)
 		}
 		item.add(s.metrics.totalsOf(q.ID))
 		items[i] = item

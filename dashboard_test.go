@@ -212,8 +212,9 @@ func TestHistoryHasTheMinutesOfAnHour(t *testing.T) {
 		var v struct {
 			ServerID string `json:"server_id"`
 			Data     []struct {
-				At string
-				historyValues
+				At              string
+				Ready, Messages int64
+				overviewTotals
 			}
 		}
 		mustDecode(t, s.must(200, "GET", "/overview/history"+query, ""), &v)

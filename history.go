@@ -25,14 +25,14 @@ type queueHistory struct {
 
 // historySample has the queues with messages or totals, by id. All others have zeros.
 type historySample struct {
-	at     time.Time
-	queues map[string]historyValues
+	at        time.Time
+	queues    map[string]historyValues
+	uncounted map[string]bool // queues whose messages are not known
 }
 
 // historyValues are the messages of queues by the last count, and their totals.
 type historyValues struct {
-	Ready    int64 `json:"ready"`
-	Messages int64 `json:"messages"` // in any state
+	ready, messages int64 // messages are in any state
 	overviewTotals
 }
 
@@ -51,10 +51,15 @@ func (h *queueHistory) run(ctx context.Context) {
 
 // sample adds the current state, and drops the oldest sample if there are too many.
 func (h *queueHistory) sample(at time.Time) {
-	queues := make(map[string]historyValues)
+	queues, uncounted := make(map[string]historyValues), make(map[string]bool)
 	counted, _ := h.depth.latest()
 	for _, q := range counted {
-		v := historyValues{Ready: q.ready, Messages: q.ready + q.delayed + q.inFlight + q.exhausted}
+		var v historyValues
+		if q.uncounted {
+			uncounted[q.queueID] = true
+		} else {
+			v.ready, v.messages = q.ready, q.total()
+		}
 		v.add(h.metrics.totalsOf(q.queueID))
 		if v != (historyValues{}) && len(queues) < historyQueues {
 			queues[q.queueID] = v
@@ -62,27 +67,29 @@ func (h *queueHistory) sample(at time.Time) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.samples = append(h.samples, historySample{at, queues})
+	h.samples = append(h.samples, historySample{at, queues, uncounted})
 	if len(h.samples) > historyLength {
 		h.samples = append(h.samples[:0:0], h.samples[1:]...)
 	}
 }
 
-// oldest returns the number of messages of each queue in the oldest sample. known is false
-// if there is no sample.
-func (h *queueHistory) oldest() (queues map[string]historyValues, known bool) {
+// oldest returns the oldest sample, which never changes. known is false if there is none.
+func (h *queueHistory) oldest() (s historySample, known bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.samples) == 0 {
-		return nil, false
+		return s, false
 	}
-	return h.samples[0].queues, true // never changed
+	return h.samples[0], true
 }
 
 // minute is a sample in a response.
 type minute struct {
 	At timestamp `json:"at"`
-	historyValues
+	// The messages are null if one of the queues was not counted.
+	Ready    *int64 `json:"ready"`
+	Messages *int64 `json:"messages"` // in any state
+	overviewTotals
 }
 
 // minutes returns the samples, oldest first, with the sums of the queues that match.
@@ -93,33 +100,44 @@ func (h *queueHistory) minutes(match func(queueID string) bool) []minute {
 	all := make([]minute, len(samples))
 	for i, s := range samples {
 		all[i].At = timestamp{s.at}
+		var ready, messages int64
 		for queueID, v := range s.queues {
 			if match(queueID) {
-				all[i].Ready += v.Ready
-				all[i].Messages += v.Messages
+				ready += v.ready
+				messages += v.messages
 				all[i].merge(v.overviewTotals)
 			}
+		}
+		counted := true
+		for queueID := range s.uncounted {
+			counted = counted && !match(queueID)
+		}
+		if counted {
+			all[i].Ready, all[i].Messages = &ready, &messages
 		}
 	}
 	return all
 }
 
-// ready returns the ready messages in each sample of the queues that match, oldest first.
-// Queues that had none are left out.
-func (h *queueHistory) ready(match func(queueID string) bool) map[string][]int64 {
+// ready returns the ready messages in each sample of the queues that match, oldest first, nil
+// where a queue was not counted. Queues that had none are left out.
+func (h *queueHistory) ready(match func(queueID string) bool) map[string][]*int64 {
 	h.mu.Lock()
 	samples := h.samples
 	h.mu.Unlock()
-	all := make(map[string][]int64)
-	for i, s := range samples {
+	all := make(map[string][]*int64)
+	for _, s := range samples {
 		for queueID, v := range s.queues {
-			if v.Ready == 0 || !match(queueID) {
-				continue
+			if v.ready > 0 && match(queueID) {
+				all[queueID] = make([]*int64, len(samples))
 			}
-			if all[queueID] == nil {
-				all[queueID] = make([]int64, len(samples))
+		}
+	}
+	for queueID, values := range all {
+		for i, s := range samples {
+			if !s.uncounted[queueID] {
+				values[i] = new(s.queues[queueID].ready)
 			}
-			all[queueID][i] = v.Ready
 		}
 	}
 	return all
@@ -130,7 +148,7 @@ type overviewHistory struct {
 	ServerID string   `json:"server_id"`
 	Data     []minute `json:"data"`
 	// Ready is there if it was requested.
-	Ready map[string][]int64 `json:"ready,omitzero"`
+	Ready map[string][]*int64 `json:"ready,omitzero"`
 }
 
 // overviewHistory returns the samples of one queue, or the sums of all visible queues.

@@ -5,11 +5,12 @@ import { rate } from './format.js'
 
 const length = 62 // maximum number of samples in a sparkline: those of an hour, and the current one
 
-// points returns the SVG points of a line whose newest value is at the right edge.
+// points returns the SVG points of a line whose newest value is at the right edge. It leaves
+// out values that are null.
 function points(values, width, height, max) {
   const step = width / (length - 1)
   const start = width - step * (values.length - 1)
-  return values.map((v, i) => `${(start + i * step).toFixed(1)},${(height - 1 - (v / max) * (height - 2)).toFixed(1)}`)
+  return values.map((v, i) => v !== null && `${(start + i * step).toFixed(1)},${(height - 1 - (v / max) * (height - 2)).toFixed(1)}`).filter(Boolean)
 }
 
 // spark returns a sparkline and the function that updates it, which takes the values and
@@ -21,7 +22,7 @@ export function spark(kind) {
   const element = svg('svg', { class: 'spark', viewBox: '0 0 60 16', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, line)
   return {
     element,
-    update: (values, max) => line.setAttribute('points', points(values.map(Math.log1p), 60, 16, Math.log1p(Math.max(max, 9))).join(' ')),
+    update: (values, max) => line.setAttribute('points', points(values.map((v) => v === null ? null : Math.log1p(v)), 60, 16, Math.log1p(Math.max(max, 9))).join(' ')),
   }
 }
 

@@ -29,8 +29,9 @@ export function newHistory(queueID, update) {
       clearTimeout(timer)
       timer = undefined
     },
-    // readyOf returns the ready messages of a queue at each full minute, and then now.
-    readyOf: (q) => [...(ready[q.id] ?? []), q.messages?.ready ?? 0],
+    // readyOf returns the ready messages of a queue at each full minute, and then now. A value
+    // is null where the queue was not counted.
+    readyOf: (q) => [...(ready[q.id] ?? []), q.messages?.ready ?? null],
     // samples returns the full minutes, with the sums of the servers, and then the recent
     // samples, which this page has taken. Each has the time, the rates and the ready
     // messages. queue is the queue, or live.all, and undefined if the queue is unknown.
@@ -56,8 +57,8 @@ function minutes(all) {
   for (const samples of all) {
     samples.forEach((sample, i) => {
       const at = time(sample.at)
-      const sum = sums.get(at) ?? { at, ready: 0, ...Object.fromEntries(rates.map((name) => [name, null])) }
-      sum.ready = Math.max(sum.ready, sample.ready)
+      const sum = sums.get(at) ?? { at, ready: null, ...Object.fromEntries(rates.map((name) => [name, null])) }
+      if (sample.ready !== null) sum.ready = Math.max(sum.ready ?? 0, sample.ready)
       const before = samples[i - 1]
       if (before) for (const name of rates) sum[name] = (sum[name] ?? 0) + Math.max(0, sample[`${name}_total`] - before[`${name}_total`]) / ((at - time(before.at)) / 1000)
       sums.set(at, sum)

@@ -31,6 +31,7 @@ endif
 
 run:
 	@.ci/setup run
+	@[ -e queued ] || echo "== Building ./queued; the first time takes a minute or more"
 	@go build -o queued . && exec ./queued
 
 # The timeout names a test that hangs, and what it waits for.
@@ -87,12 +88,12 @@ dist/queued-%:
 	@target=$(basename $*) && GOOS=$${target%-*} GOARCH=$${target#*-} CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly \
 		go build -trimpath -buildvcs=$$(git rev-parse HEAD >/dev/null 2>&1 && echo true || echo false) -ldflags="-s -w" -o $@ .
 
-# The version of a package is the tag of the commit, without the v, or the date and the
+# The version of a package is the tag of the commit, without the v, or the time and the
 # commit. Its files have the time of the commit.
 COMMITTED := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 VERSION := $(shell git describe --tags --exact-match 2>/dev/null | sed -n 's/^v//p')
 ifeq ($(VERSION),)
-VERSION := $(shell TZ=UTC git log -1 --date=format-local:%Y%m%d --abbrev=12 --format='0~%cd.%h' 2>/dev/null || echo 0)
+VERSION := $(shell TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S --abbrev=12 --format='0~%cd.%h' 2>/dev/null || echo 0)
 endif
 NFPM = env GOFLAGS= go run github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
 CYCLONEDX = env GOFLAGS= go run github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0

@@ -45,6 +45,7 @@ while (done || !stopping) {
     const failure = await work(data).then(() => null, String);
     clearInterval(timer);
     await extending;
+    if (failure) console.error(`${id}: ${failure}`);
     // After the last delivery the message moves to the dead queue, with the text of the failure.
     done = failure ? { nack: [{ id, scheduled_at, error: failure }] } : { ack: [{ id, scheduled_at }] };
   }

@@ -56,6 +56,7 @@ while ($done || !$stopping) {
             work($data);
             $error = null;
         } catch (Throwable $error) {
+            fwrite(STDERR, "$id: $error\n");
         }
         pcntl_alarm(0);
         $message = ['id' => $id, 'scheduled_at' => $token];

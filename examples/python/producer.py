@@ -26,8 +26,8 @@ def publish(queue, data):
                 return json.load(response)["data"][0]["id"]
         except (OSError, http.client.HTTPException, ValueError) as error:  # includes timeouts and truncated responses
             final = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
-            if final or delay is None:
-                raise  # no other attempt can succeed: error.read() of an HTTPError says why
+            if final or delay is None:  # no other attempt can succeed
+                sys.exit(f"publish: {error} {error.read().decode() if final else ''}")
             print(f"publish: {error}; next attempt in {delay} s", file=sys.stderr)
             time.sleep(delay)
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -28,6 +29,8 @@ def call(method, path, body):
         request = urllib.request.Request(URL + path, json.dumps(body).encode(), HEADERS, method=method)
         with urllib.request.urlopen(request, timeout=WAIT + 10) as response:
             return json.load(response)
+    except urllib.error.HTTPError as error:
+        print(f"{method} {path}: {error.code} {error.read().decode()}", file=sys.stderr)
     except (OSError, http.client.HTTPException, ValueError) as error:
         print(f"{method} {path}: {error}", file=sys.stderr)
 
@@ -51,6 +54,7 @@ while done or not stopping.is_set():
             extended = call("PUT", "/messages/{id}/extend?scheduled_at={scheduled_at}".format(**lease), {"ack_deadline_seconds": LEASE})
             lease["scheduled_at"] = (extended or lease)["scheduled_at"]
         if job.exception():  # after the last delivery the message moves to the dead queue, with this text
+            print(f"{message['id']}: {job.exception()!r}", file=sys.stderr)
             done = {"nack": [{**lease, "error": repr(job.exception())}]}
         else:
             done = {"ack": [lease]}

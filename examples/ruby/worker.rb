@@ -48,6 +48,7 @@ until stopping && done.empty?
       extended = call("PUT", "/messages/#{lease["id"]}/extend?scheduled_at=#{lease["scheduled_at"]}", { ack_deadline_seconds: LEASE })
       lease["scheduled_at"] = extended["scheduled_at"] if extended # the new lease token
     end
+    warn "#{message["id"]}: #{job.value}" if job.value
     # After the last delivery the message moves to the dead queue, with the text of the error.
     done = job.value ? { nack: [lease.merge(error: job.value)] } : { ack: [lease] }
   end

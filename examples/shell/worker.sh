@@ -46,6 +46,7 @@ while [ $limit = 1 ] || [ -n "$done" ]; do
     extend & extender=$!
     failed=
     jq -c '.data[0].data' "$dir/received" | work 2>"$dir/error" || failed=1
+    cat "$dir/error" >&2
     kill $extender
     wait $extender || wait $extender || true # SIGTERM ends a wait
     # After the last delivery the message moves to the dead queue, with the text of the error.

@@ -123,6 +123,7 @@ func main() {
 		acks, nacks = acks[:0], nacks[:0]
 		for _, m := range received.Data {
 			if err := process(&m); err != nil { // after the last delivery the message moves to the dead queue, with this text
+				log.Printf("%s: %v", m.ID, err)
 				nacks = append(nacks, message{ID: m.ID, ScheduledAt: m.ScheduledAt, Error: err.Error()})
 			} else {
 				acks = append(acks, message{ID: m.ID, ScheduledAt: m.ScheduledAt})

@@ -121,6 +121,7 @@ func (s *server) microOut(r *request) (any, error) {
 	case m == nil:
 		return nil, errMicroEmpty
 	}
+	s.hintConsumed(r, queueID, "GET /out/{queue}")
 	r.w.Header().Set("Content-Security-Policy", "sandbox")
 	return rawJSON(unwrap(m.Data)), nil // the body may be any bytes
 }

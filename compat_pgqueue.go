@@ -107,6 +107,7 @@ func (s *server) pgConsume(r *request) (any, error) {
 	if m == nil || err != nil {
 		return nil, unlessNotFound(err)
 	}
+	s.hintConsumed(r, channel, "GET /queue/{channel}")
 	return rawJSON(m.appendPgJSON(nil)), nil
 }
 

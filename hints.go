@@ -105,3 +105,10 @@ func (s *server) hintUnacked(r *request, queueID string) {
 	}
 	s.hints.give(s.log, kind, queueID, "message delivered again, its ack deadline had passed", r.w.logged("queue", queueID, "remedy", remedy)...)
 }
+
+// hintConsumed gives a hint about a queue whose messages are consumed by another server's API:
+// maybe its path was taken for that of a receive.
+func (s *server) hintConsumed(r *request, queueID, route string) {
+	s.hints.give(s.log, "consumed", queueID, "message consumed, it is deleted without an ack",
+		r.w.logged("queue", queueID, "route", route, "remedy", "GET /queues/"+queueID+"/messages leases messages until they are acked")...)
+}

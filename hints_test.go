@@ -49,6 +49,10 @@ func TestLogHasAHintForEachKindOfMistake(t *testing.T) {
 			s.must(204, "PUT", "/messages/"+s.receive("q", "?limit=1")[0].ID+"/ack", "")
 			redeliver()
 		}, `msg="message delivered again, its ack deadline had passed" queue=q remedy="raise ack_deadline_seconds or extend leases, if the work takes longer"`},
+		{func() {
+			s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
+			s.must(200, "GET", "/queue/q", "")
+		}, `msg="message consumed, it is deleted without an ack" queue=q route="GET /queue/{channel}" remedy="GET /queues/q/messages leases messages until they are acked"`},
 	} {
 		for i := range 2 {
 			before := len(log.String())

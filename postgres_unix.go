@@ -78,7 +78,7 @@ func checkPrivate(path string, uid int) error {
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !info.IsDir() || int(stat.Uid) != uid || info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s is not a directory of user %d alone; remove it", path, uid)
+		return fmt.Errorf("%s is not a directory of user %d alone: the service, or another user, has this data; set another -data-dir, or use -dev", path, uid)
 	}
 	return nil
 }

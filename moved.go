@@ -38,7 +38,7 @@ func (s *pinnedConn) moved(ids []string) (all movedHomes, sure bool, err error) 
 			_, err = read(s, "homes_of_messages", all.scan, selectHomesOfMessagesSQL, idArray(ids))
 		}
 		if err != nil && !s.begun && errors.Is(asUnavailable(err), errUnavailable) { // maybe only a node is
-			return all, false, nil
+			return s.foundInEach(ids), false, nil
 		}
 		if err != nil {
 			return nil, false, err
@@ -57,6 +57,24 @@ func (s *pinnedConn) moved(ids []string) (all movedHomes, sure bool, err error) 
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
+}
+
+const selectMessagesInHomeSQL = `
+SELECT id, home
+FROM queued.messages
+WHERE home = $1
+    AND id = ANY($2::uuid[])`
+
+// foundInEach searches messages in one home after the other, and skips homes whose node does not
+// respond.
+func (s *pinnedConn) foundInEach(ids []string) movedHomes {
+	found := make(movedHomes)
+	homes, _ := read(s, "homes", scanKey, selectHomesSQL) // nothing is found after an error
+	s.homes.each(homes, func(home int64) error {
+		_, err := read(s, "messages_in_home", found.scan, selectMessagesInHomeSQL, home, idArray(ids))
+		return err
+	})
+	return found
 }
 
 func scanTexts(row scanner) (all []string, err error) {

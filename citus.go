@@ -78,44 +78,73 @@ BEGIN
     IF NOT queued.has_homes() THEN
         CREATE OR REPLACE FUNCTION queued.has_homes() RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT true';
     END IF;
-    CREATE OR REPLACE FUNCTION queued.unfinished() RETURNS text[] LANGUAGE plpgsql VOLATILE AS $body$
-    DECLARE
-        all_known boolean;
-        all_ids   text[];
-    BEGIN
-        SELECT bool_and(r.success), coalesce(array_agg(u.id) FILTER (WHERE u.id <> ''), '{}')
-        INTO all_known, all_ids
-        FROM run_command_on_all_nodes('SELECT string_agg(gid, '','') FROM pg_prepared_xacts WHERE database = current_database()') AS r
-        CROSS JOIN LATERAL unnest(coalesce(string_to_array(r.result, ','), '{NULL}')) AS u (id);
-        IF NOT all_known THEN
-            RAISE connection_failure USING MESSAGE = 'a node does not respond';
-        END IF;
-        RETURN all_ids;
-    END
-    $body$;
-    CREATE OR REPLACE FUNCTION queued.change_ready_groups() RETURNS trigger LANGUAGE plpgsql AS $body$
-    DECLARE
-        ready_groups CONSTANT text := 'queued.ready_groups_'
-            || get_shard_id_for_distribution_column('queued.ready_groups', CASE TG_OP WHEN 'DELETE' THEN OLD.home ELSE NEW.home END);
-    BEGIN
-        IF TG_OP = 'UPDATE' AND OLD.ready_at < 'infinity' AND NEW.ready_at < 'infinity' THEN
-            EXECUTE 'UPDATE ' || ready_groups || ' SET ready_at = $1 WHERE home = $2 AND queue_key = $3 AND ready_at = $4 AND id = $5'
-            USING NEW.ready_at, OLD.home, OLD.queue_key, OLD.ready_at, OLD.id;
-            RETURN NULL;
-        END IF;
-        IF TG_OP <> 'INSERT' AND OLD.ready_at < 'infinity' THEN
-            EXECUTE 'DELETE FROM ' || ready_groups || ' WHERE home = $1 AND queue_key = $2 AND ready_at = $3 AND id = $4'
-            USING OLD.home, OLD.queue_key, OLD.ready_at, OLD.id;
-        END IF;
-        IF TG_OP <> 'DELETE' AND NEW.ready_at < 'infinity' THEN
-            EXECUTE 'INSERT INTO ' || ready_groups || ' (home, queue_key, ready_at, id) VALUES ($1, $2, $3, $4)'
-            USING NEW.home, NEW.queue_key, NEW.ready_at, NEW.id;
-        END IF;
-        RETURN NULL;
-    END
-    $body$;
 END
 $$`
+
+// replacedFunctions are functions with other bodies where there are several homes. One is
+// replaced only if its body differs: a change needs all nodes, and a server must start also
+// while one of them does not respond.
+var replacedFunctions = []struct{ name, returns, body string }{
+	{"queued.unfinished", "text[]", `
+DECLARE
+    all_known boolean;
+    all_ids   text[];
+BEGIN
+    SELECT bool_and(r.success), coalesce(array_agg(u.id) FILTER (WHERE u.id <> ''), '{}')
+    INTO all_known, all_ids
+    FROM run_command_on_all_nodes('SELECT string_agg(gid, '','') FROM pg_prepared_xacts WHERE database = current_database()') AS r
+    CROSS JOIN LATERAL unnest(coalesce(string_to_array(r.result, ','), '{NULL}')) AS u (id);
+    IF NOT all_known THEN
+        RAISE connection_failure USING MESSAGE = 'a node does not respond';
+    END IF;
+    RETURN all_ids;
+END
+`},
+	{"queued.change_ready_groups", "trigger", `
+DECLARE
+    ready_groups CONSTANT text := 'queued.ready_groups_'
+        || get_shard_id_for_distribution_column('queued.ready_groups', CASE TG_OP WHEN 'DELETE' THEN OLD.home ELSE NEW.home END);
+BEGIN
+    IF TG_OP = 'UPDATE' AND OLD.ready_at < 'infinity' AND NEW.ready_at < 'infinity' THEN
+        EXECUTE 'UPDATE ' || ready_groups || ' SET ready_at = $1 WHERE home = $2 AND queue_key = $3 AND ready_at = $4 AND id = $5'
+        USING NEW.ready_at, OLD.home, OLD.queue_key, OLD.ready_at, OLD.id;
+        RETURN NULL;
+    END IF;
+    IF TG_OP <> 'INSERT' AND OLD.ready_at < 'infinity' THEN
+        EXECUTE 'DELETE FROM ' || ready_groups || ' WHERE home = $1 AND queue_key = $2 AND ready_at = $3 AND id = $4'
+        USING OLD.home, OLD.queue_key, OLD.ready_at, OLD.id;
+    END IF;
+    IF TG_OP <> 'DELETE' AND NEW.ready_at < 'infinity' THEN
+        EXECUTE 'INSERT INTO ' || ready_groups || ' (home, queue_key, ready_at, id) VALUES ($1, $2, $3, $4)'
+        USING NEW.home, NEW.queue_key, NEW.ready_at, NEW.id;
+    END IF;
+    RETURN NULL;
+END
+`},
+}
+
+const selectBodySQL = `
+SELECT prosrc
+FROM pg_proc
+WHERE oid = $1::regproc`
+
+// adaptFunctions changes the SQL functions of a distributed database.
+func adaptFunctions(ctx context.Context, tx *sql.Tx) error {
+	if _, err := tx.ExecContext(ctx, adaptFunctionsSQL); err != nil {
+		return fmt.Errorf("functions: %w", err)
+	}
+	for _, f := range replacedFunctions {
+		var body string
+		err := tx.QueryRowContext(ctx, selectBodySQL, f.name).Scan(&body)
+		if err == nil && body != f.body {
+			_, err = tx.ExecContext(ctx, fmt.Sprintf("CREATE OR REPLACE FUNCTION %s() RETURNS %s LANGUAGE plpgsql AS $body$%s$body$", f.name, f.returns, f.body))
+		}
+		if err != nil {
+			return fmt.Errorf("function %s: %w", f.name, err)
+		}
+	}
+	return nil
+}
 
 // numbersLock is the key of the advisory lock under which a node advances its sequence.
 const numbersLock = 0x71756575_65640004
@@ -252,8 +281,8 @@ func (s *store) distribute(ctx context.Context) error {
 			return fmt.Errorf("functions: %w", err)
 		}
 	}
-	if _, err := tx.ExecContext(ctx, adaptFunctionsSQL); err != nil {
-		return fmt.Errorf("functions: %w", err)
+	if err := adaptFunctions(ctx, tx); err != nil {
+		return err
 	}
 	if err := s.setTriggers(ctx, tx); err != nil {
 		return err

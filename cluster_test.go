@@ -561,6 +561,9 @@ func TestBackgroundWorkNeedsOnlyTheNodeOfAHome(t *testing.T) {
 				}
 			}
 
+			if testCluster != nil { // another server can start
+				startProcess(t, "-database-url", v.dsn)
+			}
 			v.history.sample(time.Now())
 			for node, queues := range v.queues {
 				body := v.must(200, "GET", "/overview/history?queue_id="+queues[0], "")

@@ -82,12 +82,16 @@ func (h *homes) unavailable(home int64) error {
 	if n := h.engine.nodeOf(home); n != h.engine.main && n.isSilent() {
 		return n.explain(errUnavailable)
 	}
-	if name := h.engine.throughMain(home); name != "" {
-		if at, has := h.failed.Load(name); has && time.Since(at.(time.Time)) < failedFor {
-			return fmt.Errorf("%w: %s: %w", errNodeUnavailable, name, errUnavailable)
-		}
+	if name := h.engine.throughMain(home); h.hasFailed(name) {
+		return fmt.Errorf("%w: %s: %w", errNodeUnavailable, name, errUnavailable)
 	}
 	return nil
+}
+
+// hasFailed reports whether a node that only the main node connects to has failed recently.
+func (h *homes) hasFailed(name string) bool {
+	at, has := h.failed.Load(name)
+	return has && time.Since(at.(time.Time)) < failedFor
 }
 
 // fails records the error of a statement about a home, for unavailable.
@@ -102,7 +106,16 @@ func (h *homes) fails(home int64, err error) {
 
 // needAllNodes returns errNeedsAllNodes if a node does not respond, as far as is known.
 func (h *homes) needAllNodes() error {
-	if h != nil && h.engine != nil && h.engine.nodeIsSilent() {
+	if h == nil || h.engine == nil {
+		return nil
+	}
+	silent := h.engine.nodeIsSilent()
+	if v := h.engine.placements.Load(); v != nil {
+		for name := range v.unreachable {
+			silent = silent || h.hasFailed(name)
+		}
+	}
+	if silent {
 		return errNeedsAllNodes
 	}
 	return nil

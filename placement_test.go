@@ -213,6 +213,7 @@ END $$`)
 			t.Errorf("the error of the cleanup is %v, want %q once", err, want)
 		}
 	}
+	s.must(503, "POST", "/topics", `{"id":"more"}`)
 	checkDiff(t, "messages left, by home", []string{"0"}, mustSelect(t, s.store.db, "SELECT home::text FROM queued.messages"))
 	if c.round.expiry.IsZero() || c.round.expiry.After(time.Now()) {
 		t.Errorf("the next round is due at %v, want now, because this one has left a home", c.round.expiry)

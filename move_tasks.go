@@ -225,7 +225,8 @@ WHERE id = $1
 )
 
 // step does a step of the task whose turn it is. It returns the time until the next step of
-// any task, at most moverRest, also with an error. A task with a rate moves the messages of a second in a step.
+// any task, at most moverRest, also with an error. A task with a rate moves the messages of a
+// second in a step.
 func (m *mover) step(ctx context.Context) (wait time.Duration, err error) {
 	var next sql.NullFloat64 // null if no task is running
 	if err := m.store.on("next_move_step").QueryRowContext(ctx, selectNextStepSQL).Scan(&next); err != nil {

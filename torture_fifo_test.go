@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -79,12 +80,12 @@ func (v *torture) produceFIFO(calm <-chan struct{}) {
 			continue
 		}
 		var request []fifoEntry
+		earlier = slices.DeleteFunc(earlier, func(r []fifoEntry) bool { return time.Since(r[0].sentAt) > 2*time.Minute }) // less than their deduplication window
 		if len(earlier) > 0 && rand.IntN(4) == 0 {
 			request = sendFIFOAgain(earlier[rand.IntN(len(earlier))])
 		} else {
 			request = v.newFIFO()
 			earlier = append(earlier, request)
-			earlier = earlier[max(0, len(earlier)-200):] // which is less than their deduplication window
 		}
 		attempts, tick := 1, time.Tick(pace)
 		if rand.IntN(2) == 0 {

@@ -246,7 +246,7 @@ func findConflicts(s *pinnedConn, batch []*ackRequest, done map[string]bool) err
 	if len(ids) == 0 {
 		return nil
 	}
-	exists, sure, err := s.existing(ids)
+	exists, sure, err := s.locate(ids)
 	if err != nil {
 		// The acks are committed, and must not run again.
 		return fmt.Errorf("%w: unknown which leases had ended: %v", errUnavailable, err)
@@ -575,36 +575,6 @@ func (s *pinnedConn) extend(items []ackItem) (all []message, moving []string, er
 			return m, err
 		}, extendMessagesSQL, home, ids, leases, seconds)
 	}, func(m message) []string { return []string{m.ID} })
-}
-
-const selectExistingSQL = `
-SELECT id, queue_key, seq
-FROM queued.messages
-WHERE home = $1
-    AND id = ANY($2::uuid[])
-    AND expired_at > now()`
-
-// existing returns the queue and the seq of messages, by id. It does not contain unknown
-// ids. It is sure if these are not moving.
-func (s *pinnedConn) existing(ids idArray) (all map[string]receipt, sure bool, err error) {
-	all = make(map[string]receipt)
-	moved, sure, err := s.moved(ids)
-	if err != nil {
-		return nil, false, err
-	}
-	for home, ids := range byHome(ids, func(id string) int64 { return moved.or(id, s.homes.ofID(id)) }) {
-		_, err := read(s, "existing", func(row scanner) (any, error) {
-			var id string
-			var at receipt
-			err := row.Scan(&id, &at.queueKey, &at.seq)
-			all[id] = at
-			return nil, err
-		}, selectExistingSQL, home, idArray(ids))
-		if err != nil {
-			return nil, false, err
-		}
-	}
-	return all, sure, nil
 }
 
 // messageID reads the id of a message.

@@ -457,7 +457,7 @@ func (e *engine) publishAgain(s *pinnedConn, p *publication, failed []int) error
 	for _, i := range failed {
 		ids = append(ids, p.acks[i].id)
 	}
-	exists, sure, err := s.existing(ids)
+	exists, sure, err := s.locate(ids)
 	if err != nil {
 		return err
 	}

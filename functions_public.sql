@@ -465,35 +465,33 @@ $$;
 COMMENT ON FUNCTION queued.check_lease IS 'Internal: checks the arguments of ack and nack';
 
 -- The home that a message has now; null if there is none. A message that is moving to another
--- home is in neither until the transaction has finished (moved.go).
+-- home is in neither until the transaction has finished, so it is searched like in moved.go.
 CREATE OR REPLACE FUNCTION queued.home_now(id uuid) RETURNS smallint
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
+    several CONSTANT boolean := queued.has_homes();
+    quiet   integer := 0;
     earlier text[] := '{}';
     pending text[];
     place   smallint;
 BEGIN
-    IF NOT queued.has_homes() THEN
-        RETURN 0;
-    END IF;
     FOR search IN 1..20 LOOP
         pending := queued.unfinished();
-        IF search <= 2 THEN
-            earlier := earlier || pending;
-        END IF;
         SELECT m.home
         INTO place
         FROM queued.messages m
         WHERE m.id = home_now.id;
-        IF FOUND OR search > 1 AND NOT earlier && pending THEN
+        quiet := CASE WHEN earlier && pending THEN 0 ELSE quiet + 1 END;
+        IF FOUND OR NOT several OR quiet = 3 THEN
             RETURN place;
         END IF;
         IF earlier && pending THEN
             PERFORM pg_sleep(0.01);
         END IF;
+        earlier := pending;
     END LOOP;
-    RAISE lock_not_available USING MESSAGE = format('message %s may be moving between database servers; try again later', id);
+    RAISE lock_not_available USING MESSAGE = format('message %s may be moving to another queue; try again later', id);
 END
 $$;
 
@@ -513,15 +511,20 @@ SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     place    smallint := queued.home_in(id);
+    found_in smallint;
     acked    record;
     queue_id text;
 BEGIN
     PERFORM queued.check_lease(id, scheduled_at);
     -- A statement that began before the commit of a move does not see the moved message in
-    -- either queue. The second statement sees it.
-    FOR attempt IN 1..2 LOOP
-        IF attempt = 2 THEN
-            place := coalesce(queued.home_now(ack.id), place);
+    -- either queue. The next statement sees it.
+    FOR attempt IN 1..5 LOOP
+        IF attempt > 1 THEN
+            found_in := queued.home_now(ack.id);
+            IF found_in IS NULL OR ack.scheduled_at IS NOT NULL AND found_in = place THEN
+                RETURN false;
+            END IF;
+            place := found_in;
         END IF;
         DELETE FROM queued.messages m
         WHERE m.home = place
@@ -532,7 +535,7 @@ BEGIN
         EXIT WHEN FOUND;
     END LOOP;
     IF acked.queue_key IS NULL THEN
-        RETURN false;
+        RAISE lock_not_available USING MESSAGE = format('message %s is moving to another queue; try again later', id);
     END IF;
     IF acked.group_id IS NOT NULL THEN
         SELECT q.id
@@ -592,7 +595,7 @@ DECLARE
     dead   queued.queues;
 BEGIN
     PERFORM queued.check_lease(id, scheduled_at);
-    FOR attempt IN 1..2 LOOP -- as in ack
+    FOR attempt IN 1..2 LOOP -- the message may have moved
         IF attempt = 2 THEN
             place := coalesce(queued.home_now(nack.id), place);
         END IF;

@@ -377,3 +377,12 @@ func explain1(t testing.TB, conn *sql.Conn, statement string, args []string) str
 	}
 	return plan.String()
 }
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

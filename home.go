@@ -208,39 +208,20 @@ func (h *homes) newID(queueKey int64) string {
 	return newIDIn(homeOf(queueKey))
 }
 
-const selectHomesOfMessagesSQL = `
-SELECT id, home
-FROM queued.messages
-WHERE id = ANY($1::uuid[])`
-
-// movedHomes are the homes that messages have now, by id.
-type movedHomes map[string]int64
-
-func (m movedHomes) scan(row scanner) (any, error) {
-	var id string
-	var home int64
-	err := row.Scan(&id, &home)
-	m[id] = home
-	return nil, err
-}
-
-// or returns the home of a message, or the other home if it is not there.
-func (m movedHomes) or(id string, other int64) int64 {
-	if home, found := m[id]; found {
-		return home
-	}
-	return other
-}
-
 // homesOfMessages returns a function with the homes that messages have now. The home of an
 // unknown message is that of its id.
 func (s *store) homesOfMessages(ctx context.Context, ids []string) (func(id string) int64, error) {
 	if !s.homes.areSeveral() {
 		return s.homes.ofID, nil
 	}
-	all := make(movedHomes)
-	_, err := collect(ctx, s.on("homes_of_messages"), all.scan, selectHomesOfMessagesSQL, idArray(ids))
-	return func(id string) int64 { return all.or(id, s.homes.ofID(id)) }, err
+	all := make(locations)
+	_, err := collect(ctx, s.on("locations"), all.scan, selectLocationsSQL, idArray(ids))
+	return func(id string) int64 {
+		if at, found := all[id]; found {
+			return at.home
+		}
+		return s.homes.ofID(id)
+	}, err
 }
 
 // inHomesOfItems is inHomes for sorted items, of which some may have moved. These are looked
@@ -258,19 +239,19 @@ func inHomesOfItems[R any](s *pinnedConn, items []ackItem, run func(home int64, 
 		}
 	}
 	missing := slices.DeleteFunc(idsWithoutReceipt(items), func(id string) bool { return done[id] })
-	moved, sure, err := s.moved(missing)
+	moved, sure, err := s.locate(missing)
 	if err == nil {
 		if !sure {
 			moving = slices.DeleteFunc(missing, func(id string) bool { _, found := moved[id]; return found })
 		}
 		var again []ackItem
 		for _, v := range items {
-			if home, found := moved[v.id]; found && home != s.homes.ofID(v.id) && v.receipt.attempts == 0 {
+			if at, found := moved[v.id]; found && at.home != s.homes.ofID(v.id) && v.receipt.attempts == 0 {
 				again = append(again, v)
 			}
 		}
 		var rows []R
-		rows, err = inHomes(s, again, func(v ackItem) int64 { return moved[v.id] }, run)
+		rows, err = inHomes(s, again, func(v ackItem) int64 { return moved[v.id].home }, run)
 		all = append(all, rows...)
 	}
 	if err != nil && !s.begun {

@@ -14,42 +14,76 @@ import (
 // succeed then, because the message will be received again.
 
 // errMoving is the error of an ack, nack or extension of a message that may be moving.
-var errMoving = errors.New("a message may be moving between database servers")
+var errMoving = errors.New("a message may be moving to another queue")
 
-const selectUnfinishedSQL = `
+const (
+	selectUnfinishedSQL = `
 SELECT queued.unfinished()`
 
-// moved returns the homes of messages of which some are not in the homes of their ids, because
-// they have moved. If there are several homes, it asks all of them. It is sure if the messages
-// that it has not found are not moving.
-//
-// A search asks one home after the other, so it misses a message that moves in the meantime.
-// Another search finds it, once the transactions that were unfinished in between are finished.
-func (s *pinnedConn) moved(ids []string) (all movedHomes, sure bool, err error) {
-	if !s.homes.areSeveral() || len(ids) == 0 {
+	selectLocationsSQL = `
+SELECT id, home, queue_key, seq
+FROM queued.messages
+WHERE id = ANY($1::uuid[])
+    AND expired_at > now()`
+)
+
+// location is where a message is now.
+type location struct{ home, queueKey, seq int64 }
+
+// locations are those of messages, by id.
+type locations map[string]location
+
+func (l locations) scan(row scanner) (any, error) {
+	var id string
+	var at location
+	err := row.Scan(&id, &at.home, &at.queueKey, &at.seq)
+	l[id] = at
+	return nil, err
+}
+
+func (l locations) hasAll(ids []string) bool {
+	return !slices.ContainsFunc(ids, func(id string) bool { _, found := l[id]; return !found })
+}
+
+// quietSearches is how often a search finds nothing before a message counts as unknown. A
+// search reads one home after the other, so it misses a message that moves meanwhile. Of three
+// searches, one finds a message that moves once, if no transaction was unfinished before two of
+// them.
+const quietSearches = 3
+
+// locate searches messages in all homes. It is sure if those that it does not find are not
+// moving.
+func (s *pinnedConn) locate(ids []string) (all locations, sure bool, err error) {
+	if len(ids) == 0 {
 		return nil, true, nil
 	}
-	var before []string // transactions that were unfinished before the first or the second search
+	if !s.homes.areSeveral() { // a statement sees each message in one queue
+		all = make(locations)
+		_, err = read(s, "locations", all.scan, selectLocationsSQL, idArray(ids))
+		return all, true, err
+	}
+	var before []string // transactions that were unfinished before the last search
 	end := time.Now().Add(lockTimeout)
-	for search := 1; ; search++ {
-		all = make(movedHomes)
+	for quiet := 0; ; {
+		all = make(locations)
 		unfinished, err := read(s, "unfinished_transactions", scanTexts, selectUnfinishedSQL)
 		if err == nil {
-			_, err = read(s, "homes_of_messages", all.scan, selectHomesOfMessagesSQL, idArray(ids))
+			_, err = read(s, "locations", all.scan, selectLocationsSQL, idArray(ids))
 		}
 		if err != nil && !s.begun && errors.Is(asUnavailable(err), errUnavailable) { // maybe only a node is
-			return s.foundInEach(ids), false, nil
+			return s.locateInEach(ids), false, nil
 		}
 		if err != nil {
 			return nil, false, err
 		}
-		now := unfinished[0]
-		if search <= 2 {
-			before = append(before, now...)
-		}
 		isEarlier := func(id string) bool { return slices.Contains(before, id) }
-		switch waits := slices.ContainsFunc(now, isEarlier); {
-		case all.hasAll(ids) || search > 1 && !waits:
+		waits := slices.ContainsFunc(unfinished[0], isEarlier)
+		before = unfinished[0]
+		if quiet++; waits {
+			quiet = 0
+		}
+		switch {
+		case all.hasAll(ids) || quiet == quietSearches:
 			return all, true, nil
 		case time.Now().After(end):
 			return all, false, nil
@@ -59,19 +93,20 @@ func (s *pinnedConn) moved(ids []string) (all movedHomes, sure bool, err error) 
 	}
 }
 
-const selectMessagesInHomeSQL = `
-SELECT id, home
+const selectLocationsInHomeSQL = `
+SELECT id, home, queue_key, seq
 FROM queued.messages
 WHERE home = $1
-    AND id = ANY($2::uuid[])`
+    AND id = ANY($2::uuid[])
+    AND expired_at > now()`
 
-// foundInEach searches messages in one home after the other, and skips homes whose node does not
-// respond.
-func (s *pinnedConn) foundInEach(ids []string) movedHomes {
-	found := make(movedHomes)
+// locateInEach searches messages in one home after the other, and skips homes whose node does
+// not respond.
+func (s *pinnedConn) locateInEach(ids []string) locations {
+	found := make(locations)
 	homes, _ := read(s, "homes", scanKey, selectHomesSQL) // nothing is found after an error
 	s.homes.each(homes, func(home int64) error {
-		_, err := read(s, "messages_in_home", found.scan, selectMessagesInHomeSQL, home, idArray(ids))
+		_, err := read(s, "locations_in_home", found.scan, selectLocationsInHomeSQL, home, idArray(ids))
 		return err
 	})
 	return found
@@ -83,19 +118,21 @@ func scanTexts(row scanner) (all []string, err error) {
 	return all, err
 }
 
-func (m movedHomes) hasAll(ids []string) bool {
-	return !slices.ContainsFunc(ids, func(id string) bool { _, found := m[id]; return !found })
-}
-
 // ackAttempts is how often messages that are not where they were found are searched again.
 const ackAttempts = 5
 
 // ackMoved acks sorted items whose messages a statement has not found in a home: they may have
 // moved to another queue. It returns the ids of those that may be moving.
+//
+// A message is searched until it is acked, or found in no home. With a lease token one attempt
+// in a home is enough, because a message that moves loses its lease.
 func (s *pinnedConn) ackMoved(home int64, items []ackItem) (all []queueChange, moving []string, err error) {
 	searched := make(map[string]int64) // homes of the last attempt, by id
-	for attempt := range ackAttempts {
-		found, sure, err := s.moved(idsWithoutReceipt(items))
+	for _, v := range items {
+		searched[v.id] = home
+	}
+	for range ackAttempts {
+		found, sure, err := s.locate(idsWithoutReceipt(items))
 		if err != nil {
 			return all, moving, err
 		}
@@ -103,14 +140,12 @@ func (s *pinnedConn) ackMoved(home int64, items []ackItem) (all []queueChange, m
 		for _, v := range items {
 			at, isThere := found[v.id]
 			switch {
-			case !isThere && !sure && v.receipt.attempts == 0:
+			case v.receipt.attempts > 0:
+			case !isThere && !sure:
 				moving = append(moving, v.id)
-			case !s.homes.areSeveral():
+			case isThere && (!v.hasToken() || at.home != searched[v.id]):
 				again = append(again, v)
-				searched[v.id] = home
-			case isThere && (attempt == 0 || at != searched[v.id]):
-				again = append(again, v)
-				searched[v.id] = at
+				searched[v.id] = at.home
 			}
 		}
 		before := len(all)
@@ -121,8 +156,7 @@ func (s *pinnedConn) ackMoved(home int64, items []ackItem) (all []queueChange, m
 			}
 		}
 		done := idsIn(all[before:])
-		items = slices.DeleteFunc(again, func(v ackItem) bool { return done[v.id] })
-		if len(items) == 0 || !s.homes.areSeveral() {
+		if items = slices.DeleteFunc(again, func(v ackItem) bool { return done[v.id] }); len(items) == 0 {
 			return all, moving, nil
 		}
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 )
@@ -25,7 +27,7 @@ func TestAckOfAMessageThatIsMovingToAnotherHomeIsRefused(t *testing.T) {
 		fmt.Sprintf(`{"messages":[%s]}`, withToken(moving)),
 		fmt.Sprintf(`{"messages":[%s,%s]}`, withToken(other), withToken(moving)),
 	} {
-		checkDiff(t, body, `{"detail":"a message may be moving between database servers; try again later"}`, s.must(503, "PUT", "/messages/ack", body))
+		checkDiff(t, body, `{"detail":"a message may be moving to another queue; try again later"}`, s.must(503, "PUT", "/messages/ack", body))
 	}
 	checkDiff(t, "messages in the other queue", 0, s.messagesIn("q1"))
 
@@ -35,6 +37,76 @@ func TestAckOfAMessageThatIsMovingToAnotherHomeIsRefused(t *testing.T) {
 	unfinished("{}")
 	s.must(204, "PUT", "/messages/"+moving.ID+"/ack", "")
 	checkDiff(t, "messages after the move and the ack", 0, s.messagesIn("q1"))
+}
+
+// The first search begins while one move is not finished, and the second one while the next
+// move of the message is.
+func TestAckSearchesAMessageThatMovesTwice(t *testing.T) {
+	t.Parallel()
+	s := newNodes(t).newServer(t)
+	s.publish("t", 1)
+	id := s.receive("q0", "")[0].ID
+	s.exec(`CREATE TABLE public.inserted AS SELECT * FROM queued.messages WHERE id = $1`, id)
+	s.exec(`DELETE FROM queued.messages WHERE id = $1`, id)
+	s.exec(`CREATE SEQUENCE public.searches`)
+	s.exec(`CREATE OR REPLACE FUNCTION queued.unfinished() RETURNS text[] LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    search bigint := nextval('public.searches');
+BEGIN
+    IF search = 1 THEN
+        RETURN '{citus_1}';
+    ELSIF search = 3 THEN
+        INSERT INTO queued.messages SELECT * FROM public.inserted;
+    END IF;
+    RETURN '{}';
+END
+$$`)
+	s.must(204, "PUT", "/messages/"+id+"/ack", "")
+	s.wantMetrics(`queued_messages_acked_total{queue="q0"} 1`)
+}
+
+// The messages move between two queues all the time while their acks search them.
+func TestAcksOfMessagesThatMoveToAndFroAreFinal(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	queues := []string{"a", "b"}
+	for _, queue := range queues {
+		s.mustQueue(queue)
+	}
+	var acking, moving sync.WaitGroup
+	for range 4 {
+		acking.Go(func() {
+			for range 25 {
+				v, err := s.send(context.Background(), "POST", "/queues/a/messages", `{"data":{}}`)
+				all, _ := decodeMessages(v.body)
+				if err != nil || len(all) != 1 {
+					t.Errorf("publish = %d %s, %v", v.status, v.body, err)
+					return
+				}
+				for status := 0; status != 204; {
+					v, err := s.send(context.Background(), "PUT", "/messages/"+all[0].ID+"/ack", "")
+					if status = v.status; err != nil || status != 204 && status != 503 {
+						t.Errorf("ack = %d %s, %v", v.status, v.body, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	acked := make(chan struct{})
+	moving.Go(func() {
+		for i := 0; !isClosed(acked); i = 1 - i {
+			body := fmt.Sprintf(`{"destination_queue_id":%q}`, queues[1-i])
+			if v, err := s.send(context.Background(), "PUT", "/queues/"+queues[i]+"/redrive", body); err != nil || v.status != 204 && v.status != 503 {
+				t.Errorf("redrive = %d %s, %v", v.status, v.body, err)
+				return
+			}
+		}
+	})
+	acking.Wait()
+	close(acked)
+	moving.Wait()
+	checkDiff(t, "acked messages that are left", 0, s.count("SELECT count(*) FROM queued.messages"))
 }
 
 func TestASearchThatFailsHurtsOnlyRequestsOfUnknownMessages(t *testing.T) {

@@ -271,7 +271,7 @@ var ruleExceptions = []struct{ rule, reason, statements string }{
 	{ruleKey, "it reads all homes when the server starts", `
 		raiseSequencesSQL`},
 	{ruleKey, "it looks for messages that have moved in all homes", `
-		selectHomesOfMessagesSQL queued.home_now`},
+		selectLocationsSQL queued.home_now`},
 	{ruleKey, "it sums over all queues", `
 		selectJobCountsSQL`},
 	{ruleInsertWith, "it changes messages and their groups, or moves messages, in one statement", `

@@ -671,15 +671,6 @@ func (v *torture) decode(out []byte) []wireMessage {
 	return all
 }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
 // consume receives from all queues. Until calm is closed it acks only most of the
 // messages, and a tenth of the receives disconnect.
 func (v *torture) consume(calm, stop <-chan struct{}) {

@@ -170,7 +170,7 @@ func (h *history) deliveriesOf(id string) (out string) {
 		if v.id != id {
 			continue
 		}
-		out += fmt.Sprintf("\n\t%d, attempt %d, leased %s to %s", v.n, v.attempt, v.at.Format(clock), v.until.Format(clock))
+		out += fmt.Sprintf("\n\t%d of %s, attempt %d, leased %s to %s", v.n, v.queue, v.attempt, v.at.Format(clock), v.until.Format(clock))
 		for what, at := range map[string]time.Time{"nack sent": v.nackedAt, "ack sent": v.ackSentAt, "acked": v.ackedAt} {
 			if !at.IsZero() {
 				out += fmt.Sprintf(", %s %s", what, at.UTC().Format(clock))
@@ -185,7 +185,7 @@ func (h *history) checkMessage(a *verdict, all []*seen) {
 	var ackedAt time.Time
 	for i, v := range all {
 		if !ackedAt.IsZero() && v.at.After(ackedAt) {
-			a.violate("delivered after its ack: %s of %s, attempt %d, leased at %v, acked at %v", v.id, v.queue, v.attempt, v.at, ackedAt)
+			a.violate("delivered after its ack: %s of %s, attempt %d, leased at %v, acked at %v; in full:%s", v.id, v.queue, v.attempt, v.at, ackedAt, h.deliveriesOf(v.id))
 		}
 		if !v.ackedAt.IsZero() {
 			a.acked++

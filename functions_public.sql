@@ -42,6 +42,23 @@ AS $$ SELECT '{}'::text[] $$;
 
 COMMENT ON FUNCTION queued.unfinished IS 'Internal: transactions of several homes that have not committed in all of them';
 
+-- Makes Citus commit the transaction in two phases, because it changes a table of the coordinator.
+-- A transaction that changes one node only is committed there, and then on the coordinator. If
+-- that failed, a message would be published or acked, and the application's changes undone.
+CREATE OR REPLACE FUNCTION queued.commit_together() RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    IF queued.has_homes() THEN
+        UPDATE queued.move_tasks
+        SET id = id
+        WHERE id IS NULL;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION queued.commit_together IS 'Internal: makes the nodes of a cluster commit together';
+
 CREATE OR REPLACE FUNCTION queued.id_in(home smallint, id uuid) RETURNS uuid
 LANGUAGE sql IMMUTABLE
 AS $$
@@ -354,6 +371,7 @@ BEGIN
     IF group_id IS NOT NULL THEN
         PERFORM queued.change_group(new_id, queue.key, group_id, true);
     END IF;
+    PERFORM queued.commit_together();
     PERFORM queued.wake(queue.id);
     RETURN new_id;
 END
@@ -537,6 +555,7 @@ BEGIN
     IF acked.queue_key IS NULL THEN
         RAISE lock_not_available USING MESSAGE = format('message %s is moving to another queue; try again later', id);
     END IF;
+    PERFORM queued.commit_together();
     IF acked.group_id IS NOT NULL THEN
         SELECT q.id
         INTO queue_id
@@ -653,6 +672,7 @@ BEGIN
     IF nacked.group_id IS NOT NULL THEN
         PERFORM queued.change_group(nack.id, source.key, nacked.group_id, false);
     END IF;
+    PERFORM queued.commit_together();
     PERFORM queued.wake(source.id);
     RETURN true;
 END

@@ -1008,3 +1008,34 @@ SELECT 'function ' || proname FROM pg_proc WHERE pronamespace = 'queued'::regnam
 UNION ALL
 SELECT 'table ' || relname FROM pg_class WHERE relnamespace = 'queued'::regnamespace AND relkind IN ('r', 'v') AND obj_description(oid, 'pg_class') IS NULL`))
 }
+
+// Two serializable transactions read what the other one changes, so PostgreSQL refuses the second
+// commit, at its very end. On a cluster that is when the nodes have prepared theirs.
+func TestSQLChangesAreUndoneIfTheCommitFails(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("acked")
+	s.mustQueue("sent")
+	id := s.messages(s.must(201, "POST", "/queues/acked/messages", `{"data":{}}`))[0].ID
+	s.exec("CREATE TABLE public.totals (name text, n integer)")
+	db := s.plainDB("")
+	var all []*sql.Tx
+	for _, names := range [][2]string{{"a", "b"}, {"b", "a"}} {
+		tx, err := db.BeginTx(context.Background(), &sql.TxOptions{Isolation: sql.LevelSerializable})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback()
+		mustSelect(t, tx, "INSERT INTO public.totals SELECT $1, count(*) FROM public.totals WHERE name = $2 RETURNING n", names[0], names[1])
+		all = append(all, tx)
+	}
+	checkDiff(t, "acked", []string{"true"}, mustSelect(t, all[1], "SELECT queued.ack($1)", id))
+	mustSelect(t, all[1], "SELECT queued.send('sent', '{}')")
+	if err := all[0].Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := all[1].Commit(); pq.As(err, "40001") == nil {
+		t.Fatalf("the second commit: %v, want a serialization failure", err)
+	}
+	checkDiff(t, "messages", "1 0", fmt.Sprint(s.messagesIn("acked"), s.messagesIn("sent")))
+}

@@ -488,23 +488,24 @@ CREATE OR REPLACE FUNCTION queued.home_now(id uuid) RETURNS smallint
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
-    several CONSTANT boolean := queued.has_homes();
-    quiet   integer := 0;
-    earlier text[] := '{}';
-    pending text[];
-    place   smallint;
+    several  CONSTANT boolean := queued.has_homes();
+    searches integer := 0;
+    earlier  text[] := '{}';
+    pending  text[];
+    place    smallint;
 BEGIN
-    FOR search IN 1..20 LOOP
-        pending := queued.unfinished();
+    FOR attempt IN 1..20 LOOP
         SELECT m.home
         INTO place
         FROM queued.messages m
         WHERE m.id = home_now.id;
-        quiet := CASE WHEN earlier && pending THEN 0 ELSE quiet + 1 END;
-        IF FOUND OR NOT several OR quiet = 3 THEN
+        searches := searches + 1;
+        IF FOUND OR NOT several OR searches = 3 THEN
             RETURN place;
         END IF;
+        pending := queued.unfinished();
         IF earlier && pending THEN
+            searches := 0;
             PERFORM pg_sleep(0.01);
         END IF;
         earlier := pending;

@@ -45,11 +45,10 @@ func (l locations) hasAll(ids []string) bool {
 	return !slices.ContainsFunc(ids, func(id string) bool { _, found := l[id]; return !found })
 }
 
-// quietSearches is how often a search finds nothing before a message counts as unknown. A
-// search reads one home after the other, so it misses a message that moves meanwhile. Of three
-// searches, one finds a message that moves once, if no transaction was unfinished before two of
-// them.
-const quietSearches = 3
+// searches is how often a message is searched before it counts as unknown. A search reads one
+// home after the other, so it misses a message that moves meanwhile. A move that all searches
+// miss is unfinished in between, each time.
+const searches = 3
 
 // locate searches messages in all homes. It is sure if those that it does not find are not
 // moving.
@@ -57,38 +56,32 @@ func (s *pinnedConn) locate(ids []string) (all locations, sure bool, err error) 
 	if len(ids) == 0 {
 		return nil, true, nil
 	}
-	if !s.homes.areSeveral() { // a statement sees each message in one queue
-		all = make(locations)
-		_, err = read(s, "locations", all.scan, selectLocationsSQL, idArray(ids))
-		return all, true, err
-	}
 	var before []string // transactions that were unfinished before the last search
 	end := time.Now().Add(lockTimeout)
-	for quiet := 0; ; {
+	for n := 1; ; n++ {
 		all = make(locations)
-		unfinished, err := read(s, "unfinished_transactions", scanTexts, selectUnfinishedSQL)
-		if err == nil {
-			_, err = read(s, "locations", all.scan, selectLocationsSQL, idArray(ids))
+		_, err := read(s, "locations", all.scan, selectLocationsSQL, idArray(ids))
+		if err == nil && (!s.homes.areSeveral() || all.hasAll(ids) || n >= searches) {
+			return all, true, nil // where there is one home, a statement sees each message in one queue
 		}
-		if err != nil && !s.begun && errors.Is(asUnavailable(err), errUnavailable) { // maybe only a node is
+		var unfinished [][]string
+		if err == nil {
+			unfinished, err = read(s, "unfinished_transactions", scanTexts, selectUnfinishedSQL)
+		}
+		if err != nil && !s.begun && errors.Is(asUnavailable(err), errUnavailable) && s.homes.areSeveral() { // maybe only a node is
 			return s.locateInEach(ids), false, nil
 		}
 		if err != nil {
 			return nil, false, err
 		}
 		isEarlier := func(id string) bool { return slices.Contains(before, id) }
-		waits := slices.ContainsFunc(unfinished[0], isEarlier)
-		before = unfinished[0]
-		if quiet++; waits {
-			quiet = 0
-		}
-		switch {
-		case all.hasAll(ids) || quiet == quietSearches:
-			return all, true, nil
-		case time.Now().After(end):
-			return all, false, nil
-		case waits:
+		if slices.ContainsFunc(unfinished[0], isEarlier) {
+			n = 0
 			time.Sleep(10 * time.Millisecond)
+		}
+		before = unfinished[0]
+		if time.Now().After(end) {
+			return all, false, nil
 		}
 	}
 }

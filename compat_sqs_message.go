@@ -27,8 +27,12 @@ const (
 	maxSQSAttributeName = 256 // characters of a name or a type
 )
 
-// sqsTraceHeader is the system attribute that a sender can set.
-const sqsTraceHeader = "AWSTraceHeader"
+// sqsTraceHeader is the system attribute that a sender can set. It does not count as part of
+// the message, so it has a limit of its own, in bytes: load balancers of AWS pass on 7 KB.
+const (
+	sqsTraceHeader    = "AWSTraceHeader"
+	maxSQSTraceHeader = 8 << 10
+)
 
 // isBinary reports whether the value is bytes.
 func (a *sqsMessageAttribute) isBinary() bool {
@@ -131,6 +135,9 @@ func (in *sqsInput) systemAttributes() ([]sqsMessageAttribute, error) {
 	for _, a := range all {
 		if a.name != sqsTraceHeader || a.dataType != "String" {
 			return nil, sqsInvalidParameter.errorf("Message system attribute name '%s' is invalid.", a.name)
+		}
+		if len(a.value) > maxSQSTraceHeader {
+			return nil, sqsInvalidParameter.errorf("Message system attribute '%s' must be shorter than %d bytes.", a.name, maxSQSTraceHeader)
 		}
 	}
 	return all, err

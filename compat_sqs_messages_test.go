@@ -91,6 +91,54 @@ func TestSQSMessageComesBackAsSent(t *testing.T) {
 	checkDiff(t, "no messages", `{}`, s.sqs("ReceiveMessage", `{"QueueUrl":"q"}`).body)
 }
 
+// The trace header of a message is its system attribute or else a header of the request. It
+// does not count as part of the message, and has a limit of its own.
+func TestSQSTraceHeaders(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q", `"MaximumMessageSize":"1024"`)
+	attribute := func(value string) string {
+		return `"MessageSystemAttributes":{"AWSTraceHeader":{"DataType":"String","StringValue":"` + value + `"}}`
+	}
+	send := func(action, body, header string) reply {
+		t.Helper()
+		return s.sqsSend("POST", "/", body, "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: AmazonSQS."+action, "X-Amzn-Trace-Id: "+header)
+	}
+	longest := strings.Repeat("x", 8<<10)
+	tooLong := sqsProblemReply{400, "com.amazon.coral.service#InvalidParameterValueException", "InvalidParameterValue", "Message system attribute 'AWSTraceHeader' must be shorter than 8192 bytes."}
+	for _, v := range []struct {
+		attribute, header string
+		want              string // empty if the message has none
+	}{
+		{"", "", ""},
+		{"", "Root=1-h;Sampled=1", "Root=1-h;Sampled=1"},
+		{attribute("Root=1-a"), "", "Root=1-a"},
+		{attribute("Root=1-a"), "Root=1-h", "Root=1-a"},
+		{attribute(longest), longest + "x", longest},
+		{"", longest, longest},
+		{"", longest + "x", ""},
+	} {
+		body := `{"QueueUrl":"q","MessageBody":"x"}`
+		if v.attribute != "" {
+			body = `{"QueueUrl":"q","MessageBody":"x",` + v.attribute + `}`
+		}
+		if got := send("SendMessage", body, v.header); got.status != 200 {
+			t.Fatalf("%.50q with the header %.50q = %d %s", v.attribute, v.header, got.status, got.body)
+		}
+		got := s.sqsReceive("q", `"MessageSystemAttributeNames":["AWSTraceHeader"]`)
+		if len(got) != 1 || got[0].Attributes["AWSTraceHeader"] != v.want {
+			t.Errorf("after %.50q with the header %.50q, %d messages were received, want one with %.50q", v.attribute, v.header, len(got), v.want)
+		}
+	}
+	checkDiff(t, "too long", tooLong, s.sqsJSONProblem(send("SendMessage", `{"QueueUrl":"q","MessageBody":"x",`+attribute(longest+"x")+`}`, "")))
+	checkDiff(t, "too long in a batch", `{"Successful":[{"Id":"b","MD5OfMessageBody":"`+sqsMD5("y")+`","MessageId":"UUID"}],"Failed":[{"Id":"a","SenderFault":true,"Code":"InvalidParameterValue","Message":"`+tooLong.Text+`"}]}`,
+		maskSQS(&s.client, send("SendMessageBatch", `{"QueueUrl":"q","Entries":[{"Id":"a","MessageBody":"x",`+attribute(longest+"x")+`},{"Id":"b","MessageBody":"y"}]}`, "Root=1-h").body))
+	got := s.sqsReceive("q", `"AttributeNames":["All"]`)
+	if len(got) != 1 || got[0].Attributes["AWSTraceHeader"] != "Root=1-h" {
+		t.Errorf("%d messages of the batch were received, want one with the header of the request", len(got))
+	}
+}
+
 func TestSQSMessageInXML(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -52,7 +52,9 @@ func (in *sqsInput) sqsMessage(r *request) (m sqsSend, err error) {
 			return m, sqsInvalidValue(v.value, v.name, "%s can only include alphanumeric and punctuation characters. 1 to 128 in length.", v.name)
 		}
 	}
-	m.extra.TraceHeader = toUTF8(r.Header.Get("X-Amzn-Trace-Id"))
+	if header := toUTF8(r.Header.Get("X-Amzn-Trace-Id")); len(header) <= maxSQSTraceHeader {
+		m.extra.TraceHeader = header
+	}
 	for _, a := range m.system {
 		m.extra.TraceHeader = a.value
 	}

@@ -123,6 +123,22 @@ func TestSQSFIFOReceivesSeveralOfAGroup(t *testing.T) {
 	}
 }
 
+// A change of the delay of a queue does not change the delay of its messages. One that is
+// delayed holds back those after it in its group.
+func TestSQSFIFODelayKeepsTheOrder(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("f.fifo", `"FifoQueue":"true"`, `"ContentBasedDeduplication":"true"`, `"DelaySeconds":"900"`)
+	s.sqsSendFIFO("f.fifo", "a", "", "a1")
+	s.mustSQS("SetQueueAttributes", `{"QueueUrl":"f.fifo","Attributes":{"DelaySeconds":"0"}}`, nil)
+	s.sqsSendFIFO("f.fifo", "a", "", "a2")
+	s.sqsSendFIFO("f.fifo", "b", "", "b1")
+	checkDiff(t, "while a1 is delayed", "b1", s.drainSQS("f.fifo"))
+	s.makeDue()
+	s.makeGroupsReady()
+	checkDiff(t, "then", "a1 a2", s.drainSQS("f.fifo"))
+}
+
 func TestSQSFIFODeduplicates(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -176,6 +177,12 @@ func TestSQSQueueURLIsThatOfTheClient(t *testing.T) {
 			t.Errorf("with %q: %s, want %s", headers, w.Body, want)
 		}
 	}
+	r := httptest.NewRequest("GET", "https://queue.example:8443/?Action=GetQueueUrl&QueueName=q", nil) // has a TLS state
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	if want := "<QueueUrl>https://queue.example:8443/000000000000/q</QueueUrl>"; !strings.Contains(w.Body.String(), want) {
+		t.Errorf("with TLS: %s, want %s", w.Body, want)
+	}
 }
 
 // With -public-url, the URLs of queues begin with it, whatever a proxy makes of the host and the
@@ -217,6 +224,103 @@ func TestSQSRespondsWithARequestID(t *testing.T) {
 	}
 }
 
+// In XML, the response to an action has a result, except for actions that return nothing. In
+// JSON, the response to these is an empty object.
+func TestSQSActionsWithoutAResult(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("dead")
+	s.createSQS("q", `"VisibilityTimeout":"0"`, `"RedrivePolicy":"{\"deadLetterTargetArn\":\"`+sqsARNs+`dead\",\"maxReceiveCount\":9}"`)
+	s.sqsPublish("q", "a")
+	handle := s.sqsReceive("q")[0].ReceiptHandle
+	task := "" // of the action before
+	seen := 0
+	for _, v := range []struct {
+		action, body string
+		hasResult    bool
+	}{
+		{"CreateQueue", `{"QueueName":"q"}`, true},
+		{"GetQueueUrl", `{"QueueName":"q"}`, true},
+		{"ListQueues", `{}`, true},
+		{"ListDeadLetterSourceQueues", `{"QueueUrl":"dead"}`, true},
+		{"SetQueueAttributes", `{"QueueUrl":"q","Attributes":{"DelaySeconds":"0"}}`, false},
+		{"GetQueueAttributes", `{"QueueUrl":"q"}`, true},
+		{"TagQueue", `{"QueueUrl":"q","Tags":{"a":"b"}}`, false},
+		{"ListQueueTags", `{"QueueUrl":"q"}`, true},
+		{"UntagQueue", `{"QueueUrl":"q","TagKeys":["a"]}`, false},
+		{"AddPermission", `{"QueueUrl":"q","Label":"LABEL","AWSAccountIds":["1"],"Actions":["*"]}`, false},
+		{"RemovePermission", `{"QueueUrl":"q","Label":"LABEL"}`, false},
+		{"SendMessage", `{"QueueUrl":"q","MessageBody":"b"}`, true},
+		{"SendMessageBatch", `{"QueueUrl":"q","Entries":[{"Id":"x","MessageBody":"b"}]}`, true},
+		{"ReceiveMessage", `{"QueueUrl":"dead"}`, true},
+		{"ChangeMessageVisibility", `{"QueueUrl":"q","ReceiptHandle":"` + handle + `","VisibilityTimeout":0}`, false},
+		{"ChangeMessageVisibilityBatch", `{"QueueUrl":"q","Entries":[{"Id":"x","ReceiptHandle":"` + handle + `","VisibilityTimeout":0}]}`, true},
+		{"DeleteMessage", `{"QueueUrl":"q","ReceiptHandle":"` + handle + `"}`, false},
+		{"DeleteMessageBatch", `{"QueueUrl":"q","Entries":[{"Id":"x","ReceiptHandle":"` + handle + `"}]}`, true},
+		{"StartMessageMoveTask", `{"SourceArn":"` + sqsARNs + `dead"}`, true},
+		{"ListMessageMoveTasks", `{"SourceArn":"` + sqsARNs + `dead"}`, true},
+		{"CancelMessageMoveTask", `{"TaskHandle":"TASK"}`, true},
+		{"PurgeQueue", `{"QueueUrl":"dead"}`, false},
+		{"DeleteQueue", `{"QueueUrl":"NAME"}`, false},
+	} {
+		seen++
+		call := func(send func(body string) reply, label, task string) string {
+			t.Helper()
+			s.createSQS(label)
+			got := send(strings.NewReplacer("LABEL", label, "NAME", label, "TASK", task).Replace(v.body))
+			if got.status != 200 {
+				t.Fatalf("%s %s = %d %s", v.action, v.body, got.status, got.body)
+			}
+			return got.body
+		}
+		inXML := call(func(body string) reply { return s.sqsQuery(v.action, asParameters(t, v.action, body)...) }, "in-xml", task)
+		if v.action == "StartMessageMoveTask" { // one at a time
+			task = regexp.MustCompile(`<TaskHandle>(.*)</TaskHandle>`).FindStringSubmatch(inXML)[1]
+			continue
+		}
+		namespace := ` xmlns="http://queue.amazonaws.com/doc/2012-11-05/">`
+		result := "<" + v.action + "Result>"
+		if !v.hasResult {
+			result = "<ResponseMetadata><RequestId>"
+		}
+		if want := xmlHead + "<" + v.action + "Response" + namespace + result; !strings.HasPrefix(inXML, want) {
+			t.Errorf("%s in XML = %s, want %s", v.action, inXML, want)
+		}
+		if v.action == "CancelMessageMoveTask" { // it was cancelled
+			continue
+		}
+		if inJSON := call(func(body string) reply { return s.sqs(v.action, body) }, "in-json", ""); !v.hasResult && inJSON != "{}" {
+			t.Errorf("%s in JSON = %s", v.action, inJSON)
+		}
+	}
+	checkDiff(t, "actions", len(sqsActions), seen)
+}
+
+// Parameters and headers of SDKs that mean nothing here, and items of lists that AWS refuses.
+func TestSQSIgnoresWhatHasNoMeaning(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	q := s.createSQS("q")
+	s.sqsPublish("q", "a")
+	for _, v := range []struct{ action, body, want string }{
+		{"GetQueueUrl", `{"QueueName":"q","QueueOwnerAWSAccountId":"123456789012"}`, q},
+		{"ReceiveMessage", `{"QueueUrl":"q","VisibilityTimeout":0,"ReceiveRequestAttemptId":"x y"}`, sqsMD5("a")},
+	} {
+		got := s.sqsSend("POST", "/", v.body, "Content-Type: application/x-amz-json-1.0", "X-Amz-Target: AmazonSQS."+v.action, "X-Amzn-Query-Mode: true", "Amz-Sdk-Request: attempt=1; max=3")
+		if got.status != 200 || !strings.Contains(got.body, v.want) {
+			t.Errorf("%s %s = %d %s, want %s", v.action, v.body, got.status, got.body, v.want)
+		}
+		got = s.sqsQuery(v.action, append(asParameters(t, v.action, v.body), "Version=2009-02-01", "SignatureVersion=2", "Other.1=x")...)
+		if got.status != 200 || !strings.Contains(got.body, v.want) {
+			t.Errorf("%s %s in XML = %d %s, want %s", v.action, v.body, got.status, got.body, v.want)
+		}
+	}
+	for _, list := range []string{"StringListValue.1=x", "StringListValue=x", "BinaryListValue.1=AA=="} {
+		got := s.sqsXMLProblem(s.sqsQuery("SendMessage", "QueueUrl=q", "MessageBody=x", "MessageAttribute.1.Name=a", "MessageAttribute.1.Value.DataType=String", "MessageAttribute.1.Value.StringValue=x", "MessageAttribute.1.Value."+list))
+		checkDiff(t, list, sqsProblemReply{400, "", "AWS.SimpleQueueService.UnsupportedOperation", "Message attribute list values in SendMessage operation are not supported."}, got)
+	}
+}
+
 // Metrics have a label for each action, and none for names that clients make up.
 func TestSQSMetricsNameTheAction(t *testing.T) {
 	t.Parallel()
@@ -229,6 +333,20 @@ func TestSQSMetricsNameTheAction(t *testing.T) {
 	if got := strings.ToLower(s.must(200, "GET", "/metrics", "")); strings.Contains(got, "made-up") || strings.Contains(got, "madeup") || strings.Contains(got, "123456789012") {
 		t.Errorf("a made-up name is in the metrics")
 	}
+}
+
+func TestSQSMetricsCountMessages(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("f.fifo", `"FifoQueue":"true"`, `"ContentBasedDeduplication":"true"`)
+	for _, body := range []string{"a", "b", "a"} {
+		s.sqsSendFIFO("f.fifo", "g", "", body)
+	}
+	handle := s.sqsReceive("f.fifo")[0].ReceiptHandle
+	s.mustSQS("ChangeMessageVisibility", `{"QueueUrl":"f.fifo","ReceiptHandle":"`+handle+`","VisibilityTimeout":0}`, nil)
+	checkDiff(t, "received and deleted", "a b", s.drainSQS("f.fifo"))
+	s.wantMetrics(`queued_messages_published_total{queue="f.fifo"} 2`, `queued_messages_duplicate_total{queue="f.fifo"} 1`, `queued_messages_delivered_total{queue="f.fifo"} 3`,
+		`queued_messages_acked_total{queue="f.fifo"} 2`, `queued_messages_nacked_total{queue="f.fifo"} 1`)
 }
 
 // sqsProblemReply is an error in both protocols.
@@ -304,6 +422,41 @@ func TestSQSBodyLimit(t *testing.T) {
 	if got := s.sqs("ListQueues", `{"QueueNamePrefix":"`+strings.Repeat("x", 8<<20-100)+`"}`); got.status != 200 {
 		t.Errorf("a body of almost 8 MiB = %d %s", got.status, got.body)
 	}
+}
+
+// A request for which there is no memory is refused, and can be sent again.
+func TestSQSRequestsCountAsBuffered(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.createSQS("q")
+	limit := func(bytes int64) {
+		s.admission.mu.Lock()
+		s.admission.maxBuffered = bytes
+		s.admission.mu.Unlock()
+	}
+	long := strings.Repeat("x", 1<<20)
+	limit(512 << 10)
+	got := s.sqs("SendMessage", `{"QueueUrl":"q","MessageBody":"`+long+`"}`)
+	v := s.sqsJSONProblem(got)
+	if v.Status != 503 || v.Type != "com.amazon.coral.service#ServiceUnavailable" || v.Code != "ServiceUnavailable" || got.header.Get("Retry-After") == "" {
+		t.Errorf("in JSON: %+v, Retry-After %q", v, got.header.Get("Retry-After"))
+	}
+	got = s.sqsQuery("SendMessage", "QueueUrl=q", "MessageBody="+long)
+	if v := s.sqsXMLProblem(got); v.Status != 503 || v.Code != "ServiceUnavailable" || got.header.Get("Retry-After") == "" {
+		t.Errorf("in XML: %+v, Retry-After %q", v, got.header.Get("Retry-After"))
+	}
+	limit(64 << 20)
+	s.sqsPublish("q", slices.Repeat([]string{long}, 3)...)
+	limit(2 << 20)
+	got = s.sqs("ReceiveMessage", `{"QueueUrl":"q","MaxNumberOfMessages":10}`)
+	checkDiff(t, "a response that is too large", "ServiceUnavailable", s.sqsJSONProblem(got).Code)
+	limit(64 << 20)
+	all := s.sqsReceive("q", ten, `"AttributeNames":["ApproximateReceiveCount"]`)
+	checkDiff(t, "messages", 3, len(all))
+	for _, m := range all {
+		checkDiff(t, "receives", "1", m.Attributes["ApproximateReceiveCount"])
+	}
+	eventually(t, "nothing is buffered", func() bool { return s.buffered() == 0 })
 }
 
 // A panic is an InternalFailure.

@@ -3,6 +3,7 @@ package main
 import (
 	"database/sql/driver"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -10,11 +11,17 @@ import (
 // (PostgreSQL manual, section 8.15). lib/pq has the same for all types, but uses
 // reflection and allocates for each element; these are on the path of every message.
 
-// textArray is a text[] of strings that need no quotes, such as ids.
+// textArray is a text[] of strings that need no quotes, such as ids, except for an id that
+// PostgreSQL would read as NULL.
 type textArray []string
 
 func (a textArray) Value() (driver.Value, error) {
-	return joinArray(a, func(b []byte, s string) []byte { return append(b, s...) }), nil
+	return joinArray(a, func(b []byte, s string) []byte {
+		if strings.EqualFold(s, "null") {
+			return appendQuoted(b, s)
+		}
+		return append(b, s...)
+	}), nil
 }
 
 // quotedArray is a text[] of any strings; an empty one is NULL.

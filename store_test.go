@@ -768,3 +768,22 @@ func TestClientsDoNotReceivePostgreSQLsErrors(t *testing.T) {
 		t.Errorf("the log lacks PostgreSQL's error:\n%s", logged)
 	}
 }
+
+// PostgreSQL reads null as NULL in an array, but it is an id as any other.
+func TestIDsMayReadNull(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"null"}`)
+	for n, id := range []string{"null", "NULL", "Null"} {
+		s.mustQueue(id, `"topic_id":"null"`)
+		s.must(201, "POST", "/queues/"+id+"/messages", `{"data":{"n":9}}`)
+		s.must(201, "POST", "/topics/null/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n))
+		s.mustSQS("SendMessage", `{"QueueUrl":"`+id+`","MessageBody":"{\"n\":8}"}`, nil)
+		checkDiff(t, "received from "+id, []int{9, n, 8}, numbers(s.receive(id, "?limit=10")))
+	}
+	s.must(204, "PUT", "/queues/null/purge", "")
+	s.sqsPublish("null", "a")
+	checkDiff(t, "received by SQS's API", "a", bodiesOf(s.sqsReceive("null")))
+	s.useTokens(map[string]string{"a": `"get":["null"],"post":["NULL*"]`})
+	checkDiff(t, "queues of a token", `{"QueueUrls":["http://HOST/000000000000/NULL","http://HOST/000000000000/null"]}`, maskSQS(&s.client, s.with(secret("a")).sqs("ListQueues", `{}`).body))
+}

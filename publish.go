@@ -495,24 +495,33 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 }
 
 const selectNamedSQL = `
-SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0), coalesce(q.max_messages, 0), q.ordered
+SELECT s.version, q.id, q.key, q.message_retention_seconds, coalesce(q.delivery_delay_seconds, 0), coalesce(q.max_messages, 0),
+       coalesce(q.ordered, false)
 FROM queued.settings s
-CROSS JOIN queued.queues q
-WHERE q.id = ANY($1::text[])`
+LEFT JOIN queued.queues q ON q.id = ANY($1::text[])`
 
 // readNamed caches queues in s, by their ids, as destinations. Unknown queues are not
-// cached.
+// cached, but the version at which they are unknown is.
 func (s *pinnedConn) readNamed(queueIDs []string) error {
 	if len(queueIDs) == 0 {
 		return nil
 	}
 	found := make(map[string]*subscribers, len(queueIDs))
 	versions, err := read(s, "named_queues", func(row scanner) (version int64, err error) {
-		var v subscription
-		var retention, delay int64
-		err = row.Scan(&version, &v.queueID, &v.queueKey, &retention, &delay, &v.max, &v.ordered)
-		v.retention, v.delay = time.Duration(retention)*time.Second, time.Duration(delay)*time.Second
-		found[v.queueID] = &subscribers{queues: []subscription{v}, bounded: v.max > 0}
+		var id sql.NullString // null if no queue was found
+		var key, retention, delay, most sql.NullInt64
+		var ordered bool
+		err = row.Scan(&version, &id, &key, &retention, &delay, &most, &ordered)
+		if id.Valid {
+			found[id.String] = &subscribers{bounded: most.Int64 > 0, queues: []subscription{{
+				queueID:   id.String,
+				queueKey:  key.Int64,
+				retention: time.Duration(retention.Int64) * time.Second,
+				delay:     time.Duration(delay.Int64) * time.Second,
+				max:       most.Int64,
+				ordered:   ordered,
+			}}}
+		}
 		return version, err
 	}, selectNamedSQL, textArray(queueIDs))
 	if err != nil || len(versions) == 0 {

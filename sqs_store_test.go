@@ -194,6 +194,36 @@ func TestPublishNoticesThatSettingsHaveChanged(t *testing.T) {
 	}
 }
 
+// A queue that another server has deleted does not exist for a publish, although this server
+// has read it a moment ago.
+func TestSQSSendsNothingToAQueueThatAnotherServerDeleted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	other := newTestServerOn(t, s.dsn)
+	const missing = "AWS.SimpleQueueService.NonExistentQueue"
+	for _, v := range []struct{ queue, attributes, message string }{
+		{"q", ``, `"MessageBody":"a"`},
+		{"q.fifo", `"FifoQueue":"true"`, `"MessageBody":"a","MessageGroupId":"g","MessageDeduplicationId":"d"`},
+	} {
+		for _, cached := range []bool{false, true} { // whether a connection knows the queue
+			s.createSQS(v.queue, v.attributes)
+			s.createSQS("changed")
+			if cached {
+				s.mustSQS("SendMessage", `{"QueueUrl":"`+v.queue+`",`+v.message+`}`, nil)
+			} else if _, err := s.store.recentQueue(context.Background(), v.queue); err != nil {
+				t.Fatal(err)
+			}
+			s.store.recent.of(v.queue).began = time.Now().Add(time.Hour)
+			other.mustSQS("DeleteQueue", `{"QueueUrl":"`+v.queue+`"}`, nil)
+			got := s.sqsJSONProblem(s.sqs("SendMessage", `{"QueueUrl":"`+v.queue+`",`+v.message+`}`))
+			checkDiff(t, fmt.Sprintf("%s, known %v", v.queue, cached), sqsProblemReply{400, "com.amazonaws.sqs#QueueDoesNotExist", missing, "The specified queue does not exist."}, got)
+			got = s.sqsJSONProblem(s.sqs("SendMessageBatch", `{"QueueUrl":"`+v.queue+`","Entries":[{"Id":"x",`+v.message+`}]}`))
+			checkDiff(t, fmt.Sprintf("%s, known %v, in a batch", v.queue, cached), missing, got.Code)
+			s.mustSQS("DeleteQueue", `{"QueueUrl":"changed"}`, nil)
+		}
+	}
+}
+
 // SQS's FIFO queues deduplicate with the ids of native publishes, for their own window. A
 // duplicate has the id and the seq of the first message.
 func TestDuplicateHasTheSeqOfTheFirstMessage(t *testing.T) {

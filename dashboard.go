@@ -80,6 +80,8 @@ type overviewServer struct {
 	Uptime  float64 `json:"uptime_seconds"`
 	// CountedAgo is the age of the message counts, null before the first count.
 	CountedAgo *float64 `json:"counted_seconds_ago"`
+	// Recent is the length of the time that the recent numbers of the queues are from.
+	Recent float64 `json:"recent_seconds"`
 	// Database is null if the token has no permission for metrics.
 	Database *overviewDatabase `json:"database"`
 }
@@ -110,6 +112,27 @@ type overviewItem struct {
 	OldestAge        float64        `json:"oldest_message_age_seconds"`
 	WaitingReceivers int            `json:"waiting_receivers"`
 	overviewTotals
+	Recent recentTotals `json:"recent,omitzero"` // left out if all are zero
+}
+
+// recentTotals are numbers of messages of the last minutes: those by which the dashboard
+// judges a queue before it has watched it for a while, or if little happens in the queue.
+type recentTotals struct {
+	Delivered   int64 `json:"delivered"`
+	Redelivered int64 `json:"redelivered"`
+	Acked       int64 `json:"acked"`
+	Nacked      int64 `json:"nacked"`
+	Expired     int64 `json:"expired"`
+}
+
+// since returns what has happened since an earlier state. It is zero for a queue that was
+// deleted and created again in between, whose totals restarted.
+func (v *overviewTotals) since(before overviewTotals) recentTotals {
+	r := recentTotals{v.Delivered - before.Delivered, v.Redelivered - before.Redelivered, v.Acked - before.Acked, v.Nacked - before.Nacked, v.Expired - before.Expired}
+	if min(r.Delivered, r.Redelivered, r.Acked, r.Nacked, r.Expired) < 0 {
+		return recentTotals{}
+	}
+	return r
 }
 
 // overviewTotals are numbers of messages since the start of this server. A message that
@@ -175,6 +198,12 @@ func (s *server) overview(r *request) (any, error) {
 	}
 	waiting := s.engine.waiting()
 	before, known := s.history.oldest()
+	recent, recentKnown := s.history.before(time.Now().Add(-recentTime))
+	if recentKnown {
+		v.Server.Recent = time.Since(recent.at).Seconds()
+	} else {
+		v.Server.Recent = time.Since(s.started).Seconds()
+	}
 	items := make([]overviewItem, len(queues))
 	for i, q := range queues {
 		item := overviewItem{queue: q, WaitingReceivers: waiting[q.ID]}
@@ -186,6 +215,9 @@ func (s *server) overview(r *request) (any, error) {
 			item.MessagesHourAgo = new(before.queues[q.ID].messages)
 		}
 		item.add(s.metrics.totalsOf(q.ID))
+		if values, sampled := recent.queues[q.ID]; sampled || len(recent.queues) < historyQueues {
+			item.Recent = item.since(values.overviewTotals)
+		}
 		items[i] = item
 	}
 	for queueID, totals := range s.metrics.messages.Range {

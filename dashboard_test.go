@@ -113,6 +113,7 @@ type overviewSeen struct {
 		ID      string
 		Uptime  float64  `json:"uptime_seconds"`
 		Counted *float64 `json:"counted_seconds_ago"`
+		Recent  float64  `json:"recent_seconds"`
 
 		Database *overviewDatabase
 	}
@@ -126,6 +127,7 @@ type overviewSeen struct {
 		HourAgo   *int64  `json:"messages_hour_ago"`
 		Receivers int     `json:"waiting_receivers"`
 		overviewTotals
+		Recent recentTotals
 	}
 	Totals overviewTotals
 	Next   *int `json:"next_offset"`
@@ -199,6 +201,45 @@ func TestOverviewCountsWhatFails(t *testing.T) {
 	s.useTokens(map[string]string{"worker": `"get":["dead"]`})
 	v = overviewOf(s.with(secret("worker")), "")
 	checkDiff(t, "totals of the queues of a token", overviewTotals{Published: 1, Expired: 2}, v.Totals)
+}
+
+func TestOverviewHasWhatHappenedRecently(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("idle")
+	s.mustTopic("q")
+	fail := func() {
+		t.Helper()
+		s.must(204, "PUT", "/messages/"+s.receive("q", "")[0].ID+"/nack", "")
+	}
+	check := func(want recentTotals, seconds float64) {
+		t.Helper()
+		v := overviewOf(&s.client, "")
+		if got := v.Server.Recent; got < seconds || got > seconds+100 {
+			t.Errorf("recent numbers of %v s, not of %v s", got, seconds)
+		}
+		checkDiff(t, "of a queue without messages", recentTotals{}, v.Data[0].Recent)
+		checkDiff(t, "of the other queue", want, v.Data[1].Recent)
+	}
+	s.publish("q", 1)
+	fail()
+	check(recentTotals{Delivered: 1, Nacked: 1}, 0)
+	eventually(t, "the queues are counted", func() bool { counted, _ := s.depth.latest(); return len(counted) == 2 })
+	s.server.history.sample(time.Now().Add(-7 * time.Minute))
+	fail()
+	check(recentTotals{Delivered: 1, Redelivered: 1, Nacked: 1}, 420)
+	s.server.history.sample(time.Now().Add(-6 * time.Minute))
+	s.server.history.sample(time.Now())
+	check(recentTotals{}, 360)
+	s.must(204, "PUT", "/messages/"+s.receive("q", "")[0].ID+"/ack", "")
+	check(recentTotals{Delivered: 1, Redelivered: 1, Acked: 1}, 360)
+
+	s.must(204, "DELETE", "/queues/q", "")
+	s.mustTopic("q2")
+	check(recentTotals{}, 360)
+	if body := s.must(200, "GET", "/overview", ""); strings.Contains(string(body), `"recent":`) {
+		t.Errorf("zeros are shown: %s", body)
+	}
 }
 
 func TestHistoryHasTheMinutesOfAnHour(t *testing.T) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -10,6 +11,7 @@ const (
 	historyInterval = time.Minute
 	historyLength   = 61     // samples, which begin and end the minutes of an hour
 	historyQueues   = 10_000 // maximum queues in a sample
+	recentTime      = 5 * time.Minute
 )
 
 // queueHistory has the state of the queues at each full minute of the last hour, for the
@@ -81,6 +83,19 @@ func (h *queueHistory) oldest() (s historySample, known bool) {
 		return s, false
 	}
 	return h.samples[0], true
+}
+
+// before returns the newest sample that was taken at a time or before. known is false if
+// there is none, and the sample then has no queues.
+func (h *queueHistory) before(at time.Time) (s historySample, known bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range slices.Backward(h.samples) {
+		if !s.at.After(at) {
+			return s, true
+		}
+	}
+	return s, false
 }
 
 // minute is a sample in a response.

@@ -133,6 +133,28 @@ func TestProblemsComeFirst(t *testing.T) {
 	p.see("the dead queues", rowIDs+" === 'b-dead'")
 }
 
+// A queue whose few messages fail, with pauses between their deliveries, is failing also on a
+// page that has seen none of it.
+func TestSlowFailuresAreAProblem(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.queue("a-fine")
+	s.queue("slow", `"retry_backoff_seconds":[600]`)
+	for range 2 {
+		s.must("POST", "/queues/slow/messages", `{"data":{}}`)
+		var received struct{ Data []struct{ ID string } }
+		if err := json.Unmarshal([]byte(s.must("GET", "/queues/slow/messages", "")), &received); err != nil {
+			t.Fatal(err)
+		}
+		s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", "")
+	}
+	p := open(t, s.url())
+	p.see("the failing queue at the top", rowIDs+" === 'slow a-fine'")
+	p.see("how many failed", "/failing: 2 nacked in [0-9]+ (s|min)/.test(document.querySelector('tr[data-id=slow]').innerText)")
+	s.must("PUT", "/queues/slow/pause", "")
+	p.seeText("tr[data-id=slow] .problem", "paused")
+}
+
 func TestDeadMessageTellsItsStory(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)

@@ -3,6 +3,7 @@
 import { get, NetworkError, now } from './api.js'
 
 const interval = 2000 // minimum milliseconds between a response and the next request
+const firstInterval = 500 // the same after the first response, because rates take two
 const samples = 60 // length of a chart's history
 const serverTimeout = 10_000 // milliseconds after its last response for which a server still counts
 
@@ -11,7 +12,8 @@ const charted = [...rates, 'ready']
 const newHistory = () => Object.fromEntries(charted.map((name) => [name, []]))
 
 // live is the current state. Besides the fields of GET /overview, each queue has its
-// rates, and a history of its rates and ready messages, oldest first.
+// rates, and a history of its rates and ready messages, oldest first. Its recent numbers are
+// the sums of the servers.
 export const live = {
   queues: [],
   server: null, // the server that responded last; null before the first response
@@ -53,6 +55,7 @@ export const queueByID = (id) => byID.get(id)
 export async function run() {
   for (;;) {
     refreshRequested = false
+    const isFirst = !live.server
     const began = performance.now()
     try {
       merge(await fetchOverview())
@@ -64,7 +67,7 @@ export async function run() {
     }
     for (const f of [...listeners]) f()
     // Slow requests take at most a fifth of the time.
-    if (!refreshRequested) await pause(Math.max(interval, 4 * (performance.now() - began)))
+    if (!refreshRequested) await pause(Math.max(isFirst ? firstInterval : interval, 4 * (performance.now() - began)))
     while (document.hidden) await new Promise((resolve) => document.addEventListener('visibilitychange', resolve, { once: true }))
   }
 }
@@ -106,6 +109,7 @@ function merge(overview) {
       totals: Object.fromEntries(rates.map((name) => [name, q[`${name}_total`]])),
       rates: Object.fromEntries(rates.map((name) => [name, rateOf(name)])),
       receivers: q.waiting_receivers,
+      recent: { seconds: overview.server.recent_seconds, ...q.recent },
     })
   }
   servers.set(id, { id, version: overview.server.version, uptime: uptime_seconds, queues, respondedAt: performance.now() })
@@ -118,6 +122,8 @@ function merge(overview) {
       const known = parts.map((part) => part.rates[name]).filter((n) => n !== null)
       q[name] = known.length ? known.reduce((a, b) => a + b) : null
     }
+    q.recent = { seconds: Math.max(...parts.map((part) => part.recent.seconds)) }
+    for (const name of rates) q.recent[name] = parts.reduce((sum, part) => sum + (part.recent[name] ?? 0), 0)
     q.ready = q.messages?.ready ?? null
     q.history = histories.get(q.id) ?? newHistory()
     for (const name of charted) remember(q.history[name], q[name])

@@ -5,14 +5,21 @@ import { count, duration, rate, sum } from './format.js'
 const recent = 15 // samples of a rate over which consumers are judged; half a minute
 const tooOld = 300 // seconds from which the age of a message is a problem
 
-// recentRate returns the mean of the last samples of a rate.
+// recentRate returns the mean of the last samples of a rate. On a page that was just opened
+// it is that of the last minutes, which the server knows.
 function recentRate(q, name) {
   const values = q.history[name].slice(-recent)
-  return values.reduce((a, b) => a + b, 0) / Math.max(values.length, 1)
+  return values.length > 0 ? values.reduce((a, b) => a + b, 0) / values.length : q.recent[name] / q.recent.seconds
 }
 
-// isFailing reports whether more deliveries of a queue fail than succeed.
-export const isFailing = (q) => recentRate(q, 'nacked') > recentRate(q, 'acked')
+// isFailing reports whether more deliveries of a queue fail than succeed. If nothing was acked
+// or nacked lately, as with few messages or long delays between their deliveries, the last
+// minutes count.
+export function isFailing(q, isDead) {
+  const [nacked, acked] = [recentRate(q, 'nacked'), recentRate(q, 'acked')]
+  if (nacked > 0 || acked > 0) return nacked > acked
+  return q.recent.nacked > q.recent.acked && !q.paused && !hasNoConsumer(q, isDead)
+}
 
 // hasNoConsumer reports whether a queue has ready messages and nothing receives them.
 export const hasNoConsumer = (q, isDead) => !isDead && !q.paused && q.messages?.ready > 0 && q.messages.in_flight === 0 && q.waiting_receivers === 0 && recentRate(q, 'delivered') === 0
@@ -33,7 +40,7 @@ export function problemOf(q, isDead) {
   const nacked = recentRate(q, 'nacked')
   const expired = recentRate(q, 'expired')
   const age = q.oldest_message_age_seconds
-  if (isFailing(q)) return found('bad', 7, nacked, `failing: ${rate(nacked)}/s nacked`)
+  if (isFailing(q, isDead)) return found('bad', 7, nacked, `failing: ${nacked >= 0.1 ? `${rate(nacked)}/s nacked` : `${count(q.recent.nacked)} nacked in ${duration(q.recent.seconds, 1)}`}`)
   if (isFull(q)) return found('bad', 6, q.max_messages, `full: ${count(q.max_messages)}, refuses publishes`)
   if (expired > 0 && !isDead) return found('bad', 6, expired, `losing: ${rate(expired)}/s expired`)
   if (hasNoConsumer(q, isDead)) return found('bad', 5, q.messages.ready, `no consumer, ${count(q.messages.ready)} waiting`)

@@ -229,7 +229,7 @@ function newRow(id) {
       tags.title = [...tags.children].map((tag) => tag.title || tag.textContent).join(', ')
       setText(problem, row.problem?.text ?? '')
       problem.className = row.problem ? `mark ${row.problem.kind}` : ''
-      const failing = isFailing(q)
+      const failing = isFailing(q, row.sources.length > 0)
       for (const { column, text, element } of cells) {
         const value = column.by(row)
         setText(text, column.show(value))

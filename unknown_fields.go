@@ -40,6 +40,19 @@ func (r *request) query() *query {
 	return q
 }
 
+// withoutQuery returns the handler of a route without parameters, for which all are unknown:
+// a limit of a redrive, which belongs into the body, must not get lost in the URL.
+func withoutQuery(h handler) handler {
+	return func(r *request) (any, error) {
+		if r.URL.RawQuery != "" {
+			if err := r.query().err(); err != nil {
+				return nil, err
+			}
+		}
+		return h(r)
+	}
+}
+
 // preference returns the value of a preference in the header Prefer (RFC 7240), such as 20
 // of "wait=20". Of several, the first counts. Preferences that are unknown or invalid are
 // ignored, as the RFC demands.

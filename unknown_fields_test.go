@@ -43,6 +43,11 @@ func TestStrictRequestsRefuseUnknownFields(t *testing.T) {
 		{"PUT", "/messages/01a2074b-c9ed-7161-8002-d1ae86de3ff8/nack", `{"delay":3}`, `"body","delay"`, "delay_seconds"},
 		{"PUT", "/messages/ack", `{"ids":["01a2074b-c9ed-7161-8002-d1ae86de3ff8"],"delay_seconds":3}`, `"body","delay_seconds"`, ""},
 		{"PUT", "/queues/t/redrive", `{"destination":"t"}`, `"body","destination"`, "destination_queue_id"},
+		{"PUT", "/queues/t/redrive?limit=1", `{}`, `"query","limit"`, ""},
+		{"PUT", "/queues/t/purge?limit=1", "", `"query","limit"`, ""},
+		{"PUT", "/queues/t/pause?seconds=60", "", `"query","seconds"`, ""},
+		{"DELETE", "/queues/t?if_empty=true", "", `"query","if_empty"`, ""},
+		{"DELETE", "/messages?dry_run", `{"ids":["01a2074b-c9ed-7161-8002-d1ae86de3ff8"]}`, `"query","dry_run"`, ""},
 		{"PUT", "/queues/t/groups/g", `{"delivery_interval_ms":3,"` + strings.Repeat("delivery_interval_ms", 4) + `":3}`, `"body","` + strings.Repeat("delivery_interval_ms", 4) + `"`, ""},
 	} {
 		r := strict.do(v.method, v.path, v.body)

@@ -51,7 +51,7 @@ export function when(text) {
   const at = new Date(time(text))
   const isToday = at.toDateString() === new Date(now()).toDateString()
   const seconds = (at - now()) / 1000
-  return `${(isToday ? clockTime : local).format(at)} (${seconds > 1 ? `in ${duration(seconds, 1)}` : `${duration(-seconds, 1)} ago`})`
+  return `${(isToday ? clockTime : local).format(at)} (${seconds > 1 ? `in ${duration(seconds)}` : `${duration(-seconds, 1)} ago`})`
 }
 
 const local = new Intl.DateTimeFormat('sv', { dateStyle: 'short', timeStyle: 'medium' })

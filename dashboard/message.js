@@ -5,7 +5,7 @@ import { attempt, confirm, dialog, notify } from './dialogs.js'
 import { h, setText, syncRows, updateChildren } from './dom.js'
 import { deliveries, duration, time, when } from './format.js'
 import { poll } from './lists.js'
-import { isAdmin, refresh, sourcesOf } from './live.js'
+import { isAdmin, live, refresh, sourcesOf } from './live.js'
 import { publishForm } from './publish.js'
 
 // isMessageID reports whether a text is the id of a message.
@@ -36,6 +36,7 @@ export function messagePage(id) {
   })
   return {
     element: h('div', {}, h('div', { class: 'title' }, h('div', {}, h('h1', {}, h('span', { class: 'parent' }, h('a', { href: '#/' }, 'Queues'), ' / '), 'Message'), where)), placeholder, list),
+    update: () => rows.forEach((row) => row.name()),
     close: polling.close,
   }
 }
@@ -116,6 +117,13 @@ export function messageRow(queueID, id, reload, selection = null) {
       selection.update()
     },
     element: h('li', { class: 'message' }, check, h('div', { class: 'body' }, h('p', { class: 'facts' }, state, story, tags), details), h('div', { class: 'buttons' }, retry, nack, ack)),
+    // name names the buttons. Until the first overview, it is not known whether this is a dead
+    // queue.
+    name() {
+      setText(ack, isDead() ? 'Delete…' : 'Ack…')
+      ack.setAttribute('aria-label', `${isDead() ? 'Delete' : 'Ack'} ${id}`)
+      ack.disabled = !live.server
+    },
     update(m, exactData) {
       message = m
       data = exactData
@@ -124,8 +132,7 @@ export function messageRow(queueID, id, reload, selection = null) {
       updateChildren(story, ...storyOf(m))
       updateChildren(tags, ...tagsOf(m, queueID))
       setText(preview, (textOf(data) ?? prettyText(data, 0)).slice(0, 300))
-      setText(ack, isDead() ? 'Delete…' : 'Ack…')
-      ack.setAttribute('aria-label', `${isDead() ? 'Delete' : 'Ack'} ${id}`)
+      row.name()
       nack.hidden = m.state !== 'in_flight'
       retry.hidden = !m.source_queue_id || m.state === 'in_flight' || !isAdmin()
       check.hidden = !selection || !isAdmin()

@@ -48,6 +48,10 @@ export function messagesTab(id) {
   return {
     element: h('section', { 'aria-label': 'Messages' }, h('div', { class: 'tools' }, selection.all, search.element, selection.element), placeholder, list, pager.element),
     navigate: search.read,
+    update() {
+      for (const row of rows.values()) row.name()
+      selection.update(sourcesOf(id).length > 0)
+    },
     close: polling.close,
   }
 }

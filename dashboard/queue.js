@@ -106,6 +106,7 @@ const shownSources = 3 // maximum queues to show of those that share a dead queu
 function tagsOf(q) {
   const sources = sourcesOf(q.id)
   const problem = problemOf(q, sources.length > 0)
+  const dead = queueByID(q.dead_queue_id)?.messages?.ready
   const link = (href, text) => h('a', { class: 'tag', href }, text)
   const toQueue = (id, text) => link(`#/queues/${encodeURIComponent(id)}`, text)
   return [
@@ -114,6 +115,7 @@ function tagsOf(q) {
     q.topic_id && link('#/topics', `topic ${q.topic_id}`),
     ...settingTags({ ...q, topic_id: null }, []),
     q.dead_queue_id && toQueue(q.dead_queue_id, `dead queue after ${deliveries(q.message_max_deliveries)}: ${q.dead_queue_id}`),
+    dead > 0 && h('a', { class: 'mark bad', href: `#/queues/${encodeURIComponent(q.dead_queue_id)}` }, `${count(dead)} dead`),
     sources.length > 0 && h('span', { class: 'muted' }, 'dead queue of'),
     ...sources.slice(0, shownSources).map((other) => toQueue(other.id, other.id)),
     sources.length > shownSources && link(`#/?filter=${encodeURIComponent(q.id)}`, `${sources.length - shownSources} more`),

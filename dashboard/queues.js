@@ -257,9 +257,9 @@ export function settingTags(q, sources) {
 // totalsSection returns the totals above the table. Messages in dead queues are apart
 // from those that wait for a consumer.
 function totalsSection() {
-  const tile = (name, label, view) => ({ name, label, view, value: h('b') })
+  const tile = (name, label, view, title) => ({ name, label, view, title, value: h('b') })
   const tiles = [tile('ready', 'Ready'), tile('in_flight', 'In flight'), tile('oldest', 'Oldest'),
-    tile('delayed', 'Delayed'), tile('dead', 'Dead', { show: 'dead' }), tile('idle', 'No consumer', { show: 'idle' })]
+    tile('delayed', 'Delayed'), tile('dead', 'Dead', { show: 'dead' }, 'Messages in dead queues'), tile('idle', 'No consumer', { show: 'idle' }, 'Queues whose ready messages nothing receives')]
   const age = h('p', { class: 'muted' })
   const span = spanChoice(() => drawRates())
   const rates = ratesChart(span)
@@ -269,7 +269,7 @@ function totalsSection() {
     close: past.close,
     readyOf: past.readyOf,
     element: h('section', { class: 'totals', 'aria-label': 'Totals of all queues' },
-      h('div', { class: 'tiles' }, tiles.map((t) => h(t.view ? 'a' : 'p', { class: `tile ${t.name}`, href: t.view && addressOf(t.view) }, h('span', {}, t.label), t.value)), age),
+      h('div', { class: 'tiles' }, tiles.map((t) => h(t.view ? 'a' : 'p', { class: `tile ${t.name}`, title: t.title, href: t.view && addressOf(t.view) }, h('span', {}, t.label), t.value)), age),
       rates.element),
     update(rows) {
       const alive = rows.filter((row) => row.sources.length === 0)
@@ -283,7 +283,7 @@ function totalsSection() {
         delayed: count(sum(rows, 'delayed')),
         oldest: oldest > 0 ? duration(oldest, 1) : '–',
         dead: count(sum(dead, 'ready')),
-        idle: `${idle} ${idle === 1 ? 'queue' : 'queues'}`,
+        idle: count(idle),
       }
       for (const t of tiles) setText(t.value, values[t.name])
       tiles[4].value.className = sum(dead, 'ready') > 0 ? 'alarm' : ''

@@ -32,9 +32,10 @@ export function serverPage() {
   const place = h('p', { class: 'muted' })
   const content = h('div', { hidden: true },
     h('div', { class: 'tiles wide' }, tiles.map((t) => h('p', { class: 'tile' }, h('span', {}, t.label), t.value))),
-    place, delays.element,
+    place,
     h('h2', {}, 'Servers that this page has seen'),
-    h('table', { tabindex: 0 }, h('thead', {}, h('tr', {}, ['Id', 'Version', 'Uptime', 'Last response'].map((t) => h('th', { scope: 'col' }, t)))), servers))
+    h('table', { tabindex: 0, class: 'dense' }, h('thead', {}, h('tr', {}, ['Id', 'Version', 'Uptime', 'Last response'].map((t) => h('th', { scope: 'col' }, t)))), servers),
+    delays.element)
   let timer = null
 
   async function load() {
@@ -84,15 +85,20 @@ function serverRow(id) {
   }
 }
 
+const shownStatements = 12 // those on which the database spends most time
+
 // newDelays returns a table of the delivery delay and of the durations of statements, those
 // on which the database spends most time first.
 function newDelays() {
+  let limit = shownStatements
+  const more = h('button', { hidden: true, onclick: () => { limit = Infinity; more.hidden = true; draw() } })
+  let draw = () => {}
   const body = h('tbody')
   const rows = new Map()
   const span = h('span', { class: 'muted' })
   return {
     element: h('section', { 'aria-label': 'Delays' }, h('h2', {}, 'Delays ', span),
-      h('table', { tabindex: 0, class: 'dense' }, h('thead', {}, h('tr', {}, ['Delay', 'Per second', 'Half below', '99 % below', 'All below', 'Total per second'].map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body)),
+      h('table', { tabindex: 0, class: 'dense' }, h('thead', {}, h('tr', {}, ['Delay', 'Per second', 'Half below', '99 % below', 'All below', 'Total per second'].map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body), h('div', { class: 'tools' }, more)),
     // update shows the differences of two scrapes, or the totals without an earlier one.
     update(metrics, before, seconds) {
       setText(span, before ? `in the last ${duration(seconds)}` : 'since the server started')
@@ -100,8 +106,13 @@ function newDelays() {
         .map((statement) => ({ name: `Database: ${statement.replaceAll('_', ' ')}`, ...histogram(metrics, before, 'queued_statement_duration_seconds', { statement }) }))
         .filter((d) => d.count > 0)
         .sort((a, b) => b.sum - a.sum)
-      const all = [{ name: 'From due to delivered', ...histogram(metrics, before, 'queued_delivery_delay_seconds') }, ...statements]
-      syncRows(body, rows, all, (d) => d.name, delayRow).forEach((row, i) => row.update(all[i], seconds))
+      draw = () => {
+        const all = [{ name: 'From due to delivered', ...histogram(metrics, before, 'queued_delivery_delay_seconds') }, ...statements.slice(0, limit)]
+        syncRows(body, rows, all, (d) => d.name, delayRow).forEach((row, i) => row.update(all[i], seconds))
+      }
+      draw()
+      more.hidden = statements.length <= limit
+      setText(more, `Show all ${statements.length} statements`)
     },
   }
 }

@@ -35,7 +35,8 @@ export function topicsPage() {
       .forEach((card, i) => card.update(live.queues.filter((q) => q.topic_id === topics[i].id)))
     setText(placeholder, 'There are no topics yet.')
     placeholder.hidden = topics.length > 0
-    const rest = live.queues.filter((q) => !q.topic_id)
+    // A dead queue is shown beside the queues whose messages move to it.
+    const rest = live.queues.filter((q) => !q.topic_id && (q.dead_queue_id || sourcesOf(q.id).length === 0))
     updateChildren(withoutTopic, ...(rest.length ? [h('h2', {}, 'Queues without a topic'), h('div', { class: 'card' }, queueList(rest))] : []))
     create.hidden = !isAdmin()
   }

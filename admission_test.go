@@ -32,6 +32,7 @@ func TestReceiveWithoutMemoryReleases(t *testing.T) {
 		t.Errorf("%d messages are unchanged, want 1", n)
 	}
 	s.wantMetrics(`http_requests_total{handler="/queues/{queue_id}/messages",method="GET",status="5xx"} 1`)
+	checkDiff(t, "consumers", []string{"127.0.0.1 0 0 0"}, s.consumersOf(&s.client, "q"))
 	restore()
 	received := s.receive("q", "")
 	checkDiff(t, "received", []int{1}, numbers(received))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"maps"
 	"math"
 	"net"
@@ -28,13 +29,23 @@ type consumerID struct{ token, address string }
 
 // consumerState is what a consumer of one queue has done.
 type consumerState struct {
-	seen         time.Duration // end of its last receive
-	minute, hour slidingCount  // received messages
+	seen         time.Duration   // end of its last receive
+	minute, hour slidingCount    // received messages
+	leased       []leasedMessage // its last maxLeased ones, in a ring; nil before the first
+	next         int             // index in leased of the oldest one, which the next one replaces
+}
+
+// leasedMessage is one delivery of a message, without pointers, because there may be a million.
+type leasedMessage struct {
+	id       [16]byte
+	at       time.Duration
+	attempts int32 // including this delivery; 0 for none
 }
 
 const (
 	maxConsumers      = 10_000 // at which further ones are ignored
 	maxQueueConsumers = 100    // of one queue; a further one replaces the one that was seen longest ago
+	maxLeased         = 100    // of one consumer; internal/shell and the dashboard know it
 	consumerExpiry    = time.Hour
 )
 
@@ -54,9 +65,9 @@ func (r *request) consumer() consumerID {
 	return consumerID{address: address}
 }
 
-// received records the end of a receive with n messages, maybe none. It does not allocate
-// for a consumer that it knows.
-func (c *consumers) received(queueID string, id consumerID, n int, now time.Time) {
+// received records the end of a receive with messages, maybe none. It does not allocate for a
+// consumer that it knows, except for the first messages that it leased.
+func (c *consumers) received(queueID string, id consumerID, messages []message, now time.Time) {
 	at := now.Sub(c.began)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -67,9 +78,20 @@ func (c *consumers) received(queueID string, id consumerID, n int, now time.Time
 		}
 	}
 	v.seen = max(v.seen, at)
-	if n > 0 {
-		v.minute.add(at, time.Minute, n)
-		v.hour.add(at, time.Hour, n)
+	if len(messages) == 0 {
+		return
+	}
+	v.minute.add(at, time.Minute, len(messages))
+	v.hour.add(at, time.Hour, len(messages))
+	if messages[0].consumed { // then all are
+		return
+	}
+	if v.leased == nil {
+		v.leased = make([]leasedMessage, maxLeased)
+	}
+	for i := max(0, len(messages)-maxLeased); i < len(messages); i++ {
+		v.leased[v.next] = leasedMessage{idBytes(messages[i].ID), at, int32(messages[i].DeliveryAttempts)}
+		v.next = (v.next + 1) % maxLeased
 	}
 }
 
@@ -125,21 +147,24 @@ type consumer struct {
 	Token      *string `json:"token"`
 	Address    *string `json:"address"`
 	SeenAgo    float64 `json:"last_seen_seconds_ago"`
+	InFlight   int     `json:"in_flight"` // of leased; 0 before countInFlight
 	LastMinute int64   `json:"received_last_minute"`
 	LastHour   int64   `json:"received_last_hour"`
+
+	leased []leasedMessage
 }
 
 // of returns the consumers of a queue, the one that was seen last first.
-func (c *consumers) of(queueID string, now time.Time) []consumer {
+func (c *consumers) of(queueID string, now time.Time) []*consumer {
 	at := now.Sub(c.began)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := []consumer{}
+	all := []*consumer{}
 	for id, v := range c.queues[queueID] {
 		if at-v.seen > consumerExpiry {
 			continue
 		}
-		shown := consumer{SeenAgo: (at - v.seen).Seconds(), LastMinute: v.minute.sum(at, time.Minute), LastHour: v.hour.sum(at, time.Hour)}
+		shown := &consumer{SeenAgo: (at - v.seen).Seconds(), LastMinute: v.minute.sum(at, time.Minute), LastHour: v.hour.sum(at, time.Hour), leased: slices.Clone(v.leased)}
 		if id.token != "" {
 			shown.Token = &id.token
 		} else {
@@ -147,7 +172,7 @@ func (c *consumers) of(queueID string, now time.Time) []consumer {
 		}
 		all = append(all, shown)
 	}
-	slices.SortFunc(all, func(a, b consumer) int { return cmp.Compare(a.SeenAgo, b.SeenAgo) })
+	slices.SortFunc(all, func(a, b *consumer) int { return cmp.Compare(a.SeenAgo, b.SeenAgo) })
 	return all
 }
 
@@ -188,14 +213,64 @@ func (c *slidingCount) advance(at, span time.Duration) {
 
 // consumerList is the response to GET /queues/{queue_id}/consumers.
 type consumerList struct {
-	ServerID string     `json:"server_id"`
-	Data     []consumer `json:"data"`
+	ServerID string      `json:"server_id"`
+	Data     []*consumer `json:"data"`
 }
 
 // listConsumers returns who received from a queue lately, at this server.
 func (s *server) listConsumers(r *request) (any, error) {
-	if _, err := s.store.queue(r.Context(), r.queueID); err != nil {
+	q, err := s.store.queue(r.Context(), r.queueID)
+	if err != nil {
 		return nil, err
 	}
-	return consumerList{s.id, s.consumers.of(r.queueID, time.Now())}, nil
+	all := s.consumers.of(r.queueID, time.Now())
+	if err := s.store.countInFlight(r.Context(), q.key, all); err != nil {
+		return nil, err
+	}
+	return consumerList{s.id, all}, nil
+}
+
+// The statement compares the key of the queue without an equals sign; plans.go says why.
+const selectInFlightSQL = `
+SELECT m.id, m.delivery_attempts
+FROM queued.messages m
+WHERE m.home = $1
+    AND m.queue_key IS NOT DISTINCT FROM $2
+    AND m.id = ANY($3::uuid[])
+    AND ` + leasedSQL + `
+    AND m.expired_at > now()`
+
+// countInFlight sets how many of the messages that consumers of a queue leased are in flight,
+// and have not been delivered again. A redrive resets the delivery attempts of a message, so
+// of several consumers the last one has it.
+func (s *store) countInFlight(ctx context.Context, queueKey int64, all []*consumer) error {
+	type lease struct {
+		leasedMessage
+		by *consumer
+	}
+	last := make(map[[16]byte]lease)
+	for _, c := range all {
+		for _, m := range c.leased {
+			if m.attempts > 0 && last[m.id].at <= m.at {
+				last[m.id] = lease{m, c}
+			}
+		}
+	}
+	if len(last) == 0 {
+		return nil
+	}
+	ids := make(idArray, 0, len(last))
+	for id := range last {
+		ids = append(ids, formatID(id))
+	}
+	_, err := collect(ctx, s.on("in_flight"), func(row scanner) (any, error) {
+		var id string
+		var attempts int32
+		err := row.Scan(&id, &attempts)
+		if v := last[idBytes(id)]; err == nil && v.attempts == attempts {
+			v.by.InFlight++
+		}
+		return nil, err
+	}, selectInFlightSQL, homeOf(queueKey), queueKey, ids)
+	return err
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // consumersOf returns the consumers of a queue, in one line each: the token or the address,
-// and the messages of the last minute and of the last hour.
+// and the messages in flight, of the last minute and of the last hour.
 func (s *testServer) consumersOf(c *client, queueID string) (lines []string) {
 	s.t.Helper()
 	var v consumerList
@@ -25,7 +25,7 @@ func (s *testServer) consumersOf(c *client, queueID string) (lines []string) {
 		case v.Token == nil && v.Address != nil:
 			name = *v.Address
 		}
-		lines = append(lines, fmt.Sprint(name, " ", v.LastMinute, " ", v.LastHour))
+		lines = append(lines, fmt.Sprint(name, " ", v.InFlight, " ", v.LastMinute, " ", v.LastHour))
 	}
 	return lines
 }
@@ -34,21 +34,22 @@ func TestConsumersAreWhoReceivedThroughAnyAPI(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
 	for _, v := range []struct {
-		name    string
-		receive func(c *client)
+		name     string
+		receive  func(c *client)
+		inFlight int
 	}{
-		{"receive", func(c *client) { c.must(200, "GET", "/queues/q/messages", "") }},
-		{"receive and ack", func(c *client) { c.must(200, "POST", "/queues/q/messages/receive", "{}") }},
-		{"pgQueue", func(c *client) { c.must(200, "GET", "/queue/q", "") }},
-		{"micro-queue", func(c *client) { c.must(200, "GET", "/out/q", "") }},
-		{"SharQ", func(c *client) { c.must(200, "GET", "/dequeue/q/", "") }},
+		{"receive", func(c *client) { c.must(200, "GET", "/queues/q/messages", "") }, 1},
+		{"receive and ack", func(c *client) { c.must(200, "POST", "/queues/q/messages/receive", "{}") }, 1},
+		{"pgQueue", func(c *client) { c.must(200, "GET", "/queue/q", "") }, 0},
+		{"micro-queue", func(c *client) { c.must(200, "GET", "/out/q", "") }, 0},
+		{"SharQ", func(c *client) { c.must(200, "GET", "/dequeue/q/", "") }, 1},
 	} {
 		s.mustQueue("q")
 		s.must(200, "GET", "/queues/q/messages/peek", "")
 		checkDiff(t, "before a receive", []string(nil), s.consumersOf(&s.client, "q"))
 		s.must(201, "POST", "/enqueue/q/g/", `{"job_id":"j","interval":1,"payload":1}`)
 		v.receive(&s.client)
-		checkDiff(t, v.name, []string{"127.0.0.1 1 1"}, s.consumersOf(&s.client, "q"))
+		checkDiff(t, v.name, []string{fmt.Sprintf("127.0.0.1 %d 1 1", v.inFlight)}, s.consumersOf(&s.client, "q"))
 		s.must(204, "DELETE", "/queues/q", "")
 	}
 	s.must(404, "GET", "/queues/q/consumers", "")
@@ -65,7 +66,40 @@ func TestConsumersAreTokensIfTheServerRequiresThem(t *testing.T) {
 	s.with(secret("billing")).must(200, "GET", "/queues/q/messages", "") // finds nothing
 	s.with(secret("stranger")).must(403, "GET", "/queues/q/messages", "")
 	s.with(secret("stranger")).must(403, "GET", "/queues/q/consumers", "")
-	checkDiff(t, "consumers", []string{"token billing 2 2", "token mailer 1 1"}, s.consumersOf(s.with(secret("poster")), "q"))
+	checkDiff(t, "consumers", []string{"token billing 2 2 2", "token mailer 1 1 1"}, s.consumersOf(s.with(secret("poster")), "q"))
+}
+
+func TestConsumersShowTheirMessagesInFlight(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.mustQueue("dead")
+	s.mustQueue("once", `"dead_queue_id":"dead","message_max_deliveries":1`)
+	s.useTokens(map[string]string{"a": `"get":["*"]`, "b": `"get":["*"]`, "root": `"admin":true`})
+	a, b, root := s.with(secret("a")), s.with(secret("b")), s.with(secret("root"))
+
+	s.fill("q", 3)
+	got := a.receive("q", "?limit=3")
+	a.must(204, "PUT", "/messages/"+got[0].ID+"/ack", "")
+	checkDiff(t, "after an ack", []string{"token a 2 3 3"}, s.consumersOf(root, "q"))
+	s.endLeases()
+	checkDiff(t, "after the ack deadline", []string{"token a 0 3 3"}, s.consumersOf(root, "q"))
+	b.receive("q", "?limit=1")
+	checkDiff(t, "one delivered again", []string{"token b 1 1 1", "token a 0 3 3"}, s.consumersOf(root, "q"))
+	a.receive("q", "?limit=1")
+	checkDiff(t, "one delivered to the same consumer", []string{"token a 1 4 4", "token b 1 1 1"}, s.consumersOf(root, "q"))
+	s.fill("q", 120)
+	b.receive("q", "?limit=70")
+	b.receive("q", "?limit=50")
+	checkDiff(t, "more than a server remembers", []string{"token b 100 121 121", "token a 1 4 4"}, s.consumersOf(root, "q"))
+
+	// A redrive resets the delivery attempts.
+	s.fill("once", 1)
+	id := a.receive("once", "")[0].ID
+	a.must(204, "PUT", "/messages/"+id+"/nack", "")
+	root.must(204, "PUT", "/queues/dead/redrive", "")
+	checkDiff(t, "attempts after a redrive", 1, b.receive("once", "")[0].DeliveryAttempts)
+	checkDiff(t, "after a redrive", []string{"token b 1 1 1", "token a 0 1 1"}, s.consumersOf(root, "once"))
 }
 
 func TestConsumersAreForgottenAfterAnHour(t *testing.T) {
@@ -73,9 +107,9 @@ func TestConsumersAreForgottenAfterAnHour(t *testing.T) {
 	c := newConsumers()
 	at := func(after time.Duration) time.Time { return c.began.Add(after) }
 	a, b := consumerID{address: "a"}, consumerID{address: "b"}
-	c.received("q", a, 5, at(0))
-	c.received("q", b, 7, at(30*time.Second))
-	c.received("q", a, 0, at(40*time.Second))
+	c.received("q", a, make([]message, 5), at(0))
+	c.received("q", b, make([]message, 7), at(30*time.Second))
+	c.received("q", a, nil, at(40*time.Second))
 	for _, v := range []struct {
 		after time.Duration
 		want  []string
@@ -94,7 +128,7 @@ func TestConsumersAreForgottenAfterAnHour(t *testing.T) {
 		}
 		checkDiff(t, v.after.String(), v.want, got)
 	}
-	c.received("q", a, 1, at(3*time.Hour))
+	c.received("q", a, make([]message, 1), at(3*time.Hour))
 	checkDiff(t, "messages of a consumer that has come back", []int64{1, 1}, []int64{c.of("q", at(3*time.Hour))[0].LastMinute, c.of("q", at(3*time.Hour))[0].LastHour})
 }
 
@@ -103,8 +137,8 @@ func TestNumberOfConsumersIsBounded(t *testing.T) {
 	c := newConsumers()
 	at := func(seconds int) time.Time { return c.began.Add(time.Duration(seconds) * time.Second) }
 	for i := range maxQueueConsumers + 2 {
-		c.received("q", consumerID{token: fmt.Sprint(i)}, 1, at(i))
-		c.received("q", consumerID{token: "0"}, 1, at(i))
+		c.received("q", consumerID{token: fmt.Sprint(i)}, make([]message, 1), at(i))
+		c.received("q", consumerID{token: "0"}, make([]message, 1), at(i))
 	}
 	all := c.of("q", at(maxQueueConsumers))
 	tokens := make(map[string]bool)
@@ -115,7 +149,7 @@ func TestNumberOfConsumersIsBounded(t *testing.T) {
 		t.Errorf("%d consumers: %v", len(all), tokens)
 	}
 	for i := range maxConsumers {
-		c.received(fmt.Sprint("q", i), consumerID{token: "a"}, 1, at(200))
+		c.received(fmt.Sprint("q", i), consumerID{token: "a"}, nil, at(200))
 	}
 	count := func() (n int) {
 		for _, all := range c.queues {
@@ -127,23 +161,24 @@ func TestNumberOfConsumersIsBounded(t *testing.T) {
 	last := fmt.Sprint("q", maxConsumers-1)
 	checkDiff(t, "one too many", 0, len(c.of(last, at(200))))
 	c.forget("q0")
-	c.received(last, consumerID{token: "a"}, 1, at(200))
+	c.received(last, consumerID{token: "a"}, nil, at(200))
 	checkDiff(t, "after a queue was deleted", 1, len(c.of(last, at(200))))
-	c.received("late", consumerID{token: "a"}, 1, at(200+3601))
+	c.received("late", consumerID{token: "a"}, nil, at(200+3601))
 	checkDiff(t, "after the others have expired", []int{1, 1}, []int{c.known, count()})
 }
 
 // BenchmarkReceiveOfAKnownConsumer measures what a receive spends on being shown.
 func BenchmarkReceiveOfAKnownConsumer(b *testing.B) {
 	c := newConsumers()
+	messages := []message{{ID: newID(), DeliveryAttempts: 1}}
 	all := make([]request, maxQueueConsumers)
 	for i := range all {
 		all[i].Request = &http.Request{RemoteAddr: fmt.Sprintf("10.0.0.%d:4711", i)}
-		c.received("invoices", all[i].consumer(), 1, c.began)
+		c.received("invoices", all[i].consumer(), messages, c.began)
 	}
 	now := time.Now()
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		c.received("invoices", all[i%len(all)].consumer(), 1, now)
+		c.received("invoices", all[i%len(all)].consumer(), messages, now)
 	}
 }

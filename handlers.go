@@ -348,8 +348,8 @@ const resetTime = 200 * time.Millisecond
 // the connection has failed, or if the lease may have ended because the process was paused.
 // Messages whose response does not begin are released.
 func (s *server) deliver(r *request, queueID string, v delivery) []message {
-	s.consumers.received(queueID, r.consumer(), len(v.messages), time.Now())
 	if len(v.messages) == 0 {
+		s.consumers.received(queueID, r.consumer(), nil, time.Now())
 		return nil
 	}
 	r.unsent = unsent{queueID, v.messages}
@@ -365,6 +365,7 @@ func (s *server) deliver(r *request, queueID string, v delivery) []message {
 // releaseUnsent releases messages that were received for a response that has not begun.
 func (s *server) releaseUnsent(r *request) {
 	if len(r.unsent.messages) > 0 {
+		s.consumers.received(r.unsent.queueID, r.consumer(), nil, time.Now())
 		s.engine.release(r.unsent.queueID, r.unsent.messages)
 		r.unsent = unsent{}
 	}
@@ -374,6 +375,7 @@ func (s *server) releaseUnsent(r *request) {
 func (s *server) countDelivery(r *request) {
 	v := r.unsent
 	r.unsent = unsent{}
+	s.consumers.received(v.queueID, r.consumer(), v.messages, time.Now())
 	if s.metrics.delivery(v.queueID, v.messages) > 0 {
 		s.hintUnacked(r, v.queueID)
 	}

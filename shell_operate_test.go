@@ -378,11 +378,16 @@ func TestConsumersCommandShowsWhoReceived(t *testing.T) {
 	s.mustQueue("q")
 	s.must(201, "POST", "/queues/q/messages", `{"data":{}}`)
 	s.receive("q", "?limit=1")
-	if printed := s.mustShell("", "consumers", "q"); !regexp.MustCompile(`^CONSUMER +LAST RECEIVE +LAST MINUTE +LAST HOUR\n127\.0\.0\.1 +\ds ago +1 +1\n$`).MatchString(printed) {
+	if printed := s.mustShell("", "consumers", "q"); !regexp.MustCompile(`^CONSUMER +LAST RECEIVE +IN FLIGHT +LAST MINUTE +LAST HOUR\n127\.0\.0\.1 +\ds ago +1 +1 +1\n$`).MatchString(printed) {
 		t.Errorf("consumers prints %s", printed)
 	}
 	if printed := s.mustShell("", "consumers", "-json", "q"); !strings.HasPrefix(printed, `{"token":null,"address":"127.0.0.1",`) || strings.Count(printed, "\n") != 1 {
 		t.Errorf("consumers -json prints %s", printed)
+	}
+	s.fill("q", 150)
+	s.receive("q", "?limit=150")
+	if printed := s.mustShell("", "consumers", "q"); !regexp.MustCompile(`s ago +100 or more +151 +151\n$`).MatchString(printed) {
+		t.Errorf("consumers with many messages in flight prints %s", printed)
 	}
 	_, _, err := s.shell(nil, "consumers", "no-such-queue")
 	if err == nil || !strings.Contains(err.Error(), `queue "no-such-queue": server `+s.url+" returned 404: Queue not found; list the queues with queued queues") {

@@ -483,6 +483,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"redrive named":  {redriveNamedSQL, []string{"'{}'", "'t'"}, "messages_pkey"},
 		"delete named":   {deleteNamedSQL, []string{"'{}'"}, "messages_pkey"},
 		"peek":           {selectPeekSQL, []string{"'t'", "0", "10", "1000000"}, "messages_due"},
+		"in flight":      {selectInFlightSQL, []string{"1", "'{}'"}, "messages_pkey"},
 		"consumed":       {selectConsumedSQL, []string{"'t'", "0", "10", "1000000"}, "Backward using consumed_messages_pkey"},
 		"find old":       {selectKeptLongEnoughSQL, nil, "consumed_messages_pkey"},
 		"remove old":     {removeConsumedSQL, []string{"1", "now()", "now()", "0", "10"}, "consumed_messages_pkey"},
@@ -518,7 +519,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 	}
 	// These statements are planned each time that they run, so their plans never depend on
 	// an earlier state of the table.
-	planned := map[string]bool{"message": true, "as job": true, "peek": true, "redrive named": true, "find exhausted": true}
+	planned := map[string]bool{"message": true, "in flight": true, "as job": true, "peek": true, "redrive named": true, "find exhausted": true}
 	aboutGroups := map[string]bool{"replace job": true, "store job": true, "group of job": true, "waiting": true, "finish": true, "job": true, "lock groups of": true, "undo": true}
 	checkOn := func(when string, conn *sql.Conn) {
 		for name, v := range statements {

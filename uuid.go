@@ -57,6 +57,18 @@ func parseID(s string) (id string, ok bool) {
 	return formatID(u), true
 }
 
+// idBytes returns the bytes of a UUID in canonical form.
+func idBytes(id string) (u [16]byte) {
+	n := 0 // digits
+	for i := range len(id) {
+		if c := id[i]; c != '-' {
+			u[n/2] = u[n/2]<<4 | hexDigit(c)
+			n++
+		}
+	}
+	return u
+}
+
 func formatID(u [16]byte) string {
 	b := make([]byte, 0, 36)
 	for i, part := range [][]byte{u[:4], u[4:6], u[6:8], u[8:10], u[10:]} {

@@ -299,7 +299,10 @@ func TestConsumersAreListed(t *testing.T) {
 	p.seeText(".tab-content", "No consumer has received from this queue in the last hour.")
 	s.must("POST", "/queues/mails/messages/batch", `{"messages":[{"data":{}},{"data":{}}]}`)
 	s.must("GET", "/queues/mails/messages?limit=2&wait_seconds=20", "")
-	p.see("the consumer", `[...document.querySelectorAll('tbody tr > *')].map((e) => e.innerText).join().replace(/\d+ s ago/, 'now') === '127.0.0.1,now,2,2'`)
+	p.see("the consumer", `[...document.querySelectorAll('tbody tr > *')].map((e) => e.innerText).join().replace(/\d+ s ago/, 'now') === '127.0.0.1,now,2,2,2'`)
+	s.must("POST", "/queues/mails/messages/batch", `{"messages":[`+strings.Repeat(`{"data":{}},`, 99)+`{"data":{}}]}`)
+	s.must("GET", "/queues/mails/messages?limit=100&wait_seconds=20", "")
+	p.seeText("tbody tr :nth-child(3)", "100 or more")
 }
 
 func TestFullQueueIsAProblem(t *testing.T) {

@@ -6,6 +6,7 @@ import { count, duration } from './format.js'
 import { poll } from './lists.js'
 
 const serverTimeout = 60_000 // milliseconds after its last response for which a server still counts
+const maxInFlight = 100 // messages in flight up to which a server counts those of a consumer
 
 // consumersTab lists the consumers of a queue, the one that was seen last first.
 export function consumersTab(id) {
@@ -13,7 +14,7 @@ export function consumersTab(id) {
   const rows = new Map()
   const body = h('tbody')
   const table = h('table', { class: 'dense', hidden: true, tabindex: 0 }, h('thead', {}, h('tr', {},
-    ['Consumer', 'Last receive', 'Messages, last minute', 'Messages, last hour'].map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body)
+    ['Consumer', 'Last receive', 'In flight', 'Messages, last minute', 'Messages, last hour'].map((t, i) => h('th', { scope: 'col', class: i ? 'number' : '' }, t)))), body)
   const placeholder = h('p', { class: 'placeholder' }, 'Loading…')
   const polling = poll(async () => {
     try {
@@ -39,18 +40,25 @@ function addUp(seen) {
   const all = new Map()
   for (const c of seen) {
     const name = c.token ?? c.address
-    const sum = all.get(name) ?? { name, ago: Infinity, minute: 0, hour: 0 }
-    all.set(name, { name, ago: Math.min(sum.ago, c.last_seen_seconds_ago), minute: sum.minute + c.received_last_minute, hour: sum.hour + c.received_last_hour })
+    const sum = all.get(name) ?? { name, ago: Infinity, inFlight: 0, orMore: false, minute: 0, hour: 0 }
+    all.set(name, {
+      name,
+      ago: Math.min(sum.ago, c.last_seen_seconds_ago),
+      inFlight: sum.inFlight + c.in_flight,
+      orMore: sum.orMore || c.in_flight >= maxInFlight,
+      minute: sum.minute + c.received_last_minute,
+      hour: sum.hour + c.received_last_hour,
+    })
   }
   return [...all.values()].sort((a, b) => a.ago - b.ago)
 }
 
 function consumerRow(name) {
-  const cells = ['', '', ''].map(() => h('td', { class: 'number' }))
+  const cells = ['', '', '', ''].map(() => h('td', { class: 'number' }))
   return {
     element: h('tr', {}, h('th', { scope: 'row' }, name), cells),
     update(c) {
-      [`${duration(c.ago, 1)} ago`, count(c.minute), count(c.hour)].forEach((text, i) => setText(cells[i], text))
+      [`${duration(c.ago, 1)} ago`, count(c.inFlight) + (c.orMore ? ' or more' : ''), count(c.minute), count(c.hour)].forEach((text, i) => setText(cells[i], text))
     },
   }
 }

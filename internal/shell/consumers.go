@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 
 	"queued/internal/client"
 )
@@ -14,6 +15,9 @@ import (
 const consumersUsage = `queued consumers shows who received from a queue in the last hour, the one that was seen
 last first: the names of tokens or, without tokens, the addresses that requests come from.
 A server knows only its own consumers, since its start.
+
+IN FLIGHT is the number of the last 100 messages of a consumer that are still leased to it,
+and "100 or more" if all of them are.
 
 usage: queued consumers [flags] QUEUE
 
@@ -23,6 +27,9 @@ examples:
   queued consumers -json bills | jq -r .address
 
 `
+
+// maxInFlight is the number of messages in flight up to which a server counts those of a consumer.
+const maxInFlight = 100
 
 // Consumers prints the consumers of a queue.
 func Consumers(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
@@ -48,19 +55,24 @@ func Consumers(ctx context.Context, args []string, getenv func(string) string, s
 	if *asJSON {
 		return linesOfJSON(stdout, list.Data)
 	}
-	table := newTable(stdout, "CONSUMER", "LAST RECEIVE", "LAST MINUTE", "LAST HOUR")
+	table := newTable(stdout, "CONSUMER", "LAST RECEIVE", "IN FLIGHT", "LAST MINUTE", "LAST HOUR")
 	for _, item := range list.Data {
 		var v struct {
 			Token      *string
 			Address    *string
 			SeenAgo    float64 `json:"last_seen_seconds_ago"`
+			InFlight   int     `json:"in_flight"`
 			LastMinute int     `json:"received_last_minute"`
 			LastHour   int     `json:"received_last_hour"`
 		}
 		if err := json.Unmarshal(item, &v); err != nil {
 			return err
 		}
-		if err := table.row(cmp.Or(v.Token, v.Address), fmt.Sprintf("%s ago", *seconds(new(int(v.SeenAgo)))), v.LastMinute, v.LastHour); err != nil {
+		inFlight := strconv.Itoa(v.InFlight)
+		if v.InFlight >= maxInFlight {
+			inFlight += " or more"
+		}
+		if err := table.row(cmp.Or(v.Token, v.Address), fmt.Sprintf("%s ago", *seconds(new(int(v.SeenAgo)))), inFlight, v.LastMinute, v.LastHour); err != nil {
 			return err
 		}
 	}

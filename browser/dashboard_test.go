@@ -887,7 +887,7 @@ func TestTokenWithoutQueuesSeesNoFirstSteps(t *testing.T) {
 func TestRatesOfSeveralServersAreAddedUp(t *testing.T) {
 	t.Parallel()
 	a := newServer(t)
-	b := newServer(t, "-database-url", "host="+filepath.Join(a.dir, "data", "run")+" user=queued dbname=queued")
+	b := newServer(t, "-database-url", "host="+filepath.Join(a.data, "run")+" user=queued dbname=queued")
 	a.queue("mails")
 	var turn atomic.Int64
 	var servers []*httputil.ReverseProxy

@@ -69,6 +69,23 @@ type fifoStay struct {
 	leftFrom      time.Time // when it may have left; zero if it did not
 }
 
+// deliveries describes all deliveries of a message.
+func (m *fifoMessage) deliveries() (out string) {
+	const clock = "15:04:05.000000"
+	for _, d := range m.seen {
+		out += fmt.Sprintf("\n\t%d of %s, number %s, attempt %d, request %s, response %s", d.n, d.queue, d.number, d.attempt, d.sentAt.UTC().Format(clock), d.gotAt.UTC().Format(clock))
+		for _, v := range []struct {
+			what string
+			at   time.Time
+		}{{"lease until", d.until}, {"delete sent", d.deleteSentAt}, {"deleted", d.deletedAt}} {
+			if !v.at.IsZero() {
+				out += ", " + v.what + " " + v.at.UTC().Format(clock)
+			}
+		}
+	}
+	return out
+}
+
 func (h *fifoHistory) check(a *verdict) {
 	byID, byNumber := map[string]*fifoMessage{}, map[int]*fifoMessage{}
 	for _, all := range h.receives {
@@ -248,7 +265,7 @@ func (h *fifoHistory) checkOrder(a *verdict, stays map[string][]*fifoStay) {
 			i, _ := slices.BinarySearchFunc(all, d.number, func(s *fifoStay, number string) int { return cmp.Compare(s.number, number) })
 			for i--; i >= 0 && longest[group][i].After(d.gotAt); i-- {
 				if s := all[i]; !before[s.id] && (s.leftFrom.IsZero() || s.leftFrom.After(d.gotAt)) {
-					a.violate("out of order: FIFO message %d was received from %s at %v, and %d was before it until %v", d.n, d.queue, d.gotAt, s.n, s.leftFrom)
+					a.violate("out of order: FIFO message %d, number %s, was received from %s at %v, and %d was before it until %v; in full:%s", d.n, d.number, d.queue, d.gotAt, s.n, s.leftFrom, s.deliveries())
 				}
 			}
 			before[d.id] = true

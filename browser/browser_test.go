@@ -191,6 +191,20 @@ func (s *server) must(method, path, body string) string {
 	}
 }
 
+// receive receives messages, at least one, and returns their ids.
+func (s *server) receive(queue, query string) (ids []string) {
+	s.t.Helper()
+	var received struct{ Data []struct{ ID string } }
+	text := s.must("GET", "/queues/"+queue+"/messages"+query, "")
+	if err := json.Unmarshal([]byte(text), &received); err != nil || len(received.Data) == 0 {
+		s.t.Fatalf("received %s, %v", text, err)
+	}
+	for _, m := range received.Data {
+		ids = append(ids, m.ID)
+	}
+	return ids
+}
+
 // send sends a request, and returns the status and the body of the response.
 func (s *server) send(method, path, body string) (status int, text string) {
 	s.t.Helper()

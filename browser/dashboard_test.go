@@ -117,11 +117,8 @@ func TestProblemsComeFirst(t *testing.T) {
 
 	s.must("POST", "/queues/d-failing/messages", `{"data":{}}`)
 	for range 3 {
-		var received struct{ Data []struct{ ID string } }
-		if err := json.Unmarshal([]byte(s.must("GET", "/queues/d-failing/messages?wait_seconds=20", "")), &received); err != nil {
-			t.Fatal(err)
-		}
-		s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", "")
+		received := s.receive("d-failing", "?wait_seconds=20")
+		s.must("PUT", "/messages/"+received[0]+"/nack", "")
 	}
 	p.see("the failing queue at the top", rowIDs+" === 'd-failing c-forgotten b-dead a-fine'")
 	p.see("what fails", "/failing: [0-9.]+\\/s nacked/.test(document.querySelector('tr[data-id=d-failing]').innerText)")
@@ -142,11 +139,8 @@ func TestSlowFailuresAreAProblem(t *testing.T) {
 	s.queue("slow", `"retry_backoff_seconds":[600]`)
 	for range 2 {
 		s.must("POST", "/queues/slow/messages", `{"data":{}}`)
-		var received struct{ Data []struct{ ID string } }
-		if err := json.Unmarshal([]byte(s.must("GET", "/queues/slow/messages", "")), &received); err != nil {
-			t.Fatal(err)
-		}
-		s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", "")
+		received := s.receive("slow", "")
+		s.must("PUT", "/messages/"+received[0]+"/nack", "")
 	}
 	p := open(t, s.url())
 	p.see("the failing queue at the top", rowIDs+" === 'slow a-fine'")
@@ -161,15 +155,12 @@ func TestDeadMessageTellsItsStory(t *testing.T) {
 	s.queue("dead")
 	s.queue("mails", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
-	var received struct{ Data []struct{ ID string } }
-	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages", "")), &received); err != nil {
-		t.Fatal(err)
-	}
+	received := s.receive("mails", "")
 	failure, err := json.Marshal("Traceback:\n" + strings.Repeat("  a line of the code\n", 20) + "no such address")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", `{"error":`+string(failure)+`}`)
+	s.must("PUT", "/messages/"+received[0]+"/nack", `{"error":`+string(failure)+`}`)
 	p := open(t, s.url()+"/#/queues/dead")
 	p.seeText(".story", "from mails after 1 delivery, ")
 	p.seeText(".story", "no such address")
@@ -232,12 +223,9 @@ func TestSomeMessagesAreRetriedOrDeleted(t *testing.T) {
 	s.queue("dead")
 	s.queue("mails", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	s.must("POST", "/queues/mails/messages/batch", `{"messages":[{"data":{}},{"data":{}},{"data":{}},{"data":{}}]}`)
-	var received struct{ Data []struct{ ID string } }
-	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages?limit=4", "")), &received); err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range received.Data {
-		s.must("PUT", "/messages/"+m.ID+"/nack", "")
+	received := s.receive("mails", "?limit=4")
+	for _, id := range received {
+		s.must("PUT", "/messages/"+id+"/nack", "")
 	}
 	p := open(t, s.url()+"/#/queues/dead")
 	p.see("all messages", "document.querySelectorAll('.message').length === 4")
@@ -616,11 +604,10 @@ func TestMessageInAnotherLeaseIsNotAcked(t *testing.T) {
 	s := newServer(t)
 	s.queue("mails")
 	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
-	var received struct{ Data []struct{ ID string } }
-	json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages", "")), &received)
+	received := s.receive("mails", "")
 	p := open(t, s.url()+"/#/queues/mails")
 	p.click("Ack…")
-	s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", "")
+	s.must("PUT", "/messages/"+received[0]+"/nack", "")
 	s.must("GET", "/queues/mails/messages", "") // another consumer
 	p.expect("status of 409")
 	// The page polls, so it may already have the new lease token. The test replaces the
@@ -1270,11 +1257,8 @@ func TestAxeFindsNothingInAnyState(t *testing.T) {
 	s.queue("mails", `"topic_id":"orders"`, `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
 	s.queue("forgotten", `"topic_id":"orders"`, `"message_filters":{"country":["fr"]}`)
 	s.must("POST", "/queues/mails/messages", `{"data":{}}`)
-	var received struct{ Data []struct{ ID string } }
-	if err := json.Unmarshal([]byte(s.must("GET", "/queues/mails/messages", "")), &received); err != nil {
-		t.Fatal(err)
-	}
-	s.must("PUT", "/messages/"+received.Data[0].ID+"/nack", `{"error":"no such address"}`)
+	received := s.receive("mails", "")
+	s.must("PUT", "/messages/"+received[0]+"/nack", `{"error":"no such address"}`)
 	for range 3 {
 		s.must("POST", "/queues/forgotten/messages", `{"data":{"name":"مرحبا"},"attributes":{"country":"fr"},"group":"acme"}`)
 	}
@@ -1292,7 +1276,7 @@ func TestAxeFindsNothingInAnyState(t *testing.T) {
 		{"#/queues/nosuch", "Queue not found"},
 		{"#/topics", "dead queue after 1 delivery"},
 		{"#/server", "From due to delivered"},
-		{"#/messages/" + received.Data[0].ID, "in queue dead"},
+		{"#/messages/" + received[0], "in queue dead"},
 	} {
 		p.goTo(v.hash)
 		p.seeText("main", v.shows)

@@ -483,6 +483,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"redrive named":  {redriveNamedSQL, []string{"'{}'", "'t'"}, "messages_pkey"},
 		"delete named":   {deleteNamedSQL, []string{"'{}'"}, "messages_pkey"},
 		"peek":           {selectPeekSQL, []string{"'t'", "0", "10", "1000000"}, "messages_due"},
+		"locate":         {selectLocationsSQL, []string{"'{}'"}, "messages_pkey"},
 		"in flight":      {selectInFlightSQL, []string{"1", "'{}'"}, "messages_pkey"},
 		"consumed":       {selectConsumedSQL, []string{"'t'", "0", "10", "1000000"}, "Backward using consumed_messages_pkey"},
 		"find old":       {selectKeptLongEnoughSQL, nil, "consumed_messages_pkey"},

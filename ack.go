@@ -387,7 +387,7 @@ func (s *pinnedConn) ack(items []ackItem) (all []queueChange, moving []string, e
 			part = slices.DeleteFunc(slices.Clone(part), func(v ackItem) bool { return done[v.id] })
 		}
 		// A statement that began before the commit of a move does not see the moved message
-		// in either queue. The second statement sees it. Usually there is no second one.
+		// in either queue. A search sees it. Usually nothing is missing.
 		acked, unsure, err := s.ackMoved(home, part)
 		all, moving = append(all, acked...), append(moving, unsure...)
 		if err != nil {

@@ -41,7 +41,7 @@ func (r *request) query() *query {
 }
 
 // withoutQuery returns the handler of a route without parameters, for which all are unknown:
-// a limit of a redrive, which belongs into the body, must not get lost in the URL.
+// a limit of a redrive, which belongs in the body, must not get lost in the URL.
 func withoutQuery(h handler) handler {
 	return func(r *request) (any, error) {
 		if r.URL.RawQuery != "" {

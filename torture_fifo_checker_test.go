@@ -265,7 +265,7 @@ func (h *fifoHistory) checkOrder(a *verdict, stays map[string][]*fifoStay) {
 			i, _ := slices.BinarySearchFunc(all, d.number, func(s *fifoStay, number string) int { return cmp.Compare(s.number, number) })
 			for i--; i >= 0 && longest[group][i].After(d.gotAt); i-- {
 				if s := all[i]; !before[s.id] && (s.leftFrom.IsZero() || s.leftFrom.After(d.gotAt)) {
-					a.violate("out of order: FIFO message %d, number %s, was received from %s at %v, and %d was before it until %v; in full:%s", d.n, d.number, d.queue, d.gotAt, s.n, s.leftFrom, s.deliveries())
+					a.violate("out of order: FIFO message %d was received from %s at %v with number %s, and %d was before it until %v; in full:%s", d.n, d.queue, d.gotAt, d.number, s.n, s.leftFrom, s.deliveries())
 				}
 			}
 			before[d.id] = true

@@ -276,7 +276,11 @@ func TestLargeHeadersCountAsBuffered(t *testing.T) {
 			fmt.Fprint(conn, request+"\r\n")
 			response := bufio.NewReader(conn)
 			if first != "" {
-				if _, err := io.ReadFull(response, make([]byte, 100)); err != nil { // of the response to the first
+				_, err := io.ReadFull(response, make([]byte, 100)) // of the response to the first
+				if errors.Is(err, io.EOF) {
+					continue // on a busy machine the connection is evicted before its request has arrived
+				}
+				if err != nil {
 					t.Fatal(err)
 				}
 			}

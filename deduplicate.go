@@ -243,9 +243,6 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 				return err
 			}
 		}
-		if err := s.lockGroups(ordered); err != nil {
-			return err
-		}
 		stored, readyAt, err = s.insert(fresh)
 		return err
 	})

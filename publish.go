@@ -625,38 +625,55 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	if s.homes.areSeveral() {
 		homes = homesOf(messages)
 	}
-	if len(homes) == 1 {
+	_, ordered := orderedGroups(messages)
+	if len(homes) == 1 && len(ordered) == 0 {
 		return s.insertIn(homes[0], messages)
 	}
-	stored, readyAt := make([][]message, len(messages)), make(map[int64]time.Time)
-	for i, m := range messages {
-		stored[i] = make([]message, len(m.to))
-	}
-	insertEach := func() error {
-		for _, home := range homes {
-			all, ready, err := s.insertIn(home, onlyIn(home, messages))
-			if err != nil {
-				return err
-			}
-			maps.Copy(readyAt, ready)
-			for i, m := range messages {
-				for j, to := range m.to {
-					if homeOf(to.queueKey) == home {
-						stored[i][j], all[i] = all[i][0], all[i][1:]
-					}
-				}
-			}
+	var stored [][]message
+	var readyAt map[int64]time.Time
+	insert := func() (err error) {
+		if err := s.lockGroups(ordered); err != nil {
+			return err
 		}
-		return nil
+		if len(homes) == 1 {
+			stored, readyAt, err = s.insertIn(homes[0], messages)
+		} else {
+			stored, readyAt, err = s.insertInEach(homes, messages)
+		}
+		return err
 	}
 	if s.begun {
-		return stored, readyAt, insertEach()
+		err := insert()
+		return stored, readyAt, err
 	}
-	err := s.transaction(insertEach)
+	err := s.transaction(insert)
 	if err != nil {
 		stored, readyAt = nil, nil
 	}
 	return stored, readyAt, err
+}
+
+// insertInEach is insert for copies of several homes.
+func (s *pinnedConn) insertInEach(homes []int64, messages []outgoing) ([][]message, map[int64]time.Time, error) {
+	stored, readyAt := make([][]message, len(messages)), make(map[int64]time.Time)
+	for i, m := range messages {
+		stored[i] = make([]message, len(m.to))
+	}
+	for _, home := range homes {
+		all, ready, err := s.insertIn(home, onlyIn(home, messages))
+		if err != nil {
+			return nil, nil, err
+		}
+		maps.Copy(readyAt, ready)
+		for i, m := range messages {
+			for j, to := range m.to {
+				if homeOf(to.queueKey) == home {
+					stored[i][j], all[i] = all[i][0], all[i][1:]
+				}
+			}
+		}
+	}
+	return stored, readyAt, nil
 }
 
 // homesOf returns the homes of all copies of messages, in order, and at least one.

@@ -126,16 +126,22 @@ func (e *engine) runAcks(s *pinnedConn, batch []*ackRequest) error {
 // finishAcks sets the conflicts and errors of requests, see findConflicts. moving are ids of
 // messages that may be moving.
 func finishAcks(s *pinnedConn, batch []*ackRequest, done map[string]bool, moving []string) error {
-	if err := findConflicts(s, batch, done); err != nil || len(moving) == 0 {
+	if err := findConflicts(s, batch, done); err != nil {
 		return err
 	}
-	slices.Sort(moving)
-	for _, v := range batch {
-		if slices.ContainsFunc(v.items, func(item ackItem) bool { _, found := slices.BinarySearch(moving, item.id); return found }) {
-			v.err = errMoving
-		}
+	for _, id := range moving {
+		failItems(batch, id, errMoving)
 	}
 	return nil
+}
+
+// failItems sets the error of the requests with a message.
+func failItems(batch []*ackRequest, id string, err error) {
+	for _, v := range batch {
+		if slices.ContainsFunc(v.items, func(item ackItem) bool { return item.id == id }) {
+			v.err = err
+		}
+	}
 }
 
 // countAcks counts committed acks, and wakes the receivers of groups whose messages waited
@@ -149,23 +155,6 @@ func (e *engine) countAcks(all []queueChange) {
 			e.announce(t.queueID, t.dueAt)
 		}
 	}
-}
-
-func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
-	all, moving, err := s.nack(itemsOf(batch))
-	if err != nil {
-		e.sweepIfUnknown(err)
-		return err
-	}
-	for _, t := range all {
-		e.metrics.add(messagesNacked, t.queueID, t.nacked)
-		e.metrics.add(messagesDeadLettered, t.queueID, t.dead)
-		e.metrics.add(messagesDropped, t.queueID, t.dropped)
-		if !t.dueAt.IsZero() {
-			e.announce(t.queueID, t.dueAt)
-		}
-	}
-	return finishAcks(s, batch, idsIn(all), moving)
 }
 
 // runExtensions runs the extensions of a batch: those with receipts in one statement, and the
@@ -283,6 +272,7 @@ type queueChange struct {
 	dropped int       // number of nacked messages that were deleted without a dead queue
 	dueAt   time.Time // the earliest due time of changed messages and groups; zero if there is none
 	ids     []string  // of the changed messages that had a lease token; of an ack where messages have homes, all
+	stay    []string  // ids of messages that a nack did not change, because they had their last delivery
 }
 
 // ackItem is a message to ack, nack or extend.
@@ -425,113 +415,6 @@ func (s *pinnedConn) ackIn(home int64, items []ackItem) ([]queueChange, error) {
 		t.dueAt = readyAt.Time
 		return t, err
 	}, statement, args...)
-}
-
-// nackableSQL is true if a nack changes the message m: it was received, or is not due yet.
-// A message that is due keeps its place.
-const nackableSQL = `(m.in_flight OR m.scheduled_at > now())`
-
-// attemptsAfterNackSQL is the number of delivery attempts of a message m after a nack a.
-const attemptsAfterNackSQL = `m.delivery_attempts - (a.uncounted AND m.in_flight)::integer`
-
-// nackStepSQL is the retry backoff of a message m, in seconds.
-const nackStepSQL = `coalesce(q.retry_backoff_seconds[least(m.delivery_attempts, cardinality(q.retry_backoff_seconds))], 0)`
-
-// The statement returns the ids of messages with a lease token or, if $7 is true, of all.
-//
-// A message that had its last delivery moves to the dead queue. Any other message is due
-// after the time of its item or, if that is negative, after the retry backoff of its queue. A
-// delivery that does not count has none. It changes received_at, so that its receipt does not
-// match the next delivery, which has the same number.
-const nackMessagesSQL = `
-WITH named AS MATERIALIZED (
-    SELECT m.id, m.queue_key, a.leased_until,
-           now() + make_interval(secs => CASE WHEN a.seconds >= 0 THEN a.seconds WHEN m.in_flight AND NOT a.uncounted THEN ` + nackStepSQL + ` ELSE 0 END) AS due_at,
-           a.uncounted, a.last_error, now() AS at,
-           ` + attemptsAfterNackSQL + ` >= least(q.delivery_limit, m.max_deliveries) AS exhausted,
-           q.dead_queue_id AS destination_id
-    FROM unnest($2::uuid[], $3::timestamptz[], $4::integer[], $5::boolean[], $6::text[]) AS a (id, leased_until, seconds, uncounted, last_error)
-    JOIN queued.messages m ON ` + thatOneSQL + `
-    CROSS JOIN LATERAL (
-        SELECT dead_queue_id, delivery_limit, retry_backoff_seconds
-        FROM queued.queues
-        WHERE key = m.queue_key
-        OFFSET 0
-    ) q
-    WHERE ` + nackableSQL + `
-        AND ` + inLeaseSQL + `
-), removed AS (
-    DELETE FROM queued.messages m
-    USING named a
-    WHERE a.exhausted
-        AND ` + thatOneSQL + `
-        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND ` + nackableSQL + `
-        AND ` + inLeaseSQL + `
-    RETURNING m.*, true AS dies, a.destination_id, a.last_error AS new_error, a.leased_until
-), moved AS (` + moveMessagesSQL + `
-), nacked AS (
-    UPDATE queued.messages m
-    SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNackSQL + `,
-        received_at = CASE WHEN a.uncounted AND m.in_flight THEN (m.received_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC' ELSE m.received_at END,
-        scheduled_at = a.due_at, lease_end = NULL, updated_at = a.at, last_error = coalesce(a.last_error, m.last_error),
-        last_error_at = CASE WHEN a.last_error IS NULL THEN m.last_error_at ELSE a.at END
-    FROM named a
-    WHERE NOT a.exhausted
-        AND ` + thatOneSQL + `
-        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND ` + nackableSQL + `
-        AND ` + inLeaseSQL + `
-    RETURNING m.id, m.queue_key, m.group_id, m.scheduled_at, m.seq, a.leased_until
-), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at, seq
-    FROM nacked
-    WHERE group_id IS NOT NULL
-    UNION ALL
-    SELECT queue_key, group_id, scheduled_at, seq
-    FROM moved
-    WHERE group_id IS NOT NULL
-    UNION ALL
-    SELECT queue_key, group_id, now(), NULL
-    FROM removed
-    WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroupsSQL + `
-)
-SELECT q.id, sum(t.nacked), sum(t.dead), sum(t.dropped), min(t.due_at), array_agg(t.id) FILTER (WHERE t.id IS NOT NULL AND (t.leased_until IS NOT NULL OR $7))
-FROM (
-    SELECT queue_key, 1 AS nacked, 0 AS dead, 0 AS dropped, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at, id, leased_until FROM nacked
-    UNION ALL
-    SELECT queue_key, 1, (destination_id IS NOT NULL)::integer, (destination_id IS NULL)::integer, NULL, id, leased_until FROM removed
-    UNION ALL
-    SELECT queue_key, 0, 0, 0, scheduled_at, NULL, NULL FROM moved WHERE group_id IS NULL
-    UNION ALL
-    SELECT queue_key, 0, 0, 0, ready_at, NULL, NULL FROM groups
-) t
-JOIN queued.queues q ON q.key = t.queue_key
-GROUP BY q.id`
-
-// nack nacks messages, see engine.nack. It returns the ids of messages that may be moving.
-func (s *pinnedConn) nack(items []ackItem) (all []queueChange, moving []string, err error) {
-	return inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]queueChange, error) {
-		ids, leases, seconds := ackItemArgs(items)
-		var uncounted pq.BoolArray
-		var lastErrors quotedArray
-		for i, v := range items {
-			uncounted = append(uncounted, v.uncounted)
-			lastErrors.set(i, v.lastError)
-		}
-		scan := func(row scanner) (t queueChange, err error) {
-			var dueAt sql.NullTime
-			err = row.Scan(&t.queueID, &t.nacked, &t.dead, &t.dropped, &dueAt, pq.Array(&t.ids))
-			t.dueAt = dueAt.Time
-			return t, err
-		}
-		args := []any{home, ids, leases, seconds, uncounted, lastErrors, s.homes.areSeveral()}
-		if s.begun {
-			return read(s, "nack", scan, nackMessagesSQL, args...)
-		}
-		return change(s, home, "nack", scan, nackMessagesSQL, args...)
-	}, func(t queueChange) []string { return t.ids })
 }
 
 const extendMessagesSQL = `

@@ -117,72 +117,26 @@ func (s *store) purge(ctx context.Context, queueID string, purged func(n int)) e
 // carriedColumnsSQL are the columns that a message keeps when it moves.
 const carriedColumnsSQL = `id, created_at, bytes, group_id, job_id, trace, attributes, data, sqs`
 
-// moveMessagesSQL is a step that stores the rows of a step removed in the queues with their
-// destination_id. A moved message keeps only carriedColumnsSQL and its last error, or the
-// new_error. If dies is false, in a redrive, it also keeps max_deliveries. If dies is true,
-// the destination is a dead queue, which must not drop messages, and the message remembers
-// the queue that it came from, with its delivery attempts there.
-const moveMessagesSQL = insertRemovedSQL + `
-    FROM removed` + destinationOfRemovedSQL
+// Messages move in a transaction of several statements. One deletes them and returns their
+// rows, and those of taken.store store them in their new queues. They are not one statement,
+// because messages must not be stored before their groups are locked, and because Citus would
+// execute a statement with several steps on all nodes, so that it fails if one of them does
+// not respond. The rows pass through the server, so a batch has at most 8 MiB of messages, or
+// one that is larger.
 
-// The two parts of moveMessagesSQL; the rows are between them.
-const (
-	insertRemovedSQL = `
-    INSERT INTO queued.messages (home, queue_key, max_deliveries, expired_at, scheduled_at, updated_at,
-                                 last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
-    SELECT d.home, d.queue_key, CASE WHEN NOT dies THEN max_deliveries END, d.expired_at, d.scheduled_at, now(),
-           coalesce(new_error, last_error), CASE WHEN new_error IS NULL THEN last_error_at ELSE now() END,
-           CASE WHEN dies THEN s.source_id END, CASE WHEN dies THEN delivery_attempts END,
-           CASE WHEN dies THEN now() END, ` + carriedColumnsSQL
-
-	destinationOfRemovedSQL = `
-    CROSS JOIN LATERAL (
-        SELECT home, key AS queue_key,
-               now() + make_interval(secs => message_retention_seconds) AS expired_at,
-               now() + make_interval(secs => coalesce(delivery_delay_seconds, 0)) AS scheduled_at
-        FROM queued.queues AS queues
-        WHERE queues.id = removed.destination_id
-    ) d
-    LEFT JOIN LATERAL (
-        SELECT q.id AS source_id
-        FROM queued.queues q
-        WHERE q.key = removed.queue_key
-    ) s ON true
-    ORDER BY CASE WHEN group_id IS NULL THEN removed.scheduled_at END, seq -- messages of a group keep their order
-    RETURNING queue_key, group_id, scheduled_at, seq`
-)
-
-// wakeMovedSQL are the last steps of statements that move messages. Claims check their
-// groups in the new queue, and in the old queue, where other messages may have waited for
-// them.
-const wakeMovedSQL = `), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at, seq
-    FROM moved
-    WHERE group_id IS NOT NULL
-    UNION ALL
-    SELECT queue_key, group_id, now(), NULL
-    FROM removed
-    WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroupsSQL + `
-)`
-
-// Where there are several homes, Citus executes a statement with steps on all nodes, so it
-// fails if one of them does not respond. There messages move in a transaction of several
-// statements, which need only the nodes of their homes: one deletes the messages and returns
-// their rows, and those of taken.store have no steps before their INSERT. The rows pass
-// through the server, so a batch has at most 8 MiB of messages, or one that is larger.
-
-// taken are messages that a transaction has deleted from a queue, to store them in others.
+// taken are messages that a transaction has deleted, to store them in other queues. The
+// elements of all slices belong together.
 type taken struct {
 	rows         []string // of the table, as text
-	destinations []string // the new queue of each; empty for none
-	groups       []string // which the messages have
+	destinations []string // the new queue; empty for none
+	keys         []int64  // of the old queue
+	groups       []string // empty for none
+	errors       []string // the reason of the move, or empty to keep the last error; may be shorter
 }
 
 const (
-	// takenFitsSQL is a condition of a step removed, which deletes the messages of a step due.
-	takenFitsSQL = `
-        AND due.tid IN (
+	// takenFitsSQL ends the condition that the tid of a row of the step due is among the first 8 MiB.
+	takenFitsSQL = ` IN (
             SELECT tid
             FROM (
                 SELECT tid, bytes, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total
@@ -192,20 +146,61 @@ const (
                 OR total = bytes
         )`
 
-	// takenRowsSQL is the end of that step.
-	takenRowsSQL = `, m AS whole
-)`
+	// takenColumnsSQL are the columns of taken, but the errors.
+	takenColumnsSQL = `array_agg(whole::text), array_agg(coalesce(destination_id, '')), array_agg(queue_key), array_agg(coalesce(group_id, ''))`
 
-	// takenColumnsSQL are the columns of taken.
-	takenColumnsSQL = `array_agg(whole::text), array_agg(coalesce(destination_id, '')), array_agg(group_id) FILTER (WHERE group_id IS NOT NULL)`
+	// lockTakenSQL locks the groups in the old and the new queues, in the order of wakeGroupsSQL.
+	// Else a message that waits for its group might get a smaller seq than one that another
+	// transaction has committed by then, and that consumers have received.
+	lockTakenSQL = `
+INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
+SELECT u.queue_key >> 48, u.queue_key, u.group_id, timestamptz 'infinity', 9223372036854775807, timestamptz 'infinity'
+FROM (
+    SELECT t.queue_key, t.group_id COLLATE "C" AS group_id
+    FROM unnest($1::bigint[], $2::text[]) AS t (queue_key, group_id)
+    UNION
+    SELECT q.key, t.group_id COLLATE "C"
+    FROM unnest($3::text[], $2::text[]) AS t (destination_id, group_id)
+    JOIN queued.queues q ON q.id = t.destination_id
+) u
+WHERE u.group_id IS NOT NULL
+ORDER BY u.queue_key, u.group_id
+ON CONFLICT (queue_key, id) DO UPDATE
+SET ready_at = g.ready_at
+WHERE false -- the row is locked nevertheless`
 
-	storeTakenSQL = insertRemovedSQL + `
-    FROM (
-        SELECT (u.whole::queued.messages).*, u.destination_id, $3::boolean AS dies, NULL::text AS new_error
-        FROM unnest($1::text[], $2::text[]) AS u (whole, destination_id)
-    ) AS removed` + destinationOfRemovedSQL
+	// A moved message keeps only carriedColumnsSQL and its last error, unless there is a new one.
+	// If $3 is false, in a redrive, it also keeps max_deliveries. If $3 is true, the destination is
+	// a dead queue, which must not drop messages, and the message remembers the queue that it came
+	// from, with its delivery attempts there.
+	storeTakenSQL = `
+INSERT INTO queued.messages (home, queue_key, max_deliveries, expired_at, scheduled_at, updated_at,
+                             last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
+SELECT d.home, d.queue_key, CASE WHEN NOT $3 THEN max_deliveries END, d.expired_at, d.scheduled_at, now(),
+       coalesce(new_error, last_error), CASE WHEN new_error IS NULL THEN last_error_at ELSE now() END,
+       CASE WHEN $3 THEN s.source_id END, CASE WHEN $3 THEN delivery_attempts END,
+       CASE WHEN $3 THEN now() END, ` + carriedColumnsSQL + `
+FROM (
+    SELECT (u.whole::queued.messages).*, u.destination_id, u.new_error
+    FROM unnest($1::text[], $2::text[], $4::text[]) AS u (whole, destination_id, new_error)
+) AS taken
+CROSS JOIN LATERAL (
+    SELECT home, key AS queue_key,
+           now() + make_interval(secs => message_retention_seconds) AS expired_at,
+           now() + make_interval(secs => coalesce(delivery_delay_seconds, 0)) AS scheduled_at
+    FROM queued.queues AS queues
+    WHERE queues.id = taken.destination_id
+) d
+LEFT JOIN LATERAL (
+    SELECT q.id AS source_id
+    FROM queued.queues q
+    WHERE q.key = taken.queue_key
+) s ON true
+ORDER BY CASE WHEN group_id IS NULL THEN taken.scheduled_at END, seq -- messages of a group keep their order
+RETURNING queue_key, group_id, scheduled_at, seq`
 
-	// A row without a due time is a group in the old queue.
+	// Claims check the groups in the new queues, and in the old queues, where other messages may
+	// have waited for them. A row without a due time is a group in an old queue.
 	wakeTakenSQL = `
 WITH woken AS (
     SELECT queue_key, group_id, coalesce(due_at, now()) AS due_at, nullif(seq, 0) AS seq
@@ -215,36 +210,61 @@ WITH woken AS (
 
 // columns are the destinations of takenColumnsSQL.
 func (t *taken) columns() []any {
-	return []any{pq.Array(&t.rows), pq.Array(&t.destinations), pq.Array(&t.groups)}
+	return []any{pq.Array(&t.rows), pq.Array(&t.destinations), pq.Array(&t.keys), pq.Array(&t.groups)}
 }
 
-// store stores the messages, as moveMessagesSQL does, and makes claims check their groups. in
-// returns the transaction that has deleted the messages of a queue.
-func (t *taken) store(ctx context.Context, in func(name string) querier, queueKey int64, dies bool) error {
-	var keys, seqs intArray
-	var groups quotedArray
-	var dues timeArray
-	stored, err := collect(ctx, in("move_store"), func(row scanner) (any, error) {
-		var key, seq int64
-		var group sql.NullString
-		var dueAt time.Time
-		err := row.Scan(&key, &group, &dueAt, &seq)
-		if group.Valid {
-			keys, groups, dues, seqs = append(keys, key), append(groups, group.String), append(dues, dueAt), append(seqs, seq)
+// woken are groups that claims have to check.
+type woken struct {
+	keys, seqs intArray
+	groups     quotedArray
+	dues       timeArray
+}
+
+func (w *woken) add(key int64, group string, dueAt time.Time, seq int64) {
+	w.keys, w.groups, w.dues, w.seqs = append(w.keys, key), append(w.groups, group), append(w.dues, dueAt), append(w.seqs, seq)
+}
+
+// moved is a message in its new queue.
+type moved struct {
+	queueKey int64
+	group    sql.NullString
+	dueAt    time.Time
+	seq      int64
+}
+
+// store stores the messages in their new queues, and makes claims check their groups. Those
+// without a destination are dropped. in returns the transaction that has deleted them; name
+// labels the metrics of a statement.
+func (t *taken) store(ctx context.Context, in func(name string) querier, dies bool) error {
+	hasGroups := slices.ContainsFunc(t.groups, func(id string) bool { return id != "" })
+	if hasGroups {
+		if _, err := in("move_lock").ExecContext(ctx, lockTakenSQL, intArray(t.keys), quotedArray(t.groups), quotedArray(t.destinations)); err != nil {
+			return err
 		}
-		return nil, err
-	}, storeTakenSQL, quotedArray(t.rows), quotedArray(t.destinations), dies)
+	}
+	all, err := collect(ctx, in("move_store"), func(row scanner) (m moved, err error) {
+		err = row.Scan(&m.queueKey, &m.group, &m.dueAt, &m.seq)
+		return m, err
+	}, storeTakenSQL, quotedArray(t.rows), quotedArray(t.destinations), dies, quotedArray(t.errors))
 	if err != nil {
 		return err
 	}
-	if moving := slices.DeleteFunc(t.destinations, func(id string) bool { return id == "" }); len(stored) < len(moving) {
+	if moving := slices.DeleteFunc(slices.Clone(t.destinations), func(id string) bool { return id == "" }); len(all) < len(moving) {
 		return fmt.Errorf("%w: a destination was deleted meanwhile", errUnavailable)
 	}
-	for _, group := range t.groups {
-		keys, groups, dues, seqs = append(keys, queueKey), append(groups, group), append(dues, time.Time{}), append(seqs, 0)
-	}
-	if len(groups) > 0 {
-		_, err = in("move_wake").ExecContext(ctx, wakeTakenSQL, keys, groups, dues, seqs)
+	if hasGroups {
+		var w woken
+		for _, m := range all {
+			if m.group.Valid {
+				w.add(m.queueKey, m.group.String, m.dueAt, m.seq)
+			}
+		}
+		for i, group := range t.groups {
+			if group != "" {
+				w.add(t.keys[i], group, time.Time{}, 0)
+			}
+		}
+		_, err = in("move_wake").ExecContext(ctx, wakeTakenSQL, w.keys, w.groups, w.dues, w.seqs)
 	}
 	return err
 }

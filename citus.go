@@ -399,7 +399,7 @@ ORDER BY 1`
 // home is still on this node. The lock is always that of the shard of messages, which a move of
 // the home takes first. Else both could wait for each other. Whatever changes shards begins
 // with a change of messages or of deduplication ids, or with claim_groups. Citus itself needs no
-// trigger. Another trigger refuses a nack that moves a message to a dead queue of another home.
+// trigger.
 const holdHomeSQL = `
 CREATE OR REPLACE FUNCTION queued.hold_home() RETURNS trigger
 LANGUAGE plpgsql
@@ -429,22 +429,6 @@ CREATE OR REPLACE TRIGGER hold_home BEFORE INSERT OR UPDATE OR DELETE ON queued.
     FOR EACH STATEMENT
     WHEN (current_setting('queued.holds_homes', true) = 'on')
     EXECUTE FUNCTION queued.hold_home();
-
-CREATE OR REPLACE FUNCTION queued.hold_dead() RETURNS trigger
-LANGUAGE plpgsql
-AS $$
-BEGIN
-    IF get_shard_id_for_distribution_column('queued.messages', NEW.home) <> substring(TG_TABLE_NAME FROM '[0-9]+$')::bigint THEN
-        RAISE transaction_integrity_constraint_violation USING MESSAGE = 'the dead queue has another home';
-    END IF;
-    RETURN NEW;
-END
-$$;
-
-CREATE OR REPLACE TRIGGER hold_dead BEFORE INSERT ON queued.messages
-    FOR EACH ROW
-    WHEN (NEW.dead_at IS NOT NULL AND current_setting('queued.holds_homes', true) = 'on')
-    EXECUTE FUNCTION queued.hold_dead();
 
 CREATE OR REPLACE TRIGGER hold_home BEFORE INSERT ON queued.deduplications
     FOR EACH STATEMENT

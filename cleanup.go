@@ -170,7 +170,7 @@ WHERE q.home = $1
     )
 ORDER BY q.id`
 
-const removeExhaustedSQL = `
+const takeExhaustedSQL = `
 WITH removed AS (
     WITH source AS MATERIALIZED (
         SELECT delivery_limit, dead_queue_id
@@ -193,34 +193,21 @@ WITH removed AS (
     DELETE FROM queued.messages m
     USING due, source
     WHERE m.ctid = due.tid
-        AND m.home = $1`
-
-const (
-	returnExhaustedSQL = `
-    RETURNING m.*, true AS dies, source.dead_queue_id AS destination_id, NULL::text AS new_error`
-
-	moveExhaustedSQL = removeExhaustedSQL + returnExhaustedSQL + `
-), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
-SELECT bool_and(group_id IS NULL), max(scheduled_at), 0, count(*)
-FROM removed
-HAVING count(*) > 0`
-
-	takeExhaustedSQL = removeExhaustedSQL + takenFitsSQL + returnExhaustedSQL + takenRowsSQL + `
+        AND m.home = $1
+        AND due.tid` + takenFitsSQL + `
+    RETURNING m.queue_key, m.group_id, m.scheduled_at, source.dead_queue_id AS destination_id, m AS whole
+)
 SELECT bool_and(group_id IS NULL), max(scheduled_at), 0, count(*), ` + takenColumnsSQL + `
 FROM removed
 HAVING count(*) > 0`
-)
 
 // moveExhaustedBatch moves exhausted messages of a queue that were due then or later.
 func (c *cleanup) moveExhaustedBatch(ctx context.Context, tx *sql.Tx, key int64, after time.Time) (last position, n int, err error) {
 	in := func(name string) querier { return c.metrics.timed(name, tx) }
-	if !c.homes.areSeveral() {
-		return scanBatch(in("move_exhausted").QueryRowContext(ctx, moveExhaustedSQL, homeOf(key), key, cleanupBatch, after))
-	}
 	var t taken
 	row := in("move_exhausted").QueryRowContext(ctx, takeExhaustedSQL, homeOf(key), key, cleanupBatch, after)
 	if err = row.Scan(append([]any{&last.ungrouped, &last.at, &last.seq, &n}, t.columns()...)...); err == nil {
-		err = t.store(ctx, in, key, true)
+		err = t.store(ctx, in, true)
 	}
 	return last, n, err
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -209,6 +210,62 @@ func TestSQSFIFONumbersFollowTheOrderOfReceives(t *testing.T) {
 		if m.Body == "b1" {
 			t.Errorf("b1, number %s, was received while b2, number %s, was hidden", m.Attributes["SequenceNumber"], all[0].Attributes["SequenceNumber"])
 		}
+	}
+}
+
+// So do messages that come in another way than by SQS's API.
+func TestFIFONumbersOfOtherMessagesFollowTheOrderOfReceives(t *testing.T) {
+	t.Parallel()
+	for what, come := range map[string]func(s *testServer, ids string){
+		"publish": func(s *testServer, ids string) {
+			s.must(201, "POST", "/queues/f.fifo/messages/batch", `{"messages":[{"data":{"n":"b1"},"group":"b"},{"data":{"n":"a2"},"group":"a"}]}`)
+		},
+		"redrive": func(s *testServer, ids string) {
+			s.must(204, "PUT", "/queues/from/redrive", `{"destination_queue_id":"f.fifo"}`)
+		},
+		"redrive by id": func(s *testServer, ids string) {
+			s.must(204, "PUT", "/messages/redrive", `{"ids":[`+ids+`],"destination_queue_id":"f.fifo"}`)
+		},
+		"nack": func(s *testServer, ids string) {
+			s.receive("from", "")
+			s.must(204, "PUT", "/messages/nack", `{"ids":[`+ids+`]}`)
+		},
+		"cleanup": func(s *testServer, ids string) {
+			s.receive("from", "")
+			s.endLeases()
+			s.mustCleanUp()
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			other := newTestServerOn(t, s.dsn)
+			s.createSQS("f.fifo", `"FifoQueue":"true"`, `"ContentBasedDeduplication":"true"`)
+			s.mustQueue("from", `"message_max_deliveries":1,"dead_queue_id":"f.fifo"`)
+			var ids []string
+			for _, group := range []string{"b", "a"} {
+				ids = append(ids, strconv.Quote(s.messages(s.must(201, "POST", "/queues/from/messages", fmt.Sprintf(`{"data":{"n":"%s1"},"group":%q}`, group, group)))[0].ID))
+			}
+			s.sqsSendFIFO("f.fifo", "a", "", "a0")
+			key := s.count("SELECT key FROM queued.queues WHERE id = 'f.fifo'")
+			lock := s.begin("SELECT FROM queued.groups WHERE home = $1 AND queue_key = $2 AND id = 'a' FOR UPDATE", homeOf(int64(key)), key)
+			came := make(chan struct{})
+			go func() {
+				defer close(came)
+				come(s, strings.Join(ids, ","))
+			}()
+			s.waitForLocks(1)
+			other.sqsSendFIFO("f.fifo", "b", "", "b2")
+			checkDiff(t, "while the others wait", "b2", bodiesOf(other.sqsReceive("f.fifo")))
+			if err := lock.Commit(); err != nil {
+				t.Fatal(err)
+			}
+			<-came
+			all := bodiesOf(s.sqsReceive("f.fifo", ten))
+			if !strings.Contains(all, "a") || strings.Contains(all, "b1") {
+				t.Errorf("received while b2 is hidden: %s, want those of group a", all)
+			}
+		})
 	}
 }
 

@@ -658,7 +658,7 @@ BEGIN
         INTO dead
         FROM queued.queues q
         WHERE q.id = source.dead_queue_id;
-        IF FOUND THEN -- like moveMessagesSQL (bulk.go)
+        IF FOUND THEN -- like storeTakenSQL (bulk.go)
             INSERT INTO queued.messages (home, queue_key, expired_at, scheduled_at, updated_at, last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at,
                                          id, created_at, bytes, group_id, job_id, trace, attributes, data, sqs)
             VALUES (dead.home, dead.key, moment + make_interval(secs => dead.message_retention_seconds), moment + make_interval(secs => coalesce(dead.delivery_delay_seconds, 0)), moment,

@@ -198,7 +198,9 @@ func (s *server) redriveNamed(r *request) (any, error) {
 	for _, queueID := range from {
 		s.metrics.add(messagesRedriven, queueID, 1)
 	}
-	for _, queueID := range slices.Concat(slices.Compact(slices.Sorted(slices.Values(from))), to) { // in the old queues, other messages may have waited for them
+	changed := slices.Concat(from, to) // in the old queues, other messages may have waited for them
+	slices.Sort(changed)
+	for _, queueID := range slices.Compact(changed) {
 		s.engine.announce(queueID, time.Time{})
 	}
 	return s.redriven(r, v, s.logged(r, err, "messages redriven", "destination", nameOf(destination), "count", v.moved), true)

@@ -183,6 +183,10 @@ func (s *pinnedConn) transaction(do func() error) error {
 	return err
 }
 
+// in returns the open transaction, for statements that are not worth preparing. name labels
+// their metrics.
+func (s *pinnedConn) in(name string) querier { return s.metrics.timed(name, s.conn) }
+
 // command runs a statement that returns no rows.
 func (s *pinnedConn) command(statement string) error {
 	_, err := read[any](s, strings.ToLower(statement), nil, statement)

@@ -31,7 +31,7 @@ var errNoSource = errors.New("no message remembers the queue that it came from; 
 // source if that is null.
 const hasDestinationSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($9, m.source_queue_id)) IS TRUE`
 
-const removeRedrivenSQL = `
+const takeRedrivenSQL = `
 WITH removed AS (
     WITH source AS MATERIALIZED (
         SELECT delivery_limit
@@ -55,20 +55,10 @@ WITH removed AS (
     DELETE FROM queued.messages m
     USING due
     WHERE m.ctid = due.tid
-        AND m.home = $1`
-
-const (
-	returnRedrivenSQL = `
-    RETURNING m.*, false AS dies, coalesce($9, m.source_queue_id) AS destination_id, NULL::text AS new_error`
-
-	redriveBatchSQL = removeRedrivenSQL + returnRedrivenSQL + `
-), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
-SELECT group_id IS NULL, scheduled_at, seq, count(*) OVER (), (SELECT array_agg(DISTINCT destination_id) FROM removed)
-FROM removed
-ORDER BY (group_id IS NULL) DESC, scheduled_at DESC, seq DESC
-LIMIT 1`
-
-	takeRedrivenSQL = removeRedrivenSQL + takenFitsSQL + returnRedrivenSQL + takenRowsSQL + `, taken AS (
+        AND m.home = $1
+        AND due.tid` + takenFitsSQL + `
+    RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq, coalesce($9, m.source_queue_id) AS destination_id, m AS whole
+), taken AS (
     SELECT ` + takenColumnsSQL + `, array_agg(DISTINCT destination_id)
     FROM removed
 )
@@ -77,24 +67,16 @@ FROM removed r
 CROSS JOIN taken t
 ORDER BY (r.group_id IS NULL) DESC, r.scheduled_at DESC, r.seq DESC
 LIMIT 1`
-)
 
 // redriveBatch moves at most limit messages of a queue, as it was, after a position. It returns
 // the last position, the number of messages and their new queues, or sql.ErrNoRows.
 func (s *store) redriveBatch(ctx context.Context, tx *sql.Tx, from snapshot, after position, limit int, destination *string) (last position, n int, to []string, err error) {
-	in := func(name string) querier { return s.on(name) }
-	if tx != nil {
-		in = func(name string) querier { return s.in(tx, name) }
-	}
+	in := func(name string) querier { return s.in(tx, name) }
 	var t taken
-	statement, columns := redriveBatchSQL, []any{&last.ungrouped, &last.at, &last.seq, &n}
-	if s.homes.areSeveral() {
-		statement, columns = takeRedrivenSQL, append(columns, t.columns()...)
-	}
-	row := in("redrive").QueryRowContext(ctx, statement, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, limit, destination)
-	err = row.Scan(append(columns, pq.Array(&to))...)
-	if err == nil && s.homes.areSeveral() {
-		err = t.store(ctx, in, from.key, false)
+	row := in("redrive").QueryRowContext(ctx, takeRedrivenSQL, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, limit, destination)
+	columns := append([]any{&last.ungrouped, &last.at, &last.seq, &n}, t.columns()...)
+	if err = row.Scan(append(columns, pq.Array(&to))...); err == nil {
+		err = t.store(ctx, in, false)
 	}
 	return last, n, to, err
 }
@@ -145,15 +127,10 @@ func (s *store) redrive(ctx context.Context, queueID string, destination *string
 		}
 		var n int
 		var to []string
-		batch := func(tx *sql.Tx) (err error) {
+		err = s.transaction(ctx, func(tx *sql.Tx) (err error) {
 			last, n, to, err = s.redriveBatch(ctx, tx, from, after, min(limit-v.moved, workBatch), destination)
 			return err
-		}
-		if s.homes.areSeveral() {
-			err = s.transaction(ctx, batch)
-		} else {
-			err = batch(nil)
-		}
+		})
 		if err == nil {
 			v.moved += n
 			moved(n, to)
@@ -172,26 +149,35 @@ func (s *store) redrive(ctx context.Context, queueID string, destination *string
 	return v, asUnavailable(err)
 }
 
-const redriveNamedSQL = `
+const takeNamedSQL = `
 WITH named AS MATERIALIZED (
-    SELECT m.id, m.queue_key, m.source_queue_id, coalesce($3, m.source_queue_id) AS destination_id
+    SELECT m.id, m.queue_key, m.bytes, coalesce($3, m.source_queue_id) AS destination_id, ` + isFreeSQL + ` AS free
     FROM unnest($2::uuid[]) AS a (id)
     JOIN queued.messages m ON ` + thatOneSQL + `
     WHERE m.expired_at > now()
         AND EXISTS (SELECT FROM queued.queues q WHERE q.key = m.queue_key)
+), due AS MATERIALIZED (
+    SELECT id AS tid, queue_key, bytes, destination_id
+    FROM named
+    WHERE free
+        AND (SELECT true FROM queued.queues h WHERE h.id = destination_id) IS TRUE
 ), removed AS (
     DELETE FROM queued.messages m
-    USING named a
-    WHERE ` + thatOneSQL + `
-        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND NOT (m.in_flight AND ` + leaseEndSQL + ` > now())
-        AND (SELECT true FROM queued.queues h WHERE h.id = a.destination_id) IS TRUE
-    RETURNING m.*, false AS dies, a.destination_id, NULL::text AS new_error
-), moved AS (` + moveMessagesSQL + wakeMovedSQL + `
-SELECT (SELECT count(*) FROM named) - (SELECT count(*) FROM removed),
+    USING due
+    WHERE m.home = $1
+        AND m.id = ANY (ARRAY[due.tid])
+        AND m.queue_key IS NOT DISTINCT FROM due.queue_key
+        AND ` + isFreeSQL + `
+        AND due.tid` + takenFitsSQL + `
+    RETURNING m.id, m.queue_key, m.group_id, due.destination_id, m AS whole
+)
+SELECT (SELECT count(*) FROM named) - count(*),
        (SELECT count(*) FROM named WHERE destination_id IS NULL),
-       (SELECT array_agg(q.id) FROM removed r JOIN queued.queues q ON q.key = r.queue_key),
-       (SELECT array_agg(DISTINCT destination_id) FROM removed)`
+       array_agg(id), array_agg((SELECT q.id FROM queued.queues q WHERE q.key = queue_key)), ` + takenColumnsSQL + `
+FROM removed`
+
+// isFreeSQL is true if the message m is not in flight.
+const isFreeSQL = `NOT (m.in_flight AND ` + leaseEndSQL + ` > now())`
 
 // redriveNamed moves the messages with these ids like redrive, in any state except in
 // flight. It returns the queue that each moved message was in, and the new queues.
@@ -201,24 +187,33 @@ func (s *store) redriveNamed(ctx context.Context, ids idArray, destination *stri
 			return v, nil, nil, err
 		}
 	}
-	type outcome struct {
-		redriven
-		from, to []string
-	}
 	homes, err := s.homesOfMessages(ctx, ids)
 	if err != nil {
 		return v, nil, nil, asUnavailable(err)
 	}
 	for home, ids := range byHome(ids, homes) {
-		o, err := once(ctx, s, "redrive_named", func(row scanner) (o outcome, err error) {
-			err = row.Scan(&o.left, &o.noSource, pq.Array(&o.from), pq.Array(&o.to))
-			return o, err
-		}, redriveNamedSQL, home, idArray(ids), destination)
-		if err != nil {
-			return v, from, to, asUnavailable(err)
+		var left, noSource int
+		for moves := true; moves; { // until the messages that are left stay
+			var t taken
+			var gone, sources []string
+			err := s.transaction(ctx, func(tx *sql.Tx) error {
+				in := func(name string) querier { return s.in(tx, name) }
+				row := in("redrive_named").QueryRowContext(ctx, takeNamedSQL, home, idArray(ids), destination)
+				columns := []any{&left, &noSource, pq.Array(&gone), pq.Array(&sources)}
+				if err := row.Scan(append(columns, t.columns()...)...); err != nil || len(gone) == 0 {
+					return err
+				}
+				return t.store(ctx, in, false)
+			})
+			if err != nil {
+				return v, from, to, err
+			}
+			v.moved += len(gone)
+			from, to = append(from, sources...), append(to, t.destinations...)
+			ids = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return slices.Contains(gone, id) })
+			moves = len(gone) > 0 && len(ids) > 0
 		}
-		v.moved, v.left, v.noSource = v.moved+len(o.from), v.left+o.left, v.noSource+o.noSource
-		from, to = append(from, o.from...), append(to, o.to...)
+		v.left, v.noSource = v.left+left, v.noSource+noSource
 	}
 	return v, from, to, nil
 }

@@ -110,8 +110,7 @@ func (s *pinnedConn) createClaimGroups(v *shards, home int64, statement string) 
 
 // change is read for a statement about one home that changes no rows of other homes. On the
 // node of the home it names the shards. A statement that only reads may not notice that the
-// home has moved: its result was true before that. A nack may also change another home, by a
-// move to a dead queue, if it is not part of a transaction.
+// home has moved: its result was true before that.
 func change[T any](s *pinnedConn, home int64, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	var v *shards
 	if s.shards != nil {
@@ -126,8 +125,8 @@ func change[T any](s *pinnedConn, home int64, name string, scan func(scanner) (T
 	if err == nil {
 		all, err = readPlanned(s, true, name, scan, statement, args...)
 	}
-	// The dead queue has another home, or the role may not create temporary functions.
-	if !s.begun && pq.As(err, pqerror.TRIntegrityConstraintViolation, pqerror.InsufficientPrivilege) != nil {
+	// The role may not create temporary functions.
+	if !s.begun && pq.As(err, pqerror.InsufficientPrivilege) != nil {
 		return read(s, name, scan, query, args...)
 	}
 	if pq.As(err, pqerror.TRSerializationFailure, pqerror.UndefinedTable, pqerror.UndefinedFunction, pqerror.UndefinedObject) == nil {

@@ -266,18 +266,17 @@ func TestRulesOfAClusterFindWhatBreaksThem(t *testing.T) {
 var ruleExceptions = []struct{ rule, reason, statements string }{
 	{ruleKey, "it inserts rows whose home it reads from other rows", `
 		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertGroupedSQL
-		insertMessagesSQL insertUncommonSQL lockGroupsOfJobsSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL
-		releaseMessagesSQL restoreMessagesSQL storeJobsSQL storeTakenSQL wakeTakenSQL`},
+		insertMessagesSQL insertUncommonSQL lockGroupsOfJobsSQL lockTakenSQL nackMessagesSQL releaseMessagesSQL restoreMessagesSQL
+		storeJobsSQL storeTakenSQL wakeTakenSQL`},
 	{ruleKey, "it reads all homes when the server starts", `
 		raiseSequencesSQL`},
 	{ruleKey, "it looks for messages that have moved in all homes", `
 		selectLocationsSQL queued.home_now`},
 	{ruleKey, "it sums over all queues", `
 		selectJobCountsSQL`},
-	{ruleInsertWith, "it changes messages and their groups, or moves messages, in one statement", `
+	{ruleInsertWith, "it changes messages and their groups in one statement", `
 		ackMessagesSQL ackReceiptsSQL deleteNamedSQL extendMessagesSQL extendReceiptsSQL finishJobsSQL insertDeduplicationsSQL insertGroupedSQL
-		insertMessagesSQL insertUncommonSQL keepConsumedSQL moveExhaustedSQL nackMessagesSQL redriveBatchSQL redriveNamedSQL releaseMessagesSQL
-		restoreMessagesSQL`},
+		insertMessagesSQL insertUncommonSQL keepConsumedSQL nackMessagesSQL releaseMessagesSQL restoreMessagesSQL`},
 	{ruleInsertWith, "its WITH is part of the SELECT, and no step of its own", `
 		wakeTakenSQL`},
 	{ruleInsertWith, "it is not on a hot path", `

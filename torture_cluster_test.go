@@ -52,7 +52,7 @@ const (
 	killOwnProcess = `kill -9 $PPID` // PostgreSQL then restarts all its processes
 	restartNode    = `pid=$(head -1 postmaster.pid); command=$(cat postmaster.opts)
 setsid sh -c "kill -QUIT $pid; while kill -0 $pid; do sleep 0.1; done; sleep %d
-for attempt in $(seq -s ' ' 100); do ${command%%/postgres *}/pg_ctl -D . -o '${command#* }' start && break; sleep 0.2; done" </dev/null >/dev/null 2>&1 &`
+for attempt in $(seq -s ' ' 100); do ${command%%/postgres *}/pg_ctl -D . -o '${command#* }' start && break; sleep 0.2; done" </dev/null >>restarts.log 2>&1 &`
 	pauseNode = `pid=$(head -1 postmaster.pid); pkill -STOP -P $pid; kill -STOP $pid; sleep 2; kill -CONT $pid; pkill -CONT -P $pid`
 )
 

@@ -427,9 +427,13 @@ func (v *torture) awaitLeaseEnds() {
 func (v *torture) awaitPostgres() { v.awaitConnection(v.db) }
 
 func (v *torture) awaitConnection(db *sql.DB) {
-	for end, tick := time.Now().Add(testTimeout), time.Tick(10*time.Millisecond); db.Ping() != nil; <-tick {
+	for end, tick := time.Now().Add(testTimeout), time.Tick(10*time.Millisecond); ; <-tick {
+		err := db.Ping()
+		if err == nil {
+			return
+		}
 		if time.Now().After(end) {
-			v.violate("PostgreSQL does not recover")
+			v.violate("PostgreSQL does not recover: %v", err)
 			return
 		}
 	}

@@ -135,16 +135,17 @@ type taken struct {
 }
 
 const (
-	// takenFitsSQL ends the condition that the tid of a row of the step due is among the first 8 MiB.
-	takenFitsSQL = ` IN (
-            SELECT tid
-            FROM (
-                SELECT tid, bytes, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total
-                FROM due
-            ) d
-            WHERE total <= 8388608
-                OR total = bytes
-        )`
+	// fittingSQL is a step with the first 8 MiB of the messages of a step due, or with the first
+	// one if that is larger.
+	fittingSQL = `fitting AS MATERIALIZED (
+    SELECT *
+    FROM (
+        SELECT due.*, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total
+        FROM due
+    ) d
+    WHERE total <= 8388608
+        OR total = bytes
+)`
 
 	// takenColumnsSQL are the columns of taken, but the errors.
 	takenColumnsSQL = `array_agg(whole::text), array_agg(coalesce(destination_id, '')), array_agg(queue_key), array_agg(coalesce(group_id, ''))`
@@ -181,8 +182,8 @@ SELECT d.home, d.queue_key, CASE WHEN NOT $3 THEN max_deliveries END, d.expired_
        CASE WHEN $3 THEN s.source_id END, CASE WHEN $3 THEN delivery_attempts END,
        CASE WHEN $3 THEN now() END, ` + carriedColumnsSQL + `
 FROM (
-    SELECT (u.whole::queued.messages).*, u.destination_id, u.new_error
-    FROM unnest($1::text[], $2::text[], $4::text[]) AS u (whole, destination_id, new_error)
+    SELECT m.*, ($2::text[])[ordinality] AS destination_id, ($4::text[])[ordinality] AS new_error
+    FROM unnest($1::text[]::queued.messages[]) WITH ORDINALITY AS m
 ) AS taken
 CROSS JOIN LATERAL (
     SELECT home, key AS queue_key,
@@ -224,49 +225,54 @@ func (w *woken) add(key int64, group string, dueAt time.Time, seq int64) {
 	w.keys, w.groups, w.dues, w.seqs = append(w.keys, key), append(w.groups, group), append(w.dues, dueAt), append(w.seqs, seq)
 }
 
-// moved is a message in its new queue.
-type moved struct {
-	queueKey int64
-	group    sql.NullString
-	dueAt    time.Time
-	seq      int64
+// runner runs a statement of a transaction. name labels its metrics.
+type runner func(name string, scan func(scanner) error, query string, args ...any) error
+
+func runIn(ctx context.Context, in func(name string) querier) runner {
+	return func(name string, scan func(scanner) error, query string, args ...any) error {
+		_, err := collect(ctx, in(name), func(row scanner) (any, error) { return nil, scan(row) }, query, args...)
+		return err
+	}
 }
 
 // store stores the messages in their new queues, and makes claims check their groups. Those
-// without a destination are dropped. in returns the transaction that has deleted them; name
-// labels the metrics of a statement.
-func (t *taken) store(ctx context.Context, in func(name string) querier, dies bool) error {
+// without a destination are dropped. It runs in the transaction that has deleted them.
+func (t *taken) store(run runner, dies bool) error {
 	hasGroups := slices.ContainsFunc(t.groups, func(id string) bool { return id != "" })
 	if hasGroups {
-		if _, err := in("move_lock").ExecContext(ctx, lockTakenSQL, intArray(t.keys), quotedArray(t.groups), quotedArray(t.destinations)); err != nil {
+		if err := run("move_lock", nil, lockTakenSQL, intArray(t.keys), quotedArray(t.groups), quotedArray(t.destinations)); err != nil {
 			return err
 		}
 	}
-	all, err := collect(ctx, in("move_store"), func(row scanner) (m moved, err error) {
-		err = row.Scan(&m.queueKey, &m.group, &m.dueAt, &m.seq)
-		return m, err
+	var w woken
+	n := 0
+	err := run("move_store", func(row scanner) error {
+		var m struct {
+			queueKey, seq int64
+			group         sql.NullString
+			dueAt         time.Time
+		}
+		err := row.Scan(&m.queueKey, &m.group, &m.dueAt, &m.seq)
+		if n++; m.group.Valid {
+			w.add(m.queueKey, m.group.String, m.dueAt, m.seq)
+		}
+		return err
 	}, storeTakenSQL, quotedArray(t.rows), quotedArray(t.destinations), dies, quotedArray(t.errors))
 	if err != nil {
 		return err
 	}
-	if moving := slices.DeleteFunc(slices.Clone(t.destinations), func(id string) bool { return id == "" }); len(all) < len(moving) {
+	if moving := slices.DeleteFunc(slices.Clone(t.destinations), func(id string) bool { return id == "" }); n < len(moving) {
 		return fmt.Errorf("%w: a destination was deleted meanwhile", errUnavailable)
 	}
-	if hasGroups {
-		var w woken
-		for _, m := range all {
-			if m.group.Valid {
-				w.add(m.queueKey, m.group.String, m.dueAt, m.seq)
-			}
-		}
-		for i, group := range t.groups {
-			if group != "" {
-				w.add(t.keys[i], group, time.Time{}, 0)
-			}
-		}
-		_, err = in("move_wake").ExecContext(ctx, wakeTakenSQL, w.keys, w.groups, w.dues, w.seqs)
+	if !hasGroups {
+		return nil
 	}
-	return err
+	for i, group := range t.groups {
+		if group != "" {
+			w.add(t.keys[i], group, time.Time{}, 0)
+		}
+	}
+	return run("move_wake", func(scanner) error { return nil }, wakeTakenSQL, w.keys, w.groups, w.dues, w.seqs)
 }
 
 // position is a position in messages_due, in which messages with a group come before

@@ -171,30 +171,28 @@ WHERE q.home = $1
 ORDER BY q.id`
 
 const takeExhaustedSQL = `
-WITH removed AS (
-    WITH source AS MATERIALIZED (
-        SELECT delivery_limit, dead_queue_id
-        FROM queued.queues
-        WHERE key = $2
-    ), due AS MATERIALIZED (
-        SELECT ctid AS tid, bytes
-        FROM queued.messages
-        WHERE queue_key = $2
-            AND home = $1
-            AND last_delivery
-            AND scheduled_at >= $4 -- and not >, because messages may have the same time
-            AND scheduled_at <= now()
-            AND expired_at > now()
-            AND delivery_attempts >= least((SELECT delivery_limit FROM source), max_deliveries)
-        ORDER BY scheduled_at
-        LIMIT $3
-        FOR UPDATE SKIP LOCKED
-    )
+WITH source AS MATERIALIZED (
+    SELECT delivery_limit, dead_queue_id
+    FROM queued.queues
+    WHERE key = $2
+), due AS MATERIALIZED (
+    SELECT ctid AS tid, bytes
+    FROM queued.messages
+    WHERE queue_key = $2
+        AND home = $1
+        AND last_delivery
+        AND scheduled_at >= $4 -- and not >, because messages may have the same time
+        AND scheduled_at <= now()
+        AND expired_at > now()
+        AND delivery_attempts >= least((SELECT delivery_limit FROM source), max_deliveries)
+    ORDER BY scheduled_at
+    LIMIT $3
+    FOR UPDATE SKIP LOCKED
+), ` + fittingSQL + `, removed AS (
     DELETE FROM queued.messages m
-    USING due, source
-    WHERE m.ctid = due.tid
+    USING fitting a, source
+    WHERE m.ctid = a.tid
         AND m.home = $1
-        AND due.tid` + takenFitsSQL + `
     RETURNING m.queue_key, m.group_id, m.scheduled_at, source.dead_queue_id AS destination_id, m AS whole
 )
 SELECT bool_and(group_id IS NULL), max(scheduled_at), 0, count(*), ` + takenColumnsSQL + `
@@ -207,7 +205,7 @@ func (c *cleanup) moveExhaustedBatch(ctx context.Context, tx *sql.Tx, key int64,
 	var t taken
 	row := in("move_exhausted").QueryRowContext(ctx, takeExhaustedSQL, homeOf(key), key, cleanupBatch, after)
 	if err = row.Scan(append([]any{&last.ungrouped, &last.at, &last.seq, &n}, t.columns()...)...); err == nil {
-		err = t.store(ctx, in, true)
+		err = t.store(runIn(ctx, in), true)
 	}
 	return last, n, err
 }

@@ -20,9 +20,11 @@ type sqsQueue struct {
 
 func (r *request) sqsQueueOf(q queue) *sqsQueue { return &sqsQueue{q, r.sqsARN} }
 
-// isFIFO reports whether the queue is a FIFO queue. Only an ordered queue can be one.
-func (q *sqsQueue) isFIFO() bool {
-	return q.Ordered && strings.HasSuffix(q.ID, sqsFIFOSuffix)
+func (q *sqsQueue) isFIFO() bool { return isFIFO(q.ID, q.Ordered) }
+
+// isFIFO reports whether a queue is a FIFO queue. Only an ordered queue can be one.
+func isFIFO(queueID string, ordered bool) bool {
+	return ordered && strings.HasSuffix(queueID, sqsFIFOSuffix)
 }
 
 // sqsAttribute is an attribute of queues.

@@ -232,8 +232,8 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 			return err
 		}
 		fresh = withoutDuplicates(sent, firsts)
-		grouped, ordered := orderedGroups(fresh)
-		if len(acks) > 0 || grouped && len(ordered) == 0 {
+		grouped, groups := groupsToLock(fresh)
+		if len(acks) > 0 || grouped && len(groups) == 0 {
 			if _, err := read[any](s, "restore_lock_timeout", nil, restoreLockTimeoutSQL); err != nil {
 				return err
 			}
@@ -286,9 +286,11 @@ FROM inserted`
 
 var restoreLockTimeoutSQL = fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())
 
-// lockGroupsSQL locks groups of ordered queues before their messages get a seq. Else a message
+// lockGroupsSQL locks groups of FIFO queues before their messages get a seq. Else a message
 // that waits for its group might get a smaller seq than one that another transaction has
-// committed by then, and that consumers have received. It also restores the lock timeout.
+// committed by then, and that consumers have received. Consumers of SQS's API see the seq, and
+// may receive earlier messages of the group at the same time. The statement also restores the
+// lock timeout.
 const lockGroupsSQL = `
 INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
 SELECT DISTINCT $1::smallint, u.queue_key, u.group_id COLLATE "C" AS group_id, timestamptz 'infinity', 9223372036854775807, timestamptz 'infinity'
@@ -299,18 +301,18 @@ ON CONFLICT (queue_key, id) DO UPDATE
 SET ready_at = g.ready_at
 WHERE false -- the row is locked nevertheless`
 
-// orderedGroups reports whether some of the messages have a group, and returns the groups of
-// those for ordered queues.
-func orderedGroups(messages []outgoing) (grouped bool, ordered []groupKey) {
+// groupsToLock reports whether some of the messages have a group, and returns the groups of those
+// for FIFO queues.
+func groupsToLock(messages []outgoing) (grouped bool, groups []groupKey) {
 	for _, m := range messages {
 		for _, to := range m.to {
 			grouped = grouped || m.group != ""
-			if m.group != "" && to.ordered {
-				ordered = append(ordered, groupKey{to.queueKey, m.group})
+			if m.group != "" && to.fifo {
+				groups = append(groups, groupKey{to.queueKey, m.group})
 			}
 		}
 	}
-	return grouped, ordered
+	return grouped, groups
 }
 
 // lockGroups runs lockGroupsSQL if there are groups to lock. All transactions lock those of a

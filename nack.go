@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"database/sql"
 	"errors"
 	"maps"
@@ -204,22 +203,20 @@ func nackArgs(items []ackItem) []any {
 // takeNackedSQL deletes the messages that nackMessagesSQL leaves, or the first ones of them.
 const takeNackedSQL = `
 WITH due AS MATERIALIZED (
-    SELECT m.id AS tid, m.queue_key, m.bytes, a.leased_until, a.uncounted, a.last_error, q.id AS queue_id, q.dead_queue_id AS destination_id
+    SELECT m.id, m.queue_key, m.bytes, a.leased_until, a.uncounted, a.last_error, q.id AS queue_id, q.dead_queue_id AS destination_id
     FROM unnest($3::uuid[], $4::timestamptz[], $5::boolean[], $6::text[]) AS a (id, leased_until, uncounted, last_error)
     JOIN queued.messages m ON ` + thatOneSQL + nackQueueSQL + `
     WHERE ` + nackableSQL + `
         AND ` + inLeaseSQL + `
         AND ` + isExhaustedSQL + `
     ORDER BY m.seq
-), removed AS (
+), ` + fittingSQL + `, removed AS (
     DELETE FROM queued.messages m
-    USING due a
-    WHERE m.home = $1
-        AND m.id = ANY (ARRAY[a.tid])
+    USING fitting a
+    WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND ` + nackableSQL + `
         AND ` + inLeaseSQL + `
-        AND a.tid` + takenFitsSQL + `
     RETURNING m.id, m.queue_key, m.group_id, a.destination_id, m AS whole, a.last_error, a.queue_id, a.leased_until
 )
 SELECT whole::text, coalesce(destination_id, ''), queue_key, coalesce(group_id, ''), coalesce(last_error, ''), queue_id, id, leased_until IS NOT NULL OR $2
@@ -256,7 +253,7 @@ func (s *pinnedConn) nackLast(home int64, items []ackItem) (all []movedLast, err
 			return m, nil
 		}, takeNackedSQL, append([]any{home, s.homes.areSeveral()}, nackArgs(items)[:4]...)...)
 		if err == nil && len(all) > 0 {
-			err = t.store(context.Background(), s.in, true)
+			err = t.store(s.run, true)
 		}
 		return err
 	})

@@ -183,9 +183,11 @@ func (s *pinnedConn) transaction(do func() error) error {
 	return err
 }
 
-// in returns the open transaction, for statements that are not worth preparing. name labels
-// their metrics.
-func (s *pinnedConn) in(name string) querier { return s.metrics.timed(name, s.conn) }
+// run is a runner.
+func (s *pinnedConn) run(name string, scan func(scanner) error, query string, args ...any) error {
+	_, err := read(s, name, func(row scanner) (any, error) { return nil, scan(row) }, query, args...)
+	return err
+}
 
 // command runs a statement that returns no rows.
 func (s *pinnedConn) command(statement string) error {

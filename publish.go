@@ -402,7 +402,7 @@ type subscription struct {
 	retention time.Duration
 	delay     time.Duration
 	max       int64 // queues.max_messages; 0 for no limit
-	ordered   bool
+	fifo      bool  // it is a FIFO queue of SQS's API
 
 	scheduledAt time.Time // of a message, in place of the delay; zero if it has none
 }
@@ -480,7 +480,7 @@ func (s *pinnedConn) readSubscriptions(topicIDs []string) error {
 				retention: time.Duration(retention.Int64) * time.Second,
 				delay:     time.Duration(delay.Int64) * time.Second,
 				max:       most.Int64,
-				ordered:   ordered,
+				fifo:      isFIFO(queueID.String, ordered),
 			})
 			found[topicID].bounded = found[topicID].bounded || most.Int64 > 0
 		}
@@ -519,7 +519,7 @@ func (s *pinnedConn) readNamed(queueIDs []string) error {
 				retention: time.Duration(retention.Int64) * time.Second,
 				delay:     time.Duration(delay.Int64) * time.Second,
 				max:       most.Int64,
-				ordered:   ordered,
+				fifo:      isFIFO(id.String, ordered),
 			}}}
 		}
 		return version, err
@@ -625,14 +625,14 @@ func (s *pinnedConn) insert(messages []outgoing) ([][]message, map[int64]time.Ti
 	if s.homes.areSeveral() {
 		homes = homesOf(messages)
 	}
-	_, ordered := orderedGroups(messages)
-	if len(homes) == 1 && len(ordered) == 0 {
+	_, groups := groupsToLock(messages)
+	if len(homes) == 1 && len(groups) == 0 {
 		return s.insertIn(homes[0], messages)
 	}
 	var stored [][]message
 	var readyAt map[int64]time.Time
 	insert := func() (err error) {
-		if err := s.lockGroups(ordered); err != nil {
+		if err := s.lockGroups(groups); err != nil {
 			return err
 		}
 		if len(homes) == 1 {

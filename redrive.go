@@ -32,41 +32,42 @@ var errNoSource = errors.New("no message remembers the queue that it came from; 
 const hasDestinationSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($9, m.source_queue_id)) IS TRUE`
 
 const takeRedrivenSQL = `
-WITH removed AS (
-    WITH source AS MATERIALIZED (
-        SELECT delivery_limit
-        FROM queued.queues
-        WHERE key = $2
-    ), due AS MATERIALIZED (
-        SELECT m.ctid AS tid, m.bytes
-        FROM queued.messages m
-        WHERE m.queue_key = $2
-            AND m.home = $1
-            AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($5, $6, $7)
-            AND m.scheduled_at <= $3
-            AND m.seq <= $4
-            AND m.expired_at > now()
-            AND m.delivery_attempts < least((SELECT delivery_limit FROM source), m.max_deliveries)
-            AND ` + hasDestinationSQL + `
-        ORDER BY (m.group_id IS NULL), m.scheduled_at, m.seq
-        LIMIT $8
-        FOR UPDATE SKIP LOCKED
-    )
-    DELETE FROM queued.messages m
-    USING due
-    WHERE m.ctid = due.tid
+WITH source AS MATERIALIZED (
+    SELECT delivery_limit
+    FROM queued.queues
+    WHERE key = $2
+), due AS MATERIALIZED (
+    SELECT m.ctid AS tid, m.bytes
+    FROM queued.messages m
+    WHERE m.queue_key = $2
         AND m.home = $1
-        AND due.tid` + takenFitsSQL + `
+        AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($5, $6, $7)
+        AND m.scheduled_at <= $3
+        AND m.seq <= $4
+        AND m.expired_at > now()
+        AND m.delivery_attempts < least((SELECT delivery_limit FROM source), m.max_deliveries)
+        AND ` + hasDestinationSQL + `
+    ORDER BY (m.group_id IS NULL), m.scheduled_at, m.seq
+    LIMIT $8
+    FOR UPDATE SKIP LOCKED
+), ` + fittingSQL + `, removed AS (
+    DELETE FROM queued.messages m
+    USING fitting a
+    WHERE m.ctid = a.tid
+        AND m.home = $1
     RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq, coalesce($9, m.source_queue_id) AS destination_id, m AS whole
+), last AS (
+    SELECT group_id IS NULL, scheduled_at, seq, count(*) OVER ()
+    FROM removed
+    ORDER BY (group_id IS NULL) DESC, scheduled_at DESC, seq DESC
+    LIMIT 1
 ), taken AS (
     SELECT ` + takenColumnsSQL + `, array_agg(DISTINCT destination_id)
     FROM removed
 )
-SELECT r.group_id IS NULL, r.scheduled_at, r.seq, count(*) OVER (), t.*
-FROM removed r
-CROSS JOIN taken t
-ORDER BY (r.group_id IS NULL) DESC, r.scheduled_at DESC, r.seq DESC
-LIMIT 1`
+SELECT *
+FROM last
+CROSS JOIN taken`
 
 // redriveBatch moves at most limit messages of a queue, as it was, after a position. It returns
 // the last position, the number of messages and their new queues, or sql.ErrNoRows.
@@ -76,7 +77,7 @@ func (s *store) redriveBatch(ctx context.Context, tx *sql.Tx, from snapshot, aft
 	row := in("redrive").QueryRowContext(ctx, takeRedrivenSQL, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, limit, destination)
 	columns := append([]any{&last.ungrouped, &last.at, &last.seq, &n}, t.columns()...)
 	if err = row.Scan(append(columns, pq.Array(&to))...); err == nil {
-		err = t.store(ctx, in, false)
+		err = t.store(runIn(ctx, in), false)
 	}
 	return last, n, to, err
 }
@@ -157,19 +158,17 @@ WITH named AS MATERIALIZED (
     WHERE m.expired_at > now()
         AND EXISTS (SELECT FROM queued.queues q WHERE q.key = m.queue_key)
 ), due AS MATERIALIZED (
-    SELECT id AS tid, queue_key, bytes, destination_id
+    SELECT id, queue_key, bytes, destination_id
     FROM named
     WHERE free
         AND (SELECT true FROM queued.queues h WHERE h.id = destination_id) IS TRUE
-), removed AS (
+), ` + fittingSQL + `, removed AS (
     DELETE FROM queued.messages m
-    USING due
-    WHERE m.home = $1
-        AND m.id = ANY (ARRAY[due.tid])
-        AND m.queue_key IS NOT DISTINCT FROM due.queue_key
+    USING fitting a
+    WHERE ` + thatOneSQL + `
+        AND m.queue_key IS NOT DISTINCT FROM a.queue_key
         AND ` + isFreeSQL + `
-        AND due.tid` + takenFitsSQL + `
-    RETURNING m.id, m.queue_key, m.group_id, due.destination_id, m AS whole
+    RETURNING m.id, m.queue_key, m.group_id, a.destination_id, m AS whole
 )
 SELECT (SELECT count(*) FROM named) - count(*),
        (SELECT count(*) FROM named WHERE destination_id IS NULL),
@@ -203,7 +202,7 @@ func (s *store) redriveNamed(ctx context.Context, ids idArray, destination *stri
 				if err := row.Scan(append(columns, t.columns()...)...); err != nil || len(gone) == 0 {
 					return err
 				}
-				return t.store(ctx, in, false)
+				return t.store(runIn(ctx, in), false)
 			})
 			if err != nil {
 				return v, from, to, err

@@ -12,9 +12,9 @@
 #                    modules in them (SBOM), with SHA256SUMS, in dist/
 # make module MODULE=example.com/you/queued   sets the module path of a fork, for "go install"
 
-# The PostgreSQL versions of test-matrix: the oldest and the newest supported. CI runs
-# them, and "make test" on the installed version, 15 on Debian 12. compose.yaml uses the
-# newest. Versions 14 to 18 can be selected.
+# The PostgreSQL versions of test-matrix: the oldest and the newest supported. Versions 14
+# to 18 can be selected. CI runs "make test" on the newest, which compose.yaml uses, the tests
+# of the server on the oldest too, and all others on the installed version, 15 on Debian 12.
 VERSIONS ?= 14 18
 DURATION ?= 30s
 

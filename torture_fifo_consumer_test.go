@@ -176,14 +176,12 @@ func (v *torture) awaitLeaseEnd(d *fifoSeen, received bool) {
 	for range 200 {
 		leased := true
 		v.db.QueryRow(`
-SELECT EXISTS (
-    SELECT
-    FROM queued.messages
-    WHERE id = $1
-        AND seq = $2
-        AND delivery_attempts = $3
-        AND ($4 OR scheduled_at > now())
-)`, d.id, d.number, d.attempt, received).Scan(&leased)
+SELECT count(*) > 0
+FROM queued.messages
+WHERE id = $1
+    AND seq = $2
+    AND delivery_attempts = $3
+    AND ($4 OR scheduled_at > now())`, d.id, d.number, d.attempt, received).Scan(&leased)
 		if !leased {
 			return
 		}

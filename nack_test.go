@@ -1,0 +1,92 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The statements of these nacks are shared by all requests of a batch.
+func TestNackWhoseMessageCannotMoveFailsAlone(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustQueue("q", `"message_max_deliveries":1,"dead_queue_id":"dead"`)
+	s.mustQueue("last", `"message_max_deliveries":1,"dead_queue_id":"dead"`)
+	s.mustTopic("t")
+	s.must(201, "POST", "/queues/dead/messages", `{"data":{"n":1},"group":"g"}`)
+	s.must(201, "POST", "/queues/q/messages", `{"data":{"n":2},"group":"g"}`)
+	s.must(201, "POST", "/queues/last/messages", `{"data":{"n":3}}`)
+	s.publish("t", 4)
+	var batch []*ackRequest
+	for _, m := range slices.Concat(s.receive("q", ""), s.receive("last", ""), s.receive("t", "")) {
+		batch = append(batch, &ackRequest{items: []ackItem{{id: m.ID}}})
+	}
+	key := s.count("SELECT key FROM queued.queues WHERE id = 'dead'")
+	lock := s.begin("SELECT FROM queued.groups WHERE home = $1 AND queue_key = $2 FOR UPDATE", homeOf(int64(key)), key)
+	conn := newPinnedConn(s.store.db, s.server.metrics)
+	conn.homes = s.engine.homes
+	defer conn.end()
+	if err := s.engine.runNacks(conn, batch); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(batch[0].err, errUnavailable) || batch[1].err != nil || batch[2].err != nil {
+		t.Errorf("errors %v, %v and %v, want only one for the message whose group is locked", batch[0].err, batch[1].err, batch[2].err)
+	}
+	checkDiff(t, "dead", 2, s.messagesIn("dead"))
+	checkDiff(t, "nacked", []int{4}, numbers(s.receive("t", "")))
+	if err := lock.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	s.endLeases()
+	s.mustCleanUp()
+	checkDiff(t, "dead after the lease", 3, s.messagesIn("dead"))
+}
+
+// A transaction moves at most 8 MiB of messages.
+func TestManyLargeMessagesMove(t *testing.T) {
+	t.Parallel()
+	const enlarge = "UPDATE queued.messages SET bytes = 3 * 1024 * 1024"
+	for what, move := range map[string]func(s *testServer, ids string){
+		"redrive": func(s *testServer, ids string) {
+			s.exec(enlarge)
+			checkDiff(s.t, "result", "204 moved 5 left ", s.moved("/queues/q/redrive", `{"destination_queue_id":"dead"}`))
+		},
+		"redrive by id": func(s *testServer, ids string) {
+			s.exec(enlarge)
+			checkDiff(s.t, "result", "204 moved 5 left 1", s.moved("/messages/redrive", `{"ids":[`+ids+`],"destination_queue_id":"dead"}`))
+		},
+		"nack": func(s *testServer, ids string) {
+			s.receive("q", "")
+			s.exec(enlarge)
+			s.must(204, "PUT", "/messages/nack", `{"ids":[`+ids+`]}`)
+		},
+		"cleanup": func(s *testServer, ids string) {
+			s.receive("q", "")
+			s.exec(enlarge)
+			s.endLeases()
+			s.mustCleanUp()
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t)
+			s.mustQueue("dead")
+			s.mustQueue("q", `"message_max_deliveries":1,"dead_queue_id":"dead"`)
+			var ids []string
+			for n := range 5 {
+				m := s.messages(s.must(201, "POST", "/queues/q/messages", fmt.Sprintf(`{"data":{"n":%d},"group":"g"}`, n)))[0]
+				ids = append(ids, fmt.Sprintf("%q", m.ID))
+			}
+			s.mustTopic("t")
+			s.publish("t", 9)
+			ids = append(ids, fmt.Sprintf("%q", s.receive("t", "")[0].ID)) // in flight
+			move(s, strings.Join(ids, ","))
+			s.exec("UPDATE queued.messages SET bytes = 9")
+			checkDiff(t, "left", 0, s.messagesIn("q"))
+			checkDiff(t, "moved, in order", []int{0, 1, 2, 3, 4}, numbers(s.receive("dead", "")))
+		})
+	}
+}

@@ -76,13 +76,13 @@ func (s *pinnedConn) locate(ids []string) (all locations, sure bool, err error) 
 		}
 		isEarlier := func(id string) bool { return slices.Contains(before, id) }
 		if slices.ContainsFunc(unfinished[0], isEarlier) {
+			if time.Now().After(end) {
+				return all, false, nil
+			}
 			n = 0
 			time.Sleep(10 * time.Millisecond)
 		}
 		before = unfinished[0]
-		if time.Now().After(end) {
-			return all, false, nil
-		}
 	}
 }
 

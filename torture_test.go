@@ -423,11 +423,16 @@ func (v *torture) awaitLeaseEnds() {
 	}
 }
 
+// recoveryTimeout is the time after which the test gives up waiting for PostgreSQL. After a crash
+// it waits for clients that have connected and sent nothing, like those that are paused, up to
+// its authentication_timeout, which is a minute.
+const recoveryTimeout = 2 * time.Minute
+
 // awaitPostgres waits until PostgreSQL accepts connections.
 func (v *torture) awaitPostgres() { v.awaitConnection(v.db) }
 
 func (v *torture) awaitConnection(db *sql.DB) {
-	for end, tick := time.Now().Add(testTimeout), time.Tick(10*time.Millisecond); ; <-tick {
+	for end, tick := time.Now().Add(recoveryTimeout), time.Tick(10*time.Millisecond); ; <-tick {
 		err := db.Ping()
 		if err == nil {
 			return

@@ -274,7 +274,14 @@ BEGIN
         FOR renewed IN
             SELECT m.id, m.queue_key
             FROM unnest(ids, keys, news) AS u (id, queue_key, is_new)
-            JOIN queued.messages m ON m.home = place AND m.id = u.id AND m.queue_key = u.queue_key
+            CROSS JOIN LATERAL (
+                SELECT c.id, c.queue_key, c.seq
+                FROM queued.messages c
+                WHERE c.home = place
+                    AND c.id = ANY (ARRAY[u.id])
+                    AND c.queue_key IS NOT DISTINCT FROM u.queue_key
+                OFFSET 0
+            ) m
             WHERE u.is_new
             ORDER BY m.seq
         LOOP
@@ -294,7 +301,14 @@ BEGIN
         FROM (
             SELECT u.queue_key, u.group_id, min(greatest(m.scheduled_at, moment)) AS due_at, min(m.seq) AS seq
             FROM unnest(ids, keys, groups) AS u (id, queue_key, group_id)
-            LEFT JOIN queued.messages m ON m.home = place AND m.id = u.id AND m.queue_key = u.queue_key
+            LEFT JOIN LATERAL (
+                SELECT c.scheduled_at, c.seq
+                FROM queued.messages c
+                WHERE c.home = place
+                    AND c.id = ANY (ARRAY[u.id])
+                    AND c.queue_key IS NOT DISTINCT FROM u.queue_key
+                OFFSET 0
+            ) m ON true
             WHERE u.queue_key >> 48 = place
             GROUP BY u.queue_key, u.group_id
         ) w

@@ -209,7 +209,6 @@ WITH due AS MATERIALIZED (
     WHERE ` + nackableSQL + `
         AND ` + inLeaseSQL + `
         AND ` + isExhaustedSQL + `
-    ORDER BY m.seq
 ), ` + fittingSQL + `, removed AS (
     DELETE FROM queued.messages m
     USING fitting a

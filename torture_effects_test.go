@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -24,12 +26,12 @@ func TestEachOrderGetsOneInvoiceWhateverIsKilled(t *testing.T) {
 	c := v.servers[0].client(t)
 	c.must(201, "POST", "/topics", `{"id":"orders"}`)
 	c.mustQueue("orders", `"ack_deadline_seconds":2`, `"topic_id":"orders"`)
-	// The trigger makes the time between the ack and the commit longer.
+	// The trigger waits while the test holds a lock.
 	_, err := v.db.Exec(`
 CREATE TABLE public.orders (n integer PRIMARY KEY);
 CREATE TABLE public.invoices (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, data json NOT NULL);
-CREATE FUNCTION public.pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.03); RETURN NEW; END $$;
-CREATE TRIGGER pause BEFORE INSERT ON public.invoices FOR EACH ROW EXECUTE FUNCTION public.pause()`)
+CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$;
+CREATE TRIGGER wait BEFORE INSERT ON public.invoices FOR EACH ROW EXECUTE FUNCTION public.wait()`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,21 +100,31 @@ func (v *effects) workerFaults() []fault {
 			v.violate("a worker does not start: %v", err)
 		}
 	}
-	const pausedSQL = "SELECT pid, substr(application_name, 7) FROM pg_stat_activity WHERE application_name LIKE 'worker%' AND wait_event = 'PgSleep'"
 	return []fault{
 		{"kill -9 a worker", func() {
 			w := v.workers[rand.IntN(len(v.workers))]
 			kill(w)
 			restart(w)
 		}},
-		{"try to kill -9 a worker between an ack and its commit", func() {
-			for end, tick := time.Now().Add(2*time.Second), time.Tick(time.Millisecond); time.Now().Before(end); <-tick {
-				var pid, i int
-				if v.db.QueryRow(pausedSQL).Scan(&pid, &i) != nil {
+		{"kill -9 a worker between an ack and its commit", func() {
+			tx, err := v.db.Begin()
+			if err != nil {
+				return
+			}
+			defer tx.Rollback()
+			if _, err := tx.Exec("SELECT pg_advisory_xact_lock(1)"); err != nil {
+				return
+			}
+			const waitingSQL = "SELECT substr(application_name, 7) FROM pg_stat_activity WHERE application_name LIKE 'worker%' AND wait_event = 'advisory'"
+			for end, tick := time.Now().Add(5*time.Second), time.Tick(time.Millisecond); time.Now().Before(end); <-tick {
+				var i int
+				if err := v.db.QueryRow(waitingSQL).Scan(&i); errors.Is(err, sql.ErrNoRows) {
 					continue
+				} else if err != nil {
+					return // the lock is gone
 				}
 				kill(v.workers[i])
-				if v.db.QueryRow(pausedSQL+" AND pid = $1", pid).Scan(&pid, &i) == nil { // it has not committed before
+				if tx.Commit() == nil { // the lock was held, so the worker had not committed
 					v.mu.Lock()
 					v.interrupted++
 					v.mu.Unlock()

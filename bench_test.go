@@ -36,7 +36,7 @@ func TestBenchReportsWhatItDidAndRemovesItsQueue(t *testing.T) {
 		var r bench.Report
 		mustDecode(t, out.String(), &r)
 		if r.Published == 0 || r.Received != r.Published || r.Missing == nil || *r.Missing != 0 || r.Duplicates != 0 || r.Foreign != 0 || len(r.Errors) != 0 ||
-			(r.Publish.P50 > 0) != (r.PublishedPerSec > 0) || (r.PublishToReceipt.Max > 0) != (r.ReceivedPerSec > 0) || // a busy machine may publish none
+			r.PublishedPerSec > 0 && r.Publish.P50 == 0 || r.ReceivedPerSec > 0 && r.PublishToReceipt.Max == 0 || // a busy machine may publish none in time
 			r.Publish.P50 > r.Publish.P99 || r.Publish.P99 > r.Publish.Max {
 			t.Errorf("bench %s = %+v", v.args, r)
 		}

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -47,6 +48,8 @@ func TestMain(m *testing.M) {
 }
 
 func testMain(m *testing.M) int {
+	debug.SetGCPercent(400) // tests with -race otherwise spend a fifth of their time on it
+	debug.SetMemoryLimit(4 << 30)
 	takeLibpqVariables(os.Getenv) // the variables of a developer must not affect the tests
 	run, err := beginTestRun()
 	if err == nil {

@@ -192,12 +192,13 @@ func TestPublishCommandPublishesNothingWrong(t *testing.T) {
 			t.Errorf("publish of %.20s = %v, want %q", stdin, err, want)
 		}
 	}
+	unused := "http://" + freeAddress(t)
 	for args, want := range map[string]string{
-		"nosuch":                               "returned 404: Topic not found",
-		"-to-queue nosuch":                     "returned 404: Queue not found",
-		"-delay 1h t":                          "body delay_seconds: the message would expire in queue",
-		"t /no/such/file":                      "no such file",
-		"-url http://" + freeAddress(t) + " t": "refused",
+		"nosuch":                          "returned 404: Topic not found",
+		"-to-queue nosuch":                "returned 404: Queue not found",
+		"-delay 1h t":                     "body delay_seconds: the message would expire in queue",
+		"t /no/such/file":                 "no such file",
+		"-retry 0s -url " + unused + " t": "refused",
 	} {
 		if out, _, err := s.shell(strings.NewReader("{}"), "publish", strings.Fields(args)...); err == nil || out != "" || !strings.Contains(err.Error(), want) || errors.As(err, new(flags.UsageError)) {
 			t.Errorf("publish %s = %v, want %q", args, err, want)

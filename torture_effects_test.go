@@ -121,7 +121,7 @@ func (v *effects) workerFaults() []fault {
 				if err := v.db.QueryRow(waitingSQL).Scan(&i); errors.Is(err, sql.ErrNoRows) {
 					continue
 				} else if err != nil {
-					return // the lock is gone
+					return // PostgreSQL has released the lock
 				}
 				kill(v.workers[i])
 				if tx.Commit() == nil { // the lock was held, so the worker had not committed

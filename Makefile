@@ -38,7 +38,7 @@ run:
 test:
 	@.ci/setup clients
 	@rm -f .replies
-	@echo "== The server: about 400 tests; two minutes, more on a busy machine"
+	@echo "== The server: about 700 tests; two minutes, more on a busy machine"
 	QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -race -shuffle=on -parallel 4 -timeout 20m ./...
 	@echo "== The responses of these tests, compared with openapi.json"
 	cd openapi && QUEUED_TEST_REPLIES=$(CURDIR)/.replies go test -count=1 -timeout 5m ./...

@@ -173,7 +173,8 @@ WHERE false -- the row is locked nevertheless`
 	// A moved message keeps only carriedColumnsSQL and its last error, unless there is a new one.
 	// If $3 is false, in a redrive, it also keeps max_deliveries. If $3 is true, the destination is
 	// a dead queue, which must not drop messages, and the message remembers the queue that it came
-	// from, with its delivery attempts there.
+	// from, with its delivery attempts there. The rows are in no subquery, because Citus would
+	// send the result of one to all nodes.
 	storeTakenSQL = `
 INSERT INTO queued.messages (home, queue_key, max_deliveries, expired_at, scheduled_at, updated_at,
                              last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, ` + carriedColumnsSQL + `)
@@ -181,16 +182,16 @@ SELECT d.home, d.queue_key, CASE WHEN NOT $3 THEN max_deliveries END, d.expired_
        coalesce(new_error, last_error), CASE WHEN new_error IS NULL THEN last_error_at ELSE now() END,
        CASE WHEN $3 THEN s.source_id END, CASE WHEN $3 THEN delivery_attempts END,
        CASE WHEN $3 THEN now() END, ` + carriedColumnsSQL + `
-FROM (
-    SELECT m.*, ($2::text[])[ordinality] AS destination_id, ($4::text[])[ordinality] AS new_error
-    FROM unnest($1::text[]::queued.messages[]) WITH ORDINALITY AS m
-) AS taken
+FROM unnest($1::text[]::queued.messages[]) WITH ORDINALITY AS taken
+CROSS JOIN LATERAL (
+    SELECT ($2::text[])[ordinality] AS destination_id, ($4::text[])[ordinality] AS new_error
+) a
 CROSS JOIN LATERAL (
     SELECT home, key AS queue_key,
            now() + make_interval(secs => message_retention_seconds) AS expired_at,
            now() + make_interval(secs => coalesce(delivery_delay_seconds, 0)) AS scheduled_at
     FROM queued.queues AS queues
-    WHERE queues.id = taken.destination_id
+    WHERE queues.id = a.destination_id
 ) d
 LEFT JOIN LATERAL (
     SELECT q.id AS source_id

@@ -281,16 +281,21 @@ func (s *testServer) moveHome(home int64, mode string) {
 
 // One home moves at a time, also of different databases: the names of the replication slots
 // would be the same.
-func moveHome(db *sql.DB, home int64, mode string) error {
+func moveHome(db *sql.DB, home int64, mode string) (err error) {
 	testCluster.moving.Lock()
 	defer testCluster.moving.Unlock()
-	_, err := db.Exec(`
+	for range 20 { // the role of the servers has a short lock timeout on all nodes
+		_, err = db.Exec(`
 SELECT citus_move_shard_placement(p.shardid, f.nodename, f.nodeport, t.nodename, t.nodeport, $2::citus.shard_transfer_mode)
 FROM pg_dist_placement p
 JOIN pg_dist_node f ON f.groupid = p.groupid
 JOIN pg_dist_node t ON t.groupid <> p.groupid AND t.shouldhaveshards
 WHERE p.shardid = get_shard_id_for_distribution_column('queued.messages', $1::smallint)
 LIMIT 1`, home, mode)
+		if err == nil {
+			break
+		}
+	}
 	return err
 }
 
@@ -378,12 +383,7 @@ func (s *testServer) moveHomeUnderLoad(home int64, servers []*testServer, modes 
 	}
 	defer db.Close()
 	for _, mode := range modes {
-		for range 20 { // the role of the servers has a short lock timeout on all nodes
-			if err = moveHome(db, home, mode); err == nil {
-				break
-			}
-		}
-		if err != nil {
+		if err := moveHome(db, home, mode); err != nil {
 			s.t.Errorf("move the home: %v", err)
 		}
 		for _, server := range servers {
@@ -523,11 +523,11 @@ func TestBackgroundWorkNeedsOnlyTheNodeOfAHome(t *testing.T) {
 				v.second.reset()
 			}
 			eventually(t, "the server notices", func() bool { return v.store.homes.unavailable(v.homeOf(v.queues[1][0])) != nil })
+			healthy := v.queues[0]
 			err := c.once(t.Context())
 			if !errors.Is(err, errNodeUnavailable) || !strings.Contains(err.Error(), v.names[1]) || strings.Contains(err.Error(), v.names[0]) {
 				t.Errorf("the error of the cleanup is %v, want one about the node %s", err, v.names[1])
 			}
-			healthy := v.queues[0]
 			checkDiff(t, "messages of the dead queue on its node", 1, v.messagesOf(healthy[0]))
 			checkDiff(t, "expired messages", 0, v.messagesOf(healthy[4]))
 			v.full(healthy[3])

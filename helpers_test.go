@@ -121,8 +121,8 @@ func newTestDatabase(t testing.TB, template string) string {
 	return newPlainDatabase(t, template)
 }
 
-// newPlainDatabase is newTestDatabase without Citus, for tests that create triggers or end
-// connections of PostgreSQL.
+// newPlainDatabase is newTestDatabase without Citus, for tests that create triggers, lock
+// tables, create a hundred thousand queues, or end connections of PostgreSQL.
 func newPlainDatabase(t testing.TB, template string) string {
 	t.Helper()
 	name := fmt.Sprintf("test%d", testDatabases.Add(1))

@@ -69,7 +69,7 @@ func TestCachedSettingsThatAreForgottenAreReadAgain(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			s := newTestServer(t)
+			s := newPlainTestServer(t)
 			s.mustTopic("t")
 			s.mustQueue("other")
 			s.mustQueue("changed")

@@ -135,7 +135,7 @@ func TestPublicationsBeyondAStatementTakeSeveral(t *testing.T) {
 
 func TestTooManyCopiesAreRefused(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.must(201, "POST", "/topics", `{"id":"t"}`)
 	s.exec(`INSERT INTO queued.queues (id, topic_id, ack_deadline_seconds, message_retention_seconds)
 		SELECT 'q' || n, 't', 60, 3600 FROM generate_series(1, $1) n`, maxCopies+1)

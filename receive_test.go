@@ -415,7 +415,7 @@ func TestReceiverThatHangsUpBeforeAPublishTakesNothing(t *testing.T) {
 
 func TestReceiverThatHangsUpDuringAClaimTakesNothing(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	c := hangUpLater(s)
 	s.waiting("t", 1)
@@ -887,7 +887,7 @@ func TestClientThatClosedTheConnectionTakesNothing(t *testing.T) {
 	for _, target := range []string{"/queues/t/messages", "/queues/t/messages?wait_seconds=30", "/out/t", "/queue/t?wait_seconds=30", "/dequeue/t/"} {
 		t.Run(target, func(t *testing.T) {
 			t.Parallel()
-			s := newTestServer(t)
+			s := newPlainTestServer(t)
 			s.mustTopic("t")
 			s.publish("t", 1)
 			tx := s.begin("LOCK TABLE queued.queues IN ACCESS EXCLUSIVE MODE")

@@ -73,9 +73,9 @@ func TestEndOfALeaseBacksOff(t *testing.T) {
 		for _, settings := range []string{`"ordered":false`, `"ordered":true`} {
 			s := newTestServer(t)
 			s.mustQueue("dead")
-			s.mustQueue("q", `"retry_backoff_seconds":[5,30]`, `"dead_queue_id":"dead"`, `"message_max_deliveries":3`, settings)
+			s.mustQueue("q", `"retry_backoff_seconds":[500,3000]`, `"dead_queue_id":"dead"`, `"message_max_deliveries":3`, settings)
 			s.must(201, "POST", "/queues/q/messages", `{"data":{"n":1},"group":`+group+`}`)
-			for i, step := range []string{"4 s", "29 s"} {
+			for i, step := range []string{"400 s", "2900 s"} {
 				m := s.receive("q", "?wait_seconds=20")[0]
 				checkDiff(t, "lease", "in_flight 1m0s", s.after("q"))
 				s.ageLeases("60 s")
@@ -88,7 +88,7 @@ func TestEndOfALeaseBacksOff(t *testing.T) {
 				if i == 0 {
 					s.must(409, "PUT", "/messages/"+m.ID+"/ack?scheduled_at="+s.peeked("q")[0].ScheduledAt, "")
 				}
-				s.ageLeases("1 s")
+				s.ageLeases("100 s")
 			}
 			m := s.receive("q", "?wait_seconds=20")[0] // the last one
 			checkDiff(t, "attempts", 3, m.DeliveryAttempts)

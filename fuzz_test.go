@@ -95,7 +95,7 @@ func FuzzRequests(f *testing.F) {
 	} {
 		f.Add(seed[0], seed[1], seed[2], seed[3], seed[4])
 	}
-	server := newTestServer(f)
+	server := newPlainTestServer(f)
 	server.limits.maxWait = 0.01
 	server.mustTopic("t")
 	goroutines := runtime.NumGoroutine()

@@ -203,6 +203,9 @@ func receivesByNotification(t *testing.T) bool {
 	dsn := newTestDatabase(t, "template1")
 	a, b := runServer(t, "-database-url", dsn).client(), runServer(t, "-database-url", dsn).client()
 	db := newTestDB(t, dsn)
+	for _, c := range []*client{a, b} { // the first one creates the tables
+		eventually(t, "a server is ready", func() bool { return c.do("GET", "/readyz", "").status == 200 })
+	}
 	eventually(t, "both servers listen", func() bool {
 		var listening int
 		err := db.QueryRow("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()").Scan(&listening)

@@ -530,11 +530,11 @@ func TestBackgroundWorkNeedsOnlyTheNodeOfAHome(t *testing.T) {
 				v.second.reset()
 			}
 			eventually(t, "the server notices", func() bool { return v.store.homes.unavailable(v.homeOf(v.queues[1][0])) != nil })
-			healthy := v.queues[0]
 			err := c.once(t.Context())
 			if !errors.Is(err, errNodeUnavailable) || !strings.Contains(err.Error(), v.names[1]) || strings.Contains(err.Error(), v.names[0]) {
 				t.Errorf("the error of the cleanup is %v, want one about the node %s", err, v.names[1])
 			}
+			healthy := v.queues[0]
 			checkDiff(t, "messages of the dead queue on its node", 1, v.messagesOf(healthy[0]))
 			checkDiff(t, "expired messages", 0, v.messagesOf(healthy[4]))
 			v.full(healthy[3])

@@ -63,9 +63,22 @@ func (s *server) publishTo(r *request, queueID string, m draft) (message, error)
 // receiveFunc is engine.receive or engine.consume.
 type receiveFunc func(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error)
 
-// receiveOne returns the next message of a queue, nil if there is none. If the queue does
-// not exist, it is created for a client that waits for a message and has the permission
-// to publish to it.
+// creating returns take for an API that creates queues at their first use: if the queue
+// does not exist, it is created for a client that waits for a message and has the
+// permission to publish to it.
+func (s *server) creating(r *request, take receiveFunc) receiveFunc {
+	return func(ctx context.Context, queueID string, limit int, wait time.Duration) (delivery, error) {
+		v, err := take(ctx, queueID, limit, wait)
+		if errors.Is(err, errQueueNotFound) && wait > 0 && r.mayPost(queueID) {
+			if err = s.createImplicitQueue(r, queueID); err == nil {
+				v, err = take(ctx, queueID, limit, wait)
+			}
+		}
+		return v, err
+	}
+}
+
+// receiveOne returns the next message of a queue, nil if there is none.
 func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*message, error) {
 	q := parseQuery(r.URL.RawQuery)
 	wait := q.waitSeconds(&s.limits)
@@ -73,11 +86,6 @@ func (s *server) receiveOne(r *request, queueID string, take receiveFunc) (*mess
 		return nil, err
 	}
 	v, err := take(r.whileHeard(), queueID, 1, wait)
-	if errors.Is(err, errQueueNotFound) && wait > 0 && r.mayPost(queueID) {
-		if err = s.createImplicitQueue(r, queueID); err == nil {
-			v, err = take(r.whileHeard(), queueID, 1, wait)
-		}
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ func TestMicroQueueRespondsLikeMicroQueue(t *testing.T) {
 	s.play([]step{
 		{"GET", "/out/fetcher", "", 404, "Queue is empty\n"},
 		{"GET", "/out/nope", "", 404, "Queue not found: nope. " + available},
+		{"GET", "/out/nope?wait_seconds=20", "", 404, "Queue not found: nope. " + available},
 		{"POST", "/in/nope", "x", 404, "Queue not found: nope. " + available},
 		{"POST", "/in/nope", "", 404, "Queue not found: nope. " + available},
 		{"POST", "/in/a%20b", "x", 404, "Queue not found: a b. " + available},

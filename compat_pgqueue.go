@@ -103,7 +103,7 @@ func (s *server) pgConsume(r *request) (any, error) {
 	if !validID(channel) {
 		return nil, errPgChannel
 	}
-	m, err := s.receiveOne(r, channel, s.engine.consume)
+	m, err := s.receiveOne(r, channel, s.creating(r, s.engine.consume))
 	if m == nil || err != nil {
 		return nil, unlessNotFound(err)
 	}

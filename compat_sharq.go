@@ -235,7 +235,7 @@ func (s *server) sharQDequeue(r *request, p sharQPath) (any, error) {
 			return nil, errMessageNotFound
 		}
 	}
-	m, err := s.receiveOne(r, p.queueID, s.engine.receive)
+	m, err := s.receiveOne(r, p.queueID, s.creating(r, s.engine.receive))
 	if err != nil {
 		return nil, err
 	}

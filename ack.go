@@ -409,7 +409,7 @@ func (s *pinnedConn) ackIn(home int64, items []ackItem) ([]queueChange, error) {
 		v := receiptArgsOf(items)
 		statement, args = ackReceiptsSQL, append(args, v.keys, v.seqs, v.attempts, v.receivedAt, v.inLease)
 	}
-	return change(s, home, "ack", func(row scanner) (t queueChange, err error) {
+	return readInHome(s, home, "ack", func(row scanner) (t queueChange, err error) {
 		var readyAt sql.NullTime
 		err = row.Scan(&t.queueID, &t.acked, pq.Array(&t.ids), &readyAt)
 		t.dueAt = readyAt.Time
@@ -453,7 +453,7 @@ JOIN queued.queues q ON q.key = m.queue_key`
 func (s *pinnedConn) extend(items []ackItem) (all []message, moving []string, err error) {
 	return inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]message, error) {
 		ids, leases, seconds := ackItemArgs(items)
-		return change(s, home, "extend", func(row scanner) (m message, err error) {
+		return readInHome(s, home, "extend", func(row scanner) (m message, err error) {
 			err = row.Scan(append(m.columns(), &m.QueueID, &m.ScheduledAt)...)
 			return m, err
 		}, extendMessagesSQL, home, ids, leases, seconds)

@@ -57,7 +57,7 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 	}
 	all := make(map[string]leaseTerms, len(queueIDs))
 	rows, err := inHomesOfQueues(s, queueIDs, func(r row) string { return r.queueID }, func(home int64, part []int) ([]row, error) {
-		return change(s, home, "lease_terms", func(scan scanner) (r row, err error) {
+		return readInHome(s, home, "lease_terms", func(scan scanner) (r row, err error) {
 			var terms leaseTerms
 			var seconds, ms int64
 			err = scan.Scan(&r.version, &r.queueID, &terms.queueKey, &seconds, &terms.deliveryLimit, &ms, &terms.ordered, &terms.hasGroups, &terms.keepsConsumed, &terms.paused, &terms.retryBackoff)
@@ -266,7 +266,7 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 			return err
 		})
 	case at.consumes:
-		c.messages, err = change(s, homeOf(terms.queueKey), "consume", func(row scanner) (message, error) {
+		c.messages, err = readInHome(s, homeOf(terms.queueKey), "consume", func(row scanner) (message, error) {
 			m := message{QueueID: at.queueID, consumed: true}
 			err := row.Scan(append(m.columnsWithPast(), &m.UpdatedAt)...)
 			m.dueAt = m.ScheduledAt
@@ -292,7 +292,7 @@ func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []a
 	case terms.retryBackoff != nil:
 		name, statement, args = "claim_backoff", claimBackoffSQL, append(args, terms.retryBackoff)
 	}
-	return change(s, homeOf(terms.queueKey), name, func(row scanner) (message, error) {
+	return readInHome(s, homeOf(terms.queueKey), name, func(row scanner) (message, error) {
 		m := message{QueueID: at.queueID}
 		err := row.Scan(append(columns(&m), &m.dueAt)...)
 		m.endLease(terms)
@@ -366,7 +366,7 @@ func (s *pinnedConn) nextDue(queueIDs []string, since []claimStart) ([]nextDue, 
 		for _, i := range part {
 			dueSince, readySince = append(dueSince, since[i].messages), append(readySince, since[i].groups)
 		}
-		return change(s, home, "next_due", func(row scanner) (v nextDue, err error) {
+		return readInHome(s, home, "next_due", func(row scanner) (v nextDue, err error) {
 			var dueAt, readyAt sql.NullTime
 			err = row.Scan(&v.queueID, &v.now, &dueAt, &readyAt)
 			v.dueAt, v.readyAt = dueAt.Time, readyAt.Time

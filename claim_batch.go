@@ -207,7 +207,7 @@ func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 	if all[0].sqs {
 		name, statement, columns = "claim_batch_sqs", claimBatchSQSSQL, (*message).columnsWithPast
 	}
-	_, err := change(s, homeOf(keys[0]), name, func(row scanner) (any, error) {
+	_, err := readInHome(s, homeOf(keys[0]), name, func(row scanner) (any, error) {
 		var m message
 		var place int
 		err := row.Scan(append(columns(&m), &m.dueAt, &place)...)

@@ -70,7 +70,7 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from tim
 		statement, columns = claimGroupsWithPastSQL, (*message).columnsWithPast
 	}
 	lease := sql.NullInt64{Int64: int64(terms.ackDeadline / time.Second), Valid: !consumes}
-	all, err := change(s, homeOf(terms.queueKey), name, func(row scanner) (taken, error) {
+	all, err := readInHome(s, homeOf(terms.queueKey), name, func(row scanner) (taken, error) {
 		m := taken{message: message{QueueID: at.queueID, consumed: consumes, groupDelivery: &groupDelivery{}}}
 		var claimedAt timestamp
 		err := row.Scan(append(columns(&m.message), &m.dueAt, &m.nth, &m.groupDelivery.before, &m.groupDelivery.after, &claimedAt, &c.last)...)

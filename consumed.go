@@ -42,7 +42,7 @@ func (s *pinnedConn) keepConsumed(queueKey int64, messages []message) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	_, err := change(s, homeOf(queueKey), "keep_consumed", func(row scanner) (any, error) {
+	_, err := readInHome(s, homeOf(queueKey), "keep_consumed", func(row scanner) (any, error) {
 		var id string
 		p := &past{} // so that a release can restore it
 		err := row.Scan(append([]any{&id}, p.columns()...)...)

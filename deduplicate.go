@@ -324,7 +324,7 @@ func (s *pinnedConn) lockGroups(all []groupKey) error {
 		for _, g := range part {
 			keys, ids = append(keys, g.queueKey), append(ids, g.id)
 		}
-		return change[any](s, home, "lock_groups", nil, lockGroupsSQL, home, keys, ids, strconv.FormatInt(lockTimeout.Milliseconds(), 10))
+		return readInHome[any](s, home, "lock_groups", nil, lockGroupsSQL, home, keys, ids, strconv.FormatInt(lockTimeout.Milliseconds(), 10))
 	})
 	return err
 }
@@ -344,7 +344,7 @@ func (s *pinnedConn) insertDeduplications(firsts map[deduplicationKey]*firstCopy
 		for _, key := range part {
 			messageIDs = append(messageIDs, firsts[key].messageID)
 		}
-		return change(s, home, "insert_deduplications", func(row scanner) (o outcome, err error) {
+		return readInHome(s, home, "insert_deduplications", func(row scanner) (o outcome, err error) {
 			err = row.Scan(&o.inserted, &o.current)
 			return o, err
 		}, insertDeduplicationsSQL, home, keys, ids, messageIDs, strconv.FormatInt(wait.Milliseconds(), 10), s.settings.version)

@@ -168,7 +168,7 @@ func (s *pinnedConn) nack(items []ackItem) (all []queueChange, last map[int64][]
 	last = make(map[int64][]ackItem)
 	all, moving, err = inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]queueChange, error) {
 		args := append([]any{home, s.homes.areSeveral()}, nackArgs(items)...)
-		changes, err := change(s, home, "nack", func(row scanner) (t queueChange, err error) {
+		changes, err := readInHome(s, home, "nack", func(row scanner) (t queueChange, err error) {
 			var dueAt sql.NullTime
 			err = row.Scan(&t.queueID, &t.nacked, &dueAt, pq.Array(&t.ids), pq.Array(&t.stay))
 			t.dueAt = dueAt.Time

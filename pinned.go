@@ -25,7 +25,7 @@ type pinnedConn struct {
 	connectedAt time.Time
 	settings    settings
 	homes       *homes
-	shards      *nodeShards     // of the node, see change; nil for other connections
+	shards      *nodeShards     // of the node, see readInHome; nil for other connections
 	generic     bool            // plans of statements do not depend on their arguments; see plan
 	functions   map[string]bool // that the connection has created, see createClaimGroups
 	begun       bool            // a transaction is open on conn

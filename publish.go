@@ -763,7 +763,7 @@ func (s *pinnedConn) insertIn(home int64, messages []outgoing) ([][]message, map
 	if len(times) > 0 || len(sqs) > 0 {
 		name, statement, args = "insert_uncommon", insertUncommonSQL, append(args, times, sqs)
 	}
-	outcomes, err := change(s, home, name, func(row scanner) (o outcome, err error) {
+	outcomes, err := readInHome(s, home, name, func(row scanner) (o outcome, err error) {
 		columns := []any{&o.createdAt, &o.seqs, &o.current}
 		if statement != insertMessagesSQL {
 			columns = append(columns, &o.readyKeys, &o.readyIn)

@@ -150,7 +150,7 @@ func (s *pinnedConn) extendReceipts(items []ackItem) ([]visibility, error) {
 	return inHomes(s, sortedItems(items), s.homes.ofItem, func(home int64, items []ackItem) ([]visibility, error) {
 		ids, _, seconds := ackItemArgs(items)
 		args := receiptArgsOf(items)
-		return change(s, home, "extend_receipts", func(row scanner) (v visibility, err error) {
+		return readInHome(s, home, "extend_receipts", func(row scanner) (v visibility, err error) {
 			var receivedAt time.Time
 			var until sql.NullTime
 			err = row.Scan(&v.id, &v.receipt.queueKey, &v.receipt.seq, &v.receipt.attempts, &receivedAt, &v.queueID, &until, &v.atOnce)

@@ -114,7 +114,7 @@ func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 			attempts = append(attempts, int64(m.DeliveryAttempts))
 			dues = append(dues, m.dueAt.Time)
 		}
-		return change(s, home, "release", scanDue, releaseMessagesSQL, home, ids, keys, leases, attempts, dues)
+		return readInHome(s, home, "release", scanDue, releaseMessagesSQL, home, ids, keys, leases, attempts, dues)
 	})
 }
 

@@ -108,10 +108,10 @@ func (s *pinnedConn) createClaimGroups(v *shards, home int64, statement string) 
 	return err
 }
 
-// change is read for a statement about one home that changes no rows of other homes. On the
+// readInHome is read for a statement about one home that changes no rows of other homes. On the
 // node of the home it names the shards. A statement that only reads may not notice that the
 // home has moved: its result was true before that.
-func change[T any](s *pinnedConn, home int64, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+func readInHome[T any](s *pinnedConn, home int64, name string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
 	var v *shards
 	if s.shards != nil {
 		v = s.shards.Load()

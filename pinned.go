@@ -23,7 +23,7 @@ type pinnedConn struct {
 	statements  map[string]*sql.Stmt
 	usedAt      time.Time
 	connectedAt time.Time
-	settings    settings
+	settings    settingsCache
 	homes       *homes
 	shards      *nodeShards     // of the node, see readInHome; nil for other connections
 	generic     bool            // plans of statements do not depend on their arguments; see plan
@@ -31,10 +31,10 @@ type pinnedConn struct {
 	begun       bool            // a transaction is open on conn
 }
 
-// settings is the cache of topics and queues of a connection, all as of one version
-// of the settings. A statement that relies on the cache compares this version with
-// the current one, and does nothing if they differ.
-type settings struct {
+// settingsCache has the topics and queues that a connection has read, all as of one version
+// of the settings. A statement that relies on the cache compares this version with the
+// current one, and does nothing if they differ.
+type settingsCache struct {
 	version int64
 	resets  int                     // how often the cache was cleared
 	topics  map[string]*subscribers // by topic id
@@ -51,15 +51,15 @@ const (
 
 // at prepares the cache for an entry of a version. It clears the cache if that is
 // of another version, or full.
-func (v *settings) at(version int64) {
+func (v *settingsCache) at(version int64) {
 	if v.version != version || len(v.topics)+len(v.queues)+len(v.terms) > settingsKept {
-		*v = settings{version, v.resets + 1, map[string]*subscribers{}, map[string]*subscribers{}, map[string]leaseTerms{}}
+		*v = settingsCache{version, v.resets + 1, map[string]*subscribers{}, map[string]*subscribers{}, map[string]leaseTerms{}}
 	}
 }
 
 // clear forgets everything. It counts as a reset, like that of at: a reader of several
 // entries notices that those found before are missing.
-func (v *settings) clear() { *v = settings{resets: v.resets + 1} }
+func (v *settingsCache) clear() { *v = settingsCache{resets: v.resets + 1} }
 
 // untilCurrent calls run until it does not return errStale. It clears the cache before each
 // new attempt, and returns errStale after the last one.

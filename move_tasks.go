@@ -34,9 +34,9 @@ const (
 	taskFailed    = "FAILED"
 )
 
-// taskHomeless is the failure of a task that has left messages because their queue does not
+// taskNoDestination is the failure of a task that has left messages because their queue does not
 // exist, or because they did not come from a queue.
-const taskHomeless = "AWS.SimpleQueueService.NonExistentQueue"
+const taskNoDestination = "AWS.SimpleQueueService.NonExistentQueue"
 
 const (
 	keptTasks     = 10      // of each source, for which AWS keeps as many
@@ -324,7 +324,7 @@ func (m *mover) finish(ctx context.Context, tx *sql.Tx, t *moveTask, from snapsh
 	switch {
 	case err != nil || movable:
 	case any:
-		failure := taskHomeless
+		failure := taskNoDestination
 		t.status, t.failure = taskFailed, &failure
 	default:
 		t.status = taskCompleted

@@ -100,7 +100,7 @@ SELECT EXISTS (
         AND (SELECT true FROM queued.queues h WHERE h.id = coalesce($5, m.source_queue_id)) IS TRUE
 )`
 
-	countHomelessSQL = `
+	countWithoutDestinationSQL = `
 SELECT count(*), count(*) FILTER (WHERE source_queue_id IS NULL)
 FROM (
     SELECT m.source_queue_id` + redrivableSQL + `
@@ -145,7 +145,7 @@ func (s *store) redrive(ctx context.Context, queueID string, destination *string
 		return left, err
 	})
 	if err == nil && destination == nil {
-		err = s.on("redrive_homeless").QueryRowContext(ctx, countHomelessSQL, homeOf(from.key), from.key, from.at, from.seq).Scan(&v.left, &v.noSource)
+		err = s.on("redrive_without_destination").QueryRowContext(ctx, countWithoutDestinationSQL, homeOf(from.key), from.key, from.at, from.seq).Scan(&v.left, &v.noSource)
 	}
 	return v, asUnavailable(err)
 }

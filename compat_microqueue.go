@@ -50,7 +50,7 @@ func (s *server) handleMicroQueue() {
 			r.w.Header().Set("Allow", allowed)
 			return plainText(v.help), nil
 		})
-		s.serve(&route{api: microQueue, need: v.need, pattern: v.path, maxBody: s.limits.maxBody, handler: func(r *request) (any, error) {
+		s.register(&route{api: microQueue, need: v.need, pattern: v.path, maxBody: s.limits.maxBody, handler: func(r *request) (any, error) {
 			if err := s.microCheck(r); err != nil {
 				return nil, err
 			}

@@ -15,7 +15,7 @@ import (
 )
 
 // server serves requests. Its handlers decode, check, make one call to the store or the
-// engine, and return the value to encode. serve does the part that all routes share.
+// engine, and return the value to encode. respond and call do the part that all routes share.
 type server struct {
 	serverConfig
 
@@ -139,12 +139,12 @@ type route struct {
 func (s *server) handle(api *compatAPI, need permission, pattern string, h handler) *route {
 	rt := &route{api: api, need: need, pattern: pattern, handler: h, maxBody: s.limits.maxBody}
 	s.routes = append(s.routes, rt)
-	s.serve(rt)
+	s.register(rt)
 	return rt
 }
 
-// serve registers a route at the mux.
-func (s *server) serve(rt *route) {
+// register adds a route to the mux.
+func (s *server) register(rt *route) {
 	call := func(r *request) (any, error) { return s.call(rt, r) }
 	s.mux.HandleFunc(rt.pattern, func(w http.ResponseWriter, hr *http.Request) {
 		r := w.(*responseWriter).request

@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// compatAPI is the native API or that of another server. They differ in the bodies of
+// apiStyle is the native API or that of another server. They differ in the bodies of
 // their errors.
-type compatAPI struct {
+type apiStyle struct {
 	// problem returns the body of the response to an error, or a response with another
 	// status. The detail comes from failures: a string, a list of mistakes, or the whole body.
 	problem func(r *request, err error, status int, detail any) any
 }
 
-var native = &compatAPI{func(_ *request, _ error, _ int, detail any) any {
+var native = &apiStyle{func(_ *request, _ error, _ int, detail any) any {
 	if body, ok := detail.(success); ok {
 		return body
 	}

@@ -15,7 +15,7 @@ import (
 
 // microQueue is the API of micro-queue. The body of a message is any bytes, which are
 // returned unchanged. Reading a message consumes it. Errors are lines of text.
-var microQueue = &compatAPI{func(_ *request, _ error, status int, detail any) any {
+var microQueue = &apiStyle{func(_ *request, _ error, status int, detail any) any {
 	if status == http.StatusForbidden {
 		detail = "Forbidden"
 	}

@@ -12,7 +12,7 @@ import (
 
 // pgQueue is the API of pgQueue, a first-in first-out broker: a channel is a
 // queue, created by its first use, and reading a message consumes it.
-var pgQueue = &compatAPI{func(_ *request, _ error, _ int, detail any) any {
+var pgQueue = &apiStyle{func(_ *request, _ error, _ int, detail any) any {
 	if mistakes, ok := detail.(invalid); ok && mistakes[0].Loc[0] == "query" {
 		return problem{pgMistakes(mistakes)}
 	}

@@ -17,7 +17,7 @@ import (
 
 // sharQ is the API of SharQ, a queue with a rate limit for each of many senders: a
 // queue type is a queue, created by its first use, and a queue id is a group in it.
-var sharQ = &compatAPI{func(_ *request, _ error, status int, detail any) any {
+var sharQ = &apiStyle{func(_ *request, _ error, status int, detail any) any {
 	if status == http.StatusNotFound {
 		return sharQStatus{Status: "failure"}
 	}

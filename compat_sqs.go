@@ -9,7 +9,7 @@ import (
 // amazonSQS is the API of Amazon SQS, in both of its protocols: JSON, where a header names
 // the action, and Query, where a parameter of a form or of the URL does. A request names its
 // queue by a URL, of which only the last segment counts.
-var amazonSQS = &compatAPI{sqsProblem}
+var amazonSQS = &apiStyle{sqsProblem}
 
 // maxSQSBody is the maximum size of the body of a request of SQS, in bytes. A message of 1
 // MiB can take six times as much in JSON, and three times in a form.

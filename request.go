@@ -13,7 +13,7 @@ import (
 type request struct {
 	*http.Request
 	w     responseWriter
-	api   *compatAPI
+	api   *apiStyle
 	token *token // nil without authentication, and on public routes
 	body  []byte
 

@@ -126,7 +126,7 @@ type handler func(r *request) (any, error)
 
 // route is a pattern of http.ServeMux, with the handler of requests that match it.
 type route struct {
-	api     *compatAPI
+	api     *apiStyle
 	need    permission
 	pattern string
 	handler handler
@@ -136,7 +136,7 @@ type route struct {
 
 // handle registers a handler and returns its route, which the caller may change before
 // the first request.
-func (s *server) handle(api *compatAPI, need permission, pattern string, h handler) *route {
+func (s *server) handle(api *apiStyle, need permission, pattern string, h handler) *route {
 	rt := &route{api: api, need: need, pattern: pattern, handler: h, maxBody: s.limits.maxBody}
 	s.routes = append(s.routes, rt)
 	s.register(rt)

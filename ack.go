@@ -95,7 +95,7 @@ func (e *engine) submitParts(v *ackRequest, submit func(*node, *ackRequest) erro
 	var failed error
 	for n, places := range byNode {
 		parts.Go(func() {
-			part := &ackRequest{items: at(v.items, places)}
+			part := &ackRequest{items: pick(v.items, places)}
 			err := submit(n, part)
 			mu.Lock()
 			defer mu.Unlock()
@@ -105,7 +105,7 @@ func (e *engine) submitParts(v *ackRequest, submit func(*node, *ackRequest) erro
 			if part.err != nil {
 				v.err = part.err
 			}
-			v.conflicts = append(v.conflicts, at(places, part.conflicts)...)
+			v.conflicts = append(v.conflicts, pick(places, part.conflicts)...)
 		})
 	}
 	parts.Wait()

@@ -63,7 +63,7 @@ const (
 
 // newBatcher starts a batcher with one worker for each connection.
 func newBatcher[T any](name string, sessions []*pinnedConn, m *metrics, maxRows, maxSize int, run func(*pinnedConn, []T) error) *batcher[T] {
-	l := &batcher[T]{
+	b := &batcher[T]{
 		run:     run,
 		sizes:   m.batches.WithLabelValues(name),
 		waiting: make(chan *batchedRequest[T], batcherCapacity),
@@ -74,76 +74,76 @@ func newBatcher[T any](name string, sessions []*pinnedConn, m *metrics, maxRows,
 		drained: make(chan struct{}),
 		closed:  make(chan struct{}),
 	}
-	l.token <- struct{}{}
+	b.token <- struct{}{}
 	for _, s := range sessions {
-		l.working.Go(func() { l.work(s) })
+		b.working.Go(func() { b.work(s) })
 	}
-	return l
+	return b
 }
 
 // do blocks until the request has been executed. If ctx ends before a worker takes
 // the request, it is not executed; if ctx ends later, or the batcher is closed, the
 // outcome is unknown.
-func (l *batcher[T]) do(ctx context.Context, request T, rows, size int) error {
+func (b *batcher[T]) do(ctx context.Context, request T, rows, size int) error {
 	c := &batchedRequest[T]{ctx: ctx, request: request, rows: rows, size: size, done: make(chan error, 1)}
 	select {
-	case l.waiting <- c:
+	case b.waiting <- c:
 	default:
 		return errOverloaded
 	}
-	return l.await(c)
+	return b.await(c)
 }
 
 // doBlocking is do for callers whose number is bounded otherwise. If the batcher is full
 // it waits instead of refusing the request.
-func (l *batcher[T]) doBlocking(request T, rows, size int) error {
+func (b *batcher[T]) doBlocking(request T, rows, size int) error {
 	c := &batchedRequest[T]{ctx: context.Background(), request: request, rows: rows, size: size, done: make(chan error, 1)}
 	select {
-	case l.waiting <- c:
-	case <-l.closed:
+	case b.waiting <- c:
+	case <-b.closed:
 		return errUnavailable
 	}
-	return l.await(c)
+	return b.await(c)
 }
 
-func (l *batcher[T]) await(c *batchedRequest[T]) error {
+func (b *batcher[T]) await(c *batchedRequest[T]) error {
 	select {
 	case err := <-c.done:
 		return err
 	case <-c.ctx.Done():
 		return c.ctx.Err()
-	case <-l.closed:
+	case <-b.closed:
 		return errUnavailable
 	}
 }
 
 // close runs the waiting requests and ends the workers.
-func (l *batcher[T]) close() {
-	close(l.closing)
-	l.working.Wait()
-	close(l.closed)
+func (b *batcher[T]) close() {
+	close(b.closing)
+	b.working.Wait()
+	close(b.closed)
 }
 
 // work runs waiting requests until the batcher is closed.
-func (l *batcher[T]) work(s *pinnedConn) {
+func (b *batcher[T]) work(s *pinnedConn) {
 	defer s.end()
 	hasToken := false
 	for {
 		if !hasToken {
 			select {
-			case <-l.token:
+			case <-b.token:
 				hasToken = true
-			case <-l.drained:
+			case <-b.drained:
 				return
 			}
 		}
-		batch := l.gather()
+		batch := b.gather()
 		if batch == nil {
-			close(l.drained)
+			close(b.drained)
 			return
 		}
-		slow := time.AfterFunc(secondWorkerAfter, func() { l.token <- struct{}{} })
-		s.exclusive(func() { l.runBatch(s, batch) })
+		slow := time.AfterFunc(secondWorkerAfter, func() { b.token <- struct{}{} })
+		s.exclusive(func() { b.runBatch(s, batch) })
 		hasToken = slow.Stop()
 	}
 }
@@ -151,15 +151,15 @@ func (l *batcher[T]) work(s *pinnedConn) {
 // gather blocks until a request is waiting and takes all waiting requests, up to
 // the limits of a batch. It returns nil when the batcher is closed and no request
 // is waiting, and an empty batch if all the clients have disconnected.
-func (l *batcher[T]) gather() []*batchedRequest[T] {
-	c := l.next
-	l.next = nil
+func (b *batcher[T]) gather() []*batchedRequest[T] {
+	c := b.next
+	b.next = nil
 	if c == nil {
 		select {
-		case c = <-l.waiting:
-		case <-l.closing:
+		case c = <-b.waiting:
+		case <-b.closing:
 			select {
-			case c = <-l.waiting:
+			case c = <-b.waiting:
 			default:
 				return nil
 			}
@@ -169,14 +169,14 @@ func (l *batcher[T]) gather() []*batchedRequest[T] {
 	rows, size := 0, 0
 	for {
 		if c.ctx.Err() == nil {
-			if len(batch) > 0 && (rows+c.rows > l.maxRows || size+c.size > l.maxSize) {
-				l.next = c
+			if len(batch) > 0 && (rows+c.rows > b.maxRows || size+c.size > b.maxSize) {
+				b.next = c
 				return batch
 			}
 			batch, rows, size = append(batch, c), rows+c.rows, size+c.size
 		}
 		select {
-		case c = <-l.waiting:
+		case c = <-b.waiting:
 		default:
 			return batch
 		}
@@ -184,18 +184,18 @@ func (l *batcher[T]) gather() []*batchedRequest[T] {
 }
 
 // runBatch runs a batch and returns the results to its requests.
-func (l *batcher[T]) runBatch(s *pinnedConn, batch []*batchedRequest[T]) {
+func (b *batcher[T]) runBatch(s *pinnedConn, batch []*batchedRequest[T]) {
 	if len(batch) == 0 {
 		return
 	}
-	l.sizes.Observe(float64(len(batch)))
+	b.sizes.Observe(float64(len(batch)))
 	requests := make([]T, len(batch))
 	for i, c := range batch {
 		requests[i] = c.request
 	}
-	err := l.run(s, requests)
+	err := b.run(s, requests)
 	if pq.As(err, pqerror.TRDeadlockDetected) != nil || errors.Is(err, errHomeMoved) {
-		err = l.run(s, requests)
+		err = b.run(s, requests)
 	}
 	if len(batch) > 1 && (blamesOne(err) || locked(err)) {
 		lockTimeouts := 0
@@ -203,7 +203,7 @@ func (l *batcher[T]) runBatch(s *pinnedConn, batch []*batchedRequest[T]) {
 		for _, c := range batch {
 			// Once the database is unavailable, the rest of the batch fails without another try.
 			if !errors.Is(err, errUnavailable) || locked(err) && lockTimeouts < batchLockTimeouts {
-				err = asUnavailable(l.run(s, []T{c.request}))
+				err = asUnavailable(b.run(s, []T{c.request}))
 				if locked(err) {
 					lockTimeouts++
 				}

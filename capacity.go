@@ -126,13 +126,13 @@ WHERE id = $1
 func (c *depthCollector) markFull(counted []queueDepth, took time.Duration) error {
 	lasts := 2*time.Minute + 2*countShare*took
 	for _, q := range counted {
-		isFull := q.max > 0 && q.total() >= q.max
-		if q.uncounted || isFull && !q.markExpires || !isFull && !q.marked {
+		full := q.max > 0 && q.total() >= q.max
+		if q.uncounted || full && !q.markExpires || !full && !q.marked {
 			continue
 		}
 		err := c.homes.needAllNodes()
 		if err == nil {
-			_, err = c.metrics.timed("mark_full", c.db).ExecContext(c.ctx, markFullSQL, q.queueID, q.max, isFull, lasts.Seconds())
+			_, err = c.metrics.timed("mark_full", c.db).ExecContext(c.ctx, markFullSQL, q.queueID, q.max, full, lasts.Seconds())
 		}
 		if err != nil {
 			return asNeedsAllNodes(err)

@@ -65,7 +65,7 @@ func (s *pinnedConn) readLeaseTerms(queueIDs []string, groupsSince []time.Time) 
 			terms.readAt = time.Now()
 			all[r.queueID] = terms
 			return r, err
-		}, selectLeaseTermsSQL, home, textArray(at(queueIDs, part)), timeArray(at(groupsSince, part)))
+		}, selectLeaseTermsSQL, home, textArray(pick(queueIDs, part)), timeArray(pick(groupsSince, part)))
 	})
 	if err != nil {
 		return err
@@ -187,15 +187,15 @@ type claimPart struct {
 // without a group are claimed oldest due first, and messages with a group in turns of their
 // groups. The claim scans from the times in from. It returns errQueueNotFound if there is no
 // queue.
-func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
-	queueID := at.queueID
+func (s *pinnedConn) claim(key dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
+	queueID := key.queueID
 	for range settingsAttempts {
 		terms, err := s.leaseTermsOf(queueID, from.groups)
 		if err != nil {
 			return claimResult{}, err
 		}
 		version := s.settings.version
-		v, err := s.claimOnce(terms, at, from, groupsFirst, limit, budget)
+		v, err := s.claimOnce(terms, key, from, groupsFirst, limit, budget)
 		if err != nil || len(v.messages) > 0 {
 			return v, err
 		}
@@ -217,20 +217,20 @@ func (s *pinnedConn) claim(at dispatcherKey, from claimStart, groupsFirst bool, 
 
 // claimOnce is claim with cached terms. It claims nothing if they have changed, or if the
 // queue is paused.
-func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
-	terms.ackDeadline = at.lease.or(terms.ackDeadline)
+func (s *pinnedConn) claimOnce(terms leaseTerms, key dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (claimResult, error) {
+	terms.ackDeadline = key.lease.or(terms.ackDeadline)
 	v := claimResult{ackDeadline: terms.ackDeadline, alone: terms.alone()}
 	if terms.paused {
 		return v, nil
 	}
 	ungrouped := func(limit, budget int) (err error) {
-		v.ungrouped, err = s.claimUngrouped(terms, at, from.messages, limit, budget)
+		v.ungrouped, err = s.claimUngrouped(terms, key, from.messages, limit, budget)
 		v.messages = append(v.messages, v.ungrouped.messages...)
 		return err
 	}
 	claimGrouped := func(blocking bool, limit, budget int) (err error) {
 		if terms.hasGroups {
-			v.grouped, err = s.claimGrouped(terms, at, from.groups, blocking, limit, budget)
+			v.grouped, err = s.claimGrouped(terms, key, from.groups, blocking, limit, budget)
 			v.messages = append(v.messages, v.grouped.messages...)
 		}
 		return err
@@ -254,27 +254,27 @@ func (s *pinnedConn) claimOnce(terms leaseTerms, at dispatcherKey, from claimSta
 }
 
 // claimUngrouped is claim for messages without a group.
-func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from time.Time, limit, budget int) (c claimPart, err error) {
+func (s *pinnedConn) claimUngrouped(terms leaseTerms, key dispatcherKey, from time.Time, limit, budget int) (c claimPart, err error) {
 	args := []any{homeOf(terms.queueKey), terms.queueKey, terms.deliveryLimit, limit, budget, s.settings.version, since(from)}
 	switch {
-	case at.consumes && terms.keepsConsumed:
+	case key.consumes && terms.keepsConsumed:
 		err = s.transaction(func() (err error) {
-			c.messages, err = s.leaseUngrouped(terms, at, args)
+			c.messages, err = s.leaseUngrouped(terms, key, args)
 			if err == nil {
 				err = s.keepConsumed(terms.queueKey, c.messages)
 			}
 			return err
 		})
-	case at.consumes:
+	case key.consumes:
 		c.messages, err = readInHome(s, homeOf(terms.queueKey), "consume", func(row scanner) (message, error) {
-			m := message{QueueID: at.queueID, consumed: true}
+			m := message{QueueID: key.queueID, consumed: true}
 			err := row.Scan(append(m.columnsWithPast(), &m.UpdatedAt)...)
 			m.dueAt = m.ScheduledAt
 			m.DeliveryAttempts++
 			return m, err
 		}, consumeMessagesSQL, args...)
 	default:
-		c.messages, err = s.leaseUngrouped(terms, at, args)
+		c.messages, err = s.leaseUngrouped(terms, key, args)
 	}
 	if err != nil {
 		return claimPart{}, err
@@ -284,16 +284,16 @@ func (s *pinnedConn) claimUngrouped(terms leaseTerms, at dispatcherKey, from tim
 
 // leaseUngrouped runs claimMessagesSQL or claimBackoffSQL. args has the arguments before the
 // ack deadline.
-func (s *pinnedConn) leaseUngrouped(terms leaseTerms, at dispatcherKey, args []any) ([]message, error) {
+func (s *pinnedConn) leaseUngrouped(terms leaseTerms, key dispatcherKey, args []any) ([]message, error) {
 	name, statement, columns, args := "claim", claimMessagesSQL, (*message).columns, append(args, int(terms.ackDeadline/time.Second))
 	switch {
-	case at.sqs:
+	case key.sqs:
 		name, statement, columns, args = "claim_sqs", claimSQSSQL, (*message).columnsWithPast, append(args, terms.retryBackoff)
 	case terms.retryBackoff != nil:
 		name, statement, args = "claim_backoff", claimBackoffSQL, append(args, terms.retryBackoff)
 	}
 	return readInHome(s, homeOf(terms.queueKey), name, func(row scanner) (message, error) {
-		m := message{QueueID: at.queueID}
+		m := message{QueueID: key.queueID}
 		err := row.Scan(append(columns(&m), &m.dueAt)...)
 		m.endLease(terms)
 		return m, err
@@ -371,6 +371,6 @@ func (s *pinnedConn) nextDue(queueIDs []string, since []claimStart) ([]nextDue, 
 			err = row.Scan(&v.queueID, &v.now, &dueAt, &readyAt)
 			v.dueAt, v.readyAt = dueAt.Time, readyAt.Time
 			return v, err
-		}, selectNextDueSQL, home, textArray(at(queueIDs, part)), dueSince, readySince)
+		}, selectNextDueSQL, home, textArray(pick(queueIDs, part)), dueSince, readySince)
 	})
 }

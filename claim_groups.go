@@ -30,12 +30,12 @@ CROSS JOIN LATERAL (SELECT (c.message).*) m`
 // claimGrouped is claim for messages with a group, from the groups that are ready since
 // from. It skips groups that another transaction has locked. A blocking claim waits for the
 // lock of the group that is ready longest.
-func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.Time, blocking bool, limit, budget int) (c claimPart, err error) {
+func (s *pinnedConn) claimGrouped(terms leaseTerms, key dispatcherKey, from time.Time, blocking bool, limit, budget int) (c claimPart, err error) {
 	claim := func() (err error) {
-		c, err = s.takeFromGroups(terms, at, from, blocking, limit, budget)
+		c, err = s.takeFromGroups(terms, key, from, blocking, limit, budget)
 		return err
 	}
-	if at.consumes && terms.keepsConsumed {
+	if key.consumes && terms.keepsConsumed {
 		err = s.transaction(func() error {
 			if err := claim(); err != nil {
 				return err
@@ -55,8 +55,8 @@ func (s *pinnedConn) claimGrouped(terms leaseTerms, at dispatcherKey, from time.
 }
 
 // takeFromGroups runs claimGroupsSQL.
-func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from time.Time, blocking bool, limit, budget int) (c claimPart, err error) {
-	type taken struct {
+func (s *pinnedConn) takeFromGroups(terms leaseTerms, key dispatcherKey, from time.Time, blocking bool, limit, budget int) (c claimPart, err error) {
+	type numbered struct {
 		message
 		nth int
 	}
@@ -64,14 +64,14 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from tim
 	if blocking {
 		name, visits = "await_group", 1
 	}
-	consumes := at.consumes && !terms.keepsConsumed
+	consumes := key.consumes && !terms.keepsConsumed
 	statement, columns := claimGroupsSQL, (*message).columns
-	if consumes || at.sqs {
+	if consumes || key.sqs {
 		statement, columns = claimGroupsWithPastSQL, (*message).columnsWithPast
 	}
 	lease := sql.NullInt64{Int64: int64(terms.ackDeadline / time.Second), Valid: !consumes}
-	all, err := readInHome(s, homeOf(terms.queueKey), name, func(row scanner) (taken, error) {
-		m := taken{message: message{QueueID: at.queueID, consumed: consumes, groupDelivery: &groupDelivery{}}}
+	all, err := readInHome(s, homeOf(terms.queueKey), name, func(row scanner) (numbered, error) {
+		m := numbered{message: message{QueueID: key.queueID, consumed: consumes, groupDelivery: &groupDelivery{}}}
 		var claimedAt timestamp
 		err := row.Scan(append(columns(&m.message), &m.dueAt, &m.nth, &m.groupDelivery.before, &m.groupDelivery.after, &claimedAt, &c.last)...)
 		if !consumes {
@@ -83,11 +83,11 @@ func (s *pinnedConn) takeFromGroups(terms leaseTerms, at dispatcherKey, from tim
 		}
 		return m, err
 	}, statement, terms.queueKey, s.settings.version, since(from), visits, blocking, int(terms.deliveryInterval/time.Millisecond), terms.ordered,
-		terms.deliveryLimit, limit, budget, lease, terms.retryBackoff, at.sqs, at.runs)
+		terms.deliveryLimit, limit, budget, lease, terms.retryBackoff, key.sqs, key.runs)
 	if err != nil {
 		return claimPart{}, err
 	}
-	slices.SortFunc(all, func(a, b taken) int { return cmp.Compare(a.nth, b.nth) })
+	slices.SortFunc(all, func(a, b numbered) int { return cmp.Compare(a.nth, b.nth) })
 	for _, m := range all {
 		c.messages = append(c.messages, m.message)
 	}

@@ -501,7 +501,7 @@ func (s *pinnedConn) finish(batch []*finishing) ([]finished, error) {
 				f.n = part[f.n-1] + 1
 			}
 			return f, err
-		}, finishJobsSQL, home, at(queues, part), groups, jobs)
+		}, finishJobsSQL, home, pick(queues, part), groups, jobs)
 	})
 }
 

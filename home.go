@@ -420,8 +420,8 @@ func places[T any](items []T) []int {
 	return all
 }
 
-// at returns the items with these indexes, in their order.
-func at[T any](items []T, places []int) []T {
+// pick returns the items with these indexes, in their order.
+func pick[T any](items []T, places []int) []T {
 	all := make([]T, len(places))
 	for i, place := range places {
 		all[i] = items[place]

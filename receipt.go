@@ -64,13 +64,13 @@ func (e *engine) extendReceipts(s *pinnedConn, batch []*ackRequest) error {
 		e.sweepIfUnknown(err)
 		return err
 	}
-	type delivery struct {
+	type delivered struct {
 		id string
 		receipt
 	}
-	done := make(map[delivery]bool, len(all))
+	done := make(map[delivered]bool, len(all))
 	for _, v := range all {
-		done[delivery{v.id, v.receipt}] = true
+		done[delivered{v.id, v.receipt}] = true
 		if v.queueID == "" {
 			continue
 		}
@@ -83,7 +83,7 @@ func (e *engine) extendReceipts(s *pinnedConn, batch []*ackRequest) error {
 		v.conflicts = nil
 		for i, item := range v.items {
 			item.receipt.inLease = false
-			if !done[delivery{item.id, item.receipt}] {
+			if !done[delivered{item.id, item.receipt}] {
 				v.conflicts = append(v.conflicts, i)
 			}
 		}

@@ -151,9 +151,9 @@ func (e *engine) consume(ctx context.Context, queueID string, limit int, wait ti
 // for one, at most for wait, and may return no messages. When ctx ends, it stops waiting and
 // returns the messages that are due by then. The caller passes messages that it cannot
 // deliver to release.
-func (e *engine) take(ctx context.Context, at dispatcherKey, limit int, wait time.Duration) (delivery, error) {
+func (e *engine) take(ctx context.Context, key dispatcherKey, limit int, wait time.Duration) (delivery, error) {
 	r := &receiver{ctx: ctx, limit: limit, wait: wait > 0 && ctx.Err() == nil, reply: make(chan delivery, 1)}
-	if err := e.enqueue(at, r); err != nil {
+	if err := e.enqueue(key, r); err != nil {
 		return delivery{}, err
 	}
 	var timeout <-chan time.Time // nil if the receiver does not wait: the next claim ends in a reply
@@ -168,9 +168,9 @@ func (e *engine) take(ctx context.Context, at dispatcherKey, limit int, wait tim
 	case v := <-r.reply:
 		return v, v.err
 	case <-timeout:
-		left = e.cancel(at, r)
+		left = e.cancel(key, r)
 	case <-ended:
-		left = e.endWait(at, r)
+		left = e.endWait(key, r)
 	}
 	if left {
 		return delivery{}, nil
@@ -181,7 +181,7 @@ func (e *engine) take(ctx context.Context, at dispatcherKey, limit int, wait tim
 
 // enqueue adds a receiver to the end of the line. It starts a dispatcher if there is
 // none.
-func (e *engine) enqueue(at dispatcherKey, r *receiver) error {
+func (e *engine) enqueue(key dispatcherKey, r *receiver) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.draining {
@@ -192,10 +192,10 @@ func (e *engine) enqueue(at dispatcherKey, r *receiver) error {
 		return errOverloaded
 	}
 	e.receivers++
-	d := e.dispatcher(at)
+	d := e.dispatcher(key)
 	if d == nil {
-		d = &dispatcher{dispatcherKey: at, signaled: make(chan struct{}, 1)}
-		e.dispatchers[at.queueID] = append(e.dispatchers[at.queueID], d)
+		d = &dispatcher{dispatcherKey: key, signaled: make(chan struct{}, 1)}
+		e.dispatchers[key.queueID] = append(e.dispatchers[key.queueID], d)
 		e.dispatching.Go(func() { e.dispatch(d) })
 	}
 	d.arrivals++
@@ -213,21 +213,21 @@ func (e *engine) enqueue(at dispatcherKey, r *receiver) error {
 
 // cancel removes a receiver from the line. It returns false if the dispatcher has removed
 // it already: then the reply is in the channel, or will be in a moment.
-func (e *engine) cancel(at dispatcherKey, r *receiver) bool {
+func (e *engine) cancel(key dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.cancelLocked(at, r)
+	return e.cancelLocked(key, r)
 }
 
 // endWait is like cancel, for a client that may have disconnected. If no claim has begun
 // since the receiver arrived, the receiver stays in line for one claim, and then gets a
 // reply even if it is empty.
-func (e *engine) endWait(at dispatcherKey, r *receiver) bool {
+func (e *engine) endWait(key dispatcherKey, r *receiver) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	d := e.dispatcher(at)
+	d := e.dispatcher(key)
 	if d == nil || r.arrival <= d.served || d.sleeping && !d.dueUnknown || !slices.Contains(d.line, r) {
-		return e.cancelLocked(at, r)
+		return e.cancelLocked(key, r)
 	}
 	r.wait = false
 	d.nonBlocking++
@@ -236,8 +236,8 @@ func (e *engine) endWait(at dispatcherKey, r *receiver) bool {
 	return false
 }
 
-func (e *engine) cancelLocked(at dispatcherKey, r *receiver) bool {
-	d := e.dispatcher(at)
+func (e *engine) cancelLocked(key dispatcherKey, r *receiver) bool {
+	d := e.dispatcher(key)
 	if d == nil {
 		return false
 	}
@@ -273,8 +273,8 @@ func (e *engine) release(queueID string, messages []message) {
 func (e *engine) wake(queueID string, dueAt time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if f := e.watermarks[queueID]; f != nil {
-		f.lower(dueAt)
+	if w := e.watermarks[queueID]; w != nil {
+		w.lower(dueAt)
 	}
 	for _, d := range e.dispatchers[queueID] {
 		d.expectAt(dueAt)
@@ -282,9 +282,9 @@ func (e *engine) wake(queueID string, dueAt time.Time) {
 }
 
 // dispatcher returns a dispatcher, or nil if it does not exist. The caller holds the mutex.
-func (e *engine) dispatcher(at dispatcherKey) *dispatcher {
-	for _, d := range e.dispatchers[at.queueID] {
-		if d.dispatcherKey == at {
+func (e *engine) dispatcher(key dispatcherKey) *dispatcher {
+	for _, d := range e.dispatchers[key.queueID] {
+		if d.dispatcherKey == key {
 			return d
 		}
 	}
@@ -485,20 +485,20 @@ func share(messages []message, limit int) int {
 
 // watermarksOf returns the low-water marks of a queue. The caller holds the mutex.
 func (e *engine) watermarksOf(queueID string) *watermarks {
-	f := e.watermarks[queueID]
-	if f == nil {
-		f = &watermarks{}
-		e.watermarks[queueID] = f
+	w := e.watermarks[queueID]
+	if w == nil {
+		w = &watermarks{}
+		e.watermarks[queueID] = w
 	}
-	return f
+	return w
 }
 
 // claimFor leases or consumes up to limit messages and budget bytes for a dispatcher. It
 // scans from the given times, and begins with the messages that have a group if
 // groupsFirst.
-func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
-	queueID := at.queueID
-	v, sentAt, err := e.claimMessages(at, from, groupsFirst, limit, budget)
+func (e *engine) claimFor(key dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) delivery {
+	queueID := key.queueID
+	v, sentAt, err := e.claimMessages(key, from, groupsFirst, limit, budget)
 	if errors.Is(err, errQueueNotFound) {
 		e.mu.Lock()
 		delete(e.watermarks, queueID)
@@ -517,7 +517,7 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 	if sizeOf(v.messages) > budget/2 {
 		e.announce(queueID, time.Time{}) // the claim may have locked rows beyond its budget
 	}
-	if at.consumes || v.ackDeadline == 0 {
+	if key.consumes || v.ackDeadline == 0 {
 		v.ackDeadline = noDeadline
 	}
 	return delivery{messages: v.messages, goodUntil: sentAt.Add(v.ackDeadline)}
@@ -525,10 +525,10 @@ func (e *engine) claimFor(at dispatcherKey, from claimStart, groupsFirst bool, l
 
 // claimMessages claims for a dispatcher, in a batch with claims of other queues if the
 // queue leases messages, and has neither groups nor a retry backoff.
-func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
-	n := e.nodeOfQueue(at.queueID)
-	if !at.consumes && !e.claimsAlone(at.queueID) {
-		r := &claimRequest{dispatcherKey: at, from: from, limit: limit, budget: budget}
+func (e *engine) claimMessages(key dispatcherKey, from claimStart, groupsFirst bool, limit, budget int) (v claimResult, sentAt time.Time, err error) {
+	n := e.nodeOfQueue(key.queueID)
+	if !key.consumes && !e.claimsAlone(key.queueID) {
+		r := &claimRequest{dispatcherKey: key, from: from, limit: limit, budget: budget}
 		err := n.claims.doBlocking(r, limit, budget)
 		if r.done && !r.alone {
 			return r.result, r.sentAt, r.err
@@ -541,16 +541,16 @@ func (e *engine) claimMessages(at dispatcherKey, from claimStart, groupsFirst bo
 	s := <-n.claimers
 	defer func() { n.claimers <- s }()
 	sentAt = time.Now()
-	v, err = s.claim(at, from, groupsFirst, limit, budget)
+	v, err = s.claim(key, from, groupsFirst, limit, budget)
 	if errors.Is(err, errHomeMoved) {
-		v, err = s.claim(at, from, groupsFirst, limit, budget)
+		v, err = s.claim(key, from, groupsFirst, limit, budget)
 	}
-	if terms, found := s.settings.terms[at.queueID]; found {
-		e.homes.learn(at.queueID, terms.queueKey)
+	if terms, found := s.settings.terms[key.queueID]; found {
+		e.homes.learn(key.queueID, terms.queueKey)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.watermarksOf(at.queueID).alone = v.alone
+	e.watermarksOf(key.queueID).alone = v.alone
 	return v, sentAt, err
 }
 
@@ -605,8 +605,8 @@ func (e *engine) runSearches(s *pinnedConn, batch []*dueSearch) error {
 // time is past.
 func (e *engine) expectNext(d *dispatcher) (overdue bool) {
 	e.mu.Lock()
-	f := e.watermarksOf(d.queueID)
-	from := claimStart{f.messages.at, f.groups.at}
+	w := e.watermarksOf(d.queueID)
+	from := claimStart{w.messages.at, w.groups.at}
 	e.mu.Unlock()
 	search := &dueSearch{queueID: d.queueID, from: from}
 	err := e.nodeOfQueue(d.queueID).searches.doBlocking(search, 1, 0)

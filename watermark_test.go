@@ -13,47 +13,47 @@ func TestWatermarkStaysBelowWakeUps(t *testing.T) {
 	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	at := func(ms int) time.Time { return noon.Add(time.Duration(ms) * time.Millisecond) }
 	for what, v := range map[string]struct {
-		do   func(f *watermark)
+		do   func(w *watermark)
 		want time.Time
 	}{
-		"a claim raises it": {func(f *watermark) {
-			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
+		"a claim raises it": {func(w *watermark) {
+			w.raise(w.begin(), claimPart{last: at(1000), now: at(2000)})
 		}, at(950)},
-		"a claim does not lower it": {func(f *watermark) {
-			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
-			f.raise(f.begin(), claimPart{last: at(960), now: at(2000)})
+		"a claim does not lower it": {func(w *watermark) {
+			w.raise(w.begin(), claimPart{last: at(1000), now: at(2000)})
+			w.raise(w.begin(), claimPart{last: at(960), now: at(2000)})
 		}, at(950)},
-		"a wake lowers it": {func(f *watermark) {
-			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
-			f.lower(at(500))
+		"a wake lowers it": {func(w *watermark) {
+			w.raise(w.begin(), claimPart{last: at(1000), now: at(2000)})
+			w.lower(at(500))
 		}, at(500)},
-		"a wake for later does not": {func(f *watermark) {
-			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
-			f.lower(at(1500))
+		"a wake for later does not": {func(w *watermark) {
+			w.raise(w.begin(), claimPart{last: at(1000), now: at(2000)})
+			w.lower(at(1500))
 		}, at(950)},
-		"a wake for any time does": {func(f *watermark) {
-			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
-			f.lower(time.Time{})
+		"a wake for any time does": {func(w *watermark) {
+			w.raise(w.begin(), claimPart{last: at(1000), now: at(2000)})
+			w.lower(time.Time{})
 		}, time.Time{}},
-		"a wake during a claim holds it down": {func(f *watermark) {
-			from := f.begin()
-			f.lower(at(700))
-			f.lower(at(800))
-			f.raise(from, claimPart{last: at(1000), now: at(2000)})
+		"a wake during a claim holds it down": {func(w *watermark) {
+			from := w.begin()
+			w.lower(at(700))
+			w.lower(at(800))
+			w.raise(from, claimPart{last: at(1000), now: at(2000)})
 		}, at(700)},
-		"a wake before a claim does not": {func(f *watermark) {
-			f.lower(at(700))
-			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
+		"a wake before a claim does not": {func(w *watermark) {
+			w.lower(at(700))
+			w.raise(w.begin(), claimPart{last: at(1000), now: at(2000)})
 		}, at(950)},
-		"a clock that was set back resets it": {func(f *watermark) {
-			f.raise(f.begin(), claimPart{last: at(1000), now: at(2000)})
-			f.check(at(900))
+		"a clock that was set back resets it": {func(w *watermark) {
+			w.raise(w.begin(), claimPart{last: at(1000), now: at(2000)})
+			w.check(at(900))
 		}, time.Time{}},
 	} {
-		f := &watermark{}
-		v.do(f)
-		if !f.at.Equal(v.want) {
-			t.Errorf("%s: the mark is at %v, want %v", what, f.at, v.want)
+		w := &watermark{}
+		v.do(w)
+		if !w.at.Equal(v.want) {
+			t.Errorf("%s: the mark is at %v, want %v", what, w.at, v.want)
 		}
 	}
 }

@@ -45,10 +45,10 @@ func Ack(ctx context.Context, args []string, getenv func(string) string, stdin i
 	return o.changeMessages(ctx, "acked", http.MethodPut, "/messages/ack", ids, map[string]any{})
 }
 
-const nackUsage = `queued nack ends the leases and the delays of messages by their ids: they are ready at
-once, or after -delay. A leased message moves to the dead queue of its queue if this was
-its last delivery. An id without a message is ignored. With "-" the ids are read from the
-standard input.
+const nackUsage = `queued nack ends the leases and the delays of messages by their ids: they are ready after
+-delay or, without it, after the retry backoff of the queue, at once if it has none. A
+leased message moves to the dead queue of its queue if this was its last delivery. An id
+without a message is ignored. With "-" the ids are read from the standard input.
 
 usage: queued nack [flags] ID...
        queued nack [flags] -

@@ -205,7 +205,7 @@ RETURNING queue_key, group_id, scheduled_at, seq`
 	// have waited for them. A row without a due time is a group in an old queue.
 	wakeTakenSQL = `
 WITH woken AS (
-    SELECT queue_key, group_id, coalesce(due_at, now()) AS due_at, nullif(seq, 0) AS seq
+    SELECT queue_key, group_id COLLATE "C" AS group_id, coalesce(due_at, now()) AS due_at, nullif(seq, 0) AS seq
     FROM unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::bigint[]) AS u (queue_key, group_id, due_at, seq)
 )` + wakeGroupsSQL
 )

@@ -139,7 +139,7 @@ const lockGroupsOfJobsSQL = `
 INSERT INTO queued.groups AS g (home, queue_key, id, ready_at)
 SELECT u.queue_key >> 48, u.queue_key, u.id, timestamptz 'infinity'
 FROM unnest($1::bigint[], $2::text[]) AS u (queue_key, id)
-ORDER BY u.queue_key, u.id
+ORDER BY u.queue_key, u.id COLLATE "C"
 ON CONFLICT (queue_key, id) DO UPDATE
 SET blocked = g.blocked
 WHERE false`

@@ -642,6 +642,39 @@ func TestGroupWithOnlyExhaustedMessagesIsVisitedAgain(t *testing.T) {
 }
 
 // A publish locks its groups until it commits.
+// The order must not be that of the database's collation, which sorts "a" before "B".
+func TestGroupsAreLockedInTheOrderOfTheirIndex(t *testing.T) {
+	t.Parallel()
+	conn, err := newTestStore(t).db.Conn(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	sortKey := regexp.MustCompile(`Sort Key: .*queue_key, .*`)
+	for name, v := range map[string]struct {
+		statement string
+		args      []string
+	}{
+		"publish": {lockGroupsSQL, []string{"0", "'{}'", "'{}'", "'1'"}},
+		"jobs":    {lockGroupsOfJobsSQL, []string{"'{}'", "'{}'"}},
+		"release": {lockGroupsOfDeliveriesSQL, []string{"0", "'{}'", "'{}'"}},
+		"move":    {lockTakenSQL, []string{"'{}'", "'{}'", "'{}'"}},
+		"wake":    {wakeTakenSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}},
+		"nack":    {nackMessagesSQL, []string{"0", "true", "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"}},
+	} {
+		plan := explain1(t, conn, v.statement, v.args)
+		keys := sortKey.FindAllString(plan, -1)
+		if len(keys) == 0 {
+			t.Errorf("%s: the groups are not sorted:\n%s", name, plan)
+		}
+		for _, key := range keys {
+			if !strings.Contains(key, `COLLATE "C"`) {
+				t.Errorf("%s: %s, want COLLATE \"C\"", name, key)
+			}
+		}
+	}
+}
+
 func TestReceiveWaitsForTheLockOfTheOnlyGroup(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

@@ -207,7 +207,7 @@ func scanDue(row scanner) (t queueChange, err error) {
 const lockGroupsOfDeliveriesSQL = `
 SELECT u.queue_key
 FROM (
-    SELECT DISTINCT queue_key, id
+    SELECT DISTINCT queue_key, id COLLATE "C" AS id
     FROM unnest($2::bigint[], $3::text[]) AS u (queue_key, id)
     ORDER BY queue_key, id
 ) u

@@ -100,7 +100,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 	})
 	f.DurationVar(&c.cleanupInterval, "cleanup-interval", 5*time.Second, "`time` between two passes of the cleanup")
 	f.check("cleanup-interval", positive(&c.cleanupInterval))
-	f.DurationVar(&c.deduplicationWindow, "deduplication-window", 5*time.Minute, "`time` in which a message with the same deduplication id is a duplicate; 1s to 24h")
+	f.DurationVar(&c.deduplicationWindow, "deduplication-window", 5*time.Minute, "`time` in which a message with the same deduplication id is a duplicate;\n1s to 24h, in whole seconds")
 	f.check("deduplication-window", within(&c.deduplicationWindow, time.Second, maxDeduplicationWindow))
 	f.check("deduplication-window", func() error {
 		if c.deduplicationWindow%time.Second != 0 {
@@ -109,11 +109,11 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 		return nil
 	})
 
-	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "maximum `time` a receive may wait for messages (wait_seconds)")
+	f.DurationVar(&c.maxWait, "max-wait", 20*time.Second, "maximum `time` a receive may wait for messages (wait_seconds); at most 1h")
 	f.check("max-wait", within(&c.maxWait, 0, time.Hour))
-	f.Int64Var(&l.maxBody, "max-body", 1<<20, "maximum `bytes` of a request body, and of each message in a batch")
+	f.Int64Var(&l.maxBody, "max-body", 1<<20, "maximum `bytes` of a request body, and of each message in a batch; at most 67108864")
 	f.check("max-body", within(&l.maxBody, 1, 64<<20))
-	f.IntVar(&l.maxLimit, "max-limit", 1000, "maximum `number` of items in a list, and of messages in a receive")
+	f.IntVar(&l.maxLimit, "max-limit", 1000, "maximum `number` of items in a list, and of messages in a receive; at most 10000")
 	f.check("max-limit", within(&l.maxLimit, 1, 10000))
 	f.IntVar(&l.requeueLimit, "requeue-limit", -1, "default requeue `limit` of SharQ jobs; -1 means the queue's message_max_deliveries")
 	f.check("requeue-limit", within(&l.requeueLimit, -1, math.MaxInt32-1))
@@ -184,7 +184,7 @@ func parseConfig(args []string, getenv func(string) string, stdout io.Writer) (*
 			return nil
 		})
 	}
-	f.IntVar(&l.defaultAckDeadline, "default-ack-deadline-seconds", 60, "ack deadline in `seconds` of queues created by first use (SharQ and pgQueue APIs)")
+	f.IntVar(&l.defaultAckDeadline, "default-ack-deadline-seconds", 60, "ack deadline in `seconds` of queues created by first use (SharQ and pgQueue APIs);\nwithin the bounds of ack_deadline_seconds")
 	f.check("default-ack-deadline-seconds", func() error {
 		if l.defaultAckDeadline < l.ackDeadline.min || l.defaultAckDeadline > l.ackDeadline.max {
 			return errors.New("must be at least -min-ack-deadline-seconds and at most -max-ack-deadline-seconds")

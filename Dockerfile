@@ -28,7 +28,7 @@ RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags=
 # The first minute, and the sidecar of deploy/kubernetes: PostgreSQL's programs, and a
 # private PostgreSQL in /var/lib/queued.
 #
-#   docker run -p 127.0.0.1:8000:8000 -v queued:/var/lib/queued queued:all-in-one
+#   docker run -p 127.0.0.1:8000:8000 -v queued:/var/lib/queued --stop-timeout 90 queued:all-in-one
 FROM ${DEBIAN_IMAGE} AS all-in-one
 ARG VERSION
 ARG REVISION

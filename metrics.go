@@ -114,7 +114,7 @@ var messageDescs = func() (descs [numMessageCounters]*prometheus.Desc) {
 		messagesDeadLettered: {"dead_lettered", "Messages moved to the dead queue of this queue."},
 		messagesRedriven:     {"redriven", "Messages moved to another queue by redrives."},
 		messagesPurged:       {"purged", "Messages deleted by purges."},
-		messagesDropped:      {"dropped", "Messages deleted after the maximum deliveries that their publisher set."},
+		messagesDropped:      {"dropped", "Jobs of SharQ's API deleted at their requeue limit, in queues without a dead queue."},
 	} {
 		descs[counter] = prometheus.NewDesc("queued_messages_"+v.name+"_total", v.help, []string{"queue"}, nil)
 	}

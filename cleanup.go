@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/lib/pq"
@@ -340,9 +341,9 @@ func (c *cleanup) removeExpired(ctx context.Context, home int64) error {
 		if !f.expired {
 			continue
 		}
-		err := c.remove(ctx, "remove_expired", removeExpiredSQL, f.queueKey, position{ungrouped: f.ungrouped, at: f.at}, func(n int) {
-			c.metrics.add(messagesExpired, f.id, n)
-		})
+		err := c.untilDone(ctx, home, position{ungrouped: f.ungrouped, at: f.at}, func(tx *sql.Tx, after position) (position, int, error) {
+			return scanBatch(c.metrics.timed("remove_expired", tx).QueryRowContext(ctx, removeExpiredSQL, home, f.queueKey, cleanupBatch, after.ungrouped, after.at, after.seq))
+		}, func(n int) { c.metrics.add(messagesExpired, f.id, n) })
 		if err != nil {
 			return err
 		}
@@ -363,23 +364,6 @@ END
 FROM queued.deleted_queues d
 WHERE d.home = $1
 ORDER BY key`
-
-const removeDeletedSQL = `
-WITH due AS MATERIALIZED (
-    SELECT ctid AS tid, group_id IS NULL AS ungrouped, scheduled_at, seq
-    FROM queued.messages
-    WHERE queue_key = $2
-        AND home = $1
-        AND ((group_id IS NULL), scheduled_at, seq) > ($4, $5, $6)
-    ORDER BY (group_id IS NULL), scheduled_at, seq
-    LIMIT $3
-    FOR UPDATE SKIP LOCKED
-), removed AS (
-    DELETE FROM queued.messages m
-    USING due
-    WHERE m.ctid = due.tid
-        AND m.home = $1
-)` + lastOfBatchSQL
 
 const selectForgottenSQL = `
 SELECT key
@@ -417,7 +401,10 @@ func (c *cleanup) removeDeleted(ctx context.Context, home int64) error {
 			c.empty[home] = append(c.empty[home], d.key)
 			continue
 		}
-		if err := c.remove(ctx, "remove_deleted", removeDeletedSQL, d.key, position{}, func(int) {}); err != nil {
+		err := c.untilDone(ctx, home, position{}, func(tx *sql.Tx, after position) (position, int, error) {
+			return scanBatch(c.metrics.timed("remove_deleted", tx).QueryRowContext(ctx, purgeBatchSQL, home, d.key, int64(math.MaxInt64), after.ungrouped, after.at, after.seq, cleanupBatch))
+		}, func(int) {})
+		if err != nil {
 			return err
 		}
 		if err := c.removeConsumedUntil(ctx, d.key, "infinity"); err != nil {
@@ -446,14 +433,6 @@ func (c *cleanup) forgetDeleted(ctx context.Context) error {
 		_, failed = c.on("forget_deleted").ExecContext(ctx, forgetDeletedSQL, keys)
 	}
 	return errorList{}.with(err).with(asUnavailable(asNeedsAllNodes(failed))).err()
-}
-
-// remove runs a statement that deletes the messages of a queue after a position, batch
-// by batch.
-func (c *cleanup) remove(ctx context.Context, name, statement string, key int64, from position, done func(n int)) error {
-	return c.untilDone(ctx, homeOf(key), from, func(tx *sql.Tx, after position) (position, int, error) {
-		return scanBatch(c.metrics.timed(name, tx).QueryRowContext(ctx, statement, homeOf(key), key, cleanupBatch, after.ungrouped, after.at, after.seq))
-	}, done)
 }
 
 // untilDone repeats a batch of a home until it returns sql.ErrNoRows, and calls done with the

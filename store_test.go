@@ -494,7 +494,6 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"find exhausted": {selectExhaustedSQL, nil, "messages_last_delivery"},
 		"move exhausted": {takeExhaustedSQL, []string{"1", "10", "now()"}, "messages_last_delivery"},
 		"remove expired": {removeExpiredSQL, []string{"1", "10", "false", "now()", "0"}, "messages_due"},
-		"remove deleted": {removeDeletedSQL, []string{"1", "10", "false", "now()", "0"}, "messages_due"},
 		"lock messages":  {lockMessagesSQL, []string{"'{}'", "'{}'"}, "messages_pkey"},
 		"lock groups of": {lockGroupsOfDeliveriesSQL, []string{"'{}'", "'{}'"}, "groups_pkey"},
 		"undo":           {undoGroupDeliveriesSQL, []string{"'{}'", "'{}'", "'{}'", "'{}'"}, "groups_pkey"},

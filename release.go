@@ -6,9 +6,26 @@ import (
 	"slices"
 )
 
+// dueOfUndoneSQL ends a statement whose step undone are messages that can be received again: it
+// wakes their groups, and returns the queues with the times at which a message or group is due.
+const dueOfUndoneSQL = `woken AS (
+    SELECT queue_key, group_id, scheduled_at AS due_at, seq
+    FROM undone
+    WHERE group_id IS NOT NULL
+), groups AS (` + wakeGroupsSQL + `
+)
+SELECT q.id, min(t.due_at)
+FROM (
+    SELECT queue_key, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at FROM undone
+    UNION ALL
+    SELECT queue_key, ready_at FROM groups
+) t
+JOIN queued.queues q ON q.key = t.queue_key
+GROUP BY q.id`
+
 // releaseMessagesSQL changes only messages that are still in the lease of the delivery.
 const releaseMessagesSQL = `
-WITH released AS (
+WITH undone AS (
     UPDATE queued.messages m
     SET in_flight = false, last_delivery = false, delivery_attempts = m.delivery_attempts - 1,
         scheduled_at = a.due_at, lease_end = NULL, updated_at = now(), received_at = CASE WHEN m.delivery_attempts > 1 THEN m.received_at END
@@ -20,20 +37,7 @@ WITH released AS (
         AND ` + leaseEndSQL + ` IS NOT DISTINCT FROM a.leased_until
         AND m.delivery_attempts = a.delivery_attempts
     RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq
-), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at, seq
-    FROM released
-    WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroupsSQL + `
-)
-SELECT q.id, min(t.due_at)
-FROM (
-    SELECT queue_key, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at FROM released
-    UNION ALL
-    SELECT queue_key, ready_at FROM groups
-) t
-JOIN queued.queues q ON q.key = t.queue_key
-GROUP BY q.id`
+), ` + dueOfUndoneSQL
 
 // undoDeliveries undoes the deliveries of messages that no client has received, leased or
 // consumed. If it takes several statements, they are one transaction, because a batch that
@@ -119,7 +123,7 @@ func (s *pinnedConn) release(messages []message) ([]queueChange, error) {
 }
 
 const restoreMessagesSQL = `
-WITH restored AS (
+WITH undone AS (
     INSERT INTO queued.messages (home, queue_key, seq, delivery_attempts, expired_at, scheduled_at, updated_at, max_deliveries,
                                  last_error, last_error_at, source_queue_id, source_delivery_attempts, dead_at, received_at, ` + carriedColumnsSQL + `)
     OVERRIDING SYSTEM VALUE
@@ -136,20 +140,7 @@ WITH restored AS (
         AND c.home = $1
         AND c.consumed_at = u.consumed_at
         AND c.seq = abs(u.seq)
-), woken AS (
-    SELECT queue_key, group_id, scheduled_at AS due_at, seq
-    FROM restored
-    WHERE group_id IS NOT NULL
-), groups AS (` + wakeGroupsSQL + `
-)
-SELECT q.id, min(t.due_at)
-FROM (
-    SELECT queue_key, CASE WHEN group_id IS NULL THEN scheduled_at END AS due_at FROM restored
-    UNION ALL
-    SELECT queue_key, ready_at FROM groups
-) t
-JOIN queued.queues q ON q.key = t.queue_key
-GROUP BY q.id`
+), ` + dueOfUndoneSQL
 
 // restore undoes the delivery of consumed messages: they are in their queue as before, at
 // their old place, and no longer among the consumed messages.

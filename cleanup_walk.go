@@ -152,7 +152,7 @@ func (c *cleanup) walk(ctx context.Context) error {
 		}
 		c.homes.fails(homes[0], err)
 		errs = errs.with(err)
-		if err == nil && !locked || err != nil && (!c.homes.areSeveral() || c.homes.isLost(err)) {
+		if err == nil && !locked || c.homes.endsAll(err) {
 			return errs.err()
 		}
 		if err != nil {
@@ -316,7 +316,7 @@ func (c *cleanup) removeIdleGroups(ctx context.Context) error {
 		}
 		c.homes.fails(home, err)
 		errs = errs.with(err)
-		if err == nil && !locked || err != nil && (!c.homes.areSeveral() || c.homes.isLost(err)) {
+		if err == nil && !locked || c.homes.endsAll(err) {
 			return errs.err()
 		}
 		if err == nil && len(page) == groupWalk {

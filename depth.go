@@ -275,7 +275,7 @@ func (c *depthCollector) query() (all []queueDepth, failing time.Duration, err e
 		}
 		return err
 	})
-	if err != nil && (!c.homes.areSeveral() || c.homes.isLost(err)) {
+	if c.homes.endsAll(err) {
 		return nil, failing, err
 	}
 	for i, q := range queues {

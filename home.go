@@ -176,6 +176,11 @@ func (h *homes) isLost(err error) bool {
 	return !ofNode || !h.areSeveral()
 }
 
+// endsAll reports whether an error ends the work in all homes, and not only that in one.
+func (h *homes) endsAll(err error) bool {
+	return err != nil && (!h.areSeveral() || h.isLost(err))
+}
+
 const selectNextHomeSQL = `
 SELECT h.home
 FROM unnest($1::bigint[]) AS h (home)

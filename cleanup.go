@@ -478,13 +478,3 @@ func (c *cleanup) batch(ctx context.Context, home int64, change func(*sql.Tx) er
 func (c *cleanup) recheckChangedGroups(ctx context.Context, home int64) error {
 	return (&store{db: c.db, metrics: c.metrics, homes: c.homes}).recheckChangedGroups(ctx, home, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }
-
-func scanText(row scanner) (text string, err error) {
-	err = row.Scan(&text)
-	return text, err
-}
-
-func scanKey(row scanner) (key int64, err error) {
-	err = row.Scan(&key)
-	return key, err
-}

@@ -578,7 +578,7 @@ func (s *store) groupIDs(ctx context.Context, queueID string) ([]string, error) 
 	if err != nil {
 		return nil, err
 	}
-	return collect(ctx, s.on("group_ids"), scanID, selectGroupIDsSQL, home, queueID, maxHolding)
+	return collect(ctx, s.on("group_ids"), scanText, selectGroupIDsSQL, home, queueID, maxHolding)
 }
 
 const selectGroupedSQL = `
@@ -595,9 +595,4 @@ LIMIT $2 OFFSET $1`
 // grouped returns the queues that hold messages with a group, in order.
 func (s *store) grouped(ctx context.Context, visible *names) ([]string, error) {
 	return s.idsInHomes(ctx, "grouped", selectGroupedSQL, visible)
-}
-
-func scanID(row scanner) (id string, err error) {
-	err = row.Scan(&id)
-	return id, err
 }

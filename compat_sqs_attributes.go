@@ -42,10 +42,10 @@ type sqsAttribute struct {
 
 // sqsAttributes are the attributes of queues, except for the counts of messages.
 var sqsAttributes = []sqsAttribute{
-	sqsNumber("VisibilityTimeout", bounds{0, 43200}, func(q *sqsQueue) int { return q.AckDeadlineSeconds }, func(q *sqsQueue, n int) { q.AckDeadlineSeconds = n }),
-	sqsNumber("DelaySeconds", bounds{0, 900}, func(q *sqsQueue) int { return zeroIfNil(q.DeliveryDelaySeconds) }, func(q *sqsQueue, n int) { q.DeliveryDelaySeconds = nilIfZero(n) }),
+	sqsNumber("VisibilityTimeout", sqsVisibility, func(q *sqsQueue) int { return q.AckDeadlineSeconds }, func(q *sqsQueue, n int) { q.AckDeadlineSeconds = n }),
+	sqsNumber("DelaySeconds", sqsDelay, func(q *sqsQueue) int { return zeroIfNil(q.DeliveryDelaySeconds) }, func(q *sqsQueue, n int) { q.DeliveryDelaySeconds = nilIfZero(n) }),
 	sqsNumber("MessageRetentionPeriod", bounds{60, 1209600}, func(q *sqsQueue) int { return q.MessageRetentionSeconds }, func(q *sqsQueue, n int) { q.MessageRetentionSeconds = n }),
-	sqsStoredNumber("ReceiveMessageWaitTimeSeconds", bounds{0, 20}, 0),
+	sqsStoredNumber("ReceiveMessageWaitTimeSeconds", sqsWait, 0),
 	sqsStoredNumber("MaximumMessageSize", bounds{1024, maxSQSMessage}, maxSQSMessage),
 	{name: "RedrivePolicy", get: (*sqsQueue).redrivePolicy, set: (*sqsQueue).setRedrivePolicy},
 	sqsText("RedriveAllowPolicy", checkRedriveAllowPolicy),

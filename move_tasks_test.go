@@ -387,7 +387,7 @@ func TestMoveTaskLosesAndRepeatsNothingWhenItsServerIsKilled(t *testing.T) {
 // idsIn returns the sorted ids of the messages in a queue.
 func (s *testServer) idsIn(queueID string) []string {
 	s.t.Helper()
-	ids, err := collect(context.Background(), s.store.db, scanID, "SELECT m.id FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1 ORDER BY m.id", queueID)
+	ids, err := collect(context.Background(), s.store.db, scanText, "SELECT m.id FROM queued.messages m JOIN queued.queues q ON q.key = m.queue_key WHERE q.id = $1 ORDER BY m.id", queueID)
 	if err != nil {
 		s.t.Fatal(err)
 	}

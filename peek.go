@@ -66,7 +66,7 @@ func (s *store) idsInHomes(ctx context.Context, name, statement string, visible 
 	}
 	all := []string{}
 	for _, home := range homes {
-		ids, err := collect(ctx, s.on(name), scanID, statement, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes), home)
+		ids, err := collect(ctx, s.on(name), scanText, statement, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes), home)
 		if err != nil {
 			return nil, err
 		}

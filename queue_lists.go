@@ -28,7 +28,7 @@ LIMIT $2`
 
 // pageOfIDs returns a page of the visible queues.
 func (s *store) pageOfIDs(ctx context.Context, visible *names, p queuePage) ([]string, error) {
-	return collect(ctx, s.on("page_of_queue_ids"), scanID, selectPageOfIDsSQL, p.after, p.limit, visible.all, textArray(visible.exact), textArray(visible.prefixes), p.prefix, p.deadQueueID)
+	return collect(ctx, s.on("page_of_queue_ids"), scanText, selectPageOfIDsSQL, p.after, p.limit, visible.all, textArray(visible.exact), textArray(visible.prefixes), p.prefix, p.deadQueueID)
 }
 
 // countedExactly is the number of messages up to which queueCounts counts them.

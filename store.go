@@ -453,7 +453,7 @@ LIMIT $2 OFFSET $1`
 
 // queueIDs returns the first of the visible queues, in order.
 func (s *store) queueIDs(ctx context.Context, visible *names, limit int) ([]string, error) {
-	return collect(ctx, s.on("queue_ids"), scanID, selectQueueIDsSQL, 0, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
+	return collect(ctx, s.on("queue_ids"), scanText, selectQueueIDsSQL, 0, limit, visible.all, textArray(visible.exact), textArray(visible.prefixes))
 }
 
 // listSize is the maximum number of bytes of a page of a list, both from PostgreSQL and to
@@ -589,6 +589,16 @@ func (s *store) details(ctx context.Context, queueID string) (queueDetails, erro
 
 // scanner is a *sql.Row or a *sql.Rows.
 type scanner interface{ Scan(dest ...any) error }
+
+func scanText(row scanner) (text string, err error) {
+	err = row.Scan(&text)
+	return text, err
+}
+
+func scanKey(row scanner) (key int64, err error) {
+	err = row.Scan(&key)
+	return key, err
+}
 
 // collect returns all rows of a query, never nil.
 func collect[T any](ctx context.Context, db querier, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {

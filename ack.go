@@ -318,6 +318,9 @@ const inLeaseSQL = `(a.leased_until IS NULL OR m.in_flight AND ` + leaseEndSQL +
 // message is due then, or later in a queue with a retry backoff (claimBackoffSQL).
 const leaseEndSQL = `coalesce(m.lease_end, m.scheduled_at)`
 
+// leasedSQL is true if the message m is leased now.
+const leasedSQL = `(m.in_flight AND ` + leaseEndSQL + ` > now())`
+
 // wakeAckedSQL are steps of statements that ack messages. They make claims check the groups
 // of ordered queues, in which the next message may have waited for the ack. They do so also
 // for groups that are not blocked, because a claim that saw the message may be about to block

@@ -163,7 +163,7 @@ LEFT JOIN LATERAL (
         AND m.group_id = j.group_id
         AND m.job_id = j.job_id
         AND m.expired_at > now()
-        AND NOT (m.in_flight AND ` + leaseEndSQL + ` > now())
+        AND NOT ` + leasedSQL + `
     ORDER BY m.seq
     LIMIT 1
     FOR UPDATE SKIP LOCKED
@@ -458,8 +458,7 @@ WITH found AS MATERIALIZED (
             AND m.home = $1
             AND m.group_id = u.group_id
             AND m.job_id = u.job_id
-            AND m.in_flight
-            AND ` + leaseEndSQL + ` > now()
+            AND ` + leasedSQL + `
         ORDER BY m.seq
         OFFSET 0
     ) m
@@ -468,7 +467,7 @@ WITH found AS MATERIALIZED (
     USING found a
     WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.key
-        AND (m.in_flight AND ` + leaseEndSQL + ` > now()) IS TRUE
+        AND ` + leasedSQL + ` IS TRUE
     RETURNING a.n, m.queue_key, m.group_id
 ), ` + wakeAckedSQL + `
 SELECT a.n, g.ready_at

@@ -307,7 +307,7 @@ WITH found AS MATERIALIZED (
         AND m.home = $1
         AND m.group_id = $3
         AND m.seq <= $4
-        AND NOT ($5 AND m.in_flight AND ` + leaseEndSQL + ` > now())
+        AND NOT ($5 AND ` + leasedSQL + `)
     ORDER BY m.in_flight, m.scheduled_at
     LIMIT $6
     FOR UPDATE SKIP LOCKED
@@ -328,7 +328,7 @@ SELECT EXISTS (
         AND m.home = $1
         AND m.group_id = $3
         AND m.seq <= $4
-        AND NOT ($5 AND m.in_flight AND ` + leaseEndSQL + ` > now())
+        AND NOT ($5 AND ` + leasedSQL + `)
 )`
 
 	resetGroupSQL = `

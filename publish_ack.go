@@ -88,12 +88,12 @@ func (l leases) take(items []ackItem) (failed []int) {
 }
 
 const lockLeasesSQL = `
-SELECT id, coalesce(lease_end, scheduled_at)
-FROM queued.messages
-WHERE home = $1
-    AND id = ANY($2::uuid[])
-    AND in_flight
-ORDER BY id
+SELECT m.id, ` + leaseEndSQL + `
+FROM queued.messages m
+WHERE m.home = $1
+    AND m.id = ANY($2::uuid[])
+    AND m.in_flight
+ORDER BY m.id
 FOR UPDATE`
 
 // lockLeases locks the messages that publications ack, and returns the ones in flight.

@@ -46,9 +46,6 @@ func receiptArgsOf(sorted []ackItem) (args receiptArgs) {
 const ofReceiptSQL = `m.queue_key IS NOT DISTINCT FROM a.queue_key AND m.seq IS NOT DISTINCT FROM a.seq
         AND m.delivery_attempts IS NOT DISTINCT FROM a.attempts AND m.received_at IS NOT DISTINCT FROM a.received_at`
 
-// leasedSQL is true if the message m is leased now.
-const leasedSQL = `(m.in_flight AND ` + leaseEndSQL + ` > now())`
-
 // changeVisibility sets the ends of the leases of items with receipts. Without a time, a
 // message is due at once. If its lease is over and it had no other delivery, it is hidden
 // again. changeVisibility returns errLeaseEnded with the items whose messages had another

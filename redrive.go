@@ -152,7 +152,7 @@ func (s *store) redrive(ctx context.Context, queueID string, destination *string
 
 const takeNamedSQL = `
 WITH named AS MATERIALIZED (
-    SELECT m.id, m.queue_key, m.bytes, coalesce($3, m.source_queue_id) AS destination_id, ` + isFreeSQL + ` AS free
+    SELECT m.id, m.queue_key, m.bytes, coalesce($3, m.source_queue_id) AS destination_id, NOT ` + leasedSQL + ` AS free
     FROM unnest($2::uuid[]) AS a (id)
     JOIN queued.messages m ON ` + thatOneSQL + `
     WHERE m.expired_at > now()
@@ -167,16 +167,13 @@ WITH named AS MATERIALIZED (
     USING fitting a
     WHERE ` + thatOneSQL + `
         AND m.queue_key IS NOT DISTINCT FROM a.queue_key
-        AND ` + isFreeSQL + `
+        AND NOT ` + leasedSQL + `
     RETURNING m.id, m.queue_key, m.group_id, a.destination_id, m AS whole
 )
 SELECT (SELECT count(*) FROM named) - count(*),
        (SELECT count(*) FROM named WHERE destination_id IS NULL),
        array_agg(id), array_agg((SELECT q.id FROM queued.queues q WHERE q.key = queue_key)), ` + takenColumnsSQL + `
 FROM removed`
-
-// isFreeSQL is true if the message m is not in flight.
-const isFreeSQL = `NOT (m.in_flight AND ` + leaseEndSQL + ` > now())`
 
 // redriveNamed moves the messages with these ids like redrive, in any state except in
 // flight. It returns the queue that each moved message was in, and the new queues.

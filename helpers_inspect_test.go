@@ -170,12 +170,20 @@ func (s *inspector) passIntervals() {
 	s.exec("UPDATE queued.groups SET ready_at = least(ready_at, now()), limited_until = now() WHERE limited_until > now()")
 }
 
-// mustCleanUp runs the cleanup once.
+// mustCleanUp runs the cleanup once, as at the start of a server.
 func (s *inspector) mustCleanUp() {
 	s.t.Helper()
+	s.newCleanup()()
+}
+
+// newCleanup returns a function that runs one round of a cleanup.
+func (s *inspector) newCleanup() (round func()) {
 	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
-	if err := c.once(context.Background()); err != nil {
-		s.t.Fatal(err)
+	return func() {
+		s.t.Helper()
+		if err := c.once(context.Background()); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 }
 

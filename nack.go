@@ -104,7 +104,8 @@ const nackStepSQL = `coalesce(q.retry_backoff_seconds[least(m.delivery_attempts,
 // A message is due after the time of its item or, if that is negative, after the retry backoff
 // of its queue. A delivery that does not count has none. It changes received_at, so that its
 // receipt does not match the next delivery, which has the same number. A message that had its
-// last delivery stays; takeNackedSQL takes it.
+// last delivery stays; takeNackedSQL takes it. If that delivery began after this statement, the
+// cleanup moves the message.
 //
 // The statement returns the ids of messages with a lease token or, if $2 is true, of all, and
 // those of messages that stay.
@@ -113,14 +114,14 @@ WITH named AS MATERIALIZED (
     SELECT m.id, m.queue_key, a.leased_until,
            now() + make_interval(secs => CASE WHEN a.seconds >= 0 THEN a.seconds WHEN m.in_flight AND NOT a.uncounted THEN ` + nackStepSQL + ` ELSE 0 END) AS due_at,
            a.uncounted, a.last_error, now() AS at,
-           ` + isExhaustedSQL + ` AS exhausted
+           ` + deliveryLimitSQL + ` AS delivery_limit, ` + isExhaustedSQL + ` AS exhausted
     FROM unnest($3::uuid[], $4::timestamptz[], $5::boolean[], $6::text[], $7::integer[]) AS a (id, leased_until, uncounted, last_error, seconds)
     JOIN queued.messages m ON ` + thatOneSQL + nackQueueSQL + `
     WHERE ` + nackableSQL + `
         AND ` + inLeaseSQL + `
 ), nacked AS (
     UPDATE queued.messages m
-    SET in_flight = false, last_delivery = false, delivery_attempts = ` + attemptsAfterNackSQL + `,
+    SET in_flight = false, last_delivery = ` + attemptsAfterNackSQL + ` >= a.delivery_limit, delivery_attempts = ` + attemptsAfterNackSQL + `,
         received_at = CASE WHEN a.uncounted AND m.in_flight THEN (m.received_at AT TIME ZONE 'UTC' + interval '1 microsecond') AT TIME ZONE 'UTC' ELSE m.received_at END,
         scheduled_at = a.due_at, lease_end = NULL, updated_at = a.at, last_error = coalesce(a.last_error, m.last_error),
         last_error_at = CASE WHEN a.last_error IS NULL THEN m.last_error_at ELSE a.at END
@@ -159,7 +160,10 @@ const (
     ) q`
 
 	// isExhaustedSQL is true if a nack a ends the last delivery of a message m.
-	isExhaustedSQL = attemptsAfterNackSQL + ` >= least(q.delivery_limit, m.max_deliveries)`
+	isExhaustedSQL = attemptsAfterNackSQL + ` >= ` + deliveryLimitSQL
+
+	// deliveryLimitSQL is the maximum number of deliveries of a message m of a queue q.
+	deliveryLimitSQL = `least(q.delivery_limit, m.max_deliveries)`
 )
 
 // nack nacks messages, see engine.nack. It returns the ids of messages that may be moving, and,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -46,6 +47,33 @@ func TestNackWhoseMessageCannotMoveFailsAlone(t *testing.T) {
 }
 
 // A transaction moves at most 8 MiB of messages.
+// Without a lease token, a nack also ends a delivery that begins while the nack runs.
+func TestNackWhileTheLastDeliveryBeginsLeavesNoMessageBehind(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustTopic("t", `"dead_queue_id":"dead"`, `"message_max_deliveries":2`)
+	id := s.publish("t", 1)[0]
+	s.receive("t", "")
+	cleanUp := s.newCleanup()
+	cleanUp() // the first round looks at all messages
+	delivery := s.begin("UPDATE queued.messages SET delivery_attempts = 2, last_delivery = true WHERE home = $1 AND id = $2", s.homeOf("t"), id)
+	nacked := make(chan reply, 1)
+	go func() {
+		v, _ := s.send(context.Background(), "PUT", "/messages/"+id+"/nack", "")
+		nacked <- v
+	}()
+	s.waitForLocks(1)
+	if err := delivery.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if v := <-nacked; v.status != 204 {
+		t.Errorf("nack = %d %s", v.status, v.body)
+	}
+	cleanUp()
+	checkDiff(t, "dead queue", []int{1}, numbers(s.receive("dead", "")))
+}
+
 func TestManyLargeMessagesMove(t *testing.T) {
 	t.Parallel()
 	const enlarge = "UPDATE queued.messages SET bytes = 3 * 1024 * 1024"

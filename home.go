@@ -16,9 +16,11 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// A queue has a home (schema.sql), by which the large tables can be distributed. The first
-// parameter of each statement that reads or changes rows of these tables is their home. Work
-// on several homes takes a statement for each. Without Citus all homes are 0.
+// A queue has a home (schema.sql), by which the large tables can be distributed. A statement
+// that finds rows of these tables names their home, as a rule in its first parameter.
+// Statements that insert rows, and functions of the database, take it from the queue, mostly
+// from its key (key >> 48). statement_rules_test.go lists the exceptions. Work on several homes
+// takes a statement for each. Without Citus all homes are 0.
 
 // homeOf returns the home of a queue.
 func homeOf(queueKey int64) int64 { return queueKey >> 48 }

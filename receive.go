@@ -33,10 +33,9 @@ const (
 	claimRows    = 1000
 )
 
-// dispatcher delivers messages to the receivers of one queue, in order of arrival.
-// One claim serves all waiting receivers. Consuming receivers, whose messages are
-// deleted instead of leased, have a dispatcher of their own. It exists as long as
-// there are receivers, and goes through three states:
+// dispatcher delivers messages to the receivers of one queue whose claims are equal
+// (dispatcherKey), in order of arrival. One claim serves all that wait. It exists as
+// long as there are receivers, and goes through three states:
 //
 //	          ┌───────────────────────────────────────┐
 //	          ▼                                       │

@@ -15,11 +15,11 @@ import (
 	"github.com/lib/pq/pqerror"
 )
 
-// On the node of a home, the statements of a publish, a claim and an ack name the tables in
-// which Citus stores the rows of this home: its shards. They are ordinary tables, so
-// PostgreSQL plans such a statement once, and executes it without other nodes. A statement
-// that names the distributed table is planned twice for each execution, and if it has several
-// steps, they become transactions on all nodes.
+// On the node of a home, the statements of a publish, a claim, an ack, a nack, an extension
+// and a release name the tables in which Citus stores the rows of this home: its shards. They
+// are ordinary tables, so PostgreSQL plans such a statement once, and executes it without
+// other nodes. A statement that names the distributed table is planned twice for each
+// execution, and if it has several steps, they become transactions on all nodes.
 //
 // Citus moves a home while no statement holds the lock of the home. Its own statements take
 // the lock, and for those here a trigger takes it (holdHomeSQL). If the home has moved in the

@@ -1,12 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -56,7 +56,7 @@ func (d *directory) share(topicID string, read *subscribers) *subscribers {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	known := d.byTopic[topicID]
-	if known == read || known != nil && slices.EqualFunc(known.queues, read.queues, subscription.equal) {
+	if known == read || known != nil && reflect.DeepEqual(known.queues, read.queues) {
 		return known
 	}
 	if d.byTopic == nil || len(d.byTopic) >= settingsKept {
@@ -416,10 +416,6 @@ func (v *subscription) dueAt(createdAt time.Time) time.Time {
 		return createdAt
 	}
 	return v.scheduledAt
-}
-
-func (v subscription) equal(w subscription) bool {
-	return v.queueID == w.queueID && v.queueKey == w.queueKey && v.retention == w.retention && v.delay == w.delay && v.max == w.max && (v.filters == nil) == (w.filters == nil) && bytes.Equal(v.filters, w.filters)
 }
 
 // subscribers are the queues of a topic, in order of their ids, or the one queue of a

@@ -402,6 +402,17 @@ func TestFullBatcherIs503(t *testing.T) {
 	}
 }
 
+func TestPublishesToATopicKnowThatAQueueHasBecomeFIFO(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.must(201, "POST", "/topics", `{"id":"t"}`)
+	s.mustQueue("q.fifo", `"topic_id":"t"`)
+	s.publish("t", 1)
+	s.must(200, "PUT", "/queues/q.fifo", `{"topic_id":"t","ack_deadline_seconds":60,"message_retention_seconds":3600,"ordered":true}`)
+	s.publish("t", 2)
+	checkDiff(t, "its groups are locked", true, s.engine.directory.of("t").queues[0].fifo)
+}
+
 func TestUnknownOutcomeIsNotRetriedAndIs503(t *testing.T) {
 	t.Parallel()
 	s := newPlainTestServer(t)

@@ -163,19 +163,24 @@ func (s *pinnedConn) plan(once bool) error {
 // transaction runs do between BEGIN and COMMIT, or ROLLBACK if do returns an
 // error. The isolation level is READ COMMITTED: each statement sees what was
 // committed before it began.
-func (s *pinnedConn) transaction(do func() error) error {
+func (s *pinnedConn) transaction(do func() error) (err error) {
 	if err := s.command("BEGIN"); err != nil {
 		return err
 	}
 	s.begun = true
-	defer func() { s.begun = false }() // after COMMIT, which must not run on another connection
-	created := len(s.functions)
-	err := do()
-	if err == nil {
+	created, generic := len(s.functions), s.generic
+	defer func() {
+		s.begun = false // after COMMIT, which must not run on another connection
+		if err == nil {
+			return
+		}
+		s.generic = generic // PostgreSQL has undone what do has set and created
+		if len(s.functions) != created {
+			clear(s.functions)
+		}
+	}()
+	if err = do(); err == nil {
 		return s.command("COMMIT")
-	}
-	if len(s.functions) != created {
-		clear(s.functions)
 	}
 	if s.conn != nil && s.command("ROLLBACK") != nil {
 		s.close()

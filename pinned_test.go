@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -46,6 +48,35 @@ func TestTransactionOnALostConnectionIsNotCommitted(t *testing.T) {
 	}
 	if err := session.transaction(func() error { return nil }); err != nil {
 		t.Errorf("the next transaction = %v", err)
+	}
+}
+
+// A rollback, and a commit that fails, undo how the transaction has set plans.
+func TestPlansAreKnownAfterATransaction(t *testing.T) {
+	t.Parallel()
+	s := newPlainTestServer(t)
+	s.exec("CREATE TABLE public.once (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+	session := newPinnedConn(s.store.db, s.server.metrics)
+	defer session.close()
+	failed := errors.New("failed")
+	for how, end := range map[string]func() error{
+		"committed":   func() error { return nil },
+		"rolled back": func() error { return failed },
+		"commit fails": func() error {
+			_, err := read[any](session, "insert", nil, "INSERT INTO public.once VALUES (1), (1)")
+			return err
+		},
+	} {
+		if err := cmp.Or(session.connect(), session.plan(true)); err != nil {
+			t.Fatal(err)
+		}
+		err := session.transaction(func() error { return cmp.Or(session.plan(false), end()) })
+		checkDiff(t, how, how == "committed", err == nil)
+		modes, err := read(session, "mode", scanText, "SELECT current_setting('plan_cache_mode')")
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkDiff(t, how+", generic", modes[0] == "force_generic_plan", session.generic)
 	}
 }
 

@@ -530,7 +530,7 @@ SELECT (
         WHERE m.queue_key = u.queue_key
             AND m.home = $1
             AND m.group_id = u.group_id
-            AND NOT (m.in_flight AND m.scheduled_at > now())
+            AND NOT ` + leasedSQL + `
         ORDER BY m.in_flight, m.scheduled_at
         LIMIT $4
     ) waiting

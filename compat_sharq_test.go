@@ -394,6 +394,21 @@ func TestSharQRefusesMoreThanAQueueHolds(t *testing.T) {
 	enqueue("c", 429, `{"status":"failure","message":"Max queue length reached","current_queue_length":2}`)
 }
 
+func TestSharQCountsJobsThatWaitForTheirRetry(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("default", `"retry_backoff_seconds":[100]`)
+	enqueueJob(s, "g", "a", "")
+	checkDiff(t, "first job", "a", dequeueJob(s).JobID)
+	s.changeMessages(shift("lease_end", "-2 minutes")) // the lease has ended, and the retry is due later
+	got := s.must(429, "POST", "/enqueue/default/g/", `{"job_id":"b","payload":{"max_queued_length":1},"interval":0}`)
+	checkDiff(t, "response to an enqueue", `{"status":"failure","message":"Max queue length reached","current_queue_length":1}`, got)
+	enqueueJob(s, "g", "b", "")
+	s.makeGroupsReady()
+	v := dequeueJob(s)
+	checkDiff(t, "second job, with the jobs that wait", "b 1", fmt.Sprint(v.JobID, " ", v.Length))
+}
+
 // SharQ accepts any number as a maximum, and any value as a condition.
 func TestSharQTakesNumbersAndConditionsAsPythonDoes(t *testing.T) {
 	t.Parallel()

@@ -208,7 +208,7 @@ func (s *server) overview(r *request) (any, error) {
 	for i, q := range queues {
 		item := overviewItem{queue: q, WaitingReceivers: waiting[q.ID]}
 		if c := counts[q.ID]; c != nil && !c.uncounted {
-			item.Messages = &messageCounts{c.ready, c.delayed, c.inFlight, c.exhausted}
+			item.Messages = &c.messageCounts
 			item.OldestAge = c.oldestSeconds
 		}
 		if known && !before.uncounted[q.ID] {

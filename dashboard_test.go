@@ -280,7 +280,7 @@ func TestHistoryHasTheMinutesOfAnHour(t *testing.T) {
 			counted, _ := s.depth.latest()
 			sum := int64(0)
 			for _, q := range counted {
-				sum += q.ready + q.inFlight
+				sum += q.Ready + q.InFlight
 			}
 			return sum == int64(messages)
 		})

@@ -43,22 +43,19 @@ type depthCollector struct {
 	bounded   bool             // the last count found a queue with max_messages
 }
 
-// queueDepth is the number of messages in a queue, by state.
+// queueDepth is a queue with the number of its messages, by state.
 type queueDepth struct {
-	queueID                             string
-	deadQueueID                         string // empty if it has none
-	ready, delayed, inFlight, exhausted int64
-	oldestSeconds                       float64 // age of the oldest ready message
-	uncounted                           bool    // the numbers are not known, because the home could not be counted
-	paused                              bool
+	queueID     string
+	deadQueueID string // empty if it has none
+	messageCounts
+	oldestSeconds float64 // age of the oldest ready message
+	uncounted     bool    // the numbers are not known, because the home could not be counted
+	paused        bool
 
 	max         int64 // queues.max_messages; 0 for no limit
 	marked      bool  // queues.full_until is set
 	markExpires bool  // and is over soon, or is not set
 }
-
-// total returns the number of messages in any state.
-func (q *queueDepth) total() int64 { return q.ready + q.delayed + q.inFlight + q.exhausted }
 
 const (
 	countShare   = 20                     // counts take at most a twentieth of the time
@@ -94,7 +91,7 @@ func (c *depthCollector) Collect(all chan<- prometheus.Metric) {
 	counted, _ := c.latest()
 	for _, q := range counted {
 		if !q.uncounted {
-			for state, n := range map[string]int64{"ready": q.ready, "delayed": q.delayed, "in_flight": q.inFlight, "exhausted": q.exhausted} {
+			for state, n := range map[string]int64{"ready": q.Ready, "delayed": q.Delayed, "in_flight": q.InFlight, "exhausted": q.Exhausted} {
 				all <- prometheus.MustNewConstMetric(c.messages, prometheus.GaugeValue, float64(n), q.queueID, state)
 			}
 			all <- prometheus.MustNewConstMetric(c.oldest, prometheus.GaugeValue, q.oldestSeconds, q.queueID)
@@ -224,11 +221,7 @@ ORDER BY id`
 // The statement counts a part of the table, so that it is short: PostgreSQL cannot reuse
 // the space of deleted rows that an old snapshot may see.
 const countMessagesSQL = `
-SELECT queue_key,
-       count(*) FILTER (WHERE state = 'ready'),
-       count(*) FILTER (WHERE state = 'delayed'),
-       count(*) FILTER (WHERE state = 'in_flight'),
-       count(*) FILTER (WHERE state = 'exhausted'),
+SELECT queue_key, ` + countStatesSQL + `,
        coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'ready')), 0)::double precision
 FROM queued.live_messages
 WHERE home = $1
@@ -297,7 +290,7 @@ func (c *depthCollector) queryHome(home int64, queue func(key int64) *queueDepth
 	}
 	for page := int64(0); page < pages; page += c.pages {
 		part, err := collect(c.ctx, c.metrics.timed("count", c.db), func(row scanner) (q keyed, err error) {
-			err = row.Scan(&q.key, &q.ready, &q.delayed, &q.inFlight, &q.exhausted, &q.oldestSeconds)
+			err = row.Scan(&q.key, &q.Ready, &q.Delayed, &q.InFlight, &q.Exhausted, &q.oldestSeconds)
 			return q, err
 		}, countMessagesSQL, home, page, page+c.pages)
 		if err != nil {
@@ -305,10 +298,10 @@ func (c *depthCollector) queryHome(home int64, queue func(key int64) *queueDepth
 		}
 		for _, q := range part {
 			if sum := queue(q.key); sum != nil {
-				sum.ready += q.ready
-				sum.delayed += q.delayed
-				sum.inFlight += q.inFlight
-				sum.exhausted += q.exhausted
+				sum.Ready += q.Ready
+				sum.Delayed += q.Delayed
+				sum.InFlight += q.InFlight
+				sum.Exhausted += q.Exhausted
 				sum.oldestSeconds = max(sum.oldestSeconds, q.oldestSeconds)
 			}
 		}

@@ -60,7 +60,7 @@ func TestLargeTablesAreCountedInParts(t *testing.T) {
 	defer c.close()
 	c.homes, c.pages = s.store.homes, 7
 	counted, _, err := c.query()
-	if err != nil || len(counted) != 1 || counted[0].ready != 5000 {
+	if err != nil || len(counted) != 1 || counted[0].Ready != 5000 {
 		t.Errorf("counted %+v, %v, want 5000 messages", counted, err)
 	}
 }

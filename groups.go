@@ -105,10 +105,7 @@ SELECT q.id, g.id, coalesce(g.delivery_interval_ms, q.delivery_interval_ms, 0),
 FROM found g
 JOIN queued.queues q ON q.key = g.queue_key
 CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE state = 'ready') AS ready,
-           count(*) FILTER (WHERE state = 'delayed') AS delayed,
-           count(*) FILTER (WHERE state = 'in_flight') AS in_flight,
-           count(*) FILTER (WHERE state = 'exhausted') AS exhausted,
+    SELECT ` + countStatesSQL + `,
            (array_agg(state ORDER BY seq))[1] AS front
     FROM queued.live_messages m
     WHERE m.queue_key = g.queue_key

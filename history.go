@@ -60,7 +60,7 @@ func (h *queueHistory) sample(at time.Time) {
 		if q.uncounted {
 			uncounted[q.queueID] = true
 		} else {
-			v.ready, v.messages = q.ready, q.total()
+			v.ready, v.messages = q.Ready, q.total()
 		}
 		v.add(h.metrics.totalsOf(q.queueID))
 		if v != (historyValues{}) && len(queues) < historyQueues {

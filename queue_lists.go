@@ -35,10 +35,7 @@ func (s *store) pageOfIDs(ctx context.Context, visible *names, p queuePage) ([]s
 const countedExactly = 100_000
 
 const selectCountsSQL = `
-SELECT count(*) FILTER (WHERE state = 'ready'),
-       count(*) FILTER (WHERE state = 'delayed'),
-       count(*) FILTER (WHERE state = 'in_flight'),
-       count(*) FILTER (WHERE state = 'exhausted')
+SELECT ` + countStatesSQL + `
 FROM (
     SELECT state
     FROM queued.live_messages
@@ -65,5 +62,5 @@ func (s *server) queueCounts(ctx context.Context, q queue) (messageCounts, error
 	if !found || all[i].uncounted || all[i].total() < v.total() { // most of the messages came after the count
 		return v, nil
 	}
-	return messageCounts{all[i].ready, all[i].delayed, all[i].inFlight, all[i].exhausted}, nil
+	return all[i].messageCounts, nil
 }

@@ -344,7 +344,7 @@ func TestQueueCounts(t *testing.T) {
 	want := messageCounts{Ready: 4, Delayed: 1, InFlight: 1, Exhausted: 1}
 	checkDiff(t, "few messages", want, counts("q"))
 	s.server.depth.mu.Lock()
-	s.server.depth.counted, s.server.depth.notBefore = []queueDepth{{queueID: "q", ready: 7}}, time.Now().Add(time.Hour)
+	s.server.depth.counted, s.server.depth.notBefore = []queueDepth{{queueID: "q", messageCounts: messageCounts{Ready: 7}}}, time.Now().Add(time.Hour)
 	s.server.depth.mu.Unlock()
 	s.fill("q", countedExactly)
 	if v := counts("q"); v.total() <= countedExactly {

@@ -70,7 +70,14 @@ type messageCounts struct {
 	Exhausted int64 `json:"exhausted"`
 }
 
+// total returns the number of messages in any state.
 func (v *messageCounts) total() int64 { return v.Ready + v.Delayed + v.InFlight + v.Exhausted }
+
+// countStatesSQL are the columns of messageCounts for rows with a state.
+const countStatesSQL = `count(*) FILTER (WHERE state = 'ready') AS ready,
+       count(*) FILTER (WHERE state = 'delayed') AS delayed,
+       count(*) FILTER (WHERE state = 'in_flight') AS in_flight,
+       count(*) FILTER (WHERE state = 'exhausted') AS exhausted`
 
 // store executes the operations that are not frequent, such as creating a queue, on any
 // connection of a pool. The engine executes the frequent ones.

@@ -211,7 +211,7 @@ FOR UPDATE OF t SKIP LOCKED`
 	moveLeftSQL = `
 SELECT EXISTS (
            SELECT` + redrivableSQL + `
-               AND (SELECT true FROM queued.queues h WHERE h.id = coalesce($5, m.source_queue_id)) IS TRUE
+               AND ` + hasDestinationSQL + `
        ),
        EXISTS (
            SELECT` + redrivableSQL + `

@@ -27,9 +27,9 @@ func (v redriven) err() error {
 // errNoSource is the error of a redrive of messages to the queues that they came from.
 var errNoSource = errors.New("no message remembers the queue that it came from; name a destination_queue_id")
 
-// hasDestinationSQL is true if the destination of the message m exists: the queue $9, or its
+// hasDestinationSQL is true if the destination of the message m exists: the queue $5, or its
 // source if that is null.
-const hasDestinationSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($9, m.source_queue_id)) IS TRUE`
+const hasDestinationSQL = `(SELECT true FROM queued.queues h WHERE h.id = coalesce($5, m.source_queue_id)) IS TRUE`
 
 const takeRedrivenSQL = `
 WITH source AS MATERIALIZED (
@@ -41,21 +41,21 @@ WITH source AS MATERIALIZED (
     FROM queued.messages m
     WHERE m.queue_key = $2
         AND m.home = $1
-        AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($5, $6, $7)
+        AND ((m.group_id IS NULL), m.scheduled_at, m.seq) > ($6, $7, $8)
         AND m.scheduled_at <= $3
         AND m.seq <= $4
         AND m.expired_at > now()
         AND m.delivery_attempts < least((SELECT delivery_limit FROM source), m.max_deliveries)
         AND ` + hasDestinationSQL + `
     ORDER BY (m.group_id IS NULL), m.scheduled_at, m.seq
-    LIMIT $8
+    LIMIT $9
     FOR UPDATE SKIP LOCKED
 ), ` + fittingSQL + `, removed AS (
     DELETE FROM queued.messages m
     USING fitting a
     WHERE m.ctid = a.tid
         AND m.home = $1
-    RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq, coalesce($9, m.source_queue_id) AS destination_id, m AS whole
+    RETURNING m.queue_key, m.group_id, m.scheduled_at, m.seq, coalesce($5, m.source_queue_id) AS destination_id, m AS whole
 ), last AS (
     SELECT group_id IS NULL, scheduled_at, seq, count(*) OVER ()
     FROM removed
@@ -74,7 +74,7 @@ CROSS JOIN taken`
 func (s *store) redriveBatch(ctx context.Context, tx *sql.Tx, from snapshot, after position, limit int, destination *string) (last position, n int, to []string, err error) {
 	in := func(name string) querier { return s.in(tx, name) }
 	var t taken
-	row := in("redrive").QueryRowContext(ctx, takeRedrivenSQL, homeOf(from.key), from.key, from.at, from.seq, after.ungrouped, after.at, after.seq, limit, destination)
+	row := in("redrive").QueryRowContext(ctx, takeRedrivenSQL, homeOf(from.key), from.key, from.at, from.seq, destination, after.ungrouped, after.at, after.seq, limit)
 	columns := append([]any{&last.ungrouped, &last.at, &last.seq, &n}, t.columns()...)
 	if err = row.Scan(append(columns, pq.Array(&to))...); err == nil {
 		err = t.store(runIn(ctx, in), false)
@@ -97,7 +97,7 @@ const (
 	redriveLeftSQL = `
 SELECT EXISTS (
     SELECT` + redrivableSQL + `
-        AND (SELECT true FROM queued.queues h WHERE h.id = coalesce($5, m.source_queue_id)) IS TRUE
+        AND ` + hasDestinationSQL + `
 )`
 
 	countWithoutDestinationSQL = `

@@ -480,7 +480,7 @@ func TestHotStatementsWalkTheirIndex(t *testing.T) {
 		"restore":        {restoreMessagesSQL, slices.Repeat([]string{"'{}'"}, 22), "consumed_messages_pkey"},
 		"next due":       {selectNextDueSQL, []string{"'{t}'", "'{now}'", "'{now}'"}, "messages_due"},
 		"purge":          {purgeBatchSQL, []string{"1", "100", "false", "now()", "0", "10"}, "messages_due"},
-		"redrive":        {takeRedrivenSQL, []string{"1", "now()", "100", "false", "now()", "0", "10", "'t'"}, "messages_due"},
+		"redrive":        {takeRedrivenSQL, []string{"1", "now()", "100", "'t'", "false", "now()", "0", "10"}, "messages_due"},
 		"redrive named":  {takeNamedSQL, []string{"'{}'", "'t'"}, "messages_pkey"},
 		"delete named":   {deleteNamedSQL, []string{"'{}'"}, "messages_pkey"},
 		"peek":           {selectPeekSQL, []string{"'t'", "0", "10", "1000000"}, "messages_due"},

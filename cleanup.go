@@ -18,11 +18,8 @@ import (
 // transaction under the advisory lock of its home, so servers share the work and never do the
 // same at once. If another server has the lock, it does the batch.
 type cleanup struct {
-	db  *sql.DB
+	*store
 	log *slog.Logger
-
-	metrics *metrics
-	homes   *homes
 
 	// announce wakes the receivers of a queue that messages have moved into.
 	announce func(queueID string, dueAt time.Time)
@@ -78,9 +75,6 @@ const (
 	deletedQueueGrace = time.Hour
 	graceSeconds      = int(deletedQueueGrace / time.Second)
 )
-
-// on returns the database for one statement. name labels its metrics.
-func (c *cleanup) on(name string) querier { return c.metrics.timed(name, c.db) }
 
 // inHomes calls work for each home that queues have, see homes.each.
 func (c *cleanup) inHomes(ctx context.Context, work func(ctx context.Context, home int64) error) error {
@@ -476,5 +470,5 @@ func (c *cleanup) batch(ctx context.Context, home int64, change func(*sql.Tx) er
 // recheckChangedGroups makes claims check groups after a change of settings, if the request
 // that changed the settings could not do so.
 func (c *cleanup) recheckChangedGroups(ctx context.Context, home int64) error {
-	return (&store{db: c.db, metrics: c.metrics, homes: c.homes}).recheckChangedGroups(ctx, home, "", func(queueID string) { c.announce(queueID, time.Time{}) })
+	return c.store.recheckChangedGroups(ctx, home, "", func(queueID string) { c.announce(queueID, time.Time{}) })
 }

@@ -55,7 +55,7 @@ func TestCleanupFindsExhaustedWithoutTheWalk(t *testing.T) {
 	s.publish("t", 1)
 	s.receive("t", "")
 	s.makeDue()
-	c := &cleanup{db: s.store.db, metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, announce: s.engine.announce}
 	if err := c.moveExhausted(context.Background(), s.homeOf("t")); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestCleanupSearchesAnEmptyDeletedQueueAgainAfterItsGrace(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.must(204, "DELETE", "/queues/q", "")
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, log: slog.New(slog.DiscardHandler), announce: s.engine.announce}
 	for _, v := range []struct {
 		what         string
 		change       string
@@ -170,7 +170,7 @@ func TestCleanupSearchesFromTheFrontOfTheLastPass(t *testing.T) {
 	s := newTestServer(t)
 	s.mustQueue("q")
 	s.fill("q", 10)
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes}
+	c := &cleanup{store: s.store, log: slog.New(slog.DiscardHandler)}
 	pass := func(left int) {
 		t.Helper()
 		if err := c.removeExpired(context.Background(), s.homeOf("q")); err != nil {
@@ -229,7 +229,7 @@ func TestCleanupWalkGoesOnWhereItStopped(t *testing.T) {
 	s.exec(`INSERT INTO queued.messages (home, id, queue_key, data, bytes, created_at, updated_at, scheduled_at, expired_at)
 		SELECT home, gen_random_uuid(), key, '{}', 2, now(), now(), now(), now() + CASE WHEN n % 2 = 0 THEN interval '1 h' ELSE interval '0' END
 		FROM queued.queues, generate_series(1, 5000) n`)
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes}
+	c := &cleanup{store: s.store, log: slog.New(slog.DiscardHandler)}
 	last := int64(s.count("SELECT max((ctid::text::point)[0])::integer FROM queued.messages"))
 	c.round = round{home: s.homeOf("q"), page: last, began: time.Now()}
 	if err := c.walk(context.Background()); err != nil {
@@ -255,7 +255,7 @@ func TestCleanupWalkRestsWhenThereIsNothingToFind(t *testing.T) {
 	s.mustQueue("dead")
 	s.mustTopic("t")
 	s.publish("t", 1, 2, 3)
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, log: slog.New(slog.DiscardHandler), announce: s.engine.announce}
 	rounds, homes := 0, s.count("SELECT count(DISTINCT home) FROM queued.queues")
 	pass := func(what string, walks bool) {
 		t.Helper()
@@ -315,7 +315,7 @@ func TestCleanupGoesOnAfterAnError(t *testing.T) {
 	s.must(204, "DELETE", "/queues/gone", "")
 	s.exec(`CREATE FUNCTION public.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$`)
 	s.exec(`CREATE TRIGGER full_disk BEFORE INSERT ON queued.messages FOR EACH ROW EXECUTE FUNCTION public.full_disk()`)
-	c := &cleanup{db: s.store.db, log: s.log, metrics: s.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, log: s.log, announce: s.engine.announce}
 	s.metrics.cleanedUp.Set(1)
 	if err := c.once(context.Background()); err == nil {
 		t.Error("the exhausted message was moved, so the cleanup had no error")
@@ -366,7 +366,7 @@ func TestCleanupEndsItsPassIfTheDatabaseIsUnavailable(t *testing.T) {
 	s.exec(`CREATE FUNCTION public.starting() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it starts' USING ERRCODE = '57P03'; END $$;
 		CREATE TRIGGER starting BEFORE DELETE ON queued.messages FOR EACH ROW EXECUTE FUNCTION public.starting();
 		CREATE TRIGGER starting BEFORE DELETE ON queued.consumed_messages FOR EACH ROW EXECUTE FUNCTION public.starting()`)
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, log: slog.New(slog.DiscardHandler), announce: s.engine.announce}
 	err := c.once(t.Context())
 	if n := strings.Count(fmt.Sprint(err), "it starts"); n != 1 {
 		t.Errorf("the error says %d times that PostgreSQL is starting, want once: %v", n, err)
@@ -378,7 +378,7 @@ func TestLogSaysOnceThatTheDatabaseIsUnavailable(t *testing.T) {
 	output := newSyncBuffer()
 	log := newLog(output, slog.LevelInfo, "text")
 	db := newTestDB(t, "host="+t.TempDir())
-	c := &cleanup{log: log, db: db, metrics: newMetrics(db)}
+	c := &cleanup{store: &store{db: db, metrics: newMetrics(db)}, log: log}
 	for _, task := range []string{"cleanup", "cleanup", "cleanup", "vacuum", "vacuum"} {
 		log.Warn(task, "error", c.once(t.Context()))
 	}

@@ -116,7 +116,7 @@ func TestNoTimeOfOursEntersSQL(t *testing.T) {
 	}
 	conn.close()
 	s.exec("UPDATE queued.messages SET scheduled_at = now() - interval '1 s', delivery_attempts = 3, last_delivery = true, in_flight = true WHERE scheduled_at > now() + interval '500 s'")
-	c := &cleanup{db: s.store.db, log: s.log, metrics: s.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, log: s.log, announce: s.engine.announce}
 	for range 2 { // the second pass begins where the first has ended
 		if err := c.once(context.Background()); err != nil {
 			t.Fatal(err)

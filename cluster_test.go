@@ -521,7 +521,7 @@ func TestBackgroundWorkNeedsOnlyTheNodeOfAHome(t *testing.T) {
 			}
 			v.makeDue()
 			v.expire(v.publishTo(v.queues[0][4]), v.publishTo(v.queues[1][4]))
-			c := &cleanup{db: v.store.db, log: v.log, metrics: v.metrics, homes: v.store.homes, announce: v.engine.announce}
+			c := &cleanup{store: v.store, log: v.log, announce: v.engine.announce}
 			v.metrics.cleanedUp.Set(1)
 			v.must(200, "GET", "/metrics", "")
 

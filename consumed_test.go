@@ -169,7 +169,7 @@ func TestCleanupRemovesConsumedMessagesInBatches(t *testing.T) {
 	s.fillConsumed("q", 2*cleanupBatch+1)
 	s.exec("UPDATE queued.consumed_messages SET consumed_at = now() - interval '1 h'")
 	s.fillConsumed("q", 1)
-	c := &cleanup{db: s.store.db, metrics: s.server.metrics, homes: s.store.homes}
+	c := &cleanup{store: s.store}
 	if err := c.removeConsumed(context.Background(), s.homeOf("q")); err != nil {
 		t.Fatal(err)
 	}

@@ -187,7 +187,7 @@ func TestOverviewCountsWhatFails(t *testing.T) {
 	s.must(204, "PUT", "/messages/"+ids[1]+"/ack", "")
 	s.publish("dead", 3)
 	s.expire()
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, log: slog.New(slog.DiscardHandler), announce: s.engine.announce}
 	if err := c.once(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -109,7 +109,7 @@ func TestMessageWithAShortRetentionIsDeleted(t *testing.T) {
 	s := newTestServer(t)
 	s.mustTopic("t")
 	s.publish("t", 1)
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce, expiry: s.engine.expiries.take}
+	c := &cleanup{store: s.store, log: slog.New(slog.DiscardHandler), announce: s.engine.announce, expiry: s.engine.expiries.take}
 	if err := c.once(context.Background()); err != nil {
 		t.Fatal(err)
 	}

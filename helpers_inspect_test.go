@@ -178,7 +178,7 @@ func (s *inspector) mustCleanUp() {
 
 // newCleanup returns a function that runs one round of a cleanup.
 func (s *inspector) newCleanup() (round func()) {
-	c := &cleanup{db: s.store.db, log: slog.New(slog.DiscardHandler), metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, log: slog.New(slog.DiscardHandler), announce: s.engine.announce}
 	return func() {
 		s.t.Helper()
 		if err := c.once(context.Background()); err != nil {

@@ -206,7 +206,7 @@ BEGIN
     RAISE connection_failure USING MESSAGE = 'no connection to home 0';
 END $$`)
 	s.exec("CREATE TRIGGER fail BEFORE DELETE ON queued.messages FOR EACH ROW WHEN (old.home = 0) EXECUTE FUNCTION public.fail()")
-	c := &cleanup{db: s.store.db, log: s.log, metrics: s.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, log: s.log, announce: s.engine.announce}
 	err := c.once(t.Context())
 	for _, want := range []string{"no connection to home 0", n.others[0].address} {
 		if strings.Count(fmt.Sprint(err), want) != 1 {

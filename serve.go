@@ -340,7 +340,7 @@ func (p *process) place() databasePlace {
 
 // cleanUp runs the cleanup and the mover until ctx is done.
 func (p *process) cleanUp(ctx context.Context) {
-	c := &cleanup{db: p.db, log: p.log, metrics: p.metrics, homes: &p.database.homes, announce: p.engine.announce, expiry: p.engine.expiries.take}
+	c := &cleanup{store: p.store, log: p.log, announce: p.engine.announce, expiry: p.engine.expiries.take}
 	p.background.Go(func() { c.vacuum(ctx, p.unlimited, p.server.compact) })
 	m := &mover{store: p.store, log: p.log, announce: p.engine.announce}
 	p.background.Go(func() { m.run(ctx, p.server.moves) })

@@ -718,7 +718,7 @@ func TestSettingsHoldOrTheResponseIsAnError(t *testing.T) {
 	s.must(404, "GET", "/queues/q/groups/b", "")
 
 	s.must(200, "PUT", "/queues/q", `{"delivery_interval_ms":0,"ack_deadline_seconds":60,"message_retention_seconds":3600}`)
-	c := &cleanup{db: s.store.db, metrics: s.server.metrics, homes: s.store.homes, announce: s.engine.announce}
+	c := &cleanup{store: s.store, announce: s.engine.announce}
 	if err := c.recheckChangedGroups(context.Background(), s.homeOf("q")); err == nil {
 		t.Error("the groups were checked although their table refuses updates")
 	}

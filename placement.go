@@ -224,8 +224,8 @@ func (e *engine) place(ctx context.Context, all []placement, reference map[strin
 	if before == nil {
 		before = &placements{}
 	}
-	known := make(map[string]*node)
-	for _, n := range before.nodes {
+	known := make(map[string]*node) // with those that left, which are still open
+	for _, n := range slices.Concat(before.nodes, before.left) {
 		known[n.name] = n
 	}
 	now := &placements{byHome: make(map[int64]*node), unreachable: make(map[string]bool), throughMain: make(map[int64]string)}
@@ -262,8 +262,8 @@ func (e *engine) place(ctx context.Context, all []placement, reference map[strin
 			}
 		}
 	}
-	for name, n := range known {
-		if tried[name] == nil {
+	for _, n := range before.nodes {
+		if tried[n.name] == nil {
 			now.left = append(now.left, n)
 		}
 	}
@@ -275,7 +275,9 @@ func (e *engine) place(ctx context.Context, all []placement, reference map[strin
 	}
 	// Requests may have chosen a node just before it left, so it was still open since then.
 	for _, n := range before.left {
-		n.close()
+		if tried[n.name] == nil {
+			n.close()
+		}
 	}
 }
 

@@ -174,6 +174,37 @@ func TestHomesMoveToAnotherNode(t *testing.T) {
 	s.must(201, "POST", "/queues/q0/messages", `{"data":{"n":3}}`)
 }
 
+// Citus can drain a node and use it again. A node that has left is closed at the reading after.
+func TestANodeThatLeftCanComeBackAtTheNextReading(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	s := n.newServer(t)
+	for range 2 {
+		s.engine.place(context.Background(), n.placements(0, 0), nil)
+		s.engine.place(context.Background(), n.placements(0, 1), nil)
+	}
+	n.main.freeze()
+	s.must(201, "POST", "/queues/q1/messages", `{"data":{}}`)
+	n.main.thaw()
+	s.wantMetrics(fmt.Sprintf(`go_sql_max_open_connections{db_name="engine %s"}`, n.others[1].address))
+
+	s.engine.place(context.Background(), n.placements(0, 0), nil)
+	s.engine.place(context.Background(), n.placements(0, 0), nil)
+	eventually(t, "the node without a home has no connection", func() bool { return n.others[1].open() == 0 })
+}
+
+// A dispatcher may wait for a connection to a node while the homes of the node move away.
+func TestAReceiveAtANodeThatIsClosedFails(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	s := n.newServer(t)
+	closed := s.engine.nodeOf(1)
+	s.engine.place(context.Background(), n.placements(0, 0), nil)
+	s.engine.place(context.Background(), n.placements(0, 0), nil)
+	s.engine.placements.Load().byHome[1] = closed
+	s.must(503, "GET", "/out/q1", "")
+}
+
 // The nodes of a cluster may be on a network that only the coordinator can reach.
 func TestHomesOfUnreachableNodesAreReachedThroughTheCoordinator(t *testing.T) {
 	t.Parallel()

@@ -537,7 +537,12 @@ func (e *engine) claimMessages(key dispatcherKey, from claimStart, groupsFirst b
 		}
 		// The batch found that the queue needs a claim of its own.
 	}
-	s := <-n.claimers
+	var s *pinnedConn
+	select {
+	case s = <-n.claimers:
+	case <-n.claims.closed: // the node has no home any more
+		return claimResult{}, time.Now(), errUnavailable
+	}
 	defer func() { n.claimers <- s }()
 	sentAt = time.Now()
 	v, err = s.claim(key, from, groupsFirst, limit, budget)

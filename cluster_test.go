@@ -525,11 +525,11 @@ func TestBackgroundWorkNeedsOnlyTheNodeOfAHome(t *testing.T) {
 			v.metrics.cleanedUp.Set(1)
 			v.must(200, "GET", "/metrics", "")
 
-			if v.second.freeze(); mode == "down" {
+			if mode == "down" {
 				v.second.refuse(true)
 				v.second.reset()
 			}
-			eventually(t, "the server notices", func() bool { return v.store.homes.unavailable(v.homeOf(v.queues[1][0])) != nil })
+			v.hang()
 			err := c.once(t.Context())
 			if !errors.Is(err, errNodeUnavailable) || !strings.Contains(err.Error(), v.names[1]) || strings.Contains(err.Error(), v.names[0]) {
 				t.Errorf("the error of the cleanup is %v, want one about the node %s", err, v.names[1])
@@ -593,6 +593,57 @@ func TestBackgroundWorkNeedsOnlyTheNodeOfAHome(t *testing.T) {
 				return strings.Contains(v.must(200, "GET", "/metrics", ""), `queued_queue_messages{queue="`+v.queues[1][0]+`",state="ready"}`)
 			})
 		})
+	}
+}
+
+// hang makes the second node hang. When it returns, the server has noticed.
+func (v *twoNodes) hang() {
+	v.t.Helper()
+	v.second.freeze()
+	eventually(v.t, "the server notices", func() bool { return v.store.homes.unavailable(v.homeOf(v.queues[1][0])) != nil })
+}
+
+const nodeUnavailable = `{"detail":"the database server of the queue is unavailable; try again later"}`
+
+// A statement that waits for a node occupies a connection that requests for other queues need.
+func TestRequestsForQueuesOfANodeThatHangsFailAtOnce(t *testing.T) {
+	t.Parallel()
+	v := newTwoNodes(t)
+	queue, healthy := v.queues[1][0], v.queues[0][0]
+	id := v.publishTo(queue)
+	v.receive(queue, "")
+	v.put(healthy, fmt.Sprintf(`"message_max_deliveries":2,"dead_queue_id":%q`, queue))
+	v.publishTo(healthy)
+	v.hang()
+	var steps []step
+	for _, r := range [][3]string{
+		{"GET", "/stats"},
+		{"GET", "/stats?detail=true"},
+		{"GET", "/consumers"},
+		{"PUT", "/purge"},
+		{"PUT", "/redrive", fmt.Sprintf(`{"destination_queue_id":%q}`, healthy)},
+		{"GET", "/messages/peek"},
+		{"GET", "/messages/peek?state=ready"},
+		{"GET", "/messages/consumed"},
+		{"GET", "/groups"},
+		{"GET", "/groups/1"},
+		{"PUT", "/groups/1", `{"delivery_interval_ms":1}`},
+		{"DELETE", "/groups/1"},
+	} {
+		steps = append(steps, step{r[0], "/queues/" + queue + r[1], r[2], 503, nodeUnavailable})
+	}
+	v.play(append(steps,
+		step{"GET", "/messages/" + id, "", 503, nodeUnavailable},
+		step{"PUT", "/queues/" + healthy + "/redrive", fmt.Sprintf(`{"destination_queue_id":%q}`, queue), 503, nodeUnavailable},
+		step{"PUT", "/messages/redrive", fmt.Sprintf(`{"ids":[%q],"destination_queue_id":%q}`, id, queue), 503, nodeUnavailable},
+		step{"DELETE", "/messages", fmt.Sprintf(`{"ids":[%q]}`, id), 503, nodeUnavailable},
+	))
+	if _, err := v.store.counts(t.Context(), v.key(queue), 1); !errors.Is(err, errNodeUnavailable) {
+		t.Errorf("the error of counts is %v, want %v", err, errNodeUnavailable)
+	}
+	body := v.must(200, "GET", "/queues/"+healthy+"/stats?detail=true", "")
+	if !strings.Contains(body, `"ready":1`) || !strings.HasSuffix(body, `"dead_queue_messages":null}`) {
+		t.Errorf("the stats of a queue whose dead queue hangs are %s", body)
 	}
 }
 

@@ -65,6 +65,9 @@ ORDER BY m.minute`
 // jobCounts returns the counts of a group in each of the last countedMinutes, oldest first.
 // For an empty group it returns the sums over the queues that visible matches.
 func (s *store) jobCounts(ctx context.Context, visible *names, group string) ([]jobCount, error) {
+	if err := s.homes.needAllNodes(); err != nil {
+		return nil, err
+	}
 	return collect(ctx, s.on("job_counts"), func(row scanner) (c jobCount, err error) {
 		err = row.Scan(&c.minute, &c.enqueued, &c.dequeued)
 		return c, err

@@ -84,7 +84,7 @@ ORDER BY f.total`
 // consumed returns consumed messages that a queue has kept, the latest first. It has the
 // limits of peek.
 func (s *store) consumed(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
-	q, err := s.queue(ctx, queueID)
+	q, err := s.queueAtHome(ctx, queueID)
 	if err != nil {
 		return nil, err
 	}

@@ -263,6 +263,9 @@ func (s *store) countInFlight(ctx context.Context, queueKey int64, all []*consum
 	for id := range last {
 		ids = append(ids, formatID(id))
 	}
+	if err := s.homes.unavailable(homeOf(queueKey)); err != nil {
+		return err
+	}
 	_, err := collect(ctx, s.on("in_flight"), func(row scanner) (any, error) {
 		var id string
 		var attempts int32

@@ -132,7 +132,7 @@ func scanGroup(row scanner) (g group, err error) {
 // group returns a group. It returns errGroupNotFound for a group without messages, unless a
 // client has set its interval.
 func (s *store) group(ctx context.Context, queueID, id string) (group, error) {
-	q, err := s.queue(ctx, queueID)
+	q, err := s.queueAtHome(ctx, queueID)
 	if err != nil {
 		return group{}, err
 	}
@@ -145,7 +145,7 @@ func (s *store) group(ctx context.Context, queueID, id string) (group, error) {
 
 // groups returns a page of the groups that group finds, in order of their ids.
 func (s *store) groups(ctx context.Context, queueID string, offset, limit int) ([]group, error) {
-	q, err := s.queue(ctx, queueID)
+	q, err := s.queueAtHome(ctx, queueID)
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +165,9 @@ SET delivery_interval_ms = excluded.delivery_interval_ms, keep_interval = coales
 func (s *store) setInterval(ctx context.Context, queueID, id string, interval *int, kept *bool) (g *group, err error) {
 	err = s.transaction(ctx, func(tx *sql.Tx) error {
 		q, err := s.queueIn(ctx, tx, queueID)
+		if err == nil {
+			err = s.homes.unavailable(homeOf(q.key))
+		}
 		if err != nil {
 			return err
 		}

@@ -123,6 +123,12 @@ func (h *homes) needAllNodes() error {
 	return nil
 }
 
+// allRespond reports whether all nodes respond, as far as is known. A statement about all homes
+// would wait for those that do not.
+func (h *homes) allRespond() bool {
+	return h.needAllNodes() == nil && (h == nil || h.engine == nil || !h.engine.main.isSilent())
+}
+
 // each calls work for each of these homes. It skips homes whose node does not respond, and an
 // error ends only the work of its home, unless the database itself is lost.
 func (h *homes) each(all []int64, work func(home int64) error) error {
@@ -216,19 +222,37 @@ func (h *homes) newID(queueKey int64) string {
 }
 
 // homesOfMessages returns a function with the homes that messages have now. The home of an
-// unknown message is that of its id.
+// unknown message is that of its id. It returns errNodeUnavailable if an unknown message may be
+// on a node that does not respond.
 func (s *store) homesOfMessages(ctx context.Context, ids []string) (func(id string) int64, error) {
 	if !s.homes.areSeveral() {
 		return s.homes.ofID, nil
 	}
 	all := make(locations)
-	_, err := collect(ctx, s.on("locations"), all.scan, selectLocationsSQL, idArray(ids))
+	var err error
+	if s.homes.allRespond() {
+		_, err = collect(ctx, s.on("locations"), all.scan, selectLocationsSQL, idArray(ids))
+	} else if err = s.locateInEach(ctx, ids, all); all.hasAll(ids) {
+		err = nil
+	}
 	return func(id string) int64 {
 		if at, found := all[id]; found {
 			return at.home
 		}
 		return s.homes.ofID(id)
 	}, err
+}
+
+// locateInEach searches messages in one home after the other.
+func (s *store) locateInEach(ctx context.Context, ids []string, found locations) error {
+	homes, err := s.homes.inUse(ctx, s.on("homes"))
+	if err != nil {
+		return err
+	}
+	return s.homes.each(homes, func(home int64) error {
+		_, err := collect(ctx, s.on("locations_in_home"), found.scan, selectLocationsInHomeSQL, home, idArray(ids))
+		return err
+	})
 }
 
 // inHomesOfItems is inHomes for sorted items, of which some may have moved. These are looked
@@ -384,16 +408,28 @@ func inHomesOfQueues[R any](s *pinnedConn, ids []string, idOf func(R) string, ru
 	return append(all, more...), err
 }
 
-// homeOfQueue returns the home of a queue, or 0 if there is no queue.
+// homeOfQueue returns the home of a queue, or 0 if there is no queue. It returns
+// errNodeUnavailable like queueAtHome.
 func (s *store) homeOfQueue(ctx context.Context, queueID string) (home int64, err error) {
 	if !s.homes.areSeveral() {
 		return 0, nil
 	}
-	q, err := s.queue(ctx, queueID)
+	q, err := s.queueAtHome(ctx, queueID)
 	if err != nil && !errors.Is(err, errQueueNotFound) {
 		return 0, err
 	}
 	return homeOf(q.key), nil
+}
+
+// queueAtHome returns a queue whose messages will be read or changed. It returns
+// errNodeUnavailable if their node does not respond, because a statement that waits for the
+// node occupies a connection that other requests need.
+func (s *store) queueAtHome(ctx context.Context, id string) (queue, error) {
+	q, err := s.queue(ctx, id)
+	if err == nil {
+		err = s.homes.unavailable(homeOf(q.key))
+	}
+	return q, err
 }
 
 // inHomes runs a statement for the items of each home and returns all rows. If there are

@@ -25,6 +25,9 @@ WHERE m.home = $1
 // message returns a message in any queue.
 func (s *store) message(ctx context.Context, id string) (message, error) {
 	home := s.homes.ofID(id)
+	if err := s.homes.unavailable(home); err != nil {
+		return message{}, err
+	}
 	m, err := scanMessage(s.on("message").QueryRowContext(ctx, selectMessageSQL, home, id))
 	if errors.Is(err, sql.ErrNoRows) && s.homes.areSeveral() {
 		var homes func(id string) int64
@@ -66,6 +69,9 @@ func (s *store) idsInHomes(ctx context.Context, name, statement string, visible 
 	}
 	all := []string{}
 	for _, home := range homes {
+		if err := s.homes.unavailable(home); err != nil {
+			return nil, err
+		}
 		ids, err := collect(ctx, s.on(name), scanText, statement, 0, maxHolding, visible.all, textArray(visible.exact), textArray(visible.prefixes), home)
 		if err != nil {
 			return nil, err
@@ -89,6 +95,9 @@ func (s *store) queuesOf(ctx context.Context, ids idArray) (map[string]string, e
 	queues := make(map[string]string, len(ids))
 	read := func(ids []string, at func(id string) int64) error {
 		for home, ids := range byHome(ids, at) {
+			if err := s.homes.unavailable(home); err != nil {
+				return err
+			}
 			_, err := collect(ctx, s.on("queues_of"), func(row scanner) (any, error) {
 				var id, queueID string
 				err := row.Scan(&id, &queueID)
@@ -145,7 +154,7 @@ ORDER BY f.total`
 // peek returns messages of a queue in any state without receiving them, oldest due first. It
 // returns up to limit messages, and up to deliverySize bytes, but at least one message.
 func (s *store) peek(ctx context.Context, queueID string, offset, limit int) ([]message, error) {
-	q, err := s.queue(ctx, queueID)
+	q, err := s.queueAtHome(ctx, queueID)
 	if err != nil {
 		return nil, err
 	}

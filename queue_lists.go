@@ -46,6 +46,9 @@ FROM (
 
 // counts counts the messages of a queue, but no more than limit.
 func (s *store) counts(ctx context.Context, queueKey int64, limit int) (v messageCounts, err error) {
+	if err := s.homes.unavailable(homeOf(queueKey)); err != nil {
+		return v, err
+	}
 	err = s.on("counts").QueryRowContext(ctx, selectCountsSQL, homeOf(queueKey), queueKey, limit).Scan(&v.Ready, &v.Delayed, &v.InFlight, &v.Exhausted)
 	return v, asUnavailable(err)
 }

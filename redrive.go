@@ -122,7 +122,7 @@ func (s *store) redrive(ctx context.Context, queueID string, destination *string
 	err = inBatches(ctx, func(after position) (last position, err error) {
 		// If the destination were deleted meanwhile, no message would move.
 		if destination != nil {
-			if _, err := s.queue(ctx, *destination); err != nil {
+			if _, err := s.queueAtHome(ctx, *destination); err != nil {
 				return position{}, err
 			}
 		}
@@ -179,7 +179,7 @@ FROM removed`
 // flight. It returns the queue that each moved message was in, and the new queues.
 func (s *store) redriveNamed(ctx context.Context, ids idArray, destination *string) (v redriven, from, to []string, err error) {
 	if destination != nil {
-		if _, err := s.queue(ctx, *destination); err != nil {
+		if _, err := s.queueAtHome(ctx, *destination); err != nil {
 			return v, nil, nil, err
 		}
 	}

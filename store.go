@@ -587,7 +587,7 @@ func (s *store) details(ctx context.Context, queueID string) (queueDetails, erro
 		return v, errQueueNotFound
 	}
 	v.NumUndeliveredMessages = v.Messages.Ready
-	if key := deadQueueKey.Int64; err == nil && deadQueueKey.Valid {
+	if key := deadQueueKey.Int64; err == nil && deadQueueKey.Valid && s.homes.unavailable(homeOf(key)) == nil {
 		v.DeadQueueMessages = new(int64)
 		err = s.on("count_queue").QueryRowContext(ctx, countQueueSQL, homeOf(key), key).Scan(v.DeadQueueMessages)
 	}

@@ -605,6 +605,69 @@ func (v *twoNodes) hang() {
 
 const nodeUnavailable = `{"detail":"the database server of the queue is unavailable; try again later"}`
 
+// A message that is not in its queue any more may have moved to the node that hangs.
+func TestMessagesAreSearchedOnNodesThatRespond(t *testing.T) {
+	t.Parallel()
+	v := newTwoNodes(t)
+	queue, other := v.queues[0][0], v.queues[0][1]
+	receive := func() wireMessage {
+		v.publishTo(queue)
+		return v.receive(queue, "")[0]
+	}
+	acked, stale := receive(), receive()
+	v.must(204, "PUT", "/messages/"+acked.ID+"/ack", "")
+	moved := v.publishTo(queue)
+	v.must(204, "PUT", "/messages/redrive", fmt.Sprintf(`{"ids":[%q],"destination_queue_id":%q}`, moved, other))
+	v.must(204, "PUT", "/messages/"+stale.ID+"/nack", `{"delay_seconds":600}`)
+	leased, last := receive(), receive()
+	searches := v.statements("locations")
+	v.hang()
+
+	const mayMove = `{"detail":"a message may be moving to another queue; try again later"}`
+	publish := func(ack string) string { return fmt.Sprintf(`{"data":{},"ack":[%q]}`, ack) }
+	token := fmt.Sprintf(`{"messages":[{"id":%q,"scheduled_at":%q}]}`, stale.ID, stale.ScheduledAt)
+	v.play([]step{
+		{"PUT", "/messages/" + acked.ID + "/ack", "", 503, mayMove},
+		{"PUT", "/messages/" + acked.ID + "/nack", "", 503, mayMove},
+		{"PUT", "/messages/" + acked.ID + "/extend", `{"ack_deadline_seconds":60}`, 503, mayMove},
+		{"POST", "/queues/" + queue + "/messages", publish(acked.ID), 503, mayMove},
+		{"POST", "/queues/" + queue + "/messages", `{"deduplication_id":"1",` + publish(acked.ID)[1:], 503, mayMove},
+		{"GET", "/messages/" + acked.ID, "", 503, nodeUnavailable},
+	})
+	v.must(409, "PUT", "/messages/ack", token)
+	v.must(409, "PUT", "/messages/nack", token)
+	v.must(201, "POST", "/queues/"+queue+"/messages", publish(leased.ID))
+	v.must(201, "POST", "/queues/"+queue+"/messages", `{"deduplication_id":"2",`+publish(last.ID)[1:])
+	v.must(200, "GET", "/messages/"+moved, "")
+	v.must(204, "PUT", "/messages/"+moved+"/ack", "")
+	checkDiff(t, "searches on all nodes", searches, v.statements("locations"))
+}
+
+func TestANackOfALastDeliveryNeedsTheNodeOfItsDeadQueue(t *testing.T) {
+	t.Parallel()
+	v := newTwoNodes(t)
+	healthy := v.queues[0]
+	var batch []*ackRequest
+	for i, dead := range []string{healthy[0], v.queues[1][0]} {
+		v.put(healthy[i+1], fmt.Sprintf(`"message_max_deliveries":1,"dead_queue_id":%q`, dead))
+		batch = append(batch, &ackRequest{items: []ackItem{{id: v.publishTo(healthy[i+1])}}})
+		v.receive(healthy[i+1], "")
+	}
+	v.hang()
+	node := v.engine.nodeOf(v.homeOf(healthy[1]))
+	conn := newPinnedConn(node.db, v.metrics)
+	conn.homes, conn.shards = v.engine.homes, &node.shards
+	defer conn.end()
+	if err := v.engine.runNacks(conn, batch); err != nil {
+		t.Fatal(err)
+	}
+	if batch[0].err != nil || !errors.Is(batch[1].err, errNodeUnavailable) {
+		t.Errorf("errors %v and %v, want one of the message whose dead queue is on the other node", batch[0].err, batch[1].err)
+	}
+	checkDiff(t, "messages of the dead queue that responds", 1, v.messagesOf(healthy[0]))
+	checkDiff(t, "attempts to move messages", 1, v.statements("nack_last"))
+}
+
 // A statement that waits for a node occupies a connection that requests for other queues need.
 func TestRequestsForQueuesOfANodeThatHangsFailAtOnce(t *testing.T) {
 	t.Parallel()

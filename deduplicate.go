@@ -201,7 +201,7 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 		firsts = make(map[deduplicationKey]*firstCopy)
 		var acks []ackItem
 		if slices.ContainsFunc(batch, func(p *publication) bool { return len(p.acks) > 0 }) {
-			leases, err := s.lockLeases(batch)
+			leases, moving, err := s.lockLeases(batch)
 			if err != nil {
 				return err
 			}
@@ -209,7 +209,7 @@ func (e *engine) publishOnce(s *pinnedConn, batch []*publication, wait time.Dura
 				if failed := leases.take(p.acks); failed == nil {
 					able, acks = append(able, p), append(acks, p.acks...)
 				} else if len(batch) == 1 {
-					return e.publishAgain(s, p, failed)
+					return e.publishAgain(s, p, failed, moving)
 				}
 			}
 		} else {
@@ -431,8 +431,8 @@ func (s *pinnedConn) readDeduplications(firsts map[deduplicationKey]*firstCopy) 
 // publishAgain sets the result of a publication whose messages to ack are not all in flight,
 // in the leases of their tokens. If each of its messages is a duplicate, and the messages to
 // ack do not exist any more, an earlier publish has stored and acked them: the result is
-// that of the earlier one. Otherwise it is errNotAcked.
-func (e *engine) publishAgain(s *pinnedConn, p *publication, failed []int) error {
+// that of the earlier one. Otherwise it is errNotAcked or errMoving.
+func (e *engine) publishAgain(s *pinnedConn, p *publication, failed []int, moving []string) error {
 	firsts := make(map[deduplicationKey]*firstCopy)
 	for _, key := range p.deduplicationKeys() {
 		firsts[key] = &firstCopy{}
@@ -447,7 +447,7 @@ func (e *engine) publishAgain(s *pinnedConn, p *publication, failed []int) error
 			return firsts[deduplicationKey{to.queueKey, m.deduplicationID}] == nil
 		})
 		if len(failed) < len(p.acks) || m.deduplicationID == "" || len(stored) == 0 && len(sent[i].to) > 0 {
-			p.err = errNotAcked{failed}
+			p.err = p.notAcked(failed, moving)
 			return nil
 		}
 		sent[i].to = stored // a queue that the topic did not have then gets no copy

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -51,10 +52,13 @@ func (l locations) hasAll(ids []string) bool {
 const searches = 3
 
 // locate searches messages in all homes. It is sure if those that it does not find are not
-// moving.
+// moving, and not on a node that does not respond.
 func (s *pinnedConn) locate(ids []string) (all locations, sure bool, err error) {
 	if len(ids) == 0 {
 		return nil, true, nil
+	}
+	if s.homes.areSeveral() && !s.homes.allRespond() {
+		return s.locateInEach(ids)
 	}
 	var before []string // transactions that were unfinished before the last search
 	end := time.Now().Add(lockTimeout)
@@ -69,7 +73,7 @@ func (s *pinnedConn) locate(ids []string) (all locations, sure bool, err error) 
 			unfinished, err = read(s, "unfinished_transactions", scanTexts, selectUnfinishedSQL)
 		}
 		if err != nil && !s.begun && errors.Is(asUnavailable(err), errUnavailable) && s.homes.areSeveral() { // maybe only a node is
-			return s.locateInEach(ids), false, nil
+			return s.locateInEach(ids)
 		}
 		if err != nil {
 			return nil, false, err
@@ -93,16 +97,20 @@ WHERE home = $1
     AND id = ANY($2::uuid[])
     AND expired_at > now()`
 
-// locateInEach searches messages in one home after the other, and skips homes whose node does
-// not respond.
-func (s *pinnedConn) locateInEach(ids []string) locations {
-	found := make(locations)
-	homes, _ := read(s, "homes", scanKey, selectHomesSQL) // nothing is found after an error
+// locateInEach is locate in one home after the other. It skips homes whose node does not
+// respond, and homes in which the search fails, unless that has ended a transaction.
+func (s *pinnedConn) locateInEach(ids []string) (found locations, sure bool, err error) {
+	found = make(locations)
+	homes, err := read(s, "homes", scanKey, selectHomesSQL)
 	s.homes.each(homes, func(home int64) error {
-		_, err := read(s, "locations_in_home", found.scan, selectLocationsInHomeSQL, home, idArray(ids))
-		return err
+		_, failed := read(s, "locations_in_home", found.scan, selectLocationsInHomeSQL, home, idArray(ids))
+		err = cmp.Or(err, failed)
+		return failed
 	})
-	return found
+	if !s.begun {
+		err = nil
+	}
+	return found, false, err
 }
 
 func scanTexts(row scanner) (all []string, err error) {

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"database/sql"
-	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -45,9 +45,10 @@ func (e *engine) runNacks(s *pinnedConn, batch []*ackRequest) error {
 // nackLast moves messages of a home that had their last delivery, and sets the errors of those
 // that stay in flight.
 func (e *engine) nackLast(s *pinnedConn, home int64, items []ackItem, failed map[string]error) (all []queueChange) {
+	items = s.withDeadQueue(home, items, failed)
 	for len(items) > 0 {
 		moved, err := s.nackLast(home, items)
-		if pq.As(err, pqerror.TRDeadlockDetected) != nil || errors.Is(err, errHomeMoved) {
+		if pq.As(err, pqerror.TRDeadlockDetected) != nil {
 			moved, err = s.nackLast(home, items)
 		}
 		if err != nil {
@@ -76,7 +77,8 @@ func (e *engine) nackLast(s *pinnedConn, home int64, items []ackItem, failed map
 // nackEach is nackLast for each item alone, after an error of all of them, if one of them may
 // be the cause.
 func (e *engine) nackEach(s *pinnedConn, home int64, items []ackItem, err error, failed map[string]error) (all []queueChange) {
-	alone := len(items) > 1 && (blamesOne(err) || locked(err))
+	ofDeadQueue := pq.As(err, pqerror.ConnectionFailure) != nil // maybe only the node of one dead queue is down
+	alone := len(items) > 1 && (blamesOne(err) || locked(err) || ofDeadQueue)
 	lockTimeouts := 0
 	for i, v := range items {
 		if !alone || lockTimeouts >= batchLockTimeouts {
@@ -224,6 +226,38 @@ WITH due AS MATERIALIZED (
 )
 SELECT whole::text, coalesce(destination_id, ''), queue_key, coalesce(group_id, ''), coalesce(last_error, ''), queue_id, id, leased_until IS NOT NULL OR $2
 FROM removed`
+
+const selectDeadHomesSQL = `
+SELECT m.id, d.home
+FROM queued.messages m
+JOIN queued.queues q ON q.key = m.queue_key
+JOIN queued.queues d ON d.id = q.dead_queue_id
+WHERE m.home = $1
+    AND m.id = ANY($2::uuid[])`
+
+// withDeadQueue returns the items of a home without those whose dead queue is on a node that
+// does not respond, and sets the errors of these.
+func (s *pinnedConn) withDeadQueue(home int64, items []ackItem, failed map[string]error) []ackItem {
+	if s.homes.needAllNodes() == nil {
+		return items
+	}
+	ids, _, _ := ackItemArgs(items)
+	stay := make(map[string]error)
+	_, err := read(s, "dead_homes", func(row scanner) (any, error) {
+		var id string
+		var deadHome int64
+		err := row.Scan(&id, &deadHome)
+		stay[id] = s.homes.unavailable(deadHome)
+		return nil, err
+	}, selectDeadHomesSQL, home, ids)
+	return slices.DeleteFunc(slices.Clone(items), func(v ackItem) bool {
+		stays := cmp.Or(err, stay[v.id])
+		if stays != nil {
+			failed[v.id] = asUnavailable(stays)
+		}
+		return stays != nil
+	})
+}
 
 // movedLast is a message that has moved after its last delivery.
 type movedLast struct {

@@ -118,3 +118,39 @@ func TestManyLargeMessagesMove(t *testing.T) {
 		})
 	}
 }
+
+// PostgreSQL refuses the connection to the node of one dead queue.
+func TestNacksOfLastDeliveriesWhoseDeadQueueIsThereShareNoFailure(t *testing.T) {
+	t.Parallel()
+	s := newNodes(t).newServer(t)
+	var batch []*ackRequest
+	for queue, dead := range map[string]string{"a": "q0", "b": "q1"} {
+		for id := queue; ; id += "_" {
+			if s.mustQueue(id, `"message_max_deliveries":1`, `"dead_queue_id":"`+dead+`"`); s.homeOf(id) == 0 {
+				queue = id
+				break
+			}
+		}
+		id := s.messages(s.must(201, "POST", "/queues/"+queue+"/messages", `{"data":{}}`))[0].ID
+		s.receive(queue, "")
+		batch = append(batch, &ackRequest{items: []ackItem{{id: id}}})
+	}
+	s.exec(`CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE connection_failure USING MESSAGE = 'no connection to home 1';
+END $$`)
+	s.exec("CREATE TRIGGER fail BEFORE INSERT ON queued.messages FOR EACH ROW WHEN (new.home = 1) EXECUTE FUNCTION public.fail()")
+	conn := newPinnedConn(s.store.db, s.metrics)
+	conn.homes = s.engine.homes
+	defer conn.end()
+	if err := s.engine.runNacks(conn, batch); err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for _, v := range batch {
+		if errors.Is(v.err, errUnavailable) {
+			failed++
+		}
+	}
+	checkDiff(t, "failed nacks, and messages in the dead queues", []int{1, 1, 0}, []int{failed, s.messagesIn("q0"), s.messagesIn("q1")})
+}

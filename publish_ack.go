@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -26,14 +27,14 @@ func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
 	var messages []outgoing
 	err := s.transaction(func() (err error) {
 		able, messages = nil, nil
-		leases, err := s.lockLeases(batch)
+		leases, moving, err := s.lockLeases(batch)
 		if err != nil {
 			return err
 		}
 		var items []ackItem
 		for _, p := range batch {
 			if failed := leases.take(p.acks); failed != nil {
-				p.err = errNotAcked{failed}
+				p.err = p.notAcked(failed, moving)
 				continue
 			}
 			able, items, messages = append(able, p), append(items, p.acks...), p.appendOutgoing(messages)
@@ -67,6 +68,15 @@ func (e *engine) publishAndAck(s *pinnedConn, batch []*publication) error {
 	return nil
 }
 
+// notAcked returns the error of a publication if messages at some indexes of its acks are not
+// in flight: errMoving if one of them may be moving.
+func (p *publication) notAcked(failed []int, moving []string) error {
+	if slices.ContainsFunc(failed, func(i int) bool { return slices.Contains(moving, p.acks[i].id) }) {
+		return errMoving
+	}
+	return errNotAcked{failed}
+}
+
 // leases are messages in flight, by id, with the ends of their leases.
 type leases map[string]time.Time
 
@@ -96,14 +106,15 @@ WHERE m.home = $1
 ORDER BY m.id
 FOR UPDATE`
 
-// lockLeases locks the messages that publications ack, and returns the ones in flight.
-func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
+// lockLeases locks the messages that publications ack, and returns the ones in flight, and the
+// ids of those that may be moving.
+func (s *pinnedConn) lockLeases(batch []*publication) (all leases, moving []string, err error) {
 	var items []ackItem
 	for _, p := range batch {
 		items = append(items, p.acks...)
 	}
-	all := make(leases, len(items))
-	_, _, err := inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]string, error) {
+	all = make(leases, len(items))
+	_, moving, err = inHomesOfItems(s, sortedItems(items), func(home int64, items []ackItem) ([]string, error) {
 		ids, _, _ := ackItemArgs(items)
 		return read(s, "lock_leases", func(row scanner) (id string, err error) {
 			var leasedUntil time.Time
@@ -112,7 +123,7 @@ func (s *pinnedConn) lockLeases(batch []*publication) (leases, error) {
 			return id, err
 		}, lockLeasesSQL, home, ids)
 	}, func(id string) []string { return []string{id} })
-	return all, err
+	return all, moving, err
 }
 
 // acks decodes the messages that a publish acks.

@@ -230,17 +230,16 @@ func (s *server) deleteNamed(r *request) (any, error) {
 		return nil, err
 	}
 	deleted, err := s.store.deleteNamed(r.Context(), ids)
-	if err != nil {
-		return nil, err
-	}
-	total := 0
+	total := 0 // also if the deletion has failed in another home
 	for queueID, n := range deleted {
 		total += n
 		s.metrics.add(messagesPurged, queueID, n)
 		s.engine.announce(queueID, time.Time{}) // in an ordered group, later messages may have waited for deleted ones
 	}
-	r.w.Header().Set("X-Messages-Deleted", strconv.Itoa(total))
-	return nil, s.logged(r, nil, "messages deleted", "count", total)
+	if err == nil {
+		r.w.Header().Set("X-Messages-Deleted", strconv.Itoa(total))
+	}
+	return nil, s.logged(r, err, "messages deleted", "count", total)
 }
 
 func (s *server) publish(r *request) (any, error) {

@@ -277,15 +277,32 @@ func TestARequestAcksMessagesOfSeveralNodes(t *testing.T) {
 	}
 }
 
-func TestAPublishToSeveralHomesStoresAllCopiesOrNone(t *testing.T) {
+func TestADeletionThatFailsInOneHomeCountsThoseInOthers(t *testing.T) {
 	t.Parallel()
-	n := newNodes(t)
-	s := n.newServer(t)
+	s := newNodes(t).newServer(t)
+	s.publish("t", 1)
+	ids := s.receive("q0", "")[0].ID + `","` + s.receive("q1", "")[0].ID
+	refuse(s, "DELETE", "old.home = 1")
+	s.must(503, "DELETE", "/messages", `{"ids":["`+ids+`"]}`)
+	checkDiff(t, "messages left", []int{0, 1}, []int{s.messagesIn("q0"), s.messagesIn("q1")})
+	s.wantMetrics(`queued_messages_purged_total{queue="q0"} 1`)
+}
+
+// refuse makes PostgreSQL refuse an event of messages for which the condition holds.
+func refuse(s *testServer, event, condition string) {
+	s.t.Helper()
 	s.exec(`CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE insufficient_resources;
 END $$`)
-	s.exec("CREATE TRIGGER refuse BEFORE INSERT ON queued.messages FOR EACH ROW WHEN (new.home = 1) EXECUTE FUNCTION public.refuse()")
+	s.exec("CREATE TRIGGER refuse BEFORE " + event + " ON queued.messages FOR EACH ROW WHEN (" + condition + ") EXECUTE FUNCTION public.refuse()")
+}
+
+func TestAPublishToSeveralHomesStoresAllCopiesOrNone(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	s := n.newServer(t)
+	refuse(s, "INSERT", "new.home = 1")
 	s.must(503, "POST", "/topics/t/messages", `{"data":{"n":1}}`)
 	checkDiff(t, "messages", 0, s.count("SELECT count(*) FROM queued.messages"))
 	s.exec("DROP TRIGGER refuse ON queued.messages")

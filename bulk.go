@@ -24,9 +24,12 @@ type snapshot struct {
 }
 
 // The join reads no messages. It is there because the last seq is that of the PostgreSQL that
-// has the home; the bits above the lowest 48 are the range of that PostgreSQL.
+// has the home; the bits above the lowest 48 are the range of that PostgreSQL. Where there are
+// several homes, another PostgreSQL may have numbered the messages of this one, by its clock.
+// The seq of a later message is at most 1000 ticks behind the clock (numberMessageSQL).
 const selectSnapshotSQL = `
-SELECT q.key, now(), coalesce(pg_sequence_last_value('queued.messages_seq_seq') & 281474976710655, 0)
+SELECT q.key, now(), greatest(pg_sequence_last_value('queued.messages_seq_seq') & 281474976710655,
+                              CASE WHEN queued.has_homes() THEN ` + ticksSQL + ` - 1001 ELSE 0 END)
 FROM queued.queues q
 LEFT JOIN (SELECT FROM queued.messages WHERE home = $1 LIMIT 0) AS home ON true
 WHERE q.id = $2`

@@ -149,17 +149,20 @@ func adaptFunctions(ctx context.Context, tx *sql.Tx) error {
 // numbersLock is the key of the advisory lock under which a node advances its sequence.
 const numbersLock = 0x71756575_65640004
 
+// ticksSQL is the clock in ticks of 10 µs.
+const ticksSQL = `(extract(epoch FROM clock_timestamp() - '2020-01-01Z'::timestamptz) * 100000)::bigint`
+
 // The numbers of the messages of a home are those of the node that has it, whichever node an
 // INSERT comes from. The sequence of a node has a range of its own, so the numbers lack the
-// bits of the range. A node follows its clock, in ticks of 10 µs, so that a home that moves
-// to another node goes on with higher numbers. A message that is restored keeps its number,
-// which the INSERT has with a minus sign.
+// bits of the range. A node follows its clock, so that a home that moves to another node goes
+// on with higher numbers. A message that is restored keeps its number, which the INSERT has
+// with a minus sign.
 var numberMessageSQL = strings.ReplaceAll(`
 CREATE OR REPLACE FUNCTION queued.number_message() RETURNS trigger
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    ticks CONSTANT bigint := extract(epoch FROM clock_timestamp() - '2020-01-01Z'::timestamptz) * 100000;
+    ticks CONSTANT bigint := `+ticksSQL+`;
     seq   bigint;
 BEGIN
     IF NEW.seq < 0 THEN

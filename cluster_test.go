@@ -204,7 +204,7 @@ func TestMessagesStayWhenTheirDatabaseIsDistributed(t *testing.T) {
 	} else {
 		dsn = newTestDatabase(t, "template1")
 	}
-	before := startProcess(t, "-database-url", dsn)
+	before := startProcess(t, "-database-url", dsn, "-cleanup-interval", "1h")
 	s := newTestServerOn(t, dsn)
 	s.mustTopic("t")
 	s.mustQueue("dead")
@@ -221,7 +221,7 @@ func TestMessagesStayWhenTheirDatabaseIsDistributed(t *testing.T) {
 	state := s.state()
 
 	distribute()
-	startProcess(t, "-database-url", dsn)
+	startProcess(t, "-database-url", dsn, "-cleanup-interval", "1h")
 	if testCluster != nil {
 		<-before.ended
 	}
@@ -231,6 +231,8 @@ func TestMessagesStayWhenTheirDatabaseIsDistributed(t *testing.T) {
 		t.Error("the tables are not distributed")
 	}
 	checkDiff(t, "received", []int{1, 2, 3}, numbers(s.receive("t", "")))
+	s.must(204, "PUT", "/queues/t/purge", "")
+	checkDiff(t, "messages after a purge", 0, s.messagesIn("t"))
 	s.publishGroups("groups", "a3", "d1")
 	s.must(204, "PUT", "/messages/"+leased[0].ID+"/ack", "")
 	if body := s.must(201, "POST", "/queues/kept/messages", `{"data":{},"deduplication_id":"once"}`); !strings.Contains(body, `"duplicate":true`) {
@@ -423,6 +425,42 @@ func TestOrderOfAGroupHoldsWhenItsHomeMoves(t *testing.T) {
 		s.must(204, "PUT", "/messages/"+m[0].ID+"/ack", "")
 	}
 	checkDiff(t, "order", "b1 a2 a3 a4 a5", strings.Join(got, " "))
+}
+
+// The node that gets a home has drawn no number for its messages.
+func TestMessagesThatMovedWithTheirHomeArePurgedAndRedriven(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("dead")
+	s.mustQueue("q", `"dead_queue_id":"dead"`, `"message_max_deliveries":1`)
+	publish := func() {
+		s.publishGroups("q", "a1", "b1")
+		s.publishGroups("q", "-1", "-2")
+	}
+	for _, bulk := range []struct {
+		what          string
+		do            func()
+		inQueue, dead int
+	}{
+		{"a deleted group", func() { s.must(204, "DELETE", "/queues/q/groups/a", "") }, 3, 4},
+		{"a purge", func() { s.must(204, "PUT", "/queues/q/purge", "") }, 0, 4},
+		{"a redrive", func() {
+			checkDiff(t, "the response", "204 moved 4 left 0", s.moved("/queues/dead/redrive", `{"limit":10}`))
+		}, 8, 0},
+		{"a move task", func() { s.mustStart("dead", "q", 0); mustMove(t, s.newMover()) }, 8, 0},
+	} {
+		s.must(204, "PUT", "/queues/q/purge", "")
+		s.must(204, "PUT", "/queues/dead/purge", "")
+		publish()
+		s.kill("q")
+		publish()
+		for _, queue := range []string{"q", "dead"} {
+			s.moveHome(s.homeOf(queue), "block_writes")
+		}
+		bulk.do()
+		checkDiff(t, "messages after "+bulk.what, bulk.inQueue, s.messagesIn("q"))
+		checkDiff(t, "dead messages after "+bulk.what, bulk.dead, s.messagesIn("dead"))
+	}
 }
 
 // putBehindProxies makes a database and its servers reach the nodes besides the coordinator

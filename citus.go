@@ -228,6 +228,20 @@ func (s *store) setTriggers(ctx context.Context, tx *sql.Tx) error {
 	return nil
 }
 
+// keepDistributed makes functions and triggers that a migration has created again those of a
+// distributed database, if it is one. distribute would do that too late: running servers use
+// them from the commit of the migration.
+func (s *store) keepDistributed(ctx context.Context, tx *sql.Tx) error {
+	distributed, err := isDistributed(ctx, tx)
+	if err != nil || !distributed {
+		return err
+	}
+	if err := adaptFunctions(ctx, tx); err != nil {
+		return err
+	}
+	return s.setTriggers(ctx, tx)
+}
+
 // distribute distributes the tables over the nodes if the database has Citus, and reads the
 // homes. It continues where another server, or an earlier attempt, has ended.
 func (s *store) distribute(ctx context.Context) error {
@@ -371,13 +385,18 @@ func (s *store) setOnNodes(ctx context.Context, tx *sql.Tx) error {
 	return nil
 }
 
+// isDistributed reports whether the tables of a database are distributed.
+func isDistributed(ctx context.Context, q querier) (is bool, err error) {
+	err = q.QueryRowContext(ctx, selectHasHomesSQL).Scan(&is)
+	if err == nil && is {
+		err = q.QueryRowContext(ctx, selectDistributedSQL, "queued."+distributedTables[0]).Scan(&is)
+	}
+	return is, err
+}
+
 // readHomes reads the homes of a database whose tables are distributed.
 func (s *store) readHomes(ctx context.Context) error {
-	var distributed bool
-	err := s.db.QueryRowContext(ctx, selectHasHomesSQL).Scan(&distributed)
-	if err == nil && distributed {
-		err = s.db.QueryRowContext(ctx, selectDistributedSQL, "queued."+distributedTables[0]).Scan(&distributed)
-	}
+	distributed, err := isDistributed(ctx, s.db)
 	if err != nil || !distributed {
 		return err
 	}

@@ -78,6 +78,9 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 	if _, err := tx.ExecContext(ctx, "INSERT INTO queued.schema_version (version) VALUES ($1)", len(steps)); err != nil {
 		return err
 	}
+	if err := s.keepDistributed(ctx, tx); err != nil {
+		return err
+	}
 	return tx.Commit()
 }
 

@@ -29,6 +29,21 @@ func TestManyServersMigrateAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
+// functionsOf describes the functions and the triggers of a database.
+func functionsOf(t testing.TB, s *store) []string {
+	t.Helper()
+	return mustSelect(t, s.db, `
+SELECT pg_get_functiondef(oid)
+FROM pg_proc
+WHERE pronamespace = 'queued'::regnamespace
+UNION ALL
+SELECT pg_get_triggerdef(oid) || ' ' || tgenabled::text
+FROM pg_trigger
+WHERE tgrelid = ANY ('{queued.messages,queued.groups,queued.deduplications}'::regclass[])
+    AND NOT tgisinternal
+ORDER BY 1`)
+}
+
 func TestMigrationKeepsMessages(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)
@@ -37,8 +52,10 @@ func TestMigrationKeepsMessages(t *testing.T) {
 	s.publish("t", 1)
 	s.publishGroups("q", "a1", "a2")
 	steps := append(schemaSteps(), "ALTER TABLE queued.messages ADD COLUMN later integer;\n"+claimFunctionsSQL+publicFunctionsSQL)
+	functions := functionsOf(t, s.store)
 	for range 2 {
 		err := s.store.migrate(context.Background(), steps)
+		checkDiff(t, "functions and triggers", functions, functionsOf(t, s.store)) // of a cluster, where the tables are distributed
 		if err == nil {
 			err = s.store.distribute(context.Background())
 		}

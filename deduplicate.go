@@ -59,6 +59,11 @@ const (
 // not yet committed.
 var errHeld = errors.New("a publish with the same deduplication id is not committed yet")
 
+// errIDsLocked is the error of a publish that has waited for lockTimeout, which is longer than it
+// waits for an id: something has locked the table of the ids, or their home is moving. Only ids
+// on other nodes are waited for as long.
+var errIDsLocked = fmt.Errorf("%w: deduplication ids are locked", errUnavailable)
+
 // heldIDs are the ids that were held recently.
 type heldIDs struct {
 	mu    sync.Mutex
@@ -103,6 +108,19 @@ func (e *engine) publishDeduplicated(s *pinnedConn, batch []*publication) error 
 	if err := s.readDestinations(batch); err != nil {
 		return err
 	}
+	lockTimeouts := 0
+	try := func(part []*publication, wait time.Duration) error {
+		if lockTimeouts == batchLockTimeouts {
+			return errIDsLocked
+		}
+		began := time.Now()
+		err := e.publishOnce(s, part, wait)
+		if errors.Is(err, errHeld) && time.Since(began) >= lockTimeout {
+			lockTimeouts++
+			return errIDsLocked
+		}
+		return err
+	}
 	var together, apart []*publication
 	copies := 0
 	refused := false // a publication, because a queue is full
@@ -129,7 +147,7 @@ func (e *engine) publishDeduplicated(s *pinnedConn, batch []*publication) error 
 			continue
 		}
 		if copies > 0 && copies+p.address.copies > publishRows {
-			if err := e.publishOnce(s, together, heldTimeout); err != nil && !errors.Is(err, errHeld) {
+			if err := try(together, heldTimeout); err != nil && !waitedForIDs(err) {
 				return err
 			}
 			apart = append(apart, together...)
@@ -139,37 +157,43 @@ func (e *engine) publishDeduplicated(s *pinnedConn, batch []*publication) error 
 		copies += p.address.copies
 	}
 	if len(together) > 0 {
-		if err := e.publishOnce(s, together, heldTimeout); err != nil && !errors.Is(err, errHeld) {
+		if err := try(together, heldTimeout); err != nil && !waitedForIDs(err) {
 			return err
 		}
 	}
-	held := make(map[deduplicationKey]bool) // for certain
+	failed := make(map[deduplicationKey]error) // of publications with one id
 	for _, p := range slices.Concat(together, apart) {
 		if p.stored != nil || p.err != nil {
 			continue
 		}
 		keys := p.deduplicationKeys()
-		if slices.ContainsFunc(keys, func(key deduplicationKey) bool { return held[key] }) {
-			p.err = errHeld
+		if i := slices.IndexFunc(keys, func(key deduplicationKey) bool { return failed[key] != nil }); i >= 0 {
+			p.err = failed[keys[i]]
 			continue
 		}
-		err := e.publishOnce(s, []*publication{p}, tryTimeout)
-		if err != nil && !errors.Is(err, errHeld) {
+		err := try([]*publication{p}, tryTimeout)
+		if err != nil && !waitedForIDs(err) {
 			return err
 		}
 		if err != nil {
-			p.err = errHeld
+			p.err = err
 			if len(keys) == 1 {
-				held[keys[0]] = true
+				failed[keys[0]] = err
 			}
 		}
-		e.held.set(keys, err != nil)
+		if !errors.Is(err, errIDsLocked) {
+			e.held.set(keys, err != nil)
+		}
 	}
 	if refused {
 		return s.checkCurrent()
 	}
 	return nil
 }
+
+// waitedForIDs reports whether a publication, or one of its batch, has waited for its ids for
+// too long.
+func waitedForIDs(err error) bool { return errors.Is(err, errHeld) || errors.Is(err, errIDsLocked) }
 
 // deduplicationKeys returns the keys of all copies with a deduplication id.
 func (p *publication) deduplicationKeys() (keys []deduplicationKey) {

@@ -349,6 +349,37 @@ func TestHeldIDHurtsOnlyRequestsWithTheSameID(t *testing.T) {
 	checkDiff(t, "stored", 12, s.messagesIn("q"))
 }
 
+// A lock on the table of the ids is not that of an id, and a batch waits a few times for it.
+func TestLockedDeduplicationsHoldABatchUpForABoundedTime(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	s.publishWithID("q", "warm", 0) // connects
+	free := s.lockTable("queued.deduplications")
+	const many = 30
+	replies := make(chan reply, many)
+	for i := range many {
+		go func() {
+			replies <- s.do("POST", "/queues/q/messages", fmt.Sprintf(`{"data":{"n":%d},"deduplication_id":"%[1]d"}`, i))
+		}()
+	}
+	for range many {
+		if r := <-replies; r.status != 503 || r.body != `{"detail":"database unavailable; try again later"}` {
+			t.Errorf("a publish while the table is locked: %d %s", r.status, r.body)
+		}
+	}
+	free()
+	var tries int
+	_, metric, _ := strings.Cut(s.must(200, "GET", "/metrics", ""), `queued_statement_duration_seconds_count{statement="rollback"} `)
+	if fmt.Sscan(metric, &tries); tries == 0 || tries > many/2 {
+		t.Errorf("%d publishes took %d tries", many, tries)
+	}
+	if n := len(s.engine.held.until); n > 0 {
+		t.Errorf("%d ids count as held", n)
+	}
+	s.publishWithID("q", "0", 0)
+}
+
 // If the transaction is rolled back, the id is free.
 func TestHeldIDIsFreeAfterARollback(t *testing.T) {
 	t.Parallel()

@@ -420,8 +420,9 @@ ORDER BY 1`
 // home: they take the lock that the statements of Citus take, a ShareLock, and check that the
 // home is still on this node. The lock is always that of the shard of messages, which a move of
 // the home takes first. Else both could wait for each other. Whatever changes shards begins
-// with a change of messages or of deduplication ids, or with claim_groups. Citus itself needs no
-// trigger.
+// with a change of messages or of deduplication ids, or with claim_groups. Only lockGroupsSQL
+// comes before it, without the lock of the home: if the home has moved, the INSERT of the messages
+// fails and undoes the whole transaction. Citus itself needs no trigger.
 const holdHomeSQL = `
 CREATE OR REPLACE FUNCTION queued.hold_home() RETURNS trigger
 LANGUAGE plpgsql

@@ -179,8 +179,8 @@ WHERE m.ctid = f.tid
 RETURNING `
 )
 
-// claimBatch claims for compatible requests whose terms s has cached. It marks the requests
-// that got messages as claimed.
+// claimBatch claims for compatible requests whose terms s has cached. It sets done of the
+// requests that got messages.
 func (s *pinnedConn) claimBatch(all []*claimRequest) error {
 	switch len(all) {
 	case 0:

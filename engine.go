@@ -21,8 +21,8 @@ const (
 )
 
 // engine executes the frequent operations: publish (publish.go, deduplicate.go), receive (receive.go,
-// claim*.go), ack, nack and extend (ack.go), and the release of messages that no receiver
-// got (release.go). Their statements run on a node (node.go, placement.go).
+// claim*.go), ack, nack and extend (ack.go, nack.go), and the release of messages that no
+// receiver got (release.go). Their statements run on a node (node.go, placement.go).
 type engine struct {
 	log     *slog.Logger
 	metrics *metrics

@@ -160,7 +160,7 @@ $$;
 COMMENT ON FUNCTION queued.seconds IS 'Internal: a duration in seconds, within bounds';
 
 -- Raises an error unless the arguments of publish and send are those of a message that the
--- server would accept (form.draft in publish.go). data and attributes are trimmed.
+-- server would accept (form.draft in draft.go). data and attributes are trimmed.
 CREATE OR REPLACE FUNCTION queued.check_message(data json, attributes json, group_id text, deduplication_id text) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$

@@ -55,7 +55,7 @@ type message struct {
 	maxDeliveries sql.NullInt64
 	groupDelivery *groupDelivery // of a received message with a group
 	seq           int64          // order among messages due at the same time
-	size          int            // bytes of Data and Attributes
+	size          int            // bytes of Data, Attributes and what only SQS's API has
 	dueAt         timestamp      // of a received message: when it was due, before it was leased
 	consumed      bool           // it was received and deleted at once
 	duplicate     bool           // it was not stored, because this copy was published before

@@ -26,7 +26,7 @@ type delivery struct {
 	goodUntil time.Time
 }
 
-// Limits of a claim. Sizes are bytes of data and attributes.
+// Limits of a claim. Sizes are bytes of data, attributes and what only SQS's API has.
 const (
 	deliverySize = 8 << 20 // per receiver; a single message may be larger
 	claimShares  = 4       // maximum receivers whose deliverySize a claim adds up
@@ -565,7 +565,7 @@ func (e *engine) claimsAlone(queueID string) bool {
 	return e.watermarksOf(queueID).alone
 }
 
-// sizeOf returns the bytes of data and attributes of messages.
+// sizeOf returns the bytes of data, attributes and what only SQS's API has.
 func sizeOf(messages []message) (size int) {
 	for _, m := range messages {
 		size += m.size

@@ -236,7 +236,7 @@ COMMENT ON COLUMN queued.message_states.scheduled_at      IS 'Due time; in fligh
 COMMENT ON COLUMN queued.message_states.created_at        IS 'Time of the publish';
 COMMENT ON COLUMN queued.message_states.updated_at        IS 'Time of the publish, or of the last delivery, nack, release, extension or move';
 COMMENT ON COLUMN queued.message_states.expired_at        IS 'Time from which it is not delivered any more';
-COMMENT ON COLUMN queued.message_states.bytes             IS 'Bytes of data and attributes';
+COMMENT ON COLUMN queued.message_states.bytes             IS 'Bytes of data, attributes and what only SQS''s API has';
 
 -- A claim locks the rows of groups that are ready, so that only one server at a time
 -- delivers from a group.
@@ -453,7 +453,7 @@ CREATE UNLOGGED TABLE queued.job_counts (
 );
 
 COMMENT ON TABLE  queued.job_counts           IS 'Jobs that were enqueued and dequeued by SharQ''s API in each of the last ten minutes';
-COMMENT ON COLUMN queued.job_counts.minute    IS 'Begin of the minute';
+COMMENT ON COLUMN queued.job_counts.minute    IS 'Beginning of the minute';
 COMMENT ON COLUMN queued.job_counts.queue_key IS 'queues.key';
 COMMENT ON COLUMN queued.job_counts.group_id  IS 'Group of the jobs; default: also messages without a group';
 COMMENT ON COLUMN queued.job_counts.dequeued  IS 'Whether the jobs were dequeued; otherwise, they were enqueued';
@@ -463,8 +463,9 @@ COMMENT ON COLUMN queued.job_counts.jobs      IS 'Number of jobs';
 
 -- A queue has a home, a small number that is fixed when it is created. All rows of the large
 -- tables that belong to the queue have it, so that these tables can be distributed by it over
--- servers of PostgreSQL, and a statement about one home is about one server. Today all homes
--- are 0. A statement that has the key of a queue needs no lookup of the home: it is key >> 48.
+-- servers of PostgreSQL, and a statement about one home is about one server. All homes are 0
+-- unless Citus distributes the tables. A statement that has the key of a queue needs no lookup
+-- of the home: it is key >> 48.
 -- It is in no index, so that it costs nothing where there is only one.
 ALTER TABLE queued.queues            ADD COLUMN home smallint NOT NULL GENERATED ALWAYS AS ((key >> 48)::smallint) STORED;
 ALTER TABLE queued.deleted_queues    ADD COLUMN home smallint NOT NULL GENERATED ALWAYS AS ((key >> 48)::smallint) STORED;
@@ -493,7 +494,7 @@ JOIN queued.queues q ON q.key = m.queue_key
 WHERE m.expired_at > now();
 
 COMMENT ON COLUMN queued.queues.key             IS 'Key that messages refer to; never reused; the bits above the lowest 48 are the home';
-COMMENT ON COLUMN queued.queues.home            IS 'Home of the rows that belong to the queue; today always 0';
+COMMENT ON COLUMN queued.queues.home            IS 'Home of the rows that belong to the queue; 0 unless Citus distributes the tables';
 COMMENT ON COLUMN queued.deleted_queues.home    IS 'queues.home';
 COMMENT ON COLUMN queued.messages.home          IS 'queues.home';
 COMMENT ON COLUMN queued.groups.home            IS 'queues.home';

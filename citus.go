@@ -320,7 +320,7 @@ func (s *store) distribute(ctx context.Context) error {
 
 // errDistributed is the error of a server that does not know the homes of its database, and
 // would not find messages by their ids.
-var errDistributed = errors.New("another server has distributed the tables over several PostgreSQL servers: start this server again")
+var errDistributed = errors.New("another server has distributed the tables over several PostgreSQL servers; start this server again")
 
 // Servers sweep after a notification that they cannot decode, and notice the homes.
 const (

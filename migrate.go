@@ -68,7 +68,7 @@ func (s *store) migrate(ctx context.Context, steps []string) error {
 		return err // another server has migrated
 	}
 	if version > len(steps) {
-		return fmt.Errorf("%w: version %d, this queued supports %d", errSchemaNewer, version, len(steps))
+		return fmt.Errorf("%w: version %d, this queued supports %d; run the version of queued that has upgraded it, or a later one", errSchemaNewer, version, len(steps))
 	}
 	for i, step := range steps[version:] {
 		if err := executeEach(ctx, tx, step); err != nil {
@@ -315,7 +315,7 @@ func checkEncoding(ctx context.Context, s *store) error {
 	var encoding string
 	err := s.db.QueryRowContext(ctx, "SELECT current_setting('server_encoding')").Scan(&encoding)
 	if err == nil && encoding != "UTF8" {
-		return fmt.Errorf("%w, not %s", errEncoding, encoding)
+		return fmt.Errorf("%w, not %s; name a database with encoding UTF8 in -database-url", errEncoding, encoding)
 	}
 	return err
 }

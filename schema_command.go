@@ -58,7 +58,7 @@ BEGIN
         RAISE EXCEPTION '%[6]s';
     END IF;
     IF have > %[2]d THEN
-        RAISE EXCEPTION 'the database has a newer schema: version %%, this queued supports %[2]d', have;
+        RAISE EXCEPTION 'the database has a newer schema: version %%, this queued supports %[2]d; run the version of queued that has upgraded it, or a later one', have;
     END IF;
 `, version(), len(steps), int64(schemaLock), migrationSettings, selectUnreleasedSQL, schemaUnreleased)
 	for i, step := range steps {

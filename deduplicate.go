@@ -681,7 +681,7 @@ func useIdempotencyKey(h http.Header, drafts []draft) error {
 		return nil
 	}
 	if len(all) != 1 || !isVisibleASCII(all[0], maxIdempotencyKey) {
-		return invalid{{Loc: []any{"header", "Idempotency-Key"}, Msg: fmt.Sprintf("ensure there is one key with 1 to %d visible ASCII characters", maxIdempotencyKey), Type: "value_error.str"}}
+		return invalid{{Loc: []any{"header", "Idempotency-Key"}, Msg: fmt.Sprintf("ensure there is one key with 1 to %d printable ASCII characters without spaces", maxIdempotencyKey), Type: "value_error.str"}}
 	}
 	for i := range drafts {
 		if drafts[i].deduplicationID == "" {

@@ -488,7 +488,7 @@ func TestWrongDeduplicationIDsAreRefusedByName(t *testing.T) {
 			}
 		}
 	}
-	checkDiff(t, "the mistake in a key", wrong(`"header","Idempotency-Key"`, "ensure there is one key with 1 to 255 visible ASCII characters", "value_error.str"),
+	checkDiff(t, "the mistake in a key", wrong(`"header","Idempotency-Key"`, "ensure there is one key with 1 to 255 printable ASCII characters without spaces", "value_error.str"),
 		s.keyed("a b").must(422, "POST", "/queues/t/messages", `{"data":{}}`))
 	checkDiff(t, "stored", 0, s.messagesIn("t"))
 	s.play([]step{{"POST", "/topics/t/messages", `{"data":{},"deduplication_id":null}`, 201, `{"data":[{"id":"UUID","queue_id":"t","data":{},"attributes":null,"delivery_attempts":0,"expired_at":"TIME","scheduled_at":"TIME","created_at":"TIME","updated_at":"TIME"}]}`}})

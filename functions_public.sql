@@ -190,7 +190,7 @@ BEGIN
         RAISE EXCEPTION 'group_id must not have a part between slashes that is empty, "." or ".."' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF deduplication_id !~ '^[!-~]{1,128}$' THEN
-        RAISE EXCEPTION 'deduplication_id must have 1 to 128 characters of printable ASCII' USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'deduplication_id must have 1 to 128 printable ASCII characters without spaces' USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
 $$;

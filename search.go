@@ -127,7 +127,7 @@ func (q *query) isSearch() bool {
 func (q *query) search() (v search) {
 	v.limit = q.integer("limit", 25, bounds{1, maxPeek})
 	if q.integer("offset", 0, bounds{0, maxPeek}) > 0 {
-		q.addMistake("a search continues by next, not by offset", "value_error", "offset")
+		q.addMistake("a search has no offset; continue it with next", "value_error", "offset")
 	}
 	if text, has := q.find("state"); has {
 		if v.state = string(text); !slices.Contains(states, v.state) {
@@ -170,7 +170,7 @@ func (q *query) search() (v search) {
 	}
 	if text, has := q.find("next"); has {
 		if v.from = parseSearchPosition(string(text)); v.from == nil {
-			q.addMistake("value is not the next of a search", "value_error", "next")
+			q.addMistake(`value must be the "next" of an earlier response`, "value_error", "next")
 		}
 	}
 	return v

@@ -58,10 +58,11 @@ const (
 	batcherCapacity   = 10000                  // waiting requests; more are refused
 	batcherWorkers    = 2                      // one, and a second while a statement is slow
 	secondWorkerAfter = 250 * time.Millisecond // until a statement counts as slow
-	batchLockTimeouts = 3                      // lock timeouts while the requests of a batch are tried one by one
+	batchLockTimeouts = 3                      // maximum lock timeouts while the requests of a batch are tried one by one
 )
 
-// newBatcher starts a batcher with one worker for each connection.
+// newBatcher starts a batcher with one worker for each connection: one, and a second one for
+// when a statement is slow.
 func newBatcher[T any](name string, sessions []*pinnedConn, m *metrics, maxRows, maxSize int, run func(*pinnedConn, []T) error) *batcher[T] {
 	b := &batcher[T]{
 		run:     run,
@@ -201,7 +202,8 @@ func (b *batcher[T]) runBatch(s *pinnedConn, batch []*batchedRequest[T]) {
 		lockTimeouts := 0
 		err = nil
 		for _, c := range batch {
-			// Once the database is unavailable, the rest of the batch fails without another try.
+			// Once the database is unavailable, or after batchLockTimeouts lock timeouts, the rest
+			// of the batch fails without another try.
 			if !errors.Is(err, errUnavailable) || locked(err) && lockTimeouts < batchLockTimeouts {
 				err = asUnavailable(b.run(s, []T{c.request}))
 				if locked(err) {

@@ -154,7 +154,7 @@ const (
 	takenColumnsSQL = `array_agg(whole::text), array_agg(coalesce(destination_id, '')), array_agg(queue_key), array_agg(coalesce(group_id, ''))`
 
 	// lockTakenSQL locks the groups in the old and the new queues, in the order of wakeGroupsSQL.
-	// Else a message that waits for its group might get a smaller seq than one that another
+	// Otherwise, a message that waits for its group might get a smaller seq than one that another
 	// transaction has committed by then, and that consumers have received.
 	lockTakenSQL = `
 INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)

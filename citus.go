@@ -347,7 +347,7 @@ func (e *engine) noticeDistribution(s *pinnedConn) {
 }
 
 // selectNodeSettingsSQL reports whether the role has settings in this database, and returns
-// the begin of a statement that sets one. Citus runs it on all nodes, and on those that are
+// the beginning of a statement that sets one. Citus runs it on all nodes, and on those that are
 // added later.
 const selectNodeSettingsSQL = `
 SELECT coalesce((
@@ -419,10 +419,10 @@ ORDER BY 1`
 // holdHomeSQL creates the triggers that let a connection with holdsHomes change the shards of a
 // home: they take the lock that the statements of Citus take, a ShareLock, and check that the
 // home is still on this node. The lock is always that of the shard of messages, which a move of
-// the home takes first. Else both could wait for each other. Whatever changes shards begins
-// with a change of messages or of deduplication ids, or with claim_groups. Only lockGroupsSQL
-// comes before it, without the lock of the home: if the home has moved, the INSERT of the messages
-// fails and undoes the whole transaction. Citus itself needs no trigger.
+// the home takes first. Otherwise, both could wait for each other. Whatever changes shards
+// begins with a change of messages or of deduplication ids, or with claim_groups. Only
+// lockGroupsSQL comes before it, without the lock of the home: if the home has moved, the INSERT
+// of the messages fails and undoes the whole transaction. Citus itself needs no trigger.
 const holdHomeSQL = `
 CREATE OR REPLACE FUNCTION queued.hold_home() RETURNS trigger
 LANGUAGE plpgsql

@@ -350,7 +350,7 @@ func TestSharQJobIsQueuedWhileTheSameJobIsFinished(t *testing.T) {
 	checkDiff(t, "job", "j", dequeueJob(s).JobID)
 }
 
-// Else each job of a group that fills up would cost all publishers a commit. The
+// Otherwise, each job of a group that fills up would cost all publishers a commit. The
 // outcomes are those of one job after the other.
 func TestSharQJobsOfOneGroupShareAStatement(t *testing.T) {
 	t.Parallel()

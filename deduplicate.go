@@ -123,7 +123,7 @@ func (e *engine) publishDeduplicated(s *pinnedConn, batch []*publication) error 
 	}
 	var together, apart []*publication
 	copies := 0
-	refused := false // a publication, because a queue is full
+	refused := false // whether a publication was refused because a queue is full
 	for _, p := range batch {
 		if p.stored != nil {
 			continue
@@ -310,8 +310,8 @@ FROM inserted`
 
 var restoreLockTimeoutSQL = fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds())
 
-// lockGroupsSQL locks groups of FIFO queues before their messages get a seq. Else a message
-// that waits for its group might get a smaller seq than one that another transaction has
+// lockGroupsSQL locks groups of FIFO queues before their messages get a seq. Otherwise, a
+// message that waits for its group might get a smaller seq than one that another transaction has
 // committed by then, and that consumers have received. Consumers of SQS's API see the seq, and
 // may receive earlier messages of the group at the same time. The statement also restores the
 // lock timeout.

@@ -38,7 +38,7 @@ type depthCollector struct {
 	counting  chan struct{}    // closed when the running count ends; nil if none is running
 	notBefore time.Time        // earliest start of the next count
 	totals    map[string]int64 // number of messages in each queue, by the last count
-	nets      map[string]int64 // metrics.nets when it ended; of uncounted queues both are older
+	nets      map[string]int64 // metrics.nets when that count ended; for uncounted queues, totals and nets are of an earlier count
 	missing   []string         // queues with counters that the last count did not find
 	bounded   bool             // the last count found a queue with max_messages
 }

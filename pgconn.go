@@ -217,7 +217,7 @@ type connections struct {
 const (
 	otherConnections     = 3 // without a statement timeout, for notifications, and for pings
 	leastConnections     = 8
-	maxServerConnections = 36 // with these no connection is shared
+	maxServerConnections = 36 // no connection is shared: 20 for ten batchers, 2 for notifier and sweeps, 2 claimers, 9 requests, 3 others
 )
 
 var defaultConnections = shareConnections(maxServerConnections)

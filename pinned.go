@@ -188,7 +188,7 @@ func (s *pinnedConn) transaction(do func() error) (err error) {
 	return err
 }
 
-// run is a runner.
+// run runs a statement like read, without results. It is a runner (bulk.go).
 func (s *pinnedConn) run(name string, scan func(scanner) error, query string, args ...any) error {
 	_, err := read(s, name, func(row scanner) (any, error) { return nil, scan(row) }, query, args...)
 	return err

@@ -115,7 +115,7 @@ func (e *engine) insertPublications(s *pinnedConn, batch []*publication) error {
 		return err
 	}
 	var matched, acking, jobs []*publication
-	refused := false // a publication, because a queue is full
+	refused := false // whether a publication was refused because a queue is full
 	insert := func(part []*publication) error {
 		var messages []outgoing
 		for _, p := range part {

@@ -25,8 +25,9 @@ type recentQueue struct {
 const recentFor = time.Second
 
 // recentQueue returns a queue as it is or, if another server has changed it, as it was up to
-// recentFor ago. A request that relies on its settings names their version in its statement,
-// or has another reason to be exact.
+// recentFor ago. A publish names the version of these settings in its statement. A change of
+// messages reads the queue again if its key differs. A receive may follow settings that are
+// recentFor old.
 func (s *store) recentQueue(ctx context.Context, id string) (queue, error) {
 	v := s.recent.of(id)
 	v.lookUp.Do(func() { v.queue, v.err = s.queue(context.WithoutCancel(ctx), id) })

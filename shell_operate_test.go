@@ -294,6 +294,17 @@ func TestErrorsOfShellCommandsNameTheServerAndTheRemedy(t *testing.T) {
 	}
 }
 
+func TestErrorsOfShellCommandsNameARemedyOnce(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	s.mustQueue("q")
+	_, _, err := s.shell(strings.NewReader(`{"a":"`+strings.Repeat("x", 2<<20)+`"}`), "publish", "-to-queue", "q")
+	checkDiff(t, "a large message", `queue "q": server `+s.url+` returned 413: request body is too large; see -max-body`, fmt.Sprint(err))
+	s.ready.Store(false)
+	_, _, err = s.shell(nil, "queues")
+	checkDiff(t, "without a database", "server "+s.url+" returned 503: database unavailable; try again later", fmt.Sprint(err))
+}
+
 func TestCommandsThatDoNotExistAreNamed(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{

@@ -275,9 +275,12 @@ func (e *StatusError) Error() string {
 	return text
 }
 
-// remedy returns what to do about the error; empty if the detail is enough.
+// remedy returns what to do about the error; empty if the detail is enough, or has its own
+// remedy after a semicolon.
 func (e *StatusError) remedy() string {
 	switch {
+	case strings.Contains(e.Detail, "; "):
+		return ""
 	case e.Status == http.StatusUnauthorized:
 		return "set -token or $" + flags.Variable("token")
 	case e.Status == http.StatusForbidden:

@@ -713,6 +713,11 @@ func TestRequestsForQueuesOfANodeThatHangsFailAtOnce(t *testing.T) {
 	queue, healthy := v.queues[1][0], v.queues[0][0]
 	id := v.publishTo(queue)
 	v.receive(queue, "")
+	dead := v.queues[0][1]
+	v.put(v.queues[1][1], fmt.Sprintf(`"message_max_deliveries":1,"dead_queue_id":%q`, dead))
+	died := v.publishTo(v.queues[1][1])
+	v.receive(v.queues[1][1], "")
+	v.must(204, "PUT", "/messages/"+died+"/nack", "")
 	v.put(healthy, fmt.Sprintf(`"message_max_deliveries":2,"dead_queue_id":%q`, queue))
 	v.publishTo(healthy)
 	v.hang()
@@ -737,6 +742,8 @@ func TestRequestsForQueuesOfANodeThatHangsFailAtOnce(t *testing.T) {
 		step{"GET", "/messages/" + id, "", 503, nodeUnavailable},
 		step{"PUT", "/queues/" + healthy + "/redrive", fmt.Sprintf(`{"destination_queue_id":%q}`, queue), 503, nodeUnavailable},
 		step{"PUT", "/messages/redrive", fmt.Sprintf(`{"ids":[%q],"destination_queue_id":%q}`, id, queue), 503, nodeUnavailable},
+		step{"PUT", "/messages/redrive", fmt.Sprintf(`{"ids":[%q]}`, died), 503, nodeUnavailable},
+		step{"PUT", "/queues/" + dead + "/redrive", "", 503, nodeUnavailable},
 		step{"DELETE", "/messages", fmt.Sprintf(`{"ids":[%q]}`, id), 503, nodeUnavailable},
 	))
 	if _, err := v.store.counts(t.Context(), v.key(queue), 1); !errors.Is(err, errNodeUnavailable) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -77,9 +78,27 @@ func (s *store) redriveBatch(ctx context.Context, tx *sql.Tx, from snapshot, aft
 	row := in("redrive").QueryRowContext(ctx, takeRedrivenSQL, homeOf(from.key), from.key, from.at, from.seq, destination, after.ungrouped, after.at, after.seq, limit)
 	columns := append([]any{&last.ungrouped, &last.at, &last.seq, &n}, t.columns()...)
 	if err = row.Scan(append(columns, pq.Array(&to))...); err == nil {
+		err = s.checkDestinations(ctx, in, to)
+	}
+	if err == nil {
 		err = t.store(runIn(ctx, in), false)
 	}
 	return last, n, to, err
+}
+
+// checkDestinations returns errNodeUnavailable if a queue to which messages are to move is on a
+// node that does not respond.
+func (s *store) checkDestinations(ctx context.Context, in func(name string) querier, ids []string) error {
+	if s.homes.needAllNodes() == nil {
+		return nil
+	}
+	_, err := collect(ctx, in("homes"), func(row scanner) (any, error) {
+		var id string
+		var home int64
+		err := row.Scan(&id, &home)
+		return nil, cmp.Or(err, s.homes.unavailable(home))
+	}, selectHomesOfSQL, textArray(ids))
+	return err
 }
 
 // redrivableSQL are the messages that a redrive finds.
@@ -197,6 +216,9 @@ func (s *store) redriveNamed(ctx context.Context, ids idArray, destination *stri
 				row := in("redrive_named").QueryRowContext(ctx, takeNamedSQL, home, idArray(ids), destination)
 				columns := []any{&left, &noSource, pq.Array(&gone), pq.Array(&sources)}
 				if err := row.Scan(append(columns, t.columns()...)...); err != nil || len(gone) == 0 {
+					return err
+				}
+				if err := s.checkDestinations(ctx, in, t.destinations); err != nil {
 					return err
 				}
 				return t.store(runIn(ctx, in), false)

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/lib/pq"
 
@@ -528,16 +527,4 @@ func (f *form) nack() (v ackItem) {
 func (v ackItem) of(message ackItem) ackItem {
 	v.id, v.leasedUntil = message.id, message.leasedUntil
 	return v
-}
-
-// cutText returns the beginning of a text in UTF-8: at most that many bytes, up to the
-// end of a character.
-func cutText(text string, most int) string {
-	if len(text) <= most {
-		return text
-	}
-	for !utf8.RuneStart(text[most]) {
-		most--
-	}
-	return text[:most]
 }

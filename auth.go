@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
@@ -350,32 +349,6 @@ func (f *form) secret(name string) string {
 		f.addMistake("must not begin or end with white space", "value_error", name)
 	}
 	return secret
-}
-
-// string reads a string that is not empty.
-func (f *form) string(name string, required bool) (string, bool) {
-	raw := f.value(name, required)
-	if raw == nil {
-		return "", false
-	}
-	if raw[0] != '"' {
-		f.addMistake("str type expected", "type_error.str", name)
-		return "", false
-	}
-	text := rawjson.Unquote(raw)
-	if text == "" {
-		f.addMistake("must not be empty", "value_error", name)
-	}
-	return text, text != ""
-}
-
-// boolean reads true or false; missing is false.
-func (f *form) boolean(name string) bool {
-	raw := f.value(name, false)
-	if raw != nil && !bytes.Equal(raw, []byte("true")) && !bytes.Equal(raw, []byte("false")) {
-		f.addMistake("value could not be parsed to a boolean", "type_error.bool", name)
-	}
-	return bytes.Equal(raw, []byte("true"))
 }
 
 // names reads an optional list of ids, of prefixes that end in "*", and of "*".

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"sync"
 	"time"
 )
 
@@ -102,6 +103,30 @@ func (r *round) seesAt(at time.Time) {
 func (r *round) leaveHome() {
 	r.sees(0)
 	r.home, r.page = r.home+1, 0
+}
+
+// expiries has the earliest expiry of messages with a retention of their own that this server
+// has stored since the cleanup last asked, by the clock of this process.
+type expiries struct {
+	mu sync.Mutex
+	at time.Time // zero if there were none
+}
+
+func (x *expiries) add(after time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if at := time.Now().Add(after); x.at.IsZero() || at.Before(x.at) {
+		x.at = at
+	}
+}
+
+// take returns the time and forgets it.
+func (x *expiries) take() time.Time {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	at := x.at
+	x.at = time.Time{}
+	return at
 }
 
 // walk continues a round, or begins one if it is due. After an error it goes on with the next
@@ -214,12 +239,6 @@ func (c *cleanup) walkPages(ctx context.Context, tx *sql.Tx, home, from, to int6
 		c.round.sees(0)
 	}
 	return expired, err
-}
-
-// groupKey identifies a group.
-type groupKey struct {
-	queueKey int64
-	id       string
 }
 
 // Bounds of the walk through the groups.

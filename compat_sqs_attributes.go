@@ -22,11 +22,6 @@ func (r *request) sqsQueueOf(q queue) *sqsQueue { return &sqsQueue{q, r.sqsARN} 
 
 func (q *sqsQueue) isFIFO() bool { return isFIFO(q.ID, q.Ordered) }
 
-// isFIFO reports whether a queue is a FIFO queue. Only an ordered queue can be one.
-func isFIFO(queueID string, ordered bool) bool {
-	return ordered && strings.HasSuffix(queueID, sqsFIFOSuffix)
-}
-
 // sqsAttribute is an attribute of queues.
 type sqsAttribute struct {
 	name string

@@ -250,9 +250,6 @@ func (extra *sqsExtra) attributes(stored []byte) (all []sqsMessageAttribute) {
 	return all
 }
 
-// toUTF8 replaces the bytes that are not UTF-8.
-func toUTF8(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }
-
 // sqsBodyOf returns the body of a message: the text that SQS has sent, or else its data.
 func sqsBodyOf(data []byte) string {
 	if body := unwrap(data); utf8.Valid(body) {

@@ -393,6 +393,32 @@ func (f *form) text(name string, required bool) *string {
 	return new(rawjson.Unquote(text))
 }
 
+// string reads a string that is not empty.
+func (f *form) string(name string, required bool) (string, bool) {
+	raw := f.value(name, required)
+	if raw == nil {
+		return "", false
+	}
+	if raw[0] != '"' {
+		f.addMistake("str type expected", "type_error.str", name)
+		return "", false
+	}
+	text := rawjson.Unquote(raw)
+	if text == "" {
+		f.addMistake("must not be empty", "value_error", name)
+	}
+	return text, text != ""
+}
+
+// boolean reads true or false; missing is false.
+func (f *form) boolean(name string) bool {
+	raw := f.value(name, false)
+	if raw != nil && !bytes.Equal(raw, []byte("true")) && !bytes.Equal(raw, []byte("false")) {
+		f.addMistake("value could not be parsed to a boolean", "type_error.bool", name)
+	}
+	return bytes.Equal(raw, []byte("true"))
+}
+
 // id reads the id of a topic or queue. It returns nil if the field is null or missing.
 func (f *form) id(name string, required bool) *string {
 	id := f.text(name, required)
@@ -631,4 +657,30 @@ func (in *input) time(text string, loc ...any) time.Time {
 		return time.Time{}
 	}
 	return at
+}
+
+// cutText returns the beginning of a text in UTF-8: at most that many bytes, up to the
+// end of a character.
+func cutText(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	for !utf8.RuneStart(text[most]) {
+		most--
+	}
+	return text[:most]
+}
+
+// toUTF8 replaces the bytes that are not UTF-8.
+func toUTF8(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }
+
+// isVisibleASCII reports whether a text is 1 to most bytes of printable ASCII without
+// spaces.
+func isVisibleASCII(text string, most int) bool {
+	for _, c := range []byte(text) {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return 0 < len(text) && len(text) <= most
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -157,60 +156,4 @@ func (f *form) attributes(name string) []byte {
 		return raw
 	}
 	return quoteScalars(raw)
-}
-
-// checkAddress returns why a publication is impossible: the error of its address, errQueueFull
-// if one of its queues is full, or errNeverDue if a message is scheduled for a time after its
-// expiry.
-func (e *engine) checkAddress(s *pinnedConn, p *publication) error {
-	if p.address.err != nil {
-		return p.address.err
-	}
-	if p.address.to != nil && p.address.to.bounded {
-		if err := e.checkCapacity(p); err != nil {
-			return err
-		}
-	}
-	if !p.address.scheduled {
-		return nil
-	}
-	now, err := read(s, "now", func(row scanner) (now time.Time, err error) {
-		err = row.Scan(&now)
-		return now, err
-	}, "SELECT now()")
-	if err != nil {
-		return asUnavailable(err)
-	}
-	for i, m := range p.messages {
-		for _, place := range p.address.queues[i] {
-			if err := m.neverDue(i, p.address.to.queues[place], now[0]); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// expiries has the earliest expiry of messages with a retention of their own that this server
-// has stored since the cleanup last asked, by the clock of this process.
-type expiries struct {
-	mu sync.Mutex
-	at time.Time // zero if there were none
-}
-
-func (x *expiries) add(after time.Duration) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if at := time.Now().Add(after); x.at.IsZero() || at.Before(x.at) {
-		x.at = at
-	}
-}
-
-// take returns the time and forgets it.
-func (x *expiries) take() time.Time {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	at := x.at
-	x.at = time.Time{}
-	return at
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"log/slog"
 	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,19 +85,6 @@ func (e *engine) waiting() map[string]int {
 	return all
 }
 
-// asleep reports whether all dispatchers of a queue sleep, so that no claim is running.
-// It is for tests.
-func (e *engine) asleep(queueID string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, d := range e.dispatchers[queueID] {
-		if !d.sleeping || d.woken {
-			return false
-		}
-	}
-	return true
-}
-
 // drain ends the wait of all receivers with an empty result. Receivers that arrive later
 // do not wait.
 func (e *engine) drain() {
@@ -129,19 +115,6 @@ func (e *engine) close() {
 			n.close()
 		}
 	}
-}
-
-// runReleases releases the messages of a batch, which their receivers did not get.
-func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
-	all, err := s.undoDeliveries(slices.Concat(batch...))
-	if err != nil {
-		e.sweepIfUnknown(err)
-		return err
-	}
-	for _, t := range all {
-		e.announce(t.queueID, t.dueAt)
-	}
-	return nil
 }
 
 // sweepIfUnknown starts a full sweep after a statement whose outcome is unknown, because

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strconv"
 )
 
 // A message may have a group: a customer, a device, an account. A queue delivers at
@@ -60,6 +61,12 @@ const groupHoldsSQL = `(
     ORDER BY m.in_flight, m.scheduled_at
     LIMIT 1
 )`
+
+// groupKey identifies a group.
+type groupKey struct {
+	queueKey int64
+	id       string
+}
 
 // group is a group of a queue in the API.
 type group struct {
@@ -378,4 +385,47 @@ func (s *store) deleteGroup(ctx context.Context, queueID, id string, purged func
 		return asUnavailable(err)
 	}
 	return s.purgeGroup(ctx, queueID, id, false, purged)
+}
+
+// lockGroupsSQL locks groups of FIFO queues before their messages get a seq. Otherwise, a
+// message that waits for its group might get a smaller seq than one that another transaction has
+// committed by then, and that consumers have received. Consumers of SQS's API see the seq, and
+// may receive earlier messages of the group at the same time. The statement also restores the
+// lock timeout.
+const lockGroupsSQL = `
+INSERT INTO queued.groups AS g (home, queue_key, id, ready_at, first_seq, first_lease_end)
+SELECT DISTINCT $1::smallint, u.queue_key, u.group_id COLLATE "C" AS group_id, timestamptz 'infinity', 9223372036854775807, timestamptz 'infinity'
+FROM unnest($2::bigint[], $3::text[]) AS u (queue_key, group_id)
+WHERE (SELECT set_config('lock_timeout', $4, true)) IS NOT NULL
+ORDER BY queue_key, group_id
+ON CONFLICT (queue_key, id) DO UPDATE
+SET ready_at = g.ready_at
+WHERE false -- the row is locked nevertheless`
+
+// groupsToLock reports whether some of the messages have a group, and returns the groups of those
+// for FIFO queues.
+func groupsToLock(messages []outgoing) (grouped bool, groups []groupKey) {
+	for _, m := range messages {
+		for _, to := range m.to {
+			grouped = grouped || m.group != ""
+			if m.group != "" && to.fifo {
+				groups = append(groups, groupKey{to.queueKey, m.group})
+			}
+		}
+	}
+	return grouped, groups
+}
+
+// lockGroups runs lockGroupsSQL if there are groups to lock. All transactions lock those of a
+// home with a smaller number first.
+func (s *pinnedConn) lockGroups(all []groupKey) error {
+	_, err := inHomes(s, all, func(g groupKey) int64 { return homeOf(g.queueKey) }, func(home int64, part []groupKey) ([]any, error) {
+		var keys intArray
+		var ids quotedArray
+		for _, g := range part {
+			keys, ids = append(keys, g.queueKey), append(ids, g.id)
+		}
+		return readInHome[any](s, home, "lock_groups", nil, lockGroupsSQL, home, keys, ids, strconv.FormatInt(lockTimeout.Milliseconds(), 10))
+	})
+	return err
 }

@@ -279,6 +279,18 @@ func (s *inspector) waiting(queueID string, receivers int) {
 	})
 }
 
+// asleep reports whether all dispatchers of a queue sleep, so that no claim is running.
+func (e *engine) asleep(queueID string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, d := range e.dispatchers[queueID] {
+		if !d.sleeping || d.woken {
+			return false
+		}
+	}
+	return true
+}
+
 // inLine waits until this number of receivers wait at the queue, whether or not its
 // dispatchers sleep.
 func (s *inspector) inLine(queueID string, receivers int) {

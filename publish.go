@@ -351,6 +351,38 @@ func (e *engine) readdress(s *pinnedConn, p *publication) error {
 	return e.checkAddress(s, p)
 }
 
+// checkAddress returns why a publication is impossible: the error of its address, errQueueFull
+// if one of its queues is full, or errNeverDue if a message is scheduled for a time after its
+// expiry.
+func (e *engine) checkAddress(s *pinnedConn, p *publication) error {
+	if p.address.err != nil {
+		return p.address.err
+	}
+	if p.address.to != nil && p.address.to.bounded {
+		if err := e.checkCapacity(p); err != nil {
+			return err
+		}
+	}
+	if !p.address.scheduled {
+		return nil
+	}
+	now, err := read(s, "now", func(row scanner) (now time.Time, err error) {
+		err = row.Scan(&now)
+		return now, err
+	}, "SELECT now()")
+	if err != nil {
+		return asUnavailable(err)
+	}
+	for i, m := range p.messages {
+		for _, place := range p.address.queues[i] {
+			if err := m.neverDue(i, p.address.to.queues[place], now[0]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // appendOutgoing appends the messages of a publication, each with its queues.
 func (p *publication) appendOutgoing(messages []outgoing) []outgoing {
 	all := p.address.to.queues

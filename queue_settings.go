@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"queued/internal/rawjson"
@@ -238,4 +239,9 @@ func (v steps) Value() (driver.Value, error) {
 		return nil, nil
 	}
 	return intArray(v).Value()
+}
+
+// isFIFO reports whether a queue is a FIFO queue. Only an ordered queue can be one.
+func isFIFO(queueID string, ordered bool) bool {
+	return ordered && strings.HasSuffix(queueID, sqsFIFOSuffix)
 }

@@ -253,20 +253,6 @@ func (e *engine) cancelLocked(key dispatcherKey, r *receiver) bool {
 	return true
 }
 
-// release undoes the delivery of messages: they are due again as if they had never
-// been received, and the next receiver is woken.
-func (e *engine) release(queueID string, messages []message) {
-	if len(messages) == 0 {
-		return
-	}
-	// The context of the request may have ended with the client's connection.
-	err := e.nodeOf(ofMessage(messages[0])).releases.do(context.Background(), messages, len(messages), 0)
-	if err != nil {
-		// The messages are due again when their leases end.
-		e.log.Warn("undelivered messages not released, they return at their ack deadline", "queue", queueID, "count", len(messages), "error", err)
-	}
-}
-
 // wake notifies the dispatchers of a queue that a message or group is due at dueAt, and
 // lowers the low-water mark.
 func (e *engine) wake(queueID string, dueAt time.Time) {

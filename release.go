@@ -2,9 +2,37 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"database/sql"
 	"slices"
 )
+
+// release undoes the delivery of messages: they are due again as if they had never
+// been received, and the next receiver is woken.
+func (e *engine) release(queueID string, messages []message) {
+	if len(messages) == 0 {
+		return
+	}
+	// The context of the request may have ended with the client's connection.
+	err := e.nodeOf(ofMessage(messages[0])).releases.do(context.Background(), messages, len(messages), 0)
+	if err != nil {
+		// The messages are due again when their leases end.
+		e.log.Warn("undelivered messages not released, they return at their ack deadline", "queue", queueID, "count", len(messages), "error", err)
+	}
+}
+
+// runReleases releases the messages of a batch, which their receivers did not get.
+func (e *engine) runReleases(s *pinnedConn, batch [][]message) error {
+	all, err := s.undoDeliveries(slices.Concat(batch...))
+	if err != nil {
+		e.sweepIfUnknown(err)
+		return err
+	}
+	for _, t := range all {
+		e.announce(t.queueID, t.dueAt)
+	}
+	return nil
+}
 
 // dueOfUndoneSQL ends a statement whose step undone are messages that can be received again: it
 // wakes their groups, and returns the queues with the times at which a message or group is due.

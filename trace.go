@@ -33,17 +33,6 @@ func readTrace(h http.Header) (t trace) {
 	return t
 }
 
-// isVisibleASCII reports whether a text is 1 to most bytes of printable ASCII without
-// spaces.
-func isVisibleASCII(text string, most int) bool {
-	for _, c := range []byte(text) {
-		if c <= ' ' || c > '~' {
-			return false
-		}
-	}
-	return 0 < len(text) && len(text) <= most
-}
-
 // validTraceparent reports whether a text is a traceparent of version 00 or of a
 // later one, which starts with the same fields and may have more after a dash.
 func validTraceparent(text string) bool {

@@ -56,7 +56,6 @@ type batchedRequest[T any] struct {
 // Limits of a batcher.
 const (
 	batcherCapacity   = 10000                  // waiting requests; more are refused
-	batcherWorkers    = 2                      // one, and a second while a statement is slow
 	secondWorkerAfter = 250 * time.Millisecond // until a statement counts as slow
 	batchLockTimeouts = 3                      // maximum lock timeouts while the requests of a batch are tried one by one
 )

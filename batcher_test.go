@@ -11,6 +11,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+const (
+	nodeBatchers   = 10 // batchers of a node
+	batcherWorkers = 2  // of each batcher
+)
+
 // A batch has one request for each outcome. Its statement returns the errors in order,
 // and then succeeds.
 func TestBatcherRetriesOnlyWhatDidNothing(t *testing.T) {

@@ -42,9 +42,6 @@ type node struct {
 	background sync.WaitGroup
 }
 
-// nodeBatchers is the number of batchers of a node.
-const nodeBatchers = 10
-
 // openNode returns a node with connections of its own, so that slow requests of other kinds
 // cannot occupy them. The caller passes it to startNode.
 func (e *engine) openNode(name string, d *database) (*node, error) {

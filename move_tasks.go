@@ -189,8 +189,9 @@ func (m *mover) run(ctx context.Context, started <-chan struct{}) {
 }
 
 const (
+	// It is null if no task is running; greatest would ignore the null of min.
 	selectNextStepSQL = `
-SELECT extract(epoch FROM greatest(min(next_step_at) - now(), '0'))::double precision
+SELECT extract(epoch FROM min(greatest(next_step_at - now(), '0')))::double precision
 FROM queued.move_tasks
 WHERE status = '` + taskRunning + `'`
 

@@ -143,6 +143,24 @@ func TestMoveTaskOfManyMessagesTakesManySteps(t *testing.T) {
 	checkDiff(t, "in order", []int{1, 2, 3}, numbers(s.receive("a", "?limit=3")))
 }
 
+func TestMoverRestsWhileNoTaskIsRunning(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	rests := func(state string) {
+		t.Helper()
+		wait, err := s.newMover().step(t.Context())
+		checkDiff(t, state+": error", error(nil), err)
+		checkDiff(t, state+": time until the next search", moverRest, wait)
+	}
+	rests("without tasks")
+	s.mustQueue("dead")
+	s.mustKill("a", 1)
+	s.mustStart("dead", "", 0)
+	mustMove(t, s.newMover())
+	checkDiff(t, "tasks", []string{"COMPLETED 1/1"}, s.tasks("dead"))
+	rests("after a task")
+}
+
 func TestMoveTaskWithARateMovesTheMessagesOfASecond(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t)

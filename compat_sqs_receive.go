@@ -35,15 +35,15 @@ func (s *server) sqsReceiveMessage(r *request, in *sqsInput) (sqsObject, error) 
 	if err != nil {
 		return nil, err
 	}
-	at := dispatcherKey{queueID: r.queueID, sqs: true, runs: q.isFIFO()}
+	key := dispatcherKey{queueID: r.queueID, sqs: true, runs: q.isFIFO()}
 	if visibility >= 0 {
-		at.lease = ownLease(visibility)
+		key.lease = ownLease(visibility)
 	}
 	if wait < 0 {
 		wait = q.number("ReceiveMessageWaitTimeSeconds", 0)
 	}
 	longest := time.Duration(min(float64(wait), s.limits.maxWait) * float64(time.Second))
-	v, err := s.engine.take(r.whileHeard(), at, limit, longest)
+	v, err := s.engine.take(r.whileHeard(), key, limit, longest)
 	if err != nil {
 		return nil, err
 	}

@@ -103,9 +103,9 @@ func TestClaimsWithDifferentLeasesShareABatch(t *testing.T) {
 		for n := range 6 {
 			s.must(201, "POST", "/queues/"+queueID+"/messages", fmt.Sprintf(`{"data":{"n":%d}}`, n))
 		}
-		for _, at := range []dispatcherKey{{}, {lease: ownLease(7)}, {sqs: true}, {sqs: true, lease: ownLease(8)}} {
-			at.queueID = queueID
-			all = append(all, &claimRequest{dispatcherKey: at, limit: 1, budget: deliverySize})
+		for _, key := range []dispatcherKey{{}, {lease: ownLease(7)}, {sqs: true}, {sqs: true, lease: ownLease(8)}} {
+			key.queueID = queueID
+			all = append(all, &claimRequest{dispatcherKey: key, limit: 1, budget: deliverySize})
 		}
 	}
 	if err := s.engine.runClaims(conn, all); err != nil {
@@ -276,11 +276,11 @@ func (s *inspector) idWith(n int) (id string) {
 // takeSQS receives messages as SQS's API does. A lease of -1 is that of the queue.
 func (s *inspector) takeSQS(queueID string, limit, lease int, wait time.Duration) []message {
 	s.t.Helper()
-	at := dispatcherKey{queueID: queueID, sqs: true}
+	key := dispatcherKey{queueID: queueID, sqs: true}
 	if lease >= 0 {
-		at.lease = ownLease(lease)
+		key.lease = ownLease(lease)
 	}
-	v, err := s.engine.take(context.Background(), at, limit, wait)
+	v, err := s.engine.take(context.Background(), key, limit, wait)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -178,7 +178,7 @@ func TestRunGoesToOneReceiver(t *testing.T) {
 func TestRunIsNotDividedAfterADisconnection(t *testing.T) {
 	t.Parallel()
 	s := newOrderedQueue(t)
-	at := dispatcherKey{queueID: "q", sqs: true, runs: true}
+	key := dispatcherKey{queueID: "q", sqs: true, runs: true}
 	first := &unnoticedEnd{Context: context.Background()}
 	results := make(chan int, 3)
 	for n, limit := range []int{10, 1, 1} {
@@ -187,7 +187,7 @@ func TestRunIsNotDividedAfterADisconnection(t *testing.T) {
 			ctx = context.Background()
 		}
 		go func() {
-			v, _ := s.engine.take(ctx, at, limit, testTimeout)
+			v, _ := s.engine.take(ctx, key, limit, testTimeout)
 			results <- len(v.messages)
 		}()
 		s.waiting("q", n+1)

@@ -35,6 +35,10 @@ func runSchema(_ context.Context, args []string, getenv func(string) string, _ i
 	return err
 }
 
+// schemaOfCluster is the error of the script on a Citus cluster, whose functions and triggers
+// only servers create.
+const schemaOfCluster = `this database has Citus: let the role of the servers own the database, and they create and upgrade the schema at their start`
+
 // schemaScript returns SQL that migrates the schema like migrate, for any client. If it
 // runs again, it changes nothing.
 func schemaScript(steps []string, role string) string {
@@ -51,6 +55,9 @@ DO $queued$
 DECLARE
     have integer := 0;
 BEGIN
+    IF (%[7]s) THEN
+        RAISE EXCEPTION '%[8]s';
+    END IF;
     IF to_regclass('queued.schema_version') IS NOT NULL THEN
         SELECT coalesce(max(version), 0) INTO have FROM queued.schema_version;
     END IF;
@@ -60,7 +67,7 @@ BEGIN
     IF have > %[2]d THEN
         RAISE EXCEPTION 'the database has a newer schema: version %%, this queued supports %[2]d; run the version of queued that has upgraded it, or a later one', have;
     END IF;
-`, version(), len(steps), int64(schemaLock), migrationSettings, selectUnreleasedSQL, schemaUnreleased)
+`, version(), len(steps), int64(schemaLock), migrationSettings, selectUnreleasedSQL, schemaUnreleased, selectCitusSQL, schemaOfCluster)
 	for i, step := range steps {
 		fmt.Fprintf(&b, "    IF have < %d THEN EXECUTE $step$\n%s\n$step$; END IF;\n", i+1, strings.Trim(step, "\n"))
 	}

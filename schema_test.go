@@ -72,6 +72,17 @@ func TestPrintedSchemaIsThatOfServers(t *testing.T) {
 	}
 }
 
+func TestPrintedSchemaIsNotForACluster(t *testing.T) {
+	t.Parallel()
+	s := newTestStoreOn(t, newPlainDatabase(t, "queued"))
+	if _, err := s.db.Exec("INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion) VALUES (1, 'citus', 10, 11, false, '')"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.db.Exec(scriptFor(t, "")); err == nil || !strings.Contains(err.Error(), schemaOfCluster) {
+		t.Errorf("on a cluster: %v", err)
+	}
+}
+
 // The role of the servers may only read and write the tables that a DBA has created.
 func TestServerRunsWithTheRightsOfThePrintedSchema(t *testing.T) {
 	t.Parallel()

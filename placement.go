@@ -306,7 +306,17 @@ func (e *engine) join(ctx context.Context, name, host string, port int) *node {
 func (n *node) responds(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
 	defer cancel()
-	return !n.database.unresponsive.Load() && n.pings.PingContext(ctx) == nil
+	if n.database.unresponsive.Load() {
+		return false
+	}
+	response := make(chan error, 1)
+	go func() { response <- n.pings.PingContext(ctx) }() // at a node that hangs it ends after networkTimeout
+	select {
+	case err := <-response:
+		return err == nil
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // silentNodes returns the names of nodes that do not respond.

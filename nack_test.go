@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The statements of these nacks are shared by all requests of a batch.
@@ -107,6 +108,8 @@ func TestManyLargeMessagesMove(t *testing.T) {
 			for n := range 5 {
 				m := s.messages(s.must(201, "POST", "/queues/q/messages", fmt.Sprintf(`{"data":{"n":%d},"group":"g"}`, n)))[0]
 				ids = append(ids, fmt.Sprintf("%q", m.ID))
+				made := time.Now().UnixMilli()
+				eventually(t, "the next id is larger", func() bool { return time.Now().UnixMilli() > made })
 			}
 			s.mustTopic("t")
 			s.publish("t", 9)

@@ -581,11 +581,15 @@ func (v *torture) exchange(ctx context.Context, method, path string, header http
 // maxRepeats is how often a publish with a key is repeated: for longer than any fault lasts.
 const maxRepeats = 1000
 
+// repeatedFor is how long a publish with a key is repeated: for less than the deduplication
+// window, after which its messages would be stored again.
+const repeatedFor = 4 * time.Minute
+
 // publish publishes a message or a batch to the topic. With a key it repeats the request
 // until it gets a response.
 func (v *torture) publish(batch, key string, in any) (status int, out []byte) {
-	tick := time.Tick(10 * pace)
-	for i := range maxRepeats {
+	tick, end := time.Tick(10*pace), time.Now().Add(repeatedFor)
+	for i := 0; i < maxRepeats && time.Now().Before(end); i++ {
 		status, out = v.sendKeyed(context.Background(), "POST", "/topics/t/messages"+batch, key, in)
 		if status != 0 || key == "" {
 			v.mu.Lock()
@@ -600,7 +604,7 @@ func (v *torture) publish(batch, key string, in any) (status int, out []byte) {
 		}
 		<-tick
 	}
-	v.violate("a publish with a key got no response %d times", maxRepeats)
+	v.violate("a publish with a key got no response %d times, or for %v", maxRepeats, repeatedFor)
 	return 0, nil
 }
 
@@ -702,7 +706,7 @@ func (v *torture) consume(calm, stop <-chan struct{}) {
 		queue := []string{"work", "work", "plain", "plain", "dead"}[rand.IntN(5)]
 		wait := rand.Float64()
 		if isCalm {
-			wait = 0
+			wait = 0.2 // without a wait, the requests would delay the last acks and publishes
 		}
 		ctx, hangUp := context.WithCancel(context.Background())
 		if !isCalm && rand.IntN(10) == 0 {

@@ -202,6 +202,22 @@ func (s *inspector) begin(statement string, args ...any) *sql.Tx {
 	return tx
 }
 
+// sendUntilCommit sends a request that waits for a lock of a transaction, commits the transaction
+// then, and returns the response.
+func (s *testServer) sendUntilCommit(tx *sql.Tx, method, path string) reply {
+	s.t.Helper()
+	response := make(chan reply, 1)
+	go func() {
+		v, _ := s.send(context.Background(), method, path, "")
+		response <- v
+	}()
+	s.waitForLocks(1)
+	if err := tx.Commit(); err != nil {
+		s.t.Fatal(err)
+	}
+	return <-response
+}
+
 // lockTable makes every statement that uses a table wait until free is called.
 func (s *inspector) lockTable(table string) (free func()) {
 	s.t.Helper()

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -59,16 +58,7 @@ func TestNackWhileTheLastDeliveryBeginsLeavesNoMessageBehind(t *testing.T) {
 	cleanUp := s.newCleanup()
 	cleanUp() // the first round looks at all messages
 	delivery := s.begin("UPDATE queued.messages SET delivery_attempts = 2, last_delivery = true WHERE home = $1 AND id = $2", s.homeOf("t"), id)
-	nacked := make(chan reply, 1)
-	go func() {
-		v, _ := s.send(context.Background(), "PUT", "/messages/"+id+"/nack", "")
-		nacked <- v
-	}()
-	s.waitForLocks(1)
-	if err := delivery.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	if v := <-nacked; v.status != 204 {
+	if v := s.sendUntilCommit(delivery, "PUT", "/messages/"+id+"/nack"); v.status != 204 {
 		t.Errorf("nack = %d %s", v.status, v.body)
 	}
 	cleanUp()

@@ -284,26 +284,10 @@ func TestAckFindsAMessageThatIsBeingMoved(t *testing.T) {
 	s.mustTopic("t")
 	s.mustQueue("to")
 	id := s.publish("t", 1)[0]
-	tx, err := s.store.db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback()
-	if _, err := tx.Exec(`WITH gone AS (DELETE FROM queued.messages RETURNING *)
+	move := s.begin(`WITH gone AS (DELETE FROM queued.messages RETURNING *)
 		INSERT INTO queued.messages (home, id, queue_key, data, bytes, expired_at, scheduled_at, created_at, updated_at)
-		SELECT q.home, gone.id, q.key, data, bytes, expired_at, scheduled_at, gone.created_at, gone.updated_at FROM gone, queued.queues q WHERE q.id = 'to'`); err != nil {
-		t.Fatal(err)
-	}
-	acked := make(chan reply, 1)
-	go func() {
-		v, _ := s.send(context.Background(), "PUT", "/messages/"+id+"/ack", "")
-		acked <- v
-	}()
-	s.waitForLocks(1)
-	if err := tx.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	if v := <-acked; v.status != 204 {
+		SELECT q.home, gone.id, q.key, data, bytes, expired_at, scheduled_at, gone.created_at, gone.updated_at FROM gone, queued.queues q WHERE q.id = 'to'`)
+	if v := s.sendUntilCommit(move, "PUT", "/messages/"+id+"/ack"); v.status != 204 {
 		t.Errorf("ack = %d %s", v.status, v.body)
 	}
 	checkDiff(t, "received after its ack", []int{}, numbers(s.receive("to", "")))

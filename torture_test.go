@@ -289,8 +289,10 @@ func (v *torture) breakThings(faults []fault, calm <-chan struct{}) {
 				return
 			case <-time.After(rand.N(2 * time.Second)):
 			}
+			began := time.Now()
 			faults[i].do()
 			v.mu.Lock()
+			v.history.faults = append(v.history.faults, span{"", began, time.Now().Add(aftermath)})
 			v.faults[faults[i].name]++
 			v.mu.Unlock()
 		}

@@ -99,7 +99,7 @@ func TestListenerReconnectsAndSweepsForMissedMessages(t *testing.T) {
 	s.fill("t", 1) // without a notification
 	const listeners = "SELECT %s FROM pg_stat_activity WHERE query LIKE 'LISTEN%%' AND datname = current_database()"
 	lost := s.count(fmt.Sprintf(listeners, "pid"))
-	s.exec("SELECT pg_terminate_backend($1)", lost)
+	s.exec("SELECT pg_terminate_backend($1::integer)", lost)
 	if got := s.await(poll); len(got) != 1 {
 		t.Errorf("received %v, want the message that no notification announced", got)
 	}

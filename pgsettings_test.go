@@ -81,7 +81,8 @@ func runExample(s *testServer) {
 	s.mustCleanUp()
 }
 
-// crowd runs clients that do the same at the same time. No request may be refused.
+// crowd runs clients that do the same at the same time. No request may be refused, except that a
+// change of queues in a cluster, where these are made one after the other, may wait for too long.
 func crowd(s *testServer) {
 	s.t.Helper()
 	const clients, rounds = 8, 10
@@ -90,6 +91,9 @@ func crowd(s *testServer) {
 		wg.Go(func() {
 			call := func(method, path, body string, want ...int) string {
 				v, err := s.send(context.Background(), method, path, body)
+				for testCluster != nil && err == nil && v.status == 503 && (path == "/queues" || method == "DELETE") {
+					v, err = s.send(context.Background(), method, path, body)
+				}
 				if err != nil || !slices.Contains(want, v.status) {
 					s.t.Errorf("%s %s %s = %d %s, %v", method, path, body, v.status, v.body, err)
 				}

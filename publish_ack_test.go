@@ -80,7 +80,7 @@ func TestPublishThatAcksDoesNothingUnlessAllAreInTheirLeases(t *testing.T) {
 // Two that share a transaction and ack the same message: one of them does.
 func TestPublishesThatAckTheSameMessageDoNotBothHappen(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("in")
 	s.mustQueue("out")
 	s.publish("in", 1, 2)

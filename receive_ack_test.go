@@ -93,7 +93,7 @@ func TestAcksOfAReceiveDoNotWaitForMessages(t *testing.T) {
 
 func TestAcksOfAReceiveStandWhenTheClientDisconnects(t *testing.T) {
 	t.Parallel()
-	s := newTestServer(t)
+	s := newPlainTestServer(t)
 	s.mustTopic("t")
 	id := s.publish("t", 1)[0]
 	s.receive("t", "")

@@ -126,7 +126,7 @@ func TestSchemaFromBeforeTheFirstReleaseIsRefused(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			dsn := newTestDatabase(t, "template1")
+			dsn := newPlainDatabase(t, "template1")
 			s := newTestStoreOn(t, dsn)
 			if _, err := s.db.Exec("CREATE SCHEMA queued; CREATE TABLE queued.schema_version (version integer PRIMARY KEY);" + tables + "; INSERT INTO queued.messages VALUES (1)"); err != nil {
 				t.Fatal(err)

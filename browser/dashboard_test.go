@@ -1148,11 +1148,15 @@ const accessibilityProblems = `(() => {
 		if (!name.trim()) problems.push('no name: ' + e.outerHTML)
 	}
 	for (const e of document.querySelectorAll('table')) if (!e.querySelector('th')) problems.push('no heads: ' + e.outerHTML)
+	const parsed = new Map()
 	const parse = (color) => {
-		const c = document.createElement('canvas').getContext('2d')
-		c.fillStyle = color
-		c.fillRect(0, 0, 1, 1)
-		return [...c.getImageData(0, 0, 1, 1).data]
+		if (!parsed.has(color)) {
+			const c = document.createElement('canvas').getContext('2d')
+			c.fillStyle = color
+			c.fillRect(0, 0, 1, 1)
+			parsed.set(color, [...c.getImageData(0, 0, 1, 1).data])
+		}
+		return parsed.get(color)
 	}
 	const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] / 255 + below[i] * (1 - top[3] / 255)).concat(255)
 	const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0)

@@ -968,7 +968,7 @@ func TestSQLFunctionsReadFewRowsOfALargeTable(t *testing.T) {
 	for range 8 {
 		use(true)
 	}
-	s.exec("ANALYZE queued.messages, queued.groups") // which has few rows then
+	s.analyze("queued.messages, queued.groups") // which has few rows then
 	s.fill("full", 3000)
 	s.fillGroups("full", 3000)
 	reads := func() map[string]int {

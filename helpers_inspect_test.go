@@ -37,6 +37,13 @@ func (s *inspector) exec(statement string, args ...any) {
 	}
 }
 
+// analyze collects statistics of these tables, or of all. It may wait for the autovacuum, which
+// ends for it after a second, when the lock timeout of a server's statement is over.
+func (s *inspector) analyze(tables string) {
+	s.t.Helper()
+	s.exec("SET LOCAL lock_timeout = 0; ANALYZE " + tables)
+}
+
 // onNodes runs a statement that returns one row at all nodes of the cluster, if there is one.
 func (s *inspector) onNodes(statement string) {
 	s.t.Helper()

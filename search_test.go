@@ -166,7 +166,7 @@ func TestSearchIsBounded(t *testing.T) {
 	s.mustQueue("q")
 	const many = searchRows + 1000
 	s.fill("q", many)
-	s.exec("ANALYZE queued.messages")
+	s.analyze("queued.messages")
 	got, requests := s.searched("q", "contains="+url.QueryEscape(fmt.Sprintf(`{"n":%d}`, many)))
 	checkDiff(t, "found", []int{many}, got)
 	if requests < 2 {

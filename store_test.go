@@ -599,7 +599,7 @@ func asTablesGrow(s *testServer, check func(when string)) {
 	s.fillGroups("t", 30000)
 	s.fillConsumed("t", 30000)
 	check("full table without statistics")
-	s.exec("ANALYZE")
+	s.analyze("")
 	check("analyzed table")
 }
 

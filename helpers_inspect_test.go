@@ -37,8 +37,8 @@ func (s *inspector) exec(statement string, args ...any) {
 	}
 }
 
-// analyze collects statistics of these tables, or of all. It may wait for the autovacuum, which
-// ends for it after a second, when the lock timeout of a server's statement is over.
+// analyze collects statistics of these tables, or of all if there are none. It has no lock timeout:
+// that of a server is a second, and the autovacuum keeps its lock of a table for as long.
 func (s *inspector) analyze(tables string) {
 	s.t.Helper()
 	s.exec("SET LOCAL lock_timeout = 0; ANALYZE " + tables)

@@ -225,13 +225,17 @@ func (h *history) checkAttempt(a *verdict, before, v *seen) {
 	default:
 		missing = -1
 	}
-	explained := during(h.unknown, v.queue, before.at, v.at) || during(h.unknown, before.queue, before.at, v.at) || during(h.faults, "", before.at, v.at)
-	if missing < 0 || missing > 0 && !explained || v.queue == "work" && v.attempt > tortureDeliveries {
+	if missing < 0 || missing > 0 && !h.mayMissAttempts(before, v) || v.queue == "work" && v.attempt > tortureDeliveries {
 		a.violate("attempts jump: %s of %s, attempt %d at %v, after attempt %d in %s at %v; in full:%s",
 			v.id, v.queue, v.attempt, v.at, before.attempt, before.queue, before.at, h.deliveriesOf(v.id))
 		return
 	}
 	a.missed += missing
+}
+
+// mayMissAttempts reports whether attempts may be missing between two deliveries of a message.
+func (h *history) mayMissAttempts(before, v *seen) bool {
+	return during(h.unknown, v.queue, before.at, v.at) || during(h.unknown, before.queue, before.at, v.at) || during(h.faults, "", before.at, v.at)
 }
 
 // during reports whether one of the spans of a queue has a moment between two times.
